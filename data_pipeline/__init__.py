@@ -1,0 +1,1 @@
+"""Image-text pairs as webdataset shards: writing, checking, ordering and streaming them."""

@@ -1,0 +1,75 @@
+"""What a recipe says about its data. Importing this file costs nothing but pydantic."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+"""A name usable as a webdataset member extension."""
+
+
+class ImageConfig(BaseModel, frozen=True, extra="forbid"):
+    """How an image becomes a square tensor of ``size`` x ``size`` pixels.
+
+    Transparent pixels go on white. ``pad`` keeps the whole picture on a white square, ``crop``
+    takes the central square. ``filter`` names Pillow's antialiased resampling filter.
+    """
+
+    size: int = Field(gt=0, le=8192)
+    fit: Literal["pad", "crop"] = "pad"
+    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
+    flip: bool = False
+    """Mirror half of the samples, drawn per (seed, epoch, sample). Training only."""
+    max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
+    """Larger images are refused from their header. The ceiling is Pillow's own limit."""
+
+
+class TextConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a caption becomes ``length`` token ids."""
+
+    tokenizer: str = Field(min_length=1)
+    """A directory that holds ``tokenizer.model``, or that file; local or any fsspec URL."""
+    length: int = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """BPE dropout probability (Provilkov et al. 2020). Training only."""
+
+
+class Selection(BaseModel, frozen=True, extra="forbid"):
+    """One part of one split, narrowed by sample attributes.
+
+    ``where`` keeps the samples whose attribute is one of the listed values, for every attribute
+    named: ``{"group": ["animals-nature", "food-drink"], "tone": ["none"]}``.
+    """
+
+    split: str
+    part: Literal["train", "test"]
+    where: dict[str, tuple[str | int, ...]] = {}
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """A shard set and what to read of each of its samples."""
+
+    url: str = Field(min_length=1)
+    """Directory of the set (where ``manifest.json`` lies): a local path or any fsspec URL."""
+    select: tuple[Selection, ...] = ()
+    """The union of these selections; empty means every sample."""
+    image: ImageConfig | None = None
+    text: TextConfig | None = None
+    arrays: tuple[Identifier, ...] = ()
+    """Array members of a derived set, for instance ``codes`` for ``KEY.codes.npy``."""
+    encoder: str | None = None
+    """The model directory, or its hex digest, that must have made a derived set."""
+    shuffle_block: int = Field(default=8, gt=0)
+    """Samples are shuffled inside blocks of this many shards; also what the cache must hold."""
+    workers: int = Field(default=0, ge=0)
+    """Decoding processes. 0 decodes in a background thread. The batches are the same."""
+    memory: bool = False
+    """Keep decoded images in RAM (uint8, after resizing); only for workers = 0."""
+    cache: str | None = None
+    """Node-local directory for remote shards. Default: MEZZOTINT_CACHE, then ~/.cache."""
+
+    @model_validator(mode="after")
+    def _memory_needs_one_process(self) -> Self:
+        if self.memory and self.workers:
+            raise ValueError("memory keeps images in this process: set workers to 0")
+        return self

@@ -1,0 +1,138 @@
+"""Files behind local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``)."""
+
+import os
+import posixpath
+import threading
+from pathlib import Path
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from data_pipeline.errors import DataError
+
+_process = threading.local()
+
+
+def is_local(url: str) -> bool:
+    """Whether ``url`` names this machine's file system."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path behind a local ``url``."""
+    return Path(url.removeprefix("file://"))
+
+
+def join(url: str, name: str) -> str:
+    """The URL of ``name`` inside the directory ``url``."""
+    return posixpath.join(url.rstrip("/") or "/", name)
+
+
+def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of ``url`` and the path of ``url`` inside it.
+
+    Made on first use in every process and thread: an asynchronous file system (s3fs) that was
+    used before a fork is attached to the event loop of the parent and fails in the child.
+    """
+    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    owned: dict[tuple[int, str], AbstractFileSystem] = _process.__dict__.setdefault("owned", {})
+    key = (os.getpid(), scheme)
+    if key not in owned:
+        try:
+            owned[key] = fsspec.filesystem(scheme)
+        except ValueError as error:
+            raise DataError(f"{url}: no file system for '{scheme}://' ({error})") from error
+        except ImportError as error:
+            raise DataError(f"{url}: {error}; install the package that serves it") from error
+    system = owned[key]
+    return system, str(system._strip_protocol(url))
+
+
+def exists(url: str) -> bool:
+    """Whether a file or directory is at ``url``."""
+    system, path = filesystem(url)
+    return bool(system.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file at ``url``.
+
+    Raises:
+        DataError: The file is not there or cannot be read.
+    """
+    system, path = filesystem(url)
+    try:
+        return bytes(system.cat_file(path))
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{url}: cannot be read ({error})") from error
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Put ``content`` at ``url``, whole or not at all.
+
+    Locally through a temporary file and a rename; object stores replace whole objects anyway.
+    """
+    if is_local(url):
+        path = local_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise DataError(f"{url}: cannot be written ({error})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    system, path_inside = filesystem(url)
+    try:
+        system.pipe_file(path_inside, content)
+    except OSError as error:
+        raise DataError(f"{url}: cannot be written ({error})") from error
+
+
+def upload(source: Path, url: str) -> None:
+    """Move the finished local file ``source`` to ``url``; ``source`` is gone afterwards."""
+    try:
+        if is_local(url):
+            target = local_path(url)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+        else:
+            system, path = filesystem(url)
+            system.put_file(str(source), path)
+            source.unlink()
+    except OSError as error:
+        raise DataError(f"{url}: cannot be written ({error})") from error
+
+
+def remove(url: str) -> None:
+    """Delete the file at ``url`` if it is there."""
+    system, path = filesystem(url)
+    if system.exists(path):
+        system.rm_file(path)
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Bytes of every file directly inside the directory ``url``: one listing, no reads.
+
+    Raises:
+        DataError: The directory is not there.
+    """
+    system, path = filesystem(url)
+    try:
+        listing = system.ls(path, detail=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such directory") from error
+    except OSError as error:
+        raise DataError(f"{url}: cannot be listed ({error})") from error
+    return {
+        posixpath.basename(str(entry["name"])): int(entry["size"] or 0)
+        for entry in listing
+        if entry["type"] == "file"
+    }
