@@ -1,0 +1,1 @@
+"""The command line, pipelines and the result page: the only room that knows the whole house."""

@@ -1,0 +1,1 @@
+"""Networks and their mathematics: no loop, no data source, no rank."""
