@@ -35,12 +35,21 @@ class SampleEntry(BaseModel, frozen=True, extra="forbid"):
 
 
 class ShardEntry(BaseModel, frozen=True, extra="forbid"):
-    """One tar file of the set."""
+    """One tar file of the set, plain (``.tar``) or compressed (``.tar.gz``)."""
 
     name: FileName
     bytes: int = Field(gt=0)
     sha256: Digest
+    """Size and digest of the file as it is stored."""
+    expanded_bytes: int | None = Field(default=None, gt=0)
+    """Size of the plain tar inside a compressed shard."""
     samples: tuple[SampleEntry, ...]
+    """Member offsets count from the start of the plain tar."""
+
+    @property
+    def tar_bytes(self) -> int:
+        """Size of the plain tar."""
+        return self.expanded_bytes or self.bytes
 
 
 class Split(BaseModel, frozen=True, extra="forbid"):
@@ -89,7 +98,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         for shard in self.shards:
             for sample in shard.samples:
                 for extension, (offset, size) in sample.members.items():
-                    if offset < 0 or size < 0 or offset + size > shard.bytes:
+                    if offset < 0 or size < 0 or offset + size > shard.tar_bytes:
                         raise ValueError(
                             f"'{sample.key}.{extension}' lies outside shard '{shard.name}'"
                         )

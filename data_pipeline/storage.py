@@ -2,15 +2,12 @@
 
 import os
 import posixpath
-import threading
 from pathlib import Path
 
-import fsspec
+import fsspec.core
 from fsspec import AbstractFileSystem
 
 from data_pipeline.errors import DataError
-
-_process = threading.local()
 
 
 def is_local(url: str) -> bool:
@@ -31,21 +28,16 @@ def join(url: str, name: str) -> str:
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of ``url`` and the path of ``url`` inside it.
 
-    Made on first use in every process and thread: an asynchronous file system (s3fs) that was
-    used before a fork is attached to the event loop of the parent and fails in the child.
+    Ask for it where it is used and never keep it: fsspec makes one per process, while an
+    asynchronous file system (s3fs) carried through a fork hangs on its parent's event loop.
     """
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
-    owned: dict[tuple[int, str], AbstractFileSystem] = _process.__dict__.setdefault("owned", {})
-    key = (os.getpid(), scheme)
-    if key not in owned:
-        try:
-            owned[key] = fsspec.filesystem(scheme)
-        except ValueError as error:
-            raise DataError(f"{url}: no file system for '{scheme}://' ({error})") from error
-        except ImportError as error:
-            raise DataError(f"{url}: {error}; install the package that serves it") from error
-    system = owned[key]
-    return system, str(system._strip_protocol(url))
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise DataError(f"{url}: no file system for this URL ({error})") from error
+    except ImportError as error:
+        raise DataError(f"{url}: {error}; install the package that serves it") from error
+    return system, str(path)
 
 
 def exists(url: str) -> bool:

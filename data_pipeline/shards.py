@@ -1,0 +1,120 @@
+"""Random access to the members of a set's shards."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline import storage
+from data_pipeline.cache import ShardCache
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest, ShardEntry
+
+_OPEN_FILES = 128
+
+
+def check_sizes(url: str, manifest: Manifest) -> None:
+    """Compare the stored size of every shard with the manifest: one listing, no reads.
+
+    Raises:
+        DataError: A shard is missing or has another size.
+    """
+    present = storage.sizes(url)
+    for shard in manifest.shards:
+        path = storage.join(url, shard.name)
+        if shard.name not in present:
+            raise DataError(
+                f"{path}: this shard is in the manifest but not in the directory; copy it here "
+                f"again, or re-index with `mezzotint data index {url}`"
+            )
+        if present[shard.name] != shard.bytes:
+            raise DataError(
+                f"{path}: does not match its manifest ({present[shard.name]:,} bytes, promised "
+                f"{shard.bytes:,}); copy it here again, or re-index with `mezzotint data index "
+                f"{url}`"
+            )
+
+
+class ShardReader:
+    """Reads members by offset: plain local shards in place, all others through the cache.
+
+    Thread-safe and picklable; copies in other processes open their own files.
+    """
+
+    def __init__(self, url: str, shards: Sequence[ShardEntry], cache: ShardCache) -> None:
+        self.url = url
+        self.shards = tuple(shards)
+        self.cache = cache
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"url": self.url, "shards": self.shards, "cache": self.cache}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._files = OrderedDict()
+        self._lock = threading.Lock()
+
+    def in_place(self, shard: int) -> bool:
+        """Whether the shard is read where it is stored."""
+        return storage.is_local(self.url) and self.shards[shard].expanded_bytes is None
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """``size`` bytes at ``offset`` of the plain tar of shard number ``shard``.
+
+        Raises:
+            DataError: The shard cannot be had or is shorter than its manifest says.
+        """
+        with self._lock:
+            content = os.pread(self._open(shard), size, offset)
+        if len(content) != size:
+            raise DataError(
+                f"{storage.join(self.url, self.shards[shard].name)}: ends before byte "
+                f"{offset + size:,}, so it does not match its manifest; run `mezzotint data "
+                f"verify {self.url}`"
+            )
+        return content
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Bring the shards that are not read in place into the cache, in the background."""
+        wanted = [self.shards[shard] for shard in shards if not self.in_place(shard)]
+        self.cache.prefetch(self.url, wanted)
+
+    def close(self) -> None:
+        """Close every open file."""
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def _open(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        while len(self._files) >= _OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        descriptor = self._open_local(shard)
+        self._files[shard] = descriptor
+        return descriptor
+
+    def _open_local(self, shard: int) -> int:
+        if self.in_place(shard):
+            return self._open_path(shard, storage.local_path(self.url) / self.shards[shard].name)
+        # Another process may evict the copy between fetch and open.
+        for _ in range(8):
+            path = self.cache.fetch(self.url, self.shards[shard])
+            try:
+                return os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        raise DataError(
+            f"{self.cache.directory}: copies vanish before they are read; raise "
+            "MEZZOTINT_CACHE_BYTES to hold data.shuffle_block shards for every process"
+        )
+
+    def _open_path(self, shard: int, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{path}: shard cannot be opened ({error.strerror})") from error
