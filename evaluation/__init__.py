@@ -1,0 +1,1 @@
+"""Judging: sample sets, Fréchet distances, CLIP scores and reports, from model directories only."""

@@ -1,0 +1,112 @@
+"""What is drawn, with which settings, and what it is judged against."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from evaluation.features import EfficientNetLite0, FeatureConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""Arithmetic while drawing; `auto` is bf16 where the processor multiplies bf16, else fp32."""
+
+
+class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
+    """How image tokens are drawn from the prior."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int | None = Field(default=None, gt=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    guidance: float = Field(default=1.0, ge=0)
+    """1 is the conditional model alone."""
+
+
+class DalleSystem(BaseModel, frozen=True, extra="forbid"):
+    """Transformer prior and dVAE decoder; a CLIP model ranks the candidates of each caption."""
+
+    kind: Literal["dalle"] = "dalle"
+    prior: str
+    dvae: str
+    ranker: str | None = None
+    """CLIP model directory; without it there is one candidate per caption."""
+    candidates: int = Field(default=16, gt=0)
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _candidates_need_a_ranker(self) -> Self:
+        if self.ranker is None and self.candidates > 1:
+            raise ValueError("candidates can only be ranked by a CLIP model: set ranker")
+        return self
+
+
+class BaseSampling(BaseModel, frozen=True, extra="forbid"):
+    """DDIM sampling of the base decoder."""
+
+    steps: int = Field(default=25, gt=0)
+    guidance: float = Field(default=2.0, ge=0)
+    """1 is the conditional model alone."""
+
+
+class UpsamplerSampling(BaseModel, frozen=True, extra="forbid"):
+    """DDIM sampling of the super-resolution model."""
+
+    steps: int = Field(default=8, gt=0)
+    level: float = Field(default=0.15, ge=0, le=1)
+    """Strength of the conditioning augmentation that the base's image receives."""
+
+
+class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
+    """Text-conditional base decoder and super-resolution model."""
+
+    kind: Literal["cascade"] = "cascade"
+    base: str
+    upsampler: str
+    base_sampling: BaseSampling = BaseSampling()
+    upsampler_sampling: UpsamplerSampling = UpsamplerSampling()
+
+
+SystemConfig = Annotated[DalleSystem | CascadeSystem, Field(discriminator="kind")]
+
+
+class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
+    """The captions that are asked and the real images that answers are compared with.
+
+    Both parts of `split` are candidates of the exact match; the size of the images is the system's.
+    """
+
+    url: str = Field(min_length=1)
+    split: str = "composition"
+    where: dict[str, tuple[str | int, ...]] = {}
+    fit: Literal["pad", "crop"] = "pad"
+    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
+    cache: str | None = None
+
+
+class Limits(BaseModel, frozen=True, extra="forbid"):
+    """How many captions of each part are asked; None is all of them, 0 leaves the part out.
+
+    Which ones is fixed by the seed: a larger limit asks the same captions and some more.
+    """
+
+    test: int | None = Field(default=220, ge=0)
+    train: int | None = Field(default=100, ge=0)
+
+
+class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
+    """One evaluation of one system."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(default=0, ge=0)
+    system: SystemConfig
+    reference: ReferenceConfig
+    clip: str
+    """Directory of the CLIP model that judges."""
+    limit: Limits = Limits()
+    samples_per_caption: int = Field(default=1, gt=0)
+    batch: int = Field(default=32, gt=0)
+    """Captions drawn at a time; results do not depend on it."""
+    retrieval_choices: int = Field(default=50, gt=1)
+    """Captions that the retrieval chooses among, the right one included."""
+    features: FeatureConfig = EfficientNetLite0()
+    precision: Precision = "auto"
+    shown: int = Field(default=24, ge=0)
+    """Captions per part on the picture sheets: the first ones asked, not the best ones."""

@@ -1,0 +1,84 @@
+"""The real images that samples are judged against: all pictures of one split."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_pipeline.config import DataConfig, ImageConfig, Selection
+from data_pipeline.dataset import Dataset, open_dataset
+from evaluation.config import ReferenceConfig
+from evaluation.errors import EvaluationError
+from evaluation.pixels import to_bytes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Keys, captions and pictures (N, H, W, 3) uint8 of one split, and which were held out."""
+
+    held_out: str
+    """Name of the split, and of the part that its test pictures form."""
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    pictures: Tensor
+    parts: tuple[str, ...]
+    fingerprint: str
+
+    def indices(self, part: str) -> list[int]:
+        """Places of the pictures of one part: `held_out` or `train`."""
+        return [index for index, name in enumerate(self.parts) if name == part]
+
+    def captions_of_identical_pictures(self) -> list[frozenset[str]]:
+        """For every picture the captions of all pictures equal to it pixel by pixel."""
+        contents = [picture.numpy().tobytes() for picture in self.pictures]
+        together: dict[bytes, set[str]] = {}
+        for content, caption in zip(contents, self.captions, strict=True):
+            together.setdefault(content, set()).add(caption)
+        return [frozenset(together[content]) for content in contents]
+
+
+def load(
+    config: ReferenceConfig, image_size: int, progress: Callable[[int, int], None] | None = None
+) -> Reference:
+    """Read both parts of the split at the size of the samples.
+
+    Raises:
+        DataError: the set, the split or a picture cannot be read.
+        EvaluationError: the split is called `train`, or holds no test pictures.
+    """
+    if config.split == "train":
+        raise EvaluationError("reference.split: 'train' is the name of a part; rename the split")
+    image = ImageConfig(size=image_size, fit=config.fit, filter=config.filter)
+    tests = open_dataset(_selection(config, "test", image))
+    trains = open_dataset(_selection(config, "train", image))
+    if len(tests) == 0:
+        raise EvaluationError(f"reference.split: {config.split} of {config.url} has no test part")
+    total = len(tests) + len(trains)
+    held_out = _pictures(tests, lambda done: progress(done, total) if progress else None)
+    training = _pictures(
+        trains, lambda done: progress(len(tests) + done, total) if progress else None
+    )
+    return Reference(
+        held_out=config.split,
+        keys=(*tests.keys(), *trains.keys()),
+        captions=(*tests.captions(), *trains.captions()),
+        pictures=torch.cat([held_out, training]),
+        parts=(config.split,) * len(tests) + ("train",) * len(trains),
+        fingerprint=tests.manifest.fingerprint,
+    )
+
+
+def _selection(
+    config: ReferenceConfig, part: Literal["train", "test"], image: ImageConfig
+) -> DataConfig:
+    selection = Selection(split=config.split, part=part, where=config.where)
+    return DataConfig(url=config.url, select=(selection,), image=image, cache=config.cache)
+
+
+def _pictures(dataset: Dataset, progress: Callable[[int], None]) -> Tensor:
+    pictures = []
+    for index in range(len(dataset)):
+        pictures.append(to_bytes(dataset.sample(index, seed=0, epoch=0).image))
+        progress(index + 1)
+    return torch.stack(pictures)

@@ -1,0 +1,61 @@
+"""Best of N: what choosing among N candidates by a score is worth."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def best_of_weights(count: int, best_of: int) -> Tensor:
+    """Probability (count,) that the candidate of rank r (0 = best) is the best of a random subset.
+
+    All subsets of `best_of` out of `count` candidates are equally likely, so rank r wins exactly
+    when it is drawn and the rest come from the count - 1 - r candidates below it.
+    """
+    if not 1 <= best_of <= count:
+        raise ValueError(f"cannot take the best of {best_of} out of {count} candidates")
+    subsets = math.comb(count, best_of)
+    return torch.tensor(
+        [math.comb(count - 1 - rank, best_of - 1) / subsets for rank in range(count)],
+        dtype=torch.float64,
+    )
+
+
+def expected_best(values: Tensor, scores: Tensor, best_of: int) -> Tensor:
+    """Per row, the expected value of the candidate that `scores` (R, N) chooses among `best_of`.
+
+    `values` (R, N) is what is counted (exact matches, or the scores themselves). Averaging over
+    all subsets uses every candidate for every N; with the scores as values the result never
+    decreases in N.
+    """
+    ranked = values.double().gather(1, scores.argsort(dim=1, descending=True, stable=True))
+    return ranked @ best_of_weights(values.shape[1], best_of)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """How many candidates, and per row the expected exact matches and scores, each (R,)."""
+
+    best_of: int
+    exact: Tensor
+    score: Tensor
+
+
+def ladder(count: int) -> list[int]:
+    """1, 2, 4, ... up to `count`, and `count` itself."""
+    rungs = [2**power for power in range(count.bit_length()) if 2**power < count]
+    return [*rungs, count]
+
+
+def rerank(exact: Tensor, scores: Tensor) -> Sequence[BestOf]:
+    """The ladder of best of N for exact matches and scores, both (R, N)."""
+    return [
+        BestOf(
+            best_of=n,
+            exact=expected_best(exact, scores, n),
+            score=expected_best(scores, scores, n),
+        )
+        for n in ladder(exact.shape[1])
+    ]
