@@ -1,0 +1,43 @@
+"""Bad input ends with one clear message and exit code 2, never with a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from data_pipeline.errors import DataError
+from evaluation.errors import EvaluationError
+from launch.errors import LaunchError
+from models.errors import ModelError
+from trainer.errors import TrainError
+
+BAD_INPUT = 2
+
+
+def guarded(entry: Callable[[], None]) -> None:
+    """Run an entry point; known refusals become `error: ...` on stderr."""
+    try:
+        entry()
+    except (DataError, EvaluationError, LaunchError, ModelError, TrainError) as error:
+        refuse(str(error))
+    except ValidationError as error:
+        from trainer.recipe import explain
+
+        refuse(explain(error, error.title))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+        leave(130)
+
+
+def refuse(message: str) -> None:
+    """Say what is wrong and leave."""
+    sys.stderr.write(f"error: {message}\n")
+    leave(BAD_INPUT)
+
+
+def leave(code: int) -> None:
+    """Exit at once: other processes of a run may be waiting in a collective for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

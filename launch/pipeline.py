@@ -1,0 +1,158 @@
+"""Pipelines: stages that hand each other directories, and the order they can run in.
+
+A stage's values may hold `${NAME}`, the run directory of stage NAME; that reference is also the
+dependence. A train stage therefore waits for exactly what it reads.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data_pipeline.config import DataConfig
+from evaluation.config import EvaluationConfig
+from launch.errors import LaunchError
+from trainer.recipe import apply_override, explain, read_tree
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+class _Stage(BaseModel, frozen=True, extra="forbid"):
+    after: tuple[str, ...] = ()
+    """Stages to wait for besides those referred to."""
+    cores: int | None = Field(default=None, gt=0)
+    """Cores of this machine the stage uses; stages run side by side while they fit. None = all."""
+
+
+class TokenizerStage(_Stage):
+    """Train a sentencepiece BPE model on a set's captions; leaves `model/tokenizer.model`."""
+
+    kind: Literal["tokenizer"]
+    data: DataConfig
+    vocab: int = Field(gt=0)
+
+
+class TrainStage(_Stage):
+    """Train a recipe; leaves a run directory with `model/`."""
+
+    kind: Literal["train"]
+    recipe: str
+    set: Mapping[str, Any] = Field(default_factory=dict)
+    """Dotted overrides of the recipe's keys."""
+
+
+class DeriveStage(_Stage):
+    """Encode a set's images with a trained dVAE; leaves `set/`, a shard set of image tokens."""
+
+    kind: Literal["derive"]
+    data: DataConfig
+    model: str
+    batch: int = Field(default=64, gt=0)
+
+
+class EvaluateStage(_Stage):
+    """Judge a system; leaves `evaluation.json`, samples and grids."""
+
+    kind: Literal["evaluate"]
+    evaluation: EvaluationConfig
+
+
+class PageStage(_Stage):
+    """Write the pipeline's result page, `index.html` in its run directory."""
+
+    kind: Literal["page"]
+    title: str
+
+
+Stage = Annotated[
+    TokenizerStage | TrainStage | DeriveStage | EvaluateStage | PageStage,
+    Field(discriminator="kind"),
+]
+
+
+class Pipeline(BaseModel, frozen=True, extra="forbid"):
+    """A directed acyclic graph of stages."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    description: str = ""
+    stages: Mapping[Annotated[str, Field(pattern=NAME)], Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> "Pipeline":
+        for name, stage in self.stages.items():
+            for needed in needs(stage):
+                if needed not in self.stages:
+                    raise ValueError(
+                        f"stages.{name}: refers to ${{{needed}}}, which is no stage; the stages "
+                        f"are {', '.join(self.stages)}"
+                    )
+        try:
+            order(self)
+        except CycleError as error:
+            raise ValueError(f"stages: {' waits for '.join(error.args[1])}") from error
+        return self
+
+
+def needs(stage: BaseModel) -> list[str]:
+    """Names of the stages whose directories `stage` reads, and those it waits for."""
+    tree = stage.model_dump(mode="json")
+    found = REFERENCE.findall(yaml.safe_dump(tree, width=10**6))
+    return sorted({*found, *tree["after"]})
+
+
+def order(pipeline: Pipeline) -> list[str]:
+    """The stages in an order in which each comes after what it needs."""
+    graph = {name: needs(stage) for name, stage in pipeline.stages.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read a pipeline file, apply dotted overrides, validate it whole.
+
+    Recipe paths are relative to the pipeline's file where it has such a file beside it, else to the
+    working directory.
+
+    Raises:
+        TrainError, LaunchError: unreadable file, unknown key, impossible value, or a broken graph.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        return Pipeline.model_validate(tree)
+    except ValidationError as error:
+        raise LaunchError(explain(error, str(path))) from error
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a YAML file is a pipeline rather than a recipe."""
+    return "stages" in read_tree(path)
+
+
+def resolve(stage: Stage, directories: Mapping[str, Path]) -> Stage:
+    """The stage with every `${NAME}` replaced by that stage's run directory."""
+
+    def replaced(value: object) -> object:
+        if isinstance(value, str):
+            return REFERENCE.sub(lambda found: str(directories[found.group(1)]), value)
+        if isinstance(value, Mapping):
+            return {key: replaced(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [replaced(each) for each in value]
+        return value
+
+    resolved = type(stage).model_validate(replaced(stage.model_dump(mode="json")))
+    return resolved
+
+
+def overrides_of(stage: TrainStage) -> list[str]:
+    """A train stage's settings as dotted overrides."""
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}"
+        for key, value in stage.set.items()
+    ]

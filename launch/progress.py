@@ -1,0 +1,127 @@
+"""What a running stage tells whoever watches: a file for other processes, a bar or plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from trainer.run import write_json
+
+FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a stage is: `done` of `total` in the phase it is in, and a few words."""
+
+    phase: str
+    done: int
+    total: int
+    note: str
+    time: float
+
+
+def read_standing(directory: Path) -> Standing | None:
+    """The last standing a stage has written, if any."""
+    path = directory / FILE
+    if not path.is_file():
+        return None
+    return Standing(**json.loads(path.read_text(encoding="utf-8")))
+
+
+class Reporter:
+    """Shows progress: `progress.json` at most twice a second, and a bar or a line now and then."""
+
+    def __init__(self, directory: Path, *, shows: bool = True, every: float = 10.0) -> None:
+        self._directory = directory
+        self._every = every
+        self._written = self._printed = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if shows and sys.stdout.isatty():
+            self._bar = bar(Console())
+
+    def __enter__(self) -> "Reporter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Training: `step` of `steps` updates are done."""
+        self.show("train", step, steps, describe(metrics))
+
+    def counted(self, phase: str) -> Callable[[int, int], None]:
+        """A callback (done, total) for work of one phase."""
+        return lambda done, total: self.show(phase, done, total, "")
+
+    def phases(self, phase: str, done: int, total: int) -> None:
+        """Work in several phases."""
+        self.show(phase, done, total, "")
+
+    def show(self, phase: str, done: int, total: int, note: str) -> None:
+        """Tell that `done` of `total` is reached."""
+        now, last = time.time(), done >= total
+        if last or now - self._written > 0.5:
+            self._written = now
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self._directory / FILE, asdict(Standing(phase, done, total, note, now))
+            )
+        if self._bar:
+            if self._task is None:
+                self._task = self._bar.add_task(phase, total=total, note=note)
+            self._bar.update(
+                self._task, description=phase, completed=done, total=total, note=note
+            )
+        elif last or now - self._printed > self._every:
+            self._printed = now
+            sys.stdout.write(f"{phase} {done:,}/{total:,} {note}".rstrip() + "\n")
+            sys.stdout.flush()
+
+
+def bar(console: Console) -> Progress:
+    """The look of every progress bar."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Losses and speed, in a few words."""
+    words = [
+        f"{name.removeprefix('loss/')} {value:.4g}"
+        for name, value in metrics.items()
+        if name.startswith("loss/")
+    ]
+    if "images_per_second" in metrics:
+        words.append(f"{metrics['images_per_second']:.0f} images/s")
+    return "  ".join(words)

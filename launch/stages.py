@@ -1,0 +1,122 @@
+"""What each kind of stage does, in a process of its own."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import assert_never
+
+from launch.pipeline import (
+    DeriveStage,
+    EvaluateStage,
+    PageStage,
+    Stage,
+    TokenizerStage,
+    TrainStage,
+    overrides_of,
+)
+from launch.progress import Reporter
+from trainer.tracking import Link
+
+log = logging.getLogger(__name__)
+
+
+def execute(
+    stage: Stage, directory: Path, link: Link | None, reporter: Reporter, root: Path
+) -> dict[str, str]:
+    """Run one resolved stage to its end; returns facts about it for people."""
+    directory.mkdir(parents=True, exist_ok=True)
+    match stage:
+        case TokenizerStage():
+            return make_tokenizer(stage, directory)
+        case TrainStage():
+            return train(stage, directory, link, reporter)
+        case DeriveStage():
+            return derive(stage, directory, reporter)
+        case EvaluateStage():
+            return evaluate(stage, directory, reporter)
+        case PageStage():
+            return page(stage, root)
+        case _:
+            assert_never(stage)
+
+
+def make_tokenizer(stage: TokenizerStage, directory: Path) -> dict[str, str]:
+    """Train the tokenizer on the selected captions."""
+    from data_pipeline.dataset import open_dataset
+    from data_pipeline.text import Tokenizer
+
+    captions = open_dataset(stage.data).captions()
+    model = directory / "model"
+    model.mkdir(exist_ok=True)
+    path = model / "tokenizer.model"
+    path.with_suffix(".tmp").write_bytes(Tokenizer.train(captions, stage.vocab))
+    path.with_suffix(".tmp").rename(path)
+    return {"pieces": str(stage.vocab), "captions": f"{len(captions):,}"}
+
+
+def train(
+    stage: TrainStage, directory: Path, link: Link | None, reporter: Reporter
+) -> dict[str, str]:
+    """Train a recipe in the stage's directory."""
+    from launch.training import train as train_recipe
+    from trainer.recipe import load
+    from trainer.run import RunDirectory
+    from trainer.session import read_summary
+
+    recipe = load(stage.recipe, overrides_of(stage))
+    run = RunDirectory(directory)
+    train_recipe(recipe, run, link, reporter)
+    summary = read_summary(run)
+    return {
+        "steps": f"{summary['steps']:,}",
+        "batch": str(recipe.batch),
+        "parameters": f"{summary['parameters']:,}",
+        "ZeRO": str(summary["zero"]),
+        "precision": str(summary["precision"]),
+        "processes": str(summary["processes"]),
+    }
+
+
+def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
+    """Write the image tokens of a set."""
+    from launch.deriving import derive_tokens
+
+    manifest = derive_tokens(
+        stage.data, stage.model, str(directory / "set"), stage.batch, reporter.counted("samples")
+    )
+    samples = sum(len(shard.samples) for shard in manifest.shards)
+    return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
+
+
+def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
+    """Judge a system from its model directories."""
+    from evaluation.run import evaluate as judge
+
+    judge(stage.evaluation, str(directory), reporter.phases)
+    return {"system": stage.evaluation.system.kind}
+
+
+def page(stage: PageStage, root: Path) -> dict[str, str]:
+    """Write the result page of the whole run."""
+    from launch.page import write_page
+    from launch.views import evaluations, stage_views
+
+    write_page(root, stage.title, stage_views(root), evaluations(root))
+    return {}
+
+
+def artifacts(stage: Stage, directory: Path, root: Path) -> Mapping[str, Path]:
+    """What MLflow keeps of a finished stage that does not track itself."""
+    match stage:
+        case TokenizerStage():
+            return {"model": directory / "model"}
+        case DeriveStage():
+            return {"manifest": directory / "set" / "manifest.json"}
+        case EvaluateStage():
+            return {"evaluation": directory}
+        case PageStage():
+            return {"page": root / "index.html"}
+        case TrainStage():
+            return {}
+        case _:
+            assert_never(stage)

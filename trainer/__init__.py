@@ -1,0 +1,1 @@
+"""Training: recipes, tasks, the loop, DeepSpeed engines, checkpoints and tracking."""

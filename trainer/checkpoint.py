@@ -1,0 +1,210 @@
+"""Resumable checkpoints, committed whole or not at all.
+
+Every process writes its files into a hidden directory, syncs and hashes them; the digests are
+gathered into MANIFEST.json, and one rename makes the checkpoint visible. Loading takes the newest
+step whose manifest verifies, agreed by all processes; DeepSpeed unpickles its files, so nothing
+that a manifest does not list and verify is ever loaded.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from trainer import distributed
+from trainer.distributed import World
+from trainer.ema import Ema
+from trainer.engine import Engine
+from trainer.errors import TrainError
+from trainer.faults import need_space
+
+log = logging.getLogger(__name__)
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, under `root`."""
+
+    root: Path
+    world: World
+    keep: int
+
+    def save(
+        self,
+        step: int,
+        engines: Mapping[str, Engine],
+        emas: Mapping[str, Ema],
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Write the checkpoint of `step` (updates done); every process calls it.
+
+        Raises:
+            TrainError: the disk has no room; the checkpoints before are untouched.
+        """
+        final = self.root / f"step-{step:08d}"
+        temporary = self.root / f".step-{step:08d}.tmp"
+        if self.world.is_main:
+            self.root.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            need_space(self.root, 2 * _size_of_newest(self.root))
+            temporary.mkdir()
+        distributed.barrier()
+        for name, engine in engines.items():
+            engine.save(str(temporary))
+            if name in emas:
+                save_file(
+                    {key: value.contiguous() for key, value in emas[name].values.items()},
+                    temporary / f"ema-{name}-rank_{self.world.rank}_.safetensors",
+                )
+        if self.world.is_main:
+            counts = {name: ema.updates for name, ema in emas.items()}
+            text = json.dumps({"step": step, "ema_updates": counts, **state}, indent=1)
+            (temporary / "state.json").write_text(text, encoding="utf-8")
+        distributed.barrier()
+        own = {
+            name: _sync_and_hash(temporary / name)
+            for name in _files(temporary)
+            if _writer(name) == self.world.rank
+        }
+        gathered = distributed.gather_strings(json.dumps(own))
+        if self.world.is_main:
+            self._commit(temporary, final, gathered)
+        distributed.barrier()
+        return final
+
+    def _commit(self, temporary: Path, final: Path, gathered: list[str]) -> None:
+        files: dict[str, Any] = {}
+        for text in gathered:
+            files.update(json.loads(text))
+        manifest = {"world": self.world.size, "files": files}
+        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        if final.exists():  # left by a run whose checkpoint did not verify
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _write_synced(self.root / ".latest.tmp", final.name)
+        (self.root / ".latest.tmp").rename(self.root / "latest")
+        _sync_directory(self.root)
+        for old in _steps(self.root)[self.keep :]:
+            shutil.rmtree(old)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that verifies, the same on every process; None when there is none.
+
+        Raises:
+            TrainError: checkpoints are there, and none of them verifies.
+        """
+        answer = ""
+        if self.world.is_main:
+            candidates = _steps(self.root)
+            for candidate in candidates:
+                fault = verify(candidate)
+                if fault is None:
+                    answer = candidate.name
+                    break
+                log.warning("%s is not used: %s", candidate, fault)
+            else:
+                answer = "!" if candidates else ""
+        answer = distributed.broadcast_string(answer)
+        if answer == "!":
+            raise TrainError(
+                f"{self.root}: no checkpoint verifies; restore one from a backup, or remove the "
+                "directory to start from step 0"
+            )
+        return self.root / answer if answer else None
+
+    def restore(
+        self, path: Path, engines: Mapping[str, Engine], emas: Mapping[str, Ema]
+    ) -> dict[str, Any]:
+        """Read a verified checkpoint into engines and averages; returns the saved state.
+
+        Raises:
+            TrainError: it was written by another number of processes.
+        """
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["world"] != self.world.size:
+            raise TrainError(
+                f"{path}: was written by {manifest['world']} processes and this run has "
+                f"{self.world.size}; start it with {manifest['world']}"
+            )
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for name, engine in engines.items():
+            engine.restore(str(path))
+            if name in emas:
+                shard = path / f"ema-{name}-rank_{self.world.rank}_.safetensors"
+                emas[name].restore(load_file(shard), state["ema_updates"][name])
+        return state
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every file is as its manifest says."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _hash(file) != expected["sha256"]:
+            return f"{name} has changed since it was written"
+    extra = set(_files(path)) - set(files) - {MANIFEST}
+    return f"{min(extra)} is not listed in its manifest" if extra else None
+
+
+def _steps(root: Path) -> list[Path]:
+    return sorted(root.glob("step-*"), reverse=True) if root.is_dir() else []
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
+    )
+
+
+def _writer(name: str) -> int:
+    """The rank that wrote a file: DeepSpeed and this module name it; the rest is rank 0's."""
+    found = re.search(r"(?:pp_rank|-rank)_(\d+)_", name)
+    return int(found.group(1)) if found else 0
+
+
+def _size_of_newest(root: Path) -> int:
+    steps = _steps(root)
+    return sum(path.stat().st_size for path in steps[0].rglob("*")) if steps else 0
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_and_hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

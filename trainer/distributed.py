@@ -1,0 +1,169 @@
+"""Processes: who takes part, on which device, and what they tell each other.
+
+Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; SLURM's own
+variables where RANK is unset). Without them a run is one process.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import TrainError
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of a run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once per run."""
+        return self.rank == 0
+
+    @property
+    def backend(self) -> str:
+        """The process group's backend."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+
+def _variable(*names: str, default: int) -> int:
+    for name in names:
+        if name in os.environ:
+            try:
+                return int(os.environ[name])
+            except ValueError as error:
+                raise TrainError(f"{name}={os.environ[name]!r} is not a number") from error
+    return default
+
+
+def place() -> World:
+    """Read this process's place from the environment; joins nothing."""
+    size = _variable("WORLD_SIZE", "SLURM_NTASKS", default=1)
+    local_rank = _variable("LOCAL_RANK", "SLURM_LOCALID", default=0)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    return World(
+        rank=_variable("RANK", "SLURM_PROCID", default=0),
+        size=size,
+        local_rank=local_rank,
+        local_size=_variable("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", default=size),
+        device=device,
+    )
+
+
+def join(world: World) -> None:
+    """Join the process group of the run; a lone process makes its own, without a network."""
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if dist.is_initialized():
+        return
+    os.environ["LOCAL_RANK"] = str(world.local_rank)  # DeepSpeed reads it at initialize
+    if world.size == 1:
+        dist.init_process_group(world.backend, rank=0, world_size=1, store=dist.HashStore())
+        return
+    dist.init_process_group(
+        world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+    )
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every process of the run."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Element-wise mean of a tensor over all processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def any_of(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
+    """Whether the flag is up on at least one process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    count = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(count)
+    return bool(count.item())
+
+
+def gather_strings(text: str) -> list[str]:
+    """The texts of all processes, in rank order."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [text]
+    texts: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return [each or "" for each in texts]
+
+
+def broadcast_string(text: str) -> str:
+    """The text of rank 0."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return text
+    box: list[str] = [text]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, (B, ...) -> (world * B, ...), differentiable in this one's own rows.
+
+    Every process computes the same loss over all rows, and DeepSpeed averages gradients over
+    processes; the gradient is therefore scaled by the world size, so that the average is the
+    gradient of that loss.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        world, rank = dist.get_world_size(), dist.get_rank()
+        return grads[0].chunk(world)[rank] * world
+
+
+def gather_shards(shard: Tensor) -> Tensor:
+    """Concatenate equally long one-dimensional shards of all processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return shard
+    parts = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, shard.contiguous())
+    return torch.cat(parts)
+
+
+def use_threads(world: World, cores: Sequence[int]) -> None:
+    """Share the machine's cores among its processes: more threads than cores is slower."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(cores) // world.local_size))

@@ -1,0 +1,155 @@
+"""The training loop: time, optimizers and IO. Objectives live in tasks, networks in models."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data_pipeline.stream import Batch, Stream, StreamState
+from trainer import distributed
+from trainer.checkpoint import Checkpoints
+from trainer.distributed import World
+from trainer.ema import Ema
+from trainer.engine import Engine
+from trainer.errors import TrainError
+from trainer.faults import Preemption
+from trainer.meter import Meter
+from trainer.numerics import micro_batches, random_at, seed_dropout
+from trainer.previews import preview
+from trainer.recipe import Recipe
+from trainer.task import Step, Task
+from trainer.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """What the loop tells whoever watches."""
+
+    def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """`step` of `steps` updates are done."""
+        ...
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: updates done, and whether it stopped because it was told to leave."""
+
+    step: int = 0
+    preempted: bool = False
+    emas: dict[str, Ema] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the loop uses besides the task: where it runs, what it writes to, who watches."""
+
+    world: World
+    checkpoints: Checkpoints
+    tracker: Tracker
+    preemption: Preemption
+    progress: Progress
+
+
+def train(
+    recipe: Recipe,
+    task: Task,
+    engines: Mapping[str, Engine],
+    stream: Stream,
+    around: Surroundings,
+) -> TrainState:
+    """Train to the recipe's last step, from the newest checkpoint if there is one.
+
+    Raises:
+        TrainError: the loss stopped being finite, or a checkpoint cannot be read or written.
+    """
+    state = TrainState()
+    if recipe.ema:
+        state.emas = {name: Ema(engine, recipe.ema) for name, engine in engines.items()}
+    saved = around.checkpoints.newest()
+    if saved is not None:
+        values = around.checkpoints.restore(saved, engines, state.emas)
+        state.step = values["step"]
+        stream = stream.at(StreamState.from_json(values["stream"]))
+        log.info("resuming from %s", saved)
+    first, start = state.step, stream
+    batches = iter(stream)
+    meter = Meter(around.world.device)
+    while state.step < recipe.steps:
+        waiting = time.perf_counter()
+        batch = next(batches)
+        meter.waited += time.perf_counter() - waiting
+        update(recipe, task, engines, batch, state.step, around.world, meter)
+        for ema in state.emas.values():
+            ema.update()
+        state.step += 1
+        meter.samples += recipe.batch
+        meter.steps += 1
+        last = state.step == recipe.steps
+        if state.step % recipe.log.every == 0 or last:
+            report(recipe, engines, state.step, meter, around)
+        if recipe.log.previews and (state.step % recipe.log.previews == 0 or last):
+            pictures = preview(recipe, task, engines, state.emas, batch, state.step)
+            around.tracker.pictures(state.step, pictures)
+        leaving = distributed.any_of(around.preemption.requested, around.world.device)
+        if state.step % recipe.checkpoint.every == 0 or last or leaving:
+            place = start.state_after(state.step - first).to_json()
+            around.checkpoints.save(state.step, engines, state.emas, {"stream": place})
+        if leaving and not last:
+            state.preempted = True
+            break
+    return state
+
+
+def update(
+    recipe: Recipe,
+    task: Task,
+    engines: Mapping[str, Engine],
+    batch: Batch,
+    index: int,
+    world: World,
+    meter: Meter,
+) -> None:
+    """One optimizer step of every part, over this process's share of the global batch."""
+    micro = recipe.micro_batch_for(world.size)
+    accumulation = recipe.batch // (micro * world.size)
+    for number, part in enumerate(micro_batches(batch, micro, world.device)):
+        place = world.rank * accumulation + number
+        step = Step(index, random_at(recipe.seed, index, place, world.device))
+        seed_dropout(step.rng)
+        for loss in task.losses(engines, part, step):
+            engine = engines[loss.part]
+            engine.backward(loss.value)
+            engine.step(index)
+            meter.add({f"loss/{loss.part}": loss.value, **loss.metrics})
+    task.after_update(Step(index, random_at(recipe.seed, index, 0, world.device)))
+
+
+def report(
+    recipe: Recipe,
+    engines: Mapping[str, Engine],
+    step: int,
+    meter: Meter,
+    around: Surroundings,
+) -> None:
+    """Log the interval that ends with `step`, and start the next one.
+
+    Raises:
+        TrainError: a loss is not finite; the run stops rather than train on nothing.
+    """
+    values = meter.read()
+    for name, engine in engines.items():
+        suffix = "" if len(engines) == 1 else f"/{name}"
+        values[f"learning_rate{suffix}"] = engine.learning_rate(step - 1)
+        values.update({f"{key}{suffix}": value for key, value in engine.status().items()})
+    around.tracker.log(step, values)
+    around.progress(step, recipe.steps, values)
+    for key, value in values.items():
+        if key.startswith("loss/") and not math.isfinite(value):
+            raise TrainError(
+                f"{key} is {value} at step {step}: lower optimizer.lr.peak, or use "
+                "engine.precision=fp32; the last checkpoint is from before"
+            )
+    meter.reset()

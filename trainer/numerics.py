@@ -1,0 +1,46 @@
+"""Randomness by place, and the cutting of batches."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from data_pipeline.stream import Batch
+
+
+def random_at(seed: int, index: int, place: int, device: torch.device) -> Generator:
+    """The generator of one micro-batch: a function of run seed, step index and place alone."""
+    digest = hashlib.sha256(f"{seed}/{index}/{place}".encode()).digest()
+    return Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
+    """Cut a process's share of a batch into micro-batches of `size` samples, on `device`."""
+
+    def cut(tensor: Tensor, first: int) -> Tensor:
+        return tensor[first : first + size].to(device, non_blocking=True)
+
+    for first in range(0, len(batch.keys), size):
+        yield replace(
+            batch,
+            keys=batch.keys[first : first + size],
+            captions=batch.captions[first : first + size],
+            image=None if batch.image is None else cut(batch.image, first),
+            text=None if batch.text is None else cut(batch.text, first),
+            arrays={name: cut(array, first) for name, array in batch.arrays.items()},
+        )
+
+
+def seed_dropout(rng: Generator) -> None:
+    """Key the global generator, from which dropout draws, by the micro-batch's own generator."""
+    torch.manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
+
+
+def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
+    """Captions (B, L) with `share` of the rows emptied (all pads, id 0)."""
+    if share == 0:
+        return text
+    kept = torch.rand(len(text), generator=rng, device=text.device) >= share
+    return text * kept[:, None]

@@ -1,0 +1,83 @@
+"""Pictures of what a run can do so far, drawn with the averaged weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data_pipeline.stream import Batch
+from trainer.ema import Ema
+from trainer.engine import Engine
+from trainer.numerics import micro_batches, random_at
+from trainer.recipe import Recipe
+from trainer.task import Task
+
+
+def preview(
+    recipe: Recipe,
+    task: Task,
+    engines: Mapping[str, Engine],
+    emas: Mapping[str, Ema],
+    batch: Batch,
+    step: int,
+) -> dict[str, Image.Image]:
+    """The task's pictures for a few samples of `batch`; every process calls it together."""
+    parts: dict[str, nn.Module] = {name: engine.module for name, engine in engines.items()}
+    training = {name: module.training for name, module in parts.items()}
+    first = next(iter(engines.values()))
+    device = next(first.module.parameters()).device
+    few = next(micro_batches(batch, min(recipe.log.preview_samples, len(batch.keys)), device))
+    casting = first.precision == "autocast_bf16"
+    try:
+        for module in parts.values():
+            module.eval()
+        with (
+            torch.no_grad(),
+            averaged(engines, emas),
+            torch.autocast(device.type, torch.bfloat16) if casting else nullcontext(),
+        ):
+            drawn = task.preview(parts, few, random_at(recipe.seed, step, 0, device))
+    finally:
+        for name, module in parts.items():
+            module.train(training[name])
+    return {name: grid(images) for name, images in drawn.items()}
+
+
+@contextmanager
+def averaged(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator[None]:
+    """Put the averaged weights in place of the live ones.
+
+    Under ZeRO-3 the live weights stay: DeepSpeed keeps some of them gathered, and a mixture of both
+    would be neither.
+    """
+    swapped: list[tuple[Tensor, Tensor]] = []
+    for name, ema in emas.items():
+        if engines[name].zero == 3:
+            continue
+        for key, weight in engines[name].local_weights().items():
+            swapped.append((weight, weight.clone()))
+            weight.copy_(ema.values[key])
+    try:
+        yield
+    finally:
+        for weight, live in swapped:
+            weight.copy_(live)
+
+
+def grid(images: Tensor, *, columns: int = 8, gap: int = 2) -> Image.Image:
+    """Images (N, 3, H, W) in [-1, 1] as one picture, `columns` a row on white."""
+    count, _, height, width = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white"
+    )
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for number, array in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy()):
+        row, column = divmod(number, columns)
+        sheet.paste(
+            Image.fromarray(array), (gap + column * (width + gap), gap + row * (height + gap))
+        )
+    return sheet

@@ -1,0 +1,181 @@
+"""A recipe: everything that defines one training run, validated whole before anything starts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data_pipeline.config import DataConfig
+from models.config import ModelConfig
+from trainer.errors import TrainError
+from trainer.schedules import OptimizerConfig
+from trainer.tasks.config import TaskConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16"]
+
+
+class EngineConfig(BaseModel, frozen=True, extra="forbid"):
+    """How DeepSpeed runs the parts; its JSON is derived from this (see `trainer.engine`)."""
+
+    zero: Literal[0, 1, 2, 3] = 0
+    precision: Precision = "auto"
+    processes: int | None = Field(default=None, gt=0)
+    """Data-parallel processes on one machine; by default one per GPU, one on a CPU."""
+
+
+class EmaConfig(BaseModel, frozen=True, extra="forbid"):
+    """Exponential moving average of the weights: decay min(decay, (1+k)/(10+k)) at update k."""
+
+    decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+    warmup: bool = True
+
+
+class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
+    """When to write resumable checkpoints, and how many to keep."""
+
+    every: int = Field(default=1000, gt=0)
+    keep: int = Field(default=2, gt=0)
+
+
+class LogConfig(BaseModel, frozen=True, extra="forbid"):
+    """How often to record metrics and pictures, in optimizer steps; previews None = never."""
+
+    every: int = Field(default=20, gt=0)
+    previews: int | None = Field(default=None, gt=0)
+    preview_samples: int = Field(default=8, gt=0)
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    description: str = ""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    """Global batch: samples per optimizer step over all processes."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Samples per forward; by default a process takes its whole share at once."""
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    optimizers: Mapping[str, OptimizerConfig] = Field(default_factory=dict)
+    """Optimizers of single parts, by name, where they differ from `optimizer`."""
+    engine: EngineConfig = EngineConfig()
+    ema: EmaConfig | None = EmaConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> "Recipe":
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    def optimizer_of(self, part: str) -> OptimizerConfig:
+        """The optimizer settings of one part."""
+        return self.optimizers.get(part, self.optimizer)
+
+    def micro_batch_for(self, world: int) -> int:
+        """Samples per forward of one process.
+
+        Raises:
+            TrainError: the global batch cannot be shared evenly by `world` processes.
+        """
+        micro = self.micro_batch or self.batch // world
+        if micro == 0 or self.batch % (micro * world):
+            raise TrainError(
+                f"batch: {self.batch} samples cannot be shared by {world} processes in "
+                f"micro-batches of {micro or 1}; set batch to a multiple of "
+                f"{(micro or 1) * world}, or micro_batch"
+            )
+        return micro
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply dotted overrides (`optimizer.lr.peak=1e-4`), validate it whole.
+
+    Raises:
+        TrainError: unreadable file, or an unknown key or impossible value, named by its full path.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: object, source: str) -> Recipe:
+    """Validate a plain tree; `source` names it in messages."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise TrainError(explain(error, source)) from error
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise TrainError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise TrainError(f"{path}: is not a UTF-8 text file") from error
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise TrainError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise TrainError(f"{path}: must hold a mapping of keys, like `name: my_run`")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a string; recipes mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `tree` in place; the value is read as YAML."""
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise TrainError(f"{override!r}: an override looks like key.path=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise TrainError(f"{key}: {parent} holds a single value, it has no keys of its own")
+        node = child
+    try:
+        node[last] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise TrainError(f"{key}: {value!r} is not a valid YAML value") from error
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """All faults of a validation, one per line, each with its full key path."""
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "unknown key; remove it or check its spelling"
+        lines.append(f"{source}: {path}: {message}")
+    return "\n".join(lines)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load` reads it back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

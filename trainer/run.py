@@ -1,0 +1,115 @@
+"""The run directory: what one training run leaves on disk."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainError
+from trainer.recipe import Recipe, dump, load
+
+PACKAGES = ("torch", "deepspeed", "webdataset", "mlflow", "open-clip-torch", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`runs/NAME/`: recipe, environment, metrics, logs, checkpoints, previews and the model."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def previews(self) -> Path:
+        """Pictures made during training."""
+        return self.path / "previews"
+
+    @property
+    def model(self) -> Path:
+        """The hand-over: a model directory."""
+        return self.path / "model"
+
+    @property
+    def summary(self) -> Path:
+        """Written last: what the finished run did."""
+        return self.path / "summary.json"
+
+    def finished(self) -> bool:
+        """Whether the run has come to its end and handed over its model."""
+        return self.summary.is_file()
+
+    def claim(self, recipe: Recipe) -> None:
+        """Write recipe and environment, or check that the directory belongs to this recipe.
+
+        Raises:
+            TrainError: the directory holds a run of another recipe; the first differing key is named.
+        """
+        for path in (self.path, self.path / "logs", self.previews):
+            path.mkdir(parents=True, exist_ok=True)
+        if self.recipe.is_file():
+            difference = first_difference(
+                load(self.recipe).model_dump(mode="json"), recipe.model_dump(mode="json")
+            )
+            if difference is not None:
+                raise TrainError(
+                    f"{self.path}: holds a run of another recipe: {difference}; undo the change, "
+                    "name another run directory, or remove this one"
+                )
+            return
+        write_json(self.path / "environment.json", environment())
+        write_text(self.recipe, dump(recipe))
+
+
+def first_difference(before: object, now: object, path: str = "") -> str | None:
+    """The first key at which two plain trees differ, with both values; None when they are equal."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            where = f"{path}.{key}" if path else str(key)
+            found = first_difference(before.get(key), now.get(key), where)
+            if found is not None:
+                return found
+        return None
+    return None if before == now else f"{path} was {before!r} and is now {now!r}"
+
+
+def environment() -> dict[str, Any]:
+    """What the run was made with: versions and machine, no user data and no secrets."""
+    return {
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

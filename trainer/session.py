@@ -1,0 +1,193 @@
+"""One training run from recipe to model directory, as one of its processes sees it."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.stream import Stream
+from data_pipeline.text import Tokenizer
+from models import store
+from models.config import text_shape
+from trainer import distributed, engine
+from trainer.card import model_card
+from trainer.checkpoint import Checkpoints
+from trainer.distributed import World
+from trainer.engine import Engine
+from trainer.errors import TrainError
+from trainer.faults import Preemption
+from trainer.loop import Progress, Surroundings, TrainState, train
+from trainer.recipe import Recipe
+from trainer.run import RunDirectory, write_json
+from trainer.task import Task
+from trainer.tracking import Link, Opening, Status, Tracker, read_metrics
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a recipe stands for once its files are opened."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer | None
+    task: Task
+
+
+def open_materials(recipe: Recipe) -> Materials:
+    """Open the data set and tokenizer and build the task; refuses what does not fit together.
+
+    Raises:
+        TrainError: the tokenizer's vocabulary or length is not the model's, or the data set lacks
+            what the task reads.
+    """
+    encoder = recipe.data.encoder
+    if encoder is not None and not _is_digest(encoder):
+        encoder = store.describe(encoder).digest
+    dataset = open_dataset(recipe.data, expected_encoder=encoder)
+    tokenizer = None
+    if recipe.data.text is not None:
+        tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
+        check_text(recipe, tokenizer)
+    torch.manual_seed(recipe.seed)
+    return Materials(dataset, tokenizer, recipe.task.build(recipe.model.build()))
+
+
+def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the one the model is shaped for."""
+    shape = text_shape(recipe.model)
+    assert recipe.data.text is not None
+    if shape is None:
+        return
+    if tokenizer.vocab_size != shape.vocab:
+        raise TrainError(
+            f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "
+            f"and model.text_vocab is {shape.vocab}; set model.text_vocab={tokenizer.vocab_size} "
+            "or train a tokenizer of the wanted size (mezzotint data tokenizer)"
+        )
+    if recipe.data.text.length != shape.length:
+        raise TrainError(
+            f"data.text.length is {recipe.data.text.length} and model.text_length is "
+            f"{shape.length}; make them equal"
+        )
+
+
+def run(
+    recipe: Recipe, directory: RunDirectory, link: Link | None, progress: Progress
+) -> TrainState:
+    """Train, export the averaged weights, and write the summary; every process calls it."""
+    world = distributed.place()
+    distributed.use_threads(world, sorted(os.sched_getaffinity(0)))
+    engine.start(world)
+    materials = open_materials(recipe)
+    started = time.time()
+    engines = engine.build(materials.task.parts(), recipe, world)
+    stream = Stream(
+        materials.dataset,
+        global_batch=recipe.batch,
+        rank=world.rank,
+        world=world.size,
+        seed=recipe.seed,
+    )
+    opening = Opening(
+        name=recipe.name,
+        params={**recipe.model_dump(mode="json"), "processes": world.size},
+        tags={"mezzotint.kind": "train"},
+        dataset=(
+            materials.dataset.manifest.name,
+            materials.dataset.fingerprint,
+            recipe.data.url,
+        ),
+    )
+    tracker = Tracker(directory, link, opening, writes=world.is_main)
+    with Preemption() as preemption, tracked(tracker, directory):
+        around = Surroundings(
+            world,
+            Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep),
+            tracker,
+            preemption,
+            progress,
+        )
+        state = train(recipe, materials.task, engines, stream, around)
+        if not state.preempted:
+            export(recipe, directory, materials, engines, state, world, time.time() - started)
+        tracker.close("KILLED" if state.preempted else "FINISHED", {"model": directory.model})
+    distributed.barrier()
+    return state
+
+
+@contextmanager
+def tracked(tracker: Tracker, directory: RunDirectory) -> Iterator[None]:
+    """Close the tracker as failed or killed when the run does not come to its own end."""
+    status: Status = "FAILED"
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = "KILLED"
+        tracker.close(status, {})
+        raise
+    except BaseException:
+        tracker.close(status, {"logs": directory.path / "logs"})
+        raise
+
+
+def export(
+    recipe: Recipe,
+    directory: RunDirectory,
+    materials: Materials,
+    engines: Mapping[str, Engine],
+    state: TrainState,
+    world: World,
+    seconds: float,
+) -> None:
+    """Hand over the first part as a model directory and write what the run did."""
+    name, first = next(iter(engines.items()))
+    weights = state.emas[name].whole() if state.emas else first.whole(first.local_weights())
+    weights = {key: value.float() for key, value in weights.items()}
+    weights.update({key: value.cpu() for key, value in first.module.named_buffers()})
+    if not world.is_main:
+        return
+    tokenizer = materials.tokenizer
+    metrics = read_metrics(directory.metrics)[-1]["metrics"]
+    parameters = sum(value.numel() for value in weights.values())
+    store.save(
+        str(directory.model),
+        recipe.model,
+        weights,
+        card=model_card(recipe, materials.dataset.manifest, parameters, metrics),
+        tokenizer=tokenizer.model_bytes if tokenizer else None,
+        text_length=recipe.data.text.length if recipe.data.text else None,
+    )
+    write_json(
+        directory.summary,
+        {
+            "steps": state.step,
+            "seconds": round(seconds, 1),
+            "parameters": parameters,
+            "zero": recipe.engine.zero,
+            "precision": first.precision,
+            "processes": world.size,
+            "metrics": metrics,
+            "model": store.describe(str(directory.model)).digest,
+        },
+    )
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == hashlib.sha256().digest_size * 2 and set(text) <= set("0123456789abcdef")
+
+
+def read_summary(directory: RunDirectory) -> dict[str, object]:
+    """What a finished run did."""
+    summary: dict[str, object] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    return summary
+
+
+def default_directory(runs: Path, recipe: Recipe) -> RunDirectory:
+    """`RUNS/NAME` of a recipe."""
+    return RunDirectory(runs / recipe.name)

@@ -1,0 +1,66 @@
+"""The task protocol: a task yields losses; the loop owns time, optimizers and IO."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Generator, Tensor, nn
+
+from data_pipeline.stream import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One scalar to minimise with respect to one part's parameters."""
+
+    part: str
+    value: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the run a micro-batch stands.
+
+    `rng` is a function of (recipe seed, `index`, place of the micro-batch in the global batch). The
+    place counts micro-batches over ranks and accumulation alike, so the noise a sample gets does
+    not depend on how many processes share the batch.
+    """
+
+    index: int
+    rng: Generator
+
+
+class EngineLike(Protocol):
+    """What a task sees of an engine: the wrapped part, called, and the bare module."""
+
+    module: nn.Module
+
+    def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
+        """Forward of the part whose loss is being computed."""
+        ...
+
+
+Engines = Mapping[str, EngineLike]
+
+
+class Task(Protocol):
+    """An objective over one or several parts."""
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The trainable parts, each with its own engine and optimizer; the first is exported."""
+        ...
+
+    def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
+        """Yield the losses of one micro-batch; the loop does backward and step after each."""
+        ...
+
+    def after_update(self, step: Step) -> None:
+        """Called once per optimizer step, on every rank (codebook statistics commit here)."""
+        ...
+
+    def preview(
+        self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
+    ) -> Mapping[str, Tensor]:
+        """Pictures for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
+        ...

@@ -1,0 +1,83 @@
+"""Autoregressive: the transformer prior over text and image tokens (DALL-E, arXiv 2102.12092)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Generator, Tensor, nn
+
+from data_pipeline.stream import Batch
+from models.autoregressive.decoding import Sampling, generate
+from models.autoregressive.prior import Prior, prior_loss
+from trainer.errors import TrainError
+from trainer.numerics import drop_text
+from trainer.task import Engines, Loss, Step
+
+
+class AutoregressiveConfig(BaseModel, frozen=True, extra="forbid"):
+    """Cross-entropy of the next token, `text_weight` on text and the rest on the image.
+
+    `caption_drop` of the captions are empty in training, for classifier-free guidance;
+    `code_noise` of the image tokens the network reads are replaced by random ones (what it must
+    predict is untouched), which keeps a small set from being learnt by heart.
+    """
+
+    kind: Literal["autoregressive"]
+    codes: str = "codes"
+    text_weight: float = Field(default=1 / 8, ge=0, le=1)
+    caption_drop: float = Field(default=0.0, ge=0, lt=1)
+    code_noise: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: nn.Module) -> "Autoregressive":
+        """The task over `model`.
+
+        Raises:
+            TrainError: the model is not a prior.
+        """
+        if not isinstance(model, Prior):
+            raise TrainError("task.kind: autoregressive trains model.kind prior")
+        return Autoregressive(self, model)
+
+
+class Autoregressive:
+    """Trains a prior on captions and derived image tokens."""
+
+    def __init__(self, config: AutoregressiveConfig, model: Prior) -> None:
+        self._config = config
+        self._model = model
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The prior."""
+        return {"model": self._model}
+
+    def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
+        """Cross-entropies of one micro-batch."""
+        config = self._config
+        text = drop_text(batch.tokens, config.caption_drop, step.rng)
+        codes = batch.array(config.codes).flatten(1).long()
+        read = codes
+        if config.code_noise:
+            noise = torch.rand(codes.shape, generator=step.rng, device=codes.device)
+            random = torch.randint(
+                self._model.config.image_vocab,
+                codes.shape,
+                generator=step.rng,
+                device=codes.device,
+            )
+            read = torch.where(noise < config.code_noise, random, codes)
+        logits = engines["model"](text, read)
+        value, text_loss, image_loss = prior_loss(logits, text, codes, config.text_weight)
+        yield Loss("model", value, {"text": text_loss, "image": image_loss})
+
+    def after_update(self, step: Step) -> None:
+        """Nothing: gradients train the whole model."""
+
+    def preview(
+        self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
+    ) -> Mapping[str, Tensor]:
+        """Token maps as grey pictures: a prior has no pixels of its own."""
+        codes = generate(self._model, batch.tokens, rng, sampling=Sampling())
+        height, width = self._model.config.grid
+        grey = codes.view(-1, 1, height, width).float() / (self._model.config.image_vocab - 1)
+        return {"tokens": (grey * 2 - 1).expand(-1, 3, -1, -1)}

@@ -1,0 +1,20 @@
+"""The union of tasks a recipe can name."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.tasks.adversarial import AdversarialConfig
+from trainer.tasks.autoregressive import AutoregressiveConfig
+from trainer.tasks.contrastive import ContrastiveConfig
+from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.reconstruction import ReconstructionConfig
+
+TaskConfig = Annotated[
+    ReconstructionConfig
+    | AdversarialConfig
+    | AutoregressiveConfig
+    | DenoisingConfig
+    | ContrastiveConfig,
+    Field(discriminator="kind"),
+]
