@@ -34,9 +34,7 @@ def sheet(
     width = tile * len(panels[0].pictures) + 4 * (len(panels[0].pictures) - 1)
     height = 16 + tile + 6 + 2 * 14
     rows = -(-len(panels) // columns)
-    canvas = Image.new(
-        "RGB", (gap + columns * (width + gap), 48 + rows * (height + gap)), PAPER
-    )
+    canvas = Image.new("RGB", (gap + columns * (width + gap), 48 + rows * (height + gap)), PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((gap, 14), title, fill=INK, font=ImageFont.load_default(16))
     for index, panel in enumerate(panels):

@@ -1,6 +1,6 @@
 """From a sample set and the real images to scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,10 @@ class Embedder(Protocol):
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Embed captions."""
+        ...
+
+    def protocol(self) -> Mapping[str, str]:
+        """Which CLIP model this is, with its hash."""
         ...
 
 
@@ -82,6 +86,8 @@ class ExactMatches:
     real_images: Tensor
     shuffled_captions: Tensor
     distinct_candidates: int
+    reconstructs: bool
+    """Whether the candidates are what the system makes of the real images."""
 
 
 def exact_matches(
@@ -109,6 +115,7 @@ def exact_matches(
         real_images=hits(chosen, captions, real),
         shuffled_captions=hits(chosen, other_captions(samples, seed), drawable),
         distinct_candidates=len(drawable.captions),
+        reconstructs=redrawn is not None,
     )
 
 
@@ -210,9 +217,7 @@ def reranked(samples: SampleSet, exact: Tensor, part: str, seed: int) -> list[Re
     return [
         Reranked(
             best_of=rung.best_of,
-            exact_match=proportion(
-                per_caption(samples, part, rung.exact).clamp(0.0, 1.0).tolist()
-            ),
+            exact_match=proportion(per_caption(samples, part, rung.exact).clamp(0.0, 1.0).tolist()),
             clip_score=mean(100.0 * rung.score),
         )
         for rung in rerank(exact, samples.scores)

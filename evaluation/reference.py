@@ -1,7 +1,8 @@
 """The real images that samples are judged against: all pictures of one split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation.config import ReferenceConfig
 from evaluation.errors import EvaluationError
-from evaluation.pixels import to_bytes
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ def load(
     if len(tests) == 0:
         raise EvaluationError(f"reference.split: {config.split} of {config.url} has no test part")
     total = len(tests) + len(trains)
-    held_out = _pictures(tests, lambda done: progress(done, total) if progress else None)
-    training = _pictures(
-        trains, lambda done: progress(len(tests) + done, total) if progress else None
-    )
+    tell = progress or (lambda done, total: None)
+    held_out = _pictures(tests, lambda done: tell(done, total))
+    training = _pictures(trains, lambda done: tell(len(tests) + done, total))
     return Reference(
         held_out=config.split,
         keys=(*tests.keys(), *trains.keys()),
@@ -79,6 +78,9 @@ def _selection(
 def _pictures(dataset: Dataset, progress: Callable[[int], None]) -> Tensor:
     pictures = []
     for index in range(len(dataset)):
-        pictures.append(to_bytes(dataset.sample(index, seed=0, epoch=0).image))
+        image = dataset.sample(index).image
+        if image is None:
+            raise EvaluationError(f"{dataset.config.url}: holds no images; set reference.url")
+        pictures.append(torch.tensor(image))
         progress(index + 1)
     return torch.stack(pictures)
