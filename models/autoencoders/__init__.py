@@ -1,0 +1,1 @@
+"""First stages: images to codes and back."""

@@ -1,0 +1,104 @@
+"""The discrete variational autoencoder of DALL-E (arXiv 2102.12092, 2.1 and A)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.autoencoders.bottleneck import GumbelBottleneck, Latent
+from models.autoencoders.losses import map_pixels, reconstruction
+from models.autoencoders.pyramid import Decoder, Encoder
+
+
+class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
+    """The defaults are the published network: 53,786,240 + 43,829,766 parameters.
+
+    A code stands for patch x 2^(groups - 1) pixels each way.
+    """
+
+    kind: Literal["dvae"] = "dvae"
+    image_size: int = Field(default=256, gt=0)
+    vocab: int = Field(default=8192, gt=1)
+    width: int = Field(default=256, gt=0, multiple_of=4)
+    groups: int = Field(default=4, gt=0)
+    blocks_per_group: int = Field(default=2, gt=0)
+    patch: int = Field(default=1, gt=0)
+    first: int = Field(default=128, gt=0)
+    """Channels between the codes and the decoder's first group."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code, each way."""
+        return int(self.patch * 2 ** (self.groups - 1))
+
+    @model_validator(mode="after")
+    def _whole_grid(self) -> "DVAEConfig":
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch x 2^(groups - 1) = "
+                f"{self.stride}"
+            )
+        return self
+
+    def build(self) -> "DVAE":
+        """A new network, with parameters from torch's global generator."""
+        return DVAE(self)
+
+
+class Reconstruction(NamedTuple):
+    """What a forward pass gives the loss."""
+
+    output: Tensor
+    """(B, 6, H, W) in fp32: means and log scales."""
+    latent: Latent
+
+
+class DVAE(nn.Module):
+    """Images in [-1, 1] to a grid of codes and back."""
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(
+            vocab=config.vocab,
+            width=config.width,
+            groups=config.groups,
+            blocks=config.blocks_per_group,
+            patch=config.patch,
+        )
+        self.bottleneck = GumbelBottleneck()
+        self.decoder = Decoder(
+            vocab=config.vocab,
+            width=config.width,
+            groups=config.groups,
+            blocks=config.blocks_per_group,
+            patch=config.patch,
+            first=config.first,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes for an image of `config.image_size`."""
+        side = self.config.image_size // self.config.stride
+        return side, side
+
+    def forward(self, image: Tensor, rng: Generator) -> Reconstruction:
+        """Reconstruct (B, 3, H, W) through relaxed samples of the codes."""
+        latent = self.bottleneck(self.logits(image), rng)
+        return Reconstruction(self.decoder(latent.value).float(), latent)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Unnormalised log probabilities of the codes: (B, K, h, w) in fp32."""
+        mapped = map_pixels(image.float()).contiguous(memory_format=torch.channels_last)
+        return self.encoder(mapped).float()
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The most probable codes: (B, h, w) int64."""
+        return self.logits(image).argmax(dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1], fp32."""
+        one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2).float()
+        return reconstruction(self.decoder(one_hot)).clamp(-1, 1)

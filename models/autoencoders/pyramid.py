@@ -1,0 +1,121 @@
+"""DALL-E's dVAE encoder and decoder, with the parameter names of the released networks.
+
+arXiv 2102.12092, A.1. `patch` > 1 puts a pixel-unshuffle before the encoder and its inverse after
+the decoder, which makes small networks cheap; 1 is the published network.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Convolution(nn.Module):
+    """A square convolution with "same" padding, weights `w` ~ N(0, 1 / fan-in) and bias `b` = 0.
+
+    With `exact` it computes in fp32 whatever the precision around it: the first and last layers,
+    as wide as the vocabulary, are kept so in the paper.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, exact: bool = False) -> None:
+        super().__init__()
+        self.size, self.exact = size, exact
+        self.w = nn.Parameter(torch.empty(outputs, inputs, size, size))
+        self.b = nn.Parameter(torch.zeros(outputs))
+        nn.init.normal_(self.w, std=(inputs * size**2) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        padding = (self.size - 1) // 2
+        if not self.exact:
+            return F.conv2d(x.to(self.w.dtype), self.w, self.b, padding=padding)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.float(), self.w.float(), self.b.float(), padding=padding)
+
+
+class Residual(nn.Module):
+    """skip(x) + gain * branch(x): four convolutions, each after a ReLU, inside a bottleneck of 1/4."""
+
+    def __init__(self, inputs: int, outputs: int, sizes: tuple[int, ...], gain: float) -> None:
+        super().__init__()
+        inner = outputs // 4
+        widths = (inputs, inner, inner, inner, outputs)
+        self.gain = gain
+        self.id_path = nn.Identity() if inputs == outputs else Convolution(inputs, outputs, 1)
+        layers = OrderedDict[str, nn.Module]()
+        for place, size in enumerate(sizes):
+            layers[f"relu_{place + 1}"] = nn.ReLU()
+            layers[f"conv_{place + 1}"] = Convolution(widths[place], widths[place + 1], size)
+        self.res_path = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        return self.id_path(x) + self.gain * self.res_path(x)
+
+
+def group(
+    inputs: int, outputs: int, sizes: tuple[int, ...], blocks: int, gain: float
+) -> OrderedDict[str, nn.Module]:
+    """`blocks` residual blocks; the first one changes the width."""
+    return OrderedDict(
+        (
+            f"block_{place + 1}",
+            Residual(inputs if place == 0 else outputs, outputs, sizes, gain),
+        )
+        for place in range(blocks)
+    )
+
+
+class Encoder(nn.Module):
+    """Image to code logits; each group but the last halves the resolution by max-pooling."""
+
+    def __init__(self, *, vocab: int, width: int, groups: int, blocks: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        gain = (groups * blocks) ** -2
+        layers = OrderedDict[str, nn.Module](input=Convolution(3 * patch**2, width, 7))
+        inputs = width
+        for place in range(groups):
+            outputs = width * 2**place
+            modules = group(inputs, outputs, (3, 3, 3, 1), blocks, gain)
+            if place < groups - 1:
+                modules["pool"] = nn.MaxPool2d(2)
+            layers[f"group_{place + 1}"] = nn.Sequential(modules)
+            inputs = outputs
+        layers["output"] = nn.Sequential(
+            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, vocab, 1, exact=True))
+        )
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W), pixels as `losses.map_pixels` maps them, to logits (B, vocab, h, w)."""
+        return self.blocks(F.pixel_unshuffle(image, self.patch))
+
+
+class Decoder(nn.Module):
+    """Codes on the simplex to the six channels of the likelihood; nearest-neighbour upsampling."""
+
+    def __init__(
+        self, *, vocab: int, width: int, groups: int, blocks: int, patch: int, first: int
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        gain = (groups * blocks) ** -2
+        layers = OrderedDict[str, nn.Module](input=Convolution(vocab, first, 1, exact=True))
+        inputs = first
+        for place in range(groups):
+            outputs = width * 2 ** (groups - 1 - place)
+            modules = group(inputs, outputs, (1, 3, 3, 3), blocks, gain)
+            if place < groups - 1:
+                modules["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
+            layers[f"group_{place + 1}"] = nn.Sequential(modules)
+            inputs = outputs
+        layers["output"] = nn.Sequential(
+            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, 6 * patch**2, 1))
+        )
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, vocab, h, w) to (B, 6, H, W)."""
+        return F.pixel_shuffle(self.blocks(codes), self.patch)

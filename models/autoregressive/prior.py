@@ -1,0 +1,143 @@
+"""The transformer prior of DALL-E over text and image tokens (arXiv 2102.12092, 2.2 and B)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.nn.attention import Cache
+from models.nn.embedding import GridPlaces, Places
+from models.nn.transformer import Block
+
+PAD = 0
+"""Text token of an empty place."""
+
+
+class PriorConfig(BaseModel, frozen=True, extra="forbid"):
+    """The paper's 12-billion network: width 3968, 64 layers, 62 heads of 64, grid 32 x 32.
+
+    Its blocks then hold 12 x width^2 x layers = 12,092,178,432 matrix weights. Attention is dense
+    and causal; the paper's sparse masks are not offered.
+    """
+
+    kind: Literal["prior"] = "prior"
+    text_vocab: int = Field(gt=1)
+    text_length: int = Field(gt=0)
+    image_vocab: int = Field(gt=1)
+    grid: tuple[int, int]
+    width: int = Field(default=256, gt=0)
+    layers: int = Field(default=6, gt=0)
+    heads: int = Field(default=4, gt=0)
+    head_width: int = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def image_length(self) -> int:
+        """Number of image tokens."""
+        return self.grid[0] * self.grid[1]
+
+    def build(self) -> "Prior":
+        """A new network, with parameters from torch's global generator."""
+        return Prior(self)
+
+
+class PriorLogits(NamedTuple):
+    """Predictions of every token from those before it."""
+
+    text: Tensor
+    """(B, T, text_vocab)."""
+    image: Tensor
+    """(B, N, image_vocab)."""
+
+
+class Prior(nn.Module):
+    """A causal transformer over [start, text 0..T-1, image 0..N-2].
+
+    The output at a place predicts the next token; a head per kind of token is evaluated only at the
+    places that predict that kind. An empty text place (token 0) has a learned vector of its own.
+    Dropout draws from torch's global generator, in training mode only.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.start = Places(1, width)
+        self.text_token = nn.Embedding(config.text_vocab, width)
+        self.text_pad = Places(config.text_length, width)
+        self.text_place = Places(config.text_length, width)
+        self.image_token = nn.Embedding(config.image_vocab, width)
+        self.image_place = GridPlaces(*config.grid, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.head_width, causal=True, dropout=config.dropout)
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.text_head = nn.Linear(width, config.text_vocab)
+        self.image_head = nn.Linear(width, config.image_vocab)
+        self._start_small()
+
+    def _start_small(self) -> None:
+        """Matrices at 0.02, those that write into the residual stream smaller by sqrt(2 layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+                if name.endswith("out.weight"):
+                    with torch.no_grad():
+                        parameter.div_((2 * self.config.layers) ** 0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, text: Tensor, codes: Tensor) -> PriorLogits:
+        """Teacher-forced logits in fp32 for text (B, T) and image codes (B, N), both int64."""
+        image = self.embed_image(codes[:, :-1], 0)
+        hidden = self.run(torch.cat([self.embed_text(text), image], dim=1))
+        length = self.config.text_length
+        return PriorLogits(
+            self.text_head(hidden[:, :length]).float(),
+            self.image_head(hidden[:, length:]).float(),
+        )
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Start and text tokens: (B, T) to (B, 1 + T, width)."""
+        length = self.config.text_length
+        padding = self.text_pad(0, length)
+        tokens = torch.where((text == PAD)[..., None], padding, self.text_token(text))
+        start = self.start(0, 1).expand(len(text), 1, -1)
+        return torch.cat([start, tokens + self.text_place(0, length)], dim=1)
+
+    def embed_image(self, codes: Tensor, first: int) -> Tensor:
+        """Image tokens (B, n) at the places first..first+n-1: (B, n, width)."""
+        return self.image_token(codes) + self.image_place(first, first + codes.shape[1])
+
+    def run(self, x: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Embedded tokens through all blocks: (B, L, width) to (B, L, width), normalised."""
+        x = self.dropout(x)
+        for place, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[place])
+        return self.norm(x)
+
+    def new_caches(self, batch: int) -> list[Cache]:
+        """Empty caches, one per block."""
+        config = self.config
+        length = config.text_length + config.image_length
+        return [
+            Cache(batch, config.heads, length, config.head_width)
+            for _ in range(config.layers)
+        ]
+
+
+def prior_loss(
+    logits: PriorLogits, text: Tensor, codes: Tensor, text_weight: float = 1 / 8
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum, text and image cross-entropy, each in nats per token of its kind, in fp32.
+
+    Empty text places count as tokens (their target is 0): both means then have fixed denominators,
+    and shares of a batch average to the whole.
+    """
+    text_loss = F.cross_entropy(logits.text.float().flatten(0, 1), text.flatten())
+    image_loss = F.cross_entropy(logits.image.float().flatten(0, 1), codes.flatten())
+    return text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss

@@ -1,0 +1,192 @@
+"""CLIP: a small one to train, and a frozen pretrained one, with the same methods (arXiv 2103.00020)."""
+
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.errors import ModelError
+from models.nn.images import resized
+from models.torchvision_compat import ensure_torchvision
+
+
+class ImageText(Protocol):
+    """What re-ranking and scoring ask of a CLIP."""
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to unit vectors (B, D)."""
+        ...
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) of its own tokenizer to unit vectors (B, D)."""
+        ...
+
+
+class ClipConfig(BaseModel, frozen=True, extra="forbid"):
+    """Sizes of the two towers (open_clip's CLIP class)."""
+
+    kind: Literal["clip"] = "clip"
+    image_size: int = Field(gt=0)
+    patch: int = Field(gt=0)
+    vision_width: int = Field(default=128, gt=0)
+    vision_layers: int = Field(default=3, gt=0)
+    text_vocab: int = Field(gt=1)
+    text_length: int = Field(gt=0)
+    text_width: int = Field(default=128, gt=0)
+    text_layers: int = Field(default=3, gt=0)
+    head_width: int = Field(default=64, gt=0)
+    embed: int = Field(default=128, gt=0)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ClipConfig":
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.vision_width % self.head_width or self.text_width % self.head_width:
+            raise ValueError(
+                f"vision_width {self.vision_width} and text_width {self.text_width} must be "
+                f"multiples of head_width {self.head_width}"
+            )
+        return self
+
+    def build(self) -> "Clip":
+        """A new network, with parameters from torch's global generator."""
+        return Clip(self)
+
+
+class ClipFeatures(NamedTuple):
+    """What the contrastive loss needs."""
+
+    image: Tensor
+    """(B, D), unit norm."""
+    text: Tensor
+    """(B, D), unit norm."""
+    scale: Tensor
+    """Scalar: the inverse temperature, at most 100."""
+
+
+class Clip(nn.Module):
+    """Both towers and the temperature. The caption's vector is read at its last token that is not 0."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        ensure_torchvision()
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+        self.config = config
+        self.clip = CLIP(
+            config.embed,
+            CLIPVisionCfg(
+                layers=config.vision_layers,
+                width=config.vision_width,
+                head_width=config.head_width,
+                patch_size=config.patch,
+                image_size=config.image_size,
+            ),
+            CLIPTextCfg(
+                context_length=config.text_length,
+                vocab_size=config.text_vocab,
+                width=config.text_width,
+                heads=config.text_width // config.head_width,
+                layers=config.text_layers,
+                pool_type="none",
+            ),
+            init_logit_scale=math.log(1 / 0.07),
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature, a scalar, at most 100 (arXiv 2103.00020, 2.5)."""
+        return self.clip.logit_scale.float().exp().clamp(max=100.0)
+
+    def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
+        """Features of images (B, 3, H, W) in [-1, 1] and of their captions (B, L)."""
+        # through the inner module's own forward, where ZeRO-3 gathers the weights it holds directly
+        image_features, text_features, scale = self.clip(self._sized(image), tokens)
+        return ClipFeatures(
+            image_features.float(), at_end(text_features, tokens), scale.float().clamp(max=100.0)
+        )
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""
+        return self.clip.encode_image(self._sized(image), normalize=True).float()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Captions (B, L) int64 to unit vectors (B, D) in fp32."""
+        return at_end(self.clip.encode_text(tokens, normalize=True), tokens)
+
+    def _sized(self, image: Tensor) -> Tensor:
+        side = self.config.image_size
+        return resized(image, side, side).to(self.clip.visual.conv1.weight.dtype)
+
+
+def at_end(features: Tensor, tokens: Tensor) -> Tensor:
+    """The feature (B, D) of (B, L, D) at the last token that is not 0; at place 0 if all are."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    last = ((tokens != 0) * places).argmax(dim=1)
+    return features[torch.arange(len(tokens), device=tokens.device), last].float()
+
+
+def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
+    """Mean of the cross-entropies of images over captions and of captions over images, in nats.
+
+    Features (B, D) of matching pairs, unit norm; figure 3 of the paper.
+    """
+    logits = scale.float() * image_features.float() @ text_features.float().T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+class PretrainedClip(nn.Module):
+    """A frozen open_clip model from a checkpoint on disk, with its own tokenizer."""
+
+    def __init__(self, architecture: str, checkpoint: str) -> None:
+        """Load `checkpoint` (a state dict or safetensors file) into open_clip's `architecture`.
+
+        Raises:
+            ModelError: unknown architecture, or a file that is not there or does not fit it.
+        """
+        super().__init__()
+        ensure_torchvision()
+        import open_clip
+
+        if architecture not in open_clip.list_models():
+            raise ModelError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+        if not Path(checkpoint).is_file():
+            raise ModelError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
+        self.clip = open_clip.create_model(architecture, load_weights=False)
+        try:
+            open_clip.load_checkpoint(self.clip, checkpoint)
+        except (RuntimeError, KeyError, OSError) as error:
+            raise ModelError(f"{checkpoint}: not a checkpoint of {architecture} ({error})") from error
+        self.requires_grad_(requires_grad=False).eval()
+        self._tokenizer = open_clip.get_tokenizer(architecture)
+        self._mean, self._std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature, a scalar."""
+        return self.clip.logit_scale.float().exp()
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Captions to tokens (B, L) of this model's tokenizer."""
+        return self._tokenizer(captions)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""
+        height, width = self.clip.visual.image_size
+        image = (resized(image, height, width) + 1) / 2
+        mean = torch.tensor(self._mean, device=image.device)[:, None, None]
+        std = torch.tensor(self._std, device=image.device)[:, None, None]
+        return self.clip.encode_image((image - mean) / std, normalize=True).float()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to unit vectors (B, D) in fp32."""
+        return self.clip.encode_text(tokens, normalize=True).float()
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Captions to unit vectors (B, D) in fp32."""
+        return self.encode_text(self.tokens(captions).to(self.clip.logit_scale.device))

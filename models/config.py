@@ -1,0 +1,42 @@
+"""The one union of model kinds."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from models.autoencoders.discriminator import PatchDiscriminatorConfig
+from models.autoencoders.dvae import DVAEConfig
+from models.autoregressive.prior import PriorConfig
+from models.clip import ClipConfig
+from models.diffusion.super_resolution import SuperResolutionConfig
+from models.diffusion.text_diffusion import TextDiffusionConfig
+
+ModelConfig = Annotated[
+    DVAEConfig
+    | PatchDiscriminatorConfig
+    | PriorConfig
+    | ClipConfig
+    | TextDiffusionConfig
+    | SuperResolutionConfig,
+    Field(discriminator="kind"),
+]
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The captions a model is shaped for."""
+
+    vocab: int
+    """Pieces of the tokenizer."""
+    length: int
+    """Tokens of a caption."""
+
+
+def text_shape(config: ModelConfig) -> TextShape | None:
+    """The captions a model reads, or None for a model that reads none."""
+    match config:
+        case PriorConfig() | ClipConfig() | TextDiffusionConfig():
+            return TextShape(config.text_vocab, config.text_length)
+        case DVAEConfig() | PatchDiscriminatorConfig() | SuperResolutionConfig():
+            return None

@@ -1,0 +1,1 @@
+"""Diffusion: mathematics that takes any callable, and the networks that are trained with it."""

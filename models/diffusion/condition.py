@@ -1,0 +1,24 @@
+"""What a diffusion network is told besides the noisy image and the time."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Any of a caption, a low-resolution image and its degradation level."""
+
+    text: Tensor | None = None
+    """(B, L) int64."""
+    low: Tensor | None = None
+    """(B, 3, h, w) in [-1, 1]."""
+    level: Tensor | None = None
+    """(B,): how strongly `low` was degraded."""
+
+    def without_text(self) -> "Condition":
+        """The same with empty captions (all pads): the unconditional branch of guidance."""
+        if self.text is None:
+            return self
+        return replace(self, text=torch.zeros_like(self.text))

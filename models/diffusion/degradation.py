@@ -1,0 +1,107 @@
+"""Conditioning augmentation of a cascade (arXiv 2106.15282, 4.3): spoil the low-resolution input.
+
+A super-resolution network is trained on real low-resolution images and used on generated ones;
+spoiling them in training, and telling the network how much, closes the gap.
+"""
+
+import math
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from models.nn.random import normal_like
+
+
+class Degradation(Protocol):
+    """Spoils low-resolution images by a level per sample."""
+
+    def levels(self, count: int, rng: Generator) -> Tensor:
+        """Levels (count,) for training."""
+        ...
+
+    def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
+        """Images (B, 3, h, w) spoiled by levels (B,); level 0 returns them unchanged."""
+        ...
+
+
+class GaussianAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
+    """Gaussian noise of levels drawn evenly from [0, highest]."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    highest: float = Field(default=0.4, ge=0, le=1)
+
+    def build(self) -> "GaussianAugmentation":
+        """The augmentation."""
+        return GaussianAugmentation(self)
+
+
+class GaussianAugmentation:
+    """Level s draws z_s = cos(pi s / 2) z_0 + sin(pi s / 2) noise.
+
+    This is the forward process of a cosine schedule, run to s ("non-truncated" in the paper).
+    """
+
+    def __init__(self, config: GaussianAugmentationConfig) -> None:
+        self._highest = config.highest
+
+    def levels(self, count: int, rng: Generator) -> Tensor:
+        """Even in [0, highest]."""
+        return self._highest * torch.rand(count, generator=rng, device=rng.device)
+
+    def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
+        """q(z_s | z_0)."""
+        angle = (level.to(low.dtype) * (math.pi / 2))[:, None, None, None]
+        return angle.cos() * low + angle.sin() * normal_like(low, rng)
+
+
+class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
+    """Gaussian blur of a share of the training images (unCLIP: kernel 3, sigma 0.6)."""
+
+    kind: Literal["blur"] = "blur"
+    kernel: int = Field(default=3, gt=0)
+    sigma: float = Field(default=0.6, gt=0)
+    share: float = Field(default=0.5, ge=0, le=1)
+
+    def build(self) -> "BlurAugmentation":
+        """The augmentation."""
+        return BlurAugmentation(self)
+
+
+class BlurAugmentation:
+    """Level 1 is blurred, level 0 is not."""
+
+    def __init__(self, config: BlurAugmentationConfig) -> None:
+        self._config = config
+
+    def levels(self, count: int, rng: Generator) -> Tensor:
+        """1 for about `share` of the samples, else 0."""
+        drawn = torch.rand(count, generator=rng, device=rng.device)
+        return (drawn < self._config.share).float()
+
+    def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
+        """low + level (blurred - low)."""
+        weight = level.to(low.dtype)[:, None, None, None]
+        return torch.where(weight > 0, low + weight * (self._blurred(low) - low), low)
+
+    def _blurred(self, low: Tensor) -> Tensor:
+        size = self._config.kernel
+        line = gaussian_kernel(size, self._config.sigma).to(low)
+        kernel = (line[:, None] * line[None, :]).expand(low.shape[1], 1, size, size)
+        margin = size // 2
+        padded = F.pad(low, (margin, margin, margin, margin), mode="reflect")
+        return F.conv2d(padded, kernel, groups=low.shape[1])
+
+
+def gaussian_kernel(size: int, sigma: float) -> Tensor:
+    """A gaussian sampled at `size` (odd) whole offsets, with sum 1."""
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return weights / weights.sum()
+
+
+DegradationConfig = Annotated[
+    GaussianAugmentationConfig | BlurAugmentationConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,150 @@
+"""A convolutional super-resolution diffusion network for cascades (arXiv 2106.15282).
+
+Fully convolutional: trained on crops, used at full size.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion.condition import Condition
+from models.diffusion.degradation import DegradationConfig, GaussianAugmentationConfig
+from models.diffusion.process import ProcessConfig
+from models.errors import ModelError
+from models.nn.convolution import ModulatedResidual
+from models.nn.embedding import ScalarEmbedding
+
+
+class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
+    """`channels` per resolution, the first at half the image's; `blocks` per resolution, each way."""
+
+    kind: Literal["super_resolution"] = "super_resolution"
+    low_size: int = Field(gt=0)
+    image_size: int = Field(gt=0)
+    channels: tuple[int, ...] = Field(default=(64, 128), min_length=1)
+    blocks: int = Field(default=2, gt=0)
+    process: ProcessConfig = ProcessConfig()
+    augmentation: DegradationConfig = GaussianAugmentationConfig()
+
+    @property
+    def factor(self) -> int:
+        """Output pixels per low-resolution pixel, each way."""
+        return self.image_size // self.low_size
+
+    @property
+    def stride(self) -> int:
+        """Heights and widths must be multiples of it."""
+        return int(2 ** len(self.channels))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SuperResolutionConfig":
+        if self.image_size % self.low_size or self.image_size == self.low_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a larger multiple of low_size {self.low_size}"
+            )
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of 2^len(channels) = {self.stride}"
+            )
+        if any(width <= 0 or width % 8 for width in self.channels):
+            raise ValueError("channels must be positive multiples of 8")
+        if self.process.predicts != "x0":
+            raise ValueError(
+                "process.predicts must be x0: the output is a correction of the enlarged input"
+            )
+        return self
+
+    def build(self) -> "SuperResolution":
+        """A new network, with parameters from torch's global generator."""
+        return SuperResolution(self)
+
+
+class SuperResolution(nn.Module):
+    """Predicts x_0 as a correction, zero at first, of the bilinearly enlarged input."""
+
+    def __init__(self, config: SuperResolutionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.process = config.process.build()
+        self.augmentation = config.augmentation.build()
+        channels = config.channels
+        vector = 2 * channels[-1]
+        self.time = ScalarEmbedding(vector)
+        self.level = ScalarEmbedding(vector)
+        self.stem = nn.Conv2d(2 * 3 * 4, channels[0], 3, padding=1)
+        self.downs = nn.ModuleList(
+            self._stack(width, width, vector, config.blocks) for width in channels
+        )
+        self.shrinks = nn.ModuleList(
+            nn.Conv2d(narrow, wide, 3, stride=2, padding=1)
+            for narrow, wide in zip(channels, channels[1:], strict=False)
+        )
+        self.ups = nn.ModuleList(
+            self._stack(2 * width, width, vector, config.blocks) for width in channels
+        )
+        self.grows = nn.ModuleList(
+            nn.Conv2d(wide, narrow, 3, padding=1)
+            for narrow, wide in zip(channels, channels[1:], strict=False)
+        )
+        self.norm = nn.GroupNorm(8, channels[0])
+        self.out = nn.Conv2d(channels[0], 3 * 4, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @staticmethod
+    def _stack(inputs: int, outputs: int, vector: int, blocks: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            ModulatedResidual(inputs if place == 0 else outputs, outputs, vector)
+            for place in range(blocks)
+        )
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Noisy (B, 3, H, W), times (B,) and the low-resolution input to x_0, in fp32.
+
+        Raises:
+            ModelError: no low-resolution image or level, or sizes that do not fit.
+        """
+        if cond.low is None or cond.level is None:
+            raise ModelError("super_resolution needs a low-resolution image and its level")
+        height, width = x.shape[2:]
+        if height % self.config.stride or width % self.config.stride:
+            raise ModelError(
+                f"super_resolution takes heights and widths that are multiples of "
+                f"{self.config.stride}, got {height} x {width}"
+            )
+        enlarged = F.interpolate(
+            cond.low.float(), (height, width), mode="bilinear", align_corners=False
+        )
+        both = F.pixel_unshuffle(torch.cat([x.to(enlarged.dtype), enlarged], dim=1), 2)
+        hidden = self.stem(
+            both.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        )
+        hidden = self._levels(hidden, self.time(t) + self.level(cond.level))
+        correction = F.pixel_shuffle(self.out(F.silu(self.norm(hidden))).float(), 2)
+        return enlarged + correction
+
+    def _levels(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        """Down through all resolutions and up again."""
+        kept: list[Tensor] = []
+        last = len(self.downs) - 1
+        for place, stack in enumerate(self.downs):
+            for block in _modules(stack):
+                hidden = block(hidden, vector)
+            kept.append(hidden)
+            if place < last:
+                hidden = self.shrinks[place](hidden)
+        for place in range(last, -1, -1):
+            hidden = torch.cat([hidden, kept[place]], dim=1)
+            for block in _modules(self.ups[place]):
+                hidden = block(hidden, vector)
+            if place > 0:
+                enlarged = F.interpolate(hidden, scale_factor=2, mode="nearest")
+                hidden = self.grows[place - 1](enlarged)
+        return hidden
+
+
+def _modules(stack: nn.Module) -> list[nn.Module]:
+    return list(stack.children())

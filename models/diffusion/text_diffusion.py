@@ -1,0 +1,108 @@
+"""A text-conditional denoising transformer over image patches and caption tokens.
+
+One sequence holds both kinds of tokens (U-ViT, arXiv 2209.12152), with long skip connections from
+the first half of the blocks to the second; the time modulates every block (adaLN-Zero).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from models.diffusion.condition import Condition
+from models.diffusion.process import ProcessConfig
+from models.errors import ModelError
+from models.nn.embedding import Places, ScalarEmbedding
+from models.nn.images import from_patches, patches
+from models.nn.transformer import AdaptiveBlock, modulated
+
+
+class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
+    """Sizes of the transformer and the process it is trained under."""
+
+    kind: Literal["text_diffusion"] = "text_diffusion"
+    image_size: int = Field(gt=0)
+    patch: int = Field(default=8, gt=0)
+    width: int = Field(default=256, gt=0)
+    layers: int = Field(default=6, gt=0)
+    heads: int = Field(default=4, gt=0)
+    text_vocab: int = Field(gt=1)
+    text_length: int = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    process: ProcessConfig = ProcessConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TextDiffusionConfig":
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "TextDiffusion":
+        """A new network, with parameters from torch's global generator."""
+        return TextDiffusion(self)
+
+
+class TextDiffusion(nn.Module):
+    """Predicts x_0, noise or v, as its process says.
+
+    Dropout draws from torch's global generator, in training mode only.
+    """
+
+    def __init__(self, config: TextDiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.process = config.process.build()
+        width, values = config.width, 3 * config.patch**2
+        self.image_in = nn.Linear(values, width)
+        self.image_place = Places((config.image_size // config.patch) ** 2, width)
+        self.text_token = nn.Embedding(config.text_vocab, width)
+        self.text_place = Places(config.text_length, width)
+        self.time = ScalarEmbedding(width)
+        self.blocks = nn.ModuleList(
+            AdaptiveBlock(width, config.heads, width // config.heads, dropout=config.dropout)
+            for _ in range(config.layers)
+        )
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.layers // 2))
+        self.modulation = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.image_out = nn.Linear(width, values)
+        nn.init.normal_(self.text_token.weight, std=0.02)
+        for layer in (self.modulation, self.image_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Noisy (B, 3, H, W), times (B,) in [0, 1] and captions to the raw output, in fp32.
+
+        Raises:
+            ModelError: the condition holds no captions.
+        """
+        if cond.text is None:
+            raise ModelError("text_diffusion needs captions: set data.text")
+        config = self.config
+        image = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch))
+        count = image.shape[1]
+        image = image + self.image_place(0, count)
+        text = self.text_token(cond.text) + self.text_place(0, cond.text.shape[1])
+        vector = self.time(t)
+        tokens = self._blocks(torch.cat([image, text], dim=1), vector)
+        shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
+        out = self.image_out(modulated(self.norm(tokens[:, :count]), shift, scale))
+        return from_patches(out.float(), config.patch, x.shape[2], x.shape[3])
+
+    def _blocks(self, tokens: Tensor, vector: Tensor) -> Tensor:
+        """All blocks; block `layers - 1 - i` also reads what block i read."""
+        half = len(self.skips)
+        rising = len(self.blocks) - half
+        read: list[Tensor] = []
+        for place, block in enumerate(self.blocks):
+            if place < half:
+                read.append(tokens)
+            elif place >= rising:
+                joined = torch.cat([tokens, read.pop()], dim=-1)
+                tokens = self.skips[place - rising](joined)
+            tokens = block(tokens, vector)
+        return tokens

@@ -1,0 +1,29 @@
+"""Convolutional residual blocks modulated by a vector per sample."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ModulatedResidual(nn.Module):
+    """Two 3x3 convolutions with group norms; a vector scales and shifts between them (FiLM).
+
+    The second convolution starts at 0, so a new block is its skip connection (as in ADM).
+    """
+
+    def __init__(self, inputs: int, outputs: int, vector: int, *, groups: int = 8) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(vector, 2 * outputs)
+        self.norm_out = nn.GroupNorm(groups, outputs)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        """(B, inputs, H, W) and (B, vector) to (B, outputs, H, W)."""
+        hidden = self.conv_in(F.silu(self.norm_in(x)))
+        scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, dim=1)
+        hidden = self.norm_out(hidden) * (1 + scale) + shift
+        return self.skip(x) + self.conv_out(F.silu(hidden))

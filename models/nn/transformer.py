@@ -1,0 +1,74 @@
+"""Pre-norm transformer blocks: a plain one, and one modulated by a vector per sample."""
+
+from torch import Tensor, nn
+
+from models.nn.attention import Cache, SelfAttention
+
+
+class FeedForward(nn.Module):
+    """Linear to 4 x width, GELU, linear back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        return self.out(nn.functional.gelu(self.hidden(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x).
+
+    `dropout` acts on both branches in training mode and draws from torch's global generator.
+    """
+
+    def __init__(
+        self, width: int, heads: int, head_width: int, *, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, head_width, causal=causal)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, L, width) to (B, L, width)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        return x + self.dropout(self.feed_forward(self.forward_norm(x)))
+
+
+class AdaptiveBlock(nn.Module):
+    """A block whose norms are shifted and scaled, and whose branches are gated, by a vector.
+
+    adaLN-Zero of DiT (arXiv 2212.09748, 3.2): the gates start at 0, so a new block is the identity.
+    `dropout` acts on both branches in training mode and draws from torch's global generator.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, *, dropout: float) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads, head_width, causal=False)
+        self.forward_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.feed_forward = FeedForward(width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Tokens (B, L, width) and vectors (B, width) to tokens (B, L, width)."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
+            self.modulation(nn.functional.silu(vector))[:, None].chunk(6, dim=-1)
+        )
+        branch = self.attention(modulated(self.attention_norm(x), shift_a, scale_a))
+        x = x + gate_a * self.dropout(branch)
+        branch = self.feed_forward(modulated(self.forward_norm(x), shift_f, scale_f))
+        return x + gate_f * self.dropout(branch)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return x * (1 + scale) + shift

@@ -1,0 +1,285 @@
+"""The model directory: config.json, safetensors, a model card, and the tokenizer where text is read.
+
+Directories are local paths or fsspec URLs. A local directory appears whole or not at all; at a URL
+config.json, without which nothing is a model directory, is written last.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import torch
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.errors import ModelError
+
+CONFIG, CARD, TOKENIZER = "config.json", "README.md", "tokenizer.model"
+_LARGEST_FILE = 4 * 2**30
+
+
+class WeightFile(BaseModel, frozen=True, extra="forbid"):
+    """One safetensors file and what must be in it."""
+
+    file: str = Field(pattern=r"^model(-\d{5}-of-\d{5})?\.safetensors$")
+    bytes: int = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Header(BaseModel, frozen=True, extra="forbid"):
+    """config.json."""
+
+    format: int = Field(default=1, ge=1, le=1)
+    model: ModelConfig
+    weights: tuple[WeightFile, ...] = Field(min_length=1)
+    tokenizer_sha256: str | None = None
+    text_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a model directory says of itself."""
+
+    config: ModelConfig
+    tokenizer_sha256: str | None
+    text_length: int | None
+    weights_sha256: str
+    digest: str
+    """SHA-256 over the model's config and weights: names an encoder."""
+
+
+def save(
+    directory: str,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    card: str,
+    tokenizer: bytes | None = None,
+    text_length: int | None = None,
+) -> None:
+    """Write a model directory; one that is there already is replaced.
+
+    `weights` is the state dict; buffers that a model rebuilds by itself may be in it and are left
+    out.
+
+    Raises:
+        ModelError: weights that are not the model's, or a directory that cannot be written.
+    """
+    checked = _persistent(config, weights)
+    files: dict[str, bytes] = {}
+    entries: list[WeightFile] = []
+    groups = list(_groups(checked))
+    for number, group in enumerate(groups):
+        many = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        name = many if len(groups) > 1 else "model.safetensors"
+        files[name] = safetensors_bytes(group, metadata={"format": "pt"})
+        entries.append(
+            WeightFile(file=name, bytes=len(files[name]), sha256=_sha256(files[name]))
+        )
+    header = Header(
+        model=config,
+        weights=tuple(entries),
+        tokenizer_sha256=None if tokenizer is None else _sha256(tokenizer),
+        text_length=text_length,
+    )
+    files[CARD] = card.encode()
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer
+    files[CONFIG] = (json.dumps(header.model_dump(mode="json"), indent=2) + "\n").encode()
+    with _writable(directory):
+        if _is_local(directory):
+            _write_local(Path(directory.removeprefix("file://")), files)
+        else:
+            _write_remote(directory, files)
+
+
+def describe(directory: str) -> Stored:
+    """Read config.json alone.
+
+    Raises:
+        ModelError: no model directory, or a config.json that is not one.
+    """
+    header = _header(directory)
+    weights = _weights_sha256(header)
+    config = json.dumps(header.model.model_dump(mode="json"), sort_keys=True)
+    return Stored(
+        config=header.model,
+        tokenizer_sha256=header.tokenizer_sha256,
+        text_length=header.text_length,
+        weights_sha256=weights,
+        digest=_sha256(f"{config}\n{weights}".encode()),
+    )
+
+
+def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
+    """The model in evaluation mode, its weights verified against config.json.
+
+    Raises:
+        ModelError: a missing or changed file, or weights that do not fit the config.
+    """
+    header = _header(directory)
+    with torch.random.fork_rng(devices=[]):
+        model = header.model.build()
+    state: dict[str, Tensor] = {}
+    for entry in header.weights:
+        content = _verified(directory, entry.file, entry.sha256)
+        try:
+            state.update(parse_safetensors(content))
+        except SafetensorError as error:
+            raise ModelError(f"{_join(directory, entry.file)}: {error}") from error
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"{directory}: weights do not fit {CONFIG} ({error})") from error
+    return model.to(device).eval()
+
+
+def tokenizer_bytes(directory: str) -> bytes:
+    """The tokenizer the model was trained with, verified.
+
+    Raises:
+        ModelError: the model reads no text, or the file is missing or changed.
+    """
+    header = _header(directory)
+    if header.tokenizer_sha256 is None:
+        raise ModelError(f"{directory}: holds no tokenizer; this model reads no text")
+    return _verified(directory, TOKENIZER, header.tokenizer_sha256)
+
+
+def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the state dict, refused unless they are exactly the model's."""
+    with torch.device("meta"):
+        model = config.build()
+    expected = model.state_dict()
+    rebuilt = {name for name, _ in model.named_buffers()}
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected and name not in rebuilt]
+    if missing or unknown:
+        raise ModelError(
+            f"weights are not those of a {config.kind}: missing {missing[:3]}, unknown {unknown[:3]}"
+        )
+    for name, place in expected.items():
+        if weights[name].shape != place.shape:
+            raise ModelError(
+                f"weight {name} has shape {tuple(weights[name].shape)}, the config needs "
+                f"{tuple(place.shape)}"
+            )
+    return {name: weights[name].detach().cpu().contiguous() for name in expected}
+
+
+def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut the weights into groups of at most `_LARGEST_FILE` bytes where tensors allow it."""
+    group: dict[str, Tensor] = {}
+    size = 0
+    for name, value in weights.items():
+        bytes_here = value.numel() * value.element_size()
+        if group and size + bytes_here > _LARGEST_FILE:
+            yield group
+            group, size = {}, 0
+        group[name] = value
+        size += bytes_here
+    yield group
+
+
+def _header(directory: str) -> Header:
+    where = _join(directory, CONFIG)
+    content = _read(directory, CONFIG)
+    try:
+        return TypeAdapter(Header).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{where}: {key}: {first['msg']}") from error
+
+
+def _weights_sha256(header: Header) -> str:
+    hashes = [entry.sha256 for entry in header.weights]
+    return hashes[0] if len(hashes) == 1 else _sha256("\n".join(hashes).encode())
+
+
+def _verified(directory: str, name: str, sha256: str) -> bytes:
+    content = _read(directory, name)
+    if _sha256(content) != sha256:
+        raise ModelError(
+            f"{_join(directory, name)}: does not match {CONFIG} (changed or damaged); export the "
+            "model again or restore the file"
+        )
+    return content
+
+
+def _read(directory: str, name: str) -> bytes:
+    where = _join(directory, name)
+    try:
+        with fsspec.open(where, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError as error:
+        raise ModelError(f"{where}: no such file; {directory} is not a model directory") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{where}: cannot be read ({error})") from error
+
+
+def _write_local(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Everything into a temporary sibling, then one rename."""
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unique = uuid.uuid4().hex[:8]
+    fresh = directory.with_name(f".{directory.name}.{unique}.new")
+    old = directory.with_name(f".{directory.name}.{unique}.old")
+    fresh.mkdir()
+    try:
+        for name, content in files.items():
+            with (fresh / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if directory.exists():
+            directory.rename(old)
+        fresh.rename(directory)
+    finally:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_remote(directory: str, files: Mapping[str, bytes]) -> None:
+    """config.json goes first when it is old and comes last when it is new."""
+    system, path = fsspec.core.url_to_fs(directory)
+    system.makedirs(path, exist_ok=True)
+    stale = posixpath.join(path, CONFIG)
+    if system.exists(stale):
+        system.rm_file(stale)
+    for name in sorted(files, key=lambda name: name == CONFIG):
+        system.pipe_file(posixpath.join(path, name), files[name])
+
+
+@contextmanager
+def _writable(directory: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        raise ModelError(f"{directory}: cannot be written ({error})") from error
+
+
+def _join(directory: str, name: str) -> str:
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def _is_local(directory: str) -> bool:
+    return "://" not in directory or directory.startswith("file://")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,96 @@
+"""DALL-E: the prior draws codes, the dVAE decodes them, CLIP ranks them (arXiv 2102.12092)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from models.autoencoders.dvae import DVAE
+from models.autoregressive.decoding import Sampling, generate
+from models.autoregressive.prior import Prior
+from models.clip import ImageText
+from models.errors import ModelError
+
+Progress = Callable[[int, int], None]
+"""Called with the codes drawn so far and their total, per image."""
+
+
+@dataclass(frozen=True)
+class DalleSamples:
+    """`N` candidates for each of `B` captions, in the order they were drawn."""
+
+    images: Tensor
+    """(B, N, 3, H, W) in [-1, 1]."""
+    codes: Tensor
+    """(B, N, h, w) int64."""
+    scores: Tensor | None
+    """(B, N): cosine of image and caption, or None without a CLIP."""
+    ranking: Tensor
+    """(B, N) int64: candidates from best to worst; the order of drawing without a CLIP."""
+
+    def best(self) -> Tensor:
+        """The first of the ranking: (B, 3, H, W)."""
+        return self.images[torch.arange(len(self.images)), self.ranking[:, 0]]
+
+
+class Dalle:
+    """Prior, dVAE and, for re-ranking, a CLIP."""
+
+    def __init__(self, prior: Prior, dvae: DVAE, clip: ImageText | None = None) -> None:
+        """Compose; refuses a prior over another codebook or grid.
+
+        Raises:
+            ModelError: the prior's image_vocab or grid is not the dVAE's.
+        """
+        if prior.config.image_vocab != dvae.config.vocab or prior.config.grid != dvae.grid:
+            raise ModelError(
+                f"the prior draws {prior.config.grid} codes of {prior.config.image_vocab} and the "
+                f"dvae has {dvae.grid} of {dvae.config.vocab}; use the dvae that made the prior's "
+                "training tokens"
+            )
+        self.prior, self.dvae, self.clip = prior, dvae, clip
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: Tensor,
+        clip_text: Tensor | None,
+        rng: Generator,
+        *,
+        candidates: int,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> DalleSamples:
+        """`candidates` pictures for each caption (B, T), ranked by CLIP.
+
+        `clip_text` holds the same captions as tokens of the CLIP's tokenizer, (B, L).
+
+        Raises:
+            ModelError: a CLIP without `clip_text`.
+        """
+        count = len(text)
+        rows = text.repeat_interleave(candidates, dim=0)
+        drawn = generate(self.prior, rows, rng, sampling=sampling, progress=progress)
+        codes = drawn.view(count * candidates, *self.dvae.grid)
+        images = self.dvae.decode(codes)
+        images = images.unflatten(0, (count, candidates))
+        codes = codes.unflatten(0, (count, candidates))
+        if self.clip is None:
+            order = torch.arange(candidates, device=text.device).expand(count, -1)
+            return DalleSamples(images, codes, None, order)
+        if clip_text is None:
+            raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
+        scores = clip_scores(self.clip, images, clip_text)
+        return DalleSamples(images, codes, scores, ranked(scores))
+
+
+def clip_scores(clip: ImageText, images: Tensor, clip_text: Tensor) -> Tensor:
+    """Cosines (B, N) of candidates (B, N, 3, H, W) with their captions (B, L)."""
+    features = clip.encode_image(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    return torch.einsum("bnd,bd->bn", features, clip.encode_text(clip_text))
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Indices (B, N) from best to worst; equal scores keep the order of drawing."""
+    return scores.argsort(dim=1, descending=True, stable=True)
