@@ -1,4 +1,4 @@
-"""CLIP: a small one to train, and a frozen pretrained one, with the same methods (arXiv 2103.00020)."""
+"""CLIP (arXiv 2103.00020): one to train, and a frozen pretrained one, with the same methods."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,9 @@ class ClipConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _divisible(self) -> "ClipConfig":
         if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
         if self.vision_width % self.head_width or self.text_width % self.head_width:
             raise ValueError(
                 f"vision_width {self.vision_width} and text_width {self.text_width} must be "
@@ -69,7 +71,10 @@ class ClipFeatures(NamedTuple):
 
 
 class Clip(nn.Module):
-    """Both towers and the temperature. The caption's vector is read at its last token that is not 0."""
+    """Both towers and the temperature.
+
+    A caption's vector is read at its last token that is not 0.
+    """
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -161,7 +166,9 @@ class PretrainedClip(nn.Module):
         try:
             open_clip.load_checkpoint(self.clip, checkpoint)
         except (RuntimeError, KeyError, OSError) as error:
-            raise ModelError(f"{checkpoint}: not a checkpoint of {architecture} ({error})") from error
+            raise ModelError(
+                f"{checkpoint}: not a checkpoint of {architecture} ({error})"
+            ) from error
         self.requires_grad_(requires_grad=False).eval()
         self._tokenizer = open_clip.get_tokenizer(architecture)
         self._mean, self._std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

@@ -1,4 +1,4 @@
-"""The model directory: config.json, safetensors, a model card, and the tokenizer where text is read.
+"""The model directory: config.json, safetensors, a model card, and the tokenizer of a text model.
 
 Directories are local paths or fsspec URLs. A local directory appears whole or not at all; at a URL
 config.json, without which nothing is a model directory, is written last.
@@ -85,9 +85,7 @@ def save(
         many = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
         name = many if len(groups) > 1 else "model.safetensors"
         files[name] = safetensors_bytes(group, metadata={"format": "pt"})
-        entries.append(
-            WeightFile(file=name, bytes=len(files[name]), sha256=_sha256(files[name]))
-        )
+        entries.append(WeightFile(file=name, bytes=len(files[name]), sha256=_sha256(files[name])))
     header = Header(
         model=config,
         weights=tuple(entries),
@@ -168,7 +166,8 @@ def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
     unknown = [name for name in weights if name not in expected and name not in rebuilt]
     if missing or unknown:
         raise ModelError(
-            f"weights are not those of a {config.kind}: missing {missing[:3]}, unknown {unknown[:3]}"
+            f"weights are not those of a {config.kind}: missing {missing[:3]}, "
+            f"unknown {unknown[:3]}"
         )
     for name, place in expected.items():
         if weights[name].shape != place.shape:

@@ -1,9 +1,10 @@
 """Makes `import torchvision` work beside a CPU build of torch.
 
 The torchvision wheel's compiled operators want CUDA libraries. Where they cannot load, importing
-torchvision fails with "operator torchvision::nms does not exist". `ensure_torchvision` then declares
-the schemas that the import asks for; the operators themselves stay unusable, and nothing here calls
-them. Where the operators load, it does nothing. Call it before importing open_clip or timm.
+torchvision fails with "operator torchvision::nms does not exist". `ensure_torchvision` then
+declares the schemas that the import asks for; the operators themselves stay unusable, and nothing
+here calls them. Where the operators load, it does nothing. Call it before importing open_clip or
+timm.
 """
 
 import importlib
@@ -30,8 +31,10 @@ def ensure_torchvision() -> None:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")  # gone when not kept alive
+        # the schemas are gone when the library is not kept alive
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in _SCHEMAS:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(schema)  # type: ignore[no-untyped-call]
         _kept.append(library)
         importlib.import_module("torchvision")

@@ -35,7 +35,7 @@ class Convolution(nn.Module):
 
 
 class Residual(nn.Module):
-    """skip(x) + gain * branch(x): four convolutions, each after a ReLU, inside a bottleneck of 1/4."""
+    """skip(x) + gain branch(x): four convolutions, each after a ReLU, in a bottleneck of 1/4."""
 
     def __init__(self, inputs: int, outputs: int, sizes: tuple[int, ...], gain: float) -> None:
         super().__init__()

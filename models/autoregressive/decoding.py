@@ -17,9 +17,10 @@ Progress = Callable[[int, int], None]
 class Sampling(BaseModel, frozen=True, extra="forbid"):
     """How the next token is drawn.
 
-    Logits are guided, divided by `temperature`, cut to the `top_k` best and then to the smallest set
-    with probability `top_p` (arXiv 1904.09751). Guidance 1 is the plain conditional distribution,
-    0 the unconditional one. `cache` keeps keys and values; the tokens are the same without it.
+    Logits are guided, divided by `temperature`, cut to the `top_k` best and then to the smallest
+    set with probability `top_p` (arXiv 1904.09751). Guidance 1 is the plain conditional
+    distribution, 0 the unconditional one. `cache` keeps keys and values; the tokens are the same
+    without it.
     """
 
     temperature: float = Field(default=1.0, gt=0)

@@ -124,10 +124,7 @@ class Prior(nn.Module):
         """Empty caches, one per block."""
         config = self.config
         length = config.text_length + config.image_length
-        return [
-            Cache(batch, config.heads, length, config.head_width)
-            for _ in range(config.layers)
-        ]
+        return [Cache(batch, config.heads, length, config.head_width) for _ in range(config.layers)]
 
 
 def prior_loss(

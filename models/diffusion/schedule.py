@@ -117,7 +117,10 @@ class LinearScheduleConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class LinearSchedule:
-    """alpha^2 = exp(-B(s)), B(s) = beta_min s + (beta_max - beta_min) s^2 / 2 (arXiv 2011.13456, C)."""
+    """alpha^2 = exp(-B(s)), B(s) = beta_min s + (beta_max - beta_min) s^2 / 2.
+
+    The variance-preserving process of arXiv 2011.13456, appendix C.
+    """
 
     def __init__(self, config: LinearScheduleConfig) -> None:
         self._config = config
@@ -146,6 +149,4 @@ class LinearSchedule:
         return (s - config.first) / (1 - config.first)
 
 
-ScheduleConfig = Annotated[
-    CosineScheduleConfig | LinearScheduleConfig, Field(discriminator="kind")
-]
+ScheduleConfig = Annotated[CosineScheduleConfig | LinearScheduleConfig, Field(discriminator="kind")]

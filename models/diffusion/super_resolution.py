@@ -3,6 +3,7 @@
 Fully convolutional: trained on crops, used at full size.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,12 +15,12 @@ from models.diffusion.condition import Condition
 from models.diffusion.degradation import DegradationConfig, GaussianAugmentationConfig
 from models.diffusion.process import ProcessConfig
 from models.errors import ModelError
-from models.nn.convolution import ModulatedResidual
+from models.nn.convolution import ModulatedResidual, silence
 from models.nn.embedding import ScalarEmbedding
 
 
 class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
-    """`channels` per resolution, the first at half the image's; `blocks` per resolution, each way."""
+    """`channels` per resolution, the first at half the image's; `blocks` of each, both ways."""
 
     kind: Literal["super_resolution"] = "super_resolution"
     low_size: int = Field(gt=0)
@@ -79,20 +80,17 @@ class SuperResolution(nn.Module):
             self._stack(width, width, vector, config.blocks) for width in channels
         )
         self.shrinks = nn.ModuleList(
-            nn.Conv2d(narrow, wide, 3, stride=2, padding=1)
-            for narrow, wide in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(narrow, wide, 3, stride=2, padding=1) for narrow, wide in pairwise(channels)
         )
         self.ups = nn.ModuleList(
             self._stack(2 * width, width, vector, config.blocks) for width in channels
         )
         self.grows = nn.ModuleList(
-            nn.Conv2d(wide, narrow, 3, padding=1)
-            for narrow, wide in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(wide, narrow, 3, padding=1) for narrow, wide in pairwise(channels)
         )
         self.norm = nn.GroupNorm(8, channels[0])
         self.out = nn.Conv2d(channels[0], 3 * 4, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        silence(self.out)
 
     @staticmethod
     def _stack(inputs: int, outputs: int, vector: int, blocks: int) -> nn.ModuleList:

@@ -35,7 +35,9 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _divisible(self) -> "TextDiffusionConfig":
         if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self

@@ -18,8 +18,7 @@ class ModulatedResidual(nn.Module):
         self.norm_out = nn.GroupNorm(groups, outputs)
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        silence(self.conv_out)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B, vector) to (B, outputs, H, W)."""
@@ -27,3 +26,9 @@ class ModulatedResidual(nn.Module):
         scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm_out(hidden) * (1 + scale) + shift
         return self.skip(x) + self.conv_out(F.silu(hidden))
+
+
+def silence(layer: nn.Linear | nn.Conv2d) -> None:
+    """Set a layer's parameters to 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -20,7 +20,7 @@ def sinusoidal(t: Tensor, width: int) -> Tensor:
 
 
 class ScalarEmbedding(nn.Module):
-    """A scalar per sample (time, augmentation level) to a vector: sinusoid, linear, SiLU, linear."""
+    """A scalar per sample (time, level) to a vector: sinusoid, linear, SiLU, linear."""
 
     def __init__(self, width: int, features: int = 256) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ def patches(image: Tensor, size: int) -> Tensor:
 
 def from_patches(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
     """The inverse of `patches`: (B, N, C size^2) to (B, C, height, width)."""
-    grid = tokens.transpose(1, 2).unflatten(2, (height // size, width // size))
+    batch, _, values = tokens.shape
+    grid = tokens.transpose(1, 2).reshape(batch, values, height // size, width // size)
     return F.pixel_shuffle(grid, size)
 
 

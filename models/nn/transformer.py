@@ -60,9 +60,9 @@ class AdaptiveBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Tokens (B, L, width) and vectors (B, width) to tokens (B, L, width)."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
-            self.modulation(nn.functional.silu(vector))[:, None].chunk(6, dim=-1)
-        )
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(
+            nn.functional.silu(vector)
+        )[:, None].chunk(6, dim=-1)
         branch = self.attention(modulated(self.attention_norm(x), shift_a, scale_a))
         x = x + gate_a * self.dropout(branch)
         branch = self.feed_forward(modulated(self.forward_norm(x), shift_f, scale_f))

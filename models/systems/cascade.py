@@ -22,8 +22,8 @@ Progress = Callable[[int, int], None]
 class StageSampling(BaseModel, frozen=True, extra="forbid"):
     """DDIM sampling of one stage.
 
-    `guidance` acts on captions (1 is the plain conditional model); `level` is the degradation of the
-    low-resolution input, which a base does not have.
+    `guidance` acts on captions (1 is the plain conditional model); `level` is the degradation of
+    the low-resolution input, which a base does not have.
     """
 
     steps: int = Field(default=25, gt=0)
@@ -62,9 +62,7 @@ def upsample(
     spoiled = upsampler.augmentation(low, level, rng)
     shape = (len(low), 3, low.shape[2] * factor, low.shape[3] * factor)
     noise = torch.randn(shape, generator=rng, device=low.device)
-    return _solved(
-        upsampler, noise, Condition(low=spoiled, level=level), rng, sampling, progress
-    )
+    return _solved(upsampler, noise, Condition(low=spoiled, level=level), rng, sampling, progress)
 
 
 def _solved(
@@ -124,7 +122,5 @@ class Cascade:
             report(base.steps + done, total)
 
         low = draw(self.base, text, rng, sampling=base, progress=report)
-        images = upsample(
-            self.upsampler, low, rng, sampling=upsampler, progress=report_second
-        )
+        images = upsample(self.upsampler, low, rng, sampling=upsampler, progress=report_second)
         return CascadeSamples(low, images)

@@ -72,10 +72,9 @@ class Dalle:
         count = len(text)
         rows = text.repeat_interleave(candidates, dim=0)
         drawn = generate(self.prior, rows, rng, sampling=sampling, progress=progress)
-        codes = drawn.view(count * candidates, *self.dvae.grid)
-        images = self.dvae.decode(codes)
-        images = images.unflatten(0, (count, candidates))
-        codes = codes.unflatten(0, (count, candidates))
+        pictures = self.dvae.decode(drawn.view(-1, *self.dvae.grid))
+        images = pictures.view(count, candidates, *pictures.shape[1:])
+        codes = drawn.view(count, candidates, *self.dvae.grid)
         if self.clip is None:
             order = torch.arange(candidates, device=text.device).expand(count, -1)
             return DalleSamples(images, codes, None, order)
@@ -87,7 +86,7 @@ class Dalle:
 
 def clip_scores(clip: ImageText, images: Tensor, clip_text: Tensor) -> Tensor:
     """Cosines (B, N) of candidates (B, N, 3, H, W) with their captions (B, L)."""
-    features = clip.encode_image(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    features = clip.encode_image(images.flatten(0, 1)).view(*images.shape[:2], -1)
     return torch.einsum("bnd,bd->bn", features, clip.encode_text(clip_text))
 
 
