@@ -9,20 +9,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, Stopped
 from trainer.faults import PREEMPTED, held, need_space
 from trainer.loop import Progress
 from trainer.recipe import Recipe
 from trainer.run import RunDirectory
 from trainer.tracking import Link
-
-
-class Stopped(Exception):
-    """Training ended before its last step; `code` is what the process exits with."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"training stopped with exit code {code}")
-        self.code = code
 
 
 def train(

@@ -72,7 +72,14 @@ def train(
     if saved is not None:
         values = around.checkpoints.restore(saved, engines, state.emas)
         state.step = values["step"]
-        stream = stream.at(StreamState.from_json(values["stream"]))
+        stream = Stream(
+            stream.dataset,
+            global_batch=stream.global_batch,
+            rank=stream.rank,
+            world=stream.world,
+            seed=stream.seed,
+            state=StreamState.from_json(values["stream"]),
+        )
         log.info("resuming from %s", saved)
     first, start = state.step, stream
     batches = iter(stream)

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
-from models.autoencoders.dvae import DVAE
-from models.autoencoders.losses import unmap_pixels
+from models.autoencoders.losses import reconstruction
 from trainer.schedules import Constant, Scalar
 from trainer.task import Engines, Loss, Step
 from trainer.tasks.reconstruction import Reconstruction, ReconstructionConfig
@@ -65,7 +64,7 @@ class Adversarial:
         self._reconstruction.anneal(step.index)
         output, latent = engines["model"](image, step.rng)
         value, metrics = self._reconstruction.score(output, latent, image, step.index)
-        fake = reconstructed(output)
+        fake = reconstruction(output)
         # only scores here: through the bare module, and without gradients of its own
         self._discriminator.requires_grad_(requires_grad=False)
         judged = -engines["discriminator"].module(fake).float().mean()
@@ -88,7 +87,3 @@ class Adversarial:
         """Images, and their reconstructions through hard codes."""
         return self._reconstruction.preview(parts, batch, rng)
 
-
-def reconstructed(output: Tensor) -> Tensor:
-    """Images in [-1, 1] from a decoder's six channels, differentiable."""
-    return unmap_pixels(torch.sigmoid(output[:, :3].float()))

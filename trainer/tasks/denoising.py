@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
 from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
+from models.diffusion.weighting import SnrClamped
 from models.systems.cascade import StageSampling, draw, upsample
 from trainer.errors import TrainError
 from trainer.numerics import drop_text
@@ -61,3 +63,107 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
             f"task.condition.kind: {self.condition.kind} does not fit this model.kind; text goes "
             "with text_diffusion, low_resolution with super_resolution"
         )
+
+
+def times(count: int, rng: Generator) -> Tensor:
+    """Times (count,) in (0, 1), one in each of `count` equal strata: uniform, with less variance."""
+    draws = torch.rand(count, generator=rng, device=rng.device)
+    strata = (torch.arange(count, device=rng.device) + draws) / count
+    return strata.clamp(1e-4, 1 - 1e-4)
+
+
+class TextDenoising:
+    """Trains a text-conditional denoiser."""
+
+    def __init__(
+        self, config: DenoisingConfig, condition: TextCondition, model: TextDiffusion
+    ) -> None:
+        self._weight = SnrClamped(config.weight.low, config.weight.high)
+        self._condition = condition
+        self._model = model
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The denoiser."""
+        return {"model": self._model}
+
+    def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
+        """The weighted error of one micro-batch."""
+        image, rng = batch.images, step.rng
+        cond = Condition(text=drop_text(batch.tokens, self._condition.drop, rng))
+        t = times(len(image), rng)
+        noise = torch.randn(image.shape, generator=rng, device=image.device)
+        loss = denoising_loss(
+            engines["model"], self._model.process, image, cond, t, noise, self._weight
+        )
+        yield Loss("model", loss.value.mean(), {"x0_mse": loss.mse.mean()})
+
+    def after_update(self, step: Step) -> None:
+        """Nothing: gradients train the whole model."""
+
+    def preview(
+        self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
+    ) -> Mapping[str, Tensor]:
+        """Real images, and pictures drawn from their captions."""
+        drawn = draw(
+            self._model, batch.tokens, rng, sampling=StageSampling(steps=10, guidance=2.0)
+        )
+        return {"real": batch.images, "samples": drawn}
+
+
+class SuperResolving:
+    """Trains a super-resolution denoiser on real images and their own spoiled reductions."""
+
+    def __init__(
+        self, config: DenoisingConfig, condition: LowResolutionCondition, model: SuperResolution
+    ) -> None:
+        self._weight = SnrClamped(config.weight.low, config.weight.high)
+        self._crop = condition.crop
+        self._model = model
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The denoiser."""
+        return {"model": self._model}
+
+    def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
+        """The weighted error of one micro-batch of crops."""
+        rng, model = step.rng, self._model
+        image = self._cropped(batch.images, rng)
+        low = reduced(image, model.config.factor)
+        level = model.augmentation.levels(len(image), rng)
+        cond = Condition(low=model.augmentation(low, level, rng), level=level)
+        t = times(len(image), rng)
+        noise = torch.randn(image.shape, generator=rng, device=image.device)
+        loss = denoising_loss(engines["model"], model.process, image, cond, t, noise, self._weight)
+        yield Loss("model", loss.value.mean(), {"x0_mse": loss.mse.mean()})
+
+    def after_update(self, step: Step) -> None:
+        """Nothing: gradients train the whole model."""
+
+    def preview(
+        self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
+    ) -> Mapping[str, Tensor]:
+        """Real images, their reductions enlarged without a model, and enlarged by it."""
+        image = batch.images
+        low = reduced(image, self._model.config.factor)
+        plain = F.interpolate(low, image.shape[2:], mode="bilinear", align_corners=False)
+        drawn = upsample(self._model, low, rng, sampling=StageSampling(steps=8))
+        return {"real": image, "bilinear": plain, "samples": drawn}
+
+    def _cropped(self, image: Tensor, rng: Generator) -> Tensor:
+        """One window of `crop` pixels from each image, at a multiple of the reduction's factor."""
+        size, factor = self._crop, self._model.config.factor
+        if size is None or size >= image.shape[-1]:
+            return image
+        places = (image.shape[-1] - size) // factor + 1
+        corners = torch.randint(places, (len(image), 2), generator=rng, device=image.device)
+        return torch.stack(
+            [
+                each[:, row : row + size, column : column + size]
+                for each, (row, column) in zip(image, (corners * factor).tolist(), strict=True)
+            ]
+        )
+
+
+def reduced(image: Tensor, factor: int) -> Tensor:
+    """Images (B, 3, H, W) at 1/factor of their size, by the mean over squares."""
+    return F.avg_pool2d(image, factor)

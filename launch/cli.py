@@ -1,0 +1,216 @@
+"""The command line. Every command imports its work inside, so that `--help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.data_cli import data_app
+from launch.guard import BAD_INPUT, guarded
+
+app = typer.Typer(
+    name="mezzotint",
+    help="Train, sample and judge text-to-image systems.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."),
+]
+Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command(
+    epilog="Examples:  [bold]mezzotint train recipes/emoji_dvae.yaml[/]  ·  "
+    "[bold]mezzotint train recipes/emoji_base.yaml steps=200 engine.zero=2 --name try[/]"
+)
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Run name; the recipe's by default.")] = None,
+) -> None:
+    """Train one recipe; the same command again resumes it, or finds it finished."""
+    from launch.progress import Reporter
+    from launch.training import link_from_environment
+    from launch.training import train as train_recipe
+    from trainer.recipe import load
+    from trainer.run import RunDirectory
+    from trainer.tracking import default_uri
+
+    settings = [*(overrides or []), *([f"name={name}"] if name else [])]
+    loaded = load(recipe, settings)
+    run = RunDirectory(runs / loaded.name)
+    talk()
+    with Reporter(run.path) as reporter:
+        train_recipe(loaded, run, link_from_environment(default_uri(runs)), reporter)
+    typer.echo(f"{run.model}: the trained model")
+
+
+@app.command(
+    epilog="Examples:  [bold]mezzotint run recipes/pipelines/quickstart.yaml[/]  ·  "
+    "[bold]mezzotint run recipes/pipelines/quickstart.yaml --redo prior[/]"
+)
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline, one YAML file.")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(help="Move a finished stage and all that reads it aside, and run them again."),
+    ] = None,
+) -> None:
+    """Run the stages of a pipeline on this machine; finished stages are skipped."""
+    from launch.pipeline import load
+    from launch.runner import run as run_pipeline
+
+    loaded = load(pipeline, overrides or [])
+    result = run_pipeline(loaded, runs, redo=redo or [])
+    root = runs / loaded.name
+    if result.skipped:
+        typer.echo(f"already finished: {', '.join(result.skipped)}")
+    if result.failed:
+        hint = f"; not started: {', '.join(result.cancelled)}" if result.cancelled else ""
+        raise SystemExit(
+            f"failed: {', '.join(result.failed)}{hint}. Logs are in {root}/STAGE/logs; "
+            "the same command goes on from here"
+        )
+    typer.echo(f"{len(result.done)} stages run in {result.seconds:.0f} s")
+    if (root / "index.html").is_file():
+        typer.echo(f"Result page: {root / 'index.html'}")
+    typer.echo(f"Dashboard: mezzotint dashboard --runs {runs}")
+
+
+@app.command(hidden=True)
+def stage(
+    root: Annotated[Path, typer.Argument(help="A pipeline's run directory.")],
+    name: Annotated[str, typer.Argument(help="One of its stages.")],
+) -> None:
+    """Run one stage of a started pipeline (what `run` starts for each stage)."""
+    from launch.staging import run_stage
+
+    talk()
+    run_stage(root, name)
+
+
+@app.command(
+    epilog="Example:  [bold]mezzotint check recipes/emoji_base.yaml batch=64 engine.zero=3[/]"
+)
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    processes: Annotated[int, typer.Option(help="Data-parallel processes to plan for.")] = 1,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe would do: settings, exact parameters, steps, files. Starts nothing."""
+    from launch.checking import check_recipe
+    from trainer.recipe import load
+
+    report = check_recipe(load(recipe, overrides or []), runs, processes)
+    typer.echo(report.to_json() if as_json else report.to_text())
+
+
+@app.command(
+    epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"[/]'
+    "  ·  [bold]mezzotint sample runs/quickstart --system dalle --seed 3 'man pilot'[/]"
+)
+def sample(
+    run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],
+    captions: Annotated[list[str], typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("sample.png"),
+    system: Annotated[
+        str, typer.Option(help="An evaluate stage's system: cascade or dalle.")
+    ] = "cascade",
+    number: Annotated[int, typer.Option(help="Pictures per caption.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; the pipeline's by default.", min=0)
+    ] = None,
+) -> None:
+    """Draw pictures from captions with a trained pipeline, as one labelled sheet."""
+    from launch.sampling import draw_sheet
+
+    draw_sheet(run, captions, out, system=system, number=number, seed=seed, guidance=guidance)
+    typer.echo(f"{out}: {number} pictures of each of {len(captions)} captions")
+
+
+@app.command(
+    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/judged limit.test=50[/]"
+)
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="An evaluation, one YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where report, samples and grids go.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Judge a system from its model directories: exact match, Fréchet distance, CLIP score."""
+    from pydantic import ValidationError
+
+    from evaluation.config import EvaluationConfig
+    from evaluation.run import evaluate as judge
+    from launch.errors import LaunchError
+    from launch.progress import Reporter
+    from trainer.recipe import apply_override, explain, read_tree
+
+    tree = read_tree(config)
+    for override in overrides or []:
+        apply_override(tree, override)
+    try:
+        loaded = EvaluationConfig.model_validate(tree)
+    except ValidationError as error:
+        raise LaunchError(explain(error, str(config))) from error
+    with Reporter(out) as reporter:
+        judge(loaded, str(out), reporter.phases)
+    typer.echo(f"{out / 'evaluation.json'}: the scores")
+
+
+@app.command(epilog="Example:  [bold]mezzotint dashboard --port 5001[/]")
+def dashboard(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Show all runs in MLflow's web page (the sqlite store under the runs directory)."""
+    from launch.dashboard import serve
+
+    sys.exit(serve(runs, host, port))
+
+
+def talk() -> None:
+    """Send the project's own messages to stderr, and keep libraries quiet."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for room in ("trainer", "launch", "data_pipeline", "evaluation", "models"):
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+def main() -> None:
+    """The `mezzotint` command."""
+
+    def entry() -> None:
+        from launch.errors import Stopped
+
+        try:
+            app()
+        except Stopped as stopped:
+            sys.exit(stopped.code)
+
+    guarded(entry)
+
+
+__all__ = ["BAD_INPUT", "app", "main"]
+
+if __name__ == "__main__":
+    main()

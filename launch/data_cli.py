@@ -1,0 +1,118 @@
+"""`mezzotint data`: shard sets made, looked at and checked."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(help="Make, look at and check shard sets.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
+
+
+@data_app.command(
+    epilog="Examples:  [bold]mezzotint data pack photos/ data/photos[/]  ·  "
+    "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]"
+)
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of images with .txt, CSV/Parquet/JSONL table, or tar set."),
+    ],
+    out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
+    name: Annotated[str | None, typer.Option(help="Name of the set.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "unknown",
+    image_column: Annotated[str, typer.Option(help="Table column with path or URL.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
+    shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
+    workers: Annotated[int, typer.Option(help="Pairs read at a time.", min=1)] = 8,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Turn image-caption pairs into shards with a manifest; bad pairs are listed, never lost."""
+    from launch.packing import pack_set
+
+    typer.echo(
+        pack_set(
+            source,
+            out,
+            name=name,
+            licence=licence,
+            columns=(image_column, caption_column),
+            shard_size=shard_size,
+            workers=workers,
+            as_json=as_json,
+        )
+    )
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data inspect data/emoji --sheet sheet.png --count 48[/]"
+)
+def inspect(
+    url: Url,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet, a PNG.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures on the sheet.", min=1)] = 48,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a set holds: counts, sizes, splits, captions, a few samples."""
+    from launch.looking import inspect_set
+
+    typer.echo(inspect_set(url, sheet, count, as_json=as_json))
+
+
+@data_app.command(epilog="Example:  [bold]mezzotint data verify s3://bucket/set[/]")
+def verify(url: Url, *, as_json: AsJson = False) -> None:
+    """Compare every shard with the manifest, byte for byte."""
+    from launch.looking import verify_set
+
+    typer.echo(verify_set(url, as_json=as_json))
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data tokenizer data/emoji out/tokenizer --vocab 1000[/]"
+)
+def tokenizer(
+    url: Url,
+    out: Annotated[Path, typer.Argument(help="Directory for tokenizer.model.")],
+    vocab: Annotated[int, typer.Option(help="Pieces, specials included.", min=8)] = 1000,
+) -> None:
+    """Train a sentencepiece BPE tokenizer on a set's captions."""
+    from data_pipeline.config import DataConfig
+    from data_pipeline.dataset import open_dataset
+    from data_pipeline.text import Tokenizer
+
+    captions = open_dataset(DataConfig(url=url)).captions()
+    model = Tokenizer.train(captions, vocab)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.model").write_bytes(model)
+    typer.echo(f"{out / 'tokenizer.model'}: {vocab} pieces from {len(captions):,} captions")
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
+)
+def derive(
+    url: Url,
+    out: Annotated[str, typer.Argument(help="The derived set.")],
+    model: Annotated[str, typer.Option(help="Model directory of the dVAE that encodes.")],
+    batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Encode a set's images as tokens: a shard set that carries the hash of its encoder."""
+    from data_pipeline.config import DataConfig, ImageConfig
+    from launch.deriving import derive_tokens
+    from launch.progress import Reporter
+    from models import store
+
+    size = store.load(model).config.image_size
+    data = DataConfig(url=url, image=ImageConfig(size=size))
+    with Reporter(Path(out) if "://" not in out else Path(".")) as reporter:
+        manifest = derive_tokens(data, model, out, batch, reporter.counted("samples"))
+    samples = sum(len(shard.samples) for shard in manifest.shards)
+    result = {"url": out, "samples": samples, "encoder": manifest.encoder}
+    words = f"{out}: {samples:,} samples, encoder {manifest.encoder}"
+    typer.echo(json.dumps(result) if as_json else words)

@@ -1,0 +1,75 @@
+"""One stage of a pipeline in a process of its own: run, remember, track."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from launch.errors import LaunchError
+from launch.ledger import Entry, Ledger, new_id
+from launch.pipeline import Stage, TrainStage, resolve
+from launch.progress import Reporter
+from launch.runner import inputs, settings
+from launch.stages import artifacts, execute
+from launch.training import link_from_environment
+from launch.views import pipeline_of
+from trainer.faults import held
+from trainer.run import RunDirectory
+from trainer.tracking import Opening, Record, flatten, track_once
+
+
+def run_stage(root: Path, name: str) -> None:
+    """Run stage `name` of the pipeline started in `root`.
+
+    Raises:
+        LaunchError: no such stage, or what it reads is not finished.
+    """
+    pipeline, ledger = pipeline_of(root), Ledger(root)
+    if name not in pipeline.stages:
+        raise LaunchError(f"{name}: no such stage in {root}; there are {', '.join(pipeline.stages)}")
+    read = inputs(pipeline, ledger, name)
+    if read is None:
+        raise LaunchError(f"{name}: what it reads is not finished; run the pipeline instead")
+    if os.environ.get("MEZZOTINT_WATCH_PARENT"):
+        leave_with_parent()
+    directories = {each: ledger.directory(each) for each in pipeline.stages}
+    stage = resolve(pipeline.stages[name], directories)
+    directory, link = ledger.directory(name), link_from_environment()
+    started = time.monotonic()
+    with Reporter(directory) as reporter:
+        facts = execute(stage, directory, link, reporter, root)
+    seconds = time.monotonic() - started
+    entry = Entry(new_id(), stage.kind, settings(pipeline, ledger, name), read, seconds, None, facts)
+    ledger.write(name, entry)
+    if isinstance(stage, TrainStage):
+        return
+    record(stage, directory)
+    opening = Opening(name, {**entry.settings, **facts}, {"mezzotint.kind": stage.kind})
+    track_once(RunDirectory(directory), link, opening, artifacts(stage, directory, root))
+
+
+def record(stage: Stage, directory: Path) -> None:
+    """Keep an evaluation's numbers as metrics."""
+    path = directory / "evaluation.json"
+    if not path.is_file():
+        return
+    numbers = {
+        key.replace(".", "/"): float(value)
+        for key, value in flatten(json.loads(path.read_text(encoding="utf-8"))).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    Record(directory / "metrics.jsonl").append(0, numbers)
+
+
+def leave_with_parent() -> None:
+    """Leave as on SIGTERM when standard input closes: the process that started this one is gone."""
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
