@@ -44,7 +44,9 @@ GENDERED_WORDS = {
     "Mx Claus": ("Claus", "person"),
 }
 # Pictures of several people have no single gender; every variant belongs to one concept.
-TOGETHER = re.compile(r"^(?:woman and man|women|men|people) (.*)$|^(kiss|couple with heart|family)\b")
+TOGETHER = re.compile(
+    r"^(?:woman and man|women|men|people) (.*)$|^(kiss|couple with heart|family)\b"
+)
 PEOPLE = 1
 REGIONAL_INDICATORS = "regional-indicators"
 TEST_TONE_SHARE, TEST_BASE_SHARE = 0.2, 0.1

@@ -26,9 +26,7 @@ def shard_blocks(shards: int, seed: int, epoch: int, block: int) -> list[NDArray
     return [permuted[start : start + block] for start in range(0, shards, block)]
 
 
-def epoch_order(
-    shard_sizes: Sequence[int], seed: int, epoch: int, block: int
-) -> NDArray[np.int64]:
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
     """A permutation of all samples: shards are permuted, then shuffled in blocks.
 
     Samples are numbered shard after shard. While block after block is read, only ``block``

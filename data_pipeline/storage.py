@@ -46,6 +46,12 @@ def exists(url: str) -> bool:
     return bool(system.exists(path))
 
 
+def is_file(url: str) -> bool:
+    """Whether a file is at ``url``."""
+    system, path = filesystem(url)
+    return bool(system.isfile(path))
+
+
 def read_bytes(url: str) -> bytes:
     """The whole file at ``url``.
 

@@ -1,0 +1,272 @@
+"""A shard set as a sequence of samples, any of which can be read at any time."""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from data_pipeline.cache import ShardCache, cache_limit, default_cache_directory
+from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.errors import DataError
+from data_pipeline.images import IMAGE_EXTENSIONS, decode
+from data_pipeline.manifest import Attribute, Manifest, SampleEntry, read_manifest
+from data_pipeline.order import sample_rng
+from data_pipeline.selection import select
+from data_pipeline.shards import ShardReader, check_sizes
+from data_pipeline.text import Tokenizer
+
+__all__ = ["Batch", "Dataset", "Sample", "collate", "open_dataset"]
+
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored."""
+
+    key: str
+    caption: str
+    image: NDArray[np.uint8] | None
+    text: NDArray[np.int64] | None
+    arrays: Mapping[str, NDArray[np.generic]]
+
+
+def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
+    """Open the shard set of ``config`` and check it: shard sizes, selection, members, encoder.
+
+    Digests are checked when a shard enters the cache, or for all by ``mezzotint data verify``.
+
+    Args:
+        config: What to read.
+        expected_encoder: Digest of the model that must have made a derived set. Needed when
+            ``config.encoder`` names a model directory, which only the caller can resolve.
+
+    Raises:
+        DataError: Anything about the set or the settings is not as it must be.
+    """
+    manifest = read_manifest(config.url)
+    _check_encoder(config, manifest, expected_encoder)
+    check_sizes(config.url, manifest)
+    cache = ShardCache(
+        Path(config.cache) if config.cache else default_cache_directory(), cache_limit()
+    )
+    tokenizer = Tokenizer.load(config.text.tokenizer) if config.text else None
+    return Dataset(config, manifest, ShardReader(config.url, manifest.shards, cache), tokenizer)
+
+
+class Dataset:
+    """The selected samples of a shard set, numbered in the order of the manifest.
+
+    Reading is a pure function of (number, seed, epoch). Thread-safe and picklable.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        manifest: Manifest,
+        reader: ShardReader,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.config = config
+        self.manifest = manifest
+        self.reader = reader
+        self.tokenizer = tokenizer
+        positions = select(manifest, config.select)
+        entries = list(manifest.samples())
+        shards = np.repeat(
+            np.arange(len(manifest.shards)), [len(shard.samples) for shard in manifest.shards]
+        )[positions]
+        self._entries = [entries[position] for position in positions]
+        self._shards: list[int] = shards.tolist()
+        self.shard_sizes: tuple[int, ...] = tuple(
+            np.bincount(shards, minlength=len(manifest.shards)).tolist()
+        )
+        """Selected samples of each shard."""
+        self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block)
+        """Names the set, the selection and the shuffling: what a stream's state belongs to."""
+        self._check_members()
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all selected samples."""
+        return tuple(entry.key for entry in self._entries)
+
+    def captions(self) -> tuple[str, ...]:
+        """Captions of all selected samples, as written."""
+        return tuple(self._caption(index) for index in range(len(self)))
+
+    def attributes(self, index: int) -> Mapping[str, Attribute]:
+        """The attributes of a sample, from the manifest."""
+        return self._entries[index].attributes
+
+    def entry(self, index: int) -> SampleEntry:
+        """The manifest's entry of a sample."""
+        return self._entries[index]
+
+    def member(self, index: int, extension: str) -> bytes:
+        """The stored bytes of one member of a sample."""
+        entry = self._entries[index]
+        offset, size = entry.members[extension]
+        return self.reader.read(self._shards[index], offset, size)
+
+    def sample(self, index: int, *, seed: int = 0, epoch: int = 0) -> Sample:
+        """Sample ``index`` as ``epoch`` of a run with ``seed`` sees it.
+
+        Raises:
+            DataError: Its shard cannot be had, or a member is damaged.
+        """
+        config, entry = self.config, self._entries[index]
+        caption = self._caption(index)
+        image = text = None
+        rng = sample_rng(seed, epoch, index) if self._augments else None
+        if config.image is not None:
+            image = self._image(index, config.image)
+            if config.image.flip and rng is not None and rng.random() < 0.5:
+                image = image[:, ::-1]
+        if config.text is not None and self.tokenizer is not None:
+            length, dropout = config.text.length, config.text.dropout
+            if dropout > 0 and rng is not None:
+                ids = self.tokenizer.encode_dropout(caption, length, dropout, rng)
+            else:
+                ids = self.tokenizer.encode(caption, length)
+            text = np.asarray(ids, dtype=np.int64)
+        arrays = {name: self._array(index, name) for name in config.arrays}
+        return Sample(entry.key, caption, image, text, arrays)
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> Batch:
+        """The samples ``indices`` side by side."""
+        return collate([self.sample(index, seed=seed, epoch=epoch) for index in indices])
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Bring shards into the cache in the background, where they are not read in place."""
+        self.reader.prefetch([shard for shard in shards if self.shard_sizes[shard]])
+
+    @property
+    def _augments(self) -> bool:
+        image, text = self.config.image, self.config.text
+        return bool((image and image.flip) or (text and text.dropout > 0))
+
+    def _caption(self, index: int) -> str:
+        try:
+            return self.member(index, "txt").decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._name(index, 'txt')}: not UTF-8 ({error}); mend it") from error
+
+    def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
+        if index in self._kept:
+            return self._kept[index]
+        extension = _image_extension(self._entries[index])
+        image = decode(self.member(index, extension), config, self._name(index, extension))
+        if self.config.memory:
+            self._kept[index] = image
+        return image
+
+    def _array(self, index: int, name: str) -> NDArray[np.generic]:
+        extension = f"{name}.npy"
+        content = io.BytesIO(self.member(index, extension))
+        try:
+            array: NDArray[np.generic] = np.load(content, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DataError(
+                f"{self._name(index, extension)}: not a plain array ({error}); derive it again"
+            ) from error
+        return array
+
+    def _name(self, index: int, extension: str) -> str:
+        shard = self.manifest.shards[self._shards[index]]
+        return f"{self.config.url}: {shard.name}: {self._entries[index].key}.{extension}"
+
+    def _check_members(self) -> None:
+        for index, entry in enumerate(self._entries):
+            if "txt" not in entry.members:
+                raise DataError(
+                    f"{self._name(index, 'txt')}: the caption is missing; drop the sample with "
+                    "`mezzotint data pack`"
+                )
+            if self.config.image is not None and not _image_extension(entry):
+                raise DataError(
+                    f"{self._name(index, 'png')}: no image (png, jpg, webp) although data.image "
+                    "is set; unset it or use the set that holds the images"
+                )
+            for name in self.config.arrays:
+                if f"{name}.npy" not in entry.members:
+                    raise DataError(
+                        f"{self._name(index, f'{name}.npy')}: no such array although "
+                        f"data.arrays names '{name}'; derive it with `mezzotint data derive`"
+                    )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples side by side, as tensors.
+
+    Raises:
+        DataError: Arrays of one name differ in shape.
+    """
+    first = samples[0]
+    image = text = None
+    if first.image is not None:
+        image = _to_unit_range(np.stack([one.image for one in samples if one.image is not None]))
+    if first.text is not None:
+        text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
+    return Batch(
+        keys=tuple(one.key for one in samples),
+        captions=tuple(one.caption for one in samples),
+        image=image,
+        text=text,
+        arrays={name: _stack(name, samples) for name in first.arrays},
+    )
+
+
+def _to_unit_range(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) bytes to (B, 3, H, W) float32 in [-1, 1]."""
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return torch.from_numpy(channels_first).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
+    arrays = [sample.arrays[name] for sample in samples]
+    if len({array.shape for array in arrays}) > 1:
+        other = next(s for s in samples if s.arrays[name].shape != arrays[0].shape)
+        raise DataError(
+            f"array '{name}' of '{other.key}' has shape {other.arrays[name].shape}, that of "
+            f"'{samples[0].key}' has {arrays[0].shape}; derive the set again"
+        )
+    stacked = np.stack(arrays)
+    kind = np.float32 if np.issubdtype(stacked.dtype, np.floating) else np.int64
+    return torch.from_numpy(stacked.astype(kind))
+
+
+def _image_extension(entry: SampleEntry) -> str:
+    return next((one for one in IMAGE_EXTENSIONS if one in entry.members), "")
+
+
+def _fingerprint(manifest: Manifest, positions: NDArray[np.int64], block: int) -> str:
+    digest = hashlib.sha256(f"{manifest.fingerprint} {block} ".encode())
+    digest.update(positions.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:
+    if expected is None and config.encoder is not None:
+        if len(config.encoder) != 64 or not set(config.encoder) <= _HEX:
+            raise DataError(
+                f"data.encoder: '{config.encoder}' is not a digest; pass the digest of that model "
+                "directory as expected_encoder"
+            )
+        expected = config.encoder
+    if expected is not None and manifest.encoder != expected:
+        made_by = manifest.encoder[:12] if manifest.encoder else "no encoder"
+        raise DataError(
+            f"{config.url}: made by encoder {made_by}, but this run needs those of "
+            f"{expected[:12]}; derive the set again with that model"
+        )
