@@ -2,7 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -91,8 +90,7 @@ class DVAE(nn.Module):
 
     def logits(self, image: Tensor) -> Tensor:
         """Unnormalised log probabilities of the codes: (B, K, h, w) in fp32."""
-        mapped = map_pixels(image.float()).contiguous(memory_format=torch.channels_last)
-        return self.encoder(mapped).float()
+        return self.encoder(map_pixels(image.float())).float()
 
     def tokens(self, image: Tensor) -> Tensor:
         """The most probable codes: (B, h, w) int64."""

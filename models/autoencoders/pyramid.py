@@ -29,7 +29,7 @@ class Convolution(nn.Module):
         """(B, inputs, H, W) to (B, outputs, H, W)."""
         padding = (self.size - 1) // 2
         if not self.exact:
-            return F.conv2d(x.to(self.w.dtype), self.w, self.b, padding=padding)
+            return F.conv2d(x, self.w, self.b, padding=padding)
         with torch.autocast(x.device.type, enabled=False):
             return F.conv2d(x.float(), self.w.float(), self.b.float(), padding=padding)
 
@@ -90,7 +90,10 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W), pixels as `losses.map_pixels` maps them, to logits (B, vocab, h, w)."""
-        return self.blocks(F.pixel_unshuffle(image, self.patch))
+        first = self.blocks[0]
+        assert isinstance(first, Convolution)
+        pixels = F.pixel_unshuffle(image.to(first.w.dtype), self.patch)
+        return self.blocks(pixels.contiguous(memory_format=torch.channels_last))
 
 
 class Decoder(nn.Module):
@@ -118,4 +121,7 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, vocab, h, w) to (B, 6, H, W)."""
-        return F.pixel_shuffle(self.blocks(codes), self.patch)
+        first = self.blocks[0]
+        assert isinstance(first, Convolution)
+        hidden = first(codes.contiguous(memory_format=torch.channels_last)).to(first.w.dtype)
+        return F.pixel_shuffle(self.blocks[1:](hidden), self.patch)

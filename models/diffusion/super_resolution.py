@@ -72,19 +72,16 @@ class SuperResolution(nn.Module):
         self.process = config.process.build()
         self.augmentation = config.augmentation.build()
         channels = config.channels
-        vector = 2 * channels[-1]
+        vector = channels[-1]
         self.time = ScalarEmbedding(vector)
         self.level = ScalarEmbedding(vector)
         self.stem = nn.Conv2d(2 * 3 * 4, channels[0], 3, padding=1)
-        self.downs = nn.ModuleList(
-            self._stack(width, width, vector, config.blocks) for width in channels
-        )
+        self.downs = nn.ModuleList(self._stack(width, vector, config.blocks) for width in channels)
         self.shrinks = nn.ModuleList(
             nn.Conv2d(narrow, wide, 3, stride=2, padding=1) for narrow, wide in pairwise(channels)
         )
-        self.ups = nn.ModuleList(
-            self._stack(2 * width, width, vector, config.blocks) for width in channels
-        )
+        self.joins = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for width in channels)
+        self.ups = nn.ModuleList(self._stack(width, vector, config.blocks) for width in channels)
         self.grows = nn.ModuleList(
             nn.Conv2d(wide, narrow, 3, padding=1) for narrow, wide in pairwise(channels)
         )
@@ -93,11 +90,8 @@ class SuperResolution(nn.Module):
         silence(self.out)
 
     @staticmethod
-    def _stack(inputs: int, outputs: int, vector: int, blocks: int) -> nn.ModuleList:
-        return nn.ModuleList(
-            ModulatedResidual(inputs if place == 0 else outputs, outputs, vector)
-            for place in range(blocks)
-        )
+    def _stack(width: int, vector: int, blocks: int) -> nn.ModuleList:
+        return nn.ModuleList(ModulatedResidual(width, vector) for _ in range(blocks))
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noisy (B, 3, H, W), times (B,) and the low-resolution input to x_0, in fp32.
@@ -135,7 +129,7 @@ class SuperResolution(nn.Module):
             if place < last:
                 hidden = self.shrinks[place](hidden)
         for place in range(last, -1, -1):
-            hidden = torch.cat([hidden, kept[place]], dim=1)
+            hidden = self.joins[place](torch.cat([hidden, kept[place]], dim=1))
             for block in _modules(self.ups[place]):
                 hidden = block(hidden, vector)
             if place > 0:

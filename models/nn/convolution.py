@@ -10,22 +10,21 @@ class ModulatedResidual(nn.Module):
     The second convolution starts at 0, so a new block is its skip connection (as in ADM).
     """
 
-    def __init__(self, inputs: int, outputs: int, vector: int, *, groups: int = 8) -> None:
+    def __init__(self, width: int, vector: int, *, groups: int = 8) -> None:
         super().__init__()
-        self.norm_in = nn.GroupNorm(groups, inputs)
-        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(vector, 2 * outputs)
-        self.norm_out = nn.GroupNorm(groups, outputs)
-        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.norm_in = nn.GroupNorm(groups, width)
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(vector, 2 * width)
+        self.norm_out = nn.GroupNorm(groups, width)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
         silence(self.conv_out)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """(B, inputs, H, W) and (B, vector) to (B, outputs, H, W)."""
+        """(B, width, H, W) and (B, vector) to (B, width, H, W)."""
         hidden = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm_out(hidden) * (1 + scale) + shift
-        return self.skip(x) + self.conv_out(F.silu(hidden))
+        return x + self.conv_out(F.silu(hidden))
 
 
 def silence(layer: nn.Linear | nn.Conv2d) -> None:
