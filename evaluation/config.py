@@ -5,19 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from evaluation.features import EfficientNetLite0, FeatureConfig
+from models.autoregressive.decoding import Sampling
+from models.systems.cascade import StageSampling
 
 Precision = Literal["auto", "fp32", "bf16"]
 """Arithmetic while drawing; `auto` is bf16 where the processor multiplies bf16, else fp32."""
-
-
-class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
-    """How image tokens are drawn from the prior."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int | None = Field(default=None, gt=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    guidance: float = Field(default=1.0, ge=0)
-    """1 is the conditional model alone."""
 
 
 class DalleSystem(BaseModel, frozen=True, extra="forbid"):
@@ -29,7 +21,7 @@ class DalleSystem(BaseModel, frozen=True, extra="forbid"):
     ranker: str | None = None
     """CLIP model directory; without it there is one candidate per caption."""
     candidates: int = Field(default=16, gt=0)
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = Sampling()
 
     @model_validator(mode="after")
     def _candidates_need_a_ranker(self) -> Self:
@@ -38,30 +30,14 @@ class DalleSystem(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class BaseSampling(BaseModel, frozen=True, extra="forbid"):
-    """DDIM sampling of the base decoder."""
-
-    steps: int = Field(default=25, gt=0)
-    guidance: float = Field(default=2.0, ge=0)
-    """1 is the conditional model alone."""
-
-
-class UpsamplerSampling(BaseModel, frozen=True, extra="forbid"):
-    """DDIM sampling of the super-resolution model."""
-
-    steps: int = Field(default=8, gt=0)
-    level: float = Field(default=0.15, ge=0, le=1)
-    """Strength of the conditioning augmentation that the base's image receives."""
-
-
 class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
     """Text-conditional base decoder and super-resolution model."""
 
     kind: Literal["cascade"] = "cascade"
     base: str
     upsampler: str
-    base_sampling: BaseSampling = BaseSampling()
-    upsampler_sampling: UpsamplerSampling = UpsamplerSampling()
+    base_sampling: StageSampling = StageSampling(steps=25, guidance=2.0)
+    upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
 
 
 SystemConfig = Annotated[DalleSystem | CascadeSystem, Field(discriminator="kind")]
@@ -103,7 +79,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     limit: Limits = Limits()
     samples_per_caption: int = Field(default=1, gt=0)
     batch: int = Field(default=32, gt=0)
-    """Captions drawn at a time; results do not depend on it."""
+    """Captions drawn at a time, from one generator: part of the protocol, as the seed is."""
     retrieval_choices: int = Field(default=50, gt=1)
     """Captions that the retrieval chooses among, the right one included."""
     features: FeatureConfig = EfficientNetLite0()

@@ -85,6 +85,8 @@ class ExactMatches:
     every: Tensor
     real_images: Tensor
     shuffled_captions: Tensor
+    nearest: tuple[str, ...]
+    """Per row the caption of the nearest candidate; the row's own one where that is right too."""
     distinct_candidates: int
     reconstructs: bool
     """Whether the candidates are what the system makes of the real images."""
@@ -105,15 +107,21 @@ def exact_matches(
     def hits(pictures: Tensor, asked: Sequence[str], candidates: Candidates) -> Tensor:
         return torch.tensor([match.exact for match in nearest(pictures, asked, candidates)])
 
+    matches = nearest(samples.chosen, captions, drawable)
+
     rows, count = samples.pictures.shape[:2]
     asked = [caption for caption in captions for _ in range(count)]
     every = hits(samples.pictures.flatten(0, 1), asked, drawable).view(rows, count)
     chosen = samples.chosen
     return ExactMatches(
-        chosen=hits(chosen, captions, drawable),
+        chosen=torch.tensor([match.exact for match in matches]),
         every=every,
         real_images=hits(chosen, captions, real),
         shuffled_captions=hits(chosen, other_captions(samples, seed), drawable),
+        nearest=tuple(
+            caption if match.exact else min(drawable.captions[match.candidate])
+            for caption, match in zip(captions, matches, strict=True)
+        ),
         distinct_candidates=len(drawable.captions),
         reconstructs=redrawn is not None,
     )
@@ -188,7 +196,7 @@ def frechet(
         [samples.chosen[rows], reference.pictures[control], reference.pictures[test]]
     )
     features = network(pictures, progress=progress)
-    drawn, copied, real = features.split([len(rows), len(control), len(test)])
+    drawn, copied, real = torch.split(features, [len(rows), len(control), len(test)])
     target = fid.fit(real)
 
     def distance(part: Tensor) -> Frechet:

@@ -47,10 +47,10 @@ def judge_system(
         drawn = samples.draw(
             system, rows, seed=config.seed, batch=config.batch, progress=phase(progress, "draw")
         )
-    out.mkdir(parents=True, exist_ok=True)
-    samples.write(drawn, out, dict(zip(real.keys, real.pictures, strict=True)))
     with clock.measure("exact_match"):
         exact = judge.exact_matches(drawn, real, system.reconstruct, config.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    samples.write(drawn, out, dict(zip(real.keys, real.pictures, strict=True)), exact.nearest)
     with clock.measure("clip"):
         clipped = judge.clip_judgement(
             drawn, real, clip, choices=config.retrieval_choices, seed=config.seed
@@ -97,7 +97,8 @@ def sampling_protocol(
         "images": {part: len(drawn.of(part)) for part in parts},
         "samples_per_caption": config.samples_per_caption,
         "seed": config.seed,
-        "randomness": "one generator per sample, keyed by (seed, key, repeat)",
+        "batch": config.batch,
+        "randomness": "one generator per batch, keyed by (seed, key and repeat of its rows)",
         "system": system.protocol(),
     }
 

@@ -45,8 +45,8 @@ class System(Protocol):
         """Side of the pictures in pixels."""
         ...
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Drawn:
-        """Draw every caption; what comes out for one depends on its seed, not on the others."""
+    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
+        """Draw every caption; the same captions and seed give the same pictures."""
         ...
 
     def reconstruct(self, pictures: Tensor) -> Tensor | None:
@@ -95,14 +95,18 @@ def draw(
     batch: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleSet:
-    """Draw every row; a row's randomness is keyed by (seed, key, repeat) and nothing else."""
+    """Draw every row, `batch` at a time.
+
+    The generator of a block is keyed by (seed, the rows in the block) and not by what was drawn
+    before: a block gives the same pictures wherever it stands and whatever follows it.
+    """
     if not rows:
         raise EvaluationError("limit: no caption is left to draw; raise limit.test or limit.train")
     drawn: list[Drawn] = []
     for start in range(0, len(rows), batch):
         block = rows[start : start + batch]
-        seeds = [keyed_seed(seed, row.key, row.repeat) for row in block]
-        drawn.append(system.draw([row.caption for row in block], seeds))
+        labels = [label for row in block for label in (row.key, row.repeat)]
+        drawn.append(system.draw([row.caption for row in block], keyed_seed(seed, *labels)))
         if progress is not None:
             progress(start + len(block), len(rows))
     scores = [part.scores for part in drawn if part.scores is not None]
@@ -113,9 +117,15 @@ def draw(
     )
 
 
-def write(samples: SampleSet, directory: Path, real: Mapping[str, Tensor]) -> None:
+def write(
+    samples: SampleSet,
+    directory: Path,
+    real: Mapping[str, Tensor],
+    nearest: Sequence[str] | None = None,
+) -> None:
     """Write the chosen samples, all candidates as strips, and the `real` images by key, as PNG.
 
+    `nearest` is the caption of the real image nearest to each sample, where that has been judged.
     Files are numbered; a key, which is data, only ever appears inside the index `samples.jsonl`.
     """
     for folder in ("samples", "real", "candidates"):
@@ -137,6 +147,8 @@ def write(samples: SampleSet, directory: Path, real: Mapping[str, Tensor]) -> No
         if len(candidates) > 1:
             to_pil(torch.cat(list(candidates), dim=1)).save(directory / "candidates" / name)
             line["candidates"] = f"candidates/{name}"
+        if nearest is not None:
+            line["nearest"] = nearest[index]
         if samples.scores is not None:
             line["scores"] = [round(score, 6) for score in samples.scores[index].tolist()]
         lines.append(json.dumps(line, ensure_ascii=False))
@@ -158,7 +170,7 @@ def read(directory: Path) -> SampleSet:
         ]
     except OSError as error:
         raise EvaluationError(f"{directory}: is not a whole sample set ({error})") from error
-    pictures = [torch.stack(strip.split(strip.shape[0], dim=1)) for strip in strips]
+    pictures = [torch.stack(torch.split(strip, strip.shape[0], dim=1)) for strip in strips]
     ranked = all("scores" in entry for entry in entries)
     return SampleSet(
         rows=tuple(

@@ -1,0 +1,225 @@
+"""Systems as an evaluation asks them: captions in, 8-bit pictures out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.config import CascadeSystem, DalleSystem, Precision, SystemConfig
+from evaluation.embedder import ClipEmbedder, TextReader
+from evaluation.errors import EvaluationError
+from evaluation.pixels import from_bytes, to_bytes
+from evaluation.samples import Drawn, System
+from models import store
+from models.autoencoders.dvae import DVAE
+from models.autoregressive.prior import Prior
+from models.diffusion.super_resolution import SuperResolution
+from models.diffusion.text_diffusion import TextDiffusion
+from models.systems.cascade import Cascade
+from models.systems.dalle import Dalle
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build_system(config: SystemConfig, precision: Precision = "auto") -> System:
+    """Read a system's model directories.
+
+    Raises:
+        ModelError: a directory is missing, damaged, or does not fit its neighbours.
+        EvaluationError: a directory holds another kind of model than the setting asks for.
+    """
+    match config:
+        case DalleSystem():
+            return DalleDrawer.load(config, precision)
+        case CascadeSystem():
+            return CascadeDrawer.load(config, precision)
+        case _:
+            assert_never(config)
+
+
+def read_model(directory: str, kind: type[M], setting: str) -> M:
+    """The model in a directory, which must be of class `kind`."""
+    model = store.load(directory)
+    if not isinstance(model, kind):
+        found = store.describe(directory).config.kind
+        raise EvaluationError(
+            f"system.{setting}: {directory} holds a {found}, not a {kind.__name__}"
+        )
+    return model
+
+
+def computes_in_bf16(precision: Precision) -> bool:
+    """Whether matrix products run in bf16; `auto` means where the processor multiplies bf16."""
+    match precision:
+        case "fp32":
+            return False
+        case "bf16":
+            return True
+        case "auto":
+            return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        case _:
+            assert_never(precision)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the networks compute while they draw."""
+
+    bf16: bool
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """A context for the networks to run in."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def name(self) -> str:
+        """What a protocol calls it."""
+        return "bf16 autocast" if self.bf16 else "fp32"
+
+
+@dataclass(frozen=True)
+class DalleDrawer:
+    """Prior and dVAE, ranked by CLIP if there is one."""
+
+    config: DalleSystem
+    dalle: Dalle
+    text: TextReader
+    ranker: ClipEmbedder | None
+    arithmetic: Arithmetic
+    digests: Mapping[str, str]
+
+    @classmethod
+    def load(cls, config: DalleSystem, precision: Precision) -> "DalleDrawer":
+        """Read the model directories of the configuration."""
+        prior = read_model(config.prior, Prior, "prior")
+        dvae = read_model(config.dvae, DVAE, "dvae")
+        ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker)
+        return cls(
+            config=config,
+            dalle=Dalle(prior, dvae, None if ranker is None else ranker.model),
+            text=TextReader.of(config.prior),
+            ranker=ranker,
+            arithmetic=Arithmetic(computes_in_bf16(precision)),
+            digests={
+                "prior": store.describe(config.prior).digest,
+                "dvae": store.describe(config.dvae).digest,
+                **({} if ranker is None else {"ranker": ranker.digest}),
+            },
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the dVAE's pictures."""
+        return self.dalle.dvae.config.image_size
+
+    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
+        """`candidates` pictures per caption with their cosines to it."""
+        with torch.inference_mode(), self.arithmetic():
+            samples = self.dalle.sample(
+                self.text(captions),
+                None if self.ranker is None else self.ranker.text(captions),
+                torch.Generator().manual_seed(seed),
+                candidates=self.config.candidates,
+                sampling=self.config.sampling,
+            )
+        scores = None if samples.scores is None else samples.scores.float().clone()
+        return Drawn(to_bytes(samples.images).clone(), scores)
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """Pictures through the dVAE: the best this system can do with its codes.
+
+        Pictures with equal codes become equal bytes, whatever batch they were decoded in.
+        """
+        dvae = self.dalle.dvae
+        with torch.inference_mode(), self.arithmetic():
+            codes = torch.cat([dvae.tokens(from_bytes(part)) for part in torch.split(pictures, 64)])
+            distinct, place = torch.unique(codes, dim=0, return_inverse=True)
+            decoded = torch.cat([to_bytes(dvae.decode(part)) for part in torch.split(distinct, 64)])
+        return decoded[place].clone()
+
+    def protocol(self) -> Mapping[str, object]:
+        """Models and sampling."""
+        return {
+            "kind": self.config.kind,
+            "digests": dict(self.digests),
+            "sampler": "ancestral image tokens, key/value cache",
+            "sampling": self.config.sampling.model_dump(mode="json"),
+            "steps": self.dalle.prior.config.image_length,
+            "guidance": self.config.sampling.guidance,
+            "candidates": self.config.candidates,
+            "chosen_by": "CLIP cosine" if self.ranker else "first drawn",
+            "precision": self.arithmetic.name,
+        }
+
+
+@dataclass(frozen=True)
+class CascadeDrawer:
+    """Base decoder and super-resolution model."""
+
+    config: CascadeSystem
+    cascade: Cascade
+    text: TextReader
+    arithmetic: Arithmetic
+    digests: Mapping[str, str]
+
+    @classmethod
+    def load(cls, config: CascadeSystem, precision: Precision) -> "CascadeDrawer":
+        """Read the model directories of the configuration.
+
+        Raises:
+            EvaluationError: the super-resolution model enlarges another size than the base draws.
+        """
+        base = read_model(config.base, TextDiffusion, "base")
+        upsampler = read_model(config.upsampler, SuperResolution, "upsampler")
+        if upsampler.config.low_size != base.config.image_size:
+            raise EvaluationError(
+                f"system.upsampler: enlarges pictures of {upsampler.config.low_size} pixels, but "
+                f"system.base draws {base.config.image_size}; choose two that fit"
+            )
+        return cls(
+            config=config,
+            cascade=Cascade(base, upsampler),
+            text=TextReader.of(config.base),
+            arithmetic=Arithmetic(computes_in_bf16(precision)),
+            digests={
+                "base": store.describe(config.base).digest,
+                "upsampler": store.describe(config.upsampler).digest,
+            },
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the super-resolution model's pictures."""
+        return self.cascade.upsampler.config.image_size
+
+    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
+        """One picture per caption."""
+        with torch.inference_mode(), self.arithmetic():
+            samples = self.cascade.sample(
+                self.text(captions),
+                torch.Generator().manual_seed(seed),
+                base=self.config.base_sampling,
+                upsampler=self.config.upsampler_sampling,
+            )
+        return Drawn(to_bytes(samples.images)[:, None].clone(), None)
+
+    def reconstruct(self, pictures: Tensor) -> None:
+        """Diffusion can draw any pixels: real images are compared with as they are."""
+        return
+
+    def protocol(self) -> Mapping[str, object]:
+        """Models and sampling."""
+        base, upsampler = self.config.base_sampling, self.config.upsampler_sampling
+        return {
+            "kind": self.config.kind,
+            "digests": dict(self.digests),
+            "sampler": "DDIM, uniform times, x0 clamped",
+            "steps": {"base": base.steps, "upsampler": upsampler.steps},
+            "guidance": base.guidance,
+            "eta": {"base": base.eta, "upsampler": upsampler.eta},
+            "level": upsampler.level,
+            "precision": self.arithmetic.name,
+        }
