@@ -13,6 +13,7 @@ import queue
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def _expand(url: str, shard: ShardEntry, path: Path) -> None:
         if plain.stat().st_size != shard.expanded_bytes:
             raise _Mismatch(f"expands to another size than {shard.expanded_bytes:,} bytes")
         plain.replace(path)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{url}: is not a gzip file ({error})") from error
     finally:
         plain.unlink(missing_ok=True)

@@ -103,7 +103,7 @@ class Dataset:
 
     def captions(self) -> tuple[str, ...]:
         """Captions of all selected samples, as written."""
-        return tuple(self._caption(index) for index in range(len(self)))
+        return tuple(self.caption(index) for index in range(len(self)))
 
     def attributes(self, index: int) -> Mapping[str, Attribute]:
         """The attributes of a sample, from the manifest."""
@@ -126,7 +126,7 @@ class Dataset:
             DataError: Its shard cannot be had, or a member is damaged.
         """
         config, entry = self.config, self._entries[index]
-        caption = self._caption(index)
+        caption = self.caption(index)
         image = text = None
         rng = sample_rng(seed, epoch, index) if self._augments else None
         if config.image is not None:
@@ -156,7 +156,8 @@ class Dataset:
         image, text = self.config.image, self.config.text
         return bool((image and image.flip) or (text and text.dropout > 0))
 
-    def _caption(self, index: int) -> str:
+    def caption(self, index: int) -> str:
+        """The caption of a sample, as written."""
         try:
             return self.member(index, "txt").decode()
         except UnicodeDecodeError as error:

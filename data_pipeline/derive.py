@@ -56,9 +56,9 @@ def derive(
     finished = _finished(out_url, provenance, encoder)
     if finished is not None:
         return finished
-    source, total = dataset.manifest, len(dataset)
+    source = dataset.manifest
     return write_shards(
-        _encoded(dataset, encode, fields, batch),
+        _encoded(dataset, encode, fields, batch, progress),
         out_url,
         name=f"{source.name}-{'-'.join(fields)}",
         licence=source.licence,
@@ -70,7 +70,6 @@ def derive(
         },
         encoder=encoder,
         splits=_splits(dataset),
-        progress=(lambda done: progress(done, total)) if progress else None,
     )
 
 
@@ -107,7 +106,11 @@ def _splits(dataset: Dataset) -> dict[str, Split]:
 
 
 def _encoded(
-    dataset: Dataset, encode: Encode, fields: Sequence[str], batch: int
+    dataset: Dataset,
+    encode: Encode,
+    fields: Sequence[str],
+    batch: int,
+    progress: Progress | None,
 ) -> Iterator[RawSample]:
     for start in range(0, len(dataset), batch):
         indices = range(start, min(start + batch, len(dataset)))
@@ -126,6 +129,8 @@ def _encoded(
             for name, array in arrays.items():
                 members[f"{name}.npy"] = _npy(array[row])
             yield RawSample(entry.key, members, entry.attributes)
+        if progress is not None:
+            progress(indices.stop, len(dataset))
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:

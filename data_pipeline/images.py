@@ -54,6 +54,17 @@ def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
         ) from error
 
 
+def extension_of(content: bytes) -> str | None:
+    """``png``, ``jpg`` or ``webp`` by the file's signature, whatever it is called."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
 def square(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
     """``image`` (RGB) as an array of (size, size, 3)."""
     match config.fit:

@@ -94,6 +94,37 @@ def write_bytes(url: str, content: bytes) -> None:
         raise DataError(f"{url}: cannot be written ({error})") from error
 
 
+def walk(url: str) -> dict[str, int]:
+    """Bytes of every file below the directory ``url``, by the path relative to it, sorted.
+
+    Raises:
+        DataError: The directory is not there.
+    """
+    system, path = filesystem(url)
+    try:
+        found = system.find(path, detail=True)
+    except OSError as error:
+        raise DataError(f"{url}: cannot be listed ({error})") from error
+    root = path.rstrip("/") + "/"
+    return {
+        str(name).removeprefix(root): int(entry["size"] or 0)
+        for name, entry in sorted(found.items())
+    }
+
+
+def download(url: str, target: Path) -> None:
+    """Copy the file at ``url`` to the local path ``target``.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    system, path = filesystem(url)
+    try:
+        system.get_file(path, str(target))
+    except OSError as error:
+        raise DataError(f"{url}: cannot be read ({error})") from error
+
+
 def upload(source: Path, url: str) -> None:
     """Move the finished local file ``source`` to ``url``; ``source`` is gone afterwards."""
     try:
@@ -114,6 +145,12 @@ def remove(url: str) -> None:
     system, path = filesystem(url)
     if system.exists(path):
         system.rm_file(path)
+
+
+def remove_directory(url: str) -> None:
+    """Delete the empty directory ``url``; object stores have none."""
+    if is_local(url):
+        local_path(url).rmdir()
 
 
 def sizes(url: str) -> dict[str, int]:

@@ -1,11 +1,17 @@
 """What lies where inside a webdataset tar."""
 
+import gzip
 import re
+import shutil
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
@@ -65,9 +71,34 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
     return samples
 
 
-def read_members(path: Path, sample: TarSample) -> Iterator[tuple[str, bytes]]:
-    """The (extension, content) pairs of ``sample`` in the plain tar at ``path``."""
+@contextmanager
+def plain_tar(url: str) -> Iterator[Path]:
+    """The plain tar behind ``url`` as a local file: itself, or a temporary copy.
+
+    Raises:
+        DataError: It cannot be read or expanded.
+    """
+    compressed = url.endswith(".gz")
+    if storage.is_local(url) and not compressed:
+        yield storage.local_path(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="mezzotint-") as directory:
+        copy, plain = Path(directory) / "copy", Path(directory) / "plain"
+        storage.download(url, copy)
+        if not compressed:
+            yield copy
+            return
+        try:
+            with gzip.open(copy) as source, plain.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{url}: damaged gzip file ({error}); copy it again") from error
+        copy.unlink()
+        yield plain
+
+
+def read_member(path: Path, place: tuple[int, int]) -> bytes:
+    """The content at (byte offset, size) of the plain tar at ``path``."""
     with path.open("rb") as file:
-        for extension, (offset, size) in sample.members.items():
-            file.seek(offset)
-            yield extension, file.read(size)
+        file.seek(place[0])
+        return file.read(place[1])

@@ -1,0 +1,153 @@
+"""Manifests of existing tar sets, and whether a set still is what its manifest says."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data_pipeline import storage
+from data_pipeline.build import Progress
+from data_pipeline.cache import file_digest
+from data_pipeline.errors import DataError
+from data_pipeline.images import IMAGE_EXTENSIONS
+from data_pipeline.manifest import (
+    Manifest,
+    SampleEntry,
+    ShardEntry,
+    read_manifest,
+    write_manifest,
+)
+from data_pipeline.sources import json_attributes
+from data_pipeline.tar import TarSample, index_tar, plain_tar, read_member
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` looked at, and every difference as a sentence."""
+
+    url: str
+    shards: int
+    samples: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(url: str, progress: Progress | None = None) -> VerifyReport:
+    """Compare every shard of the set at ``url`` with the manifest, byte for byte.
+
+    Raises:
+        DataError: There is no manifest to compare with.
+    """
+    manifest = read_manifest(url)
+    present = storage.sizes(url)
+    problems: list[str] = []
+    for number, shard in enumerate(manifest.shards, 1):
+        path = storage.join(url, shard.name)
+        if shard.name not in present:
+            problems.append(f"{path}: missing")
+        elif present[shard.name] != shard.bytes:
+            problems.append(f"{path}: {present[shard.name]:,} bytes, promised {shard.bytes:,}")
+        else:
+            problems += _differences(path, shard)
+        if progress is not None:
+            progress(number, len(manifest.shards))
+    return VerifyReport(
+        url=url,
+        shards=len(manifest.shards),
+        samples=sum(1 for _ in manifest.samples()),
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        problems=tuple(problems),
+    )
+
+
+def index(
+    url: str, *, name: str, licence: str = "unknown", progress: Progress | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Write the manifest of an existing webdataset tar set, in place.
+
+    Scalar values of KEY.json become attributes. Samples without a caption or an image stay in
+    their shard but not in the set.
+
+    Returns:
+        The manifest, and the samples left out with the reason.
+
+    Raises:
+        DataError: No tars, a damaged one, or keys that repeat.
+    """
+    names = sorted(name for name in storage.sizes(url) if name.endswith((".tar", ".tar.gz")))
+    if not names:
+        raise DataError(f"{url}: no .tar or .tar.gz file in this directory")
+    left_out: list[str] = []
+    shards: list[ShardEntry] = []
+    for number, file in enumerate(names, 1):
+        shards.append(_index_shard(url, file, left_out))
+        if progress is not None:
+            progress(number, len(names))
+    fields = {extension for shard in shards for one in shard.samples for extension in one.members}
+    try:
+        manifest = Manifest(
+            name=name,
+            fields={extension: "as found" for extension in sorted(fields)},
+            licence=licence,
+            provenance={"indexed in place": url},
+            shards=tuple(shards),
+        )
+    except ValidationError as error:
+        raise DataError(
+            f"{url}: {error.errors()[0]['msg']}; write it anew with `mezzotint data pack {url} OUT`"
+        ) from error
+    write_manifest(url, manifest)
+    return manifest, tuple(left_out)
+
+
+def _differences(path: str, shard: ShardEntry) -> list[str]:
+    try:
+        with plain_tar(path) as plain:
+            if shard.expanded_bytes is None and file_digest(plain) != shard.sha256:
+                return [f"{path}: another sha256 than promised"]
+            found = {one.key: one.members for one in index_tar(plain, shard.name)}
+    except DataError as error:
+        return [str(error)]
+    if shard.expanded_bytes is not None and _stored_digest(path) != shard.sha256:
+        return [f"{path}: another sha256 than promised"]
+    return [
+        f"{path}: '{one.key}' does not lie where the manifest says"
+        for one in shard.samples
+        if found.get(one.key) != one.members
+    ]
+
+
+def _stored_digest(url: str) -> str:
+    if storage.is_local(url):
+        return file_digest(storage.local_path(url))
+    return hashlib.sha256(storage.read_bytes(url)).hexdigest()
+
+
+def _index_shard(url: str, file: str, left_out: list[str]) -> ShardEntry:
+    path = storage.join(url, file)
+    with plain_tar(path) as plain:
+        entries = []
+        for sample in index_tar(plain, file):
+            if "txt" not in sample.members:
+                left_out.append(f"{file}: {sample.key}: no caption (txt)")
+            elif not any(_is_content(extension) for extension in sample.members):
+                left_out.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
+            else:
+                entries.append(_entry(plain, sample))
+        return ShardEntry(
+            name=file,
+            bytes=storage.sizes(url)[file],
+            sha256=_stored_digest(path),
+            expanded_bytes=plain.stat().st_size if file.endswith(".gz") else None,
+            samples=tuple(entries),
+        )
+
+
+def _is_content(extension: str) -> bool:
+    return extension in IMAGE_EXTENSIONS or extension.endswith(".npy")
+
+
+def _entry(plain: Path, sample: TarSample) -> SampleEntry:
+    record = read_member(plain, sample.members["json"]) if "json" in sample.members else None
+    return SampleEntry(key=sample.key, members=sample.members, attributes=json_attributes(record))
