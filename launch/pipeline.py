@@ -129,6 +129,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         raise LaunchError(explain(error, str(path))) from error
 
 
+def started(root: Path) -> Pipeline:
+    """The pipeline a run directory was started with."""
+    return load(root / "pipeline.yaml")
+
+
 def is_pipeline(path: str | Path) -> bool:
     """Whether a YAML file is a pipeline rather than a recipe."""
     return "stages" in read_tree(path)

@@ -3,19 +3,17 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
 from launch.errors import LaunchError
 from launch.ledger import Entry, Ledger, new_id
-from launch.pipeline import Stage, TrainStage, resolve
+from launch.pipeline import Stage, TrainStage, resolve, started
 from launch.progress import Reporter
 from launch.runner import inputs, settings
 from launch.stages import artifacts, execute
 from launch.training import link_from_environment
-from launch.views import pipeline_of
 from trainer.faults import held
 from trainer.run import RunDirectory
 from trainer.tracking import Opening, Record, flatten, track_once
@@ -27,7 +25,7 @@ def run_stage(root: Path, name: str) -> None:
     Raises:
         LaunchError: no such stage, or what it reads is not finished.
     """
-    pipeline, ledger = pipeline_of(root), Ledger(root)
+    pipeline, ledger = started(root), Ledger(root)
     if name not in pipeline.stages:
         raise LaunchError(f"{name}: no such stage in {root}; there are {', '.join(pipeline.stages)}")
     read = inputs(pipeline, ledger, name)
@@ -38,10 +36,10 @@ def run_stage(root: Path, name: str) -> None:
     directories = {each: ledger.directory(each) for each in pipeline.stages}
     stage = resolve(pipeline.stages[name], directories)
     directory, link = ledger.directory(name), link_from_environment()
-    started = time.monotonic()
+    began = time.monotonic()
     with Reporter(directory) as reporter:
         facts = execute(stage, directory, link, reporter, root)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - began
     entry = Entry(new_id(), stage.kind, settings(pipeline, ledger, name), read, seconds, None, facts)
     ledger.write(name, entry)
     if isinstance(stage, TrainStage):
@@ -68,7 +66,7 @@ def leave_with_parent() -> None:
     """Leave as on SIGTERM when standard input closes: the process that started this one is gone."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # a buffered reader would hold a lock at shutdown
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

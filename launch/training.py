@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.errors import LaunchError, Stopped
 from trainer.faults import PREEMPTED, held, need_space
-from trainer.loop import Progress
+from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run import RunDirectory
 from trainer.tracking import Link

@@ -4,19 +4,14 @@ from pathlib import Path
 
 from launch.ledger import Ledger
 from launch.page import StageView
-from launch.pipeline import Pipeline, load
-
-
-def pipeline_of(root: Path) -> Pipeline:
-    """The resolved pipeline a run directory was started with."""
-    return load(root / "pipeline.yaml")
+from launch.pipeline import started
 
 
 def stage_views(root: Path) -> list[StageView]:
     """One view per stage, in the pipeline's order; stages not finished are shown as such."""
     ledger = Ledger(root)
     views = []
-    for name, stage in pipeline_of(root).stages.items():
+    for name, stage in started(root).stages.items():
         directory, entry = ledger.directory(name), ledger.read(name)
         metrics, model = directory / "metrics.jsonl", directory / "model"
         views.append(
@@ -36,5 +31,5 @@ def stage_views(root: Path) -> list[StageView]:
 
 def evaluations(root: Path) -> dict[str, Path]:
     """The evaluation files of a pipeline, by stage name."""
-    found = {name: root / name / "evaluation.json" for name in pipeline_of(root).stages}
+    found = {name: root / name / "evaluation.json" for name in started(root).stages}
     return {name: path for name, path in found.items() if path.is_file()}

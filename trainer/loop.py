@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from data_pipeline.stream import Batch, Stream, StreamState
 from trainer import distributed
@@ -18,19 +17,12 @@ from trainer.faults import Preemption
 from trainer.meter import Meter
 from trainer.numerics import micro_batches, random_at, seed_dropout
 from trainer.previews import preview
+from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.task import Step, Task
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """What the loop tells whoever watches."""
-
-    def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """`step` of `steps` updates are done."""
-        ...
 
 
 @dataclass

@@ -23,7 +23,8 @@ from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.errors import TrainError
 from trainer.faults import Preemption
-from trainer.loop import Progress, Surroundings, TrainState, train
+from trainer.loop import Surroundings, TrainState, train
+from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run import RunDirectory, write_json
 from trainer.task import Task
