@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
+from zipfile import is_zipfile
 
 import torch
 from pydantic import BaseModel, Field, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -163,9 +165,12 @@ class PretrainedClip(nn.Module):
         if not Path(checkpoint).is_file():
             raise ModelError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
         self.clip = open_clip.create_model(architecture, load_weights=False)
+        safe = checkpoint.endswith(".safetensors")
+        if not safe and not is_zipfile(checkpoint):
+            raise ModelError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
         try:
             open_clip.load_checkpoint(self.clip, checkpoint)
-        except (RuntimeError, KeyError, OSError) as error:
+        except (RuntimeError, KeyError, OSError, SafetensorError) as error:
             raise ModelError(
                 f"{checkpoint}: not a checkpoint of {architecture} ({error})"
             ) from error

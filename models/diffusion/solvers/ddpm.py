@@ -34,7 +34,7 @@ class DDPM:
         rng: Generator,
         progress: Progress | None = None,
     ) -> Tensor:
-        """From x (B, ...) at times[0] to x at times[-1]; the last step adds no noise.
+        """From x (B, ...) at times[0] to x at times[-1].
 
         Raises:
             ValueError: times that do not fall.
@@ -55,8 +55,7 @@ class DDPM:
             deviation = (var_ts * var_s / var_t).clamp(min=0).sqrt().to(x.dtype)
             if guess.log_variance is not None:
                 deviation = (0.5 * guess.log_variance).exp()
-            last = step + 1 == total
-            x = mean if last else mean + deviation * normal_like(x, rng)
+            x = mean + deviation * normal_like(x, rng)
             if progress is not None:
                 progress(step + 1, total)
         return x

@@ -1,0 +1,141 @@
+"""Drawing codes: cache, guidance, restriction and completion."""
+
+import pytest
+import torch
+
+from models.autoregressive.decoding import Sampling, generate, restricted
+from models.autoregressive.prior import PriorConfig
+from models.errors import ModelError
+
+CONFIG = PriorConfig(
+    text_vocab=11,
+    text_length=4,
+    image_vocab=13,
+    grid=(4, 4),
+    width=32,
+    layers=3,
+    heads=2,
+    head_width=16,
+)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    torch.manual_seed(0)
+    model = CONFIG.build().eval()
+    # far from uniform, so that the distribution depends on what came before
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.fixture
+def text():
+    text = torch.randint(1, 11, (6, 4), generator=rng(5))
+    text[0, 2:] = 0
+    return text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": 3.0},
+        {"guidance": 0.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"top_p": 0.8, "guidance": 1.5},
+    ],
+)
+def test_the_cache_does_not_change_the_tokens(prior, text, options):
+    cached = generate(prior, text, rng(1), sampling=Sampling(**options))
+    plain = generate(prior, text, rng(1), sampling=Sampling(cache=False, **options))
+    assert torch.equal(cached, plain)
+    assert len(cached.unique()) > 3
+    assert not torch.equal(cached, generate(prior, text, rng(2), sampling=Sampling(**options)))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_prefix_is_kept_and_completed(prior, text, cache):
+    prefix = torch.randint(13, (6, 7), generator=rng(9))
+    codes = generate(prior, text, rng(1), sampling=Sampling(cache=cache), prefix=prefix)
+    assert codes.shape == (6, 16)
+    assert torch.equal(codes[:, :7], prefix)
+    again = generate(prior, text, rng(1), sampling=Sampling(cache=not cache), prefix=prefix)
+    assert torch.equal(codes, again)
+
+
+def test_a_whole_prefix_is_returned_as_it_is(prior, text):
+    prefix = torch.randint(13, (6, 16), generator=rng(9))
+    assert torch.equal(generate(prior, text, rng(), sampling=Sampling(), prefix=prefix), prefix)
+
+
+def test_tokens_follow_the_teacher_forced_distribution(prior):
+    text = torch.randint(1, 11, (1, 4), generator=rng(5)).expand(4000, -1)
+    prefix = torch.randint(13, (1, 15), generator=rng(9)).expand(4000, -1)
+    drawn = generate(prior, text, rng(1), sampling=Sampling(), prefix=prefix)[:, -1]
+    share = torch.bincount(drawn, minlength=13) / 4000
+    whole = torch.cat([prefix[:1], torch.zeros(1, 1, dtype=torch.int64)], dim=1)
+    with torch.no_grad():
+        wanted = prior(text[:1], whole).image[0, -1].softmax(-1)
+    deviation = (wanted * (1 - wanted) / 4000).sqrt()
+    assert bool(((share - wanted).abs() <= 4 * deviation + 1e-3).all())
+
+
+def test_guidance_one_is_conditional_and_zero_is_the_empty_caption(prior, text):
+    empty = torch.zeros_like(text)
+    unconditional = generate(prior, empty, rng(1), sampling=Sampling())
+    assert torch.equal(
+        generate(prior, text, rng(1), sampling=Sampling(guidance=0.0)), unconditional
+    )
+    assert not torch.equal(generate(prior, text, rng(1), sampling=Sampling()), unconditional)
+
+
+def test_top_k_keeps_the_k_best():
+    logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
+    kept = restricted(logits, Sampling(top_k=2))
+    assert torch.equal(kept.isfinite(), torch.tensor([[False, True, True, False]]))
+    assert torch.equal(restricted(logits, Sampling(top_k=9)), logits)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    assert torch.equal(
+        restricted(logits, Sampling(top_p=0.6)).isfinite(), torch.tensor([[False, True, True]])
+    )
+    assert torch.equal(
+        restricted(logits, Sampling(top_p=0.4)).isfinite(), torch.tensor([[False, True, False]])
+    )
+    assert torch.equal(restricted(logits, Sampling(top_p=1.0)), logits)
+
+
+def test_temperature_divides_the_logits():
+    logits = torch.tensor([[1.0, 2.0]])
+    assert torch.equal(restricted(logits, Sampling(temperature=0.5)), logits * 2)
+
+
+def test_progress_counts_the_codes(prior, text):
+    seen = []
+    generate(
+        prior,
+        text[:1],
+        rng(),
+        sampling=Sampling(),
+        prefix=torch.zeros(1, 12, dtype=torch.int64),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_captions_and_prefixes_of_the_wrong_length_are_refused(prior, text):
+    with pytest.raises(ModelError, match="text_length is 4"):
+        generate(prior, text[:, :3], rng(), sampling=Sampling())
+    with pytest.raises(ModelError, match="17 codes"):
+        generate(
+            prior, text, rng(), sampling=Sampling(), prefix=torch.zeros(6, 17, dtype=torch.int64)
+        )

@@ -1,0 +1,82 @@
+"""The union of model kinds."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from models.autoencoders.discriminator import PatchDiscriminatorConfig
+from models.autoencoders.dvae import DVAEConfig
+from models.autoregressive.prior import PriorConfig
+from models.clip import ClipConfig
+from models.config import ModelConfig, TextShape, text_shape
+from models.diffusion.super_resolution import SuperResolutionConfig
+from models.diffusion.text_diffusion import TextDiffusionConfig
+
+ADAPTER = TypeAdapter(ModelConfig)
+CONFIGS = [
+    DVAEConfig(image_size=32, patch=2, groups=2, width=128, vocab=512),
+    PatchDiscriminatorConfig(),
+    PriorConfig(text_vocab=50, text_length=8, image_vocab=64, grid=(4, 4)),
+    ClipConfig(image_size=32, patch=8, text_vocab=50, text_length=8),
+    TextDiffusionConfig(image_size=32, text_vocab=50, text_length=8),
+    SuperResolutionConfig(low_size=32, image_size=64),
+]
+
+
+def kind(config):
+    return config.kind
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind)
+def test_a_config_survives_json(config):
+    assert ADAPTER.validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind)
+def test_an_unknown_key_is_refused_by_name(config):
+    with pytest.raises(ValidationError, match="widht"):
+        ADAPTER.validate_python({**config.model_dump(), "widht": 3})
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind)
+def test_a_config_builds_its_network_also_without_memory(config):
+    with torch.device("meta"):
+        model = config.build()
+    assert model.config == config
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind)
+def test_parameters_follow_the_callers_seed(config):
+    def built(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return config.build().state_dict()
+
+    first, again, other = built(0), built(0), built(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match="'dvae', 'patch_discriminator', 'prior'"):
+        ADAPTER.validate_python({"kind": "gan"})
+
+
+def test_only_models_that_read_captions_have_a_text_shape():
+    shapes = {config.kind: text_shape(config) for config in CONFIGS}
+    reading = {kind for kind, shape in shapes.items() if shape is not None}
+    assert reading == {"prior", "clip", "text_diffusion"}
+    assert shapes["prior"] == TextShape(vocab=50, length=8)
+
+
+def test_the_small_autoencoder_is_cheap():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = CONFIGS[0]
+    model = config.build()
+    with FlopCounterMode(display=False) as counter:
+        model.decoder(model.encoder(torch.zeros(1, 3, 32, 32)).softmax(1))
+    assert counter.get_total_flops() < 0.33e9
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2.5e6
