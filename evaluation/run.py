@@ -10,6 +10,7 @@ from torch import Tensor
 from evaluation import clip_score, grids, judge, reference, samples
 from evaluation.config import EvaluationConfig
 from evaluation.embedder import ClipEmbedder
+from evaluation.errors import EvaluationError
 from evaluation.judge import Embedder, ExactMatches
 from evaluation.reference import Reference
 from evaluation.report import Evaluation
@@ -42,6 +43,7 @@ def judge_system(
     clock = Clock()
     with clock.measure("reference"):
         real = reference.load(config.reference, system.image_size, phase(progress, "reference"))
+    refuse_too_many_choices(config.retrieval_choices, real)
     rows = questions(config, real)
     with clock.measure("draw"):
         drawn = samples.draw(
@@ -86,6 +88,21 @@ def judge_system(
     write_sheets(config, drawn, real, exact.chosen, out)
     evaluation.write(out)
     return evaluation
+
+
+def refuse_too_many_choices(choices: int, real: Reference) -> None:
+    """Before anything is drawn: every picture needs `choices` - 1 captions that are wrong for it.
+
+    Raises:
+        EvaluationError: the split has fewer.
+    """
+    most_right = max(len(captions) for captions in real.captions_of_identical_pictures())
+    wrong = len(set(real.captions)) - most_right
+    if wrong < choices - 1:
+        raise EvaluationError(
+            f"retrieval_choices: {choices} captions are wanted, but split {real.held_out} has "
+            f"{wrong} wrong ones for some pictures; set it to at most {wrong + 1}"
+        )
 
 
 def sampling_protocol(

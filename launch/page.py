@@ -104,7 +104,7 @@ def write_page(
 
     The file carries its pictures and style inside and links to nothing but directories of the run.
     """
-    wanted = {stage.name: stage.run_dir for stage in stages if stage.kind == "evaluate"}
+    wanted = {stage.name: stage.run_dir for stage in of_kind(stages, "evaluate")}
     results = [read_result(name, path) for name, path in {**wanted, **evaluations}.items()]
     judged = [result for result in results if result.problem is None]
     held_out = str(judged[0].get("held_out")) if judged else "composition"
@@ -126,7 +126,7 @@ def write_page(
         shares=shares,
         strips={result.name: strips(result, held_out) for result in judged},
         reranking={result.name: reranking_charts(result) for result in judged},
-        curves=[(stage, loss_chart(stage)) for stage in stages if stage.kind == "train"],
+        curves=[(stage, loss_chart(stage)) for stage in of_kind(stages, "train")],
         stages=stages,
         columns=list(dict.fromkeys(name for stage in stages for name in stage.facts)),
         link=lambda path: relative(path, run_dir),
@@ -140,6 +140,11 @@ def write_page(
     target = run_dir / "index.html"
     os.replace(temporary, target)
     return target
+
+
+def of_kind(stages: Sequence[StageView], kind: str) -> list[StageView]:
+    """The stages of one kind, in their order."""
+    return [stage for stage in stages if stage.kind == kind]
 
 
 def read_result(name: str, path: Path) -> Result:
