@@ -77,25 +77,7 @@ def save(
     Raises:
         ModelError: weights that are not the model's, or a directory that cannot be written.
     """
-    checked = _persistent(config, weights)
-    files: dict[str, bytes] = {}
-    entries: list[WeightFile] = []
-    groups = list(_groups(checked))
-    for number, group in enumerate(groups):
-        many = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        name = many if len(groups) > 1 else "model.safetensors"
-        files[name] = safetensors_bytes(group, metadata={"format": "pt"})
-        entries.append(WeightFile(file=name, bytes=len(files[name]), sha256=_sha256(files[name])))
-    header = Header(
-        model=config,
-        weights=tuple(entries),
-        tokenizer_sha256=None if tokenizer is None else _sha256(tokenizer),
-        text_length=text_length,
-    )
-    files[CARD] = card.encode()
-    if tokenizer is not None:
-        files[TOKENIZER] = tokenizer
-    files[CONFIG] = (json.dumps(header.model_dump(mode="json"), indent=2) + "\n").encode()
+    files = _files(config, _persistent(config, weights), card, tokenizer, text_length)
     with _writable(directory):
         if _is_local(directory):
             _write_local(Path(directory.removeprefix("file://")), files)
@@ -111,7 +93,9 @@ def describe(directory: str) -> Stored:
     """
     header = _header(directory)
     weights = _weights_sha256(header)
-    config = json.dumps(header.model.model_dump(mode="json"), sort_keys=True)
+    # without the defaults: an option that a later version adds must not rename old models
+    chosen = header.model.model_dump(mode="json", exclude_defaults=True)
+    config = json.dumps({**chosen, "kind": header.model.kind}, sort_keys=True)
     return Stored(
         config=header.model,
         tokenizer_sha256=header.tokenizer_sha256,
@@ -178,6 +162,34 @@ def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
     return {name: weights[name].detach().cpu().contiguous() for name in expected}
 
 
+def _files(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    card: str,
+    tokenizer: bytes | None,
+    text_length: int | None,
+) -> Iterator[tuple[str, bytes]]:
+    """Names and contents, one after the other so that one is in memory at a time; header last."""
+    entries: list[WeightFile] = []
+    groups = list(_groups(weights))
+    for number, group in enumerate(groups):
+        many = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        name = many if len(groups) > 1 else "model.safetensors"
+        content = safetensors_bytes(group, metadata={"format": "pt"})
+        entries.append(WeightFile(file=name, bytes=len(content), sha256=_sha256(content)))
+        yield name, content
+    yield CARD, card.encode()
+    if tokenizer is not None:
+        yield TOKENIZER, tokenizer
+    header = Header(
+        model=config,
+        weights=tuple(entries),
+        tokenizer_sha256=None if tokenizer is None else _sha256(tokenizer),
+        text_length=text_length,
+    )
+    yield CONFIG, (json.dumps(header.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
 def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Cut the weights into groups of at most `_LARGEST_FILE` bytes where tensors allow it."""
     group: dict[str, Tensor] = {}
@@ -229,7 +241,7 @@ def _read(directory: str, name: str) -> bytes:
         raise ModelError(f"{where}: cannot be read ({error})") from error
 
 
-def _write_local(directory: Path, files: Mapping[str, bytes]) -> None:
+def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
     """Everything into a temporary sibling, then one rename."""
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +250,7 @@ def _write_local(directory: Path, files: Mapping[str, bytes]) -> None:
     old = directory.with_name(f".{directory.name}.{unique}.old")
     fresh.mkdir()
     try:
-        for name, content in files.items():
+        for name, content in files:
             with (fresh / name).open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -253,15 +265,15 @@ def _write_local(directory: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_remote(directory: str, files: Mapping[str, bytes]) -> None:
+def _write_remote(directory: str, files: Iterator[tuple[str, bytes]]) -> None:
     """config.json goes first when it is old and comes last when it is new."""
     system, path = fsspec.core.url_to_fs(directory)
     system.makedirs(path, exist_ok=True)
     stale = posixpath.join(path, CONFIG)
     if system.exists(stale):
         system.rm_file(stale)
-    for name in sorted(files, key=lambda name: name == CONFIG):
-        system.pipe_file(posixpath.join(path, name), files[name])
+    for name, content in files:
+        system.pipe_file(posixpath.join(path, name), content)
 
 
 @contextmanager
