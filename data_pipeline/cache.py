@@ -223,7 +223,7 @@ def _is_whole(path: Path, shard: ShardEntry) -> bool:
     """Whether the finished copy is there; its digest was checked before it got its name."""
     try:
         return path.stat().st_size == shard.tar_bytes
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

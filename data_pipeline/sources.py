@@ -5,14 +5,14 @@ import hashlib
 import io
 import json
 import posixpath
+import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol
-
-import aiohttp
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
@@ -24,6 +24,8 @@ Fault = Literal["caption missing", "image missing", "image unreadable"]
 
 _TABLES = (".csv", ".parquet", ".jsonl")
 _TARS = (".tar", ".tar.gz")
+_WEB_SECONDS = 30
+_WEB_BYTES = 1 << 28
 _SCHEMES = ("http", "https", "s3", "gs", "gcs", "abfs", "file")
 
 
@@ -153,9 +155,12 @@ class TableSource:
         image = self._images[index]
         if not image:
             raise BadPair("image missing", "the image cell is empty")
+        url = self._resolve(image)
         try:
-            content = storage.read_bytes(self._resolve(image))
-        except (DataError, aiohttp.ClientError) as error:
+            content = (
+                _get(url) if url.startswith(("http://", "https://")) else storage.read_bytes(url)
+            )
+        except (DataError, OSError, HTTPException) as error:
             raise BadPair("image missing", str(error)) from error
         return Pair(content, self._captions[index], self._attributes[index])
 
@@ -242,6 +247,15 @@ def _rows(url: str, content: bytes) -> list[dict[str, object]]:
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{url}: every line must be a JSON object")
     return rows
+
+
+def _get(url: str) -> bytes:
+    """One image from the open web: patient, but not for ever, and not for a file of any size."""
+    with urllib.request.urlopen(url, timeout=_WEB_SECONDS) as response:
+        content = bytes(response.read(_WEB_BYTES + 1))
+    if len(content) > _WEB_BYTES:
+        raise OSError(f"more than {_WEB_BYTES:,} bytes")
+    return content
 
 
 def _attribute(value: object) -> Attribute:

@@ -1,0 +1,299 @@
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.build import RawSample, write_shards
+from data_pipeline.config import DataConfig, ImageConfig, Selection, TextConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.derive import derive
+from data_pipeline.errors import DataError
+
+ENCODER, OTHER = "a" * 64, "b" * 64
+
+
+def chosen(url, *selections, **options):
+    return open_dataset(DataConfig(url=url, select=selections, **options))
+
+
+def test_selections_are_united_and_keep_the_order_of_the_set(squares):
+    red = {"shade": ("red",)}
+    dataset = chosen(
+        squares,
+        Selection(split="halves", part="test", where={"number": (7, 3)}),
+        Selection(split="all", part="train", where=red),
+        Selection(split="all", part="train", where=red),
+    )
+    assert dataset.keys() == ("0000", "0003", "0004", "0007", "0008", "0012", "0016", "0020")
+    assert dataset.attributes(1) == {"shade": "dark", "number": 3}
+
+
+def test_no_selection_is_everything(squares):
+    assert len(chosen(squares)) == 23
+    assert chosen(squares).captions()[22] == "blue square 22"
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection(split="thirds", part="test"), "no split 'thirds'; it has 'all', 'halves'"),
+        (Selection(split="all", part="test"), "part 'test' of split 'all' .* is empty"),
+        (
+            Selection(split="all", part="train", where={"colour": ("red",)}),
+            "an attribute 'colour'; there is 'number', 'shade'",
+        ),
+        (
+            Selection(split="all", part="train", where={"shade": ("rde",)}),
+            "where.shade: no sample .* has 'rde'; there is 'blue', 'dark', 'green', 'red'",
+        ),
+        (
+            Selection(split="halves", part="train", where={"shade": ("green",)}),
+            "no sample of 'squares' is left",
+        ),
+    ],
+)
+def test_selections_of_nothing_are_refused_by_name(squares, selection, message):
+    with pytest.raises(DataError, match=message):
+        chosen(squares, selection)
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(ValueError, match="part"):
+        Selection(split="all", part="validation")
+
+
+def test_fingerprints_name_set_selection_and_shuffle(make_set):
+    first, second = make_set("one"), make_set("two")
+    small = make_set("three", samples=22)
+    some = Selection(split="halves", part="train")
+    assert chosen(first).fingerprint == chosen(second).fingerprint
+    fingerprints = {
+        chosen(first).fingerprint,
+        chosen(first, some).fingerprint,
+        chosen(first, shuffle_block=3).fingerprint,
+        chosen(small).fingerprint,
+    }
+    assert len(fingerprints) == 4
+
+
+def test_a_missing_shard_is_named(squares):
+    Path(squares, "squares-000002.tar").unlink()
+    with pytest.raises(DataError, match=r"squares-000002.tar: this shard is in the manifest but"):
+        chosen(squares)
+
+
+def test_a_shard_of_another_size_is_named(squares):
+    with Path(squares, "squares-000002.tar").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"squares-000002.tar: does not match its manifest"):
+        chosen(squares)
+
+
+def test_a_shard_that_shrinks_while_in_use_is_named(squares):
+    dataset = chosen(squares)
+    with Path(squares, "squares-000004.tar").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DataError, match=r"squares-000004.tar: ends before byte"):
+        dataset.caption(22)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"manifest.json: no such file; make it with `mezzotint"):
+        chosen(str(tmp_path))
+
+
+def test_a_manifest_that_is_none_is_named(squares):
+    Path(squares, "manifest.json").write_text('{"name": 3}')
+    with pytest.raises(DataError, match=r"manifest.json: "):
+        chosen(squares)
+
+
+def written(tmp_path, members, encoder=None):
+    write_shards(
+        [RawSample("key", members)],
+        str(tmp_path / "one"),
+        name="one",
+        licence="CC0-1.0",
+        provenance={},
+        shard_size=1,
+        fields={},
+        encoder=encoder,
+    )
+    return str(tmp_path / "one")
+
+
+def test_a_missing_caption_is_named(tmp_path):
+    url = written(tmp_path, {"png": b"x"})
+    with pytest.raises(DataError, match=r"one-000000.tar: key.txt: the caption is missing"):
+        chosen(url)
+
+
+def test_a_caption_that_is_not_utf8_is_named(tmp_path):
+    dataset = chosen(written(tmp_path, {"txt": b"\xff\xfe"}))
+    with pytest.raises(DataError, match=r"key.txt: not UTF-8"):
+        dataset.captions()
+
+
+def test_a_missing_image_is_named(tmp_path):
+    url = written(tmp_path, {"txt": b"a"})
+    with pytest.raises(DataError, match=r"key.png: no image .* although data.image is set"):
+        chosen(url, image=ImageConfig(size=4))
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    url = written(tmp_path, {"txt": b"a", "png": b"not a png"})
+    with pytest.raises(DataError, match=r"one-000000.tar: key.png: not a readable PNG"):
+        chosen(url, image=ImageConfig(size=4)).sample(0)
+
+
+def test_a_missing_array_is_named(squares):
+    with pytest.raises(DataError, match=r"0000.codes.npy: no such array"):
+        chosen(squares, arrays=("codes",))
+
+
+def test_arrays_are_never_unpickled(tmp_path):
+    content = io.BytesIO()
+    np.save(content, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    url = written(tmp_path, {"txt": b"a", "codes.npy": content.getvalue()})
+    with pytest.raises(DataError, match=r"key.codes.npy: not a plain array"):
+        chosen(url, arrays=("codes",)).sample(0)
+
+
+def test_what_a_batch_lacks_is_named_by_its_setting(squares):
+    batch = chosen(squares).batch([0, 1])
+    for access, key in (
+        (lambda: batch.images, "data.image"),
+        (lambda: batch.tokens, "data.text"),
+        (lambda: batch.array("codes"), "data.arrays has no 'codes'"),
+    ):
+        with pytest.raises(DataError, match=key):
+            access()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": None},
+        {"url": ""},
+        {"workers": -1},
+        {"shuffle_block": 0},
+        {"arrays": ("a b",)},
+        {"memory": True, "workers": 2},
+        {"image": {"size": 0}},
+        {"image": {"size": 8, "filter": "nearest"}},
+        {"text": {"tokenizer": "t", "length": 4, "dropout": 1.0}},
+    ],
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match="validation error"):
+        DataConfig.model_validate({"url": "x", **change})
+
+
+def codes_of(batch):
+    """(B, 2, 2) from the pictures' red channel, which is the sample's number."""
+    number = ((batch.images[:, 0, :2, :2] + 1) * 127.5).round().to(torch.int32)
+    return {"codes": number.numpy()}
+
+
+@pytest.fixture
+def derived(squares, tmp_path):
+    source = chosen(squares, Selection(split="halves", part="test"), image=ImageConfig(size=4))
+    url = str(tmp_path / "derived")
+    seen = []
+    derive(
+        source,
+        url,
+        codes_of,
+        fields=("codes",),
+        encoder=ENCODER,
+        batch=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+    return url
+
+
+def test_a_derived_set_keeps_keys_captions_attributes_and_splits(squares, derived):
+    source = chosen(squares, Selection(split="halves", part="test"))
+    made = chosen(
+        derived, Selection(split="halves", part="test"), arrays=("codes",), encoder=ENCODER
+    )
+    assert made.keys() == source.keys()
+    assert made.captions() == source.captions()
+    assert [made.attributes(n) for n in range(11)] == [source.attributes(n) for n in range(11)]
+    assert made.manifest.splits["halves"].train == ()
+    codes = made.batch(range(11)).array("codes")
+    assert codes.dtype == torch.int64
+    assert codes[:, 0, 0].tolist() == list(range(1, 23, 2))
+    assert "png" not in made.entry(0).members
+
+
+def test_arrays_of_another_encoder_are_refused(derived):
+    config = DataConfig(url=derived, arrays=("codes",))
+    open_dataset(config, expected_encoder=ENCODER)
+    message = f"made by encoder {ENCODER[:12]}, but this run needs those of {OTHER[:12]}"
+    with pytest.raises(DataError, match=message):
+        open_dataset(config, expected_encoder=OTHER)
+    with pytest.raises(DataError, match=message):
+        open_dataset(config.model_copy(update={"encoder": OTHER}))
+
+
+def test_an_encoder_directory_must_be_resolved_by_the_caller(derived):
+    config = DataConfig(url=derived, arrays=("codes",), encoder="runs/dvae/model")
+    open_dataset(config, expected_encoder=ENCODER)
+    with pytest.raises(DataError, match=r"data.encoder: 'runs/dvae/model' is not a digest"):
+        open_dataset(config)
+
+
+def test_deriving_again_does_nothing_and_another_encoder_derives_anew(squares, derived):
+    source = chosen(squares, Selection(split="halves", part="test"), image=ImageConfig(size=4))
+
+    def never(batch):
+        raise AssertionError
+
+    derive(source, derived, never, fields=("codes",), encoder=ENCODER, batch=4)
+    again = derive(source, derived, codes_of, fields=("codes",), encoder=OTHER, batch=4)
+    assert again.encoder == OTHER
+
+
+def test_an_interrupted_derivation_leaves_no_manifest(squares, tmp_path):
+    source = chosen(squares, image=ImageConfig(size=4))
+
+    def fails(batch):
+        if batch.keys[0] > "0009":
+            raise KeyboardInterrupt
+        return codes_of(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        derive(source, str(tmp_path / "d"), fails, fields=("codes",), encoder=ENCODER, batch=4)
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+def test_an_encoder_that_breaks_its_promise_is_refused(squares, tmp_path):
+    source = chosen(squares, image=ImageConfig(size=4))
+    with pytest.raises(DataError, match=r"arrays \['codes'\] were promised"):
+        derive(
+            source,
+            str(tmp_path / "d"),
+            lambda batch: {"tokens": np.zeros((len(batch), 2))},
+            fields=("codes",),
+            encoder=ENCODER,
+            batch=4,
+        )
+
+
+def test_text_is_tokenised_to_length(squares, tokenizer_directory, tokenizer):
+    text = TextConfig(tokenizer=tokenizer_directory, length=12)
+    batch = chosen(squares, text=text).batch([3, 4])
+    assert batch.tokens.tolist() == tokenizer(batch.captions, 12).tolist()
+
+
+def test_the_digest_of_a_manifest_is_that_of_its_content(squares):
+    manifest = chosen(squares).manifest
+    shard = manifest.shards[0]
+    content = Path(squares, shard.name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == shard.sha256
+    assert len(manifest.fingerprint) == 64

@@ -1,0 +1,169 @@
+import itertools
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.config import DataConfig, ImageConfig, TextConfig
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.errors import DataError
+from data_pipeline.stream import Stream, StreamState
+
+FIXTURES_ARE_READ_ONLY = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
+)
+
+
+@pytest.fixture
+def dataset(squares) -> Dataset:
+    return open_dataset(DataConfig(url=squares, shuffle_block=2))
+
+
+def visits(dataset, batches, *, world, global_batch, seed=3, state=None):
+    """What all ranks together see, batch after batch, in the order of the ranks."""
+    ranks = [
+        Stream(dataset, global_batch=global_batch, rank=rank, world=world, seed=seed, state=state)
+        for rank in range(world)
+    ]
+    streams = [itertools.islice(rank.visits(), batches) for rank in ranks]
+    return [[visit for share in shares for visit in share] for shares in zip(*streams, strict=True)]
+
+
+@FIXTURES_ARE_READ_ONLY
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**40))
+def test_every_epoch_sees_every_sample_once_on_any_world_size(dataset, world, share, seed):
+    batch = world * share
+    batches = -(-3 * len(dataset) // batch)
+    seen = [
+        visit
+        for one in visits(dataset, batches, world=world, global_batch=batch, seed=seed)
+        for visit in one
+    ]
+    counts = Counter(seen[: 3 * len(dataset)])
+    assert set(counts.values()) == {1}
+    assert set(counts) == set(itertools.product(range(3), range(len(dataset))))
+
+
+@FIXTURES_ARE_READ_ONLY
+@given(st.integers(0, 30), st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3, 4, 6]))
+def test_a_run_goes_on_exactly_at_any_batch_and_world_size(dataset, done, before, after):
+    whole = visits(dataset, done + 5, world=before, global_batch=12)
+    first = Stream(dataset, global_batch=12, rank=0, world=before, seed=3)
+    state = StreamState.from_json(json.loads(json.dumps(first.state_after(done).to_json())))
+    rest = visits(dataset, 5, world=after, global_batch=12, state=state)
+    assert rest == whole[done:]
+
+
+@FIXTURES_ARE_READ_ONLY
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 30))
+def test_states_add_up(dataset, some, more, batch):
+    stream = Stream(dataset, global_batch=batch, rank=0, world=1, seed=3)
+    later = Stream(
+        dataset, global_batch=batch, rank=0, world=1, seed=3, state=stream.state_after(some)
+    )
+    assert later.state_after(more) == stream.state_after(some + more)
+
+
+def test_another_batch_size_goes_on_at_the_same_sample(dataset):
+    state = Stream(dataset, global_batch=4, rank=0, world=1, seed=3).state_after(3)
+    flat = [v for one in visits(dataset, 30, world=1, global_batch=1) for v in one]
+    assert visits(dataset, 1, world=1, global_batch=7, state=state)[0] == flat[12:19]
+
+
+def read(config, batches=6, **options):
+    with_close = iter(
+        Stream(open_dataset(config), global_batch=8, rank=0, world=1, seed=5, **options)
+    )
+    taken = list(itertools.islice(with_close, batches))
+    with_close.close()
+    return taken
+
+
+def test_batches_do_not_depend_on_workers_or_memory(squares, tokenizer_directory):
+    config = DataConfig(
+        url=squares,
+        image=ImageConfig(size=4, flip=True),
+        text=TextConfig(tokenizer=tokenizer_directory, length=20, dropout=0.3),
+        shuffle_block=2,
+    )
+    plain = read(config)
+    for other in (
+        config.model_copy(update={"workers": 1}),
+        config.model_copy(update={"workers": 2}),
+        config.model_copy(update={"memory": True}),
+    ):
+        for one, two in zip(plain, read(other), strict=True):
+            assert one.keys == two.keys
+            assert one.captions == two.captions
+            assert torch.equal(one.images, two.images)
+            assert torch.equal(one.tokens, two.tokens)
+
+
+def test_workers_leave_the_global_generator_alone(squares):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    read(DataConfig(url=squares, workers=1), batches=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_images_come_as_floats_between_minus_one_and_one(squares):
+    batch = read(DataConfig(url=squares, image=ImageConfig(size=4)))[0]
+    assert batch.images.shape == (8, 3, 4, 4)
+    assert batch.images.dtype == torch.float32
+    number = torch.tensor([float(key) for key in batch.keys])
+    torch.testing.assert_close(batch.images[:, 0, 0, 0], number / 127.5 - 1)
+    assert batch.captions[0].endswith(f"square {int(batch.keys[0])}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_stops_the_stream_with_one_sentence(squares, workers):
+    path = f"{squares}/squares-000001.tar"
+    content = bytearray(Path(path).read_bytes())
+    at = content.index(b"\x89PNG")
+    content[at : at + 40] = bytes(40)
+    Path(path).write_bytes(content)
+    config = DataConfig(url=squares, image=ImageConfig(size=4), workers=workers)
+    with pytest.raises(DataError, match=r"squares-000001.tar: 0005.png: not a readable") as error:
+        read(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_closed_iterator_stops_reading(dataset):
+    iterator = iter(Stream(dataset, global_batch=4, rank=0, world=1, seed=0))
+    next(iterator)
+    assert any(thread.name == "batches" for thread in threading.enumerate())
+    iterator.close()
+    assert not any(thread.name == "batches" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"global_batch": 5, "rank": 0, "world": 2}, "a multiple of 2"),
+        ({"global_batch": 0, "rank": 0, "world": 1}, "global batch of 0"),
+        ({"global_batch": 4, "rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"global_batch": 4, "rank": 0, "world": 1, "seed": -1}, "seed -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(dataset, numbers, message):
+    with pytest.raises(DataError, match=message):
+        Stream(dataset, **{"seed": 0, **numbers})
+
+
+def test_a_state_of_other_data_or_another_seed_is_refused(dataset, squares):
+    state = Stream(dataset, global_batch=4, rank=0, world=1, seed=0).state_after(2)
+    other = open_dataset(DataConfig(url=squares, shuffle_block=3))
+    with pytest.raises(DataError, match="started on other data"):
+        Stream(other, global_batch=4, rank=0, world=1, seed=0, state=state)
+    with pytest.raises(DataError, match="started with seed 0"):
+        Stream(dataset, global_batch=4, rank=0, world=1, seed=1, state=state)
+
+
+def test_a_state_that_is_none_is_refused():
+    with pytest.raises(DataError, match="not the state of a stream"):
+        StreamState.from_json({"epoch": 0, "consumed": "three"})
