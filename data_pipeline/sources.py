@@ -253,8 +253,10 @@ def _get(url: str) -> bytes:
     """One image from the open web: patient, but not for ever, and not for a file of any size."""
     with urllib.request.urlopen(url, timeout=_WEB_SECONDS) as response:
         content = bytes(response.read(_WEB_BYTES + 1))
-    if len(content) > _WEB_BYTES:
-        raise OSError(f"more than {_WEB_BYTES:,} bytes")
+        if len(content) > _WEB_BYTES:
+            raise OSError(f"more than {_WEB_BYTES:,} bytes")
+        if response.length:  # a bounded read does not complain about a short body
+            raise OSError(f"the connection ended {response.length:,} bytes early")
     return content
 
 
