@@ -102,20 +102,21 @@ class Clip(nn.Module):
                 pool_type="none",
             ),
             init_logit_scale=math.log(1 / 0.07),
+            # of shape (1,): DeepSpeed cannot broadcast a parameter without dimensions
+            nonscalar_logit_scale=True,
         )
 
     @property
     def scale(self) -> Tensor:
         """Inverse temperature, a scalar, at most 100 (arXiv 2103.00020, 2.5)."""
-        return self.clip.logit_scale.float().exp().clamp(max=100.0)
+        return self.clip.logit_scale.float().exp().clamp(max=100.0).reshape(())
 
     def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
         """Features of images (B, 3, H, W) in [-1, 1] and of their captions (B, L)."""
         # through the inner module's own forward, where ZeRO-3 gathers the weights it holds directly
         image_features, text_features, scale = self.clip(self._sized(image), tokens)
-        return ClipFeatures(
-            image_features.float(), at_end(text_features, tokens), scale.float().clamp(max=100.0)
-        )
+        scale = scale.float().clamp(max=100.0).reshape(())
+        return ClipFeatures(image_features.float(), at_end(text_features, tokens), scale)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""

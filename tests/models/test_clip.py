@@ -38,6 +38,7 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=rng()) * 2 - 1
 TOKENS = torch.tensor([[5, 6, 7, 3, 0, 0], [8, 9, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
 
 
+@torch.no_grad()
 def test_features_are_unit_vectors_and_the_same_from_every_entrance(clip):
     image, text, scale = clip(IMAGES, TOKENS)
     assert image.shape == text.shape == (3, 24)

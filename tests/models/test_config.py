@@ -59,6 +59,14 @@ def test_parameters_follow_the_callers_seed(config):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=kind)
+def test_every_parameter_has_a_dimension(config):
+    # DeepSpeed cannot broadcast one without
+    with torch.device("meta"):
+        model = config.build()
+    assert [name for name, value in model.named_parameters() if value.ndim == 0] == []
+
+
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValidationError, match="'dvae', 'patch_discriminator', 'prior'"):
         ADAPTER.validate_python({"kind": "gan"})
