@@ -43,7 +43,10 @@ class ClipScores:
 
 @dataclass(frozen=True)
 class Reranked:
-    """Exact match and CLIP score of the best of N candidates on held-out captions."""
+    """Exact match, and CLIP score by the ranker, of the best of N candidates on held-out captions.
+
+    Both are means over all subsets of N of the candidates that were drawn.
+    """
 
     best_of: int
     exact_match: Score

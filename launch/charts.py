@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 34
 COLOURS = 6
 """Classes c0 .. c5 that the page's style sheet gives colours to."""
 

@@ -306,7 +306,7 @@ def reranking_charts(result: Result) -> list[tuple[str, Markup]]:
     pictures = []
     for key, name, scale in (
         ("exact_match", "exact match, %", 100.0),
-        ("clip_score", "CLIP score", 1.0),
+        ("clip_score", "CLIP score by the ranker", 1.0),
     ):
         points = [
             Point(size, *(scale * row[key][field] for field in ("value", "low", "high")))
