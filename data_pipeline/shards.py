@@ -15,12 +15,12 @@ _OPEN_FILES = 128
 
 
 def check_sizes(url: str, manifest: Manifest) -> None:
-    """Compare the stored size of every shard with the manifest: one listing, no reads.
+    """Compare the stored size of every shard with the manifest; reads none of them.
 
     Raises:
         DataError: A shard is missing or has another size.
     """
-    present = storage.sizes(url)
+    present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
     for shard in manifest.shards:
         path = storage.join(url, shard.name)
         if shard.name not in present:

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 import fsspec.core
@@ -171,3 +172,20 @@ def sizes(url: str) -> dict[str, int]:
         for entry in listing
         if entry["type"] == "file"
     }
+
+
+def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of those of the files ``names`` that are inside the directory ``url``.
+
+    One listing, except over HTTP: a web server lists nothing reliable, so each is asked for.
+    """
+    if not url.startswith(("http://", "https://")):
+        return sizes(url)
+    found = {}
+    for name in names:
+        system, path = filesystem(join(url, name))
+        try:
+            found[name] = int(system.info(path)["size"] or 0)
+        except FileNotFoundError:
+            continue
+    return found

@@ -40,7 +40,7 @@ def verify(url: str, progress: Progress | None = None) -> VerifyReport:
         DataError: There is no manifest to compare with.
     """
     manifest = read_manifest(url)
-    present = storage.sizes(url)
+    present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
     problems: list[str] = []
     for number, shard in enumerate(manifest.shards, 1):
         path = storage.join(url, shard.name)

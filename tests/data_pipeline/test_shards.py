@@ -9,6 +9,8 @@ import sys
 import tarfile
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,6 +228,23 @@ def test_remote_shards_are_read_through_the_cache(remote, squares, cache):
         == open_dataset(DataConfig(url=squares)).captions()
     )
     assert copies(cache) == sorted(f"{s.sha256}.tar" for s in read_manifest(squares).shards)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Quiet."""
+
+
+def test_a_set_on_a_web_server_is_read_and_checked(squares):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=squares)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = DataConfig(url=f"http://127.0.0.1:{server.server_port}")
+        captions = open_dataset(config).captions()
+        Path(squares, "squares-000003.tar").unlink()
+        with pytest.raises(DataError, match=r"squares-000003.tar: this shard is in the manifest"):
+            open_dataset(config)
+        server.shutdown()
+    assert captions[22] == "blue square 22"
 
 
 def test_compressed_shards_are_expanded_once(make_set, squares, cache):
