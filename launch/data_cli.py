@@ -27,6 +27,9 @@ def pack(
     caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
     workers: Annotated[int, typer.Option(help="Pairs read at a time.", min=1)] = 8,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the captions held out, by hash.", min=0, max=0.9)
+    ] = 0.0,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +45,7 @@ def pack(
             columns=(image_column, caption_column),
             shard_size=shard_size,
             workers=workers,
+            test_fraction=test_fraction,
             as_json=as_json,
         )
     )
@@ -69,6 +73,22 @@ def verify(url: Url, *, as_json: AsJson = False) -> None:
     from launch.looking import verify_set
 
     typer.echo(verify_set(url, as_json=as_json))
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data index my-tars --name mine --licence CC-BY-4.0[/]"
+)
+def index(
+    url: Annotated[str, typer.Argument(help="A folder of webdataset tars, or an fsspec URL.")],
+    name: Annotated[str, typer.Option(help="Name of the set.")] = "images",
+    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "unknown",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Write a manifest for webdataset tars that have none."""
+    from launch.looking import index_tars
+
+    typer.echo(index_tars(url, name, licence, as_json=as_json))
 
 
 @data_app.command(
@@ -110,7 +130,7 @@ def derive(
 
     size = store.load(model).config.image_size
     data = DataConfig(url=url, image=ImageConfig(size=size))
-    with Reporter(Path(out) if "://" not in out else Path(".")) as reporter:
+    with Reporter(None, shows=not as_json) as reporter:
         manifest = derive_tokens(data, model, out, batch, reporter.counted("samples"))
     samples = sum(len(shard.samples) for shard in manifest.shards)
     result = {"url": out, "samples": samples, "encoder": manifest.encoder}

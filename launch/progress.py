@@ -44,9 +44,9 @@ def read_standing(directory: Path) -> Standing | None:
 
 
 class Reporter:
-    """Shows progress: `progress.json` at most twice a second, and a bar or a line now and then."""
+    """Shows progress: a bar or a line now and then, and `progress.json` for other processes."""
 
-    def __init__(self, directory: Path, *, shows: bool = True, every: float = 10.0) -> None:
+    def __init__(self, directory: Path | None, *, shows: bool = True, every: float = 10.0) -> None:
         self._directory = directory
         self._every = every
         self._written = self._printed = 0.0
@@ -84,7 +84,7 @@ class Reporter:
     def show(self, phase: str, done: int, total: int, note: str) -> None:
         """Tell that `done` of `total` is reached."""
         now, last = time.time(), done >= total
-        if last or now - self._written > 0.5:
+        if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
             write_json(

@@ -101,6 +101,7 @@ def wait(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
+                rank.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
 

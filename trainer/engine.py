@@ -1,6 +1,7 @@
 """DeepSpeed engines, one per trainable part. The only file that imports deepspeed."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -169,6 +170,8 @@ class Engine:
 def start(world: World) -> None:
     """Join the process group and hand it to DeepSpeed."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed's own calls, at every step
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
     # gloo serves: the shared-memory op takes a minute to compile, in every new environment
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed.join(world)
