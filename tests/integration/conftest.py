@@ -1,5 +1,8 @@
-"""What integration tests train on: the embedded emoji, a tokenizer, made-up image tokens."""
+"""What integration tests train with, and on: the embedded emoji, a tokenizer, made-up image tokens."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +13,11 @@ from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
 from data_pipeline.text import Tokenizer
+from launch.training import free_port, wait
 
 PEOPLE = Selection(split="composition", part="train")
 VOCAB = 300
+SESSIONS = Path(__file__).with_name("sessions.py")
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +61,31 @@ def tiny_inputs(tokenizer_directory, token_set) -> Callable[[str], list[str]]:
                 return []
 
     return overrides
+
+
+@pytest.fixture(scope="session")
+def train_sessions() -> Callable[[Path, int], None]:
+    """Run a file of sessions (see sessions.py) in a number of processes that form one group."""
+    return start
+
+
+def start(file: Path, world: int) -> None:
+    """Run a file of sessions in `world` processes that form one group."""
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    logs = [file.with_suffix(f".rank{rank}.log") for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as output:
+            command = [sys.executable, str(SESSIONS), str(file)]
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(
+                subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
+            )
+    assert wait(ranks) == 0, logs[0].read_text()[-3000:]

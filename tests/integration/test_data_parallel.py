@@ -1,18 +1,12 @@
 """Two processes that share a batch train like one that takes it all."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from launch.training import free_port, wait
 from trainer.tracking import read_metrics
 
 pytestmark = pytest.mark.processes
-SESSIONS = Path(__file__).with_name("sessions.py")
 COMMON = [
     "steps=20",
     "batch=8",
@@ -32,7 +26,7 @@ STAGES = (0, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory, tiny_inputs) -> dict[tuple[str, int, int], list[float]]:
+def losses(tmp_path_factory, tiny_inputs, train_sessions) -> dict[tuple[str, int, int], list[float]]:
     """Loss curves by recipe, ZeRO stage and number of processes."""
     root = tmp_path_factory.mktemp("parallel")
     found = {}
@@ -47,34 +41,12 @@ def losses(tmp_path_factory, tiny_inputs) -> dict[tuple[str, int, int], list[flo
             for stage in STAGES
         ]
         (root / f"{world}.json").write_text(json.dumps(entries))
-        start(root / f"{world}.json", world)
+        train_sessions(root / f"{world}.json", world)
         for name in SMALL:
             for stage in STAGES:
                 lines = read_metrics(root / f"{name}-{stage}-{world}" / "metrics.jsonl")
                 found[name, stage, world] = [line["metrics"]["loss/model"] for line in lines]
     return found
-
-
-def start(file: Path, world: int) -> None:
-    """Run a file of sessions in `world` processes that form one group."""
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    logs = [file.with_suffix(f".rank{rank}.log") for rank in range(world)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            command = [sys.executable, str(SESSIONS), str(file)]
-            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(
-                subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
-            )
-    assert wait(ranks) == 0, logs[0].read_text()[-3000:]
 
 
 @pytest.mark.parametrize("stage", STAGES)
