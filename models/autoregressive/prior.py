@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,8 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
     text_vocab: int = Field(gt=1)
     text_length: int = Field(gt=0)
     image_vocab: int = Field(gt=1)
-    grid: tuple[int, int]
+    grid: tuple[PositiveInt, PositiveInt]
+    """Rows and columns of image tokens."""
     width: int = Field(default=256, gt=0)
     layers: int = Field(default=6, gt=0)
     heads: int = Field(default=4, gt=0)

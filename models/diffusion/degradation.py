@@ -8,7 +8,7 @@ import math
 from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -64,6 +64,12 @@ class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
     kernel: int = Field(default=3, gt=0)
     sigma: float = Field(default=0.6, gt=0)
     share: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _centred(self) -> "BlurAugmentationConfig":
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        return self
 
     def build(self) -> "BlurAugmentation":
         """The augmentation."""

@@ -82,9 +82,8 @@ def test_only_models_that_read_captions_have_a_text_shape():
 def test_the_small_autoencoder_is_cheap():
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = CONFIGS[0]
-    model = config.build()
+    model = DVAEConfig(image_size=32, patch=2, groups=2, width=120, vocab=512).build()
     with FlopCounterMode(display=False) as counter:
         model.decoder(model.encoder(torch.zeros(1, 3, 32, 32)).softmax(1))
-    assert counter.get_total_flops() < 0.33e9
+    assert counter.get_total_flops() <= 0.3e9
     assert sum(parameter.numel() for parameter in model.parameters()) < 2.5e6

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from models.autoregressive.prior import PriorConfig, PriorLogits, prior_loss
 
@@ -126,6 +127,11 @@ def test_shares_of_a_batch_average_to_the_whole():
         for s in (slice(0, 2), slice(2, 4))
     ]
     assert float(whole) == pytest.approx(float(sum(halves)) / 2, rel=1e-6)
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(ValidationError, match="grid"):
+        PriorConfig(text_vocab=11, text_length=4, image_vocab=13, grid=(0, 3))
 
 
 def test_an_empty_place_has_a_vector_of_its_own():

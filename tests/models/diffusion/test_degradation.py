@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from models.diffusion.degradation import (
     BlurAugmentationConfig,
@@ -47,6 +48,11 @@ def test_blur_falls_on_half_of_the_training_images():
     levels = BlurAugmentationConfig().build().levels(4096, rng())
     assert set(levels.tolist()) == {0.0, 1.0}
     assert float(levels.mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ValidationError, match="odd"):
+        BlurAugmentationConfig(kernel=4)
 
 
 def test_blur_is_torchvisions_gaussian_blur():
