@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from data_pipeline.config import DataConfig
 from evaluation.config import EvaluationConfig
 from launch.errors import LaunchError
-from trainer.recipe import apply_override, explain, read_tree
+from trainer.recipe import apply_override, explain, flatten, read_tree
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -159,5 +159,5 @@ def overrides_of(stage: TrainStage) -> list[str]:
     """A train stage's settings as dotted overrides."""
     return [
         f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}"
-        for key, value in stage.set.items()
+        for key, value in flatten(stage.set).items()
     ]

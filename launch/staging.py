@@ -15,8 +15,9 @@ from launch.runner import inputs, settings
 from launch.stages import artifacts, execute
 from launch.training import link_from_environment
 from trainer.faults import held
+from trainer.recipe import flatten
 from trainer.run import RunDirectory
-from trainer.tracking import Opening, Record, flatten, track_once
+from trainer.tracking import Opening, Record, track_once
 
 
 def run_stage(root: Path, name: str) -> None:

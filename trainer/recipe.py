@@ -164,6 +164,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise TrainError(f"{key}: {value!r} is not a valid YAML value") from error
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def explain(error: ValidationError, source: str) -> str:
     """All faults of a validation, one per line, each with its full key path."""
     lines = []

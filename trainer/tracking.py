@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 from PIL import Image
 
+from trainer.recipe import flatten
 from trainer.run import RunDirectory, write_json
 
 if TYPE_CHECKING:
@@ -304,17 +305,6 @@ def open_run(mlflow: "MlflowClient", link: Link, opening: Opening) -> str:
         dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
         mlflow.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
     return run_id
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _short(error: Exception) -> str:
