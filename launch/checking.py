@@ -58,9 +58,7 @@ def check_recipe(recipe: Recipe, runs: Path, processes: int) -> Report:
             name: sum(weight.numel() for weight in child.parameters())
             for name, child in module.named_children()
         }
-        | {
-            name: weight.numel() for name, weight in module.named_parameters(recurse=False)
-        }
+        | {name: weight.numel() for name, weight in module.named_parameters(recurse=False)}
         for part, module in parts.items()
     }
     per_step = {"images": recipe.batch, "samples per forward": recipe.micro_batch_for(processes)}

@@ -121,8 +121,8 @@ def check(
 
 
 @app.command(
-    epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"[/]'
-    "  ·  [bold]mezzotint sample runs/quickstart --system dalle --seed 3 'man pilot'[/]"
+    epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"'
+    "[/]  ·  [bold]mezzotint sample runs/quickstart --system dalle --seed 3 'man pilot'[/]"
 )
 def sample(
     run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],

@@ -13,7 +13,7 @@ def serve(runs: Path, host: str, port: int) -> int:
     """Run `mlflow server` until interrupted; returns its exit code.
 
     Raises:
-        LaunchError: there is no sqlite store, or runs are tracked on a server that has its own page.
+        LaunchError: there is no sqlite store, or runs are tracked on a server with its own page.
     """
     uri = default_uri(runs)
     if uri.startswith("http"):

@@ -124,12 +124,10 @@ def derive(
 ) -> None:
     """Encode a set's images as tokens: a shard set that carries the hash of its encoder."""
     from data_pipeline.config import DataConfig, ImageConfig
-    from launch.deriving import derive_tokens
+    from launch.deriving import derive_tokens, encoder_size
     from launch.progress import Reporter
-    from models import store
 
-    size = store.load(model).config.image_size
-    data = DataConfig(url=url, image=ImageConfig(size=size))
+    data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model)))
     with Reporter(None, shows=not as_json) as reporter:
         manifest = derive_tokens(data, model, out, batch, reporter.counted("samples"))
     samples = sum(len(shard.samples) for shard in manifest.shards)

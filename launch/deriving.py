@@ -12,9 +12,21 @@ from data_pipeline.derive import derive
 from data_pipeline.manifest import Manifest
 from launch.errors import LaunchError
 from models import store
-from models.autoencoders.dvae import DVAE
+from models.autoencoders.dvae import DVAE, DVAEConfig
 
 Progress = Callable[[int, int], None]
+
+
+def encoder_size(model: str) -> int:
+    """Side in pixels of the images that a dVAE's model directory encodes.
+
+    Raises:
+        LaunchError: the model directory holds no dVAE.
+    """
+    config = store.describe(model).config
+    if not isinstance(config, DVAEConfig):
+        raise LaunchError(f"{model}: holds a {config.kind}; image tokens need a dvae")
+    return config.image_size
 
 
 def derive_tokens(
@@ -27,10 +39,9 @@ def derive_tokens(
     Raises:
         LaunchError: the model directory holds no dVAE.
     """
-    described = store.describe(model)
-    encoder = store.load(model)
-    if not isinstance(encoder, DVAE):
-        raise LaunchError(f"{model}: holds a {described.config.kind}; image tokens need a dvae")
+    encoder_size(model)
+    described, encoder = store.describe(model), store.load(model)
+    assert isinstance(encoder, DVAE)
 
     def encode(part: Batch) -> Mapping[str, np.ndarray]:
         with torch.no_grad():

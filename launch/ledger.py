@@ -1,4 +1,4 @@
-"""What a pipeline remembers of its stages: which are finished, and with which settings and inputs."""
+"""What a pipeline remembers of its stages: which are finished, with which settings and inputs."""
 
 import json
 import secrets

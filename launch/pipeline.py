@@ -29,7 +29,7 @@ class _Stage(BaseModel, frozen=True, extra="forbid"):
     """Cores of this machine the stage uses; stages run side by side while they fit. None = all."""
 
 
-class TokenizerStage(_Stage):
+class TokenizerStage(_Stage, frozen=True, extra="forbid"):
     """Train a sentencepiece BPE model on a set's captions; leaves `model/tokenizer.model`."""
 
     kind: Literal["tokenizer"]
@@ -37,7 +37,7 @@ class TokenizerStage(_Stage):
     vocab: int = Field(gt=0)
 
 
-class TrainStage(_Stage):
+class TrainStage(_Stage, frozen=True, extra="forbid"):
     """Train a recipe; leaves a run directory with `model/`."""
 
     kind: Literal["train"]
@@ -46,7 +46,7 @@ class TrainStage(_Stage):
     """Dotted overrides of the recipe's keys."""
 
 
-class DeriveStage(_Stage):
+class DeriveStage(_Stage, frozen=True, extra="forbid"):
     """Encode a set's images with a trained dVAE; leaves `set/`, a shard set of image tokens."""
 
     kind: Literal["derive"]
@@ -55,14 +55,14 @@ class DeriveStage(_Stage):
     batch: int = Field(default=64, gt=0)
 
 
-class EvaluateStage(_Stage):
+class EvaluateStage(_Stage, frozen=True, extra="forbid"):
     """Judge a system; leaves `evaluation.json`, samples and grids."""
 
     kind: Literal["evaluate"]
     evaluation: EvaluationConfig
 
 
-class PageStage(_Stage):
+class PageStage(_Stage, frozen=True, extra="forbid"):
     """Write the pipeline's result page, `index.html` in its run directory."""
 
     kind: Literal["page"]

@@ -87,15 +87,11 @@ class Reporter:
         if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
-            write_json(
-                self._directory / FILE, asdict(Standing(phase, done, total, note, now))
-            )
+            write_json(self._directory / FILE, asdict(Standing(phase, done, total, note, now)))
         if self._bar:
             if self._task is None:
                 self._task = self._bar.add_task(phase, total=total, note=note)
-            self._bar.update(
-                self._task, description=phase, completed=done, total=total, note=note
-            )
+            self._bar.update(self._task, description=phase, completed=done, total=total, note=note)
         elif last or now - self._printed > self._every:
             self._printed = now
             sys.stdout.write(f"{phase} {done:,}/{total:,} {note}".rstrip() + "\n")

@@ -192,7 +192,7 @@ class Runner:
                 display.say(f"{running.name}: done in {seconds:.0f} s")
             else:
                 self._failed.append(running.name)
-                display.say(f"{running.name}: failed with exit code {code}; {running.log} ends with")
+                display.say(f"{running.name}: failed ({code}); {running.log} ends with")
                 display.say(tail(running.log))
 
 

@@ -14,7 +14,6 @@ from launch.progress import Reporter
 from launch.runner import inputs, settings
 from launch.stages import artifacts, execute
 from launch.training import link_from_environment
-from trainer.faults import held
 from trainer.recipe import flatten
 from trainer.run import RunDirectory
 from trainer.tracking import Opening, Record, track_once
@@ -28,7 +27,8 @@ def run_stage(root: Path, name: str) -> None:
     """
     pipeline, ledger = started(root), Ledger(root)
     if name not in pipeline.stages:
-        raise LaunchError(f"{name}: no such stage in {root}; there are {', '.join(pipeline.stages)}")
+        stages = ", ".join(pipeline.stages)
+        raise LaunchError(f"{name}: no such stage in {root}; there are {stages}")
     read = inputs(pipeline, ledger, name)
     if read is None:
         raise LaunchError(f"{name}: what it reads is not finished; run the pipeline instead")
@@ -41,7 +41,8 @@ def run_stage(root: Path, name: str) -> None:
     with Reporter(directory) as reporter:
         facts = execute(stage, directory, link, reporter, root)
     seconds = time.monotonic() - began
-    entry = Entry(new_id(), stage.kind, settings(pipeline, ledger, name), read, seconds, None, facts)
+    plain = settings(pipeline, ledger, name)
+    entry = Entry(new_id(), stage.kind, plain, read, seconds, None, facts)
     ledger.write(name, entry)
     if isinstance(stage, TrainStage):
         return

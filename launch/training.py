@@ -17,20 +17,20 @@ from trainer.run import RunDirectory
 from trainer.tracking import Link
 
 
-def train(
-    recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progress
-) -> None:
+def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progress) -> None:
     """Train `recipe` in `run`, resuming what is there; returns when the model is handed over.
 
     Raises:
         Stopped: told to leave (exit code 75, a checkpoint is saved), or a process failed.
         LaunchError, TrainError: bad input.
     """
+    from trainer.distributed import place
+
     launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     with ExitStack() as stack:
         if not launched:
             stack.enter_context(held(run.path))
-        if not launched or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0":
+        if not launched or place().is_main:
             run.claim(recipe)
             need_space(run.path, 50_000_000)
         if run.finished():

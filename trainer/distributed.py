@@ -73,11 +73,10 @@ def join(world: World) -> None:
         return
     os.environ["LOCAL_RANK"] = str(world.local_rank)  # DeepSpeed reads it at initialize
     if world.size == 1:
-        dist.init_process_group(world.backend, rank=0, world_size=1, store=dist.HashStore())
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(world.backend, rank=0, world_size=1, store=store)
         return
-    dist.init_process_group(
-        world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT
-    )
+    dist.init_process_group(world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -137,7 +136,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows)
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -110,7 +110,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, index: int) -> None:
-        """Close one micro-batch; at the end of the accumulation, update with the rate of `index`."""
+        """Close one micro-batch; at the end of the accumulation, update at the rate of `index`."""
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
             for group in self._engine.optimizer.param_groups:
@@ -187,6 +187,4 @@ def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[
             f"{', '.join(sorted(parts))}"
         )
     precision = resolve_precision(recipe.engine.precision, world.device)
-    return {
-        name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
-    }
+    return {name: Engine(name, module, recipe, world, precision) for name, module in parts.items()}

@@ -18,7 +18,7 @@ PREEMPTED = 75
 
 
 class Preemption:
-    """A flag raised by SIGTERM or SIGUSR2, acted upon at the end of a step, never in the handler."""
+    """A flag raised by SIGTERM or SIGUSR2; acted upon at the end of a step, not in the handler."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -71,9 +71,7 @@ def grid(images: Tensor, *, columns: int = 8, gap: int = 2) -> Image.Image:
     count, _, height, width = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white"
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     for number, array in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy()):
         row, column = divmod(number, columns)

@@ -59,7 +59,7 @@ class RunDirectory:
         """Write recipe and environment, or check that the directory belongs to this recipe.
 
         Raises:
-            TrainError: the directory holds a run of another recipe; the first differing key is named.
+            TrainError: the directory holds a run of another recipe; a differing key is named.
         """
         for path in (self.path, self.path / "logs", self.previews):
             path.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,10 @@ class Step:
 class EngineLike(Protocol):
     """What a task sees of an engine: the wrapped part, called, and the bare module."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The bare part."""
+        ...
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
         """Forward of the part whose loss is being computed."""

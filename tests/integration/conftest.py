@@ -1,4 +1,4 @@
-"""What integration tests train with, and on: the embedded emoji, a tokenizer, made-up image tokens."""
+"""What integration tests train with, and on: emoji, a tokenizer, made-up image tokens."""
 
 import os
 import subprocess
@@ -39,7 +39,8 @@ def token_set(tmp_path_factory) -> Path:
         grey = (batch.images.mean(1) + 1) / 2
         return {"codes": (grey * 63).round().int().numpy()}
 
-    derive(open_dataset(data), str(directory), encode, fields=("codes",), encoder="0" * 64, batch=64)
+    source = open_dataset(data)
+    derive(source, str(directory), encode, fields=("codes",), encoder="0" * 64, batch=64)
     return directory
 
 

@@ -22,7 +22,11 @@ task:
   discriminator: {{width: 8, layers: 2}}
   starts: 4
   weight: 0.1
-data: {{url: data/emoji, select: [{{split: composition, part: train}}], image: {{size: 16}}, memory: true}}
+data:
+  url: data/emoji
+  select: [{{split: composition, part: train}}]
+  image: {{size: 16}}
+  memory: true
 optimizer: {{lr: {{peak: 1.0e-3}}}}
 optimizers: {{discriminator: {{lr: {{peak: 5.0e-4}}, betas: [0.5, 0.9]}}}}
 engine: {{zero: {zero}, precision: fp32}}

@@ -26,7 +26,9 @@ STAGES = (0, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory, tiny_inputs, train_sessions) -> dict[tuple[str, int, int], list[float]]:
+def losses(
+    tmp_path_factory, tiny_inputs, train_sessions
+) -> dict[tuple[str, int, int], list[float]]:
     """Loss curves by recipe, ZeRO stage and number of processes."""
     root = tmp_path_factory.mktemp("parallel")
     found = {}

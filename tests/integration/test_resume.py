@@ -78,9 +78,9 @@ def test_the_same_command_goes_on_and_ends_like_a_run_without_interruption(
     assert "resuming from" in output
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, STEPS + 1))
-    assert store.describe(str(run / "model")).digest == store.describe(
-        str(straight / "model")
-    ).digest
+    assert (
+        store.describe(str(run / "model")).digest == store.describe(str(straight / "model")).digest
+    )
     assert json.loads((run / "summary.json").read_text())["steps"] == STEPS
 
 

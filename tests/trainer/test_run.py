@@ -11,15 +11,15 @@ from trainer.tracking import Record, read_metrics
 
 
 def test_a_directory_held_by_a_live_process_is_refused(tmp_path: Path):
-    with held(tmp_path), pytest.raises(TrainError, match=r"held by another live process .*pid"):
-        with held(tmp_path):
-            pass
+    refusal = pytest.raises(TrainError, match=r"held by another live process .*pid")
+    with held(tmp_path), refusal, held(tmp_path):
+        pass
     with held(tmp_path):
         pass
 
 
 def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(TrainError, match="MB are needed and .* MB are free"):
+    with pytest.raises(TrainError, match=r"MB are needed and .* MB are free"):
         need_space(tmp_path, 10**18)
 
 

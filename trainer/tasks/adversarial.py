@@ -86,4 +86,3 @@ class Adversarial:
     ) -> Mapping[str, Tensor]:
         """Images, and their reconstructions through hard codes."""
         return self._reconstruction.preview(parts, batch, rng)
-

@@ -66,7 +66,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def times(count: int, rng: Generator) -> Tensor:
-    """Times (count,) in (0, 1), one in each of `count` equal strata: uniform, with less variance."""
+    """Times (count,) in (0, 1), one in each of `count` equal strata: uniform, less varying."""
     draws = torch.rand(count, generator=rng, device=rng.device)
     strata = (torch.arange(count, device=rng.device) + draws) / count
     return strata.clamp(1e-4, 1 - 1e-4)
@@ -104,9 +104,7 @@ class TextDenoising:
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Real images, and pictures drawn from their captions."""
-        drawn = draw(
-            self._model, batch.tokens, rng, sampling=StageSampling(steps=10, guidance=2.0)
-        )
+        drawn = draw(self._model, batch.tokens, rng, sampling=StageSampling(steps=10, guidance=2.0))
         return {"real": batch.images, "samples": drawn}
 
 
