@@ -169,7 +169,7 @@ def evaluate(
     try:
         loaded = EvaluationConfig.model_validate(tree)
     except ValidationError as error:
-        raise LaunchError(explain(error, str(config))) from error
+        raise LaunchError(explain(error, str(config), tree)) from error
     with Reporter(out) as reporter:
         judge(loaded, str(out), reporter.phases)
     typer.echo(f"{out / 'evaluation.json'}: the scores")

@@ -115,7 +115,7 @@ def parse(tree: object, source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise TrainError(explain(error, source)) from error
+        raise TrainError(explain(error, source, tree)) from error
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -175,16 +175,34 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def explain(error: ValidationError, source: str) -> str:
-    """All faults of a validation, one per line, each with its full key path."""
+def explain(error: ValidationError, source: str, tree: object = None) -> str:
+    """All faults of a validation, one per line, each with its full key path in `tree`."""
     lines = []
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        keys, context = _keys(fault["loc"], tree), fault.get("ctx", {})
         message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = "unknown key; remove it or check its spelling"
-        lines.append(f"{source}: {path}: {message}")
+        match fault["type"]:
+            case "extra_forbidden":
+                message = "unknown key; remove it or check its spelling"
+            case "union_tag_invalid":
+                keys.append(context["discriminator"].strip("'"))
+                message = f"there is no '{context['tag']}'; choose {context['expected_tags']}"
+        lines.append(f"{source}: {'.'.join(keys) or '(whole file)'}: {message}")
     return "\n".join(lines)
+
+
+def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
+    """The keys a user has written: pydantic puts a union's `kind` between them."""
+    keys, node = [], tree
+    for part in location:
+        if isinstance(node, Mapping):
+            if part not in node and part == node.get("kind"):
+                continue
+            node = node.get(part)
+        elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        keys.append(str(part))
+    return keys
 
 
 def dump(recipe: Recipe) -> str:
