@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from trainer import distributed
@@ -27,7 +28,21 @@ from trainer.errors import TrainError
 from trainer.faults import need_space
 
 log = logging.getLogger(__name__)
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE = "MANIFEST.json", "state.json"
+
+
+class FileEntry(BaseModel, frozen=True, extra="forbid"):
+    """What a file must be."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(BaseModel, frozen=True, extra="forbid"):
+    """MANIFEST.json: by how many processes a checkpoint was written, and all files in it."""
+
+    world: int = Field(gt=0)
+    files: dict[str, FileEntry]
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ class Checkpoints:
         temporary = self.root / f".step-{step:08d}.tmp"
         if self.world.is_main:
             self.root.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            for unfinished in self.root.glob(".step-*.tmp"):
+                shutil.rmtree(unfinished)
             need_space(self.root, 2 * _size_of_newest(self.root))
             temporary.mkdir()
         distributed.barrier()
@@ -68,7 +84,7 @@ class Checkpoints:
         if self.world.is_main:
             counts = {name: ema.updates for name, ema in emas.items()}
             text = json.dumps({"step": step, "ema_updates": counts, **state}, indent=1)
-            (temporary / "state.json").write_text(text, encoding="utf-8")
+            (temporary / STATE).write_text(text, encoding="utf-8")
         distributed.barrier()
         own = {
             name: _sync_and_hash(temporary / name)
@@ -85,15 +101,17 @@ class Checkpoints:
         files: dict[str, Any] = {}
         for text in gathered:
             files.update(json.loads(text))
-        manifest = {"world": self.world.size, "files": files}
-        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        manifest = Manifest(world=self.world.size, files=files)
+        _write_synced(temporary / MANIFEST, manifest.model_dump_json(indent=1))
         if final.exists():  # left by a run whose checkpoint did not verify
             shutil.rmtree(final)
         temporary.rename(final)
         _write_synced(self.root / ".latest.tmp", final.name)
         (self.root / ".latest.tmp").rename(self.root / "latest")
         _sync_directory(self.root)
-        for old in _steps(self.root)[self.keep :]:
+        steps = _steps(self.root)
+        first = steps.index(final)  # later ones did not verify: they must not push this one out
+        for old in [*steps[:first], *steps[first + self.keep :]]:
             shutil.rmtree(old)
 
     def newest(self) -> Path | None:
@@ -129,13 +147,13 @@ class Checkpoints:
         Raises:
             TrainError: it was written by another number of processes.
         """
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["world"] != self.world.size:
+        world = _read_manifest(path).world
+        if world != self.world.size:
             raise TrainError(
-                f"{path}: was written by {manifest['world']} processes and this run has "
-                f"{self.world.size}; start it with {manifest['world']}"
+                f"{path}: was written by {world} processes and this run has {self.world.size}; "
+                f"start it with {world}"
             )
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         for name, engine in engines.items():
             engine.restore(str(path))
             if name in emas:
@@ -147,19 +165,23 @@ class Checkpoints:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is as its manifest says."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = _read_manifest(path).files
+    except (OSError, ValidationError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _hash(file) != expected["sha256"]:
+        if file.stat().st_size != expected.bytes:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected.bytes}"
+        if _hash(file) != expected.sha256:
             return f"{name} has changed since it was written"
     extra = set(_files(path)) - set(files) - {MANIFEST}
     return f"{min(extra)} is not listed in its manifest" if extra else None
+
+
+def _read_manifest(path: Path) -> Manifest:
+    return Manifest.model_validate_json((path / MANIFEST).read_bytes())
 
 
 def _steps(root: Path) -> list[Path]:
