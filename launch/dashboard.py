@@ -18,6 +18,8 @@ def serve(runs: Path, host: str, port: int) -> int:
     uri = default_uri(runs)
     if uri.startswith("http"):
         raise LaunchError("MLFLOW_TRACKING_URI names a server: open its address in a browser")
+    if not uri.startswith("sqlite:///"):
+        raise LaunchError("MLFLOW_TRACKING_URI names no sqlite file: use that store's own page")
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.is_file():
         raise LaunchError(f"{store}: no runs are tracked there yet; train something first")

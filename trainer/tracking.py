@@ -8,6 +8,7 @@ down or restarted never delays a step, and what it missed is sent later by the s
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -308,7 +309,9 @@ def open_run(mlflow: "MlflowClient", link: Link, opening: Opening) -> str:
 
 
 def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """The first line of a message, without the password of a URL in it."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return re.sub(r"://[^/@\s]*@", "://", line)[:200]
 
 
 def open_parent(root: Path, link: Link, opening: Opening) -> str | None:
