@@ -113,7 +113,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe would do: settings, exact parameters, steps, files. Starts nothing."""
-    from launch.checking import check_recipe
+    from contextlib import redirect_stdout
+
+    with redirect_stdout(sys.stderr):  # DeepSpeed keeps, for its log, what is stdout at its import
+        from launch.checking import check_recipe
     from trainer.recipe import load
 
     report = check_recipe(load(recipe, overrides or []), runs, processes)

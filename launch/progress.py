@@ -48,6 +48,7 @@ class Reporter:
 
     def __init__(self, directory: Path | None, *, shows: bool = True, every: float = 10.0) -> None:
         self._directory = directory
+        self._shows = shows
         self._every = every
         self._written = self._printed = 0.0
         self._bar: Progress | None = None
@@ -92,7 +93,7 @@ class Reporter:
             if self._task is None:
                 self._task = self._bar.add_task(phase, total=total, note=note)
             self._bar.update(self._task, description=phase, completed=done, total=total, note=note)
-        elif last or now - self._printed > self._every:
+        elif self._shows and (last or now - self._printed > self._every):
             self._printed = now
             sys.stdout.write(f"{phase} {done:,}/{total:,} {note}".rstrip() + "\n")
             sys.stdout.flush()
