@@ -58,12 +58,16 @@ class RunDirectory:
     def claim(self, recipe: Recipe) -> None:
         """Write recipe and environment, or check that the directory belongs to this recipe.
 
+        A directory whose run has never got as far as a metric is anybody's: it was refused for
+        bad input, which is put right by changing the recipe.
+
         Raises:
             TrainError: the directory holds a run of another recipe; a differing key is named.
         """
         for path in (self.path, self.path / "logs", self.previews):
             path.mkdir(parents=True, exist_ok=True)
-        if self.recipe.is_file():
+        begun = self.metrics.is_file() or self.checkpoints.is_dir() or self.finished()
+        if self.recipe.is_file() and begun:
             difference = first_difference(
                 load(self.recipe).model_dump(mode="json"), recipe.model_dump(mode="json")
             )
