@@ -1,0 +1,109 @@
+"""The command line called in this process, and small inputs for it."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.build import RawSample, write_shards
+from data_pipeline.manifest import Split
+from data_pipeline.text import Tokenizer
+from launch import cli, guard
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
+    """Runs a command through the installed entry point; an exit ends the command, not the test."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    def command(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code, (out, err) = ended.value.code, capsys.readouterr()
+        return Outcome(code if isinstance(code, int) else bool(code), out, err)
+
+    environment = dict(os.environ)
+    monkeypatch.setattr(guard, "leave", leave)
+    monkeypatch.setenv("COLUMNS", "200")
+    yield command
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """A PNG of one colour."""
+
+    def make(colour: str = "red", side: int = 16) -> bytes:
+        content = io.BytesIO()
+        Image.new("RGB", (side, side), colour).save(content, "PNG")
+        return content.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_set(tmp_path, picture) -> Callable[..., Path]:
+    """Writes a set of a few squares; single members can be replaced or, with None, left out."""
+
+    def write(
+        name: str = "set", samples: int = 12, *, changes=None, codes=None, encoder=None
+    ) -> Path:
+        def sample(number: int) -> RawSample:
+            colour = ("red", "green", "blue")[number % 3]
+            members = {
+                "png": picture(colour),
+                "txt": f"{colour} square number {number}".encode(),
+                "json": json.dumps({"colour": colour}).encode(),
+            }
+            if codes is not None:
+                content = io.BytesIO()
+                np.save(content, np.full(codes, number % 7, dtype=np.int32))
+                members["codes.npy"] = content.getvalue()
+            members |= (changes or {}).get(number, {})
+            members = {key: value for key, value in members.items() if value is not None}
+            return RawSample(f"{number:04d}", members, {"colour": colour})
+
+        keys = tuple(f"{number:04d}" for number in range(samples))
+        write_shards(
+            (sample(number) for number in range(samples)),
+            str(tmp_path / name),
+            name="squares",
+            licence="CC0-1.0",
+            provenance={},
+            shard_size=5,
+            fields={"png": "a square", "txt": "its caption"},
+            encoder=encoder,
+            splits={"halves": Split(description="even", train=keys[::2], test=keys[1::2])},
+        )
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory) -> Path:
+    """A tokenizer of 40 pieces."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    captions = [f"{colour} square number {n}" for colour in ("red", "green") for n in range(30)]
+    (directory / "tokenizer.model").write_bytes(Tokenizer.train(captions, 40))
+    return directory
