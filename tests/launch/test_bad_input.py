@@ -1,0 +1,448 @@
+"""Bad input ends with one clear message and exit code 2: no traceback, nothing half-written."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from data_pipeline.errors import DataError
+from evaluation.errors import EvaluationError
+from launch.errors import LaunchError
+from launch.guard import BAD_INPUT, guarded
+from launch.pipeline import Pipeline
+from models import store
+from models.autoencoders.dvae import DVAEConfig
+from models.errors import ModelError
+from trainer import distributed
+from trainer.errors import TrainError
+
+# Third-party packages warn at their import.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def refused(mezzotint, tmp_path):
+    """Runs a command that must be refused; returns the message, after checks on its manners."""
+
+    def command(*words: object) -> str:
+        before = written(tmp_path)
+        outcome = mezzotint(*words)
+        distributed.leave()
+        assert outcome.code == BAD_INPUT, outcome
+        assert "Traceback" not in outcome.err
+        (message,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        for path in written(tmp_path) - before:
+            assert path.split("/")[-1] in ALLOWED or path.endswith(("/logs", "/previews")), path
+        return message.removeprefix("error: ")
+
+    return command
+
+
+ALLOWED = ("runs", "tiny", "lock", "recipe.yaml", "environment.json")
+"""What a run that was refused may leave: the same command with the fault put right goes on."""
+
+
+def written(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+
+
+@pytest.fixture
+def train(tmp_path, write_set):
+    """A training command over a small set: a function of further overrides."""
+
+    def words(*overrides: str, recipe: str = "emoji_dvae") -> list[object]:
+        text = ["engine.precision=fp32", "name=tiny", "steps=2", "batch=4", "data.select=[]"]
+        small = ["model.width=16", "model.first=16", "model.vocab=16"]
+        common = [*text, *(small if recipe == "emoji_dvae" else [])]
+        return ["train", f"recipes/{recipe}.yaml", *common, *overrides, "--runs", tmp_path / "runs"]
+
+    return words
+
+
+def bomb(side: int = 60_000) -> bytes:
+    """A PNG of a few bytes that says it is `side` pixels wide and high."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
+
+
+TORN = b"\x89PNG\r\n\x1a\nnothing"
+
+
+@pytest.mark.parametrize(
+    "error", [DataError, EvaluationError, LaunchError, ModelError, TrainError], ids=str
+)
+def test_every_rooms_refusal_becomes_one_line_and_exit_code_2(capsys, monkeypatch, error):
+    left = []
+    monkeypatch.setattr("launch.guard.os._exit", left.append)
+
+    def refuse() -> None:
+        raise error("that file: is not one; use another")
+
+    guarded(refuse)
+    assert left == [2]
+    assert capsys.readouterr().err == "error: that file: is not one; use another\n"
+
+
+def test_a_setting_refused_outside_of_a_recipe_is_named_too(capsys, monkeypatch):
+    left = []
+    monkeypatch.setattr("launch.guard.os._exit", left.append)
+    guarded(lambda: Pipeline.model_validate({"name": "a", "stages": {}}) and None)
+    assert left == [2]
+    assert capsys.readouterr().err.startswith("error: Pipeline: stages: ")
+
+
+def test_an_interruption_says_how_to_go_on(capsys, monkeypatch):
+    left = []
+    monkeypatch.setattr("launch.guard.os._exit", left.append)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    guarded(interrupt)
+    assert left == [130]
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_a_fault_of_our_own_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda: 1 / 0 and None)
+
+
+def test_the_process_itself_ends_with_code_2_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "train", "recipes/emoji_dvae.yaml"]
+    done = subprocess.run(
+        [*command, "model.vocabb=3", "--runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: recipes/emoji_dvae.yaml: model.vocabb: unknown key; remove it or check its spelling"
+    )
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vocabb=3", "model.vocabb: unknown key"),
+        ("steps=0", "steps: Input should be greater than 0"),
+        ("batch", "'batch': an override looks like key.path=value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_recipe_with_a_fault_writes_nothing(refused, tmp_path, command, override, message):
+    recipe = "recipes/emoji_dvae.yaml"
+    found = refused(command, recipe, override, "--runs", tmp_path / "runs")
+    assert message in found
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_shard_is_named(refused, mezzotint, train, write_set):
+    url = write_set()
+    (url / "squares-000001.tar").unlink()
+    assert "squares-000001.tar" in refused(*train(f"data.url={url}"))
+    assert problems(mezzotint, url) == [f"{url}/squares-000001.tar: missing"]
+
+
+def problems(mezzotint, url: Path) -> list[str]:
+    """What `data verify` finds: one difference a line, below one error."""
+    outcome = mezzotint("data", "verify", url)
+    assert outcome.code == BAD_INPUT
+    first, *rest = outcome.err.splitlines()
+    assert first == f"error: {url}: differs from its manifest:"
+    return [line.strip() for line in rest]
+
+
+def test_a_shard_that_is_not_the_manifests_is_named(refused, mezzotint, train, write_set):
+    url = write_set()
+    shard = url / "squares-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert problems(mezzotint, url) == [f"{shard}: another sha256 than promised"]
+    shard.write_bytes(content[:-1024])
+    assert str(shard) in refused(*train(f"data.url={url}"))
+
+
+def test_a_set_without_a_manifest_is_named_with_the_command_that_makes_one(
+    refused, train, write_set
+):
+    url = write_set()
+    (url / "manifest.json").unlink()
+    message = refused(*train(f"data.url={url}"))
+    assert f"{url}/manifest.json: no such file" in message
+    assert f"mezzotint data index {url}" in message
+
+
+def test_a_run_refused_for_its_data_takes_the_corrected_recipe(refused, train, write_set, tmp_path):
+    refused(*train(f"data.url={tmp_path / 'none'}"))
+    message = refused(
+        *train(f"data.url={write_set()}", "data.select=[{split: thirds, part: test}]")
+    )
+    assert "has no split 'thirds'; it has 'halves'" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(TORN, "not a readable PNG, JPEG or WebP image"), (bomb(), "too many pixels")],
+    ids=["torn", "bomb"],
+)
+def test_an_unusable_image_of_a_set_is_named(refused, write_set, tmp_path, content, fault):
+    url, sheet = write_set(changes={2: {"png": content}}), tmp_path / "sheet.png"
+    message = refused("data", "inspect", url, "--sheet", sheet, "--count", 12)
+    assert message.startswith(f"{url}: 0002.png: {fault}")
+    assert not sheet.exists()
+
+
+@pytest.mark.processes
+def test_training_ends_at_an_unusable_image_with_its_name(train, write_set, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    url = write_set(changes={2: {"png": TORN}})
+    words = [str(word) for word in train(f"data.url={url}", "steps=9", "log.every=9")]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == BAD_INPUT, done.stderr
+    assert f"error: {url}: squares-000000.tar: 0002.png: not a readable PNG" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "tiny" / "model").exists()
+
+
+def test_pack_reports_every_bad_pair_by_name(mezzotint, picture, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    images = {
+        "good": picture(),
+        "silent": picture(),
+        "empty": picture(),
+        "torn": picture(side=64)[:60],
+        "bomb": bomb(),
+    }
+    for name, content in images.items():
+        (photos / f"{name}.png").write_bytes(content)
+        (photos / f"{name}.txt").write_text("" if name == "empty" else f"a {name} picture")
+    (photos / "silent.txt").unlink()
+    (photos / "orphan.txt").write_text("no picture")
+    outcome = mezzotint("data", "pack", photos, out, "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert report["samples"] == 1
+    assert {one["name"]: one["fault"] for one in report["rejected"]} == {
+        "bomb.png": "image unreadable",
+        "empty.png": "caption missing",
+        "orphan.txt": "image missing",
+        "silent.png": "caption missing",
+        "torn.png": "image unreadable",
+    }
+    lines = (out / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == report["rejected"]
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(
+    refused, train, write_set, tokenizer_directory
+):
+    words = train(
+        f"data.url={write_set()}", f"data.text.tokenizer={tokenizer_directory}", recipe="emoji_base"
+    )
+    message = refused(*words)
+    assert message.startswith(f"data.text.tokenizer: {tokenizer_directory} has 40 pieces and ")
+    assert "model.text_vocab is 400; set model.text_vocab=40 or train" in message
+
+
+def test_captions_of_another_length_than_the_models_are_refused(
+    refused, train, write_set, tokenizer_directory
+):
+    overrides = [f"data.text.tokenizer={tokenizer_directory}", "model.text_vocab=40"]
+    words = train(f"data.url={write_set()}", *overrides, "data.text.length=9", recipe="emoji_base")
+    assert "data.text.length is 9 and model.text_length is 12; make them equal" in refused(*words)
+
+
+def test_a_missing_tokenizer_is_named(refused, train, write_set, tmp_path):
+    words = train(
+        f"data.url={write_set()}", f"data.text.tokenizer={tmp_path / 'none'}", recipe="emoji_base"
+    )
+    message = refused(*words)
+    assert message.startswith(f"{tmp_path}/none/tokenizer.model: no such file; train it with")
+
+
+@pytest.fixture
+def dvae(tmp_path) -> Path:
+    """The model directory of a dVAE that has learnt nothing."""
+    model = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8).build()
+    store.save(str(tmp_path / "dvae"), model.config, model.state_dict(), card="# dVAE\n")
+    return tmp_path / "dvae"
+
+
+def test_tokens_of_another_dvae_are_refused(refused, train, write_set, tokenizer_directory, dvae):
+    url = write_set(codes=(8, 8), encoder="1" * 64)
+    text = [f"data.text.tokenizer={tokenizer_directory}", "model.text_vocab=40"]
+    words = train(f"data.url={url}", f"data.encoder={dvae}", *text, recipe="emoji_prior")
+    message = refused(*words)
+    digest = store.describe(str(dvae)).digest
+    assert message == (
+        f"{url}: made by encoder {'1' * 12}, but this run needs those of {digest[:12]}; "
+        "derive the set again with that model"
+    )
+
+
+def test_a_model_that_encodes_nothing_cannot_derive(refused, write_set, tmp_path):
+    message = refused("data", "derive", write_set(), tmp_path / "tokens", "--model", tmp_path)
+    assert f"{tmp_path}/config.json: no such file" in message
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_model_whose_weights_have_changed_is_refused(refused, write_set, dvae, tmp_path):
+    weights = dvae / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    message = refused("data", "derive", write_set(), tmp_path / "tokens", "--model", dvae)
+    assert "model.safetensors" in message
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.fixture
+def full(monkeypatch) -> None:
+    """A disk with 100 bytes left."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+
+
+@pytest.mark.usefixtures("full")
+def test_a_full_disk_is_named_before_training(refused, train, tmp_path):
+    message = refused(*train())
+    assert message == (
+        f"{tmp_path}/runs/tiny: 50 MB are needed and 0 MB are free; free some space or choose "
+        "another runs directory"
+    )
+
+
+def test_a_full_disk_is_named_before_packing_and_deriving(
+    mezzotint, write_set, picture, dvae, tmp_path, request
+):
+    photos, url = tmp_path / "photos", write_set()
+    photos.mkdir()
+    (photos / "a.png").write_bytes(picture())
+    (photos / "a.txt").write_text("a picture")
+    request.getfixturevalue("full")
+    for words in (["pack", photos], ["derive", url, "--model", dvae]):
+        out = tmp_path / words[0]
+        outcome = mezzotint("data", *words[:2], out, *words[2:])
+        assert outcome.code == BAD_INPUT
+        assert f"error: {out}: no disk space for the next shard: " in outcome.err
+        assert not list(out.rglob("*.tar"))
+        assert not list(out.rglob("manifest.json"))
+
+
+def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_path):
+    directory = tmp_path / "runs" / "tiny"
+    code = (
+        "import sys; from pathlib import Path; from trainer.faults import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        before = sorted(path.name for path in directory.iterdir())
+        message = refused(*train())
+        assert message.startswith(f"{directory}: is held by another live process ")
+        assert f'"pid": {holder.pid}' in message
+        assert sorted(path.name for path in directory.iterdir()) == before
+        holder.stdin.close()
+
+
+TOKENIZER = {"kind": "tokenizer", "data": {"url": "data/emoji"}, "vocab": 400}
+
+
+def trains(**settings: object) -> dict[str, object]:
+    return {"kind": "train", "recipe": "recipes/emoji_base.yaml", "set": settings}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            {"base": trains(**{"data.text.tokenizer": "${tokeniser}/model"}), "text": TOKENIZER},
+            "stages.base: refers to ${tokeniser}, which is no stage; the stages are base, text",
+        ),
+        ({"base": {**trains(), "after": ["none"]}}, "stages.base: refers to ${none}"),
+        (
+            {"a": trains(**{"data.url": "${b}"}), "b": {**trains(), "after": ["a"]}},
+            " waits for ",
+        ),
+        ({"a": trains(**{"data.url": "${a}/set"})}, "stages: a waits for a"),
+        ({"text": {**TOKENIZER, "vocabb": 3}}, "vocabb: unknown key"),
+        ({"text": {**TOKENIZER, "vocab": 0}}, "vocab: Input should be greater than 0"),
+        ({"text": {**TOKENIZER, "kind": "tokeniser"}}, "there is no 'tokeniser'; choose "),
+        ({}, "stages: "),
+        ({"a/b": TOKENIZER}, "stages.a/b"),
+    ],
+)
+def test_a_pipeline_with_a_fault_starts_nothing(refused, tmp_path, stages, message):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"name": "wrong", "stages": stages}))
+    found = refused("run", path, "--runs", tmp_path / "runs")
+    assert found.startswith(f"{path}: ")
+    assert message in found
+    assert not (tmp_path / "runs").exists()
+
+
+def test_redoing_a_stage_that_is_none_is_refused_with_those_there_are(refused, tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"name": "one", "stages": {"text": TOKENIZER}}))
+    runs = tmp_path.with_name(f"{tmp_path.name}-runs")
+    message = refused("run", path, "--redo", "txt", "--runs", runs)
+    assert message == "--redo txt: no such stage; there are text"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "{}", "a cat"], "{}: is no pipeline's run directory; it has no pipeline.yaml"),
+        (["evaluate", "{}/none.yaml"], "{}/none.yaml: cannot be read"),
+        (["dashboard", "--runs", "{}"], "{}/mlflow.db: no runs are tracked there yet"),
+        (["data", "inspect", "{}/none"], "{}/none/manifest.json: no such file"),
+        (["data", "index", "{}"], "{}: no .tar or .tar.gz file in this directory"),
+        (["data", "pack", "{}/none", "{}/out"], "{}/none: "),
+        (["data", "pack", "{}/none.csv", "{}/out"], "{}/none.csv: no such file"),
+        (["data", "tokenizer", "data/emoji", "{}/out", "--vocab", "100000"], "vocab=100000: "),
+    ],
+)
+def test_what_is_not_there_is_named_by_every_command(refused, tmp_path, words, message):
+    found = refused(*(word.format(tmp_path) for word in words))
+    assert found.startswith(message.format(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_is_not_taken_for_a_recipe(refused, tmp_path):
+    path = tmp_path / "picture.yaml"
+    Image.new("RGB", (2, 2)).save(path, "PNG")
+    assert refused("train", path) == f"{path}: is not a UTF-8 text file"
