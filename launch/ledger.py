@@ -65,7 +65,8 @@ class Ledger:
         if difference is not None:
             raise LaunchError(
                 f"{self.directory(name)}: is finished with other settings: {difference}; undo the "
-                "change, use another --name, or remove that directory to run the stage again"
+                f"change, run the stage again with --redo {name}, or give the pipeline another "
+                "name=..."
             )
         return True
 
