@@ -16,6 +16,7 @@ from data_pipeline.build import RawSample, write_shards
 from data_pipeline.manifest import Split
 from data_pipeline.text import Tokenizer
 from launch import cli, guard
+from trainer import distributed
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,32 @@ def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
     yield command
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture
+def refused(mezzotint, tmp_path):
+    """Runs a command that must be refused; returns the message, after checks on its manners."""
+
+    def command(*words: object) -> str:
+        before = written(tmp_path)
+        outcome = mezzotint(*words)
+        distributed.leave()
+        assert outcome.code == guard.BAD_INPUT, outcome
+        assert "Traceback" not in outcome.err
+        (message,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        for path in written(tmp_path) - before:
+            assert path.split("/")[-1] in ALLOWED or path.endswith(("/logs", "/previews")), path
+        return message.removeprefix("error: ")
+
+    return command
+
+
+ALLOWED = ("runs", "tiny", "lock", "recipe.yaml", "environment.json")
+"""What a run that was refused may leave: the same command with the fault put right goes on."""
+
+
+def written(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
 
 
 @pytest.fixture

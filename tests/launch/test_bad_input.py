@@ -9,48 +9,16 @@ import zlib
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
-from data_pipeline.errors import DataError
-from evaluation.errors import EvaluationError
-from launch.errors import LaunchError
-from launch.guard import BAD_INPUT, guarded
-from launch.pipeline import Pipeline
+from launch.guard import BAD_INPUT
 from models import store
 from models.autoencoders.dvae import DVAEConfig
-from models.errors import ModelError
-from trainer import distributed
-from trainer.errors import TrainError
+from trainer.recipe import load
+from trainer.run import RunDirectory
 
 # Third-party packages warn at their import.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def refused(mezzotint, tmp_path):
-    """Runs a command that must be refused; returns the message, after checks on its manners."""
-
-    def command(*words: object) -> str:
-        before = written(tmp_path)
-        outcome = mezzotint(*words)
-        distributed.leave()
-        assert outcome.code == BAD_INPUT, outcome
-        assert "Traceback" not in outcome.err
-        (message,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-        for path in written(tmp_path) - before:
-            assert path.split("/")[-1] in ALLOWED or path.endswith(("/logs", "/previews")), path
-        return message.removeprefix("error: ")
-
-    return command
-
-
-ALLOWED = ("runs", "tiny", "lock", "recipe.yaml", "environment.json")
-"""What a run that was refused may leave: the same command with the fault put right goes on."""
-
-
-def written(root: Path) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
 
 
 @pytest.fixture
@@ -80,46 +48,6 @@ def bomb(side: int = 60_000) -> bytes:
 
 
 TORN = b"\x89PNG\r\n\x1a\nnothing"
-
-
-@pytest.mark.parametrize(
-    "error", [DataError, EvaluationError, LaunchError, ModelError, TrainError], ids=str
-)
-def test_every_rooms_refusal_becomes_one_line_and_exit_code_2(capsys, monkeypatch, error):
-    left = []
-    monkeypatch.setattr("launch.guard.os._exit", left.append)
-
-    def refuse() -> None:
-        raise error("that file: is not one; use another")
-
-    guarded(refuse)
-    assert left == [2]
-    assert capsys.readouterr().err == "error: that file: is not one; use another\n"
-
-
-def test_a_setting_refused_outside_of_a_recipe_is_named_too(capsys, monkeypatch):
-    left = []
-    monkeypatch.setattr("launch.guard.os._exit", left.append)
-    guarded(lambda: Pipeline.model_validate({"name": "a", "stages": {}}) and None)
-    assert left == [2]
-    assert capsys.readouterr().err.startswith("error: Pipeline: stages: ")
-
-
-def test_an_interruption_says_how_to_go_on(capsys, monkeypatch):
-    left = []
-    monkeypatch.setattr("launch.guard.os._exit", left.append)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    guarded(interrupt)
-    assert left == [130]
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
-
-
-def test_a_fault_of_our_own_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        guarded(lambda: 1 / 0 and None)
 
 
 def test_the_process_itself_ends_with_code_2_and_one_line(tmp_path):
@@ -198,6 +126,15 @@ def test_a_run_refused_for_its_data_takes_the_corrected_recipe(refused, train, w
         *train(f"data.url={write_set()}", "data.select=[{split: thirds, part: test}]")
     )
     assert "has no split 'thirds'; it has 'halves'" in message
+
+
+def test_a_run_that_has_begun_refuses_another_recipe_by_the_key(refused, train, tmp_path):
+    words, run = train(), RunDirectory(tmp_path / "runs" / "tiny")
+    run.claim(load(words[1], words[2:-2]))
+    (run.path / "metrics.jsonl").touch()
+    assert refused(*train("steps=3")).startswith(
+        f"{run.path}: holds a run of another recipe: steps was 2 and is now 3; undo the change"
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,50 +314,6 @@ def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_pa
         assert f'"pid": {holder.pid}' in message
         assert sorted(path.name for path in directory.iterdir()) == before
         holder.stdin.close()
-
-
-TOKENIZER = {"kind": "tokenizer", "data": {"url": "data/emoji"}, "vocab": 400}
-
-
-def trains(**settings: object) -> dict[str, object]:
-    return {"kind": "train", "recipe": "recipes/emoji_base.yaml", "set": settings}
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        (
-            {"base": trains(**{"data.text.tokenizer": "${tokeniser}/model"}), "text": TOKENIZER},
-            "stages.base: refers to ${tokeniser}, which is no stage; the stages are base, text",
-        ),
-        ({"base": {**trains(), "after": ["none"]}}, "stages.base: refers to ${none}"),
-        (
-            {"a": trains(**{"data.url": "${b}"}), "b": {**trains(), "after": ["a"]}},
-            " waits for ",
-        ),
-        ({"a": trains(**{"data.url": "${a}/set"})}, "stages: a waits for a"),
-        ({"text": {**TOKENIZER, "vocabb": 3}}, "vocabb: unknown key"),
-        ({"text": {**TOKENIZER, "vocab": 0}}, "vocab: Input should be greater than 0"),
-        ({"text": {**TOKENIZER, "kind": "tokeniser"}}, "there is no 'tokeniser'; choose "),
-        ({}, "stages: "),
-        ({"a/b": TOKENIZER}, "stages.a/b"),
-    ],
-)
-def test_a_pipeline_with_a_fault_starts_nothing(refused, tmp_path, stages, message):
-    path = tmp_path / "pipeline.yaml"
-    path.write_text(yaml.safe_dump({"name": "wrong", "stages": stages}))
-    found = refused("run", path, "--runs", tmp_path / "runs")
-    assert found.startswith(f"{path}: ")
-    assert message in found
-    assert not (tmp_path / "runs").exists()
-
-
-def test_redoing_a_stage_that_is_none_is_refused_with_those_there_are(refused, tmp_path):
-    path = tmp_path / "pipeline.yaml"
-    path.write_text(yaml.safe_dump({"name": "one", "stages": {"text": TOKENIZER}}))
-    runs = tmp_path.with_name(f"{tmp_path.name}-runs")
-    message = refused("run", path, "--redo", "txt", "--runs", runs)
-    assert message == "--redo txt: no such stage; there are text"
 
 
 @pytest.mark.parametrize(
