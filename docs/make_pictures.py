@@ -5,6 +5,7 @@ the evaluations' picture sheets are copied. Everything goes to docs/images/, eac
 """
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -32,6 +34,8 @@ SHEETS = {
     "dalle/grid_held_out.png": "dalle-held-out.png",
     "dalle/grid_candidates.png": "dalle-candidates.png",
 }
+CLOSE_ASSISTANT = """document.querySelector('[aria-label*="lose"]')?.click()"""
+UNFOLD = """document.querySelector('[role="grid"] [data-component-id*="runname"]')?.click()"""
 QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
 
 
@@ -43,23 +47,18 @@ def main() -> None:
     runs: Path = arguments.runs.resolve()
     root = runs / arguments.pipeline
     browser = find_browser()
-    needed = [
-        root / "index.html",
-        root / "base" / "tracking.json",
-        *(root / name for name in SHEETS),
-    ]
+    needed = [root / name for name in ("index.html", "base/tracking.json", *SHEETS)]
     missing = [path for path in needed if not path.is_file()]
     if missing:
         sys.exit(f"error: {missing[0]}: no such file; run `make quickstart` to its end first")
     IMAGES.mkdir(exist_ok=True)
     for name, target in SHEETS.items():
         keep(Image.open(root / name), target)
-    page = (root / "index.html").as_uri()
-    keep(photograph(browser, page, width=1200, height=1500), "quickstart-page.png")
-    with dashboard(runs) as address:
-        for target, route in dashboard_pages(address, root):
-            shot = photograph(browser, f"{address}/#/{route}", width=1400, height=900)
-            keep(shot, target)
+    with window(browser, width=1200, height=1500) as page:
+        page.open((root / "index.html").as_uri(), wait=3)
+        keep(page.photograph(), "quickstart-page.png")
+    with dashboard(runs) as address, window(browser, width=1400, height=900) as page:
+        show_dashboard(page, address, root)
 
 
 def find_browser() -> str:
@@ -72,21 +71,89 @@ def find_browser() -> str:
     )
 
 
-def photograph(browser: str, url: str, *, width: int, height: int) -> Image.Image:
-    """What a window of this size shows of a page, once it has had time to draw itself."""
-    with tempfile.TemporaryDirectory() as scratch:
-        picture = Path(scratch) / "picture.png"
+class Window:
+    """A headless browser window, driven over Chromium's debugging pipe (two file descriptors)."""
+
+    def __init__(self, browser: str, profile: str, *, width: int, height: int) -> None:
         command = [browser, "--headless", "--disable-gpu", "--disable-sync", "--hide-scrollbars"]
         command += [f"--{flag}" for flag in QUIET]
         if os.geteuid() == 0:
             command.append("--no-sandbox")
-        command += [f"--user-data-dir={scratch}/profile", f"--window-size={width},{height}"]
-        command += ["--virtual-time-budget=20000", f"--screenshot={picture}", url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-        if not picture.is_file():
-            sys.exit(f"error: {browser} made no picture of {url}:\n{done.stderr[-2000:]}")
-        with Image.open(picture) as image:
-            return image.convert("RGB")
+        command += [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+        commands, self._commands = os.pipe()
+        answers, written = os.pipe()
+        # Chromium reads commands from descriptor 3 and writes answers to 4
+        moved = ["bash", "-c", f'exec "$@" 3<&{commands} 4>&{written}', "bash", *command]
+        self._process = subprocess.Popen(
+            [*moved, "--remote-debugging-pipe", "about:blank"],
+            pass_fds=(commands, written),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(written)
+        self._answers = os.fdopen(answers, "rb")
+        self._sent = 0
+        self._session = ""
+        pages = self.call("Target.getTargets", {})["targetInfos"]
+        page = next(each["targetId"] for each in pages if each["type"] == "page")
+        attached = self.call("Target.attachToTarget", {"targetId": page, "flatten": True})
+        self._session = attached["sessionId"]
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", size)
+
+    def call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """One command of the DevTools protocol, and its result."""
+        self._sent += 1
+        message: dict[str, Any] = {"id": self._sent, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = json.loads(self._read())
+            if answer.get("id") == self._sent:
+                if "error" in answer:
+                    sys.exit(f"error: {method}: {answer['error']['message']}")
+                return dict(answer["result"])
+
+    def _read(self) -> bytes:
+        text = bytearray()
+        while (byte := self._answers.read(1)) != b"\0":
+            if not byte:
+                sys.exit("error: the browser has ended early")
+            text += byte
+        return bytes(text)
+
+    def open(self, url: str, wait: float) -> None:
+        """Open a page and give it time to draw itself."""
+        self.call("Page.navigate", {"url": url})
+        time.sleep(wait)
+
+    def run(self, script: str, wait: float = 0.0) -> None:
+        """Run JavaScript in the page."""
+        self.call("Runtime.evaluate", {"expression": script})
+        time.sleep(wait)
+
+    def photograph(self) -> Image.Image:
+        """What the window shows."""
+        shot = self.call("Page.captureScreenshot", {"format": "png"})
+        return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
+
+    def close(self) -> None:
+        """End the browser."""
+        self.call("Browser.close", {})
+        self._process.wait()
+
+
+@contextmanager
+def window(browser: str, *, width: int, height: int) -> Iterator[Window]:
+    """A window with a profile of its own, as long as the body runs."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        opened = Window(browser, profile, width=width, height=height)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 @contextmanager
@@ -122,16 +189,18 @@ def answers(url: str, server: subprocess.Popen[bytes], seconds: float = 120.0) -
     return False
 
 
-def dashboard_pages(address: str, root: Path) -> list[tuple[str, str]]:
-    """Files and routes: the table of runs, and the curves of the base decoder."""
+def show_dashboard(page: Window, address: str, root: Path) -> None:
+    """The table of runs, its parent run unfolded, and the curves of the base decoder."""
     url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={root.name}"
     with urllib.request.urlopen(url, timeout=60) as answer:
         experiment = json.load(answer)["experiment"]["experiment_id"]
     run = json.loads((root / "base" / "tracking.json").read_text(encoding="utf-8"))["run_id"]
-    return [
-        ("quickstart-dashboard.png", f"experiments/{experiment}/runs"),
-        ("quickstart-metrics.png", f"experiments/{experiment}/runs/{run}/model-metrics"),
-    ]
+    page.open(f"{address}/#/experiments/{experiment}/runs", wait=8)
+    page.run(CLOSE_ASSISTANT, wait=1)
+    page.run(UNFOLD, wait=5)
+    keep(page.photograph(), "quickstart-dashboard.png")
+    page.open(f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics", wait=12)
+    keep(page.photograph(), "quickstart-metrics.png")
 
 
 def keep(picture: Image.Image, name: str) -> None:
