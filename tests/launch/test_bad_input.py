@@ -206,13 +206,15 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(
     )
     message = refused(*words)
     assert message.startswith(f"data.text.tokenizer: {tokenizer_directory} has 40 pieces and ")
-    assert "model.text_vocab is 400; set model.text_vocab=40 or train" in message
+    vocab = load("recipes/emoji_base.yaml").model.text_vocab
+    assert f"model.text_vocab is {vocab}; set model.text_vocab=40 or train" in message
 
 
 def test_captions_of_another_length_than_the_models_are_refused(
     refused, train, write_set, tokenizer_directory
 ):
     overrides = [f"data.text.tokenizer={tokenizer_directory}", "model.text_vocab=40"]
+    overrides.append("model.text_length=12")
     words = train(f"data.url={write_set()}", *overrides, "data.text.length=9", recipe="emoji_base")
     assert "data.text.length is 9 and model.text_length is 12; make them equal" in refused(*words)
 

@@ -130,7 +130,7 @@ def test_overrides_of_a_stage_say_to_a_recipe_what_the_file_said(tmp_path):
     )
     recipe = load_recipe(stage.recipe, overrides_of(stage))
     assert (recipe.optimizer.lr.peak, recipe.optimizer.lr.decay) == (1e-5, "constant")
-    assert recipe.optimizer.lr.warmup == 50
+    assert recipe.optimizer.lr.warmup == load_recipe(stage.recipe).optimizer.lr.warmup
     assert recipe.optimizer.betas == (0.5, 0.75)
     assert recipe.data.select[0].where == {"tone": ("none",)}
     assert recipe.ema is None

@@ -22,7 +22,7 @@ def test_every_shipped_recipe_loads_and_is_named_after_its_file(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_dumped_recipe_loads_back_equal(path, tmp_path):
-    recipe = load(path, ["optimizer.lr.peak=1e-5", "ema=null", "micro_batch=8"])
+    recipe = load(path, ["optimizer.lr.peak=1e-5", "ema=null", "batch=16", "micro_batch=8"])
     copy = tmp_path / "recipe.yaml"
     copy.write_text(dump(recipe))
     assert load(copy) == recipe
