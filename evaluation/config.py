@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from evaluation.features import EfficientNetLite0, FeatureConfig
 from models.autoregressive.decoding import Sampling
@@ -12,14 +12,36 @@ Precision = Literal["auto", "fp32", "bf16"]
 """Arithmetic while drawing; `auto` is bf16 where the processor multiplies bf16, else fp32."""
 
 
+class OpenClip(BaseModel, frozen=True, extra="forbid"):
+    """A pretrained open_clip checkpoint on disk, where a CLIP model directory could stand."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    architecture: str = Field(min_length=1)
+    """open_clip's name for it. OpenAI's weights belong to the `-quickgelu` names: the plain ones
+    accept the file and compute other features."""
+    checkpoint: str = Field(min_length=1)
+    """A safetensors file or torch state dict; nothing is downloaded."""
+
+
+def _form(value: object) -> str:
+    return "directory" if isinstance(value, str) else "open_clip"
+
+
+ClipSource = Annotated[
+    Annotated[str, Tag("directory")] | Annotated[OpenClip, Tag("open_clip")],
+    Discriminator(_form),
+]
+"""A CLIP model: a model directory, or a mapping that names an open_clip checkpoint."""
+
+
 class DalleSystem(BaseModel, frozen=True, extra="forbid"):
     """Transformer prior and dVAE decoder; a CLIP model ranks the candidates of each caption."""
 
     kind: Literal["dalle"] = "dalle"
     prior: str
     dvae: str
-    ranker: str | None = None
-    """CLIP model directory; without it there is one candidate per caption."""
+    ranker: ClipSource | None = None
+    """CLIP model; without it there is one candidate per caption."""
     candidates: int = Field(default=16, gt=0)
     sampling: Sampling = Sampling()
 
@@ -74,8 +96,8 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(default=0, ge=0)
     system: SystemConfig
     reference: ReferenceConfig
-    clip: str
-    """Directory of the CLIP model that judges."""
+    clip: ClipSource
+    """The CLIP model that judges."""
     limit: Limits = Limits()
     samples_per_caption: int = Field(default=1, gt=0)
     batch: int = Field(default=32, gt=0)

@@ -1,16 +1,20 @@
-"""A CLIP model directory as a judge of pictures and captions."""
+"""A CLIP model, from a directory or a checkpoint, as a judge of pictures and captions."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from data_pipeline.text import Tokenizer
+from evaluation.config import ClipSource, OpenClip
 from evaluation.errors import EvaluationError
 from evaluation.pixels import from_bytes
 from models import store
-from models.clip import Clip
+from models.clip import Clip, ImageText, PretrainedClip
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,32 @@ class TextReader:
 class ClipEmbedder:
     """A frozen CLIP model with the tokenizer it was trained with."""
 
-    model: Clip
-    text: TextReader
-    directory: str
+    model: ImageText
+    text: Callable[[Sequence[str]], Tensor]
+    """Captions to the tokens (n, L) int64 that `model` takes."""
     digest: str
+    source: Mapping[str, str]
+    """Where it came from, as a protocol tells it."""
 
     @classmethod
-    def load(cls, directory: str) -> "ClipEmbedder":
-        """Read a model directory of kind `clip`.
+    def load(cls, source: ClipSource) -> "ClipEmbedder":
+        """Read a model directory of kind `clip`, or an open_clip checkpoint.
+
+        Raises:
+            EvaluationError: a directory holds another kind of model.
+            ModelError: no model directory or a damaged one; no checkpoint or one that does not fit.
+        """
+        match source:
+            case str():
+                return cls.of_directory(source)
+            case OpenClip():
+                return cls.of_checkpoint(source)
+            case _:
+                assert_never(source)
+
+    @classmethod
+    def of_directory(cls, directory: str) -> "ClipEmbedder":
+        """Read a model directory of kind `clip`; its digest names configuration and weights.
 
         Raises:
             EvaluationError: the directory holds another kind of model.
@@ -62,7 +84,20 @@ class ClipEmbedder:
                 f"{directory}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
                 "system.ranker) to a directory that holds one"
             )
-        return cls(model, TextReader.of(directory), directory, stored.digest)
+        source = {"kind": "clip", "directory": directory}
+        return cls(model, TextReader.of(directory), stored.digest, source)
+
+    @classmethod
+    def of_checkpoint(cls, config: OpenClip) -> "ClipEmbedder":
+        """Read an open_clip checkpoint; its digest is the SHA-256 of the file.
+
+        Raises:
+            ModelError: unknown architecture, or a file that is not there or does not fit it.
+        """
+        model = PretrainedClip(config.architecture, config.checkpoint)
+        with Path(config.checkpoint).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(model, lambda texts: model.tokens(list(texts)), digest, config.model_dump())
 
     def images(self, pictures: Tensor, *, batch: int = 128) -> Tensor:
         """Unit-norm embeddings (n, D) float32 of pictures (n, H, W, 3) uint8."""
@@ -82,4 +117,4 @@ class ClipEmbedder:
 
     def protocol(self) -> Mapping[str, str]:
         """Which CLIP model judged."""
-        return {"kind": "clip", "directory": self.directory, "digest": self.digest}
+        return {**self.source, "digest": self.digest}

@@ -39,7 +39,7 @@ def evaluate(
 def judge_system(
     config: EvaluationConfig, system: System, clip: Embedder, out: Path, progress: Progress
 ) -> Evaluation:
-    """Draw with any system and judge it; `evaluate` builds system and CLIP from directories."""
+    """Draw with any system and judge it; `evaluate` builds system and CLIP from disk."""
     clock = Clock()
     with clock.measure("reference"):
         real = reference.load(config.reference, system.image_size, phase(progress, "reference"))

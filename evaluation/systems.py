@@ -93,7 +93,7 @@ class DalleDrawer:
 
     @classmethod
     def load(cls, config: DalleSystem, precision: Precision) -> "DalleDrawer":
-        """Read the model directories of the configuration."""
+        """Read the models of the configuration."""
         prior = read_model(config.prior, Prior, "prior")
         dvae = read_model(config.dvae, DVAE, "dvae")
         ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker)
@@ -145,6 +145,7 @@ class DalleDrawer:
         return {
             "kind": self.config.kind,
             "digests": dict(self.digests),
+            "ranker": None if self.ranker is None else self.ranker.protocol(),
             "sampler": "ancestral image tokens, key/value cache",
             "sampling": self.config.sampling.model_dump(mode="json"),
             "steps": self.dalle.prior.config.image_length,

@@ -1,8 +1,11 @@
 """CLIP (arXiv 2103.00020): one to train, and a frozen pretrained one, with the same methods."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from pickle import UnpicklingError
+from textwrap import shorten
+from typing import Any, Literal, NamedTuple, Protocol
 from zipfile import is_zipfile
 
 import torch
@@ -148,6 +151,26 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+UNFIT = (
+    RuntimeError,
+    KeyError,
+    OSError,
+    SafetensorError,
+    UnpicklingError,
+    # how open_clip's conversions meet another text width, and a file that holds no mapping
+    AssertionError,
+    AttributeError,
+)
+"""What loading raises for a file that is not a checkpoint of the architecture."""
+
+
+def needs_hugging_face(shape: Mapping[str, Any], architecture: str) -> bool:
+    """Whether open_clip would fetch the tokenizer or text tower of an architecture."""
+    text = shape["text_cfg"]
+    named = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    return bool(named) or "siglip" in architecture.lower()
+
+
 class PretrainedClip(nn.Module):
     """A frozen open_clip model from a checkpoint on disk, with its own tokenizer."""
 
@@ -155,7 +178,8 @@ class PretrainedClip(nn.Module):
         """Load `checkpoint` (a state dict or safetensors file) into open_clip's `architecture`.
 
         Raises:
-            ModelError: unknown architecture, or a file that is not there or does not fit it.
+            ModelError: unknown architecture or one whose tokenizer is not open_clip's own, or a
+                file that is not there or does not fit it.
         """
         super().__init__()
         ensure_torchvision()
@@ -163,6 +187,11 @@ class PretrainedClip(nn.Module):
 
         if architecture not in open_clip.list_models():
             raise ModelError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+        if needs_hugging_face(open_clip.get_model_config(architecture), architecture):
+            raise ModelError(
+                f"architecture '{architecture}' takes a tokenizer from Hugging Face; choose one "
+                "with open_clip's own tokenizer (e.g. ViT-B-32)"
+            )
         if not Path(checkpoint).is_file():
             raise ModelError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
         self.clip = open_clip.create_model(architecture, load_weights=False)
@@ -171,9 +200,12 @@ class PretrainedClip(nn.Module):
             raise ModelError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
         try:
             open_clip.load_checkpoint(self.clip, checkpoint)
-        except (RuntimeError, KeyError, OSError, SafetensorError) as error:
+        except UNFIT as error:
+            # open_clip's own words name every tensor
+            found = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
             raise ModelError(
-                f"{checkpoint}: not a checkpoint of {architecture} ({error})"
+                f"{checkpoint}: not a checkpoint of {architecture}; give the architecture it was "
+                f"trained as ({found})"
             ) from error
         self.requires_grad_(requires_grad=False).eval()
         self._tokenizer = open_clip.get_tokenizer(architecture)
