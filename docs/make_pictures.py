@@ -34,8 +34,9 @@ SHEETS = {
     "dalle/grid_held_out.png": "dalle-held-out.png",
     "dalle/grid_candidates.png": "dalle-candidates.png",
 }
-CLOSE_ASSISTANT = """document.querySelector('[aria-label*="lose"]')?.click()"""
-UNFOLD = """document.querySelector('[role="grid"] [data-component-id*="runname"]')?.click()"""
+CLOSE_ASSISTANT = '[aria-label*="lose"]'
+UNFOLD = '[role="grid"] [data-component-id*="runname"]'
+CURVE = ".js-plotly-plot .trace"
 QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     for name, target in SHEETS.items():
         keep(Image.open(root / name), target)
     with window(browser, width=1200, height=1500) as page:
-        page.open((root / "index.html").as_uri(), wait=3)
+        page.open((root / "index.html").as_uri(), shows="body")
         keep(page.photograph(), "quickstart-page.png")
     with dashboard(runs) as address, window(browser, width=1400, height=900) as page:
         show_dashboard(page, address, root)
@@ -124,15 +125,25 @@ class Window:
             text += byte
         return bytes(text)
 
-    def open(self, url: str, wait: float) -> None:
-        """Open a page and give it time to draw itself."""
+    def open(self, url: str, shows: str, seconds: float = 90.0) -> None:
+        """Open a page and wait until it shows what the selector names, and a little longer."""
         self.call("Page.navigate", {"url": url})
-        time.sleep(wait)
+        deadline = time.monotonic() + seconds
+        while not self.run(f"document.querySelector('{shows}') !== null"):
+            if time.monotonic() > deadline:
+                sys.exit(f"error: {url} shows no {shows} within {seconds:.0f} s")
+            time.sleep(0.5)
+        time.sleep(3)
 
-    def run(self, script: str, wait: float = 0.0) -> None:
-        """Run JavaScript in the page."""
-        self.call("Runtime.evaluate", {"expression": script})
-        time.sleep(wait)
+    def click(self, selector: str) -> None:
+        """Click the first such element, if there is one."""
+        self.run(f"document.querySelector('{selector}')?.click()")
+        time.sleep(3)
+
+    def run(self, script: str) -> object:
+        """The value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", {"expression": script, "returnByValue": True})
+        return answer["result"].get("value")
 
     def photograph(self) -> Image.Image:
         """What the window shows."""
@@ -195,11 +206,11 @@ def show_dashboard(page: Window, address: str, root: Path) -> None:
     with urllib.request.urlopen(url, timeout=60) as answer:
         experiment = json.load(answer)["experiment"]["experiment_id"]
     run = json.loads((root / "base" / "tracking.json").read_text(encoding="utf-8"))["run_id"]
-    page.open(f"{address}/#/experiments/{experiment}/runs", wait=8)
-    page.run(CLOSE_ASSISTANT, wait=1)
-    page.run(UNFOLD, wait=5)
+    page.open(f"{address}/#/experiments/{experiment}/runs", shows=UNFOLD)
+    page.click(CLOSE_ASSISTANT)
+    page.click(UNFOLD)
     keep(page.photograph(), "quickstart-dashboard.png")
-    page.open(f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics", wait=12)
+    page.open(f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics", shows=CURVE)
     keep(page.photograph(), "quickstart-metrics.png")
 
 
