@@ -16,7 +16,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from data_pipeline.config import DataConfig
 from evaluation.config import EvaluationConfig
 from launch.errors import LaunchError
-from trainer.recipe import apply_override, explain, flatten, read_tree
+from trainer.errors import TrainError
+from trainer.recipe import Recipe, apply_override, explain, flatten, read_tree
+from trainer.recipe import load as load_recipe
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -114,8 +116,7 @@ def order(pipeline: Pipeline) -> list[str]:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """Read a pipeline file, apply dotted overrides, validate it whole.
 
-    Recipe paths are relative to the pipeline's file where it has such a file beside it, else to the
-    working directory.
+    Recipe paths are relative to the working directory; the recipes are validated too.
 
     Raises:
         TrainError, LaunchError: unreadable file, unknown key, impossible value, or a broken graph.
@@ -123,20 +124,29 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     tree = read_tree(path)
     for override in overrides:
         apply_override(tree, override)
+    if "stages" not in tree:
+        raise LaunchError(f"{path}: is no pipeline, it has no stages; a recipe is for `train`")
     try:
-        return Pipeline.model_validate(tree)
+        pipeline = Pipeline.model_validate(tree)
     except ValidationError as error:
-        raise LaunchError(explain(error, str(path))) from error
+        raise LaunchError(explain(error, str(path), tree)) from error
+    for name, stage in pipeline.stages.items():
+        if isinstance(stage, TrainStage):
+            try:
+                recipe_of(stage)
+            except TrainError as error:
+                raise LaunchError(f"{path}: stages.{name}: {error}") from error
+    return pipeline
+
+
+def recipe_of(stage: TrainStage) -> Recipe:
+    """The recipe of a train stage with the stage's settings."""
+    return load_recipe(stage.recipe, overrides_of(stage))
 
 
 def started(root: Path) -> Pipeline:
     """The pipeline a run directory was started with."""
     return load(root / "pipeline.yaml")
-
-
-def is_pipeline(path: str | Path) -> bool:
-    """Whether a YAML file is a pipeline rather than a recipe."""
-    return "stages" in read_tree(path)
 
 
 def resolve(stage: Stage, directories: Mapping[str, Path]) -> Stage:

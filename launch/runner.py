@@ -15,7 +15,7 @@ from rich.console import Console
 
 from launch.errors import LaunchError
 from launch.ledger import Ledger
-from launch.pipeline import Pipeline, needs, order, resolve
+from launch.pipeline import Pipeline, TrainStage, needs, order, recipe_of, resolve
 from launch.progress import bar, read_standing
 from launch.training import link_environment
 from trainer.faults import held
@@ -73,8 +73,11 @@ def run(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> Result:
 def settings(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, Any]:
     """A stage's resolved settings as a plain tree; how it is scheduled is not part of them."""
     directories = {each: ledger.directory(each) for each in pipeline.stages}
-    tree = resolve(pipeline.stages[name], directories).model_dump(mode="json")
+    stage = resolve(pipeline.stages[name], directories)
+    tree = stage.model_dump(mode="json")
     del tree["cores"], tree["after"]
+    if isinstance(stage, TrainStage):
+        tree["resolved"] = recipe_of(stage).model_dump(mode="json")
     return tree
 
 

@@ -12,7 +12,7 @@ from launch.pipeline import (
     Stage,
     TokenizerStage,
     TrainStage,
-    overrides_of,
+    recipe_of,
 )
 from launch.progress import Reporter
 from trainer.tracking import Link
@@ -59,11 +59,10 @@ def train(
 ) -> dict[str, str]:
     """Train a recipe in the stage's directory."""
     from launch.training import train as train_recipe
-    from trainer.recipe import load
     from trainer.run import RunDirectory
     from trainer.session import read_summary
 
-    recipe = load(stage.recipe, overrides_of(stage))
+    recipe = recipe_of(stage)
     run = RunDirectory(directory)
     train_recipe(recipe, run, link, reporter)
     summary = read_summary(run)

@@ -24,15 +24,17 @@ def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progre
         Stopped: told to leave (exit code 75, a checkpoint is saved), or a process failed.
         LaunchError, TrainError: bad input.
     """
-    from trainer.distributed import place
+    from trainer.materials import check
 
     launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     with ExitStack() as stack:
         if not launched:
             stack.enter_context(held(run.path))
-        if not launched or place().is_main:
+        if writes_claim(launched=launched):
+            if not run.finished():
+                check(recipe)
+                need_space(run.path, 50_000_000)
             run.claim(recipe)
-            need_space(run.path, 50_000_000)
         if run.finished():
             return
         count = 1 if launched else processes(recipe)
@@ -43,6 +45,11 @@ def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progre
 
         if train_here(recipe, run, link, progress).preempted:
             raise Stopped(PREEMPTED)
+
+
+def writes_claim(*, launched: bool) -> bool:
+    """Whether this process claims the run directory: of several started elsewhere, the first."""
+    return not launched or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
 
 
 def processes(recipe: Recipe) -> int:

@@ -105,6 +105,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         TrainError: unreadable file, or an unknown key or impossible value, named by its full path.
     """
     tree = read_tree(path)
+    if "stages" in tree:
+        raise TrainError(f"{path}: is a pipeline, not a recipe; use `mezzotint run {path}`")
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, str(path))

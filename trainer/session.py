@@ -1,81 +1,26 @@
 """One training run from recipe to model directory, as one of its processes sees it."""
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.stream import Stream
-from data_pipeline.text import Tokenizer
 from models import store
-from models.config import text_shape
 from trainer import distributed, engine
 from trainer.card import model_card
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import World
 from trainer.engine import Engine
-from trainer.errors import TrainError
 from trainer.faults import Preemption
 from trainer.loop import Surroundings, TrainState, train
+from trainer.materials import Materials, open_materials
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run import RunDirectory, write_json
-from trainer.task import Task
 from trainer.tracking import Link, Opening, Status, Tracker, read_metrics
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What a recipe stands for once its files are opened."""
-
-    dataset: Dataset
-    tokenizer: Tokenizer | None
-    task: Task
-
-
-def open_materials(recipe: Recipe) -> Materials:
-    """Open the data set and tokenizer and build the task; refuses what does not fit together.
-
-    Raises:
-        TrainError: the tokenizer's vocabulary or length is not the model's, or the data set lacks
-            what the task reads.
-    """
-    encoder = recipe.data.encoder
-    if encoder is not None and not _is_digest(encoder):
-        encoder = store.describe(encoder).digest
-    dataset = open_dataset(recipe.data, expected_encoder=encoder)
-    tokenizer = None
-    if recipe.data.text is not None:
-        tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
-        check_text(recipe, tokenizer)
-    torch.manual_seed(recipe.seed)
-    return Materials(dataset, tokenizer, recipe.task.build(recipe.model.build()))
-
-
-def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that is not the one the model is shaped for."""
-    shape = text_shape(recipe.model)
-    assert recipe.data.text is not None
-    if shape is None:
-        return
-    if tokenizer.vocab_size != shape.vocab:
-        raise TrainError(
-            f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "
-            f"and model.text_vocab is {shape.vocab}; set model.text_vocab={tokenizer.vocab_size} "
-            "or train a tokenizer of the wanted size (mezzotint data tokenizer)"
-        )
-    if recipe.data.text.length != shape.length:
-        raise TrainError(
-            f"data.text.length is {recipe.data.text.length} and model.text_length is "
-            f"{shape.length}; make them equal"
-        )
 
 
 def run(
@@ -177,10 +122,6 @@ def export(
             "model": store.describe(str(directory.model)).digest,
         },
     )
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == hashlib.sha256().digest_size * 2 and set(text) <= set("0123456789abcdef")
 
 
 def read_summary(directory: RunDirectory) -> dict[str, object]:

@@ -1,0 +1,75 @@
+"""What a recipe stands for once its files are opened: data, tokenizer and task."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.text import Tokenizer
+from models import store
+from models.config import text_shape
+from trainer.errors import TrainError
+from trainer.recipe import Recipe
+from trainer.task import Task
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a recipe stands for once its files are opened."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer | None
+    task: Task
+
+
+def open_materials(recipe: Recipe) -> Materials:
+    """Open the data set and tokenizer and build the task; refuses what does not fit together.
+
+    Raises:
+        TrainError: the tokenizer's vocabulary or length is not the model's, or the data set lacks
+            what the task reads.
+    """
+    encoder = recipe.data.encoder
+    if encoder is not None and not _is_digest(encoder):
+        encoder = store.describe(encoder).digest
+    dataset = open_dataset(recipe.data, expected_encoder=encoder)
+    tokenizer = None
+    if recipe.data.text is not None:
+        tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
+        check_text(recipe, tokenizer)
+    torch.manual_seed(recipe.seed)
+    return Materials(dataset, tokenizer, recipe.task.build(recipe.model.build()))
+
+
+def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the one the model is shaped for."""
+    shape = text_shape(recipe.model)
+    assert recipe.data.text is not None
+    if shape is None:
+        return
+    if tokenizer.vocab_size != shape.vocab:
+        raise TrainError(
+            f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "
+            f"and model.text_vocab is {shape.vocab}; set model.text_vocab={tokenizer.vocab_size} "
+            "or train a tokenizer of the wanted size (mezzotint data tokenizer)"
+        )
+    if recipe.data.text.length != shape.length:
+        raise TrainError(
+            f"data.text.length is {recipe.data.text.length} and model.text_length is "
+            f"{shape.length}; make them equal"
+        )
+
+
+def check(recipe: Recipe) -> None:
+    """Open everything a recipe names, building the networks without memory.
+
+    Raises:
+        TrainError, DataError, ModelError: whatever training would refuse.
+    """
+    with torch.device("meta"):
+        open_materials(recipe)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == hashlib.sha256().digest_size * 2 and set(text) <= set("0123456789abcdef")
