@@ -27,6 +27,14 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
     first: int = Field(default=128, gt=0)
     """Channels between the codes and the decoder's first group."""
 
+    gain: float | None = Field(default=None, gt=0)
+    """Factor of the residual branches; the paper's 1 / (groups x blocks_per_group)^2 by default."""
+
+    @property
+    def residual_gain(self) -> float:
+        """The factor of the residual branches."""
+        return self.gain or (self.groups * self.blocks_per_group) ** -2.0
+
     @property
     def stride(self) -> int:
         """Pixels per code, each way."""
@@ -66,6 +74,7 @@ class DVAE(nn.Module):
             groups=config.groups,
             blocks=config.blocks_per_group,
             patch=config.patch,
+            gain=config.residual_gain,
         )
         self.bottleneck = GumbelBottleneck()
         self.decoder = Decoder(
@@ -74,6 +83,7 @@ class DVAE(nn.Module):
             groups=config.groups,
             blocks=config.blocks_per_group,
             patch=config.patch,
+            gain=config.residual_gain,
             first=config.first,
         )
 

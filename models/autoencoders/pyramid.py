@@ -70,10 +70,11 @@ def group(
 class Encoder(nn.Module):
     """Image to code logits; each group but the last halves the resolution by max-pooling."""
 
-    def __init__(self, *, vocab: int, width: int, groups: int, blocks: int, patch: int) -> None:
+    def __init__(
+        self, *, vocab: int, width: int, groups: int, blocks: int, patch: int, gain: float
+    ) -> None:
         super().__init__()
         self.patch = patch
-        gain = (groups * blocks) ** -2
         layers = OrderedDict[str, nn.Module](input=Convolution(3 * patch**2, width, 7))
         inputs = width
         for place in range(groups):
@@ -100,11 +101,18 @@ class Decoder(nn.Module):
     """Codes on the simplex to the six channels of the likelihood; nearest-neighbour upsampling."""
 
     def __init__(
-        self, *, vocab: int, width: int, groups: int, blocks: int, patch: int, first: int
+        self,
+        *,
+        vocab: int,
+        width: int,
+        groups: int,
+        blocks: int,
+        patch: int,
+        gain: float,
+        first: int,
     ) -> None:
         super().__init__()
         self.patch = patch
-        gain = (groups * blocks) ** -2
         layers = OrderedDict[str, nn.Module](input=Convolution(vocab, first, 1, exact=True))
         inputs = first
         for place in range(groups):

@@ -1,7 +1,8 @@
 """A text-conditional denoising transformer over image patches and caption tokens.
 
 One sequence holds both kinds of tokens (U-ViT, arXiv 2209.12152), with long skip connections from
-the first half of the blocks to the second; the time modulates every block (adaLN-Zero).
+the first half of the blocks to the second; the time and the caption as a whole modulate every block
+(adaLN-Zero; GLIDE, arXiv 2112.10741, adds a vector of the caption to the time's in the same way).
 """
 
 from typing import Literal
@@ -63,6 +64,9 @@ class TextDiffusion(nn.Module):
         self.text_token = nn.Embedding(config.text_vocab, width)
         self.text_place = Places(config.text_length, width)
         self.time = ScalarEmbedding(width)
+        self.caption = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.blocks = nn.ModuleList(
             AdaptiveBlock(width, config.heads, width // config.heads, dropout=config.dropout)
             for _ in range(config.layers)
@@ -88,8 +92,9 @@ class TextDiffusion(nn.Module):
         image = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch))
         count = image.shape[1]
         image = image + self.image_place(0, count)
-        text = self.text_token(cond.text) + self.text_place(0, cond.text.shape[1])
-        vector = self.time(t)
+        words = self.text_token(cond.text)
+        text = words + self.text_place(0, cond.text.shape[1])
+        vector = self.time(t) + self.caption(mean_word(words, cond.text))
         tokens = self._blocks(torch.cat([image, text], dim=1), vector)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         out = self.image_out(modulated(self.norm(tokens[:, :count]), shift, scale))
@@ -108,3 +113,9 @@ class TextDiffusion(nn.Module):
                 tokens = self.skips[place - rising](joined)
             tokens = block(tokens, vector)
         return tokens
+
+
+def mean_word(words: Tensor, text: Tensor) -> Tensor:
+    """The mean (B, C) of token vectors (B, L, C) where `text` (B, L) is not empty (0)."""
+    filled = (text != 0).to(words.dtype)[..., None]
+    return (words * filled).sum(dim=1) / filled.sum(dim=1).clamp(min=1)
