@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
 from trainer.engine import deepspeed_config, resolve_precision
 from trainer.recipe import Recipe, dump
@@ -65,6 +66,8 @@ def check_recipe(recipe: Recipe, runs: Path, processes: int) -> Report:
     shape = text_shape(recipe.model)
     if shape is not None:
         per_step["text tokens"] = recipe.batch * shape.length
+    if isinstance(recipe.model, PriorConfig):
+        per_step["image tokens"] = recipe.batch * recipe.model.image_length
     run = RunDirectory(runs / recipe.name)
     precision = resolve_precision(recipe.engine.precision, torch.device("cpu"))
     return Report(

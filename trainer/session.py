@@ -41,7 +41,7 @@ def run(
         seed=recipe.seed,
     )
     opening = Opening(
-        name=recipe.name,
+        name=directory.path.name,
         params={**recipe.model_dump(mode="json"), "processes": world.size},
         tags={"mezzotint.kind": "train"},
         dataset=(

@@ -12,13 +12,13 @@ from launch.pipeline import (
     DeriveStage,
     Pipeline,
     TrainStage,
-    is_pipeline,
     load,
     needs,
     order,
     overrides_of,
     resolve,
 )
+from trainer.errors import TrainError
 from trainer.recipe import load as load_recipe
 
 QUICKSTART = "recipes/pipelines/quickstart.yaml"
@@ -148,8 +148,17 @@ def test_overrides_of_a_pipeline_reach_into_its_stages():
 
 
 def test_pipelines_and_recipes_are_told_apart():
-    assert is_pipeline(QUICKSTART)
-    assert not is_pipeline("recipes/emoji_dvae.yaml")
+    with pytest.raises(LaunchError, match="a recipe is for `train`"):
+        load("recipes/emoji_dvae.yaml")
+    with pytest.raises(TrainError, match="is a pipeline, not a recipe; use `mezzotint run"):
+        load_recipe(QUICKSTART)
+
+
+def test_a_misspelt_recipe_key_is_refused_before_any_stage_starts():
+    with pytest.raises(
+        LaunchError, match=r"stages\.base: recipes/emoji_base\.yaml: stepz: unknown"
+    ):
+        load(QUICKSTART, ["stages.base.set.stepz=3"])
 
 
 def test_what_is_finished_with_the_same_settings_and_inputs_is_skipped(pipeline, ledger):
