@@ -92,6 +92,9 @@ class Engine:
             config=self.config,
             dist_init_required=False,
         )
+        if self.zero == 0 and world.size == 1:
+            # nobody to average with: DeepSpeed would still copy all gradients there and back
+            self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
         self._norm: Tensor | None = None
 

@@ -1,8 +1,9 @@
 """A text-conditional denoising transformer over image patches and caption tokens.
 
-One sequence holds both kinds of tokens (U-ViT, arXiv 2209.12152), with long skip connections from
-the first half of the blocks to the second; the time and the caption as a whole modulate every block
-(adaLN-Zero; GLIDE, arXiv 2112.10741, adds a vector of the caption to the time's in the same way).
+Image patches are the sequence, with long skip connections from the first half of the blocks to the
+second (U-ViT, arXiv 2209.12152); they attend to each other and to the caption's tokens. The time and
+the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1) reads its
+captions in the same two ways.
 """
 
 from typing import Literal
@@ -63,6 +64,7 @@ class TextDiffusion(nn.Module):
         self.image_place = Places((config.image_size // config.patch) ** 2, width)
         self.text_token = nn.Embedding(config.text_vocab, width)
         self.text_place = Places(config.text_length, width)
+        self.text_norm = nn.LayerNorm(width)
         self.time = ScalarEmbedding(width)
         self.caption = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
@@ -90,17 +92,16 @@ class TextDiffusion(nn.Module):
             raise ModelError("text_diffusion needs captions: set data.text")
         config = self.config
         image = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch))
-        count = image.shape[1]
-        image = image + self.image_place(0, count)
+        image = image + self.image_place(0, image.shape[1])
         words = self.text_token(cond.text)
-        text = words + self.text_place(0, cond.text.shape[1])
+        text = self.text_norm(words + self.text_place(0, cond.text.shape[1]))
         vector = self.time(t) + self.caption(mean_word(words, cond.text))
-        tokens = self._blocks(torch.cat([image, text], dim=1), vector)
+        tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
-        out = self.image_out(modulated(self.norm(tokens[:, :count]), shift, scale))
+        out = self.image_out(modulated(self.norm(tokens), shift, scale))
         return from_patches(out.float(), config.patch, x.shape[2], x.shape[3])
 
-    def _blocks(self, tokens: Tensor, vector: Tensor) -> Tensor:
+    def _blocks(self, tokens: Tensor, vector: Tensor, text: Tensor) -> Tensor:
         """All blocks; block `layers - 1 - i` also reads what block i read."""
         half = len(self.skips)
         rising = len(self.blocks) - half
@@ -111,7 +112,7 @@ class TextDiffusion(nn.Module):
             elif place >= rising:
                 joined = torch.cat([tokens, read.pop()], dim=-1)
                 tokens = self.skips[place - rising](joined)
-            tokens = block(tokens, vector)
+            tokens = block(tokens, vector, text)
         return tokens
 
 

@@ -54,6 +54,33 @@ class SelfAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
+class ContextAttention(nn.Module):
+    """Self-attention whose places also read a context: its keys and values join their own.
+
+    GLIDE's way of reading captions (arXiv 2112.10741, 2.1). A context place costs two projections a
+    layer instead of a whole block.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.context = nn.Linear(width, 2 * heads * head_width)
+        self.out = nn.Linear(heads * head_width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, L, width) with a context (B, M, width) to (B, L, width)."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        pairs = self.context(context).view(batch, -1, 2, self.heads, self.head_width)
+        context_key, context_value = pairs.permute(2, 0, 3, 1, 4)
+        key = torch.cat([key, context_key], dim=2)
+        value = torch.cat([value, context_value], dim=2)
+        mixed = attend(query, key, value, causal=False)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     """softmax(q k / sqrt(C)) v of (B, H, L, C), by the faster way for the place and the length.
 

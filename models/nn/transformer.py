@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.nn.attention import Cache, SelfAttention
+from models.nn.attention import Cache, ContextAttention, SelfAttention
 
 
 class FeedForward(nn.Module):
@@ -43,6 +43,7 @@ class Block(nn.Module):
 class AdaptiveBlock(nn.Module):
     """A block whose norms are shifted and scaled, and whose branches are gated, by a vector.
 
+    The tokens also attend to a context that the block does not change.
     adaLN-Zero of DiT (arXiv 2212.09748, 3.2): the gates start at 0, so a new block is the identity.
     `dropout` acts on both branches in training mode and draws from torch's global generator.
     """
@@ -51,19 +52,19 @@ class AdaptiveBlock(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads, head_width, causal=False)
+        self.attention = ContextAttention(width, heads, head_width)
         self.forward_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.feed_forward = FeedForward(width)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Tokens (B, L, width) and vectors (B, width) to tokens (B, L, width)."""
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
+        """Tokens (B, L, width), vectors (B, width), context (B, M, width) to (B, L, width)."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(
             nn.functional.silu(vector)
         )[:, None].chunk(6, dim=-1)
-        branch = self.attention(modulated(self.attention_norm(x), shift_a, scale_a))
+        branch = self.attention(modulated(self.attention_norm(x), shift_a, scale_a), context)
         x = x + gate_a * self.dropout(branch)
         branch = self.feed_forward(modulated(self.forward_norm(x), shift_f, scale_f))
         return x + gate_f * self.dropout(branch)

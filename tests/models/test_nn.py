@@ -74,7 +74,8 @@ def test_a_new_adaptive_block_is_the_identity():
     torch.manual_seed(0)
     block = AdaptiveBlock(16, 2, 8, dropout=0.0)
     x = torch.randn(2, 5, 16, generator=rng())
-    assert torch.equal(block(x, torch.randn(2, 16, generator=rng(1))), x)
+    vector, context = torch.randn(2, 16, generator=rng(1)), torch.randn(2, 3, 16, generator=rng(2))
+    assert torch.equal(block(x, vector, context), x)
 
 
 def test_gumbel_noise_has_its_mean_and_variance():
