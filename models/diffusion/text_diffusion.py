@@ -1,9 +1,9 @@
 """A text-conditional denoising transformer over image patches and caption tokens.
 
 Image patches are the sequence, with long skip connections from the first half of the blocks to the
-second (U-ViT, arXiv 2209.12152); they attend to each other and to the caption's tokens. The time and
-the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1) reads its
-captions in the same two ways.
+second (U-ViT, arXiv 2209.12152); they attend to each other and to the caption's tokens. The time
+and the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1) reads
+its captions in the same two ways.
 """
 
 from typing import Literal
