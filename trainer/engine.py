@@ -92,7 +92,7 @@ class Engine:
             config=self.config,
             dist_init_required=False,
         )
-        if self.zero == 0 and world.size == 1:
+        if self._clips_itself and world.size == 1:
             # nobody to average with: DeepSpeed would still copy all gradients there and back
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
