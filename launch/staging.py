@@ -47,7 +47,12 @@ def run_stage(root: Path, name: str) -> None:
     if isinstance(stage, TrainStage):
         return
     record(stage, directory)
-    opening = Opening(name, {**entry.settings, **facts}, {"mezzotint.kind": stage.kind})
+    opening = Opening(
+        name,
+        {**entry.settings, **facts},
+        {"mezzotint.kind": stage.kind},
+        started=time.time() - seconds,
+    )
     track_once(RunDirectory(directory), link, opening, artifacts(stage, directory, root))
 
 

@@ -71,6 +71,7 @@ class Opening:
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: tuple[str, str, str] | None = None  # name, digest, source
+    started: float | None = None  # seconds since 1970, where it is not now
 
 
 class Record:
@@ -295,7 +296,8 @@ def open_run(mlflow: "MlflowClient", link: Link, opening: Opening) -> str:
     tags = {"mlflow.runName": opening.name, **opening.tags}
     if link.parent:
         tags["mlflow.parentRunId"] = link.parent
-    run_id: str = mlflow.create_run(identifier, tags=tags).info.run_id
+    start = None if opening.started is None else int(opening.started * 1000)
+    run_id: str = mlflow.create_run(identifier, start_time=start, tags=tags).info.run_id
     params = [
         Param(key, str(value)[:VALUE_LIMIT]) for key, value in flatten(opening.params).items()
     ]
