@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from launch.data_cli import data_app
-from launch.guard import BAD_INPUT, guarded
+from launch.guard import guarded
 
 app = typer.Typer(
     name="mezzotint",
@@ -212,8 +212,6 @@ def main() -> None:
 
     guarded(entry)
 
-
-__all__ = ["BAD_INPUT", "app", "main"]
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_pipeline.stream import Stream
 from models import store
@@ -128,8 +127,3 @@ def read_summary(directory: RunDirectory) -> dict[str, object]:
     """What a finished run did."""
     summary: dict[str, object] = json.loads(directory.summary.read_text(encoding="utf-8"))
     return summary
-
-
-def default_directory(runs: Path, recipe: Recipe) -> RunDirectory:
-    """`RUNS/NAME` of a recipe."""
-    return RunDirectory(runs / recipe.name)
