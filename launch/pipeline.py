@@ -29,6 +29,8 @@ class _Stage(BaseModel, frozen=True, extra="forbid"):
     """Stages to wait for besides those referred to."""
     cores: int | None = Field(default=None, gt=0)
     """Cores of this machine the stage uses; stages run side by side while they fit. None = all."""
+    nodes: int | None = Field(default=None, gt=0)
+    """Nodes of a cluster a train stage's job asks for. None = the cluster file's number."""
 
 
 class TokenizerStage(_Stage, frozen=True, extra="forbid"):

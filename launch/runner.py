@@ -75,7 +75,7 @@ def settings(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, Any]:
     directories = {each: ledger.directory(each) for each in pipeline.stages}
     stage = resolve(pipeline.stages[name], directories)
     tree = stage.model_dump(mode="json")
-    del tree["cores"], tree["after"]
+    del tree["cores"], tree["nodes"], tree["after"]
     if isinstance(stage, TrainStage):
         tree["resolved"] = recipe_of(stage).model_dump(mode="json")
     return tree
