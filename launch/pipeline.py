@@ -1,7 +1,8 @@
 """Pipelines: stages that hand each other directories, and the order they can run in.
 
-A stage's values may hold `${NAME}`, the run directory of stage NAME; that reference is also the
-dependence. A train stage therefore waits for exactly what it reads.
+A stage's settings may hold `${NAME}`, the run directory of stage NAME; that reference is also the
+dependence. A train stage therefore waits for exactly what it reads. `${NAME}` can also be one of
+the pipeline's own values, such as where the data lies.
 """
 
 import re
@@ -84,17 +85,29 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     description: str = ""
+    values: Mapping[Annotated[str, Field(pattern=NAME)], str] = Field(default_factory=dict)
+    """What stages share, by name: `values.images=s3://bucket/set` moves all of them there."""
     stages: Mapping[Annotated[str, Field(pattern=NAME)], Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_one_thing(self) -> "Pipeline":
+        twice = sorted(set(self.values) & set(self.stages))
+        if twice:
+            raise ValueError(f"values.{twice[0]}: is the name of a stage too; rename one of them")
+        return self
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> "Pipeline":
         for name, stage in self.stages.items():
-            for needed in needs(stage):
-                if needed not in self.stages:
+            for needed in references(stage):
+                if needed not in self.stages and needed not in self.values:
                     raise ValueError(
-                        f"stages.{name}: refers to ${{{needed}}}, which is no stage; the stages "
-                        f"are {', '.join(self.stages)}"
+                        f"stages.{name}: refers to ${{{needed}}}, which is no stage and no value; "
+                        f"there are {', '.join([*self.stages, *self.values])}"
                     )
+            after = sorted(set(stage.after) - set(self.stages))
+            if after:
+                raise ValueError(f"stages.{name}.after: {after[0]} is no stage")
         try:
             order(self)
         except CycleError as error:
@@ -102,16 +115,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def needs(stage: BaseModel) -> list[str]:
-    """Names of the stages whose directories `stage` reads, and those it waits for."""
-    tree = stage.model_dump(mode="json")
-    found = REFERENCE.findall(yaml.safe_dump(tree, width=10**6))
-    return sorted({*found, *tree["after"]})
+def references(stage: BaseModel) -> set[str]:
+    """Every name in a `${NAME}` of a stage's settings."""
+    return set(REFERENCE.findall(yaml.safe_dump(stage.model_dump(mode="json"), width=10**6)))
+
+
+def needs(pipeline: Pipeline, name: str) -> list[str]:
+    """The stages whose directories stage `name` reads, and those it waits for."""
+    stage = pipeline.stages[name]
+    return sorted((references(stage) & set(pipeline.stages)) | set(stage.after))
 
 
 def order(pipeline: Pipeline) -> list[str]:
     """The stages in an order in which each comes after what it needs."""
-    graph = {name: needs(stage) for name, stage in pipeline.stages.items()}
+    graph = {name: needs(pipeline, name) for name in pipeline.stages}
     return list(TopologicalSorter(graph).static_order())
 
 
@@ -151,20 +168,25 @@ def started(root: Path) -> Pipeline:
     return load(root / "pipeline.yaml")
 
 
-def resolve(stage: Stage, directories: Mapping[str, Path]) -> Stage:
-    """The stage with every `${NAME}` replaced by that stage's run directory."""
+def resolve(pipeline: Pipeline, name: str, root: Path) -> Stage:
+    """Stage `name` with every `${NAME}` replaced by a value or by a stage's run directory."""
+    directories = {each: str(root / each) for each in pipeline.stages}
+    return replace(pipeline.stages[name], {**pipeline.values, **directories})
+
+
+def replace(stage: Stage, names: Mapping[str, str]) -> Stage:
+    """The stage with each `${NAME}` of `names` replaced; others stay as they are."""
 
     def replaced(value: object) -> object:
         if isinstance(value, str):
-            return REFERENCE.sub(lambda found: str(directories[found.group(1)]), value)
+            return REFERENCE.sub(lambda found: names.get(found[1], found[0]), value)
         if isinstance(value, Mapping):
             return {key: replaced(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
             return [replaced(each) for each in value]
         return value
 
-    resolved = type(stage).model_validate(replaced(stage.model_dump(mode="json")))
-    return resolved
+    return type(stage).model_validate(replaced(stage.model_dump(mode="json")))
 
 
 def overrides_of(stage: TrainStage) -> list[str]:

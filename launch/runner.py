@@ -15,7 +15,7 @@ from rich.console import Console
 
 from launch.errors import LaunchError
 from launch.ledger import Ledger
-from launch.pipeline import Pipeline, TrainStage, needs, order, recipe_of, resolve
+from launch.pipeline import Pipeline, TrainStage, needs, order, recipe_of, replace
 from launch.progress import bar, read_standing
 from launch.training import link_environment
 from trainer.faults import held
@@ -70,10 +70,12 @@ def run(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> Result:
     return result
 
 
-def settings(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, Any]:
-    """A stage's resolved settings as a plain tree; how it is scheduled is not part of them."""
-    directories = {each: ledger.directory(each) for each in pipeline.stages}
-    stage = resolve(pipeline.stages[name], directories)
+def settings(pipeline: Pipeline, name: str) -> dict[str, Any]:
+    """A stage's settings as a plain tree; how it is scheduled is not part of them.
+
+    Other stages stay `${NAME}`, so that a run directory can be named or moved as one likes.
+    """
+    stage = replace(pipeline.stages[name], pipeline.values)
     tree = stage.model_dump(mode="json")
     del tree["cores"], tree["nodes"], tree["after"]
     if isinstance(stage, TrainStage):
@@ -83,7 +85,7 @@ def settings(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, Any]:
 
 def inputs(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, str] | None:
     """The ids of what a stage reads; None when some of it is not there yet."""
-    entries = {each: ledger.read(each) for each in needs(pipeline.stages[name])}
+    entries = {each: ledger.read(each) for each in needs(pipeline, name)}
     if any(entry is None for entry in entries.values()):
         return None
     return {each: entry.id for each, entry in entries.items() if entry is not None}
@@ -92,7 +94,7 @@ def inputs(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, str] | No
 def finished(pipeline: Pipeline, ledger: Ledger, name: str) -> bool:
     """Whether a stage can be skipped."""
     read = inputs(pipeline, ledger, name)
-    return read is not None and ledger.is_current(name, settings(pipeline, ledger, name), read)
+    return read is not None and ledger.is_current(name, settings(pipeline, name), read)
 
 
 def forget(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
@@ -101,7 +103,7 @@ def forget(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
         raise LaunchError(f"--redo {name}: no such stage; there are {', '.join(pipeline.stages)}")
     stale = {name}
     for each in order(pipeline):
-        if stale & set(needs(pipeline.stages[each])):
+        if stale & set(needs(pipeline, each)):
             stale.add(each)
     for each in stale:
         directory = ledger.directory(each)
@@ -150,7 +152,7 @@ class Runner:
         broken = {*self._failed, *self._cancelled}
         for name in list(self._waiting):
             stage = self._pipeline.stages[name]
-            if broken & set(needs(stage)):
+            if broken & set(needs(self._pipeline, name)):
                 self._waiting.remove(name)
                 self._cancelled.append(name)
                 continue

@@ -11,7 +11,6 @@ from evaluation.grids import Panel, sheet
 from evaluation.samples import Drawn
 from evaluation.systems import build_system
 from launch.errors import LaunchError
-from launch.ledger import Ledger
 from launch.pipeline import EvaluateStage, resolve, started
 
 
@@ -55,13 +54,12 @@ def system_of(run: Path, name: str) -> SystemConfig:
     """The system that the evaluate stage `name` of a pipeline's run judges."""
     if not (run / "pipeline.yaml").is_file():
         raise LaunchError(f"{run}: is no pipeline's run directory; it has no pipeline.yaml")
-    pipeline, ledger = started(run), Ledger(run)
+    pipeline = started(run)
     systems = [key for key, stage in pipeline.stages.items() if isinstance(stage, EvaluateStage)]
     stage = pipeline.stages.get(name)
     if not isinstance(stage, EvaluateStage):
         raise LaunchError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
-    directories = {each: ledger.directory(each) for each in pipeline.stages}
-    resolved = resolve(stage, directories)
+    resolved = resolve(pipeline, name, run)
     assert isinstance(resolved, EvaluateStage)
     return resolved.evaluation.system
 

@@ -34,14 +34,13 @@ def run_stage(root: Path, name: str) -> None:
         raise LaunchError(f"{name}: what it reads is not finished; run the pipeline instead")
     if os.environ.get("MEZZOTINT_WATCH_PARENT"):
         leave_with_parent()
-    directories = {each: ledger.directory(each) for each in pipeline.stages}
-    stage = resolve(pipeline.stages[name], directories)
+    stage = resolve(pipeline, name, root)
     directory, link = ledger.directory(name), link_from_environment()
     began = time.monotonic()
     with Reporter(directory) as reporter:
         facts = execute(stage, directory, link, reporter, root)
     seconds = time.monotonic() - began
-    plain = settings(pipeline, ledger, name)
+    plain = settings(pipeline, name)
     entry = Entry(new_id(), stage.kind, plain, read, seconds, None, facts)
     ledger.write(name, entry)
     if isinstance(stage, TrainStage):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from launch import runner
 from launch.errors import LaunchError
@@ -16,6 +17,7 @@ from launch.pipeline import (
     needs,
     order,
     overrides_of,
+    replace,
     resolve,
 )
 from trainer.errors import TrainError
@@ -54,7 +56,7 @@ def ledger(tmp_path, pipeline) -> Ledger:
 
 def finish(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
     ledger.directory(name).mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(runner.settings(pipeline, ledger, name)))
+    settings = json.loads(json.dumps(runner.settings(pipeline, name)))
     read = runner.inputs(pipeline, ledger, name)
     ledger.write(name, Entry(new_id(), pipeline.stages[name].kind, settings, read, 1.0))
 
@@ -70,7 +72,7 @@ def changed(key: str, value: object) -> Pipeline:
 
 
 def test_a_reference_anywhere_in_a_stage_is_a_dependence(pipeline):
-    assert {name: needs(stage) for name, stage in pipeline.stages.items()} == {
+    assert {name: needs(pipeline, name) for name in pipeline.stages} == {
         "text": [],
         "dvae": [],
         "tokens": ["dvae"],
@@ -83,31 +85,49 @@ def test_every_stage_comes_after_what_it_needs():
     pipeline = load(QUICKSTART)
     found = order(pipeline)
     assert sorted(found) == sorted(pipeline.stages)
-    for name, stage in pipeline.stages.items():
-        assert all(found.index(needed) < found.index(name) for needed in needs(stage))
+    for name in pipeline.stages:
+        assert all(found.index(needed) < found.index(name) for needed in needs(pipeline, name))
 
 
 def test_the_cascades_stages_wait_for_no_other_model():
     pipeline = load(QUICKSTART)
-    assert needs(pipeline.stages["base"]) == ["tokenizer"]
-    assert needs(pipeline.stages["upsampler"]) == []
+    assert needs(pipeline, "base") == ["tokenizer"]
+    assert needs(pipeline, "upsampler") == []
 
 
 def test_references_become_directories(pipeline, tmp_path):
-    directories = {name: tmp_path / name for name in pipeline.stages}
-    tokens = resolve(pipeline.stages["tokens"], directories)
+    tokens = resolve(pipeline, "tokens", tmp_path)
     assert isinstance(tokens, DeriveStage)
     assert tokens.model == f"{tmp_path}/dvae/model"
-    prior = resolve(pipeline.stages["prior"], directories)
+    prior = resolve(pipeline, "prior", tmp_path)
     assert isinstance(prior, TrainStage)
     assert prior.set["data"]["url"] == f"{tmp_path}/tokens/set"
     assert "${" not in yaml.safe_dump(prior.model_dump(mode="json"))
-    assert resolve(prior, {}) == prior
+
+
+def test_values_are_replaced_and_are_no_dependence():
+    tree = json.loads(json.dumps(STAGES))
+    tree["dvae"]["set"] = {"data.url": "${pairs}/people"}
+    pipeline = Pipeline.model_validate(
+        {"name": "small", "values": {"pairs": "s3://bucket"}, "stages": tree}
+    )
+    assert needs(pipeline, "dvae") == []
+    dvae = replace(pipeline.stages["dvae"], pipeline.values)
+    assert isinstance(dvae, TrainStage)
+    assert dvae.set["data.url"] == "s3://bucket/people"
+
+
+def test_a_value_with_the_name_of_a_stage_is_refused():
+    with pytest.raises(ValidationError, match=r"values\.dvae: is the name of a stage"):
+        Pipeline.model_validate({"name": "small", "values": {"dvae": "x"}, "stages": STAGES})
+
+
+def test_what_is_remembered_of_a_stage_does_not_depend_on_where_runs_lie(pipeline):
+    assert runner.settings(pipeline, "prior")["set"]["data"]["url"] == "${tokens}/set"
 
 
 def test_settings_of_any_depth_become_dotted_overrides(pipeline, tmp_path):
-    directories = {name: tmp_path / name for name in pipeline.stages}
-    prior = resolve(pipeline.stages["prior"], directories)
+    prior = resolve(pipeline, "prior", tmp_path)
     assert overrides_of(prior) == [
         f"data.url={tmp_path}/tokens/set",
         f"data.text.tokenizer={tmp_path}/text/model",
@@ -262,9 +282,9 @@ def trains(**settings: object) -> dict[str, object]:
                 "base": trains(**{"data.text.tokenizer": "${tokeniser}/model"}),
                 "text": STAGES["text"],
             },
-            "stages.base: refers to ${tokeniser}, which is no stage; the stages are base, text",
+            "stages.base: refers to ${tokeniser}, which is no stage and no value; there are base",
         ),
-        ({"base": {**trains(), "after": ["none"]}}, "stages.base: refers to ${none}"),
+        ({"base": {**trains(), "after": ["none"]}}, "stages.base.after: none is no stage"),
         (
             {"a": trains(**{"data.url": "${b}"}), "b": {**trains(), "after": ["a"]}},
             " waits for ",
