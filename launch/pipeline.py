@@ -52,11 +52,13 @@ class TrainStage(_Stage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_Stage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained dVAE; leaves `set/`, a shard set of image tokens."""
+    """Encode a set's images with a trained dVAE; leaves a shard set of image tokens."""
 
     kind: Literal["derive"]
     data: DataConfig
     model: str
+    out: str | None = None
+    """Where the set goes, a directory or an fsspec URL; `set/` in the stage's directory if None."""
     batch: int = Field(default=64, gt=0)
 
 

@@ -78,11 +78,12 @@ def train(
 
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
     """Write the image tokens of a set."""
+    from data_pipeline.manifest import write_manifest
     from launch.deriving import derive_tokens
 
-    manifest = derive_tokens(
-        stage.data, stage.model, str(directory / "set"), stage.batch, reporter.counted("samples")
-    )
+    out = stage.out or str(directory / "set")
+    manifest = derive_tokens(stage.data, stage.model, out, stage.batch, reporter.counted("samples"))
+    write_manifest(str(directory), manifest)  # what was made, also where the set lies elsewhere
     samples = sum(len(shard.samples) for shard in manifest.shards)
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
 
@@ -110,7 +111,7 @@ def artifacts(stage: Stage, directory: Path, root: Path) -> Mapping[str, Path]:
         case TokenizerStage():
             return {"model": directory / "model"}
         case DeriveStage():
-            return {"manifest": directory / "set" / "manifest.json"}
+            return {"manifest": directory / "manifest.json"}
         case EvaluateStage():
             return {"evaluation": directory}
         case PageStage():
