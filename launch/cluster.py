@@ -8,13 +8,12 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from launch.errors import LaunchError
-from trainer.recipe import explain, read_tree
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """The name of an environment variable."""
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")]
 """The name of a partition or an account."""
-Line = Annotated[str, Field(pattern=r"^[^\n\r\0]*$")]
+Line = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     """Lines of shell that prepare the environment (modules, proxies)."""
     export: tuple[Variable, ...] = ()
     """Names of variables that jobs take over from the shell that submits, besides the usual."""
-    options: tuple[Annotated[str, Field(pattern=r"^--[a-z][^\n\r\0]*$")], ...] = ()
+    options: tuple[Annotated[str, Field(pattern=r"^--[a-z][^\n\r\x00]*$")], ...] = ()
     """Further options of sbatch, one per entry (`--constraint=a100`)."""
 
     @model_validator(mode="after")
@@ -96,6 +95,8 @@ def load(path: str | Path) -> Cluster:
     Raises:
         LaunchError, TrainError: unreadable, an unknown key or an impossible value, named.
     """
+    from trainer.recipe import explain, read_tree  # brings torch: commands that only look do without
+
     tree = read_tree(path)
     try:
         return Cluster.model_validate(tree)

@@ -7,10 +7,12 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import TrainError
-from trainer.recipe import Recipe, dump, load
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
 
 PACKAGES = ("torch", "deepspeed", "webdataset", "mlflow", "open-clip-torch", "sentencepiece")
 
@@ -55,7 +57,7 @@ class RunDirectory:
         """Whether the run has come to its end and handed over its model."""
         return self.summary.is_file()
 
-    def claim(self, recipe: Recipe) -> None:
+    def claim(self, recipe: "Recipe") -> None:
         """Write recipe and environment, or check that the directory belongs to this recipe.
 
         A directory whose run has never got as far as a metric is anybody's: it was refused for
@@ -64,6 +66,8 @@ class RunDirectory:
         Raises:
             TrainError: the directory holds a run of another recipe; a differing key is named.
         """
+        from trainer.recipe import dump, load  # brings torch: who only looks does without
+
         for path in (self.path, self.path / "logs", self.previews):
             path.mkdir(parents=True, exist_ok=True)
         begun = self.metrics.is_file() or self.checkpoints.is_dir() or self.finished()
