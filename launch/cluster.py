@@ -95,7 +95,7 @@ def load(path: str | Path) -> Cluster:
     Raises:
         LaunchError, TrainError: unreadable, an unknown key or an impossible value, named.
     """
-    from trainer.recipe import explain, read_tree  # brings torch: commands that only look do without
+    from trainer.recipe import explain, read_tree  # brings torch, which looking does without
 
     tree = read_tree(path)
     try:
