@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -42,6 +44,16 @@ class Preemption:
         self.requested = True
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The live process that holds a run directory, as far as it has written of itself."""
+
+    host: str | None
+    pid: int | None
+    since: float
+    """Seconds since 1970."""
+
+
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
     """Hold a run directory, so that two live processes never write into one.
@@ -52,18 +64,45 @@ def held(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "lock"
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise TrainError(
-                f"{directory}: is held by another live process ({file.read() or 'unknown'}); "
-                "wait for it, stop it, or give this run another directory"
-            ) from error
+        for patience in (0.2, 0.2, 0.2, None):  # `holder` looks by taking the lock for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if patience is None:
+                    file.seek(0)
+                    raise TrainError(
+                        f"{directory}: is held by another live process "
+                        f"({file.read() or 'unknown'}); wait for it, stop it, or give this run "
+                        "another directory"
+                    ) from error
+                time.sleep(patience)
         file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         file.flush()
         yield
+
+
+def holder(directory: Path) -> Holder | None:
+    """Who holds a run directory now; None when nobody does."""
+    try:
+        file = (directory / "lock").open(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            since = os.fstat(file.fileno()).st_mtime
+        except OSError:  # a file system without locks
+            return None
+        else:
+            return None
+        try:
+            written = json.loads(file.read())
+            return Holder(str(written["host"]), int(written["pid"]), since)
+        except (ValueError, TypeError, KeyError):
+            return Holder(None, None, since)
 
 
 def need_space(directory: Path, needed: int) -> None:
