@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -26,21 +26,30 @@ FILE = "progress.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a stage is: `done` of `total` in the phase it is in, and a few words."""
+    """How far a stage is: `done` of `total` in the phase it is in, and a few words.
+
+    Times are seconds; `time` since 1970. What is not known yet is None.
+    """
 
     phase: str
     done: int
     total: int
     note: str
     time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the last interval of training: losses, speeds."""
+    seconds_left: float | None = None
+    """Of this phase, at the mean speed since its first report."""
 
 
 def read_standing(directory: Path) -> Standing | None:
-    """The last standing a stage has written, if any."""
-    path = directory / FILE
-    if not path.is_file():
+    """The last standing a stage has written; None where there is none that can be read."""
+    try:
+        standing = Standing(**json.loads((directory / FILE).read_text(encoding="utf-8")))
+        counts = (standing.done, standing.total, standing.time)
+        return standing if all(isinstance(count, int | float) for count in counts) else None
+    except (OSError, ValueError, TypeError):
         return None
-    return Standing(**json.loads(path.read_text(encoding="utf-8")))
 
 
 class Reporter:
@@ -51,6 +60,7 @@ class Reporter:
         self._shows = shows
         self._every = every
         self._written = self._printed = 0.0
+        self._first: tuple[str, int, float] | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if shows and sys.stdout.isatty():
@@ -72,7 +82,7 @@ class Reporter:
 
     def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Training: `step` of `steps` updates are done."""
-        self.show("train", step, steps, describe(metrics))
+        self.show("train", step, steps, describe(metrics), metrics)
 
     def counted(self, phase: str) -> Callable[[int, int], None]:
         """A callback (done, total) for work of one phase."""
@@ -82,13 +92,22 @@ class Reporter:
         """Work in several phases."""
         self.show(phase, done, total, "")
 
-    def show(self, phase: str, done: int, total: int, note: str) -> None:
+    def show(
+        self,
+        phase: str,
+        done: int,
+        total: int,
+        note: str,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Tell that `done` of `total` is reached."""
         now, last = time.time(), done >= total
+        left = self._seconds_left(phase, done, total, now, metrics or {})
         if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
-            write_json(self._directory / FILE, asdict(Standing(phase, done, total, note, now)))
+            standing = Standing(phase, done, total, note, now, dict(metrics or {}), left)
+            write_json(self._directory / FILE, asdict(standing))
         if self._bar:
             if self._task is None:
                 self._task = self._bar.add_task(phase, total=total, note=note)
@@ -97,6 +116,17 @@ class Reporter:
             self._printed = now
             sys.stdout.write(f"{phase} {done:,}/{total:,} {note}".rstrip() + "\n")
             sys.stdout.flush()
+
+    def _seconds_left(
+        self, phase: str, done: int, total: int, now: float, metrics: Mapping[str, float]
+    ) -> float | None:
+        if self._first is None or self._first[0] != phase or self._first[1] > done:
+            self._first = (phase, done, now)
+        _, since_done, since = self._first
+        if done > since_done and now > since:
+            return (total - done) * (now - since) / (done - since_done)
+        speed = metrics.get("steps_per_second")
+        return (total - done) / speed if speed else None
 
 
 def bar(console: Console) -> Progress:

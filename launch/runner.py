@@ -166,6 +166,8 @@ class Runner:
     def _start(self, name: str, cores: int) -> Running:
         logs = self._ledger.directory(name) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
+        (logs / "stage.log").touch()  # its time says that the stage has started in this run
+        (logs.parent / "exit_code").unlink(missing_ok=True)
         environment = {
             **os.environ,
             **link_environment(self._link),
@@ -197,6 +199,7 @@ class Runner:
                 display.say(f"{running.name}: done in {seconds:.0f} s")
             else:
                 self._failed.append(running.name)
+                write_text(running.log.parent.parent / "exit_code", f"{code}\n")
                 display.say(f"{running.name}: failed ({code}); {running.log} ends with")
                 display.say(tail(running.log))
 
