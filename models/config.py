@@ -11,6 +11,7 @@ from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.diffusion.unet.network import UNetConfig
 
 ModelConfig = Annotated[
     DVAEConfig
@@ -18,7 +19,8 @@ ModelConfig = Annotated[
     | PriorConfig
     | ClipConfig
     | TextDiffusionConfig
-    | SuperResolutionConfig,
+    | SuperResolutionConfig
+    | UNetConfig,
     Field(discriminator="kind"),
 ]
 
@@ -31,6 +33,8 @@ class TextShape:
     """Pieces of the tokenizer."""
     length: int
     """Tokens of a caption."""
+    keys: str = "model.text_"
+    """How the keys of a recipe that say so begin."""
 
 
 def text_shape(config: ModelConfig) -> TextShape | None:
@@ -38,5 +42,9 @@ def text_shape(config: ModelConfig) -> TextShape | None:
     match config:
         case PriorConfig() | ClipConfig() | TextDiffusionConfig():
             return TextShape(config.text_vocab, config.text_length)
+        case UNetConfig():
+            if config.text is None:
+                return None
+            return TextShape(config.text.vocab, config.text.length, "model.text.")
         case DVAEConfig() | PatchDiscriminatorConfig() | SuperResolutionConfig():
             return None

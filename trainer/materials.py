@@ -51,13 +51,13 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size != shape.vocab:
         raise TrainError(
             f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "
-            f"and model.text_vocab is {shape.vocab}; set model.text_vocab={tokenizer.vocab_size} "
+            f"and {shape.keys}vocab is {shape.vocab}; set {shape.keys}vocab={tokenizer.vocab_size} "
             "or train a tokenizer of the wanted size (mezzotint data tokenizer)"
         )
     if recipe.data.text.length != shape.length:
         raise TrainError(
-            f"data.text.length is {recipe.data.text.length} and model.text_length is "
-            f"{shape.length}; make them equal"
+            f"data.text.length is {recipe.data.text.length} and {shape.keys}length "
+            f"is {shape.length}; make them equal"
         )
 
 

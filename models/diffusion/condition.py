@@ -8,10 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """Any of a caption, a low-resolution image and its degradation level."""
+    """Any of a caption, a class, a low-resolution image and its degradation level."""
 
     text: Tensor | None = None
     """(B, L) int64."""
+    label: Tensor | None = None
+    """(B,) int64."""
     low: Tensor | None = None
     """(B, 3, h, w) in [-1, 1]."""
     level: Tensor | None = None

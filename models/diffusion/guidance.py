@@ -26,7 +26,7 @@ def guided(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> D
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         c, u = denoiser(x, t, cond), unconditional(x, t, cond)
         return Prediction(
-            u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise), c.log_variance
+            u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise), c.spread
         )
 
     return denoise
@@ -53,6 +53,6 @@ def clamped(
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         guess = denoiser(x, t, cond)
         inside = from_x0(guess.x0.clamp(low, high), x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.log_variance)
+        return Prediction(inside.x0, inside.noise, guess.spread)
 
     return denoise

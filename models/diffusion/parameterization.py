@@ -13,8 +13,9 @@ class Prediction:
 
     x0: Tensor
     noise: Tensor
-    log_variance: Tensor | None = None
-    """Log variance of the reverse step where a network learns it."""
+    spread: Tensor | None = None
+    """Where a network learns the variance of reverse steps: the log variance's place between the
+    smallest (0) and the largest (1) sensible one (arXiv 2102.09672, eq. 15)."""
 
 
 def from_x0(raw: Tensor, x: Tensor, marginal: Marginal) -> Prediction:

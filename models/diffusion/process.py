@@ -1,6 +1,7 @@
 """A diffusion process: the schedule, and what the network predicts under it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -28,7 +29,7 @@ class DiffusionNetwork(Protocol):
     process: "Process"
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Noisy (B, ...), times (B,) and a condition to the raw output (B, ...)."""
+        """Noisy (B, ...), times (B,) and a condition to the raw output (B, outputs x C, ...)."""
         ...
 
 
@@ -37,6 +38,14 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
 
     schedule: ScheduleConfig = CosineScheduleConfig()
     predicts: Literal["x0", "noise", "v"] = "x0"
+    variance: Literal["fixed", "learned"] = "fixed"
+    """Learned: the network gives as many channels again, -1 to 1, for `Prediction.spread`. The
+    present losses do not train them."""
+
+    @property
+    def outputs(self) -> int:
+        """Values a network gives per value of an image."""
+        return 1 if self.variance == "fixed" else 2
 
     def build(self) -> "Process":
         """The process."""
@@ -64,8 +73,10 @@ class Process:
         return self.schedule.at(t).noisy(x0, noise)
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
-        """The network's raw output at (x, t) as a prediction."""
-        return self._parameterization(raw, x, self.schedule.at(t))
+        """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
+        mean, *rest = raw.chunk(self.config.outputs, dim=1)
+        guess = self._parameterization(mean, x, self.schedule.at(t))
+        return replace(guess, spread=(rest[0] + 1) / 2) if rest else guess
 
 
 def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:

@@ -52,9 +52,10 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if any(width <= 0 or width % 8 for width in self.channels):
             raise ValueError("channels must be positive multiples of 8")
-        if self.process.predicts != "x0":
+        if self.process.predicts != "x0" or self.process.variance != "fixed":
             raise ValueError(
-                "process.predicts must be x0: the output is a correction of the enlarged input"
+                "process.predicts must be x0 and process.variance fixed: the output is a "
+                "correction of the enlarged input"
             )
         return self
 

@@ -42,6 +42,8 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.process.variance != "fixed":
+            raise ValueError("process.variance must be fixed: only kind unet learns it")
         return self
 
     def build(self) -> "TextDiffusion":

@@ -58,18 +58,20 @@ class ContextAttention(nn.Module):
     """Self-attention whose places also read a context: its keys and values join their own.
 
     GLIDE's way of reading captions (arXiv 2112.10741, 2.1). A context place costs two projections a
-    layer instead of a whole block.
+    layer instead of a whole block. Its places are `context` wide, by default as wide as its own.
     """
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(
+        self, width: int, heads: int, head_width: int, *, context: int | None = None
+    ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, head_width
         self.qkv = nn.Linear(width, 3 * heads * head_width)
-        self.context = nn.Linear(width, 2 * heads * head_width)
+        self.context = nn.Linear(context or width, 2 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, L, width) with a context (B, M, width) to (B, L, width)."""
+        """(B, L, width) with a context (B, M, context) to (B, L, width)."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)

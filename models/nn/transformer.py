@@ -1,21 +1,24 @@
 """Pre-norm transformer blocks: a plain one, and one modulated by a vector per sample."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from models.nn.attention import Cache, ContextAttention, SelfAttention
 
 
 class FeedForward(nn.Module):
-    """Linear to 4 x width, GELU, linear back."""
+    """Linear to 4 x width, GELU (exact, or by its tanh approximation), linear back."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, gelu: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
+        self.gelu = gelu
         self.hidden = nn.Linear(width, 4 * width)
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        return self.out(nn.functional.gelu(self.hidden(x), approximate="tanh"))
+        return self.out(nn.functional.gelu(self.hidden(x), approximate=self.gelu))
 
 
 class Block(nn.Module):
@@ -25,13 +28,20 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, head_width: int, *, causal: bool, dropout: float
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        *,
+        causal: bool,
+        dropout: float,
+        gelu: Literal["tanh", "none"] = "tanh",
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, head_width, causal=causal)
         self.forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width)
+        self.feed_forward = FeedForward(width, gelu=gelu)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:

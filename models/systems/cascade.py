@@ -14,6 +14,12 @@ from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
+from models.diffusion.unet.network import UNet
+
+Base = TextDiffusion | UNet
+"""Draws pictures from captions."""
+Upsampler = SuperResolution | UNet
+"""Enlarges pictures."""
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and their total."""
@@ -34,7 +40,7 @@ class StageSampling(BaseModel, frozen=True, extra="forbid"):
 
 @torch.no_grad()
 def draw(
-    base: TextDiffusion,
+    base: Base,
     text: Tensor,
     rng: Generator,
     *,
@@ -49,7 +55,7 @@ def draw(
 
 @torch.no_grad()
 def upsample(
-    upsampler: SuperResolution,
+    upsampler: Upsampler,
     low: Tensor,
     rng: Generator,
     *,
@@ -66,7 +72,7 @@ def upsample(
 
 
 def _solved(
-    network: TextDiffusion | SuperResolution,
+    network: Base | Upsampler,
     noise: Tensor,
     cond: Condition,
     rng: Generator,
@@ -99,8 +105,8 @@ class CascadeSamples:
 class Cascade:
     """A base and the super-resolution network that enlarges its pictures."""
 
-    base: TextDiffusion
-    upsampler: SuperResolution
+    base: Base
+    upsampler: Upsampler
 
     def sample(
         self,

@@ -11,6 +11,7 @@ from models.clip import ClipConfig
 from models.config import ModelConfig, TextShape, text_shape
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.diffusion.unet.network import UNetConfig
 
 ADAPTER = TypeAdapter(ModelConfig)
 CONFIGS = [
@@ -20,6 +21,7 @@ CONFIGS = [
     ClipConfig(image_size=32, patch=8, text_vocab=50, text_length=8),
     TextDiffusionConfig(image_size=32, text_vocab=50, text_length=8),
     SuperResolutionConfig(low_size=32, image_size=64),
+    UNetConfig(image_size=8, channels=32, multipliers=(1, 2), attention=(8,), head_width=32),
 ]
 
 
@@ -77,6 +79,10 @@ def test_only_models_that_read_captions_have_a_text_shape():
     reading = {kind for kind, shape in shapes.items() if shape is not None}
     assert reading == {"prior", "clip", "text_diffusion"}
     assert shapes["prior"] == TextShape(vocab=50, length=8)
+    text = {"vocab": 50, "length": 8, "width": 64, "layers": 1, "heads": 1}
+    assert text_shape(CONFIGS[-1].model_validate({**CONFIGS[-1].model_dump(), "text": text})) == (
+        TextShape(vocab=50, length=8, keys="model.text.")
+    )
 
 
 def test_the_small_autoencoder_is_cheap():

@@ -13,8 +13,9 @@ from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
+from models.diffusion.unet.network import UNet
 from models.diffusion.weighting import SnrClamped
-from models.systems.cascade import StageSampling, draw, upsample
+from models.systems.cascade import Base, StageSampling, Upsampler, draw, upsample
 from trainer.errors import TrainError
 from trainer.numerics import drop_text
 from trainer.task import Engines, Loss, Step
@@ -59,9 +60,16 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
                 return TextDenoising(self, condition, model)
             case LowResolutionCondition() as condition, SuperResolution():
                 return SuperResolving(self, condition, model)
+            case TextCondition() as condition, UNet() if model.config.told == {"text"}:
+                return TextDenoising(self, condition, model)
+            case LowResolutionCondition() as condition, UNet() if model.config.told == {
+                "low_resolution"
+            }:
+                return SuperResolving(self, condition, model)
         raise TrainError(
-            f"task.condition.kind: {self.condition.kind} does not fit this model.kind; text goes "
-            "with text_diffusion, low_resolution with super_resolution"
+            f"task.condition.kind: {self.condition.kind} does not fit this model; text goes with "
+            "kind text_diffusion or a unet with text, low_resolution with kind super_resolution or "
+            "a unet with low_resolution"
         )
 
 
@@ -75,9 +83,7 @@ def times(count: int, rng: Generator) -> Tensor:
 class TextDenoising:
     """Trains a text-conditional denoiser."""
 
-    def __init__(
-        self, config: DenoisingConfig, condition: TextCondition, model: TextDiffusion
-    ) -> None:
+    def __init__(self, config: DenoisingConfig, condition: TextCondition, model: Base) -> None:
         self._weight = SnrClamped(config.weight.low, config.weight.high)
         self._condition = condition
         self._model = model
@@ -112,7 +118,7 @@ class SuperResolving:
     """Trains a super-resolution denoiser on real images and their own spoiled reductions."""
 
     def __init__(
-        self, config: DenoisingConfig, condition: LowResolutionCondition, model: SuperResolution
+        self, config: DenoisingConfig, condition: LowResolutionCondition, model: Upsampler
     ) -> None:
         self._weight = SnrClamped(config.weight.low, config.weight.high)
         self._crop = condition.crop

@@ -17,7 +17,8 @@ class DDPM:
 
     With alpha_ts = alpha_t / alpha_s and var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2 the mean is
     alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x_0 and the variance
-    var_ts sigma_s^2 / sigma_t^2, unless the denoiser gives a log variance of its own.
+    var_ts sigma_s^2 / sigma_t^2; a denoiser that learns it says where the log variance lies between
+    that one's and var_ts's (arXiv 2102.09672, eq. 15).
     """
 
     order = 1
@@ -53,8 +54,9 @@ class DDPM:
             kept, new = alpha_ts * var_s / var_t, alpha_s * var_ts / var_t
             mean = kept.to(x.dtype) * x + new.to(x.dtype) * guess.x0
             deviation = (var_ts * var_s / var_t).clamp(min=0).sqrt().to(x.dtype)
-            if guess.log_variance is not None:
-                deviation = (0.5 * guess.log_variance).exp()
+            if guess.spread is not None:
+                # a^(1 - v) b^v of two deviations, whose ratio b / a is sigma_t / sigma_s
+                deviation = deviation * (var_t / var_s).sqrt().to(x.dtype) ** guess.spread
             x = mean + deviation * normal_like(x, rng)
             if progress is not None:
                 progress(step + 1, total)

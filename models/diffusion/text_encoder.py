@@ -1,0 +1,69 @@
+"""A transformer that reads captions for a diffusion network (GLIDE, arXiv 2112.10741, 2.1)."""
+
+from typing import NamedTuple, Self
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from models.nn.embedding import Places
+from models.nn.transformer import Block
+
+
+class TextEncoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """GLIDE's has width 2048, 24 layers, 32 heads, 128 tokens of a vocabulary of 50,257."""
+
+    vocab: int = Field(gt=1)
+    length: int = Field(gt=0)
+    width: int = Field(default=512, gt=0)
+    layers: int = Field(default=16, gt=0)
+    heads: int = Field(default=8, gt=0)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "TextEncoder":
+        """A new network, with parameters from torch's global generator."""
+        return TextEncoder(self)
+
+
+class TextFeatures(NamedTuple):
+    """What a caption becomes."""
+
+    places: Tensor
+    """(B, L, width): one vector per token."""
+    whole: Tensor
+    """(B, width): one vector per caption, that of its last place."""
+
+
+class TextEncoder(nn.Module):
+    """Every place reads every other; an empty one (token 0) has a learned vector of its own."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token = nn.Embedding(config.vocab, width)
+        self.place = Places(config.length, width)
+        self.pad = Places(config.length, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width, config.heads, width // config.heads, causal=False, dropout=0.0, gelu="none"
+            )
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.token.weight, std=0.02)
+
+    def forward(self, text: Tensor) -> TextFeatures:
+        """Captions (B, L) int64 to their features."""
+        length = text.shape[1]
+        words = self.token(text) + self.place(0, length)
+        places = torch.where((text == 0)[..., None], self.pad(0, length), words)
+        for block in self.blocks:
+            places = block(places)
+        places = self.norm(places)
+        return TextFeatures(places, places[:, -1])

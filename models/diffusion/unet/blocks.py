@@ -1,0 +1,138 @@
+"""The blocks of the UNet. All of them take features, the time's vector and the caption's tokens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.nn.attention import ContextAttention, SelfAttention
+from models.nn.convolution import silence
+
+Resampling = Literal["keep", "halve", "double"]
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What the residual blocks of one network have in common."""
+
+    vector: int
+    """Width of the time's vector."""
+    groups: int
+    epsilon: float
+    dropout: float
+    modulation: Literal["scale_shift", "add"]
+
+    def norm(self, width: int) -> nn.GroupNorm:
+        """A group norm over `width` features."""
+        return nn.GroupNorm(self.groups, width, eps=self.epsilon)
+
+
+class ResidualBlock(nn.Module):
+    """skip(x) + conv(dropout(silu(modulated norm(conv(silu(norm x)))))).
+
+    The second convolution starts at 0. Where the block halves or doubles the resolution, the skip
+    is resampled, and so is the branch between its first activation and convolution (BigGAN's way,
+    arXiv 2105.05233, 3). Dropout draws from torch's global generator, in training mode only.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        settings: BlockSettings,
+        *,
+        resampling: Resampling = "keep",
+    ) -> None:
+        super().__init__()
+        self.resampling = resampling
+        self.scales = settings.modulation == "scale_shift"
+        self.norm_in = settings.norm(inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(settings.vector, 2 * outputs if self.scales else outputs)
+        self.norm_out = settings.norm(outputs)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        silence(self.conv_out)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+        """(B, inputs, H, W) and (B, vector) to (B, outputs, H', W')."""
+        hidden = self.conv_in(resampled(F.silu(self.norm_in(x)), self.resampling))
+        told = self.modulation(F.silu(vector))[:, :, None, None]
+        if self.scales:
+            scale, shift = told.chunk(2, dim=1)
+            hidden = self.norm_out(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm_out(hidden + told)
+        branch = self.conv_out(self.dropout(F.silu(hidden)))
+        return self.skip(resampled(x, self.resampling)) + branch
+
+
+def resampled(x: Tensor, resampling: Resampling) -> Tensor:
+    """(B, C, H, W) at its own, half or twice the resolution: means over squares, or copies."""
+    match resampling:
+        case "keep":
+            return x
+        case "halve":
+            return F.avg_pool2d(x, 2)
+        case "double":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class PlainResampling(nn.Module):
+    """A convolution of stride 2, or one after doubling (DDPM)."""
+
+    def __init__(self, width: int, resampling: Literal["halve", "double"]) -> None:
+        super().__init__()
+        self.doubles = resampling == "double"
+        self.conv = nn.Conv2d(width, width, 3, stride=1 if self.doubles else 2, padding=1)
+
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+        """(B, width, H, W) to (B, width, H', W')."""
+        return self.conv(resampled(x, "double") if self.doubles else x)
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm x) over all places of an image, and the caption's tokens if there are any.
+
+    The output projection starts at 0.
+    """
+
+    def __init__(
+        self, width: int, heads: int, settings: BlockSettings, *, context: int | None
+    ) -> None:
+        super().__init__()
+        self.norm = settings.norm(width)
+        self.attention = (
+            SelfAttention(width, heads, width // heads, causal=False)
+            if context is None
+            else ContextAttention(width, heads, width // heads, context=context)
+        )
+        silence(self.attention.out)
+
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+        """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
+        places = self.norm(x).flatten(2).transpose(1, 2)
+        mixed = self.attention(places) if context is None else self.attention(places, context)
+        return x + mixed.transpose(1, 2).view(x.shape)
+
+
+class Stage(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+        """Features through all blocks."""
+        for block in self.blocks:
+            x = block(x, vector, context)
+        return x
+
+
+def joined(x: Tensor, kept: Tensor) -> Tensor:
+    """Features of the way up, followed by those kept on the way down."""
+    return torch.cat([x, kept], dim=1)

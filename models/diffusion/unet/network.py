@@ -1,0 +1,285 @@
+"""The UNet: down through the resolutions, and up again past what was kept on the way."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion.condition import Condition
+from models.diffusion.degradation import (
+    BlurAugmentationConfig,
+    Degradation,
+    DegradationConfig,
+)
+from models.diffusion.process import ProcessConfig
+from models.diffusion.text_encoder import TextEncoderConfig
+from models.diffusion.unet.blocks import (
+    AttentionBlock,
+    BlockSettings,
+    PlainResampling,
+    ResidualBlock,
+    Stage,
+    joined,
+)
+from models.errors import ModelError
+from models.nn.convolution import silence
+from models.nn.embedding import ScalarEmbedding
+
+
+class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
+    """The network enlarges images of `size` pixels, which join its input bilinearly enlarged."""
+
+    size: int = Field(gt=0)
+    augmentation: DegradationConfig = BlurAugmentationConfig()
+    tells_level: bool = False
+    """Whether the network is told how its input was spoiled; the published ones are not."""
+
+
+class UNetConfig(BaseModel, frozen=True, extra="forbid"):
+    """The defaults are ADM's choices (arXiv 2105.05233, 3).
+
+    Level i has `channels` x `multipliers[i]` features at `image_size` / 2^i pixels, and `depth`
+    residual blocks on the way down, `depth` + 1 on the way up. The middle attends always, as in the
+    published code.
+    """
+
+    kind: Literal["unet"] = "unet"
+    image_size: int = Field(gt=0)
+    channels: int = Field(default=128, gt=0, multiple_of=2)
+    multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
+    depth: int = Field(default=2, gt=0)
+    attention: tuple[PositiveInt, ...] = (32, 16, 8)
+    """Sides, in pixels, of the levels whose blocks attend."""
+    head_width: int = Field(default=64, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    """Heads of every attention; by default as many as `head_width` makes."""
+    modulation: Literal["scale_shift", "add"] = "scale_shift"
+    """How time reaches a block: scales and shifts after its second norm, or a sum (DDPM)."""
+    resampling: Literal["residual", "convolution"] = "residual"
+    """What halves and doubles resolutions: residual blocks, or single convolutions (DDPM)."""
+    groups: int = Field(default=32, gt=0)
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Of the group norms."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int | None = Field(default=None, gt=0)
+    text: TextEncoderConfig | None = None
+    low_resolution: LowResolutionConfig | None = None
+    process: ProcessConfig = ProcessConfig(predicts="noise")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features of each level."""
+        return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def stride(self) -> int:
+        """Heights and widths must be multiples of it."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What the network is told besides the time: of class, text and low_resolution."""
+        parts = {
+            "class": self.classes,
+            "text": self.text,
+            "low_resolution": self.low_resolution,
+        }
+        return frozenset(name for name, part in parts.items() if part is not None)
+
+    @property
+    def factor(self) -> int:
+        """Output pixels per low-resolution pixel, each way; 1 without a low-resolution input."""
+        return 1 if self.low_resolution is None else self.image_size // self.low_resolution.size
+
+    def attends(self, level: int) -> bool:
+        """Whether the blocks of a level attend."""
+        return self.image_size / 2**level in self.attention
+
+    def heads_of(self, width: int) -> int:
+        """Heads of an attention over `width` features."""
+        return self.heads or width // self.head_width
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of 2^(len(multipliers) - 1) = "
+                f"{self.stride}"
+            )
+        sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        for side in self.attention:
+            if side not in sides:
+                raise ValueError(f"attention {side}: the levels have sides {sides}")
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(f"a level of {width} features is not a multiple of groups")
+        attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
+        for width in [*attending, self.widths[-1]]:
+            if width % (self.heads or self.head_width):
+                raise ValueError(f"{width} features cannot be shared by the attention's heads")
+        low = self.low_resolution
+        if low is not None and (self.image_size % low.size or self.image_size == low.size):
+            raise ValueError(
+                f"image_size {self.image_size} is not a larger multiple of low_resolution.size "
+                f"{low.size}"
+            )
+        return self
+
+    def build(self) -> "UNet":
+        """A new network, with parameters from torch's global generator."""
+        return UNet(self)
+
+
+class UNet(nn.Module):
+    """A denoiser of images, told any of a class, a caption and a low-resolution image.
+
+    A caption acts twice: as a whole it joins the time's vector, and its tokens are read by every
+    attention (GLIDE, arXiv 2112.10741, 2.1). Fully convolutional apart from attention: trained on
+    crops, it runs at other sizes. Dropout draws from torch's global generator, in training only.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.process = config.process.build()
+        low = config.low_resolution
+        self._augmentation = None if low is None else low.augmentation.build()
+        vector = 4 * config.channels
+        self.time = ScalarEmbedding(vector, config.channels)
+        if config.classes is not None:
+            self.label = nn.Embedding(config.classes, vector)
+        if config.text is not None:
+            self.text = config.text.build()
+            self.caption = nn.Linear(config.text.width, vector)
+        if low is not None and low.tells_level:
+            self.level = ScalarEmbedding(vector, config.channels)
+        self.settings = BlockSettings(
+            vector, config.groups, config.epsilon, config.dropout, config.modulation
+        )
+        first = config.widths[0]
+        self.stem = nn.Conv2d(3 if low is None else 6, first, 3, padding=1)
+        kept = self._build_down()
+        last = config.widths[-1]
+        self.middle = Stage(
+            ResidualBlock(last, last, self.settings),
+            self._attention(last),
+            ResidualBlock(last, last, self.settings),
+        )
+        self._build_up(kept)
+        self.norm = self.settings.norm(first)
+        self.out = nn.Conv2d(first, 3 * config.process.outputs, 3, padding=1)
+        silence(self.out)
+
+    @property
+    def augmentation(self) -> Degradation:
+        """What spoils the low-resolution input.
+
+        Raises:
+            ModelError: the network has no such input.
+        """
+        if self._augmentation is None:
+            raise ModelError("this unet has no low-resolution input: set model.low_resolution")
+        return self._augmentation
+
+    def _build_down(self) -> list[int]:
+        """The way down; returns the widths it keeps for the way up, the stem's first."""
+        config, width = self.config, self.config.widths[0]
+        kept, stages = [width], []
+        for level, outputs in enumerate(config.widths):
+            for _ in range(config.depth):
+                stages.append(self._stage(width, outputs, level))
+                width = outputs
+                kept.append(width)
+            if level < len(config.widths) - 1:
+                stages.append(Stage(self._resampling(width, "halve")))
+                kept.append(width)
+        self.down = nn.ModuleList(stages)
+        return kept
+
+    def _build_up(self, kept: list[int]) -> None:
+        """The way up; each stage reads what the way down kept last."""
+        config, width, stages = self.config, self.config.widths[-1], []
+        for level in reversed(range(len(config.widths))):
+            outputs = config.widths[level]
+            for _ in range(config.depth + 1):
+                stages.append(self._stage(width + kept.pop(), outputs, level))
+                width = outputs
+            if level > 0:
+                stages[-1].blocks.append(self._resampling(width, "double"))
+        self.up = nn.ModuleList(stages)
+
+    def _stage(self, inputs: int, outputs: int, level: int) -> Stage:
+        residual = ResidualBlock(inputs, outputs, self.settings)
+        if self.config.attends(level):
+            return Stage(residual, self._attention(outputs))
+        return Stage(residual)
+
+    def _attention(self, width: int) -> AttentionBlock:
+        text = self.config.text
+        context = None if text is None else text.width
+        return AttentionBlock(width, self.config.heads_of(width), self.settings, context=context)
+
+    def _resampling(
+        self, width: int, resampling: Literal["halve", "double"]
+    ) -> ResidualBlock | PlainResampling:
+        match self.config.resampling:
+            case "residual":
+                return ResidualBlock(width, width, self.settings, resampling=resampling)
+            case "convolution":
+                return PlainResampling(width, resampling)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Noisy (B, 3, H, W), times (B,) in [0, 1] and the condition to the raw output, in fp32.
+
+        The raw output has 3 channels, or 6 where the process learns its variance.
+
+        Raises:
+            ModelError: the condition lacks what the network is told, or the size does not fit.
+        """
+        vector, context = self._told(t, cond)
+        image = self._image(x, cond).to(self.stem.weight.dtype)
+        hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
+        kept = [hidden]
+        for stage in self.down:
+            hidden = stage(hidden, vector, context)
+            kept.append(hidden)
+        hidden = self.middle(hidden, vector, context)
+        for stage in self.up:
+            hidden = stage(joined(hidden, kept.pop()), vector, context)
+        return self.out(F.silu(self.norm(hidden))).float()
+
+    def _told(self, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
+        """The vector of time, class, caption and level, and the caption's tokens."""
+        config, vector, context = self.config, self.time(t), None
+        if config.classes is not None:
+            if cond.label is None:
+                raise ModelError("this unet needs class labels")
+            vector = vector + self.label(cond.label)
+        if config.text is not None:
+            if cond.text is None:
+                raise ModelError("this unet needs captions: set data.text")
+            features = self.text(cond.text)
+            vector, context = vector + self.caption(features.whole), features.places
+        if config.low_resolution is not None and config.low_resolution.tells_level:
+            if cond.level is None:
+                raise ModelError("this unet needs the level of its low-resolution image")
+            vector = vector + self.level(cond.level)
+        return vector, context
+
+    def _image(self, x: Tensor, cond: Condition) -> Tensor:
+        """The noisy image, with the enlarged low-resolution one where there is one."""
+        height, width = x.shape[2:]
+        if height % self.config.stride or width % self.config.stride:
+            raise ModelError(
+                f"this unet takes heights and widths that are multiples of {self.config.stride}, "
+                f"got {height} x {width}"
+            )
+        if self.config.low_resolution is None:
+            return x
+        if cond.low is None:
+            raise ModelError("this unet needs a low-resolution image")
+        size = (height, width)
+        enlarged = F.interpolate(cond.low.to(x.dtype), size, mode="bilinear", align_corners=False)
+        return torch.cat([x, enlarged], dim=1)

@@ -1,0 +1,306 @@
+"""The UNet: published sizes, agreement with the published networks, and its own behaviour."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models.diffusion.condition import Condition
+from models.diffusion.process import ProcessConfig, denoiser
+from models.diffusion.solvers.ddpm import DDPM
+from models.diffusion.unet.network import UNetConfig
+from models.errors import ModelError
+
+LEARNED = ProcessConfig(predicts="noise", variance="learned")
+SIX = (1, 1, 2, 2, 4, 4)
+ADM_256 = {"image_size": 256, "channels": 256, "multipliers": SIX, "process": LEARNED}
+PUBLISHED = {
+    # arXiv 2006.11239
+    "ddpm cifar10": (
+        {
+            "image_size": 32,
+            "channels": 128,
+            "multipliers": (1, 2, 2, 2),
+            "attention": (16,),
+            "heads": 1,
+            "modulation": "add",
+            "resampling": "convolution",
+            "epsilon": 1e-6,
+        },
+        35_746_307,
+    ),
+    # arXiv 2105.05233
+    "adm 64": (
+        {"image_size": 64, "channels": 192, "depth": 3, "classes": 1000, "process": LEARNED},
+        295_904_454,
+    ),
+    "adm 128": (
+        {
+            "image_size": 128,
+            "channels": 256,
+            "multipliers": (1, 1, 2, 3, 4),
+            "heads": 4,
+            "classes": 1000,
+            "process": LEARNED,
+        },
+        421_529_606,
+    ),
+    "adm 256": ({**ADM_256, "classes": 1000}, 553_838_086),
+    "adm 256 unconditional": (ADM_256, 552_814_086),
+    "adm 512": (
+        {**ADM_256, "image_size": 512, "multipliers": (0.5, *SIX), "classes": 1000},
+        558_997_638,
+    ),
+    "adm 64 to 256": (
+        {
+            **ADM_256,
+            "channels": 192,
+            "heads": 4,
+            "classes": 1000,
+            "low_resolution": {"size": 64},
+        },
+        311_795_910,
+    ),
+    "adm 128 to 512": (
+        {
+            **ADM_256,
+            "image_size": 512,
+            "channels": 192,
+            "attention": (32, 16),
+            "classes": 1000,
+            "low_resolution": {"size": 128},
+        },
+        308_835_270,
+    ),
+    # arXiv 2112.10741
+    "glide 64": (
+        {
+            "image_size": 64,
+            "channels": 512,
+            "depth": 3,
+            "text": {"vocab": 50257, "length": 128, "width": 2048, "layers": 24, "heads": 32},
+            "process": LEARNED,
+        },
+        3_554_414_086,
+    ),
+    # arXiv 2204.06125, table 3
+    "unclip 64 to 256": (
+        {
+            "image_size": 256,
+            "channels": 320,
+            "depth": 3,
+            "attention": (),
+            "low_resolution": {"size": 64},
+        },
+        736_263_363,
+    ),
+    "unclip 256 to 1024": (
+        {
+            "image_size": 1024,
+            "channels": 192,
+            "multipliers": SIX,
+            "attention": (),
+            "low_resolution": {"size": 256},
+        },
+        284_423_043,
+    ),
+}
+TINY = {
+    "image_size": 16,
+    "channels": 16,
+    "multipliers": (1, 2),
+    "depth": 1,
+    "attention": (8,),
+    "head_width": 8,
+    "groups": 16,
+}
+TEXT_ENCODER = {"vocab": 20, "length": 5, "width": 24, "layers": 2, "heads": 3}
+CLASSES = UNetConfig(**TINY, classes=5, process=LEARNED)
+CAPTIONS = UNetConfig(**TINY, text=TEXT_ENCODER, process=LEARNED)
+UPSAMPLER = UNetConfig(
+    **{**TINY, "attention": ()}, heads=2, low_resolution={"size": 4, "tells_level": True}
+)
+TEXT = torch.tensor([[3, 4, 5, 0, 0], [7, 8, 0, 0, 0]])
+TIMES = torch.tensor([0.25, 0.75])
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def woken(config):
+    """A network whose weights are all drawn, each parameter from a generator of its own."""
+    model = config.build().eval()
+    with torch.no_grad():
+        for place, weight in enumerate(model.parameters()):
+            weight.copy_(noise(weight.shape, seed=place) * (0.05 if weight.ndim > 1 else 0.3))
+    return model
+
+
+X = noise(2, 3, 16, 16)
+LOW = noise(2, 3, 4, 4, seed=1)
+LEVEL = torch.tensor([0.1, 0.3])
+EACH = [
+    (CLASSES, Condition(label=torch.tensor([3, 1]))),
+    (CAPTIONS, Condition(text=TEXT)),
+    (UPSAMPLER, Condition(low=LOW, level=LEVEL)),
+]
+
+
+@pytest.mark.parametrize(("settings", "count"), PUBLISHED.values(), ids=PUBLISHED)
+def test_a_published_network_has_exactly_its_parameters(settings, count):
+    with torch.device("meta"):
+        model = UNetConfig(**settings).build()
+    assert sum(weight.numel() for weight in model.parameters()) == count
+
+
+def test_the_last_layers_give_six_channels_where_the_variance_is_learned_and_three_else():
+    with torch.device("meta"):
+        assert UNetConfig(**TINY, process=LEARNED).build().out.out_channels == 6
+        assert UNetConfig(**TINY).build().out.out_channels == 3
+
+
+# What guided-diffusion and glide-text2im (openai, 2021 and 2022) give at pixel (3, 5) of X with the
+# weights of `woken`, renamed to their names and order, and 32 groups set to 16.
+@pytest.mark.parametrize(
+    ("config", "cond", "expected"),
+    [
+        (
+            CLASSES,
+            Condition(label=torch.tensor([3, 1])),
+            [
+                *(0.00542, 0.45284, -0.08299, 0.1593, -0.27462, 0.06675),
+                *(-0.01136, 0.35563, -0.06481, -0.28417, -0.02064, 0.47367),
+            ],
+        ),
+        (
+            UNetConfig(**TINY, heads=1, modulation="add", resampling="convolution"),
+            Condition(),
+            [0.25697, -0.67008, 0.32255, 0.05325, -0.80083, 0.28715],
+        ),
+        (
+            UNetConfig(**{**TINY, "attention": ()}, heads=2, low_resolution={"size": 4}),
+            Condition(low=LOW),
+            [0.10172, -0.66458, -0.00866, 0.09715, -0.50263, -0.00346],
+        ),
+        (
+            CAPTIONS,
+            Condition(text=TEXT),
+            [
+                *(0.13092, 0.61295, -0.54942, -0.5948, -0.11887, -0.56892),
+                *(0.21957, 0.62237, -0.65125, -0.51574, -0.07887, -0.49593),
+            ],
+        ),
+    ],
+    ids=["adm", "ddpm", "super-resolution", "glide"],
+)
+@torch.no_grad()
+def test_outputs_are_those_of_the_published_networks(config, cond, expected):
+    out = woken(config)(X, TIMES, cond)
+    assert out[:, :, 3, 5].flatten().tolist() == pytest.approx(expected, abs=3e-5)
+
+
+@pytest.mark.parametrize(("config", "cond"), EACH)
+def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter(config, cond):
+    assert float(config.build()(X, TIMES, cond).detach().abs().max()) == 0
+    model = woken(config)
+    model(X, TIMES, cond).square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # a caption token that no caption holds
+    assert [name for name in still if name != "text.token.weight"] == []
+
+
+@torch.no_grad()
+def test_the_output_depends_on_all_that_the_network_is_told():
+    classes, captions, upsampler = (woken(config) for config, _ in EACH)
+    for model, one, other in (
+        (classes, Condition(label=torch.tensor([3, 1])), Condition(label=torch.tensor([2, 1]))),
+        (captions, Condition(text=TEXT), Condition(text=TEXT).without_text()),
+        (captions, Condition(text=TEXT), Condition(text=TEXT.flip(1))),
+        (upsampler, Condition(low=LOW, level=LEVEL), Condition(low=LOW + 0.1, level=LEVEL)),
+        (upsampler, Condition(low=LOW, level=LEVEL), Condition(low=LOW, level=LEVEL + 0.2)),
+    ):
+        plain = model(X, TIMES, one)
+        assert not torch.allclose(plain[0], model(X, TIMES, other)[0], atol=1e-4)
+        assert not torch.allclose(plain, model(X, TIMES + 0.1, one), atol=1e-4)
+        assert not torch.allclose(plain, model(X * 0.5, TIMES, one), atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_upsampler_trained_on_crops_runs_at_full_size():
+    whole = woken(UPSAMPLER)(
+        noise(2, 3, 32, 32), TIMES, Condition(low=noise(2, 3, 8, 8), level=LEVEL)
+    )
+    assert whole.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("config", "cond"), EACH)
+def test_networks_train_in_bf16_and_under_autocast_and_answer_in_fp32(config, cond):
+    model = woken(config)
+    exact = model(X, TIMES, cond).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(X, TIMES, cond)
+    cast.square().sum().backward()
+    assert all(bool(w.grad.isfinite().all()) for w in model.parameters() if w.grad is not None)
+    whole = model.bfloat16()(X, TIMES, cond)
+    for got in (cast, whole):
+        assert got.dtype == torch.float32
+        assert float((got.detach() - exact).abs().mean() / exact.abs().mean()) < 0.1
+    whole.square().sum().backward()
+
+
+def test_what_the_network_is_told_must_be_there_and_fit():
+    for config, missing in ((CLASSES, "class"), (CAPTIONS, "captions"), (UPSAMPLER, "level")):
+        with pytest.raises(ModelError, match=missing):
+            config.build()(X, TIMES, Condition(low=LOW))
+    with pytest.raises(ModelError, match="low-resolution"):
+        UPSAMPLER.build()(X, TIMES, Condition(level=LEVEL))
+    with pytest.raises(ModelError, match="multiples of 2, got 15 x 16"):
+        CLASSES.build()(X[:, :, 1:], TIMES, Condition(label=torch.tensor([1, 2])))
+    with pytest.raises(ModelError, match="no low-resolution input"):
+        _ = CLASSES.build().augmentation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 17}, "image_size 17 is not a multiple of .* = 2"),
+        ({"attention": (4,)}, r"attention 4: the levels have sides \[16, 8\]"),
+        ({"channels": 24}, "a level of 24 features is not a multiple of groups"),
+        ({"head_width": 12}, "32 features cannot be shared by the attention's heads"),
+        ({"heads": 3}, "32 features cannot be shared by the attention's heads"),
+        ({"low_resolution": {"size": 16}}, "larger multiple of low_resolution.size"),
+        ({"low_resolution": {"size": 5}}, "larger multiple of low_resolution.size"),
+        ({"text": {"vocab": 9, "length": 4, "width": 10, "heads": 4}}, "multiple of heads 4"),
+        ({"multipliers": ()}, "at least 1 item"),
+    ],
+)
+def test_impossible_sizes_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        UNetConfig(**{**TINY, **change})
+
+
+class Fixed:
+    """A network of one colour whose spread is the same everywhere."""
+
+    def __init__(self, spread):
+        self.process = ProcessConfig(predicts="x0", variance="learned").build()
+        self.spread = spread
+
+    def __call__(self, x, t, cond):
+        return torch.cat([torch.zeros_like(x), torch.full_like(x, 2 * self.spread - 1)], dim=1)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.25, 1.0])
+def test_a_learned_variance_lies_between_the_two_sensible_ones(spread):
+    network = Fixed(spread)
+    schedule = network.process.schedule
+    times = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    x = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    drawn = DDPM(schedule).solve(denoiser(network), x, times, Condition(), rng)
+    here = schedule.at(times)
+    (a_t, a_s), (v_t, v_s) = here.alpha, here.sigma**2
+    largest = v_t - (a_t / a_s) ** 2 * v_s
+    smallest = largest * v_s / v_t
+    wanted = smallest ** (1 - spread) * largest**spread
+    assert float(drawn.var()) == pytest.approx(float(wanted), rel=0.05)
