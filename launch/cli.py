@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
 from launch.guard import guarded
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(cluster_app)
 app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]

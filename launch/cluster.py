@@ -35,7 +35,8 @@ class Shape:
 class Cluster(BaseModel, frozen=True, extra="forbid"):
     """A SLURM cluster as Mezzotint's jobs use it."""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: Line = Field(min_length=1, max_length=100)
+    """What people call it; jobs do not depend on it."""
     shared: str = Field(pattern=r"^/")
     """A directory that every node sees under this path; run directories must lie inside."""
     scratch: str = Field(pattern=r"^/")
@@ -57,7 +58,7 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     signal_seconds: int = Field(default=120, gt=0)
     """How long before the time limit a training job is told to save and leave."""
     restarts: int = Field(default=3, ge=0)
-    """Starts in a row that may end without a newer checkpoint before a job gives up."""
+    """Restarts in a row without a newer checkpoint, after which a job gives up."""
     setup: tuple[Line, ...] = ()
     """Lines of shell that prepare the environment (modules, proxies)."""
     export: tuple[Variable, ...] = ()
