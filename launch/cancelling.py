@@ -1,0 +1,102 @@
+"""End the jobs of a run: what was trained stays, and the same `submit` goes on from there."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import slurm
+from launch.errors import LaunchError
+from launch.finding import find_stage
+from launch.stage_status import StageStatus
+from launch.status import RunStatus, look
+from launch.submission import directory
+from launch.traces import plans
+from trainer.run import write_text
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A job that was told to end, and what it was doing."""
+
+    stage: str
+    job: int
+    state: str
+
+
+def cancel(root: Path, stage: str | None) -> tuple[Cancelled, ...]:
+    """End the live jobs of a run, or of one stage and of those that wait for it.
+
+    Raises:
+        LaunchError: no such stage, SLURM cannot be asked or refuses, or the run is not SLURM's but
+            held by a live process.
+    """
+    wanted = {plan.name for plan in plans(root)}
+    if stage is not None:
+        wanted = downstream(find_stage(stage, root).name, root)
+    (run,) = look([root])
+    chosen = [each for each in run.stages if each.stage in wanted and each.live_job]
+    if not chosen:
+        refuse_what_is_not_slurms(run, wanted)
+    told = tuple(
+        Cancelled(each.stage, each.job, each.state) for each in chosen if each.job is not None
+    )
+    marks = [directory(root, each.stage) / "cancelled" for each in told]
+    try:
+        for mark in marks:  # before scancel: a job's script that finds it does not requeue itself
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_text(mark, f"{time.time():.0f}\n")
+        slurm.cancel(each.job for each in told)
+    except OSError as error:
+        remove(marks)
+        raise LaunchError(f"{error.filename}: cannot be written ({error.strerror})") from error
+    except LaunchError:
+        remove(marks)
+        raise
+    return told
+
+
+def remove(marks: Sequence[Path]) -> None:
+    """Take marks back: the jobs go on."""
+    for mark in marks:
+        mark.unlink(missing_ok=True)
+
+
+def downstream(name: str, root: Path) -> set[str]:
+    """A stage and all that wait for it."""
+    found = {name}
+    planned = plans(root)
+    while True:
+        more = {plan.name for plan in planned if found & set(plan.needs)} - found
+        if not more:
+            return found
+        found |= more
+
+
+def refuse_what_is_not_slurms(run: RunStatus, wanted: set[str]) -> None:
+    """Say why a run that works without SLURM, or cannot be asked for, is not cancelled."""
+    alive = [each for each in run.stages if each.stage in wanted and each.state == "running"]
+    if run.holder is not None and (alive or run.kind == "recipe"):
+        pid, host = run.holder.pid, run.holder.host
+        process = f"process {pid} on {host}" if pid and host else "a live process"
+        way = f" (or kill -TERM {pid} on {host})" if pid and host else ""
+        raise LaunchError(
+            f"{run.name}: is run by {process}, not by SLURM; press Ctrl-C in its terminal{way}: it "
+            "saves a checkpoint and leaves"
+        )
+    if run.notes and not all(settled(each) for each in run.stages if each.stage in wanted):
+        raise LaunchError("; ".join(run.notes))
+
+
+def settled(stage: StageStatus) -> bool:
+    """Whether it is known that a stage has no live job."""
+    return stage.state != "unknown"
+
+
+def words(told: Sequence[Cancelled], run: str) -> str:
+    """What was done, for people."""
+    if not told:
+        return f"{run}: nothing of it waits or runs"
+    lines = [f"{each.stage}: job {each.job} cancelled, was {each.state}" for each in told]
+    lines.append("Checkpoints stay: the same `mezzotint submit` goes on from there.")
+    return "\n".join(lines)
