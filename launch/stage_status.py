@@ -106,7 +106,7 @@ class Known:
     def awaited(self) -> str:
         """What it waits for, in words."""
         names = self.unfinished_before
-        return f"for {', '.join(names)}" if names else "for stages before it"
+        return f"waits for {', '.join(names)}" if names else "waits for stages before it"
 
 
 def stage_status(stage: Known, now: float) -> StageStatus:
@@ -189,7 +189,9 @@ def of_local_process(stage: Known) -> Finding | None:
     if trace.logged is None or trace.logged < runner.since - 1.0:
         if stage.broken:
             return Finding("cancelled", stage.broken)
-        return Finding("waiting", stage.awaited if stage.unfinished_before else "for free cores")
+        return Finding(
+            "waiting", stage.awaited if stage.unfinished_before else "waits for free cores"
+        )
     if trace.exited is not None and trace.exited >= runner.since - 1.0:
         return Finding("failed", why_failed(None, trace.exit_code, trace), trace.exited)
     return Finding("running", None, None, (runner.host,) if runner.host else ())

@@ -35,6 +35,9 @@ VOLATILE = ("seconds_left", "heard")
 """What changes without anything having happened."""
 EVERY = 2.0
 """Seconds between two looks."""
+NUMBERS = ("step", "loss", "images/s", "left")
+WIDE = 110
+"""Characters from which on jobs and nodes have columns; else they stand below the table."""
 SILENT = 900.0
 """Seconds without a word from a running stage that are worth telling."""
 
@@ -45,7 +48,8 @@ def show(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) ->
     if as_json:
         sys.stdout.write(json.dumps(tree(runs, listed=listed), indent=1, ensure_ascii=False) + "\n")
     else:
-        Console(highlight=False).print(view(runs, listed=listed, now=time.time()))
+        console = Console(highlight=False)
+        console.print(view(runs, listed=listed, now=time.time(), width=console.width))
 
 
 def watch(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) -> None:
@@ -81,7 +85,7 @@ def watch_table(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             runs = look()
-            shown = view(runs, listed=listed, now=time.time())
+            shown = view(runs, listed=listed, now=time.time(), width=console.width)
             facts = steady(tree(runs, listed=listed))
             if console.is_terminal:
                 live.update(shown, refresh=True)
@@ -119,9 +123,9 @@ def steady(facts: Any) -> Any:  # noqa: ANN401 - plain values of any shape
     return [steady(each) for each in facts] if isinstance(facts, list) else facts
 
 
-def view(runs: Sequence[RunStatus], *, listed: bool, now: float) -> RenderableType:
+def view(runs: Sequence[RunStatus], *, listed: bool, now: float, width: int) -> RenderableType:
     """One run with its stages, or a list of runs."""
-    return run_list(runs, now) if listed else run_view(runs[0], now)
+    return run_list(runs, now) if listed else run_view(runs[0], now, wide=width >= WIDE)
 
 
 def run_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
@@ -129,14 +133,15 @@ def run_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
     if not runs:
         return Text("no runs yet")
     table = plain_table("run", "state", "stages", "now", "since")
+    table.columns[3].no_wrap = False
     for run in runs:
         told = next((stage for stage in run.stages if stage.state == run.state), None)
         since = told.since if told else None
         table.add_row(
-            Text(run.name, overflow="fold"),
+            run.name,
             Text(run.state, STYLES[run.state]),
             f"{run.done}/{len(run.stages)}",
-            Text(doing(run), overflow="ellipsis", no_wrap=True),
+            doing(run),
             ago(since, now) if since and run.state != "waiting" else "",
         )
     return Group(table, *remarks(run for run in runs))
@@ -147,14 +152,14 @@ def doing(run: RunStatus) -> str:
     if run.state == "finished":
         return ""
     words = [
-        " ".join(filter(None, [stage.stage, reached(stage), left(stage)]))
+        " ".join(filter(None, [stage.stage, reached(stage), left(stage) and f"({left(stage)})"]))
         for stage in run.stages
         if stage.state == run.state and run.state != "not submitted"
     ]
-    return ", ".join(words)
+    return ", ".join([*words[:2], *([f"{len(words) - 2} more"] if len(words) > 2 else [])])
 
 
-def run_view(run: RunStatus, now: float) -> RenderableType:
+def run_view(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
     """A run with all its stages."""
     head = Text.assemble(
         (run.name, "bold"),
@@ -163,30 +168,36 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
         f"  {run.done} of {len(run.stages)} {'stages' if len(run.stages) > 1 else 'stage'} done",
         f"  on {run.cluster}" if run.cluster else "",
     )
-    table = plain_table("stage", "state", "job", "nodes", "step", "loss", "images/s", "left", "re")
-    for name in ("step", "loss", "images/s", "left", "re"):
-        column = next(each for each in table.columns if each.header == name)
-        column.justify = "right"
-    for stage in run.stages:
-        table.add_row(*cells(stage))
-    why = [words for stage in run.stages if (words := because(stage, now)) is not None]
+    table = stage_table([cells(stage, wide=wide) for stage in run.stages])
+    why = [told for stage in run.stages if (told := below(stage, now, wide=wide)) is not None]
     return Group(head, table, *why, *links(run), *remarks([run]))
 
 
-def cells(stage: StageStatus) -> list[RenderableType]:
-    """A stage's line in the table."""
-    running = stage.state == "running"
-    return [
-        Text(stage.stage, overflow="fold"),
-        Text(stage.state, STYLES[stage.state]),
-        str(stage.job) if stage.job is not None else "",
-        node_words(stage.nodes),
-        reached(stage),
-        f"{stage.loss:.4g}" if stage.loss is not None else "",
-        f"{stage.images_per_second:,.0f}" if stage.images_per_second is not None else "",
-        left(stage) if running else "",
-        str(stage.restarts) if stage.restarts else "",
-    ]
+def cells(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
+    """A stage's line in the table, by column."""
+    return {
+        "stage": Text(stage.stage),
+        "state": Text(stage.state, STYLES[stage.state]),
+        "job": str(stage.job) if wide and stage.job is not None else "",
+        "nodes": node_words(stage.nodes) if wide else "",
+        "step": reached(stage),
+        "loss": f"{stage.loss:.4g}" if stage.loss is not None else "",
+        "images/s": f"{stage.images_per_second:,.0f}" if stage.images_per_second else "",
+        "left": left(stage) if stage.state == "running" else "",
+    }
+
+
+def stage_table(rows: Sequence[dict[str, str | Text]]) -> Table:
+    """All stages; a column in which nothing stands is left out."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    table = plain_table(*names)
+    for column in table.columns:
+        column.justify = "right" if column.header in NUMBERS else "left"
+        column.no_wrap = column.header not in ("stage", "nodes")
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
 
 
 def plain_table(*headers: str) -> Table:
@@ -197,16 +208,24 @@ def plain_table(*headers: str) -> Table:
     return table
 
 
-def because(stage: StageStatus, now: float) -> RenderableType | None:
-    """Why a stage is what it is, where that needs saying."""
-    words = stage.reason
+def below(stage: StageStatus, now: float, *, wide: bool) -> RenderableType | None:
+    """What there is to say of a stage besides its line: why it is what it is, first of all."""
+    words = [stage.reason or ""]
+    if stage.reason and stage.since and stage.state == "failed":
+        words = [f"{stage.reason} ({ago(stage.since, now)})"]
     if stage.state == "running" and stage.heard and now - stage.heard > SILENT:
-        silent = f"has told nothing for {duration(now - stage.heard)}"
-        words = f"{words}; {silent}" if words else silent
-    if words is None:
+        words.append(f"has told nothing for {duration(now - stage.heard)}")
+    if stage.restarts:
+        words.append(f"restarted {stage.restarts} {'times' if stage.restarts > 1 else 'time'}")
+    if not wide and stage.job is not None and stage.state != "finished":
+        on = f" on {node_words(stage.nodes)}" if stage.nodes else ""
+        words.append(f"job {stage.job}{on}")
+    elif not wide and stage.nodes and stage.state == "running":
+        words.append(f"on {node_words(stage.nodes)}")
+    told = "; ".join(filter(None, words))
+    if not told:
         return None
-    since = f" ({ago(stage.since, now)})" if stage.since and stage.state == "failed" else ""
-    text = Text.assemble((stage.stage, STYLES[stage.state]), f": {words}{since}")
+    text = Text.assemble((stage.stage, STYLES[stage.state]), f": {told}")
     return Padding(text, (0, 0, 0, 2))
 
 
@@ -242,7 +261,10 @@ def left(stage: StageStatus) -> str:
 
 def node_words(nodes: Sequence[str]) -> str:
     """Nodes in one short word."""
-    return ",".join(nodes) if len(nodes) < 3 else f"{nodes[0]}..{nodes[-1]} ({len(nodes)})"
+    if len(nodes) < 3:
+        return ", ".join(nodes)
+    alike = nodes[0].rstrip("0123456789")
+    return f"{nodes[0]}..{nodes[-1].removeprefix(alike)} ({len(nodes)})"
 
 
 def duration(seconds: float) -> str:
