@@ -10,7 +10,7 @@ import torch
 
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
-from trainer.engine import deepspeed_config, resolve_precision
+from trainer.engine_config import deepspeed_config, resolve_precision
 from trainer.recipe import Recipe, dump
 from trainer.run import RunDirectory
 

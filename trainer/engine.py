@@ -11,54 +11,15 @@ from torch import Tensor, nn
 
 from trainer import distributed
 from trainer.distributed import World
+from trainer.engine_config import (
+    deepspeed_config,
+    prepare,
+    resolve_precision,
+    wraps_optimizer,
+)
 from trainer.errors import TrainError
 from trainer.recipe import Precision, Recipe
 from trainer.schedules import OptimizerConfig
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means on this device: bf16 where it is fast, else fp16 (GPU) or fp32 (CPU).
-
-    On a CPU with AVX512-BF16 instructions weights stay fp32 and matrix products run in bf16.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise TrainError(
-            "engine.precision: fp16 is not supported on this CPU; use auto, fp32 or bf16"
-        )
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "autocast_bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
-def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision) -> dict[str, Any]:
-    """DeepSpeed's JSON for one part, derived from the recipe and the number of processes."""
-    micro = recipe.micro_batch_for(world)
-    optimizer = recipe.optimizer_of(part)
-    config: dict[str, Any] = {
-        "train_batch_size": recipe.batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": recipe.batch // (micro * world),
-        "gradient_clipping": optimizer.clip or 0.0,
-        "zero_optimization": {"stage": recipe.engine.zero},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    if recipe.engine.zero == 3:
-        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
-    match precision:
-        case "fp32":
-            pass
-        case "autocast_bf16":
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        case "bf16":
-            config["bf16"] = {"enabled": True}
-        case "fp16":
-            config["fp16"] = {"enabled": True, "initial_scale_power": 16}
-        case "auto":
-            raise ValueError("precision must be resolved first")
-    return config
 
 
 class Engine:
@@ -72,10 +33,7 @@ class Engine:
         self.precision = precision
         self.config = deepspeed_config(recipe, part, world.size, precision)
         self._settings: OptimizerConfig = recipe.optimizer_of(part)
-        # DeepSpeed clips and knows the norm only where it wraps the optimizer
-        self._clips_itself = self.zero == 0 and precision in ("fp32", "autocast_bf16")
-        if self._clips_itself:
-            self.config["gradient_clipping"] = 0.0
+        self._clips_itself = not wraps_optimizer(self.zero, precision)
         module.to(world.device)
         trainable = [weight for weight in module.parameters() if weight.requires_grad]
         settings = self._settings
@@ -183,11 +141,6 @@ def start(world: World) -> None:
 
 def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[str, Engine]:
     """One engine per part of a task."""
-    unknown = set(recipe.optimizers) - set(parts)
-    if unknown:
-        raise TrainError(
-            f"optimizers.{sorted(unknown)[0]}: no such part; this task's parts are "
-            f"{', '.join(sorted(parts))}"
-        )
+    prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
     return {name: Engine(name, module, recipe, world, precision) for name, module in parts.items()}

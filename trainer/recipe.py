@@ -24,6 +24,8 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Precision = "auto"
     processes: int | None = Field(default=None, gt=0)
     """Data-parallel processes on one machine; by default one per GPU, one on a CPU."""
+    activation_checkpointing: bool = False
+    """Blocks compute their activations again in backward instead of keeping them."""
 
 
 class EmaConfig(BaseModel, frozen=True, extra="forbid"):

@@ -51,18 +51,29 @@ Scalar = Annotated[Constant | Linear | Cosine, Field(discriminator="kind")]
 
 
 class LearningRate(BaseModel, frozen=True, extra="forbid"):
-    """Linear warm-up to `peak`, then `decay` to `peak * final` at the recipe's last step."""
+    """Linear warm-up to `peak`, then `decay` to `peak * final` at update `until`.
+
+    By default that is the recipe's last; after it the rate stays.
+    """
 
     peak: float = Field(gt=0)
     warmup: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine", "linear"] = "cosine"
     final: float = Field(default=0.0, ge=0.0, le=1.0)
+    until: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _decays_after_warmup(self) -> "LearningRate":
+        if self.until is not None and self.until <= self.warmup:
+            raise ValueError(f"until {self.until} must lie after warmup {self.warmup}")
+        return self
 
     def at(self, step: int, steps: int) -> float:
         """Learning rate of update `step` (from 0) in a run of `steps` updates."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        done = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
+        last = self.until or steps
+        done = min((step - self.warmup) / max(last - self.warmup, 1), 1.0)
         match self.decay:
             case "constant":
                 factor = 1.0

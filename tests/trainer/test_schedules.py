@@ -34,3 +34,12 @@ def test_learning_rate_warms_up_and_decays_to_its_final_share():
 def test_impossible_betas_are_refused():
     with pytest.raises(ValidationError, match="must lie in"):
         OptimizerConfig(lr=LearningRate(peak=1.0), betas=(0.9, 1.0))
+
+
+def test_a_learning_rate_may_reach_its_end_before_the_run_does():
+    dalle = LearningRate(peak=1e-4, final=0.0125, until=1_200_000)
+    for step in (1_200_000, 2_999_999):
+        assert dalle.at(step, 3_000_000) == pytest.approx(1.25e-6)
+    assert dalle.at(600_000, 3_000_000) == pytest.approx(0.5 * (1e-4 + 1.25e-6))
+    with pytest.raises(ValidationError, match="until 5 must lie after warmup 5"):
+        LearningRate(peak=1.0, warmup=5, until=5)
