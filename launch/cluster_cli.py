@@ -1,4 +1,4 @@
-"""`mezzotint status`, `logs` and `cancel`: runs on a cluster, and on this machine."""
+"""`mezzotint submit`, `status`, `logs` and `cancel`: runs on a cluster, and on this machine."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,44 @@ Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
 Run = Annotated[str, typer.Argument(help="A run: its name under --runs, or its directory.")]
 Stage = Annotated[str | None, typer.Argument(help="One of its stages.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@cluster_app.command(
+    epilog="Examples:  [bold]mezzotint submit recipes/pipelines/quickstart.yaml "
+    "--cluster recipes/clusters/lab.yaml[/]  ·  "
+    "[bold]mezzotint submit recipes/emoji_base.yaml batch=64 --cluster gpu.yaml --dry-run[/]"
+)
+def submit(
+    source: Annotated[
+        Path, typer.Argument(metavar="RECIPE|PIPELINE", help="What to train, one YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."
+        ),
+    ] = None,
+    *,
+    cluster: Annotated[Path, typer.Option(help="A cluster file (see recipes/clusters/).")],
+    runs: Runs = Path("runs"),
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(help="Move a finished stage and all that reads it aside, and run them again."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch scripts; submit nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a recipe or a pipeline to SLURM, one job per stage; the same command again goes on."""
+    from launch.cluster import load as load_cluster
+    from launch.submit import load, plan
+    from launch.submit import submit as send
+
+    loaded, machines = load(source, overrides or []), load_cluster(cluster)
+    act = plan if dry_run else send
+    result = act(loaded, machines, runs, redo=redo or [])
+    typer.echo(result.to_json() if as_json else result.to_text())
 
 
 @cluster_app.command(
