@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -31,8 +33,16 @@ def guarded(entry: Callable[[], None]) -> None:
 
 
 def refuse(message: str) -> None:
-    """Say what is wrong and leave."""
+    """Say what is wrong and leave.
+
+    Where several processes are ranks of one job, SLURM's exit code may be that of a rank which was
+    stopped for this one's sake: the job's script finds the refusal in a file.
+    """
     sys.stderr.write(f"error: {message}\n")
+    job = os.environ.get("MEZZOTINT_JOB")
+    if job:
+        with suppress(OSError), (Path(job) / "refused").open("a", encoding="utf-8") as file:
+            file.write(f"{message}\n")
     leave(BAD_INPUT)
 
 

@@ -1,4 +1,4 @@
-"""SLURM as this machine's commands answer: the state of jobs, and their end."""
+"""SLURM as this machine's commands answer: jobs sent, their state, and their end."""
 
 import itertools
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch.errors import LaunchError
 
@@ -50,6 +51,58 @@ ENDED = frozenset(
         *("PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"),
     }
 )
+
+
+REFUSALS = {
+    "partition": "partition or serial_partition",
+    "account": "account",
+    "time limit": "time",
+    "memory": "memory",
+    "gres": "gpus_per_node",
+    "node configuration": "nodes, tasks_per_node, cpus_per_task, gpus_per_node or memory",
+    "node count": "nodes",
+    "processors": "tasks_per_node or cpus_per_task",
+    "qos": "account or options",
+    "feature": "options",
+    "option": "options",
+}
+"""Words in what sbatch says, and the keys of the cluster file that they speak of."""
+LATER = ("Requested nodes are busy", "Required node not available")
+"""Complaints about now: such a job waits in the queue."""
+
+
+def check(script: str, arguments: Sequence[str]) -> None:
+    """Ask SLURM whether it would take a job; nothing is submitted.
+
+    Raises:
+        LaunchError: SLURM is not installed here, does not answer, or refuses the job.
+    """
+    done = call(("sbatch", "--test-only", *arguments), script)
+    if done.returncode != 0 and not any(word in done.stderr for word in LATER):
+        raise LaunchError(refusal(said(done)))
+
+
+def submit(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
+    """Submit a batch script whose job waits for the success of others; returns the job's id.
+
+    Raises:
+        LaunchError: SLURM is not installed here, does not answer, or refuses the job.
+    """
+    waits = ":".join(map(str, after))
+    dependency = (f"--dependency=afterok:{waits}",) if waits else ()
+    done = call(("sbatch", "--parsable", *dependency, *arguments, str(script)))
+    if done.returncode != 0:
+        raise LaunchError(refusal(said(done)))
+    return int(done.stdout.strip().partition(";")[0])
+
+
+def refusal(text: str) -> str:
+    """A refusal of sbatch as one sentence that names a key of the cluster file."""
+    text = text.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    text = text.removeprefix("allocation failure: ")
+    keys = next((keys for word, keys in REFUSALS.items() if word in text.lower()), None)
+    hint = f"; change {keys} in the cluster file" if keys else ""
+    return f"SLURM refuses the job: {text}{hint}"
 
 
 def states(ids: Iterable[int]) -> Mapping[int, JobState]:
@@ -103,7 +156,7 @@ def cancel(ids: Iterable[int]) -> None:
         raise LaunchError(f"scancel: {said(done)}")
 
 
-def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command of SLURM; its times are seconds since 1970.
 
     Raises:
@@ -112,6 +165,7 @@ def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",
@@ -121,7 +175,8 @@ def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise LaunchError(
-            f"{command[0]}: is not installed here; SLURM's commands are on the cluster's login node"
+            f"{command[0]}: SLURM is not installed here; submit on the cluster's login node, or "
+            "load its module"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"{command[0]}: SLURM did not answer in {TIMEOUT:.0f} s") from error

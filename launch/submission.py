@@ -4,6 +4,7 @@
     DIRECTORY/job.sh            the batch script of a job
     DIRECTORY/attempts.jsonl    one line per start of the job: nodes, restart, checkpoint
     DIRECTORY/exit_code         written by the script when it ends by itself
+    DIRECTORY/refused           what its input was refused for (exit code 2)
     DIRECTORY/cancelled         made by `mezzotint cancel`
     DIRECTORY/logs/job.log      what the job prints, all attempts
 

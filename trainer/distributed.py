@@ -1,10 +1,11 @@
 """Processes: who takes part, on which device, and what they tell each other.
 
-Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; SLURM's own
-variables where RANK is unset). Without them a run is one process.
+Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK; those of a SLURM step where RANK is
+unset), and so does the meeting point (MASTER_ADDR, MASTER_PORT). Without them a run is one process.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,35 +35,58 @@ class World:
         return self.rank == 0
 
     @property
+    def leads_node(self) -> bool:
+        """Whether this process does what is done once on every node."""
+        return self.local_rank == 0
+
+    @property
     def backend(self) -> str:
         """The process group's backend."""
         return "nccl" if self.device.type == "cuda" else "gloo"
 
 
-def _variable(*names: str, default: int) -> int:
-    for name in names:
-        if name in os.environ:
-            try:
-                return int(os.environ[name])
-            except ValueError as error:
-                raise TrainError(f"{name}={os.environ[name]!r} is not a number") from error
-    return default
-
-
 def place() -> World:
-    """Read this process's place from the environment; joins nothing."""
-    size = _variable("WORLD_SIZE", "SLURM_NTASKS", default=1)
-    local_rank = _variable("LOCAL_RANK", "SLURM_LOCALID", default=0)
+    """Read this process's place from the environment; joins nothing.
+
+    Raises:
+        TrainError: a variable is missing or is not a number.
+    """
+    if "RANK" in os.environ:
+        rank, size = _number("RANK"), _number("WORLD_SIZE")
+        local_rank = _number("LOCAL_RANK")
+        local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:  # srun has started it; a batch script has no such
+        rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
+        local_rank = _number("SLURM_LOCALID")
+        listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+        local_size = _tasks_on_node(listed, _number("SLURM_NODEID"))
+    else:
+        rank, size, local_rank, local_size = 0, 1, 0, 1
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    return World(
-        rank=_variable("RANK", "SLURM_PROCID", default=0),
-        size=size,
-        local_rank=local_rank,
-        local_size=_variable("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", default=size),
-        device=device,
-    )
+    return World(rank, size, local_rank, local_size, device)
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except KeyError as error:
+        raise TrainError(f"{name} is not set; RANK or SLURM's step call for it") from error
+    except ValueError as error:
+        raise TrainError(f"{name}={os.environ[name]!r} is not a number") from error
+
+
+def _tasks_on_node(listed: str, node: int) -> int:
+    """Processes on one node of a step, from SLURM's list of them: `4(x2),1`."""
+    counts = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed)
+        for _ in range(int(times or 1))
+    ]
+    if node >= len(counts):
+        raise TrainError(f"SLURM_STEP_TASKS_PER_NODE={listed!r} does not speak of node {node}")
+    return counts[node]
 
 
 def join(world: World) -> None:
@@ -76,6 +100,9 @@ def join(world: World) -> None:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(world.backend, rank=0, world_size=1, store=store)
         return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise TrainError(f"{name} is not set: {world.size} processes do not know where to meet")
     dist.init_process_group(world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
 
 
