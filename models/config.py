@@ -5,8 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.dvae import DVAEConfig
+from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
@@ -20,7 +22,9 @@ ModelConfig = Annotated[
     | ClipConfig
     | TextDiffusionConfig
     | SuperResolutionConfig
-    | UNetConfig,
+    | UNetConfig
+    | AutoencoderConfig
+    | VQVAE2Config,
     Field(discriminator="kind"),
 ]
 
@@ -46,5 +50,7 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             if config.text is None:
                 return None
             return TextShape(config.text.vocab, config.text.length, "model.text.")
-        case DVAEConfig() | PatchDiscriminatorConfig() | SuperResolutionConfig():
+        case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
+            return None
+        case SuperResolutionConfig():
             return None

@@ -1,12 +1,30 @@
-"""Bottlenecks between an encoder and a decoder."""
+"""Bottlenecks between an encoder and a decoder: what an image is squeezed through."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
-from models.nn.random import gumbel_like
+from models.nn.random import gumbel_like, normal_like
+
+Penalty = Literal["kl", "codebook"]
+"""What a bottleneck's loss is, and so by which weight of an objective it is multiplied."""
+
+
+class Statistics(NamedTuple):
+    """What one forward saw of a codebook; whoever trains sums it over micro-batches and processes.
+
+    A forward only reports: it may run twice (activation checkpointing) and sees one share.
+    """
+
+    counts: Tensor
+    """How many positions chose each code, (K,) fp32."""
+    sums: Tensor | None
+    """Sum of the encoder outputs that chose each code, (K, D) fp32, where the codebook uses it."""
+    candidates: Tensor | None
+    """Some encoder outputs (R, D) fp32, in whose place dead codes may be put."""
 
 
 class Latent(NamedTuple):
@@ -16,18 +34,103 @@ class Latent(NamedTuple):
     """(B, C, h, w): what the decoder reads."""
     loss: Tensor
     """Scalar, per position and averaged over the batch, so independent of batch and image size."""
-    codes: Tensor | None
+    codes: Tensor | None = None
     """(B, h, w) int64, or None where the bottleneck is continuous."""
-    usage: Tensor | None
+    usage: Tensor | None = None
     """How many positions chose each code, (K,) int64, or None."""
+    rate: Tensor | None = None
+    """KL divergence to the prior in nats per position, before any free bits, or None."""
+    statistics: Statistics | None = None
+    """For a codebook that whoever trains has to keep in order (`commit`), else None."""
 
 
 class Bottleneck(Protocol):
     """Turns encoder outputs into a latent."""
 
+    penalty: Penalty
+
     def __call__(self, h: Tensor, rng: Generator) -> Latent:
         """Encoder outputs (B, C, h, w) to a latent."""
         ...
+
+
+class Identity(BaseModel, frozen=True, extra="forbid"):
+    """No bottleneck but the number of channels: a plain autoencoder."""
+
+    kind: Literal["identity"] = "identity"
+
+    def inputs(self, channels: int) -> int:
+        """Encoder channels for a latent of `channels`."""
+        return channels
+
+    def build(self, channels: int) -> "IdentityBottleneck":
+        """The module."""
+        return IdentityBottleneck()
+
+
+class IdentityBottleneck(nn.Module):
+    """The encoder's outputs as they are."""
+
+    penalty: Penalty = "kl"
+
+    def forward(self, h: Tensor, rng: Generator) -> Latent:
+        """(B, C, h, w) to itself, at no loss."""
+        return Latent(h, h.new_zeros((), dtype=torch.float32))
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The latent without noise."""
+        return h
+
+
+class Gaussian(BaseModel, frozen=True, extra="forbid"):
+    """A diagonal gaussian per position against the standard normal prior (arXiv 1312.6114).
+
+    `free_bits` bits per position and channel cost nothing: a channel whose mean divergence is below
+    them is not pushed further (arXiv 1606.04934, C.8, per channel).
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+    free_bits: float = Field(default=0.0, ge=0)
+
+    def inputs(self, channels: int) -> int:
+        """Encoder channels for a latent of `channels`: means, then log variances."""
+        return 2 * channels
+
+    def build(self, channels: int) -> "GaussianBottleneck":
+        """The module."""
+        return GaussianBottleneck(self.free_bits)
+
+
+class GaussianBottleneck(nn.Module):
+    """Samples mean + exp(log variance / 2) noise; the loss is the KL divergence per position."""
+
+    penalty: Penalty = "kl"
+
+    def __init__(self, free_bits: float = 0.0) -> None:
+        super().__init__()
+        self.free_nats = free_bits * math.log(2)
+
+    def forward(self, h: Tensor, rng: Generator) -> Latent:
+        """Means and log variances (B, 2 C, h, w) to a sample (B, C, h, w) in fp32."""
+        mean, log_variance = moments(h)
+        value = mean + (0.5 * log_variance).exp() * normal_like(mean, rng)
+        channels = kl_to_normal(mean, log_variance).mean(dim=(0, 2, 3))
+        return Latent(value, channels.clamp(min=self.free_nats).sum(), rate=channels.sum())
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The latent without noise: the mean."""
+        return moments(h)[0]
+
+
+def moments(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance, clamped to [-30, 20], of (B, 2 C, h, w), in fp32."""
+    mean, log_variance = h.float().chunk(2, dim=1)
+    return mean, log_variance.clamp(-30.0, 20.0)
+
+
+def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp log_variance) || N(0, 1)) per element in nats (arXiv 1312.6114, B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
 class GumbelBottleneck(nn.Module):
@@ -36,6 +139,8 @@ class GumbelBottleneck(nn.Module):
     `temperature` is a plain attribute: whoever trains anneals it. The sample is relaxed in the
     forward and in the backward pass.
     """
+
+    penalty: Penalty = "kl"
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -50,7 +155,9 @@ class GumbelBottleneck(nn.Module):
         value = ((logits + gumbel_like(logits, rng)) / self.temperature).softmax(dim=1)
         codes = logits.argmax(dim=1)
         usage = torch.bincount(codes.flatten(), minlength=logits.shape[1])
-        return Latent(value, kl_to_uniform(logits).mean(), codes, usage)
+        divergence = kl_to_uniform(logits).mean()
+        statistics = Statistics(usage.float(), None, None)
+        return Latent(value, divergence, codes, usage, divergence, statistics)
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
@@ -60,3 +167,9 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     """
     log_q = logits.float().log_softmax(dim=1)
     return (log_q.exp() * log_q).sum(dim=1) + math.log(logits.shape[1])
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of how often codes are used, (K,) to a scalar: K if all are used alike."""
+    share = counts.float() / counts.sum().clamp(min=1)
+    return torch.special.entr(share).sum().exp()

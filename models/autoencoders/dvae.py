@@ -1,14 +1,16 @@
 """The discrete variational autoencoder of DALL-E (arXiv 2102.12092, 2.1 and A)."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.autoencoders.bottleneck import GumbelBottleneck, Latent
+from models.autoencoders.bottleneck import GumbelBottleneck, Penalty, Statistics
 from models.autoencoders.losses import map_pixels, reconstruction
 from models.autoencoders.pyramid import Decoder, Encoder
+from models.autoencoders.stage import Reconstruction
 
 
 class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
@@ -54,16 +56,10 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
         return DVAE(self)
 
 
-class Reconstruction(NamedTuple):
-    """What a forward pass gives the loss."""
-
-    output: Tensor
-    """(B, 6, H, W) in fp32: means and log scales."""
-    latent: Latent
-
-
 class DVAE(nn.Module):
     """Images in [-1, 1] to a grid of codes and back."""
+
+    penalty: Penalty = "kl"
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -96,7 +92,8 @@ class DVAE(nn.Module):
     def forward(self, image: Tensor, rng: Generator) -> Reconstruction:
         """Reconstruct (B, 3, H, W) through relaxed samples of the codes."""
         latent = self.bottleneck(self.logits(image), rng)
-        return Reconstruction(self.decoder(latent.value).float(), latent)
+        features = self.decoder.features(latent.value)
+        return Reconstruction(self.decoder.project(features).float(), (latent,), features)
 
     def logits(self, image: Tensor) -> Tensor:
         """Unnormalised log probabilities of the codes: (B, K, h, w) in fp32."""
@@ -110,3 +107,36 @@ class DVAE(nn.Module):
         """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1], fp32."""
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2).float()
         return reconstruction(self.decoder(one_hot)).clamp(-1, 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it is shaped for."""
+        return self.config.image_size
+
+    def picture(self, output: Tensor) -> Tensor:
+        """The image that the means stand for."""
+        return reconstruction(output)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """There and back through hard codes: (B, 3, H, W) in [-1, 1]."""
+        return self.decode(self.tokens(image))
+
+    def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
+        """`codes` (B, h, w)."""
+        return {"codes": self.tokens(image)}
+
+    def vocabularies(self) -> Mapping[str, int]:
+        """Size of the vocabulary."""
+        return {"codes": self.config.vocab}
+
+    def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
+        """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
+        return self.decoder.last_gradient(features, output)
+
+    def set_temperature(self, temperature: float) -> None:
+        """The temperature of the relaxation."""
+        self.bottleneck.temperature = temperature
+
+    def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
+        """Gradients train the whole model."""
+        return 0

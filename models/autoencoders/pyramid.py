@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.autoencoders.resnet import convolution_gradient
+
 
 class Convolution(nn.Module):
     """A square convolution with "same" padding, weights `w` ~ N(0, 1 / fan-in) and bias `b` = 0.
@@ -127,9 +129,25 @@ class Decoder(nn.Module):
         )
         self.blocks = nn.Sequential(layers)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """(B, vocab, h, w) to (B, 6, H, W)."""
+    def features(self, codes: Tensor) -> Tensor:
+        """(B, vocab, h, w) to what the last convolution reads."""
         first = self.blocks[0]
         assert isinstance(first, Convolution)
         hidden = first(codes.contiguous(memory_format=torch.channels_last)).to(first.w.dtype)
-        return F.pixel_shuffle(self.blocks[1:](hidden), self.patch)
+        return F.relu(self.blocks[1:-1](hidden))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The last convolution, and the inverse of the encoder's pixel-unshuffle."""
+        output = self.blocks[-1]
+        assert isinstance(output, nn.Sequential)
+        return F.pixel_shuffle(output[-1](features), self.patch)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, vocab, h, w) to (B, 6, H, W)."""
+        return self.project(self.features(codes))
+
+    def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
+        """Gradient of the last weight, from that of the output; reads no weight."""
+        output = F.pixel_unshuffle(output, self.patch)
+        shape = (output.shape[1], features.shape[1], 1, 1)
+        return convolution_gradient(features, shape, output)

@@ -103,7 +103,7 @@ def test_the_network_computes_what_the_published_one_computes():
 def test_shapes_from_image_to_codes_and_back():
     model = TINY.build()
     image = torch.rand(3, 3, 32, 32, generator=rng()) * 2 - 1
-    output, latent = model(image, rng())
+    output, (latent,), _ = model(image, rng())
     assert output.shape == (3, 6, 32, 32)
     assert latent.codes.shape == (3, *model.grid) == (3, 8, 8)
     assert int(latent.usage.sum()) == 3 * 64
@@ -119,7 +119,7 @@ def test_the_kl_does_not_depend_on_the_batch_size():
     torch.manual_seed(0)
     model = TINY.build()
     image = torch.rand(1, 3, 32, 32, generator=rng()) * 2 - 1
-    values = [float(model(image.expand(count, -1, -1, -1), rng())[1].loss) for count in (1, 4, 16)]
+    values = [float(model(image.expand(count, -1, -1, -1), rng()).latent.loss) for count in (1, 4, 16)]
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-6)
 
 

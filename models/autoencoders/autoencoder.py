@@ -1,0 +1,172 @@
+"""Autoencoders put together from a pyramid and a bottleneck: AE, VAE, VQ-VAE, VQ-GAN, KL and VQ."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+from torch import Generator, Tensor, nn
+
+from models.autoencoders.bottleneck import (
+    Gaussian,
+    Identity,
+    Penalty,
+    Statistics,
+)
+from models.autoencoders.quantizer import (
+    EmaVectorQuantizer,
+    EmaVectorQuantizerConfig,
+    VectorQuantizer,
+    VectorQuantizerConfig,
+)
+from models.autoencoders.resnet import ResnetPyramid
+from models.autoencoders.stage import Reconstruction
+from models.autoencoders.strided import StridedPyramid
+from models.errors import ModelError
+
+PyramidConfig = Annotated[ResnetPyramid | StridedPyramid, Field(discriminator="kind")]
+BottleneckConfig = Annotated[
+    Identity | Gaussian | VectorQuantizerConfig | EmaVectorQuantizerConfig,
+    Field(discriminator="kind"),
+]
+
+
+class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """`channels` is the width of the latent: of the decoder's input and of the codes."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    image_size: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    pyramid: PyramidConfig
+    bottleneck: BottleneckConfig
+
+    @model_validator(mode="after")
+    def _whole_grid(self) -> "AutoencoderConfig":
+        if self.image_size % self.pyramid.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the pyramid's stride "
+                f"{self.pyramid.stride}"
+            )
+        return self
+
+    def build(self) -> "Autoencoder":
+        """A new network, with parameters from torch's global generator."""
+        return Autoencoder(self)
+
+
+class Autoencoder(nn.Module):
+    """Images in [-1, 1] to a latent (B, channels, h, w) and back."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = config.bottleneck.inputs(config.channels)
+        self.encoder = config.pyramid.encoder(inputs, config.image_size)
+        self.to_latent = nn.Conv2d(inputs, inputs, 1)
+        self.bottleneck = config.bottleneck.build(config.channels)
+        self.from_latent = nn.Conv2d(config.channels, config.channels, 1)
+        self.decoder = config.pyramid.decoder(config.channels, config.image_size)
+
+    @property
+    def penalty(self) -> Penalty:
+        """What the bottleneck's loss is."""
+        return self.bottleneck.penalty
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it is shaped for."""
+        return self.config.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the latent of an image of `image_size`."""
+        side = self.config.image_size // self.config.pyramid.stride
+        return side, side
+
+    def forward(self, image: Tensor, rng: Generator) -> Reconstruction:
+        """Reconstruct (B, 3, H, W)."""
+        latent = self.bottleneck(self.hidden(image), rng)
+        features = self.decoder.features(self._from(latent.value))
+        return Reconstruction(self.decoder.project(features).float(), (latent,), features)
+
+    def hidden(self, image: Tensor) -> Tensor:
+        """What the bottleneck reads."""
+        return self.to_latent(self.encoder(image))
+
+    def encode(self, image: Tensor, rng: Generator | None = None) -> Tensor:
+        """The latent (B, channels, h, w) in fp32, before any quantisation.
+
+        Of a gaussian bottleneck it is a sample by `rng`, or the mean without one.
+        """
+        hidden = self.hidden(image)
+        if rng is None or self.discrete:
+            return self.bottleneck.mode(hidden).float()
+        return self.bottleneck(hidden, rng).value.float()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (B, channels, h, w), quantised here if codes are, to (B, 3, H, W) in [-1, 1]."""
+        quantizer = self.bottleneck
+        if isinstance(quantizer, VectorQuantizer | EmaVectorQuantizer):
+            latent = quantizer.lookup(quantizer.tokens(latent))
+        output = self.decoder.project(self.decoder.features(self._from(latent)))
+        return self.picture(output).clamp(-1, 1)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Codes (B, h, w) int64.
+
+        Raises:
+            ModelError: the latent is continuous.
+        """
+        return self._quantizer().tokens(self.hidden(image))
+
+    def decode_tokens(self, codes: Tensor) -> Tensor:
+        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ModelError: the latent is continuous.
+        """
+        latent = self._from(self._quantizer().lookup(codes))
+        return self.picture(self.decoder.project(self.decoder.features(latent))).clamp(-1, 1)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the latent is made of codes."""
+        return isinstance(self.bottleneck, VectorQuantizer | EmaVectorQuantizer)
+
+    def picture(self, output: Tensor) -> Tensor:
+        """The decoder's output is the image itself."""
+        return output.float()
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """There and back without noise: (B, 3, H, W) in [-1, 1]."""
+        return self.decode(self.encode(image))
+
+    def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
+        """`codes` (B, h, w), or nothing if the latent is continuous."""
+        return {"codes": self.tokens(image)} if self.discrete else {}
+
+    def vocabularies(self) -> Mapping[str, int]:
+        """Size of the codebook."""
+        return {"codes": self._quantizer().config.codes} if self.discrete else {}
+
+    def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
+        """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
+        return self.decoder.last_gradient(features, output)
+
+    def set_temperature(self, temperature: float) -> None:
+        """None of these bottlenecks is relaxed."""
+
+    def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
+        """Update a codebook of averages; returns how many codes restarted."""
+        if isinstance(self.bottleneck, EmaVectorQuantizer):
+            return self.bottleneck.commit(seen[0], rng)
+        return 0
+
+    def _from(self, latent: Tensor) -> Tensor:
+        return self.from_latent(latent.to(self.from_latent.weight.dtype))
+
+    def _quantizer(self) -> VectorQuantizer | EmaVectorQuantizer:
+        if isinstance(self.bottleneck, VectorQuantizer | EmaVectorQuantizer):
+            return self.bottleneck
+        raise ModelError(
+            f"model.bottleneck.kind {self.config.bottleneck.kind} has no codes; use vq or ema_vq"
+        )

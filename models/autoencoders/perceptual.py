@@ -1,0 +1,179 @@
+"""Distances between images in the features of a frozen network (LPIPS, arXiv 1801.03924, eq. 1).
+
+Nothing is downloaded: weights are local files, a model directory of our own, or drawn from a seed.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.errors import ModelError
+
+VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Places of VGG-16's convolutions in torchvision's `features`, by stage."""
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+
+
+class Perceptual(nn.Module):
+    """Mean over positions of the squared difference of unit-norm features, summed over layers."""
+
+    def __init__(self, features: nn.Module, channels: tuple[Tensor, ...] | None) -> None:
+        super().__init__()
+        self.features = features
+        self.requires_grad_(requires_grad=False).eval()
+        self._channels = channels
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        """Distance of (B, 3, H, W) to the same in [-1, 1], averaged over the batch: a scalar."""
+        self.to(image.device)
+        total = image.new_zeros((), dtype=torch.float32)
+        both = self.features(torch.cat([image, other]).float())
+        for place, activation in enumerate(both):
+            first, second = unit(activation.float()).chunk(2)
+            difference = (first - second).square()
+            if self._channels is None:
+                layer = difference.sum(dim=1)
+            else:
+                layer = (difference * self._channels[place].to(image.device)).sum(dim=1)
+            total = total + layer.mean()
+        return total
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features (B, C, h, w) with unit norm over the channels of every position."""
+    return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+
+class Vgg(nn.Module):
+    """VGG-16's convolutions (arXiv 1409.1556, D), under torchvision's names."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: dict[str, nn.Module] = {}
+        inputs = 3
+        for places, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS, strict=True):
+            for place in places:
+                layers[str(place)] = nn.Conv2d(inputs, width, 3, padding=1)
+                inputs = width
+        self.features = nn.ModuleDict(layers)
+        # ImageNet's mean and deviation in the units of [-1, 1], as LPIPS rounds them
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> Iterator[Tensor]:
+        """Activations after the last convolution of each of five stages."""
+        x = (image - self.shift) / self.scale
+        for stage, places in enumerate(VGG_CONVOLUTIONS):
+            if stage:
+                x = F.max_pool2d(x, 2)
+            for place in places:
+                x = F.relu(self.features[str(place)](x))
+            yield x
+
+
+class Activations(nn.Module):
+    """What an encoder's convolutions give at each of its resolutions."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> Iterator[Tensor]:
+        """The last feature map of each resolution, the finest first."""
+        maps: dict[int, Tensor] = {}
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            maps[output.shape[-1]] = output
+
+        hooks = [
+            module.register_forward_hook(keep)
+            for module in self.encoder.modules()
+            if not list(module.children())
+        ]
+        try:
+            self.encoder(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        yield from maps.values()
+
+
+class RandomNetwork(nn.Module):
+    """Convolution, leaky ReLU, halving; weights N(0, 2 / fan-in) from a seed."""
+
+    def __init__(self, widths: tuple[int, ...], seed: int) -> None:
+        super().__init__()
+        rng = Generator().manual_seed(seed)
+        self.layers = nn.ModuleList()
+        inputs = 3
+        for width in widths:
+            layer = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+            if not layer.weight.is_meta:
+                nn.init.normal_(layer.weight, std=(2 / (9 * inputs)) ** 0.5, generator=rng)
+            self.layers.append(layer)
+            inputs = width
+
+    def forward(self, image: Tensor) -> Iterator[Tensor]:
+        """Activations of every layer."""
+        x = image.contiguous(memory_format=torch.channels_last)
+        for place, layer in enumerate(self.layers):
+            x = F.leaky_relu(layer(F.avg_pool2d(x, 2) if place else x), 0.2)
+            yield x
+
+
+def linear_weights(path: str) -> tuple[Tensor, ...]:
+    """LPIPS' weight of each channel, five tensors (C, 1, 1).
+
+    Raises:
+        ModelError: the file is missing or holds other weights.
+    """
+    weights = read_weights(path)
+    names = [f"lin{place}.model.1.weight" for place in range(len(VGG_WIDTHS))]
+    for name, width in zip(names, VGG_WIDTHS, strict=True):
+        if name not in weights or weights[name].numel() != width:
+            raise ModelError(f"{path}: holds no {name} of {width} channels; it is not LPIPS 0.1")
+    return tuple(weights[name].float().view(-1, 1, 1) for name in names)
+
+
+def read_weights(path: str) -> Mapping[str, Tensor]:
+    """State dict of a `.safetensors` file, or of a torch file read as tensors only.
+
+    Raises:
+        ModelError: missing, unreadable, or holding anything but tensors by name.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such weight file; check the path")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read as a weight file ({error})") from error
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise ModelError(f"{path}: must hold a state dict, tensors by name")
+    return tree
+
+
+def load_vgg(path: str) -> Vgg:
+    """VGG-16 from torchvision's state dict; its classifier may be in the file.
+
+    Raises:
+        ModelError: the file is missing or holds other weights.
+    """
+    network, weights = Vgg(), read_weights(path)
+    wanted = {name: weights[name] for name in network.state_dict() if name in weights}
+    try:
+        network.load_state_dict(wanted, strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: is not VGG-16 as torchvision names it ({error})") from error
+    return network

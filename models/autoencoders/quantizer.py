@@ -1,0 +1,240 @@
+"""Vector quantisation: the nearest of K learned vectors per position (VQ-VAE, arXiv 1711.00937)."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.autoencoders.bottleneck import Latent, Penalty, Statistics
+
+CHUNK = 1024
+"""Positions compared with the codebook at a time: their distances stay in a processor's cache."""
+MOST_CANDIDATES = 256
+
+
+class VectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """A codebook trained by gradient: |q - sg z|^2 + commitment x |z - sg q|^2 (eq. 3).
+
+    `legacy_beta` puts the factor on the other term, as the first taming-transformers quantiser and
+    all weights trained with it have it.
+    """
+
+    kind: Literal["vq"] = "vq"
+    codes: int = Field(gt=1)
+    commitment: float = Field(default=0.25, ge=0)
+    legacy_beta: bool = False
+
+    def inputs(self, channels: int) -> int:
+        """Encoder channels for a latent of `channels`."""
+        return channels
+
+    def build(self, channels: int) -> "VectorQuantizer":
+        """The module, its codes uniform in +-1 / K from torch's global generator."""
+        return VectorQuantizer(self, channels)
+
+
+class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """A codebook of moving averages of the vectors that chose each code (1711.00937, A.1).
+
+    A code whose averaged count falls below `restart` of a fair share (all positions / K) is put in
+    the place of a random encoder output of the step; None leaves dead codes dead.
+    """
+
+    kind: Literal["ema_vq"] = "ema_vq"
+    codes: int = Field(gt=1)
+    commitment: float = Field(default=0.25, ge=0)
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-5, gt=0)
+    restart: float | None = Field(default=0.1, gt=0, lt=1)
+
+    def inputs(self, channels: int) -> int:
+        """Encoder channels for a latent of `channels`."""
+        return channels
+
+    def build(self, channels: int) -> "EmaVectorQuantizer":
+        """The module, its codes standard normal from torch's global generator."""
+        return EmaVectorQuantizer(self, channels)
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest codes with a straight-through gradient; the codebook follows its own loss."""
+
+    penalty: Penalty = "codebook"
+
+    def __init__(self, config: VectorQuantizerConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook = nn.Parameter(torch.empty(config.codes, channels))
+        nn.init.uniform_(self.codebook, -1 / config.codes, 1 / config.codes)
+
+    def forward(self, h: Tensor, rng: Generator) -> Latent:
+        """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.
+
+        The loss is a mean over positions and channels.
+        """
+        with torch.autocast(h.device.type, enabled=False):
+            flat = vectors(h)
+            codebook = self.codebook.float()
+            codes = nearest(flat, codebook)
+            chosen = F.embedding(codes, codebook)
+            to_code, to_vector = (
+                F.mse_loss(chosen, flat.detach()),
+                F.mse_loss(flat, chosen.detach()),
+            )
+            beta = self.config.commitment
+            first, second = (beta, 1.0) if self.config.legacy_beta else (1.0, beta)
+            usage = torch.bincount(codes, minlength=self.config.codes)
+            return Latent(
+                value=straight_through(flat, chosen, h.shape),
+                loss=first * to_code + second * to_vector,
+                codes=grid(codes, h.shape),
+                usage=usage,
+                statistics=Statistics(usage.float(), None, None),
+            )
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The encoder's outputs before quantisation."""
+        return h.float()
+
+    def tokens(self, h: Tensor) -> Tensor:
+        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
+        return grid(nearest(vectors(h), self.codebook.float()), h.shape)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) of codes (B, h, w), in fp32."""
+        return F.embedding(codes, self.codebook.float()).movedim(-1, 1)
+
+
+class EmaVectorQuantizer(nn.Module):
+    """Nearest codes with a straight-through gradient; the codebook is averages, not parameters.
+
+    A forward changes nothing: `commit` does, once per optimizer step, with the statistics of all
+    micro-batches and processes. The averages stay in fp32 whatever the module is cast to.
+    """
+
+    penalty: Penalty = "codebook"
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, config: EmaVectorQuantizerConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        codebook = nn.init.normal_(torch.empty(config.codes, channels))
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("counts", torch.ones(config.codes))
+        self.register_buffer("sums", codebook.clone())
+
+    def forward(self, h: Tensor, rng: Generator) -> Latent:
+        """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.
+
+        The loss is the commitment, a mean over positions and channels.
+        """
+        with torch.autocast(h.device.type, enabled=False):
+            flat = vectors(h)
+            codes = nearest(flat, self.codebook)
+            chosen = F.embedding(codes, self.codebook)
+            usage = torch.bincount(codes, minlength=self.config.codes)
+            return Latent(
+                value=straight_through(flat, chosen, h.shape),
+                loss=self.config.commitment * F.mse_loss(flat, chosen),
+                codes=grid(codes, h.shape),
+                usage=usage,
+                statistics=self._observe(flat.detach(), codes, usage, rng),
+            )
+
+    def _observe(self, flat: Tensor, codes: Tensor, usage: Tensor, rng: Generator) -> Statistics:
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
+        candidates = None
+        if self.config.restart is not None:
+            count = min(len(flat), self.config.codes, MOST_CANDIDATES)
+            picks = torch.randint(len(flat), (count,), generator=rng, device=flat.device)
+            candidates = flat[picks]
+        return Statistics(usage.float(), sums, candidates)
+
+    @torch.no_grad()
+    def commit(self, seen: Statistics, rng: Generator) -> int:
+        """Move the averages towards what one optimizer step saw; returns how many codes restarted.
+
+        N <- decay N + (1 - decay) n and m <- decay m + (1 - decay) sum z, code = m / N with N
+        smoothed by Laplace's rule, (N + eps) / (sum N + K eps) sum N (arXiv 1711.00937, A.1).
+        All processes must give the same statistics and the same generator.
+        """
+        assert seen.sums is not None
+        config = self.config
+        self.counts.lerp_(seen.counts.to(self.counts), 1 - config.decay)
+        self.sums.lerp_(seen.sums.to(self.sums), 1 - config.decay)
+        restarted = 0
+        if config.restart is not None and seen.candidates is not None:
+            restarted = self._restart(seen, config.restart, rng)
+        total = self.counts.sum()
+        smooth = (self.counts + config.epsilon) / (total + config.codes * config.epsilon) * total
+        self.codebook.copy_(self.sums / smooth[:, None])
+        return restarted
+
+    def _restart(self, seen: Statistics, threshold: float, rng: Generator) -> int:
+        """Put the least used dead codes in the place of random encoder outputs."""
+        assert seen.candidates is not None
+        fair = seen.counts.sum() / self.config.codes
+        dead = (self.counts < threshold * fair).nonzero()[:, 0]
+        dead = dead[self.counts[dead].argsort(stable=True)][: len(seen.candidates)]
+        order = torch.randperm(len(seen.candidates), generator=rng, device=rng.device)
+        places = seen.candidates.to(self.sums)[order.to(dead.device)][: len(dead)]
+        # a grace of ln 2 / (1 - decay) steps to be chosen before it counts as dead again
+        self.counts[dead] = 2 * threshold * fair
+        self.sums[dead] = places * self.counts[dead, None]
+        return len(dead)
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The encoder's outputs before quantisation."""
+        return h.float()
+
+    def tokens(self, h: Tensor) -> Tensor:
+        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
+        return grid(nearest(vectors(h), self.codebook), h.shape)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) of codes (B, h, w), in fp32."""
+        return F.embedding(codes, self.codebook).movedim(-1, 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's own signature
+        """Move with the module, but never into 16 bits: the averages would stand still."""
+        exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        moved: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, buffer.to(now.device))
+        return moved
+
+
+def vectors(h: Tensor) -> Tensor:
+    """(B, D, h, w) as one vector per position: (B h w, D) in fp32."""
+    return h.float().movedim(1, -1).flatten(0, 2)
+
+
+def grid(codes: Tensor, shape: torch.Size) -> Tensor:
+    """Codes (B h w,) of encoder outputs of `shape` (B, D, h, w) as (B, h, w)."""
+    return codes.view(shape[0], *shape[2:])
+
+
+def nearest(flat: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest of K codes for each of N vectors (N, D): (N,) int64; no gradient.
+
+    argmin |z - e|^2 = argmax z e - |e|^2 / 2.
+    """
+    with torch.no_grad():
+        offset = -0.5 * codebook.square().sum(dim=1)
+        parts = [
+            torch.addmm(offset, part, codebook.T).argmax(dim=1) for part in torch.split(flat, CHUNK)
+        ]
+        return torch.cat(parts)
+
+
+def straight_through(flat: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    """The chosen codes (B, D, h, w), whose gradient goes to the encoder's outputs unchanged."""
+    value = flat + (chosen - flat).detach()
+    return value.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
