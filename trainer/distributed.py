@@ -127,6 +127,15 @@ def mean(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def total(values: Tensor) -> Tensor:
+    """Element-wise sum of a tensor over all processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
 def any_of(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
     """Whether the flag is up on at least one process."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

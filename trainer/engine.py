@@ -29,7 +29,7 @@ class Engine:
         self, part: str, module: nn.Module, recipe: Recipe, world: World, precision: Precision
     ) -> None:
         self.part = part
-        self.zero = recipe.engine.zero
+        self.zero = recipe.engine.zero_of(part)
         self.precision = precision
         self.config = deepspeed_config(recipe, part, world.size, precision)
         self._settings: OptimizerConfig = recipe.optimizer_of(part)

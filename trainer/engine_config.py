@@ -45,7 +45,7 @@ def wraps_optimizer(zero: int, precision: Precision) -> bool:
 def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision) -> dict[str, Any]:
     """DeepSpeed's JSON for one part, derived from the recipe and the number of processes."""
     micro = recipe.micro_batch_for(world)
-    zero = recipe.engine.zero
+    zero = recipe.engine.zero_of(part)
     clip = recipe.optimizer_of(part).clip
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch,
@@ -79,12 +79,14 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
         TrainError: the recipe speaks of a part the task does not have, or asks for activation
             checkpointing of a part without blocks.
     """
-    unknown = set(recipe.optimizers) - set(parts)
-    if unknown:
-        raise TrainError(
-            f"optimizers.{sorted(unknown)[0]}: no such part; this task's parts are "
-            f"{', '.join(sorted(parts))}"
-        )
+    named = {"optimizers": recipe.optimizers, "engine.zeros": recipe.engine.zeros}
+    for key, settings in named.items():
+        unknown = sorted(set(settings) - set(parts))
+        if unknown:
+            raise TrainError(
+                f"{key}.{unknown[0]}: no such part; this task's parts are "
+                f"{', '.join(sorted(parts))}"
+            )
     if not recipe.engine.activation_checkpointing:
         return
     for name, part in parts.items():

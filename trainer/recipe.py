@@ -21,11 +21,17 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     """How DeepSpeed runs the parts; its JSON is derived from this (see `trainer.engine`)."""
 
     zero: Literal[0, 1, 2, 3] = 0
+    zeros: Mapping[str, Literal[0, 1, 2, 3]] = Field(default_factory=dict)
+    """ZeRO stages of single parts, by name, where they differ from `zero`."""
     precision: Precision = "auto"
     processes: int | None = Field(default=None, gt=0)
     """Data-parallel processes on one machine; by default one per GPU, one on a CPU."""
     activation_checkpointing: bool = False
     """Blocks compute their activations again in backward instead of keeping them."""
+
+    def zero_of(self, part: str) -> Literal[0, 1, 2, 3]:
+        """The ZeRO stage of one part."""
+        return self.zeros.get(part, self.zero)
 
 
 class EmaConfig(BaseModel, frozen=True, extra="forbid"):
