@@ -73,6 +73,8 @@ def why_failed(said: JobState | None, code: int | None, trace: Trace) -> str:
     else:
         ended = f"exit code {code}"
     complaint = last_complaint(tail(trace.log), code) if trace.log else None
+    if code == BAD_INPUT and trace.refused:
+        complaint = without_credentials(trace.refused.splitlines()[0])
     return f"{ended}: {complaint}" if complaint else ended
 
 

@@ -17,7 +17,15 @@ from launch.reasons import without_credentials
 from launch.slurm import JobState
 from launch.stage_status import LIVE, Known, StageStatus, State, is_of, stage_status
 from launch.submission import Job, Submission
-from launch.traces import Plan, is_finished, plans, read_json, submitted, trace, written
+from launch.traces import (
+    Plan,
+    is_finished,
+    plans,
+    read_json,
+    started_since,
+    submitted,
+    trace,
+)
 from trainer.faults import Holder, holder
 
 OVERALL: tuple[State, ...] = (*LIVE, "failed", "cancelled", "unknown", "stopped", "not submitted")
@@ -94,6 +102,8 @@ def run_status(
     planned = plans(root)
     pipeline = (root / "pipeline.yaml").is_file()
     held = holder(root)
+    # `submit` holds a run too, for a moment; `run` holds it and has started something
+    runner = held if held and pipeline and started_since(planned, held.since) else None
     stages: dict[str, StageStatus] = {}
     for plan in in_order(planned):
         before = tuple(stages[name] for name in plan.needs if name in stages)
@@ -101,8 +111,7 @@ def run_status(
         said = jobs.get(job.id) if job and jobs else None
         known = said if job and said and is_of(job, said) else None
         asked = jobs is not None
-        run = held if pipeline and is_local(root, held) else None
-        stage = Known(plan, trace(plan, root), job, known, asked, run, before)
+        stage = Known(plan, trace(plan, root), job, known, asked, runner, before)
         stages[plan.name] = stage_status(stage, now)
     listed = tuple(stages[plan.name] for plan in planned)
     unread = None if planned else f"{root / 'pipeline.yaml'}: cannot be read"
@@ -150,16 +159,14 @@ def overall(stages: Sequence[StageStatus]) -> State:
     return next((state for state in OVERALL if state in states), "unknown")
 
 
-def is_local(root: Path, held: Holder | None) -> bool:
-    """Whether who holds a pipeline runs it, rather than submitting it: it came after `submit`."""
-    return held is not None and held.since > (written(root / "submission.json") or 0.0)
-
-
 def tracking_of(root: Path) -> Tracking | None:
-    """Where MLflow has a run, as far as this shell and the run directory say."""
-    store = root.parent / "mlflow.db"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{store}" if store.is_file() else "")
-    run_id = read_json(root / "tracking.json").get("run_id")
-    if not uri and not run_id:
+    """Where MLflow has a run; before it has one, where this shell would track it."""
+    sent, store = read_json(root / "tracking.json"), root.parent / "mlflow.db"
+    known = [sent.get("store"), os.environ.get("MLFLOW_TRACKING_URI")]
+    if store.is_file():
+        known.append(f"sqlite:///{store}")
+    uri = next((each for each in known if isinstance(each, str) and each), None)
+    run_id = sent.get("run_id")
+    if uri is None:
         return None
     return Tracking(without_credentials(uri), run_id if isinstance(run_id, str) else None)

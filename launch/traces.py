@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Trace:
     """When `mezzotint cancel` left its mark."""
     exit_code: int | None = None
     exited: float | None = None
+    refused: str | None = None
+    """What its input was refused for."""
     attempts: tuple[Attempt, ...] = ()
     standing: Standing | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -98,13 +100,14 @@ def trace(plan: Plan, root: Path) -> Trace:
     """Read a stage's directory."""
     place = directory(root, plan.name)
     log = newest_log(place)
-    standing = read_standing(place)
+    standing, code = read_standing(place), exit_code(place)
     return Trace(
         finished_at(plan, root),
         any((place / name).exists() for name in ("metrics.jsonl", "checkpoints", "progress.json")),
         written(place / "cancelled"),
-        exit_code(place),
-        written(place / "exit_code"),
+        code,
+        None if code is None else written(place / "exit_code"),
+        read_text(place / "refused").strip() or None,
         attempts(place),
         standing,
         (standing.metrics if standing else None) or last_metrics(place / "metrics.jsonl"),
@@ -113,6 +116,12 @@ def trace(plan: Plan, root: Path) -> Trace:
         written(log) if log else None,
         holder(place),
     )
+
+
+def started_since(planned: Sequence[Plan], moment: float) -> bool:
+    """Whether `mezzotint run` has started a stage of these since then."""
+    times = [written(plan.directory / "logs" / "stage.log") for plan in planned]
+    return any(time is not None and time > moment - 1.0 for time in times)
 
 
 def newest_log(place: Path) -> Path | None:
