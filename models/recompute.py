@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.autoencoders import resnet
 from models.autoencoders.pyramid import Residual
+from models.autoencoders.strided import ThinResidual
 from models.diffusion.unet.blocks import AttentionBlock, ResidualBlock
 from models.nn.convolution import ModulatedResidual
 from models.nn.transformer import AdaptiveBlock, Block
 
-BLOCKS = (Block, AdaptiveBlock, ModulatedResidual, Residual, ResidualBlock, AttentionBlock)
+BLOCKS = (
+    *(Block, AdaptiveBlock, ModulatedResidual, Residual, ResidualBlock, AttentionBlock),
+    *(resnet.ResidualBlock, resnet.SpatialAttention, ThinResidual),
+)
 """What is computed again as a whole."""
 
 

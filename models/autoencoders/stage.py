@@ -27,7 +27,10 @@ class Reconstruction(NamedTuple):
 class FirstStage(Protocol):
     """An autoencoder as others use it."""
 
-    penalty: Penalty
+    @property
+    def penalty(self) -> Penalty:
+        """What the loss of its bottlenecks is."""
+        ...
 
     @property
     def image_size(self) -> int:

@@ -1,88 +1,141 @@
 """Adversarial reconstruction: an autoencoder against a patch discriminator, two optimizers.
 
-The generator minimises its likelihood and, once the discriminator has started, what the
-discriminator says of its reconstructions; the discriminator learns with the hinge loss (VQ-GAN,
-arXiv 2012.09841).
+The generator minimises its distance to the image and, once the discriminator has started, what the
+discriminator says of its reconstructions (VQ-GAN, arXiv 2012.09841, 3.1; the first stages of latent
+diffusion, 2112.10752, E.1).
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
-from models.autoencoders.losses import reconstruction
-from trainer.schedules import Constant, Scalar
 from trainer.task import Engines, Loss, Step
-from trainer.tasks.reconstruction import Reconstruction, ReconstructionConfig
+from trainer.tasks.reconstruction import Likelihood, Objective, Terms, trainable
+
+LARGEST_RATIO = 1e4
+"""Bound of the adaptive weight, for when the discriminator's gradient vanishes."""
 
 
-class AdversarialConfig(BaseModel, frozen=True, extra="forbid"):
-    """Reconstruction, plus `weight` x the generator's adversarial loss from step `starts` on."""
+class AdversarialConfig(Objective, frozen=True, extra="forbid"):
+    """Reconstruction, plus `weight` x the generator's adversarial loss from step `starts` on.
+
+    `adaptive` multiplies the weight by the ratio of gradient norms at the decoder's last layer
+    (2012.09841, eq. 7): the adversarial term then pulls `weight` times as hard as the distance,
+    whatever their units. `ramp` steps raise the weight from 0, so that a discriminator that starts
+    late does not ruin what was learnt.
+    """
 
     kind: Literal["adversarial"]
     discriminator: PatchDiscriminatorConfig
-    likelihood: Literal["logit_laplace", "l1_l2"] = "l1_l2"
-    kl: Scalar = Constant(value=0.0)
-    temperature: Scalar = Constant(value=1.0)
-    weight: float = Field(default=0.1, ge=0)
+    likelihood: Likelihood = "l1_l2"
+    loss: Literal["hinge", "logistic"] = "hinge"
+    weight: float = Field(default=0.8, ge=0)
+    adaptive: bool = True
     starts: int = Field(default=0, ge=0)
+    ramp: int = Field(default=0, ge=0)
 
     def build(self, model: nn.Module) -> "Adversarial":
-        """The task over `model` and a new discriminator."""
-        inner = ReconstructionConfig(
-            kind="reconstruction",
-            likelihood=self.likelihood,
-            kl=self.kl,
-            temperature=self.temperature,
-        )
-        return Adversarial(self, inner.build(model), self.discriminator.build())
+        """The task over `model` and a new discriminator.
+
+        Raises:
+            TrainError: the model is not an autoencoder this task can train.
+        """
+        return Adversarial(self, Terms(self, trainable(model, self)), self.discriminator.build())
+
+    def weight_at(self, index: int) -> float:
+        """The adversarial term's weight at step `index`, before any adaptive ratio."""
+        if index < self.starts:
+            return 0.0
+        return self.weight * min(1.0, (index - self.starts + 1) / max(self.ramp, 1))
 
 
 class Adversarial:
     """Two parts: `model` (the generator) and `discriminator`."""
 
-    def __init__(
-        self, config: AdversarialConfig, reconstruction: Reconstruction, discriminator: nn.Module
-    ) -> None:
+    def __init__(self, config: AdversarialConfig, terms: Terms, discriminator: nn.Module) -> None:
         self._config = config
-        self._reconstruction = reconstruction
+        self._terms = terms
         self._discriminator = discriminator
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Generator first: it is what a run hands over."""
-        return {**self._reconstruction.parts(), "discriminator": self._discriminator}
+        return {"model": self._terms.model, "discriminator": self._discriminator}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """The generator's loss, then the discriminator's, on the same reconstructions."""
-        image, config = batch.images, self._config
-        started = 1.0 if step.index >= config.starts else 0.0
-        self._reconstruction.anneal(step.index)
-        output, latent = engines["model"](image, step.rng)
-        value, metrics = self._reconstruction.score(output, latent, image, step.index)
-        fake = reconstruction(output)
+        """The generator's loss, then the discriminator's, on the same reconstructions.
+
+        Distance and adversarial term are derived with respect to the decoder's output alone, once
+        each; what the generator's engine gets is their weighted sum as a loss of that gradient.
+        So the ratio of the adaptive weight costs no further pass through either network.
+        """
+        image, terms = batch.images, self._terms
+        terms.anneal(step.index)
+        output, latents, features = engines["model"](image, step.rng)
+        penalty, metrics = terms.squeeze(latents, step.index)
+        leaf = output.detach().requires_grad_()
+        distance, more = terms.distance(leaf, image)
+        (gradient,) = torch.autograd.grad(distance, leaf)
+        value, metrics = distance.detach(), {**metrics, **more}
+        if step.index >= self._config.starts:
+            judged, adversarial = self._judged(engines, leaf)
+            weight = torch.tensor(self._config.weight_at(step.index), device=image.device)
+            if self._config.adaptive:
+                weight = weight * self._ratio(features, gradient, adversarial)
+            value = value + weight * judged
+            gradient = gradient + weight * adversarial
+            metrics.update(adversarial=judged, adversarial_weight=weight)
+        yield Loss("model", through(output, gradient, value) + penalty, metrics)
+        yield self._discriminate(engines, image, terms.model.picture(output.detach()), step)
+
+    def _judged(self, engines: Engines, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """What the discriminator says of the pictures, negated, and its gradient at the output."""
         # only scores here: through the bare module, and without gradients of its own
         self._discriminator.requires_grad_(requires_grad=False)
-        judged = -engines["discriminator"].module(fake).float().mean()
-        metrics["adversarial"] = judged
-        yield Loss("model", value + started * config.weight * judged, metrics)
+        scores = engines["discriminator"].module(self._terms.model.picture(leaf)).float()
+        # of the sum, then divided: small gradients would vanish in 16 bits
+        (gradient,) = torch.autograd.grad(-scores.sum(), leaf)
         self._discriminator.requires_grad_(requires_grad=True)
-        real_score, fake_score = (
-            engines["discriminator"](torch.cat([image, fake.detach()])).float().chunk(2)
-        )
-        hinge = 0.5 * (F.relu(1 - real_score).mean() + F.relu(1 + fake_score).mean())
-        scores = {"score_real": real_score.mean(), "score_fake": fake_score.mean()}
-        yield Loss("discriminator", started * hinge, scores)
+        return -scores.detach().mean(), gradient / scores.numel()
+
+    def _ratio(self, features: Tensor, distance: Tensor, adversarial: Tensor) -> Tensor:
+        """|gradient of the distance| / |gradient of the adversarial term| at the last layer."""
+        model = self._terms.model
+        norms = [model.last_gradient(features, each).norm() for each in (distance, adversarial)]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_RATIO)
+
+    def _discriminate(self, engines: Engines, real: Tensor, fake: Tensor, step: Step) -> Loss:
+        started = step.index >= self._config.starts
+        if not started:
+            # its engine has to keep step with the other one: one picture, at no weight
+            real, fake = real[:1], fake[:1]
+        scores = engines["discriminator"](torch.cat([real, fake])).float()
+        real_score, fake_score = scores.chunk(2)
+        match self._config.loss:
+            case "hinge":
+                value = F.relu(1 - real_score).mean() + F.relu(1 + fake_score).mean()
+            case "logistic":
+                value = F.softplus(-real_score).mean() + F.softplus(fake_score).mean()
+        metrics = {"score_real": real_score.mean(), "score_fake": fake_score.mean()}
+        return Loss("discriminator", (0.5 if started else 0.0) * value, metrics)
 
     def after_update(self, step: Step) -> None:
-        """Nothing: gradients train both parts."""
+        """Commit codebook statistics."""
+        self._terms.codebooks.commit(step.rng)
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Images, and their reconstructions through hard codes."""
-        return self._reconstruction.preview(parts, batch, rng)
+        """Images, and their reconstructions without noise."""
+        return self._terms.preview(batch.images)
+
+
+def through(output: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+    """A scalar that equals `value` and whose gradient at `output` is `gradient`."""
+    linear = (output * gradient.detach()).sum()
+    return linear + (value - linear).detach()

@@ -3,29 +3,46 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import BaseModel
+import torch
+from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
+from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import Latent
 from models.autoencoders.dvae import DVAE
-from models.autoencoders.losses import l1_l2, logit_laplace
+from models.autoencoders.hierarchical import VQVAE2
+from models.autoencoders.losses import logit_laplace
 from trainer.errors import TrainError
 from trainer.schedules import Constant, Scalar
 from trainer.task import Engines, Loss, Step
+from trainer.tasks.codebooks import Codebooks
+from trainer.tasks.perceptual import PerceptualConfig, PerceptualTerm
+
+Likelihood = Literal["logit_laplace", "l1_l2", "l1", "l2"]
+TRAINED = (DVAE, Autoencoder, VQVAE2)
 
 
-class ReconstructionConfig(BaseModel, frozen=True, extra="forbid"):
-    """Negative log likelihood per value + `kl` x KL per position.
+class Objective(BaseModel, frozen=True, extra="forbid"):
+    """Negative log likelihood per value, the bottleneck's term per position, perceptual distance.
 
-    `logit_laplace` is DALL-E's (arXiv 2102.12092, A.3); `l1_l2` is the mean of absolute and squared
-    error. `temperature` is the gumbel-softmax relaxation's.
+    `logit_laplace` is DALL-E's (arXiv 2102.12092, A.3), of a dVAE; the others are errors of the
+    picture: mean absolute, mean squared, and both added. `kl` weighs a divergence from the prior,
+    `codebook` the loss of quantised codes. `temperature` is the gumbel-softmax relaxation's.
     """
 
-    kind: Literal["reconstruction"]
-    likelihood: Literal["logit_laplace", "l1_l2"] = "logit_laplace"
+    likelihood: Likelihood = "logit_laplace"
     kl: Scalar = Constant(value=0.0)
+    codebook: float = Field(default=1.0, ge=0)
     temperature: Scalar = Constant(value=1.0)
+    perceptual: PerceptualConfig | None = None
+
+
+class ReconstructionConfig(Objective, frozen=True, extra="forbid"):
+    """The objective alone: AE, VAE, VQ-VAE, VQ-VAE-2, dVAE."""
+
+    kind: Literal["reconstruction"]
 
     def build(self, model: nn.Module) -> "Reconstruction":
         """The task over `model`.
@@ -33,58 +50,105 @@ class ReconstructionConfig(BaseModel, frozen=True, extra="forbid"):
         Raises:
             TrainError: the model is not an autoencoder this task can train.
         """
-        if not isinstance(model, DVAE):
-            raise TrainError("task.kind: reconstruction trains model.kind dvae")
-        return Reconstruction(self, model)
+        return Reconstruction(Terms(self, trainable(model, self)))
+
+
+def trainable(model: nn.Module, objective: Objective) -> DVAE | Autoencoder | VQVAE2:
+    """The model, if it is an autoencoder that suits the objective.
+
+    Raises:
+        TrainError: it is not.
+    """
+    if not isinstance(model, TRAINED):
+        raise TrainError("task.kind: this task trains model.kind dvae, autoencoder or vqvae2")
+    if objective.likelihood == "logit_laplace" and not isinstance(model, DVAE):
+        raise TrainError(
+            "task.likelihood: logit_laplace needs a dvae, whose decoder gives means and scales; "
+            "choose l1, l2 or l1_l2"
+        )
+    return model
+
+
+class Terms:
+    """The terms of an objective over one autoencoder, and its codebooks' statistics."""
+
+    def __init__(self, objective: Objective, model: DVAE | Autoencoder | VQVAE2) -> None:
+        self.objective = objective
+        self.model = model
+        self.codebooks = Codebooks(model)
+        self._perceptual = (
+            None if objective.perceptual is None else PerceptualTerm(objective.perceptual)
+        )
+
+    def anneal(self, index: int) -> None:
+        """Set the temperature of step `index`."""
+        self.model.set_temperature(self.objective.temperature.at(index))
+
+    def distance(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far a decoder's output is from the image: a scalar, and its terms as metrics."""
+        picture = self.model.picture(output)
+        image = image.float()
+        match self.objective.likelihood:
+            case "logit_laplace":
+                nll = logit_laplace(output, image)
+            case "l1_l2":
+                nll = F.l1_loss(picture, image) + F.mse_loss(picture, image)
+            case "l1":
+                nll = F.l1_loss(picture, image)
+            case "l2":
+                nll = F.mse_loss(picture, image)
+        metrics = {"reconstruction": nll.detach()}
+        if self._perceptual is None:
+            return nll, metrics
+        seen = self._perceptual(picture, image)
+        metrics["perceptual"] = seen.detach()
+        return nll + self._perceptual.weight * seen, metrics
+
+    def squeeze(self, latents: tuple[Latent, ...], index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bottlenecks' weighted loss, and metrics; the statistics of codebooks are noted."""
+        loss = torch.stack([latent.loss for latent in latents]).sum()
+        self.codebooks.add(latents)
+        metrics = {self.model.penalty: loss.detach(), **self.codebooks.metrics()}
+        rates = [latent.rate.detach() for latent in latents if latent.rate is not None]
+        match self.model.penalty:
+            case "kl":
+                weight = self.objective.kl.at(index)
+                if rates:
+                    metrics["kl"] = torch.stack(rates).sum()
+            case "codebook":
+                weight = self.objective.codebook
+        return weight * loss, metrics
+
+    def preview(self, image: Tensor) -> Mapping[str, Tensor]:
+        """Images, and what comes back without noise."""
+        return {"original": image, "reconstruction": self.model.reconstruct(image)}
 
 
 class Reconstruction:
     """Trains an autoencoder on images."""
 
-    def __init__(self, config: ReconstructionConfig, model: DVAE) -> None:
-        self._config = config
-        self._model = model
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The autoencoder."""
-        return {"model": self._model}
+        return {"model": self._terms.model}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Likelihood and bottleneck term of one micro-batch."""
-        image = batch.images
-        self.anneal(step.index)
-        output, latent = engines["model"](image, step.rng)
-        value, metrics = self.score(output, latent, image, step.index)
-        yield Loss("model", value, metrics)
-
-    def anneal(self, index: int) -> None:
-        """Set the temperature of step `index`."""
-        self._model.bottleneck.temperature = self._config.temperature.at(index)
-
-    def score(
-        self, output: Tensor, latent: Latent, image: Tensor, index: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of one forward."""
-        match self._config.likelihood:
-            case "logit_laplace":
-                nll = logit_laplace(output, image)
-            case "l1_l2":
-                nll = l1_l2(output, image)
-        metrics = {"reconstruction": nll, "kl": latent.loss}
-        if latent.usage is not None:
-            used = latent.usage.float()
-            share = used / used.sum().clamp(min=1)
-            metrics["codes_used"] = (used > 0).sum().float()
-            metrics["perplexity"] = (-(share * share.clamp(min=1e-12).log()).sum()).exp()
-        return nll + self._config.kl.at(index) * latent.loss, metrics
+        terms = self._terms
+        terms.anneal(step.index)
+        output, latents, _ = engines["model"](batch.images, step.rng)
+        distance, metrics = terms.distance(output, batch.images)
+        penalty, more = terms.squeeze(latents, step.index)
+        yield Loss("model", distance + penalty, {**metrics, **more})
 
     def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
+        """Commit codebook statistics."""
+        self._terms.codebooks.commit(step.rng)
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images, and their reconstructions through hard codes."""
-        model = self._model
-        codes = model.tokens(batch.images)
-        return {"original": batch.images, "reconstruction": model.decode(codes)}
+        return self._terms.preview(batch.images)

@@ -1,0 +1,103 @@
+"""The choice of a perceptual distance in a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from models import store
+from models.autoencoders.perceptual import (
+    Activations,
+    Perceptual,
+    RandomNetwork,
+    linear_weights,
+    load_vgg,
+)
+from trainer.errors import TrainError
+
+
+class Lpips(BaseModel, frozen=True, extra="forbid"):
+    """VGG-16's features, each channel weighted as people judge (LPIPS 0.1, arXiv 1801.03924).
+
+    `vgg` is torchvision's VGG-16 state dict on disk; `linear` LPIPS' five layers, without which all
+    channels count alike.
+    """
+
+    kind: Literal["lpips"] = "lpips"
+    vgg: str = Field(min_length=1)
+    linear: str | None = None
+    weight: float = Field(default=1.0, gt=0)
+
+    def build(self) -> Perceptual:
+        """The distance.
+
+        Raises:
+            ModelError: a file is missing or holds other weights.
+        """
+        channels = None if self.linear is None else linear_weights(self.linear)
+        return Perceptual(load_vgg(self.vgg), channels)
+
+
+class OwnFeatures(BaseModel, frozen=True, extra="forbid"):
+    """The encoder's activations of an autoencoder trained before: `model` is its directory."""
+
+    kind: Literal["model"] = "model"
+    model: str = Field(min_length=1)
+    weight: float = Field(default=1.0, gt=0)
+
+    def build(self) -> Perceptual:
+        """The distance.
+
+        Raises:
+            ModelError: no model directory.
+            TrainError: a model without an encoder of images.
+        """
+        encoder = getattr(store.load(self.model), "encoder", None)
+        if not isinstance(encoder, nn.Module):
+            raise TrainError(f"task.perceptual.model: {self.model} has no encoder of images")
+        return Perceptual(Activations(encoder), None)
+
+
+class RandomFeatures(BaseModel, frozen=True, extra="forbid"):
+    """A convolutional network whose weights are drawn from `seed` and never trained.
+
+    Its architecture alone makes it tell structures apart (arXiv 2103.10571).
+    """
+
+    kind: Literal["random"] = "random"
+    seed: int = Field(default=0, ge=0)
+    widths: tuple[int, ...] = Field(default=(32, 64, 128), min_length=1)
+    weight: float = Field(default=1.0, gt=0)
+
+    def build(self) -> Perceptual:
+        """The distance."""
+        return Perceptual(RandomNetwork(self.widths, self.seed), None)
+
+
+PerceptualConfig = Annotated[Lpips | OwnFeatures | RandomFeatures, Field(discriminator="kind")]
+
+
+class PerceptualTerm:
+    """A weighted perceptual distance; its network is read when it is first needed.
+
+    So a recipe can be checked on a machine that has no copy of the weights.
+    """
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        self._config = config
+        self._distance: Perceptual | None = None
+
+    @property
+    def weight(self) -> float:
+        """The factor of the distance in the loss."""
+        return self._config.weight
+
+    def __call__(self, picture: Tensor, image: Tensor) -> Tensor:
+        """The distance of two batches, a scalar, not yet weighted.
+
+        Raises:
+            ModelError, TrainError: the weights cannot be read.
+        """
+        if self._distance is None:
+            self._distance = self._config.build()
+        return self._distance(picture, image)
