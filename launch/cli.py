@@ -9,6 +9,7 @@ import typer
 from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
 from launch.guard import guarded
+from launch.tracking_cli import tracking_app
 
 app = typer.Typer(
     name="mezzotint",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster_app)
 app.add_typer(data_app, name="data")
+app.add_typer(tracking_app, name="tracking")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
 Overrides = Annotated[

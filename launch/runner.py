@@ -5,22 +5,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, Stopped
 from launch.ledger import Ledger
+from launch.parents import open_parent, settle
 from launch.pipeline import Pipeline, TrainStage, needs, order, recipe_of, replace
 from launch.progress import bar, read_standing
-from launch.training import link_environment
-from trainer.faults import held
+from launch.training import link_environment, link_from_environment
+from trainer.faults import PREEMPTED, held
+from trainer.record import Link
 from trainer.run import write_text
-from trainer.tracking import Link, Opening, close_parent, default_uri, open_parent
+from trainer.tracking import default_uri
 
 
 @dataclass
@@ -61,13 +65,37 @@ def run(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> Result:
         skipped = tuple(name for name in order(pipeline) if finished(pipeline, ledger, name))
         if len(skipped) == len(pipeline.stages):
             return Result((), skipped, (), (), 0.0)
-        uri = default_uri(runs)
-        opening = Opening(pipeline.name, tags={"mezzotint.kind": "pipeline"})
-        parent = open_parent(root, Link(uri, pipeline.name), opening)
-        link = Link(uri, pipeline.name, parent)
-        result = Runner(pipeline, runs, ledger, link, skipped).run()
-        close_parent(root, link, failed=bool(result.failed))
+        link = link_from_environment(default_uri(runs), root)
+        assert link is not None
+        open_parent(root, link)
+        runner = Runner(pipeline, runs, ledger, link, skipped)
+        try:
+            with leaving_in_order():
+                result = runner.run()
+        except (KeyboardInterrupt, Stopped):
+            settle(root, link, dict.fromkeys(runner.unfinished, "KILLED"))
+            raise
+        settle(root, link, dict.fromkeys(result.failed, "FAILED"))
     return result
+
+
+@contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that is closed, end a run as Ctrl-C does: stages save and leave.
+
+    Raises:
+        Stopped: told to leave.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Stopped(PREEMPTED)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def settings(pipeline: Pipeline, name: str) -> dict[str, Any]:
@@ -97,15 +125,20 @@ def finished(pipeline: Pipeline, ledger: Ledger, name: str) -> bool:
     return read is not None and ledger.is_current(name, settings(pipeline, name), read)
 
 
-def forget(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
-    """Move a stage's directory, and those of all that read it, aside, so that they run again."""
+def readers(pipeline: Pipeline, name: str) -> list[str]:
+    """A stage and all that read it, in the order in which they run."""
     if name not in pipeline.stages:
         raise LaunchError(f"--redo {name}: no such stage; there are {', '.join(pipeline.stages)}")
-    stale = {name}
+    found = [name]
     for each in order(pipeline):
-        if stale & set(needs(pipeline, each)):
-            stale.add(each)
-    for each in stale:
+        if set(found) & set(needs(pipeline, each)):
+            found.append(each)
+    return found
+
+
+def forget(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
+    """Move a stage's directory, and those of all that read it, aside, so that they run again."""
+    for each in readers(pipeline, name):
         directory = ledger.directory(each)
         if directory.is_dir():
             directory.rename(directory.with_name(f".{each}.{time.time_ns()}"))
@@ -126,6 +159,11 @@ class Runner:
         self._failed: list[str] = []
         self._cancelled: list[str] = []
         self._console = Console()
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Stages that have not come to an end of their own."""
+        return [*self._waiting, *(running.name for running in self._running)]
 
     def run(self) -> Result:
         """Run to the end, or until nothing more can start."""

@@ -15,7 +15,7 @@ from launch.pipeline import (
     recipe_of,
 )
 from launch.progress import Reporter
-from trainer.tracking import Link
+from trainer.record import Link
 
 log = logging.getLogger(__name__)
 

@@ -5,22 +5,36 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-from launch.errors import LaunchError
+from pydantic import ValidationError
+
+from data_pipeline.errors import DataError
+from evaluation.errors import EvaluationError
+from launch.errors import LaunchError, Stopped
 from launch.ledger import Entry, Ledger, new_id
-from launch.pipeline import Stage, TrainStage, resolve, started
+from launch.parents import resume, settle
+from launch.pipeline import Stage, TrainStage, recipe_of, resolve, started
 from launch.progress import Reporter
 from launch.runner import inputs, settings
 from launch.stages import artifacts, execute
-from launch.training import link_from_environment
+from launch.training import leads, link_from_environment, train
+from models.errors import ModelError
+from trainer.errors import TrainError
+from trainer.faults import PREEMPTED
 from trainer.recipe import flatten
+from trainer.record import Link, Opening, Status
 from trainer.run import RunDirectory
-from trainer.tracking import Opening, Record, track_once
+from trainer.tracker import Tracker
+
+BAD_INPUT = (DataError, EvaluationError, LaunchError, ModelError, TrainError, ValidationError)
 
 
 def run_stage(root: Path, name: str) -> None:
-    """Run stage `name` of the pipeline started in `root`.
+    """Run stage `name` of the pipeline started in `root`; each process of its job calls this.
 
     Raises:
         LaunchError: no such stage, or what it reads is not finished.
@@ -35,37 +49,91 @@ def run_stage(root: Path, name: str) -> None:
     if os.environ.get("MEZZOTINT_WATCH_PARENT"):
         leave_with_parent()
     stage = resolve(pipeline, name, root)
-    directory, link = ledger.directory(name), link_from_environment()
-    began = time.monotonic()
-    with Reporter(directory) as reporter:
-        facts = execute(stage, directory, link, reporter, root)
-    seconds = time.monotonic() - began
-    plain = settings(pipeline, name)
-    entry = Entry(new_id(), stage.kind, plain, read, seconds, None, facts)
-    ledger.write(name, entry)
-    if isinstance(stage, TrainStage):
+    link = link_from_environment(root=root)
+    if not leads():
+        help_training(stage, ledger.directory(name), link)
         return
-    record(stage, directory)
-    opening = Opening(
-        name,
-        {**entry.settings, **facts},
-        {"mezzotint.kind": stage.kind},
-        started=time.time() - seconds,
+    resume(root, link, name)
+    try:
+        began, plain = time.monotonic(), settings(pipeline, name)
+        with tracked(stage, ledger.directory(name), link, plain) as tracker:
+            with Reporter(ledger.directory(name)) as reporter:
+                facts = execute(stage, ledger.directory(name), link, reporter, root)
+            seconds = time.monotonic() - began
+            ledger.write(name, Entry(new_id(), stage.kind, plain, read, seconds, None, facts))
+            if tracker:
+                tracker.log(0, numbers(ledger.directory(name)))
+                kept = artifacts(stage, ledger.directory(name), root)
+                tracker.close("FINISHED", kept, facts)
+    except BaseException as error:
+        status = lasting(error)
+        if status:
+            settle(root, link, {name: status})
+        raise
+    settle(root, link)
+
+
+def help_training(stage: Stage, directory: Path, link: Link | None) -> None:
+    """What the other processes of a stage's job do: they take part in training, and write nothing.
+
+    A stage of another kind is done by one process alone.
+    """
+    if isinstance(stage, TrainStage):
+        train(recipe_of(stage), RunDirectory(directory), link, lambda step, steps, metrics: None)
+
+
+@contextmanager
+def tracked(
+    stage: Stage, directory: Path, link: Link | None, plain: dict[str, object]
+) -> Iterator[Tracker | None]:
+    """Track a stage that has no training loop to do it, and let signals end it in order."""
+    if isinstance(stage, TrainStage):
+        yield None
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    opening = Opening(directory.name, plain, {"mezzotint.kind": stage.kind})
+    tracker = Tracker(RunDirectory(directory), link, opening, writes=True, samples=True)
+    asked = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, told_to_leave) for number in asked}
+    try:
+        yield tracker
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | Stopped)
+        tracker.close("KILLED" if killed else "FAILED", {"logs": directory / "logs"})
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def told_to_leave(number: int, frame: FrameType | None) -> None:
+    """A stage without checkpoints is left as it is, to be done again."""
+    raise Stopped(PREEMPTED)
+
+
+def lasting(error: BaseException) -> Status | None:
+    """What an error makes of a stage for good; None where its job is put into the queue again."""
+    queued = "SLURM_JOB_ID" in os.environ
+    if isinstance(error, BAD_INPUT) or (isinstance(error, Stopped) and error.code == 2):
+        return "FAILED"
+    if queued:
+        return None
+    left = isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, Stopped) and error.code == PREEMPTED
     )
-    track_once(RunDirectory(directory), link, opening, artifacts(stage, directory, root))
+    return "KILLED" if left else "FAILED"
 
 
-def record(stage: Stage, directory: Path) -> None:
-    """Keep an evaluation's numbers as metrics."""
+def numbers(directory: Path) -> dict[str, float]:
+    """An evaluation's results, to be kept as metrics; none for other stages."""
     path = directory / "evaluation.json"
     if not path.is_file():
-        return
-    numbers = {
+        return {}
+    return {
         key.replace(".", "/"): float(value)
         for key, value in flatten(json.loads(path.read_text(encoding="utf-8"))).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    Record(directory / "metrics.jsonl").append(0, numbers)
 
 
 def leave_with_parent() -> None:

@@ -13,8 +13,8 @@ from launch.errors import LaunchError, Stopped
 from trainer.faults import PREEMPTED, held, need_space
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.record import Link
 from trainer.run import RunDirectory
-from trainer.tracking import Link
 
 
 def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progress) -> None:
@@ -25,19 +25,21 @@ def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progre
         LaunchError, TrainError: bad input.
     """
     from trainer.materials import check
+    from trainer.tracker import catch_up
 
-    launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     with ExitStack() as stack:
-        if not launched:
+        if not launched():
             stack.enter_context(held(run.path))
-        if writes_claim(launched=launched):
+        if leads():
             if not run.finished():
                 check(recipe)
                 need_space(run.path, 50_000_000)
             run.claim(recipe)
         if run.finished():
+            if leads():
+                catch_up(run, link)
             return
-        count = 1 if launched else processes(recipe)
+        count = 1 if launched() else processes(recipe)
         if count > 1:
             spawn(run, link, count)
             return
@@ -47,9 +49,16 @@ def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progre
             raise Stopped(PREEMPTED)
 
 
-def writes_claim(*, launched: bool) -> bool:
-    """Whether this process claims the run directory: of several started elsewhere, the first."""
-    return not launched or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
+def launched() -> bool:
+    """Whether this process was started as one of a run's: by its job, by torchrun, by srun."""
+    steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return "RANK" in os.environ or "MEZZOTINT_JOB" in os.environ or steps > 1
+
+
+def leads() -> bool:
+    """Whether this process writes what is written once per run."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+    return not launched() or rank == "0"
 
 
 def processes(recipe: Recipe) -> int:
@@ -132,21 +141,24 @@ def free_port() -> int:
 def link_environment(link: Link) -> dict[str, str]:
     """A tracking link as environment variables, for a process of ours."""
     variables = {"MLFLOW_TRACKING_URI": link.uri, "MEZZOTINT_EXPERIMENT": link.experiment}
-    if link.parent:
-        variables["MEZZOTINT_PARENT_RUN"] = link.parent
+    if link.root:
+        variables["MEZZOTINT_PIPELINE"] = str(link.root)
     return variables
 
 
-def link_from_environment(default: str | None = None) -> Link | None:
-    """The tracking link a parent process has left in the environment, else one to `default`."""
+def link_from_environment(default: str | None = None, root: Path | None = None) -> Link | None:
+    """Where to track, from the environment; `root` is the pipeline's run directory, if any.
+
+    None where neither MLFLOW_TRACKING_URI nor a default names a store: the record is then kept on
+    disk only. The experiment is the pipeline's name, or `mezzotint`, or MEZZOTINT_EXPERIMENT.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default
-    if uri is None:
+    if not uri:
         return None
-    return Link(
-        uri,
-        os.environ.get("MEZZOTINT_EXPERIMENT", "mezzotint"),
-        os.environ.get("MEZZOTINT_PARENT_RUN"),
-    )
+    if root is None and "MEZZOTINT_PIPELINE" in os.environ:
+        root = Path(os.environ["MEZZOTINT_PIPELINE"])
+    experiment = root.name if root else "mezzotint"
+    return Link(uri, os.environ.get("MEZZOTINT_EXPERIMENT") or experiment, root)
 
 
 def check_recipe_directory(path: Path) -> RunDirectory:

@@ -20,7 +20,7 @@ from trainer.previews import preview
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.task import Step, Task
-from trainer.tracking import Tracker
+from trainer.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

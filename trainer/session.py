@@ -18,8 +18,9 @@ from trainer.loop import Surroundings, TrainState, train
 from trainer.materials import Materials, open_materials
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.record import Link, Opening, Status, read_metrics
 from trainer.run import RunDirectory, write_json
-from trainer.tracking import Link, Opening, Status, Tracker, read_metrics
+from trainer.tracker import Tracker
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
     )
     opening = Opening(
         name=directory.path.name,
-        params={**recipe.model_dump(mode="json"), "processes": world.size},
+        params=recipe.model_dump(mode="json"),
         tags={"mezzotint.kind": "train"},
         dataset=(
             materials.dataset.manifest.name,
@@ -49,7 +50,14 @@ def run(
             recipe.data.url,
         ),
     )
-    tracker = Tracker(directory, link, opening, writes=world.is_main)
+    tracker = Tracker(
+        directory,
+        link,
+        opening,
+        writes=world.is_main,
+        samples=world.leads_node,
+        processes=world.size,
+    )
     with Preemption() as preemption, tracked(tracker, directory):
         around = Surroundings(
             world,
@@ -61,8 +69,8 @@ def run(
         state = train(recipe, materials.task, engines, stream, around)
         if not state.preempted:
             export(recipe, directory, materials, engines, state, world, time.time() - started)
+        distributed.barrier()  # nobody waits for what the tracker sends at last
         tracker.close("KILLED" if state.preempted else "FINISHED", {"model": directory.model})
-    distributed.barrier()
     return state
 
 
@@ -74,7 +82,7 @@ def tracked(tracker: Tracker, directory: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         status = "KILLED"
-        tracker.close(status, {})
+        tracker.close(status)
         raise
     except BaseException:
         tracker.close(status, {"logs": directory.path / "logs"})

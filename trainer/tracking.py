@@ -1,51 +1,52 @@
-"""Tracking: a local record first, MLflow second. The only file that imports mlflow.
+"""MLflow, and the only file that imports it.
 
-Metrics are appended to `metrics.jsonl` and synced to disk before anything else. A background thread
-sends MLflow what the local record has beyond the last acknowledged place, so a server that is slow,
-down or restarted never delays a step, and what it missed is sent later by the same code.
+A run says on disk what it is and what it measures (trainer/record.py) before anything else. What is
+here sends MLflow what it has not acknowledged of that, each thing once, whoever calls it and when.
 """
 
 import json
 import logging
 import os
-import re
-import threading
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-import psutil
 from PIL import Image
 
-from trainer.recipe import flatten
+from trainer.errors import TrainError
+from trainer.record import (
+    OPENING,
+    SENT,
+    Account,
+    Link,
+    Sent,
+    clean,
+    lines_after,
+    locked,
+    read_account,
+    read_sent,
+    write_sent,
+)
+from trainer.refusals import Refused, check_uri, explain
 from trainer.run import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-BOUNDS = {  # a dead server costs seconds, not the default's minutes (urllib3 backs off in between)
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+BOUNDS = {  # a dead server costs seconds, not the default's minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeated request could make a second run
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-BATCH = 900  # MLflow takes at most 1,000 metrics a request
-VALUE_LIMIT = 500
-
-
-@dataclass(frozen=True)
-class Link:
-    """Where a run is tracked. The URI may hold a password: it is never written down."""
-
-    uri: str
-    experiment: str
-    parent: str | None = None
+ARTIFACT_TIMEOUT = 60.0
+BATCH = 1000  # metrics that MLflow takes in a request
+LOCK_WAIT = 20.0
 
 
 def default_uri(runs: Path) -> str:
@@ -54,307 +55,307 @@ def default_uri(runs: Path) -> str:
 
 
 @dataclass
-class _Sent:
-    """What MLflow has acknowledged; kept beside the record it speaks of."""
+class Delivery:
+    """What was sent in one go."""
 
-    run_id: str | None = None
-    metrics_bytes: int = 0
-    images: list[str] = field(default_factory=list)
-    artifacts: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a run says of itself when it is opened."""
-
-    name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    dataset: tuple[str, str, str] | None = None  # name, digest, source
-    started: float | None = None  # seconds since 1970, where it is not now
-
-
-class Record:
-    """The local metrics of a run: JSON lines, appended, synced, never a step twice."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._last = -1
-        if path.is_file():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) != len(data):  # torn by a crash in mid-write
-                os.truncate(path, len(whole))
-            lines = whole.splitlines()
-            self._last = json.loads(lines[-1])["step"] if lines else -1
-
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step, unless an earlier attempt of the same run has written it."""
-        if step <= self._last:
-            return
-        entry = {"step": step, "time": time.time(), "metrics": dict(metrics)}
-        with self._path.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._last = step
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file."""
-    if not path.is_file():
-        return []
-    data = path.read_bytes()
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    run_id: str
+    opened: bool = False
+    steps: int = 0
+    pictures: int = 0
+    artifacts: int = 0
+    samples: int = 0
 
 
 class Uploader:
-    """Brings a run's MLflow state up to its local record."""
+    """Brings a run's MLflow state up to what it says of itself on disk."""
 
-    def __init__(self, directory: RunDirectory, link: Link, opening: Opening) -> None:
-        self._directory = directory
-        self._link = link
-        self._opening = opening
-        self._state = directory.path / "tracking.json"
-        self.sent = _Sent()
-        if self._state.is_file():
-            self.sent = _Sent(**json.loads(self._state.read_text(encoding="utf-8")))
+    def __init__(self, directory: RunDirectory, link: Link) -> None:
+        self._directory, self._link = directory, link
         self._client: MlflowClient | None = None
-        self._samples = 0
+        self._parent: str | None = None
+        self._certain = False  # that the pictures acknowledged are all that MLflow has
 
-    def _connect(self) -> tuple["MlflowClient", str]:
-        if self._client is None:
-            self._client = client(self._link.uri)
-        if self.sent.run_id is None:
-            self.sent.run_id = open_run(self._client, self._link, self._opening)
-            self._keep()
-        return self._client, self.sent.run_id
+    def sync(self, wait: float = LOCK_WAIT) -> Delivery:
+        """Send what is new: opening, metrics, pictures, and the end when it has come.
 
-    def _keep(self) -> None:
-        write_json(self._state, asdict(self.sent))
-
-    def sync(self) -> None:
-        """Send what is new: opening, metrics, pictures. Raises what MLflow raises."""
-        mlflow, run_id = self._connect()
-        self._send_metrics(mlflow, run_id)
-        for path in sorted(self._directory.previews.glob("*-step-*.png")):
-            if path.name not in self.sent.images:
-                key, _, step = path.stem.partition("-step-")
-                with Image.open(path) as image:
-                    mlflow.log_image(run_id, image.convert("RGB"), key=key, step=int(step))
-                self.sent.images.append(path.name)
-                self._keep()
-
-    def _send_metrics(self, mlflow: "MlflowClient", run_id: str) -> None:
-        from mlflow.entities import Metric
-
-        if not self._directory.metrics.is_file():
-            return
-        with self._directory.metrics.open("rb") as file:
-            file.seek(self.sent.metrics_bytes)
-            data = file.read()
-        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        batch: list[Metric] = []
-        size = 0
-        for number, line in enumerate(lines):
-            entry = json.loads(line)
-            stamp = int(entry["time"] * 1000)
-            batch += [
-                Metric(name, value, stamp, entry["step"])
-                for name, value in entry["metrics"].items()
-            ]
-            size += len(line)
-            if len(batch) > BATCH - 100 or number == len(lines) - 1:
-                mlflow.log_batch(run_id, metrics=batch)
-                self.sent.metrics_bytes += size
-                self._keep()
-                batch, size = [], 0
-
-    def sample_system(self) -> None:
-        """Send this machine's load, under MLflow's own names for system metrics."""
-        from mlflow.entities import Metric
-
-        mlflow, run_id = self._connect()
-        memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._directory.path))
-        values = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
-            "system_memory_usage_megabytes": memory.used / 1e6,
-            "system_memory_usage_percentage": memory.percent,
-            "disk_usage_percentage": disk.percent,
-            "disk_available_megabytes": disk.free / 1e6,
-        }
-        now = int(time.time() * 1000)
-        mlflow.log_batch(
-            run_id,
-            metrics=[
-                Metric(f"system/{name}", value, now, self._samples)
-                for name, value in values.items()
-            ],
-        )
-        self._samples += 1
-
-    def finish(self, status: Status, artifacts: Mapping[str, Path]) -> None:
-        """Send the rest and close the run; `artifacts` are directories or files by name."""
-        self.sync()
-        mlflow, run_id = self._connect()
-        for name, path in artifacts.items():
-            if name not in self.sent.artifacts and path.exists():
-                if path.is_dir():
-                    mlflow.log_artifacts(run_id, str(path), name)
-                else:
-                    mlflow.log_artifact(run_id, str(path), name)
-                self.sent.artifacts.append(name)
-                self._keep()
-        mlflow.set_terminated(run_id, status)
-
-
-class Tracker:
-    """What the loop writes to: the record at once, MLflow from a thread."""
-
-    def __init__(
-        self, directory: RunDirectory, link: Link | None, opening: Opening, *, writes: bool
-    ) -> None:
-        self._directory = directory
-        self._record = Record(directory.metrics) if writes else None
-        self._uploader = Uploader(directory, link, opening) if writes and link else None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._upload, name="tracking", daemon=True)
-        if self._uploader:
-            self._thread.start()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step` (updates done)."""
-        if self._record:
-            self._record.append(step, metrics)
-
-    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
-        """Keep pictures under previews/; MLflow shows them with a step slider."""
-        if self._record is None:
-            return
-        for name, picture in pictures.items():
-            path = self._directory.previews / f"{name}-step-{step:08d}.png"
-            temporary = path.with_suffix(".tmp")
-            picture.save(temporary, format="PNG")
-            temporary.rename(path)
-
-    def _upload(self) -> None:
-        assert self._uploader is not None
-        sampled, waiting = 0.0, 1.0
-        while not self._stop.wait(waiting):
+        Raises:
+            Refused: what MLflow answers, in a sentence; or another process sends for too long.
+        """
+        lock = self._directory.path / "tracking.lock"
+        with explained(self._link.uri), locked(lock, wait):
+            account = read_account(self._directory.path)
+            if account is None:
+                raise Refused(f"{self._directory.path}: has recorded nothing for MLflow yet")
+            if self._client is None:
+                self._client = client(self._link.uri)
             try:
-                self._uploader.sync()
-                if time.monotonic() - sampled > 10:
-                    self._uploader.sample_system()
-                    sampled = time.monotonic()
-                waiting = 2.0
-            except Exception as error:  # noqa: BLE001 - whatever a server does, training goes on
-                if waiting < 60:
-                    log.warning("MLflow does not take the metrics now (%s)", _short(error))
-                waiting = 60.0
+                return self._send(self._client, account, read_sent(self._directory.path))
+            except BaseException:
+                self._certain = False
+                raise
 
-    def close(self, status: Status, artifacts: Mapping[str, Path]) -> None:
-        """Send the rest, within bounds; what cannot be sent stays in the run directory."""
-        if self._uploader is None:
+    def _send(self, mlflow: "MlflowClient", account: Account, sent: Sent) -> Delivery:
+        delivery = Delivery(sent.run_id or "")
+        if sent.run_id is None:
+            sent.run_id = open_run(mlflow, self._link.uri, account, self._parent_id())
+            sent.store = clean(self._link.uri)
+            delivery = Delivery(sent.run_id, opened=True)
+            self._keep(sent)
+        elif self._link.root:
+            self._parent_id()
+        if account.status == "RUNNING":
+            self._tell_status(mlflow, account, sent)
+        self._tell(mlflow, account, sent)
+        self._send_metrics(mlflow, sent, delivery)
+        self._send_pictures(mlflow, sent, delivery)
+        if account.status != "RUNNING":
+            self._send_artifacts(mlflow, account, sent, delivery)
+            self._tell_status(mlflow, account, sent)
+        return delivery
+
+    def _keep(self, sent: Sent) -> None:
+        write_sent(self._directory.path, sent)
+
+    def _parent_id(self) -> str | None:
+        """The pipeline's run, made or brought up to date by whoever comes first."""
+        if self._link.root and self._parent is None:
+            pipeline = Uploader(RunDirectory(self._link.root), replace(self._link, root=None))
+            self._parent = pipeline.sync().run_id
+        return self._parent
+
+    def _tell(self, mlflow: "MlflowClient", account: Account, sent: Sent) -> None:
+        """Parameters, tags and data set, as far as they are new."""
+        from mlflow.entities import Dataset, DatasetInput, Param, RunTag
+
+        assert sent.run_id is not None
+        params = [Param(key, value) for key, value in account.params.items()]
+        params = [param for param in params if param.key not in sent.params]
+        for first in range(0, len(params), 100):
+            some = params[first : first + 100]
+            mlflow.log_batch(sent.run_id, params=some, synchronous=True)
+            sent.params += [param.key for param in some]
+            self._keep(sent)
+        tags = {key: value for key, value in account.tags.items() if sent.tags.get(key) != value}
+        if tags:
+            new = [RunTag(key, value) for key, value in tags.items()]
+            mlflow.log_batch(sent.run_id, tags=new, synchronous=True)
+            sent.tags |= tags
+            self._keep(sent)
+        if account.dataset and not sent.dataset:
+            name, digest, source = account.dataset
+            dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+            mlflow.log_inputs(sent.run_id, datasets=[DatasetInput(dataset=dataset)])
+            sent.dataset = True
+            self._keep(sent)
+
+    def _tell_status(self, mlflow: "MlflowClient", account: Account, sent: Sent) -> None:
+        if (account.status, account.ended) == (sent.status, sent.ended):
             return
-        self._stop.set()
-        self._thread.join(timeout=60)
-        try:
-            self._uploader.finish(status, artifacts)
-        except Exception as error:  # noqa: BLE001 - the run itself is complete on disk
-            log.warning(
-                "MLflow did not take everything (%s); the record is complete in %s",
-                _short(error),
-                self._directory.path,
-            )
+        assert sent.run_id is not None
+        if account.ended is None:
+            mlflow.update_run(sent.run_id, status=account.status)
+        else:
+            mlflow.set_terminated(sent.run_id, account.status, int(account.ended * 1000))
+        sent.status, sent.ended = account.status, account.ended
+        self._keep(sent)
+
+    def _send_metrics(self, mlflow: "MlflowClient", sent: Sent, delivery: Delivery) -> None:
+        assert sent.run_id is not None
+        lines = lines_after(self._directory.metrics, sent.metrics_bytes)
+        for metrics, size, steps in batches(lines, ""):
+            log_metrics(mlflow, sent.run_id, metrics)
+            sent.metrics_bytes += size
+            delivery.steps += steps
+            self._keep(sent)
+
+    def _send_pictures(self, mlflow: "MlflowClient", sent: Sent, delivery: Delivery) -> None:
+        assert sent.run_id is not None
+        new = [
+            path
+            for path in sorted(self._directory.previews.glob("*-step-*.png"))
+            if path.name not in sent.images
+        ]
+        there: list[str] = []
+        if new and not self._certain and not delivery.opened:
+            there = [entry.path for entry in mlflow.list_artifacts(sent.run_id, "images")]
+        for path in new:
+            key, _, step = path.stem.partition("-step-")
+            begins = f"images/{key}+step+{int(step)}+"  # its small copy is sent last
+            if not any(each.startswith(begins) and each.endswith(".webp") for each in there):
+                stamp = int(path.stat().st_mtime * 1000)
+                with Image.open(path) as image:
+                    mlflow.log_image(
+                        sent.run_id,
+                        image.convert("RGB"),
+                        key=key,
+                        step=int(step),
+                        timestamp=stamp,
+                        synchronous=True,
+                    )
+                delivery.pictures += 1
+            sent.images.append(path.name)
+            self._keep(sent)
+        self._certain = True
+
+    def _send_artifacts(
+        self, mlflow: "MlflowClient", account: Account, sent: Sent, delivery: Delivery
+    ) -> None:
+        assert sent.run_id is not None
+        with patience(ARTIFACT_TIMEOUT):
+            for name, where in account.artifacts.items():
+                for path, folder in files(self._directory.path / where, name):
+                    key, changed = f"{folder}/{path.name}", path.stat().st_mtime_ns
+                    if sent.artifacts.get(key) != changed:
+                        mlflow.log_artifact(sent.run_id, str(path), folder)
+                        sent.artifacts[key] = changed
+                        delivery.artifacts += 1
+                        self._keep(sent)
 
 
-def client(uri: str) -> "MlflowClient":
-    """An MLflow client with bounded waiting; an sqlite store is created at its first use."""
+class LoadUploader:
+    """Sends a node's load to the run whose id lies in the run directory; makes no run."""
+
+    def __init__(self, directory: Path, link: Link, host: str) -> None:
+        self._directory, self._link, self._host = directory, link, host
+        self._lines = directory / "system" / f"{host}.jsonl"
+        self._client: MlflowClient | None = None
+
+    def sync(self, wait: float = 0.0) -> int:
+        """Send the samples that are new, once the run is there; returns how many."""
+        run_id = read_sent(self._directory).run_id
+        state = self._lines.with_name(f"{self._host}.sent")
+        lock = self._lines.with_name(f"{self._host}.lock")
+        with explained(self._link.uri), locked(lock, wait):
+            place = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
+            lines = lines_after(self._lines, place)
+            if run_id is None or not lines:
+                return 0
+            if self._client is None:
+                self._client = client(self._link.uri)
+            for metrics, size, _ in batches(lines, f"system/{self._host}/"):
+                log_metrics(self._client, run_id, metrics)
+                place += size
+                write_json(state, place)
+        return len(lines)
+
+
+def batches(lines: list[bytes], prefix: str) -> Iterator[tuple[list["Metric"], int, int]]:
+    """Lines of a record as MLflow's metrics: some at a time, their size in bytes and their number.
+
+    They keep the time at which they were measured, so MLflow knows a repeated one.
+    """
+    from mlflow.entities import Metric
+
+    some: list[Metric] = []
+    size = count = 0
+    for number, line in enumerate(lines):
+        entry = json.loads(line)
+        stamp = int(entry["time"] * 1000)
+        some += [
+            Metric(f"{prefix}{name}", value, stamp, entry["step"])
+            for name, value in entry["metrics"].items()
+        ]
+        size, count = size + len(line), count + 1
+        if len(some) > BATCH // 2 or number == len(lines) - 1:
+            yield some, size, count
+            some, size, count = [], 0, 0
+
+
+def log_metrics(mlflow: "MlflowClient", run_id: str, metrics: list["Metric"]) -> None:
+    """Send metrics in as many requests as they need."""
+    for first in range(0, len(metrics), BATCH):
+        mlflow.log_batch(run_id, metrics=metrics[first : first + BATCH], synchronous=True)
+
+
+def files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
+    """The files of an artifact and the folder each lies in; not what tracking itself writes."""
+    if path.is_file():
+        yield path, folder
+    elif path.is_dir():
+        own = {OPENING, SENT, "tracking.lock", "lock", "progress.json"}
+        for each in sorted(path.iterdir()):
+            if each.name not in own and each.name != "system" and not each.name.startswith("."):
+                yield from files(each, f"{folder}/{each.name}" if each.is_dir() else folder)
+
+
+def prepare() -> None:
+    """Import MLflow with bounded waiting: seconds, so not in a thread beside other imports."""
     for name, value in BOUNDS.items():
         os.environ.setdefault(name, value)
-    import mlflow
+    import mlflow  # noqa: F401
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def client(uri: str) -> "MlflowClient":
+    """An MLflow client with bounded waiting; an sqlite store is created at its first use.
+
+    Raises:
+        Refused: the URI is no address.
+    """
+    check_uri(uri)
+    prepare()
+    import mlflow
+
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
-def open_run(mlflow: "MlflowClient", link: Link, opening: Opening) -> str:
-    """Create a run and write its parameters, tags and data set; returns its id."""
-    from mlflow.entities import Dataset, DatasetInput, Param
-
-    experiment = mlflow.get_experiment_by_name(link.experiment)
-    artifacts = None
-    if link.uri.startswith("sqlite:///"):
-        artifacts = (Path(link.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-    identifier = (
-        experiment.experiment_id
-        if experiment
-        else mlflow.create_experiment(link.experiment, artifact_location=artifacts)
-    )
-    tags = {"mlflow.runName": opening.name, **opening.tags}
-    if link.parent:
-        tags["mlflow.parentRunId"] = link.parent
-    start = None if opening.started is None else int(opening.started * 1000)
-    run_id: str = mlflow.create_run(identifier, start_time=start, tags=tags).info.run_id
-    params = [
-        Param(key, str(value)[:VALUE_LIMIT]) for key, value in flatten(opening.params).items()
-    ]
-    for first in range(0, len(params), 100):
-        mlflow.log_batch(run_id, params=params[first : first + 100])
-    if opening.dataset:
-        name, digest, source = opening.dataset
-        dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
-        mlflow.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
+def open_run(mlflow: "MlflowClient", uri: str, account: Account, parent: str | None) -> str:
+    """The id of an account's run; made where an earlier try has not made it unheard."""
+    experiment = experiment_id(mlflow, uri, account.experiment)
+    made = mlflow.search_runs([experiment], f"tags.`mezzotint.id` = '{account.id}'", max_results=1)
+    if made:
+        found: str = made[0].info.run_id
+        return found
+    tags = {"mlflow.runName": account.name, "mezzotint.id": account.id}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    start = int(account.started * 1000)
+    run_id: str = mlflow.create_run(experiment, start_time=start, tags=tags).info.run_id
     return run_id
 
 
-def _short(error: Exception) -> str:
-    """The first line of a message, without the password of a URL in it."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return re.sub(r"://[^/@\s]*@", "://", line)[:200]
+def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
+    """The id of an experiment, made at its first run."""
+    from mlflow.exceptions import MlflowException
 
-
-def open_parent(root: Path, link: Link, opening: Opening) -> str | None:
-    """The parent run of a pipeline's run directory, made at the first call.
-
-    None when the server does not answer: stages then run untracked under a parent and keep their
-    records, and the pipeline goes on.
-    """
-    state = root / "tracking.json"
-    if state.is_file():
-        parent: str = json.loads(state.read_text(encoding="utf-8"))["run_id"]
-        return parent
+    found = mlflow.get_experiment_by_name(name)
+    if found:
+        known: str = found.experiment_id
+        return known
+    artifacts = None
+    if uri.startswith("sqlite:///"):
+        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     try:
-        parent = open_run(client(link.uri), link, opening)
-    except Exception as error:  # noqa: BLE001 - whatever a server does, the pipeline goes on
-        log.warning("MLflow does not answer (%s); the run goes on without it", _short(error))
-        return None
-    write_json(state, asdict(_Sent(run_id=parent)))
-    return parent
+        made: str = mlflow.create_experiment(name, artifact_location=artifacts)
+        return made
+    except MlflowException:
+        found = mlflow.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)  # another run was faster
 
 
-def close_parent(root: Path, link: Link, *, failed: bool) -> None:
-    """End a pipeline's parent run, with its result page."""
-    if link.parent is None:
-        return
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn whatever MLflow's client raises into a sentence without a password."""
     try:
-        mlflow = client(link.uri)
-        if (root / "index.html").is_file():
-            mlflow.log_artifact(link.parent, str(root / "index.html"))
-        mlflow.set_terminated(link.parent, "FAILED" if failed else "FINISHED")
-    except Exception as error:  # noqa: BLE001 - the run itself is complete on disk
-        log.warning("MLflow does not answer (%s)", _short(error))
+        yield
+    except TrainError:
+        raise
+    except Exception as error:  # noqa: BLE001 - requests, urllib3, SQLAlchemy and MLflow have their own
+        raise Refused(explain(error, uri)) from None
 
 
-def track_once(
-    directory: RunDirectory, link: Link | None, opening: Opening, artifacts: Mapping[str, Path]
-) -> None:
-    """Track a finished stage that has no training loop: its record, and what it left."""
-    if link is None:
-        return
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Wait at least so long for an answer: a server stores a large file before it answers."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    os.environ[name] = str(int(max(seconds, float(before))))
     try:
-        Uploader(directory, link, opening).finish("FINISHED", artifacts)
-    except Exception as error:  # noqa: BLE001 - the stage itself is complete on disk
-        log.warning("MLflow does not answer (%s)", _short(error))
+        yield
+    finally:
+        os.environ[name] = before

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.tracking import read_metrics
+from trainer.record import read_metrics
 
 pytestmark = pytest.mark.processes
 

@@ -12,7 +12,7 @@ import pytest
 
 from models import store
 from trainer.faults import PREEMPTED
-from trainer.tracking import read_metrics
+from trainer.record import read_metrics
 
 pytestmark = pytest.mark.processes
 STEPS = 60
