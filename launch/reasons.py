@@ -5,6 +5,7 @@ import re
 from launch.guard import BAD_INPUT
 from launch.slurm import JobState
 from launch.traces import Trace, tail
+from trainer.faults import PREEMPTED
 
 LOG_NOT_OPENED = 53
 """The signal SLURM names when a node could not open the job's log."""
@@ -38,10 +39,11 @@ ENDS = {
     "PREEMPTED": "was pushed out by another job",
     "BOOT_FAIL": "its node did not boot",
 }
-_REFUSAL = re.compile(r"^(?:\s*\d+: ?)?error: (.+)$")
-_FAULT = re.compile(
-    r"^(?:\s*\d+: ?)?(?:error: (.+)|((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*))$"
-)
+_RANK = r"^(?:\s*\d+: ?|\[rank\d+\]:\s*)?"
+_REFUSAL = re.compile(_RANK + r"error: (.+)$")
+_FAULT = re.compile(_RANK + r"(?:error: (.+)|((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*))$")
+_START = re.compile(r"^job: \d+ .*starts on ", re.MULTILINE)
+_AGAIN = re.compile(r"^job: exit code (\d+); back into the queue$", re.MULTILINE)
 _ADDRESS = re.compile(r"(\w://)[^\s'\"]*@")
 
 
@@ -52,6 +54,19 @@ def why_waiting(said: JobState) -> str | None:
             plain = said.reason in WAITING or " " in word
             return meaning.format(id=said.id) + ("" if plain else f" ({said.reason})")
     return said.reason or None
+
+
+def why_again(trace: Trace) -> str | None:
+    """What ended the last start of a job that is in the queue again, as its log tells."""
+    log = _START.split(tail(trace.log))[-1] if trace.log else ""
+    found = _AGAIN.search(log)
+    if found is None:
+        return None
+    code = int(found[1])
+    if code == PREEMPTED:
+        return "saved a checkpoint when it was told to leave"
+    complaint = last_complaint(log, code)
+    return f"ended with exit code {code}{f': {complaint}' if complaint else ''}"
 
 
 def why_failed(said: JobState | None, code: int | None, trace: Trace) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch.reasons import why_failed, why_waiting
+from launch.reasons import why_again, why_failed, why_waiting
 from launch.slurm import JobState
 from launch.submission import Attempt, Job
 from launch.traces import Plan, Trace
@@ -175,7 +175,10 @@ def of_live_job(stage: Known, said: JobState) -> Finding:
     if said.reason == "Dependency":
         return Finding("waiting", stage.awaited, said.submitted)
     again = said.restarts > 0 or said.state != "PENDING"
-    return Finding("requeued" if again else "pending", why_waiting(said), said.submitted)
+    if not again:
+        return Finding("pending", why_waiting(said), said.submitted)
+    told = "; ".join(filter(None, (why_again(stage.trace), why_waiting(said))))
+    return Finding("requeued", told or None, said.submitted)
 
 
 def of_local_process(stage: Known) -> Finding | None:

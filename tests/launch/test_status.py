@@ -143,6 +143,28 @@ def test_a_requeued_job_stands_at_its_checkpoint_until_it_reports_again(submitte
     assert (stage.step, stage.steps, stage.loss, stage.restarts) == (80, 120, None, 1)
 
 
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (
+            "job: exit code 75; back into the queue\n",
+            "saved a checkpoint when it was told to leave",
+        ),
+        (
+            "[rank0]: ValueError: odd\nsrun: error: n1\njob: exit code 1; back into the queue\n",
+            "ended with exit code 1: ValueError: odd",
+        ),
+        ("slurmstepd: error: *** JOB 2 CANCELLED DUE TO NODE FAILURE ***\n", None),
+    ],
+)
+def test_a_requeued_job_says_what_ended_its_last_start(submitted, log, words):
+    earlier = "job: 2 starts on n1\njob: exit code 75; back into the queue\n"
+    again = "job: 2 (restart 1) starts on n1\n"
+    (submitted / "train" / "logs" / "job.log").write_text(earlier + again + log)
+    stage = facts(submitted, said("train", "PENDING", reason="BeginTime", restarts=2)).stages[1]
+    assert stage.reason == "; ".join(filter(None, [words, "SLURM starts it in a moment"]))
+
+
 def test_a_failed_stage_is_told_with_the_last_error_of_its_log(submitted):
     (submitted / "words" / "logs" / "job.log").write_text(
         "error: an earlier start\nreading\n"
