@@ -17,12 +17,13 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.space import check_space
+from data_pipeline.storage_errors import TransientError
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +62,14 @@ class ShardCache:
 
     Safe to share between processes. Picklable; every process has its own prefetch thread.
 
+    A shard is fetched under its lock into a file of another name, which is renamed once it is
+    checked: whoever is killed leaves no torn copy, and whoever has the lock next knows that what
+    lies beside it is left over.
+
     Args:
         directory: On a disk of this node.
-        limit: Bytes to hold at most.
-        deadline: Seconds one transfer may take. Object stores that stall mid-body hang far
-            beyond their client's configured timeouts.
+        limit: Bytes of finished copies to keep at most.
+        patience: Seconds in which at least one byte of a transfer must arrive.
         retry_wait: Seconds before the second attempt, doubled before every later one.
     """
 
@@ -74,14 +78,15 @@ class ShardCache:
         directory: Path,
         limit: int | None = None,
         *,
-        deadline: float = 900.0,
+        patience: float = storage.ANSWER_SECONDS,
         retry_wait: float = 1.0,
     ) -> None:
         self.directory = directory
         self.limit = limit
-        self.deadline = deadline
+        self.patience = patience
         self.retry_wait = retry_wait
         self._ahead: _Ahead | None = None
+        self._tidy = False
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_ahead": None}
@@ -93,26 +98,61 @@ class ShardCache:
             DataError: The shard is missing, unreadable, not what its manifest says, or does
                 not fit.
         """
-        target = self.directory / shard.sha256[:2] / f"{shard.sha256}.tar"
-        if _is_whole(target, shard):
-            os.utime(target)
-            return target
-        self._make_directory(target.parent)
-        with FileLock(target.with_suffix(".lock")):
-            if not _is_whole(target, shard):
-                self._make_room(shard)
-                self._fetch(storage.join(url, shard.name), shard, target)
+        target = self._target(shard)
+        if not self._touch(target, shard):
+            self._make_directory(target.parent)
+            self._clean()
+            with FileLock(_lock(target)):
+                if not self._touch(target, shard):
+                    self._make_room(shard)
+                    self._fetch(storage.join(url, shard.name), shard, target)
         return target
 
     def prefetch(self, url: str, shards: Iterable[ShardEntry]) -> None:
-        """Fetch ``shards`` in the background, in this order.
+        """Fetch ``shards`` in the background, in this order, except those being fetched already.
 
         A failure is logged, not raised: whoever needs the shard fetches it again and hears.
         """
         if self._ahead is None or self._ahead.process != os.getpid():
-            self._ahead = _Ahead(self.fetch)
+            self._ahead = _Ahead(self._fetch_if_free)
         for shard in shards:
             self._ahead.ask(url, shard)
+
+    def _fetch_if_free(self, url: str, shard: ShardEntry) -> None:
+        """Fetch, unless another process is at it: the ranks of a node share the work."""
+        target = self._target(shard)
+        self._make_directory(target.parent)
+        try:
+            with FileLock(_lock(target), blocking=False):
+                pass
+        except Timeout:
+            return
+        self.fetch(url, shard)
+
+    def _target(self, shard: ShardEntry) -> Path:
+        return self.directory / shard.sha256[:2] / f"{shard.sha256}.tar"
+
+    def _touch(self, target: Path, shard: ShardEntry) -> bool:
+        """Whether the finished copy is there (its digest was checked before it got its name)."""
+        try:
+            if target.stat().st_size != shard.tar_bytes:
+                return False
+            os.utime(target)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _clean(self) -> None:
+        """Delete, once, what killed processes have left: files whose lock nobody holds."""
+        if self._tidy:
+            return
+        self._tidy = True
+        for path in self.directory.glob("*/*.tar.*"):
+            try:
+                with FileLock(_lock(path.with_name(f"{path.name[:64]}.tar")), blocking=False):
+                    path.unlink(missing_ok=True)
+            except Timeout:
+                continue
 
     def _make_directory(self, directory: Path) -> None:
         try:
@@ -139,10 +179,10 @@ class ShardCache:
     def _evict(self, keep: int) -> None:
         """Delete the least recently used copies until at most ``keep`` bytes remain."""
         copies = []
-        for path in self.directory.glob("*/*.tar*"):
+        for path in self.directory.glob("*/*.tar"):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # renamed by the process that was fetching it
+            except FileNotFoundError:  # evicted by another process
                 continue
             copies.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in copies)
@@ -154,44 +194,27 @@ class ShardCache:
 
     def _fetch(self, url: str, shard: ShardEntry, target: Path) -> None:
         """Transfer, check, expand and rename, trying again after faults that may pass."""
-        partial = target.with_suffix(f".tar.{os.getpid()}")
         wait = self.retry_wait
         for attempt in range(1, _ATTEMPTS + 1):
+            # a name of its own: a transfer that was given up may still write to the one before
+            partial = target.with_suffix(f".tar.{os.getpid()}-{attempt}")
             try:
-                self._transfer(url, partial)
+                storage.download(url, partial, patience=self.patience)
                 _check(url, shard, partial)
                 if shard.expanded_bytes is not None:
                     _expand(url, shard, partial)
                 partial.replace(target)
                 return
-            except (FileNotFoundError, PermissionError) as error:
-                raise DataError(f"{url}: cannot be fetched ({error})") from error
-            except (OSError, _Mismatch) as error:
+            except (TransientError, _Mismatch) as error:
                 if attempt == _ATTEMPTS or (isinstance(error, _Mismatch) and attempt == 2):
-                    raise DataError(f"{url}: {error}") from error
-                _log.warning("%s: %s; trying again in %.0f s", url, error, wait)
+                    raise DataError(str(error)) from error
+                _log.warning("%s; trying again in %.0f s", error, wait)
                 time.sleep(wait)
                 wait *= 2
+            except OSError as error:
+                raise DataError(f"{partial}: cannot be written ({error})") from error
             finally:
                 partial.unlink(missing_ok=True)
-
-    def _transfer(self, url: str, partial: Path) -> None:
-        system, path = storage.filesystem(url)
-        fault: list[BaseException] = []
-
-        def get() -> None:
-            try:
-                system.get_file(path, str(partial))
-            except BaseException as error:  # noqa: BLE001 (raised again in the waiting thread)
-                fault.append(error)
-
-        thread = threading.Thread(target=get, daemon=True, name="shard-transfer")
-        thread.start()
-        thread.join(self.deadline)
-        if thread.is_alive():
-            raise TimeoutError(f"the transfer took longer than {self.deadline:.0f} s")
-        if fault:
-            raise fault[0]
 
 
 class _Mismatch(Exception):
@@ -201,7 +224,7 @@ class _Mismatch(Exception):
 class _Ahead:
     """One background thread that fetches what will be needed next."""
 
-    def __init__(self, fetch: Callable[[str, ShardEntry], Path]) -> None:
+    def __init__(self, fetch: Callable[[str, ShardEntry], None]) -> None:
         self.process = os.getpid()
         self._fetch = fetch
         self._asked: queue.SimpleQueue[tuple[str, ShardEntry]] = queue.SimpleQueue()
@@ -219,19 +242,16 @@ class _Ahead:
                 _log.warning("prefetch: %s", error)
 
 
-def _is_whole(path: Path, shard: ShardEntry) -> bool:
-    """Whether the finished copy is there; its digest was checked before it got its name."""
-    try:
-        return path.stat().st_size == shard.tar_bytes
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+def _lock(target: Path) -> Path:
+    """The lock of a copy: held by the only process that may be fetching it."""
+    return target.with_suffix(".lock")
 
 
 def _check(url: str, shard: ShardEntry, path: Path) -> None:
     size, digest = path.stat().st_size, file_digest(path)
     if size != shard.bytes or digest != shard.sha256:
         raise _Mismatch(
-            f"does not match its manifest: {size:,} bytes, sha256 {digest[:12]}, where "
+            f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]}, where "
             f"{shard.bytes:,} bytes, sha256 {shard.sha256[:12]} were promised; run `mezzotint "
             f"data verify {url.rsplit('/', 1)[0]}`"
         )
@@ -244,7 +264,7 @@ def _expand(url: str, shard: ShardEntry, path: Path) -> None:
         with gzip.open(path) as source, plain.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
         if plain.stat().st_size != shard.expanded_bytes:
-            raise _Mismatch(f"expands to another size than {shard.expanded_bytes:,} bytes")
+            raise _Mismatch(f"{url}: expands to another size than {shard.expanded_bytes:,} bytes")
         plain.replace(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{url}: is not a gzip file ({error})") from error

@@ -1,14 +1,30 @@
-"""Files behind local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``)."""
+"""Files behind local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``).
+
+Endpoint, credentials and profile of an object store come from the environment alone (``AWS_*``).
+Whatever goes wrong there is a DataError, and nothing hangs for ever.
+"""
 
 import os
 import posixpath
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec.core
 from fsspec import AbstractFileSystem
 
 from data_pipeline.errors import DataError
+from data_pipeline.storage_errors import BARE, check_no_credentials, code, reason
+
+T = TypeVar("T")
+
+ANSWER_SECONDS = 60.0
+"""How long one answer, or one more byte of a transfer, may take. Stores that stall hang clients
+far beyond their own timeouts."""
+LIST_SECONDS = 600.0
+"""How long a listing or a small file may take."""
 
 
 def is_local(url: str) -> bool:
@@ -31,9 +47,16 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     Ask for it where it is used and never keep it: fsspec makes one per process, while an
     asynchronous file system (s3fs) carried through a fork hangs on its parent's event loop.
+
+    Raises:
+        DataError: Nothing serves such URLs, or it holds credentials.
     """
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        check_no_credentials(url)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    try:
+        system, path = fsspec.core.url_to_fs(url, **_options(url))
     except ValueError as error:
         raise DataError(f"{url}: no file system for this URL ({error})") from error
     except ImportError as error:
@@ -41,16 +64,25 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     return system, str(path)
 
 
+def _options(url: str) -> dict[str, object]:
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    settings: dict[str, object] = {"connect_timeout": 5}
+    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
+        # an endpoint that is not there is known in 20 s
+        settings["retries"] = {"mode": "standard", "total_max_attempts": 3}
+    # listings are not kept: other processes write to the store too
+    return {"config_kwargs": settings, "use_listings_cache": False}
+
+
 def exists(url: str) -> bool:
     """Whether a file or directory is at ``url``."""
-    system, path = filesystem(url)
-    return bool(system.exists(path))
+    return _kind(url) is not None
 
 
 def is_file(url: str) -> bool:
     """Whether a file is at ``url``."""
-    system, path = filesystem(url)
-    return bool(system.isfile(path))
+    return _kind(url) == "file"
 
 
 def read_bytes(url: str) -> bytes:
@@ -59,13 +91,10 @@ def read_bytes(url: str) -> bytes:
     Raises:
         DataError: The file is not there or cannot be read.
     """
-    system, path = filesystem(url)
     try:
-        return bytes(system.cat_file(path))
+        return _ask(url, "read", lambda system, path: bytes(system.cat_file(path)), LIST_SECONDS)
     except FileNotFoundError as error:
         raise DataError(f"{url}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{url}: cannot be read ({error})") from error
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -75,9 +104,9 @@ def write_bytes(url: str, content: bytes) -> None:
     """
     if is_local(url):
         path = local_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -88,64 +117,80 @@ def write_bytes(url: str, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    system, path_inside = filesystem(url)
-    try:
-        system.pipe_file(path_inside, content)
-    except OSError as error:
-        raise DataError(f"{url}: cannot be written ({error})") from error
+    seconds = LIST_SECONDS
+    _ask(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
 
 
 def walk(url: str) -> dict[str, int]:
     """Bytes of every file below the directory ``url``, by the path relative to it, sorted.
 
     Raises:
-        DataError: The directory is not there.
+        DataError: The directory cannot be listed.
     """
-    system, path = filesystem(url)
-    try:
-        found = system.find(path, detail=True)
-    except OSError as error:
-        raise DataError(f"{url}: cannot be listed ({error})") from error
-    root = path.rstrip("/") + "/"
+    root, found = _ask(
+        url,
+        "listed",
+        lambda system, path: (path.rstrip("/") + "/", system.find(path, detail=True)),
+        LIST_SECONDS,
+    )
     return {
         str(name).removeprefix(root): int(entry["size"] or 0)
         for name, entry in sorted(found.items())
     }
 
 
-def download(url: str, target: Path) -> None:
-    """Copy the file at ``url`` to the local path ``target``.
+def download(url: str, target: Path, *, patience: float = ANSWER_SECONDS) -> None:
+    """Copy the file at ``url`` to the local path ``target``, in one request.
+
+    Args:
+        url: What to copy.
+        target: A local path; it holds anything if this raises.
+        patience: Seconds in which at least one byte must arrive.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: It is not there or cannot be read.
+        TransientError: The same, but trying again may help.
     """
-    system, path = filesystem(url)
+    options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
+
+    def arrived() -> tuple[int, int] | None:
+        try:
+            status = target.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
     try:
-        system.get_file(path, str(target))
-    except OSError as error:
-        raise DataError(f"{url}: cannot be read ({error})") from error
+        _ask(
+            url,
+            "read",
+            lambda system, path: system.get_file(path, str(target), **options),
+            patience,
+            moved=arrived,
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file; copy it there again") from error
 
 
 def upload(source: Path, url: str) -> None:
     """Move the finished local file ``source`` to ``url``; ``source`` is gone afterwards."""
-    try:
-        if is_local(url):
+    if is_local(url):
+        try:
             target = local_path(url)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.replace(target)
-        else:
-            system, path = filesystem(url)
-            system.put_file(str(source), path)
-            source.unlink()
-    except OSError as error:
-        raise DataError(f"{url}: cannot be written ({error})") from error
+        except OSError as error:
+            raise DataError(f"{url}: cannot be written ({error})") from error
+        return
+    seconds = LIST_SECONDS + source.stat().st_size / 1e6
+    _ask(url, "written", lambda system, path: system.put_file(str(source), path), seconds)
+    source.unlink()
 
 
 def remove(url: str) -> None:
     """Delete the file at ``url`` if it is there."""
-    system, path = filesystem(url)
-    if system.exists(path):
-        system.rm_file(path)
+    if exists(url):
+        _ask(url, "deleted", lambda system, path: system.rm_file(path))
 
 
 def remove_directory(url: str) -> None:
@@ -160,13 +205,12 @@ def sizes(url: str) -> dict[str, int]:
     Raises:
         DataError: The directory is not there.
     """
-    system, path = filesystem(url)
     try:
-        listing = system.ls(path, detail=True)
+        listing = _ask(
+            url, "listed", lambda system, path: system.ls(path, detail=True), LIST_SECONDS
+        )
     except FileNotFoundError as error:
         raise DataError(f"{url}: no such directory") from error
-    except OSError as error:
-        raise DataError(f"{url}: cannot be listed ({error})") from error
     return {
         posixpath.basename(str(entry["name"])): int(entry["size"] or 0)
         for entry in listing
@@ -183,9 +227,92 @@ def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
         return sizes(url)
     found = {}
     for name in names:
-        system, path = filesystem(join(url, name))
         try:
-            found[name] = int(system.info(path)["size"] or 0)
+            found[name] = _ask(
+                join(url, name), "read", lambda system, path: int(system.info(path)["size"] or 0)
+            )
         except FileNotFoundError:
             continue
     return found
+
+
+def _kind(url: str) -> str | None:
+    """``file`` or ``directory``; None where nothing is."""
+    try:
+        return _ask(url, "read", lambda system, path: str(system.info(path)["type"]))
+    except FileNotFoundError:
+        return None
+
+
+def _ask(
+    url: str,
+    doing: str,
+    call: Callable[[AbstractFileSystem, str], T],
+    seconds: float = ANSWER_SECONDS,
+    moved: Callable[[], object] = lambda: None,
+) -> T:
+    """What ``call`` says of ``url``; faults become one sentence.
+
+    Raises:
+        FileNotFoundError: Nothing is there; every caller has its own words for it.
+        DataError: All else.
+    """
+    system, path = filesystem(url)
+    if is_local(url):
+        try:
+            return call(system, path)
+        except FileNotFoundError:
+            raise
+        except NotADirectoryError as error:
+            raise FileNotFoundError(url) from error
+        except OSError as error:
+            raise DataError(f"{url}: cannot be {doing} ({error})") from error
+    try:
+        return within(seconds, lambda: call(system, path), moved)
+    except Exception as error:
+        known = reason(_in_words(error, system, path), doing)
+        if known is None:
+            raise
+        raise known.error(url) from error
+
+
+def _in_words(error: Exception, system: AbstractFileSystem, path: str) -> Exception:
+    """``error``, or what a listing says where the store gave a number without a reason."""
+    if code(error) not in BARE:
+        return error
+    try:
+        within(ANSWER_SECONDS, lambda: system.ls(posixpath.dirname(path)))
+    except Exception as told:  # noqa: BLE001 (looked at, and the first error is raised)
+        if code(told) not in {*BARE, None}:
+            return told
+    return error
+
+
+def within(seconds: float, call: Callable[[], T], moved: Callable[[], object] = lambda: None) -> T:
+    """What ``call`` gives.
+
+    Raises:
+        TimeoutError: It took longer, and ``moved()`` stayed the same for so long. The call goes
+            on in a thread that nobody waits for.
+    """
+    results: list[T] = []
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 (raised again in the waiting thread)
+            faults.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="storage")
+    thread.start()
+    seen, since = moved(), time.monotonic()
+    while thread.is_alive() and time.monotonic() < since + seconds:
+        thread.join(min(1.0, seconds / 4))
+        if (now := moved()) != seen:
+            seen, since = now, time.monotonic()
+    if faults:
+        raise faults[0]
+    if not results:
+        raise TimeoutError(f"no answer for {seconds:.0f} s")
+    return results[0]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -104,3 +105,12 @@ def tokenizer_directory(tmp_path: Path, tokenizer: Tokenizer) -> str:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(tokenizer.model_bytes)
     return str(tmp_path / "tokenizer")
+
+
+@pytest.fixture
+def remote(squares):
+    """The squares behind a URL that is not local."""
+    system = fsspec.filesystem("memory")
+    system.put(squares, "/bucket/squares", recursive=True)
+    yield "memory://bucket/squares"
+    system.rm("/bucket", recursive=True)
