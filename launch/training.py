@@ -45,7 +45,7 @@ def train(recipe: Recipe, run: RunDirectory, link: Link | None, progress: Progre
             return
         from trainer.session import run as train_here
 
-        if train_here(recipe, run, link, progress).preempted:
+        if train_here(recipe, run, link, progress).preempted and leads():
             raise Stopped(PREEMPTED)
 
 

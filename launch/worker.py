@@ -22,7 +22,7 @@ def work(path: Path) -> int:
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     with Reporter(path) if main else silent(path / "logs" / f"rank-{place().rank}") as reporter:
         state = run(load(directory.recipe), directory, link_from_environment(), reporter)
-    return PREEMPTED if state.preempted else 0
+    return PREEMPTED if state.preempted and main else 0  # one process speaks for all
 
 
 def silent(directory: Path) -> Reporter:

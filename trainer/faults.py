@@ -20,7 +20,11 @@ PREEMPTED = 75
 
 
 class Preemption:
-    """A flag raised by SIGTERM or SIGUSR2; acted upon at the end of a step, not in the handler."""
+    """A flag raised by SIGTERM or SIGUSR2; acted upon at the end of a step, not in the handler.
+
+    A process that has been told to leave does not hear it twice: when the first of a job's processes
+    is gone, SLURM tells the others again, and they may still be sending what is left to send.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -37,6 +41,8 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.requested:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

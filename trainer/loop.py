@@ -93,6 +93,7 @@ def train(
             pictures = preview(recipe, task, engines, state.emas, batch, state.step)
             around.tracker.pictures(state.step, pictures)
         leaving = distributed.any_of(around.preemption.requested, around.world.device)
+        around.preemption.requested = leaving
         if state.step % recipe.checkpoint.every == 0 or last or leaving:
             place = start.state_after(state.step - first).to_json()
             around.checkpoints.save(state.step, engines, state.emas, {"stream": place})
