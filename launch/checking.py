@@ -1,18 +1,57 @@
 """What a recipe would do, worked out without starting anything."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from launch.cluster import Cluster, Shape, memory_bytes
+from launch.errors import LaunchError
+from launch.footprint import FLOAT, Footprint, Sizes, checkpoint_bytes, footprint, sizes
+from launch.script import Task, render
+from launch.submission import TRAIN
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
-from trainer.engine_config import deepspeed_config, resolve_precision
-from trainer.recipe import Recipe, dump
+from trainer.engine_config import chosen_precision, deepspeed_config, prepare, resolve_precision
+from trainer.recipe import Precision, Recipe, dump
 from trainer.run import RunDirectory
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What the recipe would run on."""
+
+    nodes: int
+    processes: int
+    processes_per_node: int
+    device: str
+    """`gpu` or `cpu`."""
+    precision: Precision
+    memory: int | None
+    """Bytes a process may fill (of its GPU, or its share of the node's memory), where known."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process, without activations."""
+
+    parts: Mapping[str, Footprint]
+    total: int
+    """All parts, an upper bound."""
+    start: int
+    """What it holds for a while at its start: whole networks in fp32, before they are shared."""
+    largest_layer: int
+    """Numbers of the largest layer, which ZeRO-3 gathers whole."""
+    available: int | None
+    fits: bool | None
+    """Whether total and start are below what is available; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +62,17 @@ class Report:
     resolved: str
     parameters: Mapping[str, Mapping[str, int]]
     total: int
+    block_matrices: Mapping[str, int]
+    """Weights in the matrices of a transformer's blocks, by part."""
     steps: int
     per_step: Mapping[str, int]
+    machines: Machines
+    memory: Memory
+    checkpoint_bytes: int
     deepspeed: Mapping[str, Any]
+    """DeepSpeed's JSON by part."""
+    job_script: str | None
+    """What `mezzotint submit` would hand to SLURM; None without a cluster."""
     writes: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -34,27 +81,90 @@ class Report:
         del tree["resolved"]
         return json.dumps(tree, indent=1)
 
-    def to_text(self) -> str:
-        """For people."""
-        lines = [self.resolved.rstrip(), "", "parameters (exact, trainable):"]
-        for part, modules in self.parameters.items():
-            lines += [f"  {part}.{name}: {count:,}" for name, count in modules.items()]
-        lines += [f"  total: {self.total:,}", "", f"steps: {self.steps:,}"]
-        lines += [f"per step: {count:,} {unit}" for unit, count in self.per_step.items()]
-        lines += ["", "deepspeed:", json.dumps(self.deepspeed, indent=1), "", "would write:"]
-        lines += [f"  {path}" for path in self.writes]
-        return "\n".join(lines)
 
-
-def check_recipe(recipe: Recipe, runs: Path, processes: int) -> Report:
+def check_recipe(
+    recipe: Recipe,
+    runs: Path,
+    *,
+    processes: int | None = None,
+    cluster: Cluster | None = None,
+    nodes: int | None = None,
+) -> Report:
     """Resolve, count and plan; nothing is started and nothing is written.
+
+    For a cluster's training job (on `nodes` nodes, by default as many as the cluster file says), or
+    for `processes` processes on this machine.
 
     Raises:
         TrainError: the global batch cannot be shared by that many processes.
+        LaunchError: settings of both kinds of machine at once.
     """
+    machines, shape = _machines(recipe, processes, cluster, nodes)
+    micro = recipe.micro_batch_for(machines.processes)
     with torch.device("meta"):
         parts = recipe.task.build(recipe.model.build()).parts()
-    parameters = {
+    prepare(parts, recipe)
+    run = RunDirectory(runs / recipe.name)
+    numbers = {name: sizes(part) for name, part in parts.items()}
+    return Report(
+        recipe=recipe.model_dump(mode="json"),
+        resolved=dump(recipe),
+        parameters=_parameters(parts),
+        total=sum(part.total for part in numbers.values()),
+        block_matrices=_block_matrices(parts),
+        steps=recipe.steps,
+        per_step=_per_step(recipe, micro, machines.processes),
+        machines=machines,
+        memory=_memory(recipe, numbers, machines),
+        checkpoint_bytes=checkpoint_bytes(
+            list(numbers.values()),
+            zero=recipe.engine.zero,
+            precision=machines.precision,
+            averaged=recipe.ema is not None,
+        ),
+        deepspeed={
+            name: deepspeed_config(recipe, name, machines.processes, machines.precision)
+            for name in parts
+        },
+        job_script=None if cluster is None or shape is None else _script(run, cluster, shape),
+        writes=tuple(
+            str(path)
+            for path in (run.recipe, run.metrics, run.checkpoints, run.previews, run.model)
+        ),
+    )
+
+
+def _machines(
+    recipe: Recipe, processes: int | None, cluster: Cluster | None, nodes: int | None
+) -> tuple[Machines, Shape | None]:
+    """Where the recipe would run; on a cluster with GPUs, `auto` is taken for bf16."""
+    wanted = recipe.engine.precision
+    if cluster is None:
+        if nodes is not None:
+            raise LaunchError("--nodes: needs --cluster, whose nodes it counts")
+        count = processes or 1
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = resolve_precision(wanted, device)
+        kind = "gpu" if device.type == "cuda" else "cpu"
+        return Machines(1, count, count, kind, precision, None), None
+    if processes is not None:
+        raise LaunchError("--processes: the cluster file says how many; use --nodes")
+    shape = cluster.training(nodes)
+    if shape.gpus_per_node:
+        precision = chosen_precision(wanted, gpu=True, bf16=True)
+        memory = cluster.gpu_memory and memory_bytes(cluster.gpu_memory)
+    else:
+        precision = resolve_precision(wanted, torch.device("cpu"))
+        memory = cluster.memory and memory_bytes(cluster.memory) // shape.tasks_per_node
+    device_kind = "gpu" if shape.gpus_per_node else "cpu"
+    return Machines(
+        shape.nodes, shape.tasks, shape.tasks_per_node, device_kind, precision, memory or None
+    ), shape
+
+
+def _parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """Trainable numbers by part and submodule; a submodule without any is left out."""
+    counted = {
         part: {
             name: sum(weight.numel() for weight in child.parameters())
             for name, child in module.named_children()
@@ -62,24 +172,69 @@ def check_recipe(recipe: Recipe, runs: Path, processes: int) -> Report:
         | {name: weight.numel() for name, weight in module.named_parameters(recurse=False)}
         for part, module in parts.items()
     }
-    per_step = {"images": recipe.batch, "samples per forward": recipe.micro_batch_for(processes)}
+    return {part: {name: n for name, n in each.items() if n} for part, each in counted.items()}
+
+
+def _block_matrices(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The effective size of a transformer (12 width^2 a layer), where a part is one."""
+    found = {}
+    for name, part in parts.items():
+        blocks = dict(part.named_children()).get("blocks")
+        if blocks is not None:
+            found[name] = sum(weight.numel() for weight in blocks.parameters() if weight.ndim == 2)
+    return found
+
+
+def _per_step(recipe: Recipe, micro: int, processes: int) -> dict[str, int]:
+    per_step = {
+        "images": recipe.batch,
+        "samples per forward": micro,
+        "forwards per process": recipe.batch // (micro * processes),
+    }
     shape = text_shape(recipe.model)
     if shape is not None:
         per_step["text tokens"] = recipe.batch * shape.length
     if isinstance(recipe.model, PriorConfig):
         per_step["image tokens"] = recipe.batch * recipe.model.image_length
-    run = RunDirectory(runs / recipe.name)
-    precision = resolve_precision(recipe.engine.precision, torch.device("cpu"))
-    return Report(
-        recipe=recipe.model_dump(mode="json"),
-        resolved=dump(recipe),
-        parameters=parameters,
-        total=sum(count for part in parameters.values() for count in part.values()),
-        steps=recipe.steps,
-        per_step=per_step,
-        deepspeed=deepspeed_config(recipe, next(iter(parts)), processes, precision),
-        writes=tuple(
-            str(path)
-            for path in (run.recipe, run.metrics, run.checkpoints, run.previews, run.model)
-        ),
+    return per_step
+
+
+def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) -> Memory:
+    parts = {
+        name: footprint(
+            part,
+            zero=recipe.engine.zero,
+            precision=machines.precision,
+            world=machines.processes,
+            averaged=recipe.ema is not None,
+        )
+        for name, part in numbers.items()
+    }
+    total = reduce(Footprint.__add__, parts.values()).total
+    start = FLOAT * sum(part.total for part in numbers.values())
+    available = machines.memory
+    return Memory(
+        parts=parts,
+        total=total,
+        start=start,
+        largest_layer=max(part.largest_layer for part in numbers.values()),
+        available=available,
+        fits=None if available is None else max(total, start) <= available,
     )
+
+
+def _script(run: RunDirectory, cluster: Cluster, shape: Shape) -> str:
+    root = run.path.absolute()
+    task = Task(
+        run=run.path.name,
+        stage=TRAIN,
+        root=root,
+        directory=root,
+        command=("launch.worker", str(root)),
+        shape=shape,
+        trains=True,
+    )
+    script = render(
+        task, cluster, python=sys.executable, cwd=str(Path.cwd()), environment=os.environ
+    )
+    return script.text

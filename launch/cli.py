@@ -106,25 +106,39 @@ def stage(
 
 
 @app.command(
-    epilog="Example:  [bold]mezzotint check recipes/emoji_base.yaml batch=64 engine.zero=3[/]"
+    epilog="Examples:  [bold]mezzotint check recipes/emoji_base.yaml batch=64 engine.zero=3[/]  ·  "
+    "[bold]mezzotint check recipes/dalle_prior_12b.yaml --cluster cluster.yaml --nodes 32[/]"
 )
 def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    processes: Annotated[int, typer.Option(help="Data-parallel processes to plan for.")] = 1,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Plan for a training job on this cluster.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Its nodes; the cluster file's by default.", min=1)
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Without a cluster: processes on this machine.", min=1)
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a recipe would do: settings, exact parameters, steps, files. Starts nothing."""
-    from contextlib import redirect_stdout
-
-    with redirect_stdout(sys.stderr):  # DeepSpeed keeps, for its log, what is stdout at its import
-        from launch.checking import check_recipe
+    """Say what a recipe would do: exact parameters, memory, DeepSpeed, job. Starts nothing."""
+    from launch.check_view import to_text
+    from launch.checking import check_recipe
+    from launch.cluster import load as load_cluster
     from trainer.recipe import load
 
-    report = check_recipe(load(recipe, overrides or []), runs, processes)
-    typer.echo(report.to_json() if as_json else report.to_text())
+    report = check_recipe(
+        load(recipe, overrides or []),
+        runs,
+        processes=processes,
+        cluster=None if cluster is None else load_cluster(cluster),
+        nodes=nodes,
+    )
+    typer.echo(report.to_json() if as_json else to_text(report))
 
 
 @app.command(

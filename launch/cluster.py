@@ -53,6 +53,8 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     gpus_per_node: int = Field(default=0, ge=0)
     memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
     """Memory of each node, as SLURM writes it (`--mem`); None: the partition's default."""
+    gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
+    """Memory of each GPU, written likewise; `mezzotint check` says whether training fits."""
     time: str | None = Field(default=None, pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
     """Time limit of a job, as SLURM writes it (`1-12:00:00`)."""
     signal_seconds: int = Field(default=120, gt=0)
