@@ -76,10 +76,10 @@ class Checkpoints:
         distributed.barrier()
         for name, engine in engines.items():
             engine.save(str(temporary))
-            if name in emas:
+            if name in emas and (engine.zero == 3 or self.world.is_main):
                 save_file(
                     {key: value.contiguous() for key, value in emas[name].values.items()},
-                    temporary / f"ema-{name}-rank_{self.world.rank}_.safetensors",
+                    temporary / self._averages(name, engine),
                 )
         if self.world.is_main:
             counts = {name: ema.updates for name, ema in emas.items()}
@@ -157,9 +157,14 @@ class Checkpoints:
         for name, engine in engines.items():
             engine.restore(str(path))
             if name in emas:
-                shard = path / f"ema-{name}-rank_{self.world.rank}_.safetensors"
-                emas[name].restore(load_file(shard), state["ema_updates"][name])
+                shard = load_file(path / self._averages(name, engine))
+                emas[name].restore(shard, state["ema_updates"][name])
         return state
+
+    def _averages(self, part: str, engine: Engine) -> str:
+        """The file of a process's averages: its own shard, or the whole that all of them have."""
+        rank = self.world.rank if engine.zero == 3 else 0
+        return f"ema-{part}-rank_{rank}_.safetensors"
 
 
 def verify(path: Path) -> str | None:
