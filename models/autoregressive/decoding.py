@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from models.autoregressive.prior import PAD, Prior
 from models.errors import ModelError
-from models.nn.attention import Cache
+from models.nn.attention import Memory
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total."""
@@ -110,7 +110,7 @@ class _Cached:
     def __init__(self, prior: Prior, text: Tensor) -> None:
         self._prior = prior
         self._text: Tensor | None = prior.embed_text(text)
-        self._caches: list[Cache] | None = None
+        self._caches: list[Memory] | None = None
         self._seen = 0
 
     def __call__(self, known: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """The transformer prior of DALL-E over text and image tokens (arXiv 2102.12092, 2.2 and B)."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.attention import Cache
+from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
+from models.autoregressive.sparse import SparseReach
+from models.nn.attention import Cache, Memory
 from models.nn.embedding import GridPlaces, Places
 from models.nn.transformer import Block
 
@@ -18,8 +20,8 @@ PAD = 0
 class PriorConfig(BaseModel, frozen=True, extra="forbid"):
     """The paper's 12-billion network: width 3968, 64 layers, 62 heads of 64, grid 32 x 32.
 
-    Its blocks then hold 12 x width^2 x layers = 12,092,178,432 matrix weights. Attention is dense
-    and causal; the paper's sparse masks are not offered.
+    Its blocks then hold 12 x width^2 x layers = 12,092,178,432 matrix weights, and `mask_flavor` is
+    `paper`. The sequence begins with one learned vector; nothing stands between text and image.
     """
 
     kind: Literal["prior"] = "prior"
@@ -33,6 +35,28 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
     heads: int = Field(default=4, gt=0)
     head_width: int = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    mask_flavor: MaskFlavor = "dense"
+    """Which earlier places a layer reads: all, or as the paper or DALLE-pytorch have it."""
+    mask_kernel: int | None = Field(default=None, gt=0)
+    """Side of the convolutional mask, odd; 11 in the paper and 5 in DALLE-pytorch where None."""
+
+    @model_validator(mode="after")
+    def _kernel_has_a_middle(self) -> Self:
+        if self.mask_kernel is not None and (
+            self.mask_kernel % 2 == 0 or self.mask_flavor == "dense"
+        ):
+            raise ValueError("mask_kernel is odd, and belongs to a mask_flavor that is not dense")
+        return self
+
+    @property
+    def prefix_length(self) -> int:
+        """Places before the image: the start and the caption."""
+        return 1 + self.text_length
+
+    @property
+    def patterns(self) -> tuple[Pattern | None, ...]:
+        """What each layer reads of the image; None: all that is earlier."""
+        return layer_patterns(self.mask_flavor, self.layers, self.grid[1], self.mask_kernel)
 
     @property
     def image_length(self) -> int:
@@ -72,10 +96,7 @@ class Prior(nn.Module):
         self.image_token = nn.Embedding(config.image_vocab, width)
         self.image_place = GridPlaces(*config.grid, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.head_width, causal=True, dropout=config.dropout)
-            for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
         self.text_head = nn.Linear(width, config.text_vocab)
         self.image_head = nn.Linear(width, config.image_vocab)
@@ -114,18 +135,42 @@ class Prior(nn.Module):
         """Image tokens (B, n) at the places first..first+n-1: (B, n, width)."""
         return self.image_token(codes) + self.image_place(first, first + codes.shape[1])
 
-    def run(self, x: Tensor, caches: list[Cache] | None = None) -> Tensor:
+    def run(self, x: Tensor, caches: list[Memory] | None = None) -> Tensor:
         """Embedded tokens through all blocks: (B, L, width) to (B, L, width), normalised."""
         x = self.dropout(x)
         for place, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[place])
         return self.norm(x)
 
-    def new_caches(self, batch: int) -> list[Cache]:
+    def new_caches(self, batch: int) -> list[Memory]:
         """Empty caches, one per block."""
         config = self.config
         length = config.text_length + config.image_length
-        return [Cache(batch, config.heads, length, config.head_width) for _ in range(config.layers)]
+        reaches = (reach_of(config, pattern) for pattern in config.patterns)
+        return [
+            Cache(batch, config.heads, length, config.head_width)
+            if reach is None
+            else reach.new_cache(batch, config.heads, config.head_width)
+            for reach in reaches
+        ]
+
+
+def reach_of(config: PriorConfig, pattern: Pattern | None) -> SparseReach | None:
+    """How a layer with this pattern attends; None: densely."""
+    if pattern is None:
+        return None
+    return SparseReach(pattern, config.prefix_length, config.image_length)
+
+
+def _block(config: PriorConfig, pattern: Pattern | None) -> Block:
+    return Block(
+        config.width,
+        config.heads,
+        config.head_width,
+        causal=True,
+        dropout=config.dropout,
+        reach=reach_of(config, pattern),
+    )
 
 
 def prior_loss(

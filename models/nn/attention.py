@@ -1,4 +1,6 @@
-"""Dense self-attention with one fused projection, and the cache of its keys and values."""
+"""Self-attention with one fused projection, and the cache of its keys and values."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,35 @@ SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
 
 
+class Memory(Protocol):
+    """Keys and values that one attention layer reads again."""
+
+    filled: int
+    """Places taken so far."""
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Take the (B, H, n, C) of the first places into the empty memory."""
+        ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take one more place, each (B, H, 1, C), and return what it reads."""
+        ...
+
+
+class Reach(Protocol):
+    """Which earlier places a layer reads, and how its attention is computed."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax(q k / sqrt(C)) v of (B, H, L, C) over the places that may be read."""
+        ...
+
+    def new_cache(self, batch: int, heads: int, head_width: int) -> Memory:
+        """An empty cache of the places that are read again."""
+        ...
+
+
 class Cache:
-    """Keys and values of one attention layer, filled from the left."""
+    """Keys and values of one attention layer that reads all earlier places."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int) -> None:
         self._shape = (2, batch, heads, length, head_width)
@@ -26,17 +55,36 @@ class Cache:
         self._store[1, :, :, first : self.filled] = value
         return self._store[0, :, :, : self.filled], self._store[1, :, :, : self.filled]
 
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """See `Memory`."""
+        self.append(key, value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `Memory`."""
+        return attend(query, *self.append(key, value), causal=False)
+
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, softmax(q k / sqrt(head width)) v (arXiv 1706.03762, eq. 1)."""
+    """Multi-head self-attention, softmax(q k / sqrt(head width)) v (arXiv 1706.03762, eq. 1).
 
-    def __init__(self, width: int, heads: int, head_width: int, *, causal: bool) -> None:
+    It reads all places, only earlier ones if `causal`, or those of a sparse `reach`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        *,
+        causal: bool,
+        reach: Reach | None = None,
+    ) -> None:
         super().__init__()
-        self.heads, self.head_width, self.causal = heads, head_width, causal
+        self.heads, self.head_width, self.causal, self.reach = heads, head_width, causal, reach
         self.qkv = nn.Linear(width, 3 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).
 
         With a cache, `x` holds the places that follow the cached ones: any number of them into an
@@ -45,13 +93,20 @@ class SelfAttention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        causal = self.causal and length > 1
-        if cache is not None:
-            if causal and cache.filled:
+        if cache is not None and cache.filled:
+            if length > 1:
                 raise ValueError("a filled cache takes one place at a time")
-            key, value = cache.append(key, value)
-        mixed = attend(query, key, value, causal=causal)
+            mixed = cache.attend(query, key, value)
+        else:
+            if cache is not None:
+                cache.fill(key, value)
+            mixed = self._attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.reach is None:
+            return attend(query, key, value, causal=self.causal and query.shape[2] > 1)
+        return self.reach.attend(query, key, value)
 
 
 class ContextAttention(nn.Module):

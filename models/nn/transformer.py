@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.nn.attention import Cache, ContextAttention, SelfAttention
+from models.nn.attention import ContextAttention, Memory, Reach, SelfAttention
 
 
 class FeedForward(nn.Module):
@@ -36,15 +36,16 @@ class Block(nn.Module):
         causal: bool,
         dropout: float,
         gelu: Literal["tanh", "none"] = "tanh",
+        reach: Reach | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, head_width, causal=causal)
+        self.attention = SelfAttention(width, heads, head_width, causal=causal, reach=reach)
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, gelu=gelu)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
         """(B, L, width) to (B, L, width)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         return x + self.dropout(self.feed_forward(self.forward_norm(x)))

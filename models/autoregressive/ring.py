@@ -1,0 +1,75 @@
+"""Keys and values of a sparse layer: only what later places read again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.autoregressive.patterns import Pattern
+
+
+class RingCache:
+    """The caption's keys and values, then a ring of those of the newest image places.
+
+    Image place p lies in slot p mod `kept`. A row layer of the paper's shape keeps 33 of 1,024.
+    """
+
+    def __init__(
+        self, pattern: Pattern, prefix: int, places: int, batch: int, heads: int, head_width: int
+    ) -> None:
+        self.pattern, self.prefix = pattern, prefix
+        self.kept = pattern.kept(places)
+        self._shape = (2, batch, heads, prefix + self.kept, head_width)
+        self._store: Tensor | None = None
+        self.filled = 0
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Take the (B, H, n, C) of caption and first image places into the empty cache."""
+        # the first keys say in which precision and where (autocast decides late)
+        store = self._store = key.new_empty(self._shape)
+        count = key.shape[2] - self.prefix
+        newest = torch.arange(max(0, count - self.kept), count, device=key.device)
+        for half, new in zip(store, (key, value), strict=True):
+            half[:, :, : self.prefix] = new[:, :, : self.prefix]
+            half[:, :, self.prefix + newest % self.kept] = new[:, :, self.prefix + newest]
+        self.filled = key.shape[2]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take one new image place (B, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        assert self._store is not None
+        place = self.filled - self.prefix
+        slot = self.prefix + place % self.kept
+        self._store[0, :, :, slot] = key[:, :, 0]
+        self._store[1, :, :, slot] = value[:, :, 0]
+        self.filled += 1
+        keys, values = self._store
+        reads = self.pattern.remembered(place)
+        query = query * query.shape[-1] ** -0.5
+        if isinstance(reads, slice) and reads.step is None:
+            last = self.prefix + reads.stop
+            weights = (query @ keys[:, :, :last].transpose(-1, -2)).softmax(dim=-1)
+            return weights.to(values.dtype) @ values[:, :, :last]
+        return self._attend_apart(query, keys, values, reads)
+
+    def _attend_apart(
+        self, query: Tensor, keys: Tensor, values: Tensor, reads: slice | Sequence[int]
+    ) -> Tensor:
+        """Caption and image apart, so that only what is read of the image is moved."""
+        first = self.prefix
+        near_keys = _chosen(keys[:, :, first:], reads)
+        near_values = _chosen(values[:, :, first:], reads)
+        scores = torch.cat(
+            [
+                query @ keys[:, :, :first].transpose(-1, -2),
+                query @ near_keys.transpose(-1, -2),
+            ],
+            dim=-1,
+        )
+        weights = scores.softmax(dim=-1).to(values.dtype)
+        return weights[..., :first] @ values[:, :, :first] + weights[..., first:] @ near_values
+
+
+def _chosen(store: Tensor, reads: slice | Sequence[int]) -> Tensor:
+    if isinstance(reads, slice):
+        return store[:, :, reads]
+    return store.index_select(2, torch.tensor(reads, device=store.device))
