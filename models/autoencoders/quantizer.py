@@ -40,7 +40,8 @@ class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     """A codebook of moving averages of the vectors that chose each code (1711.00937, A.1).
 
     A code whose averaged count falls below `restart` of a fair share (all positions / K) is put in
-    the place of a random encoder output of the step; None leaves dead codes dead.
+    the place of a random encoder output of the step; None leaves dead codes dead. All codes start
+    dead, so that the first steps spread them over what the encoder gives.
     """
 
     kind: Literal["ema_vq"] = "ema_vq"
@@ -125,8 +126,9 @@ class EmaVectorQuantizer(nn.Module):
         self.config = config
         codebook = nn.init.normal_(torch.empty(config.codes, channels))
         self.register_buffer("codebook", codebook)
-        self.register_buffer("counts", torch.ones(config.codes))
-        self.register_buffer("sums", codebook.clone())
+        alive = 1.0 if config.restart is None else 0.0
+        self.register_buffer("counts", torch.full((config.codes,), alive))
+        self.register_buffer("sums", codebook * alive)
 
     def forward(self, h: Tensor, rng: Generator) -> Latent:
         """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.

@@ -26,7 +26,8 @@ class Codebooks:
     def add(self, latents: Sequence[Latent]) -> None:
         """Take in one micro-batch."""
         fresh = [latent.statistics for latent in latents if latent.statistics is not None]
-        self._seen = [joined(*pair) for pair in zip(self._seen, fresh, strict=True)] or fresh
+        before = self._seen
+        self._seen = [joined(*pair) for pair in zip(before, fresh, strict=True)] if before else fresh
 
     def commit(self, rng: Generator) -> None:
         """Sum over all processes and update the model's codebooks; every process calls it.

@@ -119,7 +119,9 @@ def test_the_kl_does_not_depend_on_the_batch_size():
     torch.manual_seed(0)
     model = TINY.build()
     image = torch.rand(1, 3, 32, 32, generator=rng()) * 2 - 1
-    values = [float(model(image.expand(count, -1, -1, -1), rng()).latent.loss) for count in (1, 4, 16)]
+    values = [
+        float(model(image.expand(count, -1, -1, -1), rng()).latent.loss) for count in (1, 4, 16)
+    ]
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-6)
 
 
