@@ -2,10 +2,16 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from data_pipeline.storage_errors import check_no_credentials
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 """A name usable as a webdataset member extension."""
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(check_no_credentials)]
+"""A local path or any fsspec URL. Endpoint and credentials come from the environment alone."""
 
 
 class ImageConfig(BaseModel, frozen=True, extra="forbid"):
@@ -27,7 +33,7 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
 class TextConfig(BaseModel, frozen=True, extra="forbid"):
     """How a caption becomes ``length`` token ids."""
 
-    tokenizer: str = Field(min_length=1)
+    tokenizer: Location
     """A directory that holds ``tokenizer.model``, or that file; local or any fsspec URL."""
     length: int = Field(gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -49,7 +55,7 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """A shard set and what to read of each of its samples."""
 
-    url: str = Field(min_length=1)
+    url: Location
     """Directory of the set (where ``manifest.json`` lies): a local path or any fsspec URL."""
     select: tuple[Selection, ...] = ()
     """The union of these selections; empty means every sample."""
@@ -57,7 +63,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     text: TextConfig | None = None
     arrays: tuple[Identifier, ...] = ()
     """Array members of a derived set, for instance ``codes`` for ``KEY.codes.npy``."""
-    encoder: str | None = None
+    encoder: Location | None = None
     """The model directory, or its hex digest, that must have made a derived set."""
     shuffle_block: int = Field(default=8, gt=0)
     """Samples are shuffled inside blocks of this many shards; also what the cache must hold."""

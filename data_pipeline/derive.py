@@ -15,7 +15,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.build import Progress, RawSample, write_shards
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, Split, read_manifest
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data_pipeline.shards import check_sizes
 
 Encode = Callable[[Batch], Mapping[str, NDArray[np.generic]]]
@@ -69,7 +69,7 @@ def derive(
             **{f"{name}.npy": f"array '{name}' made by the encoder" for name in fields},
         },
         encoder=encoder,
-        splits=_splits(dataset),
+        splits=source.splits_of(set(dataset.keys())),
     )
 
 
@@ -91,18 +91,6 @@ def _finished(url: str, provenance: Mapping[str, str], encoder: str) -> Manifest
         return None
     check_sizes(url, manifest)
     return manifest
-
-
-def _splits(dataset: Dataset) -> dict[str, Split]:
-    here = set(dataset.keys())
-    return {
-        name: Split(
-            description=split.description,
-            train=tuple(key for key in split.train if key in here),
-            test=tuple(key for key in split.test if key in here),
-        )
-        for name, split in dataset.manifest.splits.items()
-    }
 
 
 def _encoded(

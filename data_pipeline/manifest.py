@@ -8,7 +8,7 @@ millions of samples, not for billions.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -103,6 +103,17 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
                             f"'{sample.key}.{extension}' lies outside shard '{shard.name}'"
                         )
         return self
+
+    def splits_of(self, keys: Collection[str]) -> dict[str, Split]:
+        """The splits with the samples ``keys`` alone."""
+        return {
+            name: Split(
+                description=split.description,
+                train=tuple(key for key in split.train if key in keys),
+                test=tuple(key for key in split.test if key in keys),
+            )
+            for name, split in self.splits.items()
+        }
 
     def samples(self) -> Iterator[SampleEntry]:
         """Every sample, shard after shard."""

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from data_pipeline import storage
 from data_pipeline.build import Progress, RawSample, shard_name, write_shard
+from data_pipeline.config import Selection
 from data_pipeline.errors import DataError
 from data_pipeline.images import extension_of, open_rgb
 from data_pipeline.manifest import (
@@ -22,10 +24,12 @@ from data_pipeline.manifest import (
     read_manifest,
     write_manifest,
 )
-from data_pipeline.sources import BadPair, Fault, Source, open_source
+from data_pipeline.selection import select
+from data_pipeline.sources import BadPair, Fault, Part, Source, open_source
 
 REJECTED_NAME = "rejected.jsonl"
 RANDOM_SPLIT = "random"
+_UNKNOWN = "unknown"
 
 _JOURNAL = ".pack"
 """Directory of the unfinished set where finished shards are noted."""
@@ -34,8 +38,15 @@ _JOURNAL = ".pack"
 class PackOptions(BaseModel, frozen=True, extra="forbid"):
     """How to pack."""
 
-    name: FileName = "images"
-    licence: str = "unknown"
+    name: FileName | None = None
+    """Of the new set; by default that of a source that is a set, else ``images``."""
+    licence: str | None = None
+    """Of the data; by default that of a source that is a set, else ``unknown``."""
+    select: tuple[Selection, ...] = ()
+    """Which samples of a source that is a set; empty means all."""
+    limit: int | None = Field(default=None, gt=0)
+    """Take so many of the samples at most: those whose names have the smallest SHA-256, so that
+    fewer are a subset of more, and neighbours are as likely as any."""
     image_column: str = "image"
     caption_column: str = "caption"
     attribute_columns: tuple[str, ...] = ()
@@ -48,6 +59,11 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     ``random`` holds out."""
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
     compress: bool = False
+
+    @property
+    def set_name(self) -> str:
+        """What the shards are called."""
+        return self.name or "images"
 
 
 class Rejection(BaseModel, frozen=True):
@@ -63,9 +79,12 @@ class PackReport:
     """What came of it."""
 
     url: str
+    name: str
     samples: int
     shards: int
     bytes: int
+    splits: Mapping[str, tuple[int, int]]
+    """Training and test samples of each split."""
     rejected: tuple[Rejection, ...]
 
     @property
@@ -87,11 +106,12 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
     """Write the pairs of ``src`` as the shard set ``out``.
 
     Images keep their bytes; each is decoded once to be sure of it. Interrupted, the same call
-    goes on after the last finished shard. Bad pairs are named in ``OUT/rejected.jsonl``.
+    goes on after the last finished shard. Bad pairs are named in ``OUT/rejected.jsonl``. What is
+    a set already keeps its keys, attributes, splits and encoder.
 
     Args:
-        src: A folder of images with .txt captions, a CSV, Parquet or JSONL table, or a folder
-            of tar shards; local or any fsspec URL.
+        src: A folder of images with .txt captions, a CSV, Parquet or JSONL table, a shard set,
+            or a folder of tars; local or any fsspec URL.
         out: Directory of the new set, local or any fsspec URL.
         options: How.
         progress: Called with (pairs done, of all).
@@ -107,6 +127,7 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         attribute_columns=options.attribute_columns,
     )
     try:
+        source, options = _chosen(src, source, options), _named(source.manifest, options)
         plan = _plan(source, options)
         if storage.exists(storage.join(out, MANIFEST_NAME)):
             return _report_finished(out, plan)
@@ -117,7 +138,32 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         ]
     finally:
         source.close()
-    return _finish(src, out, plan, chunks, options)
+    return _finish(src, out, plan, chunks, options, source.manifest)
+
+
+def _chosen(src: str, source: Source, options: PackOptions) -> Source:
+    """The samples of ``source`` that were asked for."""
+    indices: Sequence[int] = range(len(source.names))
+    if options.select:
+        if source.manifest is None:
+            raise DataError(f"{src}: is no shard set, so it has no splits to choose from")
+        indices = select(source.manifest, options.select).tolist()
+    if options.limit is not None and options.limit < len(indices):
+        indices = sorted(sorted(indices, key=lambda i: _hash(source.names[i]))[: options.limit])
+    return source if len(indices) == len(source.names) else Part(source, indices)
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
+    """The options, with the name and the licence of a source that has them."""
+    if source is None:
+        return options
+    name = re.sub(r"^[^A-Za-z0-9_]|[^A-Za-z0-9_.-]", "_", source.name)[:180]
+    change = {"name": options.name or name, "licence": options.licence or source.licence}
+    return options.model_copy(update=change)
 
 
 def _plan(source: Source, options: PackOptions) -> str:
@@ -174,7 +220,7 @@ def _write(
 ) -> ShardEntry | None:
     if not samples:
         return None
-    file = shard_name(options.name, number, compress=options.compress)
+    file = shard_name(options.set_name, number, compress=options.compress)
     return write_shard(samples, out, file, compress=options.compress)
 
 
@@ -185,23 +231,31 @@ def _make(source: Source, index: int, options: PackOptions) -> RawSample | Rejec
         caption = pair.caption.strip()
         if not caption:
             raise BadPair("caption missing", "its caption is empty")
-        extension = extension_of(pair.image)
-        if extension is None:
-            raise BadPair("image unreadable", "not a PNG, JPEG or WebP file")
-        try:
-            open_rgb(pair.image, name, max_pixels=options.max_pixels)
-        except DataError as error:
-            raise BadPair("image unreadable", str(error)) from error
+        image = _image(pair.image, name, options) if pair.image is not None else {}
     except BadPair as bad:
         return Rejection(name=name, fault=bad.fault, detail=str(bad))
+    if pair.key is not None:
+        return RawSample(pair.key, {**image, **pair.members}, pair.attributes)
     record = {"source": name, **pair.attributes}
     members = {
-        extension: pair.image,
+        **image,
         "txt": caption.encode(),
         "json": json.dumps(record, ensure_ascii=False).encode(),
     }
     # Numbered, not named after the source: a name from outside is no key and no path.
     return RawSample(f"{index:09d}", members, pair.attributes)
+
+
+def _image(content: bytes, name: str, options: PackOptions) -> dict[str, bytes]:
+    """The image as a member, once it is sure that it is one."""
+    extension = extension_of(content)
+    if extension is None:
+        raise BadPair("image unreadable", "not a PNG, JPEG or WebP file")
+    try:
+        open_rgb(content, name, max_pixels=options.max_pixels)
+    except DataError as error:
+        raise BadPair("image unreadable", str(error)) from error
+    return {extension: content}
 
 
 def _held_out(sample: RawSample, fraction: float) -> bool:
@@ -210,7 +264,12 @@ def _held_out(sample: RawSample, fraction: float) -> bool:
 
 
 def _finish(
-    src: str, out: str, plan: str, chunks: Iterable[_Chunk], options: PackOptions
+    src: str,
+    out: str,
+    plan: str,
+    chunks: Iterable[_Chunk],
+    options: PackOptions,
+    source: Manifest | None,
 ) -> PackReport:
     chunks = list(chunks)
     shards = tuple(chunk.shard for chunk in chunks if chunk.shard is not None)
@@ -223,12 +282,18 @@ def _finish(
             f"{rejected[0].detail}; all are in {storage.join(out, REJECTED_NAME)}"
         )
     extensions = sorted({name for shard in shards for one in shard.samples for name in one.members})
+    meanings = {**_FIELDS, **(source.fields if source else {})}
+    keys = {sample.key for shard in shards for sample in shard.samples}
     manifest = Manifest(
-        name=options.name,
-        fields={name: _FIELDS.get(name, "image file as it was") for name in extensions},
-        licence=options.licence,
-        provenance={"packed from": src, "plan": plan},
-        splits=_splits(shards, chunks, options),
+        name=options.set_name,
+        fields={name: meanings.get(name, "image file as it was") for name in extensions},
+        licence=options.licence or _UNKNOWN,
+        provenance={**(source.provenance if source else {}), "packed from": src, "plan": plan},
+        encoder=source.encoder if source else None,
+        splits={
+            **(source.splits_of(keys) if source else {}),
+            **_random_split(shards, chunks, options),
+        },
         shards=shards,
     )
     write_manifest(out, manifest)
@@ -241,7 +306,7 @@ def _finish(
 _FIELDS = {"txt": "caption", "json": "source and attributes"}
 
 
-def _splits(
+def _random_split(
     shards: Iterable[ShardEntry], chunks: Iterable[_Chunk], options: PackOptions
 ) -> dict[str, Split]:
     if not options.test_fraction:
@@ -271,8 +336,10 @@ def _report_finished(out: str, plan: str) -> PackReport:
 def _report(out: str, manifest: Manifest, rejected: tuple[Rejection, ...]) -> PackReport:
     return PackReport(
         url=out,
+        name=manifest.name,
         samples=sum(1 for _ in manifest.samples()),
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
+        splits={name: (len(one.train), len(one.test)) for name, one in manifest.splits.items()},
         rejected=rejected,
     )

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import posixpath
+import tempfile
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,10 +16,13 @@ from threading import Lock
 from typing import Literal, Protocol
 
 from data_pipeline import storage
+from data_pipeline.cache import ShardCache
 from data_pipeline.errors import DataError
 from data_pipeline.images import IMAGE_EXTENSIONS
-from data_pipeline.manifest import Attribute
-from data_pipeline.tar import TarSample, index_tar, plain_tar, read_member
+from data_pipeline.manifest import MANIFEST_NAME, Attribute, Manifest, read_manifest
+from data_pipeline.shards import ShardReader, check_sizes
+from data_pipeline.storage_errors import CredentialsError, TransientError, scrubbed
+from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
 
 Fault = Literal["caption missing", "image missing", "image unreadable"]
 
@@ -41,18 +45,33 @@ class BadPair(Exception):
 class Pair:
     """The bytes of an image file, its caption, and what else is known of it."""
 
-    image: bytes
+    image: bytes | None
+    """None in a derived set, which has arrays among ``members``."""
     caption: str
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    key: str | None = None
+    """The key it has in a set already."""
+    members: Mapping[str, bytes] = field(default_factory=dict)
+    """What else goes into the set as it is, by extension."""
 
 
 class Source(Protocol):
     """Numbered pairs; ``read`` is called from several threads."""
 
-    names: Sequence[str]
-    """What each pair is called in reports."""
-    identity: str
-    """Digest of what can be known of the contents without reading them all."""
+    @property
+    def names(self) -> Sequence[str]:
+        """What each pair is called in reports."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Digest of what can be known of the contents without reading them all."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a source that is a shard set."""
+        ...
 
     def read(self, index: int) -> Pair:
         """Pair ``index``; raises BadPair."""
@@ -66,7 +85,7 @@ class Source(Protocol):
 def open_source(
     url: str, *, image_column: str, caption_column: str, attribute_columns: Sequence[str]
 ) -> Source:
-    """The source at ``url``: a table by its suffix, else a directory of tars or of images.
+    """The source at ``url``: a table by its suffix, else a shard set, tars or images.
 
     Raises:
         DataError: Nothing of the kind is there.
@@ -82,11 +101,46 @@ def open_source(
     if not files:
         raise DataError(f"{url}: no such folder, or nothing in it")
     tars = {name: size for name, size in files.items() if name.endswith(_TARS)}
+    if tars and MANIFEST_NAME in files:
+        return SetSource(url)
     return TarSource(url, tars) if tars else FolderSource(url, files)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a source."""
+
+    source: Source
+    indices: Sequence[int]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of these samples."""
+        return [self.source.names[index] for index in self.indices]
+
+    @property
+    def identity(self) -> str:
+        """That of the source."""
+        return self.source.identity
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """That of the source."""
+        return self.source.manifest
+
+    def read(self, index: int) -> Pair:
+        """Pair ``index`` of these."""
+        return self.source.read(self.indices[index])
+
+    def close(self) -> None:
+        """Close the source."""
+        self.source.close()
 
 
 class FolderSource:
     """Images at any depth of a folder, each beside a .txt of the same name."""
+
+    manifest: Manifest | None = None
 
     def __init__(self, url: str, files: Mapping[str, int]) -> None:
         self._url = url
@@ -114,6 +168,8 @@ class FolderSource:
         try:
             caption = _text(storage.read_bytes(storage.join(self._url, text)))
             return Pair(storage.read_bytes(storage.join(self._url, name)), caption)
+        except (CredentialsError, TransientError):
+            raise
         except DataError as error:
             raise BadPair("image missing", str(error)) from error
 
@@ -126,6 +182,8 @@ class TableSource:
 
     Relative paths start at the table's directory.
     """
+
+    manifest: Manifest | None = None
 
     def __init__(
         self, url: str, image_column: str, caption_column: str, attribute_columns: Sequence[str]
@@ -146,7 +204,7 @@ class TableSource:
             {name: _attribute(row.get(name)) for name in attribute_columns} for row in rows
         ]
         self.names: Sequence[str] = [
-            f"row {number}: {image}" for number, image in enumerate(self._images, 1)
+            f"row {number}: {scrubbed(image)}" for number, image in enumerate(self._images, 1)
         ]
         self.identity = hashlib.sha256(content).hexdigest()
 
@@ -160,6 +218,8 @@ class TableSource:
             content = (
                 _get(url) if url.startswith(("http://", "https://")) else storage.read_bytes(url)
             )
+        except (CredentialsError, TransientError):
+            raise
         except (DataError, OSError, HTTPException) as error:
             raise BadPair("image missing", str(error)) from error
         return Pair(content, self._captions[index], self._attributes[index])
@@ -176,7 +236,9 @@ class TableSource:
 
 
 class TarSource:
-    """An existing webdataset tar set, with or without a manifest. Keys may repeat."""
+    """Webdataset tars without a manifest. Keys may repeat."""
+
+    manifest: Manifest | None = None
 
     def __init__(self, url: str, tars: Mapping[str, int]) -> None:
         self._stack = ExitStack()
@@ -185,8 +247,8 @@ class TarSource:
         self._url = url
         self._samples: list[tuple[str, TarSample]] = []
         for name in sorted(tars):
-            with plain_tar(storage.join(url, name)) as path:
-                self._samples += [(name, sample) for sample in index_tar(path, name)]
+            with local_tar(storage.join(url, name)) as tar:
+                self._samples += [(name, sample) for sample in index_tar(tar.plain, name)]
         self.names: Sequence[str] = [f"{name}: {sample.key}" for name, sample in self._samples]
         self.identity = _digest(f"{name} {size}" for name, size in sorted(tars.items()))
 
@@ -212,8 +274,47 @@ class TarSource:
         """Neighbouring samples share a tar, so the copy of one is enough."""
         if self._held is None or self._held[0] != tar:
             self._stack.close()
-            self._held = tar, self._stack.enter_context(plain_tar(storage.join(self._url, tar)))
+            copy = self._stack.enter_context(local_tar(storage.join(self._url, tar)))
+            self._held = tar, copy.plain
         return self._held[1]
+
+
+class SetSource:
+    """A shard set with its manifest: keys, members, attributes and splits stay what they are."""
+
+    def __init__(self, url: str) -> None:
+        manifest = read_manifest(url)
+        self.manifest: Manifest | None = manifest
+        check_sizes(url, manifest)
+        self.names: Sequence[str] = [sample.key for sample in manifest.samples()]
+        self.identity = manifest.fingerprint
+        self._places = [
+            (number, sample)
+            for number, shard in enumerate(manifest.shards)
+            for sample in shard.samples
+        ]
+        self._stack = ExitStack()
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mezzotint-"))
+        # neighbouring samples share a shard; one more is read ahead by the other threads
+        largest = max(shard.tar_bytes + shard.bytes for shard in manifest.shards)
+        cache = ShardCache(Path(directory), 2 * largest)
+        self._reader = ShardReader(url, manifest.shards, cache)
+        self._stack.callback(self._reader.close)
+
+    def read(self, index: int) -> Pair:
+        """Sample ``index`` with all its members."""
+        shard, sample = self._places[index]
+        members = {name: self._reader.read(shard, *place) for name, place in sample.members.items()}
+        if "txt" not in members:
+            raise BadPair("caption missing", "no txt member")
+        extension = next((one for one in IMAGE_EXTENSIONS if one in members), None)
+        image = members.pop(extension) if extension else None
+        caption = _text(members["txt"])
+        return Pair(image, caption, sample.attributes, sample.key, members)
+
+    def close(self) -> None:
+        """Delete the temporary copies."""
+        self._stack.close()
 
 
 def json_attributes(content: bytes | None) -> dict[str, Attribute]:

@@ -45,6 +45,10 @@ _UNREACHED = {
     *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"),
     *("ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError"),
 }
+_USER = re.compile(r"(?<=://)[^/\s@]*@")
+_SECRET_PARAMETER = re.compile(
+    r"([?&][\w-]*(?:signature|credential|token|secret|password|sig|key|keyid))=[^&\s\"')]*", re.I
+)
 BARE = frozenset({"400", "403"})
 """Codes of an answer without a body: asking in another way tells the reason."""
 
@@ -53,18 +57,20 @@ class TransientError(DataError):
     """A fault of the network or of an overloaded store, which may pass."""
 
 
+class CredentialsError(DataError):
+    """A store knows nobody by these credentials: nothing in it can be had."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """Why something failed, for after ``URL: ``."""
 
     sentence: str
-    passes: bool = False
-    """Whether trying again may help."""
+    kind: type[DataError] = DataError
 
     def error(self, url: str) -> DataError:
         """As an exception about ``url``."""
-        kind = TransientError if self.passes else DataError
-        return kind(f"{url}: {self.sentence}")
+        return self.kind(f"{url}: {self.sentence}")
 
 
 def reason(error: BaseException, doing: str) -> Reason | None:
@@ -86,24 +92,26 @@ def reason(error: BaseException, doing: str) -> Reason | None:
         return None
     for name in names:
         if name in _REFUSED:
-            return Reason(f"cannot be {doing} ({name}): {_REFUSED[name]}")
+            words = _REFUSED[name]
+            kind = DataError if words == _FORBIDDEN else CredentialsError
+            return Reason(f"cannot be {doing} ({name}): {words}", kind)
     if set(names) & _UNREACHED or "Invalid endpoint" in str(error):
         return Reason(
             f"the object store{_at(chain)} cannot be reached ({_cause(chain)}); check "
             "AWS_ENDPOINT_URL and the network",
-            passes=True,
+            TransientError,
         )
     if said in _FAILING:
         return Reason(
             f"cannot be {doing}: the object store{_at(chain)} fails or is overloaded ({said}); "
             "try again later",
-            passes=True,
+            TransientError,
         )
     local = error if isinstance(error, OSError) and not _foreign(chain) else None
     if local is not None and local.errno in (errno.ENOSPC, errno.EDQUOT):
         return Reason(f"cannot be {doing}: no disk space left here; make room")
     if isinstance(error, OSError) or _foreign(chain):
-        return Reason(f"cannot be {doing} ({_cause(chain)}); check the URL", passes=True)
+        return Reason(f"cannot be {doing} ({_cause(chain)}); check the URL", TransientError)
     return None
 
 
@@ -120,8 +128,7 @@ def code(error: BaseException) -> str | None:
 
 def scrubbed(text: str) -> str:
     """``text`` without the credentials that URLs in it may carry."""
-    text = re.sub(r"(?<=://)[^/\s@]*@", "", text)
-    return re.sub(r"(://[^\s?]+)\?[^\s\"')]*", r"\1", text)
+    return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub("", text))
 
 
 def check_no_credentials(url: str) -> str:

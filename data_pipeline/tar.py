@@ -71,30 +71,41 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
     return samples
 
 
+@dataclass(frozen=True)
+class LocalTar:
+    """A tar file on this machine."""
+
+    stored: Path
+    """The bytes as they are stored, perhaps compressed."""
+    plain: Path
+    """The plain tar."""
+
+
 @contextmanager
-def plain_tar(url: str) -> Iterator[Path]:
-    """The plain tar behind ``url`` as a local file: itself, or a temporary copy.
+def local_tar(url: str) -> Iterator[LocalTar]:
+    """The tar behind ``url``: itself, or temporary copies. A remote one is fetched once.
 
     Raises:
         DataError: It cannot be read or expanded.
     """
-    compressed = url.endswith(".gz")
-    if storage.is_local(url) and not compressed:
-        yield storage.local_path(url)
-        return
     with tempfile.TemporaryDirectory(prefix="mezzotint-") as directory:
-        copy, plain = Path(directory) / "copy", Path(directory) / "plain"
-        storage.download(url, copy)
-        if not compressed:
-            yield copy
+        if storage.is_local(url):
+            stored = storage.local_path(url)
+        else:
+            stored = Path(directory) / "stored"
+            storage.download(url, stored)
+        if not url.endswith(".gz"):
+            yield LocalTar(stored, stored)
             return
+        plain = Path(directory) / "plain"
         try:
-            with gzip.open(copy) as source, plain.open("wb") as target:
+            with gzip.open(stored) as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{url}: damaged gzip file ({error}); copy it again") from error
-        copy.unlink()
-        yield plain
+        except FileNotFoundError as error:
+            raise DataError(f"{url}: no such file") from error
+        yield LocalTar(stored, plain)
 
 
 def read_member(path: Path, place: tuple[int, int]) -> bytes:

@@ -1,6 +1,5 @@
 """Manifests of existing tar sets, and whether a set still is what its manifest says."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.sources import json_attributes
-from data_pipeline.tar import TarSample, index_tar, plain_tar, read_member
+from data_pipeline.storage_errors import CredentialsError, TransientError
+from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def index(
 
 def _differences(path: str, shard: ShardEntry) -> list[str]:
     try:
-        with plain_tar(path) as plain:
-            if shard.expanded_bytes is None and file_digest(plain) != shard.sha256:
+        with local_tar(path) as tar:
+            if file_digest(tar.stored) != shard.sha256:
                 return [f"{path}: another sha256 than promised"]
-            found = {one.key: one.members for one in index_tar(plain, shard.name)}
+            found = {one.key: one.members for one in index_tar(tar.plain, shard.name)}
+    except (CredentialsError, TransientError):
+        raise
     except DataError as error:
         return [str(error)]
-    if shard.expanded_bytes is not None and _stored_digest(path) != shard.sha256:
-        return [f"{path}: another sha256 than promised"]
     return [
         f"{path}: '{one.key}' does not lie where the manifest says"
         for one in shard.samples
@@ -118,28 +118,22 @@ def _differences(path: str, shard: ShardEntry) -> list[str]:
     ]
 
 
-def _stored_digest(url: str) -> str:
-    if storage.is_local(url):
-        return file_digest(storage.local_path(url))
-    return hashlib.sha256(storage.read_bytes(url)).hexdigest()
-
-
 def _index_shard(url: str, file: str, left_out: list[str]) -> ShardEntry:
     path = storage.join(url, file)
-    with plain_tar(path) as plain:
+    with local_tar(path) as tar:
         entries = []
-        for sample in index_tar(plain, file):
+        for sample in index_tar(tar.plain, file):
             if "txt" not in sample.members:
                 left_out.append(f"{file}: {sample.key}: no caption (txt)")
             elif not any(_is_content(extension) for extension in sample.members):
                 left_out.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
             else:
-                entries.append(_entry(plain, sample))
+                entries.append(_entry(tar.plain, sample))
         return ShardEntry(
             name=file,
-            bytes=storage.sizes(url)[file],
-            sha256=_stored_digest(path),
-            expanded_bytes=plain.stat().st_size if file.endswith(".gz") else None,
+            bytes=tar.stored.stat().st_size,
+            sha256=file_digest(tar.stored),
+            expanded_bytes=tar.plain.stat().st_size if file.endswith(".gz") else None,
             samples=tuple(entries),
         )
 

@@ -13,16 +13,28 @@ Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec 
 
 @data_app.command(
     epilog="Examples:  [bold]mezzotint data pack photos/ data/photos[/]  ·  "
-    "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]"
+    "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]  ·  "
+    "[bold]mezzotint data pack data/emoji s3://bucket/people --split composition --limit 300[/]"
 )
 def pack(
     source: Annotated[
         str,
-        typer.Argument(help="Folder of images with .txt, CSV/Parquet/JSONL table, or tar set."),
+        typer.Argument(
+            help="Folder of images with .txt, CSV/Parquet/JSONL table, shard set, or tars."
+        ),
     ],
     out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
-    name: Annotated[str | None, typer.Option(help="Name of the set.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "unknown",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the set; a set's own by default.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the data; a set's own by default.")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a shard set: only this SPLIT/train, SPLIT/test, or SPLIT (both)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many pairs, by hash.", min=1)] = None,
     image_column: Annotated[str, typer.Option(help="Table column with path or URL.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
@@ -34,21 +46,21 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Turn image-caption pairs into shards with a manifest; bad pairs are listed, never lost."""
-    from launch.packing import pack_set
+    from data_pipeline.pack import PackOptions
+    from launch.packing import pack_set, selections
 
-    typer.echo(
-        pack_set(
-            source,
-            out,
-            name=name,
-            licence=licence,
-            columns=(image_column, caption_column),
-            shard_size=shard_size,
-            workers=workers,
-            test_fraction=test_fraction,
-            as_json=as_json,
-        )
+    options = PackOptions(
+        name=name,
+        licence=licence,
+        select=selections(split or []),
+        limit=limit,
+        image_column=image_column,
+        caption_column=caption_column,
+        shard_size=shard_size,
+        workers=workers,
+        test_fraction=test_fraction,
     )
+    typer.echo(pack_set(source, out, options, as_json=as_json))
 
 
 @data_app.command(
@@ -96,19 +108,21 @@ def index(
 )
 def tokenizer(
     url: Url,
-    out: Annotated[Path, typer.Argument(help="Directory for tokenizer.model.")],
+    out: Annotated[
+        str, typer.Argument(help="Directory for tokenizer.model, local or an fsspec URL.")
+    ],
     vocab: Annotated[int, typer.Option(help="Pieces, specials included.", min=8)] = 1000,
 ) -> None:
     """Train a sentencepiece BPE tokenizer on a set's captions."""
+    from data_pipeline import storage
     from data_pipeline.config import DataConfig
     from data_pipeline.dataset import open_dataset
-    from data_pipeline.text import Tokenizer
+    from data_pipeline.text import TOKENIZER_NAME, Tokenizer
 
     captions = open_dataset(DataConfig(url=url)).captions()
-    model = Tokenizer.train(captions, vocab)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(model)
-    typer.echo(f"{out / 'tokenizer.model'}: {vocab} pieces from {len(captions):,} captions")
+    path = storage.join(out, TOKENIZER_NAME)
+    storage.write_bytes(path, Tokenizer.train(captions, vocab))
+    typer.echo(f"{path}: {vocab} pieces from {len(captions):,} captions")
 
 
 @data_app.command(

@@ -1,41 +1,45 @@
 """`mezzotint data pack`: progress while it works, a summary at the end."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterable
 
 from data_pipeline.build import shard_name
+from data_pipeline.config import Selection
 from data_pipeline.pack import PackOptions, PackReport, pack
+from launch.errors import LaunchError
 from launch.progress import Reporter
 
 SHOWN = 10
 
 
-def pack_set(
-    source: str,
-    out: str,
-    *,
-    name: str | None,
-    licence: str,
-    columns: tuple[str, str],
-    shard_size: int,
-    workers: int,
-    test_fraction: float,
-    as_json: bool,
-) -> str:
+def pack_set(source: str, out: str, options: PackOptions, *, as_json: bool) -> str:
     """Pack pairs into shards; returns what to print."""
-    defaults = PackOptions()
-    options = PackOptions(
-        name=name or defaults.name,
-        licence=licence,
-        image_column=columns[0],
-        caption_column=columns[1],
-        shard_size=shard_size,
-        workers=workers,
-        test_fraction=test_fraction,
-    )
     with Reporter(None, shows=not as_json) as reporter:
         report = pack(source, out, options, reporter.counted("pairs"))
-    return to_json(report) if as_json else to_text(report, options)
+    return to_json(report) if as_json else to_text(report)
+
+
+def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
+    """`SPLIT/PART`, or `SPLIT` for both of its parts, as a recipe's selections.
+
+    Raises:
+        LaunchError: a part that is neither train nor test.
+    """
+    chosen: list[Selection] = []
+    for text in splits:
+        match text.split("/"):
+            case [split]:
+                chosen += [
+                    Selection(split=split, part="train"),
+                    Selection(split=split, part="test"),
+                ]
+            case [split, ("train" | "test") as part]:
+                chosen.append(Selection(split=split, part=part))
+            case _:
+                raise LaunchError(
+                    f"--split {text}: give SPLIT/train, SPLIT/test, or SPLIT for both"
+                )
+    return tuple(chosen)
 
 
 def to_json(report: PackReport) -> str:
@@ -46,6 +50,10 @@ def to_json(report: PackReport) -> str:
             "samples": report.samples,
             "shards": report.shards,
             "bytes": report.bytes,
+            "splits": {
+                name: {"train": train, "test": test}
+                for name, (train, test) in report.splits.items()
+            },
             "rejected": [one.model_dump(mode="json") for one in report.rejected],
         },
         ensure_ascii=False,
@@ -53,13 +61,15 @@ def to_json(report: PackReport) -> str:
     )
 
 
-def to_text(report: PackReport, options: PackOptions) -> str:
+def to_text(report: PackReport) -> str:
     """For people: what was written, and what was left out and why."""
-    first = Path(shard_name(options.name, 0)).name
+    first = shard_name(report.name, 0)
     lines = [
         f"{report.url}: {report.samples:,} samples in {report.shards} shards "
         f"({report.bytes / 1e6:.1f} MB), {first} ..."
     ]
+    for name, (train, test) in report.splits.items():
+        lines.append(f"split {name}: {train:,} train, {test:,} test")
     if report.rejected:
         kinds = ", ".join(f"{count} {fault}" for fault, count in sorted(report.faults.items()))
         lines.append(f"left out {len(report.rejected)} pairs: {kinds}")
