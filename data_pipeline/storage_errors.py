@@ -137,7 +137,7 @@ def check_no_credentials(url: str) -> str:
     Raises:
         ValueError: It holds credentials; they would be written into recipes and logs.
     """
-    if "://" in url and "@" in urlsplit(url).netloc:
+    if _USER.search(url):
         raise ValueError(
             f"{scrubbed(url)}: a URL must not hold credentials; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"

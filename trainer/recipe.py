@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.config import DataConfig
+from data_pipeline.storage_errors import check_no_credentials
 from models.config import ModelConfig
 from trainer.errors import TrainError
 from trainer.schedules import OptimizerConfig
@@ -142,6 +143,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         raise TrainError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise TrainError(f"{path}: must hold a mapping of keys, like `name: my_run`")
+    _refuse_credentials(tree, str(path))
     return tree
 
 
@@ -172,6 +174,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         node[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise TrainError(f"{key}: {value!r} is not a valid YAML value") from error
+    _refuse_credentials(node[last], key)
+
+
+def _refuse_credentials(value: object, where: str) -> None:
+    """No URL may hold any: settings are copied into run directories, job scripts and trackers."""
+    match value:
+        case Mapping():
+            for key, each in value.items():
+                _refuse_credentials(each, f"{where}: {key}")
+        case list():
+            for each in value:
+                _refuse_credentials(each, where)
+        case str():
+            try:
+                check_no_credentials(value)
+            except ValueError as error:
+                raise TrainError(f"{where}: {error}") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
