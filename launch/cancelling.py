@@ -1,9 +1,11 @@
 """End the jobs of a run: what was trained stays, and the same `submit` goes on from there."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch import slurm
 from launch.errors import LaunchError
@@ -12,7 +14,13 @@ from launch.stage_status import StageStatus
 from launch.status import RunStatus, look
 from launch.submission import directory
 from launch.traces import plans
+from trainer.errors import TrainError
 from trainer.run import write_text
+
+if TYPE_CHECKING:
+    from trainer.record import Status
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,23 @@ def cancel(root: Path, stage: str | None) -> tuple[Cancelled, ...]:
     except LaunchError:
         remove(marks)
         raise
+    tell_tracker(root, told)
     return told
+
+
+def tell_tracker(root: Path, told: Sequence[Cancelled]) -> None:
+    """End the runs of jobs that had not started; one that runs ends its own as it leaves."""
+    ended: dict[str, Status] = {each.stage: "KILLED" for each in told if each.state != "running"}
+    if not ended:
+        return
+    from launch.parents import settle
+    from launch.training import link_from_environment
+
+    pipeline = (root / "pipeline.yaml").is_file()
+    try:
+        settle(root, link_from_environment(root=root if pipeline else None), ended)
+    except (LaunchError, TrainError) as error:  # from another working directory, say
+        log.warning("cancelled all the same, but not noted as killed for MLflow: %s", error)
 
 
 def remove(marks: Sequence[Path]) -> None:

@@ -13,7 +13,7 @@ MARKS = ("pipeline.yaml", "recipe.yaml", "submission.json")
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run."""
-    return any((path / mark).is_file() for mark in MARKS)
+    return any(written(path / mark) is not None for mark in MARKS)
 
 
 def all_runs(runs: Path) -> list[Path]:

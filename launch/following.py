@@ -1,7 +1,9 @@
 """What a stage prints: the end of its log, and what comes after."""
 
+import os
 import sys
 import time
+from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,7 @@ def show_log(root: Path, stage: str | None, lines: int, *, follow: bool) -> None
         sys.stdout.write(last_lines(file, lines))
         sys.stdout.flush()
         if follow:
-            copy_until(file, log, lambda: state_of(root, chosen.stage).state not in LIVE)
+            copy_until(file, lambda: state_of(root, chosen.stage).state not in LIVE)
 
 
 def of_name(run: RunStatus, stage: str, root: Path) -> StageStatus:
@@ -98,17 +100,17 @@ def last_lines(file: BinaryIO, lines: int) -> str:
     return b"".join(deque(file, maxlen=lines)).decode("utf-8", errors="replace")
 
 
-def copy_until(file: BinaryIO, log: Path, ended: Callable[[], bool]) -> None:
+def copy_until(file: BinaryIO, ended: Callable[[], bool]) -> None:
     """Copy what is appended to a log until its writer has ended."""
-    asked = time.monotonic()
+    asked, decode = time.monotonic(), getincrementaldecoder("utf-8")("replace").decode
     while True:
         over = False
         if time.monotonic() - asked > ASK:
             asked, over = time.monotonic(), ended()
-        if log.stat().st_size < file.tell():  # begun anew
+        if os.fstat(file.fileno()).st_size < file.tell():  # begun anew
             file.seek(0)
         new = file.read()  # after the question: what was written before the end is in it
-        sys.stdout.write(new.decode("utf-8", errors="replace"))
+        sys.stdout.write(decode(new))
         sys.stdout.flush()
         if over:
             return

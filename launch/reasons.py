@@ -43,6 +43,7 @@ _RANK = r"^(?:\s*\d+: ?|\[rank\d+\]:\s*)?"
 _REFUSAL = re.compile(_RANK + r"error: (.+)$")
 _FAULT = re.compile(_RANK + r"(?:error: (.+)|((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*))$")
 _START = re.compile(r"^job: \d+ .*starts on ", re.MULTILINE)
+_OUTSIDE = re.compile(r"^job: exit code (\d+); ended from outside \((\w*).*\)", re.MULTILINE)
 _AGAIN = re.compile(r"^job: exit code (\d+); back into the queue$", re.MULTILINE)
 _ADDRESS = re.compile(r"(\w://)[^\s'\"]*@")
 
@@ -54,6 +55,13 @@ def why_waiting(said: JobState) -> str | None:
             plain = said.reason in WAITING or " " in word
             return meaning.format(id=said.id) + ("" if plain else f" ({said.reason})")
     return said.reason or None
+
+
+def ended_outside(trace: Trace) -> tuple[int, str] | None:
+    """Exit code of a job that something outside ended, and SLURM's word, as its log tells."""
+    log = _START.split(tail(trace.log))[-1] if trace.log else ""
+    found = _OUTSIDE.search(log)
+    return (int(found[1]), found[2]) if found else None
 
 
 def why_again(trace: Trace) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch.reasons import why_again, why_failed, why_waiting
+from launch.reasons import ended_outside, why_again, why_failed, why_waiting
 from launch.slurm import JobState
 from launch.submission import Attempt, Job
 from launch.traces import Plan, Trace
@@ -218,6 +218,12 @@ def of_ended_job(stage: Known, job: Job) -> Finding:
         if trace.exit_code == 0:
             return Finding("unknown", unrecorded, trace.exited)
         return Finding("failed", why_failed(None, trace.exit_code, trace), trace.exited)
+    outside = ended_outside(trace)
+    if outside is not None and attempt is not None:
+        if outside[1] == "CANCELLED":
+            return Finding("cancelled", "by scancel", trace.logged)
+        words = f"exit code {outside[0]}, ended by SLURM ({outside[1]})"
+        return Finding("failed", words, trace.logged)
     if stage.broken:
         return Finding("cancelled", stage.broken)
     if not stage.asked:

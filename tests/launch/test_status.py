@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,25 @@ def test_what_slurm_has_forgotten_is_told_by_what_the_job_left(submitted):
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "state", "reason"),
+    [
+        ("CANCELLED", "cancelled", "by scancel"),
+        ("COMPLETING 0:10", "failed", "exit code 1, ended by SLURM (COMPLETING)"),
+    ],
+)
+def test_a_forgotten_job_that_was_ended_from_outside_is_told_by_its_log(
+    submitted, word, state, reason
+):
+    append(submitted / "words", Attempt(1, 0, ("n1",), 0, NOW - 60))
+    (submitted / "words" / "logs" / "job.log").write_text(
+        "job: 1 starts on n1\n"
+        f"job: exit code 1; ended from outside ({word}), not put back into the queue\n"
+    )
+    stage = facts(submitted).stages[0]
+    assert (stage.state, stage.reason) == (state, reason)
+
+
 def test_marks_of_an_earlier_submit_say_nothing_of_this_one(submitted):
     for name in ("cancelled", "exit_code"):
         (submitted / "words" / name).write_text("2")
@@ -385,6 +405,12 @@ def test_status_prints_one_json_object_of_a_run_or_of_all(mezzotint, root, recip
     runs = json.loads(mezzotint("status", "--runs", root.parent, "--json").out)["runs"]
     assert {each["name"] for each in runs} == {"both", "alone"}
     assert json.loads(mezzotint("status", "--runs", root, "--json").out) == {"runs": []}
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_the_commands_explain_themselves_with_examples(mezzotint, command):
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", mezzotint(command, "--help").out).split())
+    assert f"Examples: mezzotint {command} quickstart" in text
 
 
 def test_status_is_a_readable_table(mezzotint, root):
