@@ -1,4 +1,7 @@
-"""Two parts with two optimizers go through the same loop as one."""
+"""Two parts with two optimizers go through the same loop as one; codebooks agree on all processes.
+
+The generator is a small VQ-GAN with a codebook of moving averages and an adaptive weight.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import store
+from trainer.errors import TrainError
 from trainer.record import read_metrics
+from trainer.recipe import load
 
 pytestmark = pytest.mark.processes
 
@@ -16,12 +22,18 @@ seed: 7
 steps: 12
 batch: 8
 micro_batch: {micro}
-model: {{kind: dvae, image_size: 16, vocab: 32, width: 32, first: 32, groups: 2, patch: 1}}
+model:
+  kind: autoencoder
+  image_size: 16
+  channels: 8
+  pyramid: {{kind: strided, width: 32, halvings: 2, blocks: 1, residual_width: 16}}
+  bottleneck: {{kind: ema_vq, codes: 16}}
 task:
   kind: adversarial
   discriminator: {{width: 8, layers: 2}}
+  perceptual: {{kind: random, widths: [8, 16], weight: 0.1}}
   starts: 4
-  weight: 0.1
+  weight: 0.5
 data:
   url: data/emoji
   select: [{{split: composition, part: train}}]
@@ -29,57 +41,91 @@ data:
   memory: true
 optimizer: {{lr: {{peak: 1.0e-3}}}}
 optimizers: {{discriminator: {{lr: {{peak: 5.0e-4}}, betas: [0.5, 0.9]}}}}
-engine: {{zero: {zero}, precision: fp32}}
+engine: {{zero: {zero}, zeros: {zeros}, precision: fp32}}
 log: {{every: 1}}
+checkpoint: {{every: 6}}
 """
+# ZeRO stages of the generator and of the discriminator, and samples per forward
+STAGES = [(0, 0), (2, 2), (3, 3), (0, 3), (3, 0)]
+ONE_PROCESS = [(stages, micro) for stages in STAGES for micro in (8, 4)]
+TWO_PROCESSES = [(stages, 4) for stages in STAGES]
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory, train_sessions) -> dict[tuple[int, int], list[dict[str, float]]]:
-    """Metrics per step by (ZeRO stage, accumulation)."""
+def root(tmp_path_factory, train_sessions) -> Path:
+    """Directories of finished runs, named by stages, micro-batch and number of processes."""
     root = tmp_path_factory.mktemp("adversarial")
-    entries, found = [], {}
-    for zero in (0, 2):
-        for accumulation in (1, 4):
-            name = f"{zero}-{accumulation}"
+    for world, settings in ((1, ONE_PROCESS), (2, TWO_PROCESSES)):
+        entries = []
+        for (first, second), micro in settings:
+            name = f"{first}{second}-{micro}-{world}"
             recipe = root / f"{name}.yaml"
-            recipe.write_text(RECIPE.format(micro=8 // accumulation, zero=zero))
-            entry = {"recipe": str(recipe), "overrides": [], "directory": str(root / name)}
-            entries.append(entry)
-    (root / "all.json").write_text(json.dumps(entries))
-    train_sessions(root / "all.json", 1)
-    for zero in (0, 2):
-        for accumulation in (1, 4):
-            path: Path = root / f"{zero}-{accumulation}" / "metrics.jsonl"
-            found[zero, accumulation] = [line["metrics"] for line in read_metrics(path)]
-    return found
+            zeros = f"{{discriminator: {second}}}"
+            recipe.write_text(RECIPE.format(micro=micro, zero=first, zeros=zeros))
+            directory = str(root / name)
+            entries.append({"recipe": str(recipe), "overrides": [], "directory": directory})
+        (root / f"{world}.json").write_text(json.dumps(entries))
+        train_sessions(root / f"{world}.json", world)
+    return root
 
 
-def test_the_discriminator_waits_for_its_start_and_then_learns(curves):
-    losses = [line["loss/discriminator"] for line in curves[0, 1]]
+def curve(root: Path, name: str, metric: str) -> list[float]:
+    return [line["metrics"][metric] for line in read_metrics(root / name / "metrics.jsonl")]
+
+
+def test_the_discriminator_waits_for_its_start_and_then_learns(root):
+    losses = curve(root, "00-8-1", "loss/discriminator")
     assert losses[:4] == [0, 0, 0, 0]
     assert all(loss > 0 for loss in losses[4:])
-    norms = [line["grad_norm/discriminator"] for line in curves[0, 1]]
+    norms = curve(root, "00-8-1", "grad_norm/discriminator")
     assert norms[:4] == [0, 0, 0, 0]
     assert all(norm > 0 for norm in norms[4:])
 
 
-def test_each_part_keeps_its_own_optimizer(curves):
-    first = curves[0, 1][0]
-    assert first["learning_rate/model"] == pytest.approx(1e-3)
-    assert first["learning_rate/discriminator"] == pytest.approx(5e-4)
+def test_each_part_keeps_its_own_optimizer(root):
+    assert curve(root, "00-8-1", "learning_rate/model")[0] == pytest.approx(1e-3)
+    assert curve(root, "00-8-1", "learning_rate/discriminator")[0] == pytest.approx(5e-4)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_zero_2_follows_the_losses_of_zero_0(curves, accumulation):
-    for name in ("loss/model", "loss/discriminator"):
-        sharded = torch.tensor([line[name] for line in curves[2, accumulation]])
-        plain = torch.tensor([line[name] for line in curves[0, accumulation]])
+@pytest.mark.parametrize("metric", ["loss/model", "loss/discriminator", "perplexity"])
+@pytest.mark.parametrize("stages", ["22", "33", "03", "30"])
+def test_every_pair_of_zero_stages_follows_the_same_losses(root, stages, metric):
+    for micro in (8, 4):
+        sharded = torch.tensor(curve(root, f"{stages}-{micro}-1", metric))
+        plain = torch.tensor(curve(root, f"00-{micro}-1", metric))
         torch.testing.assert_close(sharded, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_both_parts_lower_their_losses(curves):
-    model = [line["reconstruction"] for line in curves[0, 1]]
+@pytest.mark.parametrize("metric", ["loss/model", "loss/discriminator", "perplexity"])
+@pytest.mark.parametrize("stages", ["00", "22", "33", "03", "30"])
+def test_two_processes_follow_the_losses_of_one(root, stages, metric):
+    two = torch.tensor(curve(root, f"{stages}-4-2", metric))
+    one = torch.tensor(curve(root, f"{stages}-4-1", metric))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_share_one_codebook_and_hand_it_over(root):
+    one, two = (store.load(str(root / f"00-4-{world}" / "model")) for world in (1, 2))
+    torch.testing.assert_close(
+        one.bottleneck.codebook, two.bottleneck.codebook, rtol=1e-4, atol=1e-5
+    )
+    assert float(one.bottleneck.counts.sum()) > 0
+
+
+def test_both_parts_lower_their_losses(root):
+    model = curve(root, "00-8-1", "reconstruction")
     assert sum(model[-3:]) < sum(model[:3])
-    discriminator = [line["loss/discriminator"] for line in curves[0, 1]]
+    discriminator = curve(root, "00-8-1", "loss/discriminator")
     assert discriminator[-1] < discriminator[4]
+
+
+def test_a_stage_for_a_part_that_is_not_there_is_refused(tmp_path):
+    from trainer.engine_config import prepare
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(micro=8, zero=0, zeros="{critic: 2}"))
+    loaded = load(recipe)
+    with torch.device("meta"):
+        parts = loaded.task.build(loaded.model.build()).parts()
+    with pytest.raises(TrainError, match=r"engine\.zeros\.critic: no such part"):
+        prepare(parts, loaded)
