@@ -21,6 +21,7 @@ class FakeEngine:
 
     part: str = "model"
     value: float = 0.0
+    zero: int = 0
 
     def save(self, directory: str) -> None:
         folder = Path(directory) / self.part
@@ -70,6 +71,28 @@ def test_a_checkpoint_gives_back_what_was_saved(checkpoints):
     state = checkpoints.restore(checkpoints.newest(), {"model": engine}, {"model": ema})
     assert (engine.value, ema.updates, ema.values["weight"].tolist()) == (2.0, 20, [20.0] * 3)
     assert (state["step"], state["stream"]) == (20, {"consumed": 20})
+
+
+@pytest.mark.parametrize(
+    ("zero", "own"), [(0, []), (2, []), (3, ["ema-model-rank_1_.safetensors"])]
+)
+def test_only_sharded_averages_are_written_by_every_process(tmp_path, zero, own):
+    second = World(rank=1, size=2, local_rank=1, local_size=2, device=torch.device("cpu"))
+    (tmp_path / ".step-00000010.tmp").mkdir()  # the first process makes it
+    engines, emas = {"model": FakeEngine(zero=zero)}, {"model": FakeEma()}
+    Checkpoints(tmp_path, second, keep=1).save(10, engines, emas, {})
+    assert [path.name for path in tmp_path.glob(".step-00000010.tmp/ema-*")] == own
+
+
+def test_whole_averages_are_read_by_every_process(tmp_path):
+    engines = {"model": FakeEngine()}
+    path = Checkpoints(tmp_path, world(2), keep=1).save(
+        10, engines, {"model": FakeEma(3, {"weight": torch.ones(3)})}, {}
+    )
+    second = World(rank=1, size=2, local_rank=1, local_size=2, device=torch.device("cpu"))
+    ema = FakeEma()
+    Checkpoints(tmp_path, second, keep=1).restore(path, engines, {"model": ema})
+    assert (ema.updates, ema.values["weight"].tolist()) == (3, [1.0] * 3)
 
 
 def test_no_checkpoint_is_none_and_not_an_error(tmp_path):
