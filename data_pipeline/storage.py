@@ -20,6 +20,8 @@ from data_pipeline.storage_errors import BARE, check_no_credentials, code, reaso
 
 T = TypeVar("T")
 
+_S3 = ("s3://", "s3a://")
+
 ANSWER_SECONDS = 60.0
 """How long one answer, or one more byte of a transfer, may take. Stores that stall hang clients
 far beyond their own timeouts."""
@@ -65,7 +67,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _options(url: str) -> dict[str, object]:
-    if not url.startswith(("s3://", "s3a://")):
+    if not url.startswith(_S3):
         return {}
     settings: dict[str, object] = {"connect_timeout": 5}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
@@ -73,6 +75,11 @@ def _options(url: str) -> dict[str, object]:
         settings["retries"] = {"mode": "standard", "total_max_attempts": 3}
     # listings are not kept: other processes write to the store too
     return {"config_kwargs": settings, "use_listings_cache": False}
+
+
+def _in_one_request(url: str) -> dict[str, int]:
+    """Options that keep S3's client from asking for the size first and then for ranges."""
+    return {"max_concurrency": 1} if url.startswith(_S3) else {}
 
 
 def exists(url: str) -> bool:
@@ -92,7 +99,10 @@ def read_bytes(url: str) -> bytes:
         DataError: The file is not there or cannot be read.
     """
     try:
-        return _ask(url, "read", lambda system, path: bytes(system.cat_file(path)), LIST_SECONDS)
+        options = _in_one_request(url)
+        return _ask(
+            url, "read", lambda system, path: bytes(system.cat_file(path, **options)), LIST_SECONDS
+        )
     except FileNotFoundError as error:
         raise DataError(f"{url}: no such file") from error
 
@@ -151,7 +161,7 @@ def download(url: str, target: Path, *, patience: float = ANSWER_SECONDS) -> Non
         DataError: It is not there or cannot be read.
         TransientError: The same, but trying again may help.
     """
-    options = {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
+    options = _in_one_request(url)
 
     def arrived() -> tuple[int, int] | None:
         try:

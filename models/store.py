@@ -11,11 +11,9 @@ import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -23,6 +21,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from models import remote
 from models.config import ModelConfig
 from models.errors import ModelError
 
@@ -78,11 +77,13 @@ def save(
         ModelError: weights that are not the model's, or a directory that cannot be written.
     """
     files = _files(config, _persistent(config, weights), card, tokenizer, text_length)
-    with _writable(directory):
-        if _is_local(directory):
+    try:
+        if remote.is_local(directory):
             _write_local(Path(directory.removeprefix("file://")), files)
         else:
             _write_remote(directory, files)
+    except OSError as error:
+        raise ModelError(f"{directory}: cannot be written ({error})") from error
 
 
 def describe(directory: str) -> Stored:
@@ -233,12 +234,10 @@ def _verified(directory: str, name: str, sha256: str) -> bytes:
 def _read(directory: str, name: str) -> bytes:
     where = _join(directory, name)
     try:
-        with fsspec.open(where, "rb") as file:
-            return bytes(file.read())
+        with remote.opened(where, "read") as (system, path):
+            return bytes(system.cat_file(path))
     except FileNotFoundError as error:
         raise ModelError(f"{where}: no such file; {directory} is not a model directory") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{where}: cannot be read ({error})") from error
 
 
 def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
@@ -267,29 +266,16 @@ def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
 
 def _write_remote(directory: str, files: Iterator[tuple[str, bytes]]) -> None:
     """config.json goes first when it is old and comes last when it is new."""
-    system, path = fsspec.core.url_to_fs(directory)
-    system.makedirs(path, exist_ok=True)
-    stale = posixpath.join(path, CONFIG)
-    if system.exists(stale):
-        system.rm_file(stale)
-    for name, content in files:
-        system.pipe_file(posixpath.join(path, name), content)
-
-
-@contextmanager
-def _writable(directory: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ImportError) as error:
-        raise ModelError(f"{directory}: cannot be written ({error})") from error
+    with remote.opened(directory, "written") as (system, path):
+        stale = posixpath.join(path, CONFIG)
+        if system.exists(stale):
+            system.rm_file(stale)
+        for name, content in files:
+            system.pipe_file(posixpath.join(path, name), content)
 
 
 def _join(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}"
-
-
-def _is_local(directory: str) -> bool:
-    return "://" not in directory or directory.startswith("file://")
 
 
 def _sha256(content: bytes) -> str:
