@@ -75,11 +75,11 @@ class Runs:
         assert (done.returncode, done.stderr) == (0, "")
         return {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
 
-    def until(self, run: str, stage: str, state: str, timeout: float = 40.0) -> dict[str, object]:
+    def until(self, run: str, stage: str, state: str, timeout: float = 90.0) -> dict[str, object]:
         """Wait until a stage is in a state; returns its facts."""
         deadline = time.monotonic() + timeout
         while (facts := self.status(run)[stage])["state"] != state:
-            assert time.monotonic() < deadline, facts
+            assert time.monotonic() < deadline, f"{facts['state']}: {facts['reason']}"
             time.sleep(0.3)
         return facts
 
