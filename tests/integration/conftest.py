@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow_server import mlflow_server  # noqa: F401 - a fixture
+from s3 import s3_server  # noqa: F401 - a fixture
 
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
