@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from launch.errors import LaunchError
 
@@ -25,6 +25,7 @@ class Shape:
     tasks_per_node: int
     cpus_per_task: int
     gpus_per_node: int
+    memory: str | None
 
     @property
     def tasks(self) -> int:
@@ -53,6 +54,8 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     gpus_per_node: int = Field(default=0, ge=0)
     memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
     """Memory of each node, as SLURM writes it (`--mem`); None: the partition's default."""
+    serial_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
+    """Memory of the jobs that do not train; `memory` by default."""
     gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
     """Memory of each GPU, written likewise; `mezzotint check` says whether training fits."""
     time: str | None = Field(default=None, pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
@@ -77,6 +80,13 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _yaml_counts_in_sixties(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError('put it into quotes, like "1:00:00": YAML reads it as a number')
+        return value
+
     def training(self, nodes: int | None = None) -> Shape:
         """What a training job asks for, on `nodes` nodes where its stage names a number."""
         return Shape(
@@ -85,11 +95,14 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
             self.tasks_per_node,
             self.cpus_per_task,
             self.gpus_per_node,
+            self.memory,
         )
 
     def serial(self) -> Shape:
         """What a job of one process asks for."""
-        return Shape(self.serial_partition or self.partition, 1, 1, self.cpus_per_task, 0)
+        partition = self.serial_partition or self.partition
+        memory = self.serial_memory or self.memory
+        return Shape(partition, 1, 1, self.cpus_per_task, 0, memory)
 
 
 def load(path: str | Path) -> Cluster:

@@ -104,7 +104,7 @@ def options(task: Task, cluster: Cluster, cwd: str, environment: Mapping[str, st
         "ntasks-per-node": shape.tasks_per_node,
         "cpus-per-task": shape.cpus_per_task,
         "gpus-per-node": shape.gpus_per_node or None,
-        "mem": cluster.memory,
+        "mem": shape.memory,
         "time": cluster.time,
         "signal": f"B:USR2@{cluster.signal_seconds}" if task.trains else None,
         "export": ",".join(names) or "NONE",

@@ -345,12 +345,12 @@ def test_the_command_line_answers_before_torch_is_imported() -> None:
     assert done.stderr.strip() == "", f"launch.cli imports {done.stderr[-2000:]}"
 
 
-def recipes(*, pipelines: bool) -> list[str]:
-    files = (path.relative_to(ROOT) for path in sorted((ROOT / "recipes").rglob("*.yaml")))
-    return [path.as_posix() for path in files if ("pipelines" in path.parts) == pipelines]
+def shipped(folder: str) -> list[str]:
+    files = sorted((ROOT / folder).glob("*.yaml"))
+    return [path.relative_to(ROOT).as_posix() for path in files]
 
 
-@pytest.mark.parametrize("path", recipes(pipelines=False))
+@pytest.mark.parametrize("path", shipped("recipes"))
 def test_a_shipped_recipe_loads(path: str) -> None:
     from trainer.recipe import dump, load
 
@@ -359,12 +359,20 @@ def test_a_shipped_recipe_loads(path: str) -> None:
     assert dump(recipe)
 
 
-@pytest.mark.parametrize("path", recipes(pipelines=True))
+@pytest.mark.parametrize("path", shipped("recipes/pipelines"))
 def test_a_shipped_pipeline_loads(path: str) -> None:
     from launch.pipeline import load
 
     pipeline = load(ROOT / path)
     assert pipeline.stages
+
+
+@pytest.mark.parametrize("path", shipped("recipes/clusters"))
+def test_a_shipped_cluster_file_loads(path: str) -> None:
+    from launch.cluster import load
+
+    cluster = load(ROOT / path)
+    assert cluster.name == Path(path).stem
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
