@@ -26,7 +26,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), draw, judge"
-	@echo "make test        install the test tools, run the tests (TESTS=tests/models for some)"
+	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
 	@echo "make lint        ruff, style and format"
 	@echo "make types       mypy, strict, over the five packages"
 	@echo "make imports     the import contracts"
@@ -38,6 +38,7 @@ quickstart: $(READY)
 	$(BIN)/mezzotint run $(PIPELINE)
 
 test: $(READY_DEV)
+	@.ci/install-slurm
 	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(READY_DEV)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlflow_server import mlflow_server  # noqa: F401 - a fixture
 from s3 import s3_server  # noqa: F401 - a fixture
+from slurm import slurm  # noqa: F401 - a fixture
 
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
@@ -72,8 +73,20 @@ def train_sessions() -> Callable[[Path, int], None]:
     return start
 
 
-def start(file: Path, world: int) -> None:
-    """Run a file of sessions in `world` processes that form one group."""
+@pytest.fixture(scope="session")
+def start_ranks() -> Callable[[Path, int, Path], None]:
+    """Run a program on a file in a number of processes that form one group."""
+    return start
+
+
+@pytest.fixture(scope="session")
+def footprints_file() -> Path:
+    """The program that weighs engines."""
+    return SESSIONS.with_name("footprints.py")
+
+
+def start(file: Path, world: int, program: Path = SESSIONS) -> None:
+    """Run a program on a file in `world` processes that form one group."""
     environment = {
         **os.environ,
         "WORLD_SIZE": str(world),
@@ -86,7 +99,7 @@ def start(file: Path, world: int) -> None:
     ranks = []
     for rank, log in enumerate(logs):
         with log.open("w") as output:
-            command = [sys.executable, str(SESSIONS), str(file)]
+            command = [sys.executable, str(program), str(file)]
             own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             ranks.append(
                 subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+import yaml
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 MEMORY = 4000
 
@@ -46,7 +49,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 PriorityType=priority/basic
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=5
 SlurmctldTimeout=10
 KillWait=15
 JobRequeue=1
@@ -241,6 +244,18 @@ class Lab:
         ).returncode
 
 
+@pytest.fixture(scope="session")
+def slurm() -> Iterator["Lab"]:
+    """A SLURM of three nodes, n1 to n3, of two processors each."""
+    reason = missing()
+    if reason and os.environ.get("CI") in ("true", "1"):
+        pytest.fail(f"this must not be skipped under CI: {reason}")
+    if reason:
+        pytest.skip(reason)
+    with lab() as found:
+        yield found
+
+
 @contextmanager
 def lab(nodes: int = 3, cpus: int = 2) -> Iterator[Lab]:
     """A SLURM of `nodes` nodes, n1 to nN, of `cpus` processors each."""
@@ -266,6 +281,4 @@ def free_ports(count: int) -> list[int]:
 
 
 def _yaml(value: object) -> str:
-    import yaml
-
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
