@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -19,6 +18,7 @@ from launch.parents import open_parent
 from launch.pipeline import Pipeline, started
 from launch.pipeline import load as load_pipeline
 from launch.planning import Plan, Planned, plan_pipeline, plan_recipe, run_directory
+from launch.reasons import without_credentials
 from launch.runner import forget, readers, settings
 from launch.submission import TRAIN, Job, Submission, read
 from launch.training import link_from_environment
@@ -254,8 +254,7 @@ def tracked() -> str:
             "MLFLOW_TRACKING_URI is not set; the jobs keep their records, and `mezzotint tracking "
             "sync` sends them"
         )
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return without_credentials(uri)
 
 
 def _said(chosen: Plan) -> list[str]:

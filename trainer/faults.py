@@ -22,7 +22,7 @@ PREEMPTED = 75
 class Preemption:
     """A flag raised by SIGTERM or SIGUSR2; acted upon at the end of a step, not in the handler.
 
-    A process that has been told to leave does not hear it twice: when the first of a job's processes
+    A process that has been told to leave does not hear it twice: when the first process of a job
     is gone, SLURM tells the others again, and they may still be sending what is left to send.
     """
 
