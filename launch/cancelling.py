@@ -100,7 +100,7 @@ def downstream(name: str, root: Path) -> set[str]:
 def refuse_what_is_not_slurms(run: RunStatus, wanted: set[str]) -> None:
     """Say why a run that works without SLURM, or cannot be asked for, is not cancelled."""
     alive = [each for each in run.stages if each.stage in wanted and each.state == "running"]
-    if run.holder is not None and (alive or run.kind == "recipe"):
+    if run.holder is not None and alive:
         pid, host = run.holder.pid, run.holder.host
         process = f"process {pid} on {host}" if pid and host else "a live process"
         way = f" (or kill -TERM {pid} on {host})" if pid and host else ""
