@@ -75,18 +75,17 @@ def render(
     for option in options(task, cluster, cwd, environment):
         (arguments if UNWRITABLE.search(option) else lines).append(option)
     text = _ENVIRONMENT.get_template("job.sh.j2").render(
-        comment=Raw(
-            f"{task.name} on {cluster.name}: written by `mezzotint submit`, at each submit"
-        ),
+        title=Raw(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
         options=lines,
         root=task.root,
         directory=task.directory,
+        cwd=cwd,
         python=python,
         setup=[Raw(line) for line in cluster.setup],
         tasks=task.shape.tasks,
         scratch=cluster.scratch,
         cpus=task.shape.cpus_per_task,
-        command=Raw(shlex.join(task.command)),
+        command=Raw(" ".join(_word(task, word) for word in task.command)),
         train=task.trains,
     )
     return Script(text, tuple(arguments))
@@ -130,6 +129,12 @@ def exported(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
     """Names of the variables that a job takes over: values never enter a script."""
     usual = {name for name in environment if USUAL.fullmatch(name)} - OWN
     return sorted(usual | (set(cluster.export) & set(environment)))
+
+
+def _word(task: Task, word: str) -> str:
+    """A word of the command; the script has names for its directories."""
+    names = {str(task.root): '"$root"', str(task.directory): '"$directory"'}
+    return names.get(word) or shlex.quote(word)
 
 
 def _quoted(value: object) -> str:
