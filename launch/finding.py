@@ -32,12 +32,15 @@ def started(root: Path) -> float:
 def find_run(name: str, runs: Path) -> Path:
     """The directory of a run, given by its name under `runs` or by its path.
 
+    The directory of a stage stands for its pipeline, which knows of the stage's job.
+
     Raises:
         LaunchError: there is none; the names that come nearest are given.
     """
     for path in (runs / name, Path(name)):
         if name and is_run(path):
-            return path
+            within = written(path.parent / "pipeline.yaml") is not None
+            return path.parent if within else path
     known = [path.name for path in all_runs(runs)]
     raise LaunchError(f"{name}: no such run in {runs}{suggest(Path(name).name, known)}")
 

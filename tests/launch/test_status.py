@@ -388,6 +388,8 @@ def test_runs_are_found_by_name_or_path_and_nearest_names_are_given(root, recipe
     assert finding.all_runs(runs) == [recipe, root]
     assert finding.find_run("both", runs) == root
     assert finding.find_run(str(root), Path("elsewhere")) == root
+    (root / "train" / "recipe.yaml").touch()
+    assert finding.find_run(str(root / "train"), runs) == root
     with pytest.raises(LaunchError, match=r"bohts: no such run in .*; there is both"):
         finding.find_run("bohts", runs)
     with pytest.raises(LaunchError, match="there is none yet"):
