@@ -1,5 +1,8 @@
 """Which places each layer reads: counts, definitions, and what a cache must keep."""
 
+import hashlib
+
+import numpy
 import pytest
 import torch
 from pydantic import ValidationError
@@ -25,6 +28,15 @@ SMALL = [
     Corner(4, 3),
     Corner(4, 5),
 ]
+
+
+DALLE_PYTORCH = {
+    "row": "af92edddf0ca736c1cbad5d73a11169ff204a35c69be9eb0414496e0c05fd5b7",
+    "column": "2c4482b3f66de754625299af606763582307b9574092c500c189075c1b3660ec",
+    "convolution": "d2fa33803ab9d85c307528c533799f5ad88df11f325f36889e280f3afaaaa674",
+}
+"""SHA-256 of the bits of dalle-pytorch 1.6.6's masks for 256 text tokens and a grid of 32: `axial_row`
+and `axial_col` of `_get_attention_mask` (causal part), `conv_like` by changing one input at a time."""
 
 
 def image_mask(pattern, rows=None):
@@ -90,6 +102,12 @@ def test_the_dalle_pytorch_flavour_has_its_masks(side):
     assert torch.equal(joint_mask(column, prefix, length), dalle_pytorch_axial(1, prefix, side))
     wanted = dalle_pytorch_convolution(prefix, side, 5)
     assert torch.equal(joint_mask(convolution, prefix, length), wanted)
+
+
+def test_the_dalle_pytorch_flavour_equals_the_package_itself():
+    for pattern in layer_patterns("dalle_pytorch", 4, 32, None):
+        bits = numpy.packbits(joint_mask(pattern, 257, 1280).numpy())
+        assert hashlib.sha256(bits.tobytes()).hexdigest() == DALLE_PYTORCH[pattern.name]
 
 
 @pytest.mark.parametrize("pattern", [*SMALL, None])
