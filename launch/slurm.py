@@ -54,15 +54,15 @@ ENDED = frozenset(
 
 
 REFUSALS = {
-    "partition": "partition or serial_partition",
     "account": "account",
+    "partition": "partition or serial_partition",
     "time limit": "time",
     "memory": "memory",
     "gres": "gpus_per_node",
     "node configuration": "nodes, tasks_per_node, cpus_per_task, gpus_per_node or memory",
     "node count": "nodes",
     "processors": "tasks_per_node or cpus_per_task",
-    "qos": "account or options",
+    "qos": "options",
     "feature": "options",
     "option": "options",
 }
