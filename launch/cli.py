@@ -175,24 +175,10 @@ def evaluate(
         "runs/evaluation"
     ),
 ) -> None:
-    """Judge a system from its model directories: exact match, Fréchet distance, CLIP score."""
-    from pydantic import ValidationError
+    """Judge a system, or an autoencoder, from its model directories."""
+    from launch.judging import judge_file
 
-    from evaluation.config import EvaluationConfig
-    from evaluation.run import evaluate as judge
-    from launch.errors import LaunchError
-    from launch.progress import Reporter
-    from trainer.recipe import apply_override, explain, read_tree
-
-    tree = read_tree(config)
-    for override in overrides or []:
-        apply_override(tree, override)
-    try:
-        loaded = EvaluationConfig.model_validate(tree)
-    except ValidationError as error:
-        raise LaunchError(explain(error, str(config), tree)) from error
-    with Reporter(out) as reporter:
-        judge(loaded, str(out), reporter.phases)
+    judge_file(config, overrides or [], out)
     typer.echo(f"{out / 'evaluation.json'}: the scores")
 
 

@@ -17,7 +17,8 @@ class ResnetPyramid(BaseModel, frozen=True, extra="forbid"):
     """Level i is width x multipliers[i] wide; the resolution halves between levels.
 
     `attention` lists the sides, in positions, at which every block is followed by self-attention.
-    The middle always has it.
+    The middle always has it. `patch` > 1 puts a pixel-unshuffle before the encoder and its inverse
+    after the decoder, which makes small networks cheap; 1 is the published network.
     """
 
     kind: Literal["resnet"] = "resnet"
@@ -26,11 +27,12 @@ class ResnetPyramid(BaseModel, frozen=True, extra="forbid"):
     blocks: int = Field(default=2, gt=0)
     attention: tuple[int, ...] = ()
     groups: int = Field(default=32, gt=0)
+    patch: int = Field(default=1, gt=0)
 
     @property
     def stride(self) -> int:
         """Pixels per position of the latent, each way."""
-        return int(2 ** (len(self.multipliers) - 1))
+        return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "ResnetPyramid":
@@ -156,14 +158,15 @@ class ResnetEncoder(nn.Module):
         super().__init__()
         widths = [config.width * factor for factor in config.multipliers]
         last = len(widths) - 1
-        self.stem = nn.Conv2d(3, config.width, 3, padding=1)
+        self.patch = config.patch
+        self.stem = nn.Conv2d(3 * config.patch**2, config.width, 3, padding=1)
         self.stages = nn.ModuleList(
             Stage(
                 widths[max(level - 1, 0)] if level else config.width,
                 width,
                 config.blocks,
                 config.groups,
-                attends=image_size // 2**level in config.attention,
+                attends=image_size // config.patch // 2**level in config.attention,
                 resample=Downsample(width) if level < last else nn.Identity(),
             )
             for level, width in enumerate(widths)
@@ -174,8 +177,8 @@ class ResnetEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to (B, outputs, h, w)."""
-        image = image.to(self.stem.weight.dtype)
-        x = self.stem(image.contiguous(memory_format=torch.channels_last))
+        pixels = F.pixel_unshuffle(image.to(self.stem.weight.dtype), self.patch)
+        x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
         return self.out(F.silu(self.norm(self.middle(x))))
@@ -188,6 +191,7 @@ class ResnetDecoder(nn.Module):
         super().__init__()
         widths = [config.width * factor for factor in config.multipliers][::-1]
         last = len(widths) - 1
+        self.patch = config.patch
         self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.middle = Middle(widths[0], config.groups)
         self.stages = nn.ModuleList(
@@ -196,13 +200,13 @@ class ResnetDecoder(nn.Module):
                 width,
                 config.blocks + 1,
                 config.groups,
-                attends=image_size // 2 ** (last - level) in config.attention,
+                attends=image_size // config.patch // 2 ** (last - level) in config.attention,
                 resample=Upsample(width) if level < last else nn.Identity(),
             )
             for level, width in enumerate(widths)
         )
         self.norm = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.out = nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1)
 
     def features(self, latent: Tensor) -> Tensor:
         """(B, inputs, h, w) to what the last layer reads, (B, width, H, W)."""
@@ -213,13 +217,13 @@ class ResnetDecoder(nn.Module):
         return F.silu(self.norm(x))
 
     def project(self, features: Tensor) -> Tensor:
-        """The last layer: features to (B, 3, H, W)."""
-        return self.out(features)
+        """The last layer, and the inverse of the encoder's pixel-unshuffle: (B, 3, H, W)."""
+        return F.pixel_shuffle(self.out(features), self.patch)
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         """Gradient of the last layer's weight, from that of its output; reads no weight."""
-        shape = self.out.weight.shape
-        return convolution_gradient(features, (shape[0], shape[1], 3, 3), output)
+        output = F.pixel_unshuffle(output, self.patch)
+        return convolution_gradient(features, (output.shape[1], features.shape[1], 3, 3), output)
 
 
 def convolution_gradient(features: Tensor, shape: tuple[int, ...], output: Tensor) -> Tensor:

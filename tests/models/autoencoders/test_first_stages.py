@@ -18,6 +18,7 @@ from models.errors import ModelError
 from models.recompute import recompute
 
 RESNET = ResnetPyramid(width=8, multipliers=(1, 2), blocks=1, groups=4, attention=(8,))
+PATCHED = ResnetPyramid(width=8, multipliers=(1, 2), blocks=1, groups=4, patch=2)
 STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
 BOTTLENECKS = [
     Identity(),
@@ -61,7 +62,9 @@ def test_the_kl_first_stages_of_latent_diffusion_have_the_published_counts(
         assert parameters(config.build()) == count
 
 
-@pytest.mark.parametrize("pyramid", [RESNET, STRIDED], ids=lambda config: config.kind)
+@pytest.mark.parametrize(
+    "pyramid", [RESNET, PATCHED, STRIDED], ids=["resnet", "patched", "strided"]
+)
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda config: config.kind)
 def test_every_pyramid_goes_with_every_bottleneck(pyramid, bottleneck):
     torch.manual_seed(0)
@@ -138,13 +141,13 @@ def test_a_finer_level_knows_the_coarser_codes():
 MODELS = [
     DVAEConfig(image_size=16, vocab=8, width=16, groups=2, patch=2, first=8),
     AutoencoderConfig(image_size=16, channels=4, pyramid=RESNET, bottleneck=Identity()),
+    AutoencoderConfig(image_size=16, channels=4, pyramid=PATCHED, bottleneck=Identity()),
     AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Identity()),
     VQVAE2Config(
         image_size=16, channels=8, pyramid=STRIDED, bottleneck=EmaVectorQuantizerConfig(codes=16)
     ),
 ]
-LAST = ["decoder.blocks.output.conv.w", "decoder.out.weight", "decoder.out.weight"]
-LAST.append("decoder.out.weight")
+LAST = ["decoder.blocks.output.conv.w", *["decoder.out.weight"] * 4]
 
 
 @pytest.mark.parametrize(("config", "last"), list(zip(MODELS, LAST, strict=True)))

@@ -1,0 +1,125 @@
+"""An autoencoder judged from its model directory, and the measures in closed form."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from evaluation.errors import EvaluationError
+from evaluation.fidelity import psnr, ssim
+from evaluation.reconstruction import ReconstructionEvaluation, evaluate_reconstruction
+from models import store
+from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.bottleneck import Gaussian, Identity
+from models.autoencoders.discriminator import PatchDiscriminatorConfig
+from models.autoencoders.dvae import DVAEConfig
+from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.quantizer import EmaVectorQuantizerConfig
+from models.autoencoders.strided import StridedPyramid
+
+STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
+EMA = EmaVectorQuantizerConfig(codes=16)
+
+
+def noise(count, size, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, size, size, 3), generator=rng, dtype=torch.uint8)
+
+
+def test_psnr_is_that_of_its_definition():
+    real = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
+    off = real.clone()
+    off[0] += 5
+    assert psnr(off, real)[0].item() == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr(off, real)[1].item() == math.inf
+
+
+def test_ssim_is_that_of_its_definition_window_by_window():
+    first, second = noise(1, 13), noise(1, 13, seed=1)
+    place = torch.arange(11.0, dtype=torch.float64) - 5
+    line = torch.exp(-(place**2) / 4.5)
+    window = torch.outer(line, line) / torch.outer(line, line).sum()
+    values = []
+    for colour in range(3):
+        for top in range(3):
+            for left in range(3):
+                x, y = (
+                    each[0, top : top + 11, left : left + 11, colour].double()
+                    for each in (first, second)
+                )
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cxy = (window * (x - mx) * (y - my)).sum()
+                one, two = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+                values.append(
+                    (2 * mx * my + one)
+                    * (2 * cxy + two)
+                    / ((mx**2 + my**2 + one) * (vx + vy + two))
+                )
+    assert ssim(first, second).item() == pytest.approx(torch.stack(values).mean().item(), rel=1e-9)
+    assert ssim(first, first).item() == pytest.approx(1.0)
+
+
+MODELS = {
+    "dvae": DVAEConfig(image_size=16, vocab=16, width=16, groups=2, patch=2, first=8),
+    "vqvae": AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA),
+    "vqvae2": VQVAE2Config(image_size=16, channels=8, pyramid=STRIDED, bottleneck=EMA),
+    "kl": AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian()),
+    "ae": AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Identity()),
+}
+
+
+def judged(tmp_path, model, **settings):
+    torch.manual_seed(0)
+    directory = tmp_path / "model"
+    store.save(str(directory), model, model.build().state_dict(), card="tiny")
+    config = ReconstructionEvaluation(
+        name="tiny",
+        autoencoder=str(directory),
+        pictures={"url": "data/emoji", "limit": 12},
+        batch=5,
+        precision="fp32",
+        **settings,
+    )
+    return evaluate_reconstruction(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_autoencoder_is_judged_with_its_protocol(tmp_path, name):
+    tree = judged(tmp_path, MODELS[name], features=None)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == tree
+    assert (tmp_path / "out" / "grid_reconstructions.png").is_file()
+    assert "PSNR" in (tmp_path / "out" / "report.md").read_text()
+    assert tree["psnr"]["n"] == tree["protocol"]["pictures"]["images"] == 12
+    assert tree["psnr"]["low"] <= tree["psnr"]["value"] <= tree["psnr"]["high"]
+    assert -1 <= tree["ssim"]["value"] <= 1
+
+
+def test_codes_have_a_rate_by_size_and_by_use(tmp_path):
+    tree = judged(tmp_path, MODELS["vqvae2"], features=None)
+    top, bottom = tree["codebooks"]["top"], tree["codebooks"]["bottom"]
+    assert (top["positions"], bottom["positions"]) == (4, 16)
+    assert top["bits_per_pixel"] == pytest.approx(4 * 4 / 256)
+    assert tree["bits_per_pixel"] == pytest.approx(20 * 4 / 256)
+    assert 1 <= bottom["perplexity"] <= bottom["used"] <= 16
+    assert bottom["entropy_bits_per_pixel"] <= bottom["bits_per_pixel"]
+
+
+def test_gaussian_latents_have_the_rate_of_their_divergence_and_plain_ones_none(tmp_path):
+    tree = judged(tmp_path, MODELS["kl"], features=None)
+    assert tree["bits_per_pixel"] > 0
+    assert "codebooks" not in tree
+    assert "bits_per_pixel" not in judged(tmp_path / "plain", MODELS["ae"], features=None)
+
+
+def test_the_reconstruction_distance_is_named_after_its_network(tmp_path):
+    tree = judged(tmp_path, MODELS["ae"])
+    distance = tree["reconstruction_fd_efficientnet_lite0"]
+    assert distance["value"] > 0
+    assert "12 images for 1280" in distance["caution"]
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="holds a patch_discriminator; name an autoencoder"):
+        judged(tmp_path, PatchDiscriminatorConfig(width=8, layers=1), features=None)
