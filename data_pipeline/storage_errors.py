@@ -19,6 +19,7 @@ _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "adlfs", "s
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _TOKEN = "its session token has expired; get new credentials and set AWS_SESSION_TOKEN"
 _NONE = "there are none; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_REGION = "the bucket is in another region; set AWS_DEFAULT_REGION"
 _FORBIDDEN = "these credentials may not do this; ask the bucket's owner, or use others"
 
 _REFUSED = {
@@ -35,6 +36,8 @@ _REFUSED = {
     "NoCredentialsError": _NONE,
     "PartialCredentialsError": _NONE,
     "CredentialRetrievalError": f"no credentials could be fetched; {_KEYS}",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
     "ProfileNotFound": "the profile in AWS_PROFILE is in no configuration file; correct it",
 }
 """By error code or class: nothing passes by waiting."""
@@ -58,7 +61,7 @@ class TransientError(DataError):
 
 
 class CredentialsError(DataError):
-    """A store knows nobody by these credentials: nothing in it can be had."""
+    """A store refuses these credentials altogether: nothing in it can be had."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def reason(error: BaseException, doing: str) -> Reason | None:
     if local is not None and local.errno in (errno.ENOSPC, errno.EDQUOT):
         return Reason(f"cannot be {doing}: no disk space left here; make room")
     if isinstance(error, OSError) or _foreign(chain):
-        return Reason(f"cannot be {doing} ({_cause(chain)}); check the URL", TransientError)
+        words = f"cannot be {doing} ({_cause(chain)}); check the URL and the network"
+        return Reason(words, TransientError)
     return None
 
 

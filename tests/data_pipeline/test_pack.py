@@ -251,6 +251,50 @@ def test_a_share_of_the_captions_is_held_out(folder, tmp_path):
     assert not set(parts["train"]) & set(parts["test"])
 
 
+def test_a_set_keeps_its_keys_attributes_splits_and_licence(make_set, tmp_path):
+    for compress in (False, True):
+        source = make_set(f"source{compress}", compress=compress)
+        out = str(tmp_path / f"out{compress}")
+        report = pack(source, out, PackOptions(shard_size=4, workers=2))
+        old, new = read_manifest(source), read_manifest(out)
+        assert [one.key for one in new.samples()] == [one.key for one in old.samples()]
+        assert [one.attributes for one in new.samples()] == [
+            one.attributes for one in old.samples()
+        ]
+        assert (new.name, new.licence, new.splits) == (old.name, old.licence, old.splits)
+        assert report.splits == {"halves": (12, 11), "all": (23, 0)}
+        before, after = (open_dataset(DataConfig(url=url)) for url in (source, out))
+        for name in ("png", "txt", "json"):
+            assert after.member(7, name) == before.member(7, name)
+
+
+def test_a_part_of_a_set_is_chosen_by_its_splits(squares, tmp_path):
+    chosen = (Selection(split="halves", part="test"),)
+    report = pack(squares, str(tmp_path / "out"), PackOptions(select=chosen))
+    assert report.splits == {"halves": (0, 11), "all": (11, 0)}
+    other = PackOptions(select=(Selection(split="thirds", part="test"),))
+    with pytest.raises(DataError, match="has no split 'thirds'; it has 'all', 'halves'"):
+        pack(squares, str(tmp_path / "other"), other)
+
+
+def test_fewer_samples_are_some_of_more_and_come_from_everywhere(squares, folder, tmp_path):
+    keys = []
+    for limit in (6, 12, 100):
+        report = pack(squares, str(tmp_path / str(limit)), PackOptions(limit=limit))
+        keys.append([one.key for one in read_manifest(report.url).samples()])
+        assert keys[-1] == sorted(keys[-1])
+    assert [len(one) for one in keys] == [6, 12, 23]
+    assert set(keys[0]) < set(keys[1]) < set(keys[2])
+    assert min(keys[0]) < "0008" < "0016" < max(keys[0])
+    assert pack(str(folder), str(tmp_path / "folder"), PackOptions(limit=3)).samples == 3
+
+
+def test_only_a_set_has_splits_to_choose_from(folder, tmp_path):
+    options = PackOptions(select=(Selection(split="halves", part="test"),))
+    with pytest.raises(DataError, match="is no shard set, so it has no splits"):
+        pack(str(folder), str(tmp_path / "out"), options)
+
+
 @pytest.mark.parametrize("name", ["nothing", "empty"])
 def test_a_source_without_anything_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
