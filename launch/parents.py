@@ -37,7 +37,7 @@ KIND = {"mezzotint.kind": "pipeline"}
 def open_parent(root: Path, link: Link | None) -> None:
     """Start a pipeline's run, or start it again with all that ended badly forgotten."""
     with locked(root / LOCK, LOCK_WAIT):
-        begin(root, link.experiment if link else root.name, Opening(root.name, tags=KIND))
+        begin(root, link.experiment if link else None, Opening(root.name, tags=KIND))
         forget(root, None)
     push(root, link)
 
@@ -46,7 +46,7 @@ def resume(root: Path, link: Link | None, stage: str) -> None:
     """Note that a stage starts: the pipeline is running (again). Sends nothing; the stage does."""
     with locked(root / LOCK, LOCK_WAIT):
         if read_account(root) is None:
-            begin(root, link.experiment if link else root.name, Opening(root.name, tags=KIND))
+            begin(root, link.experiment if link else None, Opening(root.name, tags=KIND))
         forget(root, [stage])
 
 

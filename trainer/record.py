@@ -60,7 +60,8 @@ class Account:
     id: str
     """The run's own name for itself: no second run is made when an answer is lost."""
     name: str
-    experiment: str
+    experiment: str | None
+    """None where no server was named yet: the one that it is sent to first decides."""
     started: float
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -129,7 +130,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return tree
 
 
-def begin(directory: Path, experiment: str, opening: Opening, processes: int = 1) -> Account:
+def begin(directory: Path, experiment: str | None, opening: Opening, processes: int = 1) -> Account:
     """Note the start of a run: the first one, or one more after an interruption.
 
     Parameters are those of the first start that MLflow has heard of; what changes from start to

@@ -35,8 +35,8 @@ def check_uri(uri: str) -> None:
         raise Refused(f"{shown}: is no address of a tracking server; set it to one {EXAMPLES}")
 
 
-def explain(error: Exception, uri: str) -> str:
-    """What to do about an error of MLflow's client."""
+def explain(error: Exception, uri: str, store: str | None = None) -> str:
+    """What to do about an error of MLflow's client; `store` is where the run was made."""
     said = clean(str(error)).strip()
     parts = urlsplit(uri)
     server = f"the MLflow server at {clean(f'{parts.scheme}://{parts.netloc}')}"
@@ -57,6 +57,11 @@ def explain(error: Exception, uri: str) -> str:
     if status == 403:
         return (
             f"{server} does not let this user do that (403): ask its owner for the right to write"
+        )
+    if "RESOURCE_DOES_NOT_EXIST: Run" in said:
+        return (
+            f"{server} does not know this run, which was made in {store}: set MLFLOW_TRACKING_URI "
+            "to that, or remove tracking.json from the run directory to send all of it anew"
         )
     if status == 404 and "RESOURCE_DOES_NOT_EXIST" not in said:
         return f"{server} is none, or has another path (404): check MLFLOW_TRACKING_URI"

@@ -39,7 +39,7 @@ class Tracker:
         self._directory = directory
         self._record = self._uploader = self._load = None
         if writes:
-            begin(directory.path, link.experiment if link else "mezzotint", opening, processes)
+            begin(directory.path, link.experiment if link else None, opening, processes)
             self._record = Record(directory.metrics)
             self._uploader = Uploader(directory, link) if link else None
         if samples:

@@ -42,6 +42,7 @@ BOUNDS = {  # a dead server costs seconds, not the default's minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
     "GIT_PYTHON_REFRESH": "quiet",
 }
 ARTIFACT_TIMEOUT = 60.0
@@ -81,8 +82,8 @@ class Uploader:
         Raises:
             Refused: what MLflow answers, in a sentence; or another process sends for too long.
         """
-        lock = self._directory.path / "tracking.lock"
-        with explained(self._link.uri), locked(lock, wait):
+        lock, store = self._directory.path / "tracking.lock", read_sent(self._directory.path).store
+        with explained(self._link.uri, store), locked(lock, wait):
             account = read_account(self._directory.path)
             if account is None:
                 raise Refused(f"{self._directory.path}: has recorded nothing for MLflow yet")
@@ -97,7 +98,7 @@ class Uploader:
     def _send(self, mlflow: "MlflowClient", account: Account, sent: Sent) -> Delivery:
         delivery = Delivery(sent.run_id or "")
         if sent.run_id is None:
-            sent.run_id = open_run(mlflow, self._link.uri, account, self._parent_id())
+            sent.run_id = open_run(mlflow, self._link, account, self._parent_id())
             sent.store = clean(self._link.uri)
             delivery = Delivery(sent.run_id, opened=True)
             self._keep(sent)
@@ -225,7 +226,7 @@ class LoadUploader:
         run_id = read_sent(self._directory).run_id
         state = self._lines.with_name(f"{self._host}.sent")
         lock = self._lines.with_name(f"{self._host}.lock")
-        with explained(self._link.uri), locked(lock, wait):
+        with explained(self._link.uri, None), locked(lock, wait):
             place = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
             lines = lines_after(self._lines, place)
             if run_id is None or not lines:
@@ -302,9 +303,9 @@ def client(uri: str) -> "MlflowClient":
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
-def open_run(mlflow: "MlflowClient", uri: str, account: Account, parent: str | None) -> str:
+def open_run(mlflow: "MlflowClient", link: Link, account: Account, parent: str | None) -> str:
     """The id of an account's run; made where an earlier try has not made it unheard."""
-    experiment = experiment_id(mlflow, uri, account.experiment)
+    experiment = experiment_id(mlflow, link.uri, account.experiment or link.experiment)
     made = mlflow.search_runs([experiment], f"tags.`mezzotint.id` = '{account.id}'", max_results=1)
     if made:
         found: str = made[0].info.run_id
@@ -339,14 +340,14 @@ def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
+def explained(uri: str, store: str | None) -> Iterator[None]:
     """Turn whatever MLflow's client raises into a sentence without a password."""
     try:
         yield
     except TrainError:
         raise
     except Exception as error:  # noqa: BLE001 - requests, urllib3, SQLAlchemy and MLflow have their own
-        raise Refused(explain(error, uri)) from None
+        raise Refused(explain(error, uri, store)) from None
 
 
 @contextmanager
