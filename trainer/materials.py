@@ -1,7 +1,7 @@
 """What a recipe stands for once its files are opened: data, tokenizer and task."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from models.config import text_shape
 from trainer.errors import TrainError
 from trainer.recipe import Recipe
 from trainer.task import Task
+from trainer.tasks.levels import LevelPriorConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
     assert recipe.data.text is not None
     if shape is None:
         return
+    if isinstance(recipe.task, LevelPriorConfig):  # part of the text is coarser codes
+        vocab, length = recipe.task.given_vocab, recipe.task.given_length
+        shape = replace(shape, vocab=shape.vocab - vocab, length=shape.length - length)
     if tokenizer.vocab_size != shape.vocab:
         raise TrainError(
             f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "

@@ -48,6 +48,11 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @property
+    def discrete(self) -> bool:
+        """Whether the latent is made of codes."""
+        return isinstance(self.bottleneck, VectorQuantizerConfig | EmaVectorQuantizerConfig)
+
     def build(self) -> "Autoencoder":
         """A new network, with parameters from torch's global generator."""
         return Autoencoder(self)
@@ -130,7 +135,7 @@ class Autoencoder(nn.Module):
     @property
     def discrete(self) -> bool:
         """Whether the latent is made of codes."""
-        return isinstance(self.bottleneck, VectorQuantizer | EmaVectorQuantizer)
+        return self.config.discrete
 
     def picture(self, output: Tensor) -> Tensor:
         """The decoder's output is the image itself."""

@@ -27,7 +27,9 @@ class Codebooks:
         """Take in one micro-batch."""
         fresh = [latent.statistics for latent in latents if latent.statistics is not None]
         before = self._seen
-        self._seen = [joined(*pair) for pair in zip(before, fresh, strict=True)] if before else fresh
+        self._seen = (
+            [joined(*pair) for pair in zip(before, fresh, strict=True)] if before else fresh
+        )
 
     def commit(self, rng: Generator) -> None:
         """Sum over all processes and update the model's codebooks; every process calls it.

@@ -8,6 +8,7 @@ from trainer.tasks.adversarial import AdversarialConfig
 from trainer.tasks.autoregressive import AutoregressiveConfig
 from trainer.tasks.contrastive import ContrastiveConfig
 from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.levels import LevelPriorConfig
 from trainer.tasks.reconstruction import ReconstructionConfig
 
 TaskConfig = Annotated[
@@ -15,6 +16,7 @@ TaskConfig = Annotated[
     | AdversarialConfig
     | AutoregressiveConfig
     | DenoisingConfig
-    | ContrastiveConfig,
+    | ContrastiveConfig
+    | LevelPriorConfig,
     Field(discriminator="kind"),
 ]
