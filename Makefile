@@ -21,12 +21,13 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types imports format venv clean
+.PHONY: help quickstart test lab lint types imports format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), draw, judge"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
+	@echo "make lab         a SLURM of three virtual nodes, an S3 and an MLflow server to try things on (root)"
 	@echo "make lint        ruff, style and format"
 	@echo "make types       mypy, strict, over the five packages"
 	@echo "make imports     the import contracts"
@@ -40,6 +41,10 @@ quickstart: $(READY)
 test: $(READY_DEV)
 	@.ci/install-slurm
 	$(BIN)/python -m pytest $(TESTS)
+
+lab: $(READY_DEV)
+	@.ci/install-slurm
+	@$(BIN)/python tests/integration/lab.py
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
