@@ -42,6 +42,8 @@ def to_text(report: Report) -> str:
     lines += ["", "would write:", *(f"  {path}" for path in report.writes)]
     if report.job_script is not None:
         lines += ["", "would submit:", report.job_script.rstrip()]
+    if report.notes:
+        lines += ["", "submit would refuse:", *(f"  {note}" for note in report.notes)]
     return "\n".join(lines)
 
 

@@ -1,8 +1,6 @@
 """What a recipe would do, worked out without starting anything."""
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -15,8 +13,7 @@ from torch import nn
 from launch.cluster import Cluster, Shape, memory_bytes
 from launch.errors import LaunchError
 from launch.footprint import FLOAT, Footprint, Sizes, checkpoint_bytes, footprint, sizes
-from launch.script import Task, render
-from launch.submission import TRAIN
+from launch.planning import recipe_task, run_directory, write
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
 from trainer.engine_config import chosen_precision, deepspeed_config, prepare, resolve_precision
@@ -73,6 +70,8 @@ class Report:
     """DeepSpeed's JSON by part."""
     job_script: str | None
     """What `mezzotint submit` would hand to SLURM; None without a cluster."""
+    notes: tuple[str, ...]
+    """What `mezzotint submit` would refuse."""
     writes: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -106,6 +105,10 @@ def check_recipe(
     prepare(parts, recipe)
     run = RunDirectory(runs / recipe.name)
     numbers = {name: sizes(part) for name, part in parts.items()}
+    script: str | None = None
+    notes: tuple[str, ...] = ()
+    if cluster is not None and shape is not None:
+        script, notes = _job(recipe, runs, cluster, shape)
     return Report(
         recipe=recipe.model_dump(mode="json"),
         resolved=dump(recipe),
@@ -126,7 +129,8 @@ def check_recipe(
             name: deepspeed_config(recipe, name, machines.processes, machines.precision)
             for name in parts
         },
-        job_script=None if cluster is None or shape is None else _script(run, cluster, shape),
+        job_script=script,
+        notes=notes,
         writes=tuple(
             str(path)
             for path in (run.recipe, run.metrics, run.checkpoints, run.previews, run.model)
@@ -223,18 +227,11 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     )
 
 
-def _script(run: RunDirectory, cluster: Cluster, shape: Shape) -> str:
-    root = run.path.absolute()
-    task = Task(
-        run=run.path.name,
-        stage=TRAIN,
-        root=root,
-        directory=root,
-        command=("launch.worker", str(root)),
-        shape=shape,
-        trains=True,
-    )
-    script = render(
-        task, cluster, python=sys.executable, cwd=str(Path.cwd()), environment=os.environ
-    )
-    return script.text
+def _job(recipe: Recipe, runs: Path, cluster: Cluster, shape: Shape) -> tuple[str, tuple[str, ...]]:
+    """The script, and what submit would object to."""
+    notes: tuple[str, ...] = ()
+    try:
+        root = run_directory(runs, recipe.name, cluster)
+    except LaunchError as error:
+        root, notes = (runs / recipe.name).absolute(), (str(error),)
+    return write(recipe_task(recipe, root, shape), cluster).text, notes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.cluster import Cluster
+from launch.cluster import Cluster, Shape
 from launch.errors import LaunchError
 from launch.ledger import Ledger
 from launch.pipeline import Pipeline, TrainStage, needs, order, recipe_of
@@ -53,9 +53,14 @@ def plan_recipe(recipe: Recipe, cluster: Cluster, root: Path, live: Iterable[str
         return Plan(recipe.name, root, left=(TRAIN,))
     shape = cluster.training()
     share(recipe, shape.tasks, "batch")
-    command = ("launch.worker", str(root))
-    task = Task(recipe.name, TRAIN, root, root, command, shape, trains=True)
+    task = recipe_task(recipe, root, shape)
     return Plan(recipe.name, root, {TRAIN: Planned(task, write(task, cluster), ())})
+
+
+def recipe_task(recipe: Recipe, root: Path, shape: Shape) -> Task:
+    """The job that trains a recipe in `root`."""
+    command = ("launch.worker", str(root))
+    return Task(recipe.name, TRAIN, root, root, command, shape, trains=True)
 
 
 def plan_pipeline(

@@ -99,6 +99,12 @@ def test_a_cluster_says_how_the_batch_is_shared_and_in_which_precision(checked, 
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_run_directory_that_nodes_do_not_share_is_noted(checked, cluster):
+    assert checked("dalle_dvae", "--cluster", cluster())["notes"] == []
+    (note,) = checked("dalle_dvae", "--cluster", "recipes/clusters/gpu.yaml")["notes"]
+    assert "is not inside /lustre/project, which all nodes share" in note
+
+
 def test_a_cluster_without_gpus_shares_its_nodes_memory(checked, cluster):
     text = "name: lab\nshared: /tmp\nscratch: /tmp\nnodes: 2\ntasks_per_node: 2\nmemory: 6G\n"
     machines = checked("emoji_base", "--cluster", cluster(text))["machines"]
