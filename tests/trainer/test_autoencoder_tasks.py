@@ -19,6 +19,7 @@ from models.autoencoders.resnet import ResnetPyramid
 from models.autoencoders.strided import StridedPyramid
 from models.errors import ModelError
 from trainer.errors import TrainError
+from trainer.recipe import load
 from trainer.schedules import Constant, Cosine
 from trainer.task import Step
 from trainer.tasks.adversarial import AdversarialConfig, through
@@ -274,3 +275,41 @@ def test_lpips_is_the_published_formula():
         wanted = wanted + ((a - b) ** 2 * weight).sum(1).mean()
     found = Perceptual(network, channels)(image, other)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_dvae_recipe_has_the_papers_schedules_at_their_ends():
+    recipe = load("recipes/dalle_dvae.yaml")
+    divergence, temperature, rate = recipe.task.kl, recipe.task.temperature, recipe.optimizer.lr
+    # the paper's weight belongs to a loss per value; a code stands for 192 of them
+    assert divergence.at(0) == 0
+    assert divergence.at(5000) * 192 == pytest.approx(6.6, rel=1e-6)
+    assert divergence.at(10**6) == divergence.at(5000)
+    assert [temperature.at(step) for step in (0, 75_000, 150_000)] == pytest.approx(
+        [1.0, 0.53125, 0.0625]
+    )
+    assert rate.at(0, recipe.steps) == pytest.approx(1e-4)
+    assert rate.at(1_200_000, recipe.steps) == pytest.approx(1.25e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dalle_dvae", 53_786_240 + 43_829_766),
+        ("imagenet_kl_f4", 55_312_063),
+        ("imagenet_kl_f8", 83_653_863),
+        ("imagenet_kl_f16", 69_610_963),
+        ("imagenet_kl_f32", 103_880_131),
+    ],
+)
+def test_recipes_of_published_first_stages_have_their_counts(name, count):
+    recipe = load(f"recipes/{name}.yaml")
+    with torch.device("meta"):
+        model = recipe.task.build(recipe.model.build()).parts()["model"]
+    assert sum(weight.numel() for weight in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("name", "stride"), [("f4", 4), ("f8", 8), ("f16", 16), ("f32", 32)])
+def test_the_kl_weights_are_latent_diffusions_in_our_units(name, stride):
+    recipe = load(f"recipes/imagenet_kl_{name}.yaml")
+    assert recipe.task.kl.at(0) == pytest.approx(1e-6 / (3 * stride**2), rel=1e-5)
+    assert recipe.model.pyramid.stride == stride
