@@ -59,11 +59,14 @@ def machine_lines(report: Report) -> list[str]:
 def memory_lines(report: Report) -> list[str]:
     """Bytes of each process."""
     memory = report.memory
-    zero = report.recipe["engine"]["zero"]
-    lines = [f"memory of each process at ZeRO {zero}, without activations:"]
+    lines = ["memory of each process, without activations:"]
+    stages = {
+        part: settings["zero_optimization"]["stage"] for part, settings in report.deepspeed.items()
+    }
     for part, held in memory.parts.items():
-        lines += [f"  {part}: {LINES[name]} {size(n)}" for name, n in asdict(held).items() if n]
-    if zero == 3:
+        lines.append(f"  {part} at ZeRO {stages[part]}:")
+        lines += [f"    {LINES[name]} {size(n)}" for name, n in asdict(held).items() if n]
+    if 3 in stages.values():
         lines.append(f"  (largest layer, gathered whole: {memory.largest_layer:,} weights)")
     lines.append(f"  at most {size(memory.total)}; while it starts {size(memory.start)},")
     node = memory.start * report.machines.processes_per_node

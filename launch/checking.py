@@ -119,11 +119,14 @@ def check_recipe(
         per_step=_per_step(recipe, micro, machines.processes),
         machines=machines,
         memory=_memory(recipe, numbers, machines),
-        checkpoint_bytes=checkpoint_bytes(
-            list(numbers.values()),
-            zero=recipe.engine.zero,
-            precision=machines.precision,
-            averaged=recipe.ema is not None,
+        checkpoint_bytes=sum(
+            checkpoint_bytes(
+                part,
+                zero=recipe.engine.zero_of(name),
+                precision=machines.precision,
+                averaged=recipe.ema is not None,
+            )
+            for name, part in numbers.items()
         ),
         deepspeed={
             name: deepspeed_config(recipe, name, machines.processes, machines.precision)
@@ -207,7 +210,7 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     parts = {
         name: footprint(
             part,
-            zero=recipe.engine.zero,
+            zero=recipe.engine.zero_of(name),
             precision=machines.precision,
             world=machines.processes,
             averaged=recipe.ema is not None,

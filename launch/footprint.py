@@ -5,7 +5,6 @@ with the averages of `trainer.ema`. Activations are not counted. Real engines ar
 these numbers in tests/integration/test_footprint.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -142,14 +141,12 @@ def _bucket_bytes(zero: int, precision: Precision) -> int:
             return stored_bytes(precision)
 
 
-def checkpoint_bytes(
-    parts: Sequence[Sizes], *, zero: int, precision: Precision, averaged: bool
-) -> int:
-    """Bytes of one checkpoint on disk, all processes together, without its small files.
+def checkpoint_bytes(part: Sizes, *, zero: int, precision: Precision, averaged: bool) -> int:
+    """Bytes of one part in a checkpoint, all processes together, without its small files.
 
     Under ZeRO-3 the master weights stand for the weights.
     """
     number = stored_bytes(precision)
     wrapped = zero > 0 or number < FLOAT
     each = (number if zero < 3 else 0) + (FLOAT if wrapped else 0) + 2 * FLOAT
-    return sum(part.total for part in parts) * (each + (FLOAT if averaged else 0))
+    return part.total * (each + (FLOAT if averaged else 0))

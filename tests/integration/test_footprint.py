@@ -106,5 +106,5 @@ def test_backward_reserves_the_buckets(weighed, part, setting):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_checkpoint_takes_the_disk_that_check_names(weighed, part, setting):
     precision, zero = setting
-    expected = checkpoint_bytes([part], zero=zero, precision=precision, averaged=True)
+    expected = checkpoint_bytes(part, zero=zero, precision=precision, averaged=True)
     assert weighed[setting][0]["checkpoint"] == pytest.approx(expected, rel=0.01)

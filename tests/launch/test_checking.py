@@ -131,8 +131,8 @@ def test_the_report_for_people_names_what_matters(mezzotint, cluster, tmp_path):
     for line in (
         "  (in the matrices of model's blocks: 12,092,178,432)",
         "machines: 16 processes on 2 nodes, one per GPU, computing in bf16",
-        "memory of each process at ZeRO 1, without activations:",
-        "  model: weights 22.9 GiB",
+        "  model at ZeRO 1:",
+        "    weights 22.9 GiB",
         "  DOES NOT FIT into 80.0 GiB per GPU",
         "checkpoint: 206.1 GiB on disk",
         "would submit:",
@@ -216,7 +216,7 @@ def test_the_parts_of_a_footprint_follow_the_stage():
 def test_a_checkpoint_holds_each_thing_once():
     def each(zero: int, precision: str, *, averaged: bool) -> float:
         return (
-            checkpoint_bytes([PART], zero=zero, precision=precision, averaged=averaged) / PART.total
+            checkpoint_bytes(PART, zero=zero, precision=precision, averaged=averaged) / PART.total
         )
 
     assert each(0, "fp32", averaged=False) == 4 + 8
@@ -229,3 +229,14 @@ def test_sizes_are_written_in_the_unit_that_fits():
     assert [size(n) for n in (0, 1023, 1536, 2**31, 2**50)] == [
         *("0 B", "1023 B", "1.5 KiB", "2.0 GiB", "1,024.0 TiB")
     ]
+
+
+def test_parts_with_stages_of_their_own_are_weighed_by_them(checked):
+    words = ["engine.zero=0", "engine.zeros={model: 2}", "engine.precision=fp32"]
+    report = checked("emoji_vqgan", *words, "--processes", 2)
+    held = report["memory"]["parts"]
+    for part, settings in report["deepspeed"].items():
+        count = sum(report["parameters"][part].values())
+        shared = settings["zero_optimization"]["stage"] == 2
+        assert shared == (part == "model")
+        assert held[part]["moments"] == pytest.approx(count * (4 if shared else 8), abs=32)
