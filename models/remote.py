@@ -79,7 +79,8 @@ def _sentence(error: Exception, system: AbstractFileSystem, path: str) -> str | 
     if names & _UNREACHED or "Invalid endpoint" in str(error):
         return "the object store cannot be reached; check AWS_ENDPOINT_URL and the network"
     if isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiohttp")):
-        return f"{error}"
+        words = f"{error}" or "no answer"  # a timeout says nothing
+        return f"{words}; check the URL and the network"
     return None
 
 

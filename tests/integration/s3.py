@@ -124,9 +124,7 @@ class Proxy:
         self._server = server
         self._injected: list[Injected] = []
         self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._end = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def inject(self, text: str, fault: Fault, times: int = 10**9) -> None:
         """Answer the next requests for objects whose path holds `text` with a fault."""
@@ -151,9 +149,9 @@ class Proxy:
         """Close all connections."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
-        self._loop.close()
 
     async def _run(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         application = web.Application(client_max_size=1 << 30)
         runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
         async with aiohttp.ClientSession(auto_decompress=False) as self._client:
@@ -195,7 +193,7 @@ class Proxy:
             if fault is not None:
                 await answer.write(body[: len(body) // 2])
                 if fault == "stall":
-                    await asyncio.sleep(600)
+                    await self._end.wait()
                 assert request.transport is not None
                 request.transport.abort()
                 return answer
