@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
 
-CHUNK = 1024
-"""Positions compared with the codebook at a time: their distances stay in a processor's cache."""
+CACHED, HELD = 2**22, 2**26
+"""Distances computed at a time, on a CPU (they stay in its cache) and elsewhere (they are held)."""
 MOST_CANDIDATES = 256
 
 

@@ -24,9 +24,9 @@ def outputs(*shape, seed=0):
     return torch.randn(*shape, generator=rng(seed))
 
 
-@pytest.mark.parametrize("positions", [7, 2500])
-def test_the_nearest_code_is_that_of_all_distances(positions):
-    flat, codebook = outputs(positions, 5), outputs(40, 5, seed=1)
+@pytest.mark.parametrize(("positions", "codes"), [(7, 40), (2500, 4000)])
+def test_the_nearest_code_is_that_of_all_distances(positions, codes):
+    flat, codebook = outputs(positions, 5), outputs(codes, 5, seed=1)
     assert torch.equal(nearest(flat, codebook), torch.cdist(flat, codebook).argmin(1))
 
 
