@@ -76,6 +76,7 @@ def render(
         (arguments if UNWRITABLE.search(option) else lines).append(option)
     text = _ENVIRONMENT.get_template("job.sh.j2").render(
         title=Raw(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
+        stage=task.stage,
         options=lines,
         root=task.root,
         directory=task.directory,

@@ -185,6 +185,7 @@ def call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess
 def said(done: subprocess.CompletedProcess[str]) -> str:
     """What a command of SLURM complained of, in one line."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    lines = [line for line in lines if not line.startswith("Try ")]  # "... --help"
     return lines[-1] if lines else f"ended with exit code {done.returncode}"
 
 

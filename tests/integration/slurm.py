@@ -22,7 +22,6 @@ import pytest
 import yaml
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
-MEMORY = 4000
 
 CONF = """\
 ClusterName=lab
@@ -48,6 +47,7 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 PriorityType=priority/basic
+EnforcePartLimits=ALL
 ReturnToService=2
 SlurmdTimeout=5
 SlurmctldTimeout=10
@@ -55,7 +55,7 @@ KillWait=15
 JobRequeue=1
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-NodeName={names} NodeHostname={names} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory}
+NodeName={names} NodeHostname={names} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory=4000
 PartitionName=batch Nodes={names} Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=n1 MaxNodes=1 MaxTime=10 State=UP
 """
@@ -203,7 +203,6 @@ class Lab:
             names=",".join(self.nodes),
             ports=",".join(map(str, ports)),
             cpus=self.cpus,
-            memory=MEMORY,
         )
         (self.home / "slurm.conf").write_text(conf)
         self.environment["SLURM_CONF"] = str(self.home / "slurm.conf")

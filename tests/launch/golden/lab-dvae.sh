@@ -32,6 +32,7 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 # The job ends here, with exit code $1.
 finish() {
     echo "$1" >"$directory/exit_code"
+    [ "$1" = 0 ] || "$python" -m launch.parents "$root" dvae FAILED
     exit "$1"
 }
 
@@ -50,6 +51,7 @@ requeue() {
         *" RUNNING "* | "75 COMPLETING INVALID") ;;
         *)
             echo "job: exit code $1; ended from outside ($state), not put back into the queue"
+            "$python" -m launch.parents "$root" dvae KILLED
             exit "$1"
             ;;
     esac
