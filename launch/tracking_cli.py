@@ -14,16 +14,20 @@ def tracking() -> None:
 
 
 @tracking_app.command(
-    epilog="Examples:  [bold]mezzotint tracking sync runs/quickstart[/]  ·  "
+    epilog="Examples:  [bold]mezzotint tracking sync quickstart[/]  ·  "
     "[bold]MLFLOW_TRACKING_URI=http://tracking:5000 mezzotint tracking sync runs/try --json[/]"
 )
 def sync(
-    run: Annotated[Path, typer.Argument(help="A run directory, or a pipeline's.")],
+    run: Annotated[
+        str, typer.Argument(help="A run: its name, or the path of its directory or a stage's.")
+    ],
+    runs: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Send MLflow what it missed of a run while it was down; each step goes once."""
     from launch.syncing import sync as send_missing
 
-    report = send_missing(run)
+    named = runs / run
+    report = send_missing(named if named.is_dir() else Path(run))
     typer.echo(report.to_json() if as_json else report.to_text())

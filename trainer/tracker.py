@@ -44,7 +44,7 @@ class Tracker:
             self._uploader = Uploader(directory, link) if link else None
         if samples:
             self._load = NodeLoad(directory.path, link)
-        if link:
+        if link and (self._uploader or self._load):
             prepare()
         self._well, self._said = True, ""
         self._stop = threading.Event()
