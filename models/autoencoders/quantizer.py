@@ -230,10 +230,9 @@ def nearest(flat: Tensor, codebook: Tensor) -> Tensor:
     """
     with torch.no_grad():
         offset = -0.5 * codebook.square().sum(dim=1)
-        parts = [
-            torch.addmm(offset, part, codebook.T).argmax(dim=1) for part in torch.split(flat, CHUNK)
-        ]
-        return torch.cat(parts)
+        most = CACHED if flat.device.type == "cpu" else HELD
+        parts = torch.split(flat, max(most // len(codebook), 1))
+        return torch.cat([torch.addmm(offset, part, codebook.T).argmax(dim=1) for part in parts])
 
 
 def straight_through(flat: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
