@@ -1,7 +1,8 @@
 """The pictures of these pages, from a finished quickstart:  .venv/bin/python docs/make_pictures.py
 
 Headless Chromium photographs the result page and the dashboard, which is started for the purpose;
-the evaluations' picture sheets are copied. Everything goes to docs/images/, each file small.
+the evaluations' picture sheets are copied. Everything goes to docs/images/, each file small. With
+`--server URL` it photographs how an MLflow server shows the same pipeline, run on a cluster.
 """
 
 import argparse
@@ -36,6 +37,7 @@ SHEETS = {
 }
 CLOSE_ASSISTANT = '[aria-label*="lose"]'
 UNFOLD = '[role="grid"] [data-component-id*="runname"]'
+SEARCH = 'input[placeholder="Search metric charts"]'
 CURVE = ".js-plotly-plot .trace"
 QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
 
@@ -44,10 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the docs.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
     parser.add_argument("--pipeline", default="quickstart", help="name of the pipeline's run")
+    parser.add_argument("--server", help="photograph this MLflow server, nothing else")
     arguments = parser.parse_args()
     runs: Path = arguments.runs.resolve()
     root = runs / arguments.pipeline
     browser = find_browser()
+    if arguments.server:
+        with window(browser, width=1400, height=900) as page:
+            show_dashboard(page, arguments.server, root, "cluster")
+        with window(browser, width=900, height=1500) as page:
+            show_nodes(page, arguments.server, root)
+        return
     needed = [root / name for name in ("index.html", "base/tracking.json", *SHEETS)]
     missing = [path for path in needed if not path.is_file()]
     if missing:
@@ -59,7 +68,7 @@ def main() -> None:
         page.open((root / "index.html").as_uri(), shows="body")
         keep(page.photograph(), "quickstart-page.png")
     with dashboard(runs) as address, window(browser, width=1400, height=900) as page:
-        show_dashboard(page, address, root)
+        show_dashboard(page, address, root, "quickstart")
 
 
 def find_browser() -> str:
@@ -140,6 +149,12 @@ class Window:
         self.run(f"document.querySelector('{selector}')?.click()")
         time.sleep(3)
 
+    def type(self, selector: str, text: str) -> None:
+        """Put text into the first such field, as typing does."""
+        self.run(f"document.querySelector('{selector}').focus()")
+        self.call("Input.insertText", {"text": text})
+        time.sleep(4)
+
     def run(self, script: str) -> object:
         """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", {"expression": script, "returnByValue": True})
@@ -200,18 +215,37 @@ def answers(url: str, server: subprocess.Popen[bytes], seconds: float = 120.0) -
     return False
 
 
-def show_dashboard(page: Window, address: str, root: Path) -> None:
+def show_dashboard(page: Window, address: str, root: Path, prefix: str) -> None:
     """The table of runs, its parent run unfolded, and the curves of the base decoder."""
+    page.open(f"{experiment_at(address, root)}/runs", shows=UNFOLD)
+    page.click(CLOSE_ASSISTANT)
+    page.click(UNFOLD)
+    keep(page.photograph(), f"{prefix}-dashboard.png")
+    run = run_id(root / "base")
+    page.open(f"{experiment_at(address, root)}/runs/{run}/model-metrics", shows=CURVE)
+    keep(page.photograph(), f"{prefix}-metrics.png")
+
+
+def show_nodes(page: Window, address: str, root: Path) -> None:
+    """The load of every node of the dVAE's job."""
+    run = run_id(root / "dvae")
+    page.open(f"{experiment_at(address, root)}/runs/{run}/system-metrics", shows=CURVE)
+    page.type(SEARCH, "cpu_utilization")
+    keep(page.photograph(), "cluster-nodes.png")
+
+
+def experiment_at(address: str, root: Path) -> str:
+    """The page of a pipeline's experiment."""
     url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={root.name}"
     with urllib.request.urlopen(url, timeout=60) as answer:
         experiment = json.load(answer)["experiment"]["experiment_id"]
-    run = json.loads((root / "base" / "tracking.json").read_text(encoding="utf-8"))["run_id"]
-    page.open(f"{address}/#/experiments/{experiment}/runs", shows=UNFOLD)
-    page.click(CLOSE_ASSISTANT)
-    page.click(UNFOLD)
-    keep(page.photograph(), "quickstart-dashboard.png")
-    page.open(f"{address}/#/experiments/{experiment}/runs/{run}/model-metrics", shows=CURVE)
-    keep(page.photograph(), "quickstart-metrics.png")
+    return f"{address}/#/experiments/{experiment}"
+
+
+def run_id(directory: Path) -> str:
+    """The run in MLflow that a stage's directory belongs to."""
+    tree = json.loads((directory / "tracking.json").read_text(encoding="utf-8"))
+    return str(tree["run_id"])
 
 
 def keep(picture: Image.Image, name: str) -> None:
