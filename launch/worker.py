@@ -18,6 +18,8 @@ def work(path: Path) -> int:
     from trainer.session import run
 
     directory = check_recipe_directory(path)
+    if directory.finished():  # a job that SLURM starts once more
+        return 0
     main = place().is_main
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     with Reporter(path) if main else silent(path / "logs" / f"rank-{place().rank}") as reporter:
