@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from models.autoregressive.prior import PAD, Prior
+from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
 from models.nn.attention import Memory
 
@@ -63,7 +64,7 @@ def generate(
         codes[:, :given] = prefix
     guided = sampling.guidance != 1.0
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
-    step = _Cached(prior, branches) if sampling.cache else _Uncached(prior, branches)
+    step = steps(prior, branches, cache=sampling.cache)
     for place in range(given, total):
         known = codes[:, :place]
         logits = step(torch.cat([known, known]) if guided else known)
@@ -75,6 +76,16 @@ def generate(
         if progress is not None:
             progress(place + 1 - given, total - given)
     return codes
+
+
+def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tensor]:
+    """What gives the logits (B, V) of the next code for ever more known codes (B, n).
+
+    With a cache on a GPU the steps after the first are one recorded graph.
+    """
+    if not cache:
+        return _Uncached(prior, text)
+    return StaticSteps(prior, text) if text.device.type == "cuda" else _Cached(prior, text)
 
 
 def restricted(logits: Tensor, sampling: Sampling) -> Tensor:

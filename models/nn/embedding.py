@@ -60,5 +60,8 @@ class GridPlaces(nn.Module):
 
     def forward(self, first: int, last: int) -> Tensor:
         """The vectors of the places first..last-1: (last - first, features)."""
-        place = torch.arange(first, last, device=self.row.weight.device)
+        return self.at(torch.arange(first, last, device=self.row.weight.device))
+
+    def at(self, place: Tensor) -> Tensor:
+        """The vectors of places (n,): (n, features)."""
         return self.row(place // self.columns) + self.column(place % self.columns)

@@ -5,6 +5,7 @@ import torch
 
 from models.autoregressive.decoding import Sampling, generate, restricted
 from models.autoregressive.prior import PriorConfig
+from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
 
 CONFIG = PriorConfig(
@@ -139,3 +140,58 @@ def test_captions_and_prefixes_of_the_wrong_length_are_refused(prior, text):
         generate(
             prior, text, rng(), sampling=Sampling(), prefix=torch.zeros(6, 17, dtype=torch.int64)
         )
+
+
+MASKED = [("dense", None), ("paper", 3), ("paper", None), ("dalle_pytorch", 3)]
+
+
+@pytest.fixture(scope="module", params=MASKED, ids=str)
+def masked(request):
+    flavor, kernel = request.param
+    config = CONFIG.model_copy(
+        update={"mask_flavor": flavor, "mask_kernel": kernel, "layers": 6, "grid": (5, 4)}
+    )
+    torch.manual_seed(0)
+    model = config.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("known", [0, 1, 7])
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "top_k": 9}])
+def test_the_caches_of_every_mask_give_the_same_tokens(masked, text, known, options):
+    prefix = torch.randint(13, (6, known), generator=rng(9))
+    cached, plain = (
+        generate(masked, text, rng(1), sampling=Sampling(cache=cache, **options), prefix=prefix)
+        for cache in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    assert len(cached.unique()) > 3
+
+
+@pytest.mark.parametrize("known", [0, 1, 7])
+def test_steps_of_fixed_shapes_give_the_same_tokens(masked, text, known, monkeypatch):
+    prefix = torch.randint(13, (6, known), generator=rng(9))
+    wanted = generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix)
+    monkeypatch.setattr(
+        "models.autoregressive.decoding.steps", lambda prior, text, cache: StaticSteps(prior, text)
+    )
+    assert torch.equal(generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix), wanted)
+
+
+def test_a_paper_shaped_prior_caches_two_and_a_half_times_less_than_a_dense_one():
+    config = PriorConfig(
+        text_vocab=16384,
+        text_length=256,
+        image_vocab=8192,
+        grid=(32, 32),
+        layers=64,
+        mask_flavor="paper",
+    )
+    kept = [pattern.kept(1024) for pattern in config.patterns]
+    entries = sum(config.prefix_length + each for each in kept)
+    assert sorted(set(kept)) == [33, 166, 1024]
+    assert 64 * (config.prefix_length + 1024) / entries == pytest.approx(2.37, abs=0.01)

@@ -35,8 +35,10 @@ DALLE_PYTORCH = {
     "column": "2c4482b3f66de754625299af606763582307b9574092c500c189075c1b3660ec",
     "convolution": "d2fa33803ab9d85c307528c533799f5ad88df11f325f36889e280f3afaaaa674",
 }
-"""SHA-256 of the bits of dalle-pytorch 1.6.6's masks for 256 text tokens and a grid of 32: `axial_row`
-and `axial_col` of `_get_attention_mask` (causal part), `conv_like` by changing one input at a time."""
+"""SHA-256 of the bits of dalle-pytorch 1.6.6's masks for 256 text tokens and a grid of 32.
+
+`axial_row` and `axial_col` of `_get_attention_mask` (causal part), `conv_like` by changing one
+input at a time."""
 
 
 def image_mask(pattern, rows=None):

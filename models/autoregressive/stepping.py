@@ -1,0 +1,121 @@
+"""One decoding step of fixed shapes, which a GPU replays as a graph.
+
+The place is a tensor and every cache is allocated whole, so a step is the same kernels on the same
+memory each time. On a CPU it runs as it is, slower than the caches that grow.
+"""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.autoregressive.patterns import Pattern
+from models.autoregressive.prior import Prior
+
+
+class StaticCache:
+    """Keys and values in the ring that the pattern needs; what is not read is masked.
+
+    `place` (one int64 element) is the image place of the next `attend`.
+    """
+
+    def __init__(self, pattern: Pattern | None, prefix: int, places: int, place: Tensor) -> None:
+        self.pattern, self.prefix, self.place = pattern, prefix, place
+        self.kept = places if pattern is None else pattern.kept(places)
+        self.filled = 0
+        self._store: Tensor | None = None
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Take the (B, H, n, C) of caption and first image places into the empty cache."""
+        batch, heads, length, head_width = key.shape
+        count = length - self.prefix
+        # zeros: a masked slot must not hold a NaN
+        store = key.new_zeros(2, batch, heads, self.prefix + self.kept, head_width)
+        newest = torch.arange(max(0, count - self.kept), count, device=key.device)
+        for half, new in zip(store, (key, value), strict=True):
+            half[:, :, : self.prefix] = new[:, :, : self.prefix]
+            half[:, :, self.prefix + newest % self.kept] = new[:, :, self.prefix + newest]
+        self._store, self.filled = store, length
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take one new image place (B, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        assert self._store is not None
+        slot = self.prefix + self.place % self.kept
+        keys, values = self._store
+        keys.index_copy_(2, slot, key)
+        values.index_copy_(2, slot, value)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=self._mask())
+
+    def _mask(self) -> Tensor:
+        slots = torch.arange(self.kept, device=self.place.device)
+        held = self.place - (self.place - slots) % self.kept
+        reads = held >= 0
+        if self.pattern is not None:
+            reads = reads & self.pattern.reads(self.place, held)
+        return F.pad(reads, (self.prefix, 0), value=True)[None]
+
+
+class StaticSteps:
+    """Logits of the next code, one place at a time, from caption and known codes."""
+
+    def __init__(self, prior: Prior, text: Tensor) -> None:
+        config = prior.config
+        self._prior, self._text = prior, text
+        self._code = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=text.device)
+        self._caches = [
+            StaticCache(pattern, config.prefix_length, config.image_length, self._place)
+            for pattern in config.patterns
+        ]
+        self._logits: Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, known: Tensor) -> Tensor:
+        """Logits (B, V) in fp32 of the code after the `known` (B, n); n grows by one a call."""
+        if not self._caches[0].filled:
+            return self._read_first(known)
+        self._code.copy_(known[:, -1:])
+        self._place.fill_(known.shape[1] - 1)
+        if self._code.device.type != "cuda":
+            return self.step()
+        if self._graph is None:
+            self._record()
+        assert self._graph is not None
+        assert self._logits is not None
+        self._graph.replay()
+        return self._logits
+
+    def _read_first(self, known: Tensor) -> Tensor:
+        prior = self._prior
+        x = torch.cat([prior.embed_text(self._text), prior.embed_image(known, 0)], dim=1)
+        return prior.image_head(prior.run(x, list(self._caches))[:, -1]).float()
+
+    def step(self) -> Tensor:
+        """The step itself, at the place and for the code in the fixed tensors."""
+        prior = self._prior
+        with self._uncached_casts():
+            x = prior.image_token(self._code) + prior.image_place.at(self._place)
+            return prior.image_head(prior.run(x, list(self._caches))[:, -1]).float()
+
+    def _uncached_casts(self) -> AbstractContextManager[object]:
+        """Autocast as it is outside, but a recorded step casts its weights itself."""
+        device = self._code.device.type
+        return torch.autocast(
+            device,
+            torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        )
+
+    def _record(self) -> None:
+        """Record the step once; running it again at the same place changes nothing."""
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(2):
+                self.step()
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self.step()
