@@ -33,6 +33,11 @@ class DalleSamples:
         """The first of the ranking: (B, 3, H, W)."""
         return self.images[torch.arange(len(self.images)), self.ranking[:, 0]]
 
+    def best_of(self, count: int) -> Tensor:
+        """The first `count` of the ranking, best first: (B, count, 3, H, W)."""
+        rows = torch.arange(len(self.images), device=self.ranking.device)[:, None]
+        return self.images[rows, self.ranking[:, :count]]
+
 
 class Dalle:
     """Prior, dVAE and, for re-ranking, a CLIP."""
@@ -60,18 +65,21 @@ class Dalle:
         *,
         candidates: int,
         sampling: Sampling,
+        top: Tensor | None = None,
         progress: Progress | None = None,
     ) -> DalleSamples:
         """`candidates` pictures for each caption (B, T), ranked by CLIP.
 
-        `clip_text` holds the same captions as tokens of the CLIP's tokenizer, (B, L).
+        `clip_text` holds the same captions as tokens of the CLIP's tokenizer, (B, L). `top` gives
+        the codes (B, r, w) of the upper rows, which are kept (see `top_of`).
 
         Raises:
-            ModelError: a CLIP without `clip_text`.
+            ModelError: a CLIP without `clip_text`, or `top` is wider or higher than a picture.
         """
         count = len(text)
         rows = text.repeat_interleave(candidates, dim=0)
-        drawn = generate(self.prior, rows, rng, sampling=sampling, progress=progress)
+        prefix = None if top is None else self._known(top).repeat_interleave(candidates, dim=0)
+        drawn = generate(self.prior, rows, rng, sampling=sampling, prefix=prefix, progress=progress)
         pictures = self.dvae.decode(drawn.view(-1, *self.dvae.grid))
         images = pictures.view(count, candidates, *pictures.shape[1:])
         codes = drawn.view(count, candidates, *self.dvae.grid)
@@ -82,6 +90,29 @@ class Dalle:
             raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
         scores = clip_scores(self.clip, images, clip_text)
         return DalleSamples(images, codes, scores, ranked(scores))
+
+    @torch.no_grad()
+    def top_of(self, image: Tensor, rows: int) -> Tensor:
+        """Codes (B, rows, w) of the upper rows of images (B, 3, H, W) in [-1, 1].
+
+        With them `sample` completes a picture from its upper part (arXiv 2102.12092, figure 2d).
+
+        Raises:
+            ModelError: the grid has not that many rows.
+        """
+        height = self.dvae.grid[0]
+        if not 0 <= rows <= height:
+            raise ModelError(f"the grid of codes has {height} rows; {rows} of them cannot be kept")
+        return self.dvae.tokens(image)[:, :rows]
+
+    def _known(self, top: Tensor) -> Tensor:
+        height, width = self.dvae.grid
+        if top.shape[1] > height or top.shape[2] != width:
+            raise ModelError(
+                f"the known codes are {top.shape[1]} rows of {top.shape[2]}, and the grid has "
+                f"{height} of {width}"
+            )
+        return top.flatten(1)
 
 
 def clip_scores(clip: ImageText, images: Tensor, clip_text: Tensor) -> Tensor:

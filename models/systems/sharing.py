@@ -1,0 +1,111 @@
+"""Drawing many candidates with several processes, with a result that does not depend on how many.
+
+All candidates of all captions are one list, cut into blocks of a fixed size. A block is drawn as a
+whole with a generator of its own, so its pictures are the same whichever process draws it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from models.autoregressive.decoding import Sampling, generate
+from models.errors import ModelError
+from models.systems.dalle import Dalle, DalleSamples, ranked
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Candidates first..first+n-1 of the whole list (candidate c of caption b is b x N + c)."""
+
+    first: int
+    images: Tensor
+    """(n, 3, H, W) in [-1, 1]."""
+    codes: Tensor
+    """(n, h, w) int64."""
+    scores: Tensor | None
+    """(n,), or None without a CLIP."""
+
+
+def blocks(count: int, size: int, rank: int, world: int) -> tuple[range, ...]:
+    """The blocks of a list of `count` that process `rank` of `world` draws: every world-th.
+
+    Raises:
+        ModelError: no such process.
+    """
+    if not 0 <= rank < world:
+        raise ModelError(f"rank {rank} of {world} processes does not exist; count from 0")
+    firsts = range(0, count, size)[rank::world]
+    return tuple(range(first, min(first + size, count)) for first in firsts)
+
+
+def keyed(seed: int, first: int, device: torch.device) -> Generator:
+    """The generator of the block that begins at `first`."""
+    digest = hashlib.sha256(f"{seed}\x1f{first}".encode()).digest()
+    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@torch.no_grad()
+def draw_share(
+    dalle: Dalle,
+    text: Tensor,
+    clip_text: Tensor | None,
+    *,
+    seed: int,
+    candidates: int,
+    block: int,
+    sampling: Sampling,
+    rank: int = 0,
+    world: int = 1,
+) -> list[Drawn]:
+    """What one process draws of `candidates` pictures for each caption (B, T).
+
+    Every process gives the same arguments but `rank`; `assemble` joins what all of them drew. The
+    result depends on `seed` and `block`, and not on `world`.
+
+    Raises:
+        ModelError: a CLIP without `clip_text`, or no such process.
+    """
+    if dalle.clip is not None and clip_text is None:
+        raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
+    parts = []
+    for rows in blocks(len(text) * candidates, block, rank, world):
+        captions = torch.tensor([row // candidates for row in rows], device=text.device)
+        rng = keyed(seed, rows.start, text.device)
+        codes = generate(dalle.prior, text[captions], rng, sampling=sampling)
+        codes = codes.view(-1, *dalle.dvae.grid)
+        images = dalle.dvae.decode(codes)
+        scores = None
+        if dalle.clip is not None and clip_text is not None:
+            words = dalle.clip.encode_text(clip_text[captions])
+            scores = (dalle.clip.encode_image(images) * words).sum(dim=1)
+        parts.append(Drawn(rows.start, images, codes, scores))
+    return parts
+
+
+def assemble(parts: Sequence[Drawn], captions: int, candidates: int) -> DalleSamples:
+    """All blocks of all processes, in any order, as the samples of `captions` captions.
+
+    Raises:
+        ModelError: blocks are missing.
+    """
+    ordered = sorted(parts, key=lambda part: part.first)
+    found = sum(len(part.codes) for part in ordered)
+    if found != captions * candidates:
+        raise ModelError(
+            f"{found} of {captions * candidates} candidates are there; bring the blocks of all "
+            "processes together"
+        )
+    images = torch.cat([part.images for part in ordered])
+    codes = torch.cat([part.codes for part in ordered])
+    scored = [part.scores for part in ordered if part.scores is not None]
+    scores = torch.cat(scored).view(captions, candidates) if scored else None
+    order = torch.arange(candidates, device=codes.device).expand(captions, -1)
+    return DalleSamples(
+        images=images.view(captions, candidates, *images.shape[1:]),
+        codes=codes.view(captions, candidates, *codes.shape[1:]),
+        scores=scores,
+        ranking=order if scores is None else ranked(scores),
+    )
