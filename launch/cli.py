@@ -9,6 +9,7 @@ import typer
 from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
 from launch.guard import guarded
+from launch.prior_cli import prior_app
 from launch.tracking_cli import tracking_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(cluster_app)
+app.add_typer(prior_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
 
