@@ -1,0 +1,114 @@
+"""Interleaved timing and the peak of live tensor bytes."""
+
+import os
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SPREAD = 0.3
+"""Above this (90th over 10th percentile, less one) no verdict is given."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one thing over all rounds."""
+
+    median: float
+    minimum: float
+    spread: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Timing":
+        """From every round's seconds."""
+        ordered = sorted(seconds)
+        low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+        return cls(statistics.median(ordered), ordered[0], high / low - 1)
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Everything once per round, in turning order, after one round that does not count."""
+    names = list(work)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            started = time.perf_counter()
+            work[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Timing.of(each) for name, each in seconds.items()}
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors made inside it that live at one time.
+
+    Counts storages at every operator, so what a kernel allocates inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage(), 0)
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._note(storage, storage.nbytes())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.most = max(self.most, self.live)
+
+        def gone() -> None:
+            self.live -= size
+            self._known.discard(key)
+
+        weakref.finalize(storage, gone)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The peak of live bytes that one call adds to what was there."""
+    with Peak() as peak:
+        work()
+    return peak.most
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else "unknown",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": [round(each, 2) for each in os.getloadavg()],
+        "torch": torch.__version__,
+    }
+
+
+def as_table(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
+    """For JSON."""
+    return {name: asdict(timing) for name, timing in timings.items()}
