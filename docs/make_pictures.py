@@ -54,7 +54,7 @@ def main() -> None:
     if arguments.server:
         with window(browser, width=1400, height=900) as page:
             show_dashboard(page, arguments.server, root, "cluster")
-        with window(browser, width=900, height=1500) as page:
+        with window(browser, width=1300, height=1500) as page:
             show_nodes(page, arguments.server, root)
         return
     needed = [root / name for name in ("index.html", "base/tracking.json", *SHEETS)]
@@ -229,6 +229,8 @@ def show_dashboard(page: Window, address: str, root: Path, prefix: str) -> None:
 def show_nodes(page: Window, address: str, root: Path) -> None:
     """The load of every node of the dVAE's job."""
     run = run_id(root / "dvae")
+    page.open(f"{experiment_at(address, root)}/runs", shows=UNFOLD)
+    page.click(CLOSE_ASSISTANT)
     page.open(f"{experiment_at(address, root)}/runs/{run}/system-metrics", shows=CURVE)
     page.type(SEARCH, "cpu_utilization")
     keep(page.photograph(), "cluster-nodes.png")
