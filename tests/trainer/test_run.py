@@ -6,8 +6,8 @@ import pytest
 from trainer.errors import TrainError
 from trainer.faults import held, need_space
 from trainer.recipe import flatten
-from trainer.run import first_difference
 from trainer.record import Record, read_metrics
+from trainer.run import first_difference
 
 
 def test_a_directory_held_by_a_live_process_is_refused(tmp_path: Path):
