@@ -78,6 +78,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     ema: EmaConfig | None = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    publish: str | None = Field(default=None, min_length=1)
+    """Where a copy of the model directory goes at the end, such as s3://bucket/models/base."""
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> "Recipe":

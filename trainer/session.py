@@ -108,14 +108,15 @@ def export(
     tokenizer = materials.tokenizer
     metrics = read_metrics(directory.metrics)[-1]["metrics"]
     parameters = sum(value.numel() for value in weights.values())
-    store.save(
-        str(directory.model),
-        recipe.model,
-        weights,
-        card=model_card(recipe, materials.dataset.manifest, parameters, metrics),
-        tokenizer=tokenizer.model_bytes if tokenizer else None,
-        text_length=recipe.data.text.length if recipe.data.text else None,
-    )
+    for place in filter(None, (str(directory.model), recipe.publish)):
+        store.save(
+            place,
+            recipe.model,
+            weights,
+            card=model_card(recipe, materials.dataset.manifest, parameters, metrics),
+            tokenizer=tokenizer.model_bytes if tokenizer else None,
+            text_length=recipe.data.text.length if recipe.data.text else None,
+        )
     write_json(
         directory.summary,
         {

@@ -578,8 +578,8 @@ def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, peo
 
 
 @pytest.mark.processes
-def test_two_processes_train_from_s3_as_from_local_files(
-    proxy, people, folder, train_sessions, tmp_path, monkeypatch
+def test_two_processes_train_from_s3_as_from_local_files_and_publish_there(
+    proxy, people, folder, bucket, train_sessions, tmp_path, monkeypatch
 ):
     for name, value in proxy.environment().items():
         monkeypatch.setenv(name, value)
@@ -591,7 +591,7 @@ def test_two_processes_train_from_s3_as_from_local_files(
     entries = [
         {
             "recipe": "recipes/emoji_dvae.yaml",
-            "overrides": [*common, f"data.url={url}"],
+            "overrides": [*common, f"data.url={url}", f"publish={bucket}/models/{name}"],
             "directory": str(tmp_path / name),
         }
         for name, url in sources.items()
@@ -610,4 +610,7 @@ def test_two_processes_train_from_s3_as_from_local_files(
     fetched = [count for name, count in proxy.fetched.items() if name.endswith(".tar")]
     assert fetched
     assert set(fetched) == {1}
+    for name in sources:
+        published = store.describe(f"{bucket}/models/{name}")
+        assert published == store.describe(str(tmp_path / name / "model"))
     check_files(tmp_path)
