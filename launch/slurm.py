@@ -69,6 +69,8 @@ REFUSALS = {
 """Words in what sbatch says, and the keys of the cluster file that they speak of."""
 LATER = ("Requested nodes are busy", "Required node not available")
 """Complaints about now: such a job waits in the queue."""
+SILENT = ("contact slurm controller", "configuration source")
+"""Complaints of a machine that is part of no cluster, or of one that is down."""
 
 
 def check(script: str, arguments: Sequence[str]) -> None:
@@ -98,8 +100,11 @@ def submit(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
 
 def refusal(text: str) -> str:
     """A refusal of sbatch as one sentence that names a key of the cluster file."""
-    text = text.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    for words in ("sbatch: ", "fatal: ", "error: ", "Batch job submission failed: "):
+        text = text.removeprefix(words)
     text = text.removeprefix("allocation failure: ")
+    if any(words in text for words in SILENT):
+        return f"SLURM does not answer ({text}); submit on a login node of the cluster"
     keys = next((keys for word, keys in REFUSALS.items() if word in text.lower()), None)
     hint = f"; change {keys} in the cluster file" if keys else ""
     return f"SLURM refuses the job: {text}{hint}"

@@ -196,7 +196,18 @@ def test_sbatch_refusals_name_the_key_of_the_cluster_file():
     }
     for said, hint in words.items():
         assert hint in slurm.refusal(said), said
-    assert slurm.refusal("Unable to contact slurm controller").endswith("slurm controller")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sbatch: fatal: Could not establish a configuration source",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller",
+    ],
+)
+def test_a_machine_without_a_cluster_is_not_taken_for_a_refusal(said):
+    assert slurm.refusal(said).startswith("SLURM does not answer (")
+    assert "login node" in slurm.refusal(said)
 
 
 def test_the_address_of_the_tracker_is_shown_without_its_password(monkeypatch):

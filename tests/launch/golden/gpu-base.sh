@@ -28,9 +28,10 @@ python=/lustre/project/mezzotint/.venv/bin/python
 module load cuda/12.8
 export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
-# The processes meet on the first node, at a port that changes with every start.
+# The processes meet on the first node, at a port of this start's own.
+start=$(cksum <<<"$directory $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0}")
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((10000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 20000))
+MASTER_PORT=$((10000 + ${start%% *} % 20000))
 export MASTER_ADDR MASTER_PORT
 export MEZZOTINT_CACHE=/local/nvme/mezzotint-"$SLURM_JOB_USER"
 export MEZZOTINT_JOB=$directory

@@ -21,9 +21,10 @@ directory=/shared/mezzotint/runs/quickstart/dvae
 cwd=/shared/mezzotint
 python=/shared/mezzotint/.venv/bin/python
 
-# The processes meet on the first node, at a port that changes with every start.
+# The processes meet on the first node, at a port of this start's own.
+start=$(cksum <<<"$directory $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0}")
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((10000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 20000))
+MASTER_PORT=$((10000 + ${start%% *} % 20000))
 export MASTER_ADDR MASTER_PORT
 export MEZZOTINT_CACHE=/scratch/mezzotint-"$SLURM_JOB_USER"
 export MEZZOTINT_JOB=$directory
