@@ -1,0 +1,1 @@
+"""AdamW, with moments of 32 or 16 bits."""
