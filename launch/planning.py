@@ -116,8 +116,8 @@ def share(recipe: Recipe, tasks: int, key: str) -> None:
         recipe.micro_batch_for(tasks)
     except TrainError as error:
         raise LaunchError(
-            f"{key}: {str(error).partition(': ')[2]}, or nodes and tasks_per_node in the cluster "
-            "file"
+            f"{key}: {str(error).partition(': ')[2]}, or change nodes or tasks_per_node in the "
+            "cluster file"
         ) from error
 
 

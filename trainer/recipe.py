@@ -100,11 +100,16 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             TrainError: the global batch cannot be shared evenly by `world` processes.
         """
         micro = self.micro_batch or self.batch // world
-        if micro == 0 or self.batch % (micro * world):
+        if self.micro_batch is None and self.batch % world:
+            raise TrainError(
+                f"batch: {self.batch} samples cannot be shared by {world} processes; set batch to "
+                f"a multiple of {world}"
+            )
+        if self.batch % (micro * world):
             raise TrainError(
                 f"batch: {self.batch} samples cannot be shared by {world} processes in "
-                f"micro-batches of {micro or 1}; set batch to a multiple of "
-                f"{(micro or 1) * world}, or micro_batch"
+                f"micro-batches of {micro}; set batch to a multiple of {micro * world}, or "
+                "micro_batch"
             )
         return micro
 
