@@ -84,6 +84,10 @@ class LearningRate(BaseModel, frozen=True, extra="forbid"):
         return self.peak * (self.final + (1.0 - self.final) * factor)
 
 
+Moments = Literal["fp32", "bf16", "codec_16"]
+"""How AdamW keeps its moments: codec_16 is 1-6-9 and 0-6-10 (see `trainer.codecs`)."""
+
+
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) with gradient clipping by global norm."""
 
@@ -92,6 +96,8 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
+    moments: Moments = "fp32"
+    """Of the matrices in residual blocks; gains, biases and embeddings keep fp32 ones."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "OptimizerConfig":
