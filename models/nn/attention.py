@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.nn.linear import Linear
+
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
 
@@ -81,8 +83,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.causal, self.reach = heads, head_width, causal, reach
-        self.qkv = nn.Linear(width, 3 * heads * head_width)
-        self.out = nn.Linear(heads * head_width, width)
+        self.qkv = Linear(width, 3 * heads * head_width)
+        self.out = Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).
@@ -142,9 +144,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor
     """softmax(q k / sqrt(C)) v of (B, H, L, C), by the faster way for the place and the length.
 
     On a CPU torch's fused kernel is slower than plain products for short sequences (2.6 times at
-    28 places and 5 times at 77, forward and backward in bf16).
+    28 places and 5 times at 77, forward and backward in bf16) and for a single query.
     """
-    if query.device.type != "cpu" or key.shape[2] > SHORT:
+    long = key.shape[2] > SHORT and query.shape[2] > 1
+    if query.device.type != "cpu" or long:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:

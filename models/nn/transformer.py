@@ -1,24 +1,23 @@
 """Pre-norm transformer blocks: a plain one, and one modulated by a vector per sample."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from models.nn.attention import ContextAttention, Memory, Reach, SelfAttention
+from models.nn.linear import Gelu, GeluLinear, Linear
 
 
 class FeedForward(nn.Module):
     """Linear to 4 x width, GELU (exact, or by its tanh approximation), linear back."""
 
-    def __init__(self, width: int, *, gelu: Literal["tanh", "none"] = "tanh") -> None:
+    def __init__(self, width: int, *, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = nn.Linear(width, 4 * width)
-        self.out = nn.Linear(4 * width, width)
+        self.hidden = Linear(width, 4 * width)
+        self.out = GeluLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        return self.out(nn.functional.gelu(self.hidden(x), approximate=self.gelu))
+        return self.out(self.hidden(x), self.gelu)
 
 
 class Block(nn.Module):
@@ -35,7 +34,7 @@ class Block(nn.Module):
         *,
         causal: bool,
         dropout: float,
-        gelu: Literal["tanh", "none"] = "tanh",
+        gelu: Gelu = "tanh",
         reach: Reach | None = None,
     ) -> None:
         super().__init__()
