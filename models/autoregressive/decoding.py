@@ -71,8 +71,7 @@ def generate(
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + sampling.guidance * (conditional - unconditional)
-        probabilities = restricted(logits, sampling).softmax(dim=-1)
-        codes[:, place] = torch.multinomial(probabilities, 1, generator=rng)[:, 0]
+        codes[:, place] = drawn(logits, sampling, rng)
         if progress is not None:
             progress(place + 1 - given, total - given)
     return codes
@@ -86,6 +85,17 @@ def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tens
     if not cache:
         return _Uncached(prior, text)
     return StaticSteps(prior, text) if text.device.type == "cuda" else _Cached(prior, text)
+
+
+def drawn(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
+    """One token (B,) for logits (B, V)."""
+    if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
+        probabilities = restricted(logits, sampling).softmax(dim=-1)
+        return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
+    # only the few that are left take part in what follows
+    best, tokens = logits.topk(sampling.top_k, dim=-1)
+    probabilities = restricted(best, sampling).softmax(dim=-1)
+    return tokens.gather(1, torch.multinomial(probabilities, 1, generator=rng))[:, 0]
 
 
 def restricted(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,16 +1,18 @@
 """The transformer prior of DALL-E over text and image tokens (arXiv 2102.12092, 2.2 and B)."""
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, overload
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.autoregressive.head import head_loss
 from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
 from models.autoregressive.sparse import SparseReach
 from models.nn.attention import Cache, Memory
 from models.nn.embedding import GridPlaces, Places
+from models.nn.linear import Linear
 from models.nn.transformer import Block
 
 PAD = 0
@@ -77,6 +79,13 @@ class PriorLogits(NamedTuple):
     """(B, N, image_vocab)."""
 
 
+class PriorLosses(NamedTuple):
+    """Mean cross-entropies in nats per token of their kind, in fp32."""
+
+    text: Tensor
+    image: Tensor
+
+
 class Prior(nn.Module):
     """A causal transformer over [start, text 0..T-1, image 0..N-2].
 
@@ -98,8 +107,8 @@ class Prior(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
-        self.text_head = nn.Linear(width, config.text_vocab)
-        self.image_head = nn.Linear(width, config.image_vocab)
+        self.text_head = Linear(width, config.text_vocab)
+        self.image_head = Linear(width, config.image_vocab)
         self._start_small()
 
     def _start_small(self) -> None:
@@ -113,14 +122,29 @@ class Prior(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, text: Tensor, codes: Tensor) -> PriorLogits:
-        """Teacher-forced logits in fp32 for text (B, T) and image codes (B, N), both int64."""
+    @overload
+    def forward(self, text: Tensor, codes: Tensor) -> PriorLogits: ...
+
+    @overload
+    def forward(self, text: Tensor, codes: Tensor, target: Tensor) -> PriorLosses: ...
+
+    def forward(
+        self, text: Tensor, codes: Tensor, target: Tensor | None = None
+    ) -> PriorLogits | PriorLosses:
+        """Teacher-forced logits in fp32 for text (B, T) and image codes (B, N), both int64.
+
+        With the codes to predict, `target` (B, N), which may differ from those that are read, the
+        cross-entropies of `text` and `target` instead: many logits are then not kept in memory. It
+        is one method because an engine calls no other.
+        """
         image = self.embed_image(codes[:, :-1], 0)
         hidden = self.run(torch.cat([self.embed_text(text), image], dim=1))
         length = self.config.text_length
-        return PriorLogits(
-            self.text_head(hidden[:, :length]).float(),
-            self.image_head(hidden[:, length:]).float(),
+        before, after = hidden[:, :length], hidden[:, length:]
+        if target is None:
+            return PriorLogits(self.text_head(before).float(), self.image_head(after).float())
+        return PriorLosses(
+            head_loss(self.text_head, before, text), head_loss(self.image_head, after, target)
         )
 
     def embed_text(self, text: Tensor) -> Tensor:
@@ -183,4 +207,10 @@ def prior_loss(
     """
     text_loss = F.cross_entropy(logits.text.float().flatten(0, 1), text.flatten())
     image_loss = F.cross_entropy(logits.image.float().flatten(0, 1), codes.flatten())
-    return text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss
+    losses = PriorLosses(text_loss, image_loss)
+    return weighted(losses, text_weight), text_loss, image_loss
+
+
+def weighted(losses: PriorLosses, text_weight: float = 1 / 8) -> Tensor:
+    """1/8 text + 7/8 image, or other shares."""
+    return text_weight * losses.text + (1 - text_weight) * losses.image

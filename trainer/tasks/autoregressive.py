@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from data_pipeline.stream import Batch
 from models.autoregressive.decoding import Sampling, generate
-from models.autoregressive.prior import Prior, prior_loss
+from models.autoregressive.prior import Prior, weighted
 from trainer.errors import TrainError
 from trainer.numerics import drop_text
 from trainer.task import Engines, Loss, Step
@@ -66,9 +66,9 @@ class Autoregressive:
                 device=codes.device,
             )
             read = torch.where(noise < config.code_noise, random, codes)
-        logits = engines["model"](text, read)
-        value, text_loss, image_loss = prior_loss(logits, text, codes, config.text_weight)
-        yield Loss("model", value, {"text": text_loss, "image": image_loss})
+        losses = engines["model"](text, read, codes)
+        value = weighted(losses, config.text_weight)
+        yield Loss("model", value, {"text": losses.text, "image": losses.image})
 
     def after_update(self, step: Step) -> None:
         """Nothing: gradients train the whole model."""
