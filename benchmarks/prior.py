@@ -30,7 +30,7 @@ from timing import SPREAD, Timing, as_table, interleaved, machine, peak_bytes  #
 
 from models.autoregressive.decoding import Sampling, generate  # noqa: E402
 from models.autoregressive.patterns import joint_mask  # noqa: E402
-from models.autoregressive.prior import Prior, PriorConfig, prior_loss  # noqa: E402
+from models.autoregressive.prior import Prior, PriorConfig, weighted  # noqa: E402
 from models.autoregressive.sparse import attend_blocks, attend_dense  # noqa: E402
 from models.nn.attention import attend  # noqa: E402
 
@@ -86,7 +86,7 @@ def inputs(shape: Shape, count: int) -> tuple[Tensor, Tensor]:
 
 def own_loss(prior: Prior, text: Tensor, codes: Tensor) -> Tensor:
     """Of one step."""
-    return prior_loss(prior(text, codes), text, codes)[0]
+    return weighted(prior(text, codes, codes))
 
 
 def parity(prior: Prior, peer: Peer, shape: Shape) -> dict[str, float]:
@@ -176,7 +176,12 @@ def ratios(timings: dict[str, Timing], kind: str) -> dict[str, object]:
         ratio = rivals[best].median / own.median
         calm = max(own.spread, rivals[best].spread) <= SPREAD
         verdict = ("reached" if ratio >= goal else "missed") if calm else "none, spread too large"
-        found[precision] = {"ratio": ratio, "goal": goal, "verdict": verdict}
+        found[precision] = {
+            "ratio": ratio,
+            "ratio_of_cpu_time": min(each.cpu for each in rivals.values()) / own.cpu,
+            "goal": goal,
+            "verdict": verdict,
+        }
     return found
 
 
@@ -273,10 +278,10 @@ def report(found: dict[str, object]) -> str:
 
     def walk(value: object, path: str) -> None:
         if isinstance(value, dict):
-            if set(value) == {"median", "minimum", "spread"}:
+            if set(value) == {"median", "minimum", "spread", "cpu"}:
                 lines.append(
                     f"{path}: {1e3 * value['median']:.1f} ms (least {1e3 * value['minimum']:.1f}, "
-                    f"spread {value['spread']:.2f})"
+                    f"spread {value['spread']:.2f}, processor {1e3 * value['cpu']:.1f})"
                 )
                 return
             for key, each in value.items():

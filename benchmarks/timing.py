@@ -22,27 +22,31 @@ class Timing:
     median: float
     minimum: float
     spread: float
+    cpu: float
+    """Median of the processor's seconds: what is left of a ratio where others use the cores."""
 
     @classmethod
-    def of(cls, seconds: list[float]) -> "Timing":
+    def of(cls, seconds: list[float], cpu: list[float]) -> "Timing":
         """From every round's seconds."""
         ordered = sorted(seconds)
         low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-        return cls(statistics.median(ordered), ordered[0], high / low - 1)
+        return cls(statistics.median(ordered), ordered[0], high / low - 1, statistics.median(cpu))
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Everything once per round, in turning order, after one round that does not count."""
     names = list(work)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             work[name]()
             if number:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Timing.of(each) for name, each in seconds.items()}
+                cpu[name].append(time.process_time() - busy)
+    return {name: Timing.of(seconds[name], cpu[name]) for name in names}
 
 
 class Peak(TorchDispatchMode):
