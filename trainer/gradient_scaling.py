@@ -95,10 +95,10 @@ class GradientScales:
             for weight in (*branch.entry.parameters(), *branch.exit.parameters()):
                 inside.add(id(weight))
                 if weight.requires_grad:
-                    weight.register_hook(self._watch(place, branch))
+                    _listen(weight, self._watch(place, branch))
         for weight in module.parameters():
             if weight.requires_grad and id(weight) not in inside:
-                weight.register_hook(self._watch(len(self.branches), None))
+                _listen(weight, self._watch(len(self.branches), None))
 
     def _watch(self, place: int, branch: Branch | None) -> Callable[[Tensor], Tensor]:
         """Unscale a weight's gradient; one that is not finite is noted, and emptied."""
@@ -158,6 +158,10 @@ class GradientScales:
         self.updates, self.skipped = state["updates"], state["skipped"]
         for branch, power, fell in zip(self.branches, state["powers"], state["fell"], strict=True):
             branch.power, branch.fell = power, fell
+
+
+def _listen(weight: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
+    weight.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def filtered(grad: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Gains, biases, embeddings and unembeddings keep fp32 gradients and moments, and 
 in fp32. The rest, the matrices of the residual blocks, is nearly all of a large network.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     A network without any of the house's blocks has its matrices anywhere but in embeddings.
     """
     blocks = [each for each in module.modules() if isinstance(each, BLOCKS)]
-    owners = [inner for block in blocks or [module] for inner in block.modules()]
+    roots: list[nn.Module] = [*blocks] or [module]
+    owners = [inner for root in roots for inner in root.modules()]
     found = {
         weight: None
         for owner in owners
@@ -48,15 +51,14 @@ def unembeddings(module: nn.Module) -> list[nn.Linear]:
 def keep_logits(module: nn.Module) -> None:
     """Compute a network's unembeddings in fp32 also where autocast would not."""
     for head in unembeddings(module):
-        head.forward = _Whole(head)  # type: ignore[method-assign]
+        head.forward = _whole(head.forward)  # type: ignore[method-assign, assignment]
 
 
-class _Whole:
-    """A linear layer out of autocast's reach."""
+def _whole(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A linear layer's forward out of autocast's reach."""
 
-    def __init__(self, head: nn.Linear) -> None:
-        self._forward = head.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
+    def call(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x.float())
+            return forward(x.float())
+
+    return call

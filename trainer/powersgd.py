@@ -121,7 +121,7 @@ class Compressor:
             grads = [weight.grad for weight in bucket if weight.grad is not None]
             average = distributed.mean(torch.cat([grad.flatten() for grad in grads]))
             finite &= bool(average.isfinite().all())
-            parts = average.split([grad.numel() for grad in grads])
+            parts = torch.split(average, [grad.numel() for grad in grads])
             for grad, part in zip(grads, parts, strict=True):
                 grad.copy_(part.view_as(grad))
         return finite

@@ -85,8 +85,9 @@ class SmallMomentAdamW(torch.optim.Optimizer):
         state["step"] += 1
         assert weight.grad is not None
         whole = (weight.detach(), weight.grad, state[MEANS], state[VARIANCES])
-        for piece in zip(*(_pieces(each) for each in whole), strict=True):
-            _update_piece(*piece, kept, group, int(state["step"]))
+        pieces = (_pieces(each) for each in whole)
+        for part, grad, means, variances in zip(*pieces, strict=True):
+            _update_piece(part, grad, means, variances, kept, group, int(state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state; torch would turn all of it into the type of the weights."""
@@ -101,7 +102,7 @@ class SmallMomentAdamW(torch.optim.Optimizer):
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    yield from tensor.view(-1).split(PIECE)
+    yield from torch.split(tensor.view(-1), PIECE)
 
 
 def _update_piece(
