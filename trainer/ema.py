@@ -29,8 +29,16 @@ class Ema:
         decay = self._config.decay
         if self._config.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        weights = [value.float() for value in self._engine.local_weights().values()]
-        torch._foreach_lerp_(list(self.values.values()), weights, 1.0 - decay)
+        weights = self._engine.local_weights()
+        whole = [name for name, weight in weights.items() if weight.dtype == torch.float32]
+        if whole:
+            torch._foreach_lerp_(
+                [self.values[name] for name in whole],
+                [weights[name] for name in whole],
+                1.0 - decay,
+            )
+        for name in weights.keys() - set(whole):  # one after the other: each needs an fp32 copy
+            self.values[name].lerp_(weights[name].float(), 1.0 - decay)
 
     def restore(self, values: Mapping[str, Tensor], updates: int) -> None:
         """Take over averages saved from an equally sharded engine."""

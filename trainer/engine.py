@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -12,46 +13,60 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.distributed import World
 from trainer.engine_config import (
+    check_numerics,
     deepspeed_config,
     prepare,
     resolve_precision,
+    stored_dtype,
     wraps_optimizer,
 )
 from trainer.errors import TrainError
+from trainer.optimizers import build as optimizers
 from trainer.recipe import Precision, Recipe
 from trainer.schedules import OptimizerConfig
+from trainer.sketch import Sketch
+from trainer.update_rules import UpdateRules
+
+AUTOCAST: Mapping[Precision, torch.dtype] = {
+    "autocast_bf16": torch.bfloat16,
+    "autocast_fp16": torch.float16,
+}
+"""In which type products are computed beside fp32 weights."""
 
 
 class Engine:
     """One part under DeepSpeed: forward, backward, step, and a view of its weights."""
 
     def __init__(
-        self, part: str, module: nn.Module, recipe: Recipe, world: World, precision: Precision
+        self,
+        part: str,
+        module: nn.Module,
+        recipe: Recipe,
+        world: World,
+        precision: Precision,
+        sketch: Sketch | None = None,
     ) -> None:
+        check_numerics(recipe, part, precision)
         self.part = part
         self.zero = recipe.engine.zero_of(part)
         self.precision = precision
+        self.autocast = AUTOCAST.get(precision)
         self.config = deepspeed_config(recipe, part, world.size, precision)
         self._settings: OptimizerConfig = recipe.optimizer_of(part)
         self._clips_itself = not wraps_optimizer(self.zero, precision)
+        self._world = world
+        if self.zero == 3:
+            _cut(module, sketch, self.config, stored_dtype(precision), world.device)
+        elif sketch is not None:
+            sketch.fill(module)
         module.to(world.device)
-        trainable = [weight for weight in module.parameters() if weight.requires_grad]
-        settings = self._settings
+        self._rules = UpdateRules(module, recipe.engine, recipe.seed)
+        self._optimizer = optimizers.build(module, self._settings)
         self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=torch.optim.AdamW(
-                trainable,
-                lr=settings.lr.peak,
-                betas=settings.betas,
-                eps=settings.eps,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            ),
-            config=self.config,
-            dist_init_required=False,
+            model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
-        if self._clips_itself and world.size == 1:
-            # nobody to average with: DeepSpeed would still copy all gradients there and back
+        if self._clips_itself and (world.size == 1 or self._rules.exchanges):
+            # nobody to average with, or done already: DeepSpeed would copy all gradients
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
         self._norm: Tensor | None = None
@@ -64,7 +79,10 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
         """Forward through DeepSpeed."""
-        return self._engine(*inputs)
+        if self.precision != "autocast_fp16":
+            return self._engine(*inputs)
+        with torch.autocast(self._world.device.type, torch.float16):
+            return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one micro-batch's loss."""
@@ -74,6 +92,7 @@ class Engine:
         """Close one micro-batch; at the end of the accumulation, update at the rate of `index`."""
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
+            self._optimizer.skip = not self._rules.close()
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = self.learning_rate(index)
             if self._clips_itself:
@@ -90,12 +109,13 @@ class Engine:
         return self._settings.lr.at(index, self._steps)
 
     def status(self) -> dict[str, float]:
-        """Gradient norm, loss scale and skipped updates, as of the last update."""
+        """Gradient norm, loss scales and skipped updates, as of the last update."""
         scale = getattr(self._engine.optimizer, "cur_scale", 1.0)
         return {
             "grad_norm": float("nan") if self._norm is None else float(self._norm),
             "loss_scale": float(scale),
-            "skipped_updates": float(self._engine.skipped_steps),
+            "skipped_updates": float(self._engine.skipped_steps + self._rules.skipped),
+            **self._rules.status(),
         }
 
     def local_weights(self) -> dict[str, Tensor]:
@@ -120,17 +140,50 @@ class Engine:
     def save(self, directory: str) -> None:
         """Write this process's files of the part; every process calls it."""
         self._engine.save_checkpoint(directory, tag=self.part, save_latest=False)
+        self._rules.save(self._rules_file(directory))
 
     def restore(self, directory: str) -> None:
         """Read what `save` wrote. DeepSpeed unpickles: call it only on verified files."""
         path, _ = self._engine.load_checkpoint(directory, tag=self.part)
         if path is None:
             raise TrainError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
+        self._rules.restore(self._rules_file(directory))
+
+    def _rules_file(self, directory: str) -> Path:
+        return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
+
+
+def _cut(
+    module: nn.Module,
+    sketch: Sketch | None,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Cut a part into the processes' shards, weight after weight: no more than one is whole."""
+    first: Any = None
+    for weight in module.parameters():
+        numbers = weight.detach() if sketch is None else sketch.draw(weight)
+        weight.data = numbers.to(device, dtype)
+        del numbers
+        if first is None:
+            deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
+            first = weight
+        else:
+            first.convert_to_zero_parameters(param_list=[weight])
+    if sketch is not None:
+        sketch.fill_buffers(module)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """DeepSpeed warns of every optimizer that is not on its list; ours is tested here."""
+    return "untested optimizer" not in record.getMessage()
 
 
 def start(world: World) -> None:
     """Join the process group and hand it to DeepSpeed."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     # DeepSpeed's own calls, at every step
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
     # gloo serves: the shared-memory op takes a minute to compile, in every new environment
@@ -139,8 +192,13 @@ def start(world: World) -> None:
     deepspeed.init_distributed(world.backend, dist_init_required=False, verbose=False)
 
 
-def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[str, Engine]:
-    """One engine per part of a task."""
+def build(
+    parts: Mapping[str, nn.Module], recipe: Recipe, world: World, sketch: Sketch | None = None
+) -> dict[str, Engine]:
+    """One engine per part of a task; `sketch` knows weights that were only written down."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
-    return {name: Engine(name, module, recipe, world, precision) for name, module in parts.items()}
+    return {
+        name: Engine(name, module, recipe, world, precision, sketch)
+        for name, module in parts.items()
+    }

@@ -11,6 +11,8 @@ from torch import nn
 
 from models.recompute import recompute
 from trainer.errors import TrainError
+from trainer.gradient_scaling import PerBlockScaling, WholeScaling, branches
+from trainer.powersgd import PowerSGDConfig, WholeGradients
 from trainer.recipe import Precision, Recipe
 
 
@@ -26,9 +28,9 @@ def chosen_precision(precision: Precision, *, gpu: bool, bf16: bool) -> Precisio
 
     On a CPU with bf16 instructions weights stay fp32 and matrix products run in bf16.
     """
-    if precision == "fp16" and not gpu:
+    if precision in ("fp16", "autocast_fp16") and not gpu:
         raise TrainError(
-            "engine.precision: fp16 is not supported on this CPU; use auto, fp32 or bf16"
+            f"engine.precision: {precision} is not supported on this CPU; use auto, fp32 or bf16"
         )
     if precision != "auto":
         return precision
@@ -40,6 +42,17 @@ def chosen_precision(precision: Precision, *, gpu: bool, bf16: bool) -> Precisio
 def wraps_optimizer(zero: int, precision: Precision) -> bool:
     """Whether DeepSpeed wraps the optimizer; only then it clips, and knows the gradient's norm."""
     return zero > 0 or precision in ("bf16", "fp16")
+
+
+def stored_dtype(precision: Precision) -> torch.dtype:
+    """What a network's weights are kept in; `precision` is not auto."""
+    match precision:
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            return torch.float16
+        case _:
+            return torch.float32
 
 
 def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision) -> dict[str, Any]:
@@ -59,17 +72,65 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
     if zero == 3:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
     match precision:
-        case "fp32":
+        case "fp32" | "autocast_fp16":  # the engine casts for fp16, without DeepSpeed's loss scale
             pass
         case "autocast_bf16":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         case "bf16":
             config["bf16"] = {"enabled": True}
+            if recipe.engine.master == "bf16":
+                config["bf16"]["bf16_master_weights_and_grads"] = True
+                config["bf16"]["bf16_optimizer_states"] = True
         case "fp16":
             config["fp16"] = {"enabled": True, "initial_scale_power": 16}
         case "auto":
             raise ValueError("precision must be resolved first")
     return config
+
+
+def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
+    """Refuse settings of one part that cannot be had together; `precision` is not auto.
+
+    Raises:
+        TrainError: with the key and what it needs.
+    """
+    settings, zero = recipe.engine, recipe.engine.zero_of(part)
+    moments = recipe.optimizer_of(part).moments
+    whole_weights = precision in ("fp32", "autocast_bf16", "autocast_fp16")
+    if settings.master == "bf16" and (precision != "bf16" or zero == 0 or moments == "fp32"):
+        raise TrainError(
+            "engine.master: bf16 needs engine.precision=bf16, engine.zero of 1 to 3 and "
+            f"optimizer.moments bf16 or codec_16, not {precision}, {zero} and {moments}"
+        )
+    if settings.fp32_logits and not whole_weights:
+        raise TrainError(
+            f"engine.fp32_logits: with engine.precision={precision} DeepSpeed casts every weight; "
+            "use autocast_bf16 or autocast_fp16, which keep gains, biases and embeddings in fp32"
+        )
+    match settings.gradient_scaling:
+        case PerBlockScaling():
+            if not whole_weights:
+                raise TrainError(
+                    "engine.gradient_scaling: per_block needs fp32 weights, whose products "
+                    f"autocast makes 16-bit: not engine.precision={precision} but autocast_fp16, "
+                    "autocast_bf16 or fp32"
+                )
+        case WholeScaling():
+            if precision == "autocast_fp16":
+                raise TrainError(
+                    "engine.precision: autocast_fp16 underflows without "
+                    "engine.gradient_scaling={kind: per_block}"
+                )
+    match settings.compression:
+        case PowerSGDConfig():
+            if zero > 0 or not whole_weights:
+                raise TrainError(
+                    "engine.compression: powersgd needs engine.zero=0 and fp32 weights "
+                    f"(engine.precision fp32, autocast_bf16 or autocast_fp16), not {zero} and "
+                    f"{precision}: ZeRO sends each process the sums of its own share alone"
+                )
+        case WholeGradients():
+            pass
 
 
 def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
@@ -87,6 +148,16 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
                 f"{key}.{unknown[0]}: no such part; this task's parts are "
                 f"{', '.join(sorted(parts))}"
             )
+    match recipe.engine.gradient_scaling:
+        case PerBlockScaling():
+            for name, part in parts.items():
+                if not branches(part):
+                    raise TrainError(
+                        f"engine.gradient_scaling: {name} has no transformer blocks to give "
+                        "scales of their own; use kind=whole"
+                    )
+        case WholeScaling():
+            pass
     if not recipe.engine.activation_checkpointing:
         return
     for name, part in parts.items():

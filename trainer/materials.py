@@ -1,6 +1,7 @@
 """What a recipe stands for once its files are opened: data, tokenizer and task."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from models import store
 from models.config import text_shape
 from trainer.errors import TrainError
 from trainer.recipe import Recipe
+from trainer.sketch import Sketch
 from trainer.task import Task
 from trainer.tasks.levels import LevelPriorConfig
 
@@ -22,6 +24,8 @@ class Materials:
     dataset: Dataset
     tokenizer: Tokenizer | None
     task: Task
+    sketch: Sketch | None = None
+    """Knows the weights of a model that no process may hold whole."""
 
 
 def open_materials(recipe: Recipe) -> Materials:
@@ -40,7 +44,16 @@ def open_materials(recipe: Recipe) -> Materials:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
-    return Materials(dataset, tokenizer, recipe.task.build(recipe.model.build()))
+    sketch = Sketch() if _in_shards(recipe) else None
+    with sketch or nullcontext():
+        model = recipe.model.build()
+    return Materials(dataset, tokenizer, recipe.task.build(model), sketch)
+
+
+def _in_shards(recipe: Recipe) -> bool:
+    """Whether a part is to be cut into shards; on the meta device nothing has weights."""
+    stages = {recipe.engine.zero, *recipe.engine.zeros.values()}
+    return 3 in stages and torch.get_default_device().type != "meta"
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:

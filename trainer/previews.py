@@ -29,14 +29,13 @@ def preview(
     first = next(iter(engines.values()))
     device = next(first.module.parameters()).device
     few = next(micro_batches(batch, min(recipe.log.preview_samples, len(batch.keys)), device))
-    casting = first.precision == "autocast_bf16"
     try:
         for module in parts.values():
             module.eval()
         with (
             torch.no_grad(),
             averaged(engines, emas),
-            torch.autocast(device.type, torch.bfloat16) if casting else nullcontext(),
+            torch.autocast(device.type, first.autocast) if first.autocast else nullcontext(),
         ):
             drawn = task.preview(parts, few, random_at(recipe.seed, step, 0, device))
     finally:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -12,10 +12,14 @@ from data_pipeline.config import DataConfig
 from data_pipeline.storage_errors import check_no_credentials
 from models.config import ModelConfig
 from trainer.errors import TrainError
+from trainer.gradient_scaling import PerBlockScaling, WholeScaling
+from trainer.powersgd import PowerSGDConfig, WholeGradients
 from trainer.schedules import OptimizerConfig
 from trainer.tasks.config import TaskConfig
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
+GradientScaling = Annotated[WholeScaling | PerBlockScaling, Field(discriminator="kind")]
+Compression = Annotated[WholeGradients | PowerSGDConfig, Field(discriminator="kind")]
 
 
 class EngineConfig(BaseModel, frozen=True, extra="forbid"):
@@ -25,6 +29,13 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     zeros: Mapping[str, Literal[0, 1, 2, 3]] = Field(default_factory=dict)
     """ZeRO stages of single parts, by name, where they differ from `zero`."""
     precision: Precision = "auto"
+    master: Literal["fp32", "bf16"] = "fp32"
+    """What the optimizer updates under bf16: fp32 copies, or the 16-bit weights themselves."""
+    fp32_logits: bool = False
+    """Unembeddings (linear layers outside the blocks) multiply in fp32 also under autocast."""
+    gradient_scaling: GradientScaling = WholeScaling()
+    compression: Compression = WholeGradients()
+    """Of the gradients that processes exchange."""
     processes: int | None = Field(default=None, gt=0)
     """Data-parallel processes on one machine; by default one per GPU, one on a CPU."""
     activation_checkpointing: bool = False

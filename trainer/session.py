@@ -32,7 +32,7 @@ def run(
     engine.start(world)
     materials = open_materials(recipe)
     started = time.time()
-    engines = engine.build(materials.task.parts(), recipe, world)
+    engines = engine.build(materials.task.parts(), recipe, world, materials.sketch)
     stream = Stream(
         materials.dataset,
         global_batch=recipe.batch,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -115,6 +115,20 @@ class Sketch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "cannot be done in shards; use a stage below 3"
             )
         return view.of(view.memory.draw()).contiguous()
+
+    def fill(self, module: nn.Module) -> None:
+        """Hold all weights and buffers of a network after all."""
+        for weight in module.parameters():
+            weight.data = self.draw(weight)
+        self.fill_buffers(module)
+
+    def fill_buffers(self, module: nn.Module) -> None:
+        """Hold a network's buffers after all."""
+        for owner in module.modules():
+            for name, buffer in owner.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    persistent = name not in owner._non_persistent_buffers_set
+                    owner.register_buffer(name, self.draw(buffer), persistent=persistent)
 
     def __torch_dispatch__(
         self,

@@ -1,0 +1,38 @@
+"""The optimizer of one part."""
+
+from typing import Any
+
+from torch import nn
+
+from trainer.islands import matrices
+from trainer.optimizers.adamw import AdamW
+from trainer.optimizers.small_moments import SmallMomentAdamW
+from trainer.schedules import OptimizerConfig
+
+
+def build(module: nn.Module, settings: OptimizerConfig) -> AdamW | SmallMomentAdamW:
+    """AdamW over all trainable weights; islands have a group of their own where moments differ."""
+    trainable = [weight for weight in module.parameters() if weight.requires_grad]
+    if settings.moments == "fp32":
+        return AdamW(
+            trainable,
+            lr=settings.lr.peak,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+    inner = matrices(module)
+    known = {id(weight) for weight in inner}
+    islands = [weight for weight in trainable if id(weight) not in known]
+    groups: list[dict[str, Any]] = [
+        {"params": inner, "moments": settings.moments},
+        {"params": islands, "moments": "fp32"},
+    ]
+    return SmallMomentAdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr.peak,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
