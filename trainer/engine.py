@@ -163,9 +163,9 @@ def _cut(
     """Cut a part into the processes' shards, weight after weight: no more than one is whole."""
     first: Any = None
     for weight in module.parameters():
-        numbers = weight.detach() if sketch is None else sketch.draw(weight)
-        weight.data = numbers.to(device, dtype)
-        del numbers
+        if sketch is not None:
+            sketch.hold(weight)
+        weight.data = weight.detach().to(device, dtype)
         if first is None:
             deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
             first = weight

@@ -119,8 +119,14 @@ class Sketch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def fill(self, module: nn.Module) -> None:
         """Hold all weights and buffers of a network after all."""
         for weight in module.parameters():
-            weight.data = self.draw(weight)
+            self.hold(weight)
         self.fill_buffers(module)
+
+    def hold(self, weight: nn.Parameter) -> None:
+        """Hold one weight after all; the object stays the same."""
+        if weight.is_meta:
+            held = nn.Parameter(self.draw(weight), requires_grad=weight.requires_grad)
+            torch.utils.swap_tensors(weight, held)
 
     def fill_buffers(self, module: nn.Module) -> None:
         """Hold a network's buffers after all."""

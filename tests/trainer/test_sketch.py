@@ -68,6 +68,19 @@ def test_copies_slices_factorisations_and_own_generators_are_drawn_alike():
     same(*both(Odd))
 
 
+def test_a_sketch_that_is_filled_is_the_network_with_its_shared_weights():
+    def build() -> nn.Module:
+        module = Odd()
+        module.shared = module.copied
+        return module
+
+    whole, drawn, sketch = both(build)
+    sketch.fill(drawn)
+    assert not any(each.is_meta for each in (*drawn.parameters(), *drawn.buffers()))
+    assert drawn.shared.weight is drawn.copied.weight
+    same(whole, drawn, sketch)
+
+
 def test_a_weight_that_torch_does_not_fill_without_memory_is_refused():
     with Sketch() as sketch:
         weight = nn.init.trunc_normal_(nn.Parameter(torch.empty(128, 128)))

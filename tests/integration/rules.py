@@ -1,0 +1,89 @@
+"""Trains with settings of an engine in one process: `python rules.py FILE`, FILE a list in JSON.
+
+Each entry has the overrides of a small prior. The losses, what the engine says of itself and the
+weights at the end go to FILE with the rank as suffix. An entry that is to be resumed is saved in
+the middle, and trained from there once more by new engines.
+"""
+
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from models.autoregressive.prior import prior_loss
+from trainer import distributed, engine
+from trainer.checkpoint import Checkpoints
+from trainer.ema import Ema
+from trainer.recipe import Recipe, load
+
+STEPS = 6
+
+
+def build(recipe: Recipe, world: distributed.World) -> tuple[engine.Engine, Ema]:
+    torch.manual_seed(recipe.seed)
+    part = recipe.model.build()
+    built = engine.Engine("model", part, recipe, world, recipe.engine.precision)
+    return built, Ema(built, recipe.ema)
+
+
+def update(built: engine.Engine, ema: Ema, recipe: Recipe, world, step: int) -> float:
+    config, micro = recipe.model, recipe.batch // world.size
+    rng = torch.Generator().manual_seed(step)
+    text = torch.randint(1, config.text_vocab, (recipe.batch, config.text_length), generator=rng)
+    codes = torch.randint(0, 9, (recipe.batch, config.image_length), generator=rng)
+    first = micro * world.rank
+    text, codes = text[first : first + micro], codes[first : first + micro]
+    loss, *_ = prior_loss(built(text, codes), text, codes)
+    built.backward(loss)
+    built.step(step)
+    ema.update()
+    return float(distributed.mean(loss.detach()))
+
+
+def digest(built: engine.Engine, ema: Ema) -> str:
+    found = hashlib.sha256()
+    for tensors in (built.whole(built.local_weights()), ema.whole()):
+        for value in tensors.values():
+            found.update(value.float().numpy().tobytes())
+    return found.hexdigest()
+
+
+def train(entry: dict, root: Path, world: distributed.World) -> dict:
+    recipe = load("recipes/emoji_prior.yaml", entry["overrides"])
+    built, ema = build(recipe, world)
+    checkpoints = Checkpoints(root, world, keep=1)
+    losses, path = [], None
+    for step in range(STEPS):
+        if entry["resumed"] and step == STEPS // 2:
+            path = checkpoints.save(step, {"model": built}, {"model": ema}, {})
+        losses.append(update(built, ema, recipe, world, step))
+    answer = {"losses": losses, "status": built.status(), "weights": digest(built, ema)}
+    built._engine.destroy()
+    if path is not None:
+        built, ema = build(recipe, world)
+        checkpoints.restore(path, {"model": built}, {"model": ema})
+        for step in range(STEPS // 2, STEPS):
+            update(built, ema, recipe, world, step)
+        answer["resumed"] = digest(built, ema)
+        built._engine.destroy()
+    return answer
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    world = distributed.place()
+    engine.start(world)
+    warnings.simplefilter("ignore")
+    answers = [
+        train(entry, file.with_suffix(f".{place}"), world)
+        for place, entry in enumerate(json.loads(file.read_text()))
+    ]
+    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main()
