@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
+from models.autoencoders.relaxed import SMALL, relaxed
 from models.nn.random import gumbel_like, normal_like
 
 Penalty = Literal["kl", "codebook"]
@@ -152,10 +153,14 @@ class GumbelBottleneck(nn.Module):
         The loss is the KL divergence to the uniform prior, in nats per position.
         """
         logits = h.float()
-        value = ((logits + gumbel_like(logits, rng)) / self.temperature).softmax(dim=1)
-        codes = logits.argmax(dim=1)
+        if logits.numel() > SMALL:
+            value, negative_entropy, codes = relaxed(logits, self.temperature, rng)
+            divergence = (negative_entropy + math.log(logits.shape[1])).mean()
+        else:
+            value = ((logits + gumbel_like(logits, rng)) / self.temperature).softmax(dim=1)
+            codes = logits.argmax(dim=1)
+            divergence = kl_to_uniform(logits).mean()
         usage = torch.bincount(codes.flatten(), minlength=logits.shape[1])
-        divergence = kl_to_uniform(logits).mean()
         statistics = Statistics(usage.float(), None, None)
         return Latent(value, divergence, codes, usage, divergence, statistics)
 
