@@ -10,6 +10,7 @@ from models.autoregressive.prior import PAD, Prior
 from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
 from models.nn.attention import Memory
+from models.nn.linear import packed
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total."""
@@ -65,15 +66,16 @@ def generate(
     guided = sampling.guidance != 1.0
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
     step = steps(prior, branches, cache=sampling.cache)
-    for place in range(given, total):
-        known = codes[:, :place]
-        logits = step(torch.cat([known, known]) if guided else known)
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + sampling.guidance * (conditional - unconditional)
-        codes[:, place] = drawn(logits, sampling, rng)
-        if progress is not None:
-            progress(place + 1 - given, total - given)
+    with packed(prior):
+        for place in range(given, total):
+            known = codes[:, :place]
+            logits = step(torch.cat([known, known]) if guided else known)
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + sampling.guidance * (conditional - unconditional)
+            codes[:, place] = drawn(logits, sampling, rng)
+            if progress is not None:
+                progress(place + 1 - given, total - given)
     return codes
 
 

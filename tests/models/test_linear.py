@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.linear import FEW, GeluLinear, Linear
+from models.nn.linear import FEW, GeluLinear, Linear, packed
 
 
 def rng(seed=0):
@@ -65,3 +65,39 @@ def test_they_start_like_plain_layers():
         plain = nn.Linear(6, 4)
         assert torch.equal(ours.weight, plain.weight)
         assert torch.equal(ours.bias, plain.bias)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 65])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_packed_weights_give_the_same_bits(rows, autocast):
+    torch.manual_seed(0)
+    layers = nn.ModuleList([Linear(48, 96), GeluLinear(96, 40)])
+    if not autocast:
+        layers.bfloat16()
+    x = torch.randn(rows, 48, generator=rng()).to(layers[0].weight.dtype)
+
+    def run():
+        return layers[1](layers[0](x), "tanh")
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = run()
+        with packed(layers):
+            assert layers[0].packed is not None or not bf16_products()
+            assert torch.equal(run(), plain)
+    assert layers[0].packed is None
+
+
+def bf16_products():
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_nothing_is_packed_in_fp32_with_gradients_or_when_it_is_too_large(monkeypatch):
+    layer = Linear(48, 96)
+    with torch.no_grad(), packed(layer):
+        assert layer.packed is None
+    layer.bfloat16()
+    with packed(layer):
+        assert layer.packed is None
+    monkeypatch.setattr("models.nn.linear.PACKED_WEIGHTS", 100)
+    with torch.no_grad(), packed(layer):
+        assert layer.packed is None
