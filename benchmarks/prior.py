@@ -222,6 +222,38 @@ def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
     }
 
 
+def whole(*, quick: bool, rounds: int) -> dict[str, object]:
+    """A small prior at those places, dense and with the paper's masks: a step, and sampling."""
+    side, text = (8, 16) if quick else (32, 256)
+    work: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], object]] = {}
+    rng = torch.Generator().manual_seed(3)
+    captions = torch.randint(1, 512, (2, text), generator=rng)
+    codes = torch.randint(512, (2, side * side), generator=rng)
+    drawn = side * side // 8  # the last eighth of a picture, whose caches are fullest
+    for flavor in ("dense", "paper"):
+        config = PriorConfig(
+            text_vocab=512, text_length=text, image_vocab=512, grid=(side, side), layers=4,
+            mask_flavor=flavor,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        prior = config.build()
+        steps[f"{flavor}, step"] = lambda prior=prior: step(
+            prior, lambda: own_loss(prior, captions, codes), bf16=False
+        )
+        work[f"{flavor}, {drawn} codes"] = lambda prior=prior: generate(
+            prior,
+            captions,
+            torch.Generator().manual_seed(0),
+            sampling=Sampling(),
+            prefix=codes[:, :-drawn],
+        )
+    return {
+        "seconds": as_table(interleaved(steps | work, rounds)),
+        "step_peak_mib": {name: peak_bytes(each) / 2**20 for name, each in steps.items()},
+    }
+
+
 def measure(*, quick: bool) -> dict[str, object]:
     """Everything, as one tree."""
     shape = shapes(quick=quick)
@@ -269,6 +301,7 @@ def measure(*, quick: bool) -> dict[str, object]:
         "draw_tokens_per_second": {name: tokens / each.median for name, each in draws.items()},
         "draw_ratio": ratios(draws, "draw"),
         "sparse": sparse(quick=quick, rounds=shape.rounds),
+        "sparse_whole": whole(quick=quick, rounds=shape.rounds),
     }
 
 
