@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.nn.attention import SHORT, Cache, SelfAttention, attend
+from models.nn.attention import SHORT, Cache, SelfAttention, attend, cached_dtype
 from models.nn.embedding import GridPlaces, ScalarEmbedding, sinusoidal
 from models.nn.images import from_patches, patches, resized
 from models.nn.random import gumbel_like
@@ -83,3 +83,19 @@ def test_gumbel_noise_has_its_mean_and_variance():
     assert bool(noise.isfinite().all())
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(noise.var()) == pytest.approx(1.6449, rel=0.02)
+
+
+def test_a_bf16_network_on_a_cpu_caches_in_fp32_and_gives_its_own_precision():
+    torch.manual_seed(0)
+    layer = SelfAttention(16, 2, 8, causal=True).bfloat16()
+    x = torch.randn(2, 9, 16, generator=rng()).bfloat16()
+    cache = Cache(2, 2, 9, 8)
+    with torch.no_grad():
+        steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, 9))]
+        whole = layer(x)
+    assert cached_dtype(x) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cached_dtype(x) == torch.bfloat16
+    got = torch.cat(steps, dim=1)
+    assert got.dtype == torch.bfloat16
+    assert torch.allclose(got.float(), whole.float(), atol=0.02)
