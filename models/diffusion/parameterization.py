@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.diffusion.schedule import Marginal
+from models.diffusion.marginal import Marginal
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,30 @@ def from_noise(raw: Tensor, x: Tensor, marginal: Marginal) -> Prediction:
 
 
 def from_v(raw: Tensor, x: Tensor, marginal: Marginal) -> Prediction:
-    """v = alpha noise - sigma x_0, so x_0 = alpha x_t - sigma v (arXiv 2202.00512, appendix D)."""
+    """v = alpha noise - sigma x_0, so x_0 = alpha x_t - sigma v (arXiv 2202.00512, appendix D).
+
+    For schedules that preserve variance, alpha^2 + sigma^2 = 1.
+    """
     here = marginal.like(x)
     return Prediction(here.alpha * x - here.sigma * raw, here.sigma * x + here.alpha * raw)
+
+
+def to_x0(guess: Prediction, marginal: Marginal) -> Tensor:
+    """x_0."""
+    return guess.x0
+
+
+def to_noise(guess: Prediction, marginal: Marginal) -> Tensor:
+    """The noise."""
+    return guess.noise
+
+
+def to_v(guess: Prediction, marginal: Marginal) -> Tensor:
+    """v = alpha noise - sigma x_0."""
+    here = marginal.like(guess.x0)
+    return here.alpha * guess.noise - here.sigma * guess.x0
+
+
+def score(guess: Prediction, marginal: Marginal) -> Tensor:
+    """The gradient of ln q(x_t): -noise / sigma (arXiv 2011.13456, eq. 29 and Tweedie)."""
+    return -guess.noise / marginal.like(guess.noise).sigma

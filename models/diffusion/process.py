@@ -5,12 +5,22 @@ from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from torch import Tensor
 
 from models.diffusion.condition import Condition
-from models.diffusion.parameterization import Prediction, from_noise, from_v, from_x0
-from models.diffusion.schedule import CosineScheduleConfig, Marginal, ScheduleConfig
+from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.marginal import Marginal
+from models.diffusion.parameterization import (
+    Prediction,
+    from_noise,
+    from_v,
+    from_x0,
+    to_noise,
+    to_v,
+    to_x0,
+)
+from models.diffusion.schedule import CosineScheduleConfig, ScheduleConfig
 
 C_contra = TypeVar("C_contra", contravariant=True)
 
@@ -39,8 +49,15 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
     schedule: ScheduleConfig = CosineScheduleConfig()
     predicts: Literal["x0", "noise", "v"] = "x0"
     variance: Literal["fixed", "learned"] = "fixed"
-    """Learned: the network gives as many channels again, -1 to 1, for `Prediction.spread`. The
-    present losses do not train them."""
+    """Learned: the network gives as many channels again, -1 to 1, for `Prediction.spread`;
+    `losses.hybrid_loss` trains them."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ProcessConfig":
+        exploding = isinstance(self.schedule, VEScheduleConfig | EDMScheduleConfig)
+        if self.predicts == "v" and exploding:
+            raise ValueError("predicts: v needs a schedule that preserves variance")
+        return self
 
     @property
     def outputs(self) -> int:
@@ -58,6 +75,11 @@ _PARAMETERIZATIONS: Mapping[str, Parameterization] = {
     "noise": from_noise,
     "v": from_v,
 }
+_TARGETS: Mapping[str, Callable[[Prediction, Marginal], Tensor]] = {
+    "x0": to_x0,
+    "noise": to_noise,
+    "v": to_v,
+}
 
 
 class Process:
@@ -67,10 +89,15 @@ class Process:
         self.config = config
         self.schedule = config.schedule.build()
         self._parameterization = _PARAMETERIZATIONS[config.predicts]
+        self._target = _TARGETS[config.predicts]
 
     def noisy(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t for clean (B, ...), times (B,) and noise (B, ...)."""
         return self.schedule.at(t).noisy(x0, noise)
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should give for clean (B, ...), times (B,) and noise (B, ...)."""
+        return self._target(Prediction(x0, noise), self.schedule.at(t))
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""

@@ -1,54 +1,29 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) noise, t from 0 (clean) to 1 (noise).
 
-All of them are variance preserving: alpha^2 + sigma^2 = 1.
+The ones of this file are variance preserving, alpha^2 + sigma^2 = 1, and in continuous time.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from models.diffusion.discrete import DiscreteScheduleConfig
+from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.marginal import Marginal, Schedule
 
-@dataclass(frozen=True)
-class Marginal:
-    """q(x_t | x_0) = N(alpha x_0, sigma^2); both fields have the shape of t."""
-
-    alpha: Tensor
-    sigma: Tensor
-
-    @property
-    def snr(self) -> Tensor:
-        """Signal-to-noise ratio alpha^2 / sigma^2."""
-        return (self.alpha / self.sigma) ** 2
-
-    def like(self, x: Tensor) -> "Marginal":
-        """The same, shaped (B, 1, ...) to multiply `x` (B, ...)."""
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return Marginal(self.alpha.view(shape), self.sigma.view(shape))
-
-    def noisy(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """alpha x_0 + sigma noise for a batch (B, ...)."""
-        here = self.like(x0)
-        return here.alpha * x0 + here.sigma * noise
-
-
-class Schedule(Protocol):
-    """Marginals of a diffusion at any time."""
-
-    def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
-        ...
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """ln(alpha^2 / sigma^2) at times in [0, 1]; falls with t."""
-        ...
-
-    def time_of(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
-        ...
+__all__ = [
+    "CosineSchedule",
+    "CosineScheduleConfig",
+    "LinearSchedule",
+    "LinearScheduleConfig",
+    "Marginal",
+    "Schedule",
+    "ScheduleConfig",
+    "VPScheduleConfig",
+]
 
 
 class CosineScheduleConfig(BaseModel, frozen=True, extra="forbid"):
@@ -149,4 +124,33 @@ class LinearSchedule:
         return (s - config.first) / (1 - config.first)
 
 
-ScheduleConfig = Annotated[CosineScheduleConfig | LinearScheduleConfig, Field(discriminator="kind")]
+class VPScheduleConfig(BaseModel, frozen=True, extra="forbid"):
+    """The VP process of arXiv 2011.13456, appendix C: `linear`, but sampled down to 1e-5."""
+
+    kind: Literal["vp"] = "vp"
+    beta_min: float = Field(default=0.1, gt=0)
+    beta_max: float = Field(default=20.0, gt=0)
+    first: float = Field(default=1e-5, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "VPScheduleConfig":
+        if self.beta_min >= self.beta_max:
+            raise ValueError("beta_min must be below beta_max")
+        return self
+
+    def build(self) -> LinearSchedule:
+        """The schedule."""
+        return LinearSchedule(
+            LinearScheduleConfig(beta_min=self.beta_min, beta_max=self.beta_max, first=self.first)
+        )
+
+
+ScheduleConfig = Annotated[
+    CosineScheduleConfig
+    | LinearScheduleConfig
+    | VPScheduleConfig
+    | VEScheduleConfig
+    | EDMScheduleConfig
+    | DiscreteScheduleConfig,
+    Field(discriminator="kind"),
+]

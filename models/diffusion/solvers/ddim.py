@@ -1,20 +1,25 @@
 """DDIM (arXiv 2010.02502)."""
 
+import math
+from collections.abc import Iterator
 from typing import TypeVar
 
-import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Progress
+from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class DDIM:
-    """Equation 12: eta 0 is deterministic and runs both ways (inversion), eta 1 is ancestral."""
+class DDIM(Stepwise):
+    """Equation 12: eta 0 is deterministic and runs both ways, eta 1 is ancestral.
+
+    With rising times it is the deterministic encoder (section 4.3). It is DPM-Solver-1
+    (arXiv 2206.00927, section 4.1) and Euler's method in sigma / alpha (eq. 14).
+    """
 
     order = 1
 
@@ -24,42 +29,31 @@ class DDIM:
         self._schedule = schedule
         self._eta = eta
 
-    def solve(
-        self,
-        denoiser: Denoiser[C],
-        x: Tensor,
-        times: Tensor,
-        cond: C,
-        rng: Generator,
-        progress: Progress | None = None,
-    ) -> Tensor:
+    def steps(
+        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]; rising times invert.
 
         Raises:
             ValueError: rising times with eta > 0, which has no inverse.
         """
-        times = times.to(x.device)
         if self._eta and bool((times.diff() > 0).any()):
             raise ValueError("only eta 0 can be inverted")
-        marginals = self._schedule.at(times)
-        alphas, sigmas = marginals.alpha, marginals.sigma
-        total = len(times) - 1
-        for step in range(total):
-            t = times[step].to(x.dtype).expand(len(x))
-            guess = denoiser(x, t, cond)
-            kept = sigmas[step + 1]
-            noise = self._deviation(alphas, sigmas, step) if self._eta else None
-            if noise is not None:
-                kept = (kept**2 - noise**2).clamp(min=0).sqrt()
-            x = alphas[step + 1].to(x.dtype) * guess.x0 + kept.to(x.dtype) * guess.noise
-            if noise is not None:
-                x = x + noise.to(x.dtype) * normal_like(x, rng)
-            if progress is not None:
-                progress(step + 1, total)
-        return x
+        path = grid(self._schedule, times)
+        for step in range(path.total):
+            guess = ask(denoiser, x, path.t[step], cond)
+            kept = path.sigma[step + 1]
+            new = self._deviation(path, step) if self._eta else 0.0
+            if self._eta:
+                kept = math.sqrt(max(kept * kept - new * new, 0.0))
+            x = path.alpha[step + 1] * guess.x0 + kept * guess.noise
+            if self._eta:
+                x = x + new * normal_like(x, rng)
+            yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
-    def _deviation(self, alphas: Tensor, sigmas: Tensor, step: int) -> Tensor:
-        """Standard deviation of the new noise, equation 16."""
-        ratio = alphas[step] / alphas[step + 1]
-        share: Tensor = sigmas[step + 1] / sigmas[step] * torch.sqrt(1 - ratio**2)
-        return self._eta * share
+    def _deviation(self, path: Grid, step: int) -> float:
+        """Standard deviation of the new noise, equation 16, for any alpha and sigma."""
+        ratio = path.alpha[step] / path.alpha[step + 1]
+        now, then = path.sigma[step], path.sigma[step + 1]
+        fresh = max(now * now - ratio * ratio * then * then, 0.0)
+        return self._eta * then / now * math.sqrt(fresh)

@@ -1,11 +1,16 @@
-"""What every solver offers."""
+"""What every solver offers, and the numbers along a grid of times that all of them need."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Generator, Tensor
 
+from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
+from models.diffusion.schedule import Schedule
 
 C = TypeVar("C")
 Progress = Callable[[int, int], None]
@@ -29,3 +34,100 @@ class Solver(Protocol):
     ) -> Tensor:
         """From x (B, ...) at times[0] to x at times[-1]."""
         ...
+
+
+@dataclass(frozen=True)
+class SolverStep:
+    """Where a solver stands after a step."""
+
+    done: int
+    """Steps of the grid behind it."""
+    total: int
+    time: float
+    """times[done]."""
+    x: Tensor
+    """(B, ...) at that time."""
+    guess: Prediction
+    """The newest prediction used; `guess.x0` (B, ...) is what a preview shows."""
+
+
+class Stepwise(ABC):
+    """A solver that can be watched, stopped and drawn at every step."""
+
+    order: int
+
+    @abstractmethod
+    def steps(
+        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    ) -> Iterator[SolverStep]:
+        """The steps from x (B, ...) at times[0] to times[-1], made as they are asked for."""
+        ...
+
+    def solve(
+        self,
+        denoiser: Denoiser[C],
+        x: Tensor,
+        times: Tensor,
+        cond: C,
+        rng: Generator,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """From x (B, ...) at times[0] to x at times[-1]."""
+        for step in self.steps(denoiser, x, times, cond, rng):
+            x = step.x
+            if progress is not None:
+                progress(step.done, step.total)
+        return x
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Marginals at every time of a grid, as plain numbers in double precision."""
+
+    t: list[float]
+    alpha: list[float]
+    sigma: list[float]
+    half_log_snr: list[float]
+    """lambda = ln(alpha / sigma), the time of DPM-Solver: infinite without noise or signal."""
+
+    @property
+    def total(self) -> int:
+        """Steps."""
+        return len(self.t) - 1
+
+    def ratio(self, place: int) -> float:
+        """sigma / alpha, the noise level of x / alpha.
+
+        Raises:
+            ValueError: alpha is 0.
+        """
+        if self.alpha[place] == 0:
+            raise ValueError("this solver needs some signal at every time, use DDIM or DDPM")
+        return self.sigma[place] / self.alpha[place]
+
+    def ends_clean(self, place: int) -> bool:
+        """Whether no noise is left at this time, where lambda is infinite."""
+        return self.sigma[place] == 0
+
+
+def grid(schedule: Schedule, times: Tensor) -> Grid:
+    """The marginals at times (n + 1,), computed once, on the CPU and in fp64."""
+    t = times.detach().to("cpu", torch.float64)
+    here = schedule.at(t)
+    half = here.alpha.log() - here.sigma.log()
+    return Grid(t.tolist(), here.alpha.tolist(), here.sigma.tolist(), half.tolist())
+
+
+def falling(times: Tensor, who: str) -> None:
+    """Refuse times that do not fall.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not bool((times.diff() < 0).all()):
+        raise ValueError(f"{who} needs falling times")
+
+
+def ask(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
+    """The denoiser's guess for a batch that shares its time."""
+    return denoiser(x, x.new_full((len(x),), t), cond)

@@ -1,0 +1,56 @@
+"""New noise before a step, as EDM adds it (arXiv 2206.00364, algorithm 2, lines 3 to 6)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from models.diffusion.schedule import Schedule
+from models.diffusion.solvers.solver import Grid
+from models.nn.random import normal_like
+
+
+@dataclass(frozen=True)
+class Churn:
+    """How much, between which noise levels sigma / alpha."""
+
+    amount: float = 0.0
+    """S_churn, spread over all steps."""
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+    """S_noise: the new noise's standard deviation, a little above 1 for networks that blur."""
+
+    def growth(self, level: float, total: int) -> float:
+        """gamma: by how much one of `total` steps raises its noise level."""
+        inside = self.low <= level <= self.high
+        return min(self.amount / total, math.sqrt(2) - 1) if inside else 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a step starts, in x / alpha and sigma / alpha."""
+
+    time: float
+    alpha: float
+    level: float
+    scaled: Tensor
+    """x / alpha (B, ...)."""
+
+
+def start(
+    churn: Churn, schedule: Schedule, path: Grid, step: int, x: Tensor, rng: Generator
+) -> Start:
+    """x (B, ...) at the step's time, with more noise at an earlier time where there is churn."""
+    level, alpha = path.ratio(step), path.alpha[step]
+    scaled = x / alpha
+    gamma = churn.growth(level, path.total)
+    if not gamma:
+        return Start(path.t[step], alpha, level, scaled)
+    raised = level * (1 + gamma)
+    added = churn.noise * math.sqrt(raised * raised - level * level)
+    time = schedule.time_of(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
+    return Start(
+        float(time), float(schedule.at(time).alpha), raised, scaled + added * normal_like(x, rng)
+    )

@@ -1,0 +1,38 @@
+"""Euler's method on the probability-flow ODE (arXiv 2206.00364)."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import Generator, Tensor
+
+from models.diffusion.process import Denoiser
+from models.diffusion.schedule import Schedule
+from models.diffusion.solvers.churn import Churn, start
+from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid
+
+C = TypeVar("C")
+
+
+class Euler(Stepwise):
+    """d(x / alpha) = noise d(sigma / alpha) (arXiv 2010.02502, eq. 14; EDM's eq. 1 with s = 1).
+
+    Without churn it is DDIM with eta 0, step by step.
+    """
+
+    order = 1
+
+    def __init__(self, schedule: Schedule, churn: Churn | None = None) -> None:
+        self._schedule = schedule
+        self._churn = churn or Churn()
+
+    def steps(
+        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    ) -> Iterator[SolverStep]:
+        """From x (B, ...) at times[0] to x at times[-1]; rising times invert."""
+        path = grid(self._schedule, times)
+        for step in range(path.total):
+            here = start(self._churn, self._schedule, path, step, x, rng)
+            guess = ask(denoiser, here.alpha * here.scaled, here.time, cond)
+            moved = here.scaled + (path.ratio(step + 1) - here.level) * guess.noise
+            x = path.alpha[step + 1] * moved
+            yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)

@@ -1,0 +1,93 @@
+"""UniPC (arXiv 2302.04867), B(h) = e^h - 1 ("bh2"), in data form."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from models.diffusion.process import Denoiser
+from models.diffusion.schedule import Schedule
+from models.diffusion.solvers.exponential import data_step, growth
+from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
+
+C = TypeVar("C")
+
+
+class UniPC(Stepwise):
+    """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
+
+    `order` is p + 1 (corollary 3.2) for p = 1 and 2. The first steps have fewer guesses to build
+    on, and the error they make keeps p = 3 at 3. On the way to a time without noise p falls to 1.
+    """
+
+    def __init__(self, schedule: Schedule, points: Literal[1, 2, 3] = 2) -> None:
+        """`points` is p."""
+        self._schedule = schedule
+        self._points = points
+        self.order = min(points + 1, 3)
+
+    def steps(
+        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    ) -> Iterator[SolverStep]:
+        """From x (B, ...) at times[0] to x at times[-1]."""
+        path = grid(self._schedule, times)
+        known: list[Tensor] = []
+        points, origin = 1, x
+        for s in range(path.total):
+            guess = ask(denoiser, x, path.t[s], cond)
+            if s:
+                x = self._corrected(path, s - 1, origin, known[:points], guess.x0)
+            known = [guess.x0, *known[: self._points - 1]]
+            left = path.total - s if path.ends_clean(path.total) else self._points
+            points, origin = min(len(known), left), x
+            x = self._predicted(path, s, x, known[:points])
+            yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)
+
+    @staticmethod
+    def _predicted(path: Grid, s: int, x: Tensor, known: list[Tensor]) -> Tensor:
+        """UniP-p: x at s + 1 from x and the newest p guesses at s, s - 1, ..."""
+        moved = data_step(path, s, s + 1, x, known[0])
+        if len(known) == 1:
+            return moved
+        scale, ratios, moments = _conditions(path, s, len(known))
+        # one unknown is 1/2 (the paper, after eq. 11), more are solved for
+        weights = [0.5] if len(known) == 2 else _solved(ratios, moments[:-1])
+        for weight, ratio, other in zip(weights, ratios, known[1:], strict=True):
+            moved = moved - (path.alpha[s + 1] * scale * weight / ratio) * (other - known[0])
+        return moved
+
+    @staticmethod
+    def _corrected(path: Grid, s: int, x: Tensor, known: list[Tensor], end: Tensor) -> Tensor:
+        """UniC-p: x at s + 1 again, with the guess at s + 1 beside the newest p at s, s - 1, ..."""
+        moved = data_step(path, s, s + 1, x, known[0])
+        scale, ratios, moments = _conditions(path, s, len(known))
+        ratios = [*ratios, 1.0]
+        weights = [0.5] if len(known) == 1 else _solved(ratios, moments)
+        for weight, ratio, other in zip(weights, ratios, [*known[1:], end], strict=True):
+            moved = moved - (path.alpha[s + 1] * scale * weight / ratio) * (other - known[0])
+        return moved
+
+
+def _conditions(path: Grid, s: int, points: int) -> tuple[float, list[float], list[float]]:
+    """B(h), the places of earlier guesses in steps, and the right sides of eq. 9, k = 1 to p."""
+    h = -growth(path, s, s + 1)
+    ratios = [growth(path, s, s - back) / -h for back in range(1, points)]
+    scale = math.expm1(h)
+    moments, phi, factorial = [], scale / h - 1, 1
+    for k in range(1, points + 1):
+        moments.append(phi * factorial / scale)
+        factorial *= k + 1
+        phi = phi / h - 1 / factorial
+    return scale, ratios, moments
+
+
+def _solved(ratios: list[float], moments: list[float]) -> list[float]:
+    """Weights w with sum_m w_m ratio_m^(k - 1) = moment_k, k = 1 to their number."""
+    places = torch.tensor(ratios, dtype=torch.float64)
+    powers = torch.stack([places**k for k in range(len(ratios))])
+    weights: list[float] = torch.linalg.solve(
+        powers, torch.tensor(moments, dtype=torch.float64)
+    ).tolist()
+    return weights
