@@ -12,7 +12,7 @@ from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
 from models.autoregressive.sparse import SparseReach
 from models.nn.attention import Cache, Memory
 from models.nn.embedding import GridPlaces, Places
-from models.nn.linear import Linear
+from models.nn.linear import Projection
 from models.nn.transformer import Block
 
 PAD = 0
@@ -107,8 +107,8 @@ class Prior(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
-        self.text_head = Linear(width, config.text_vocab)
-        self.image_head = Linear(width, config.image_vocab)
+        self.text_head = Projection(width, config.text_vocab)
+        self.image_head = Projection(width, config.image_vocab)
         self._start_small()
 
     def _start_small(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.linear import Linear
+from models.nn.linear import Projection
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
@@ -83,8 +83,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.causal, self.reach = heads, head_width, causal, reach
-        self.qkv = Linear(width, 3 * heads * head_width)
-        self.out = Linear(heads * head_width, width)
+        self.qkv = Projection(width, 3 * heads * head_width)
+        self.out = Projection(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).

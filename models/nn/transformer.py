@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from models.nn.attention import ContextAttention, Memory, Reach, SelfAttention
-from models.nn.linear import Gelu, GeluLinear, Linear
+from models.nn.linear import Gelu, GeluLinear, Projection
 
 
 class FeedForward(nn.Module):
@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, *, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = Linear(width, 4 * width)
+        self.hidden = Projection(width, 4 * width)
         self.out = GeluLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.linear import FEW, GeluLinear, Linear, packed
+from models.nn.linear import FEW, GeluLinear, Projection, packed
 
 
 def rng(seed=0):
@@ -15,7 +15,7 @@ def rng(seed=0):
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
 def test_a_few_rows_give_the_same_to_rounding(rows):
     torch.manual_seed(0)
-    layer = Linear(48, 96)
+    layer = Projection(48, 96)
     x = torch.randn(rows, 1, 48, generator=rng())
     with torch.no_grad():
         assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-6)
@@ -58,7 +58,7 @@ def test_gelu_and_linear_in_one_give_the_same_gradients_and_keep_only_the_input(
 
 
 def test_they_start_like_plain_layers():
-    for kind in (Linear, GeluLinear):
+    for kind in (Projection, GeluLinear):
         torch.manual_seed(0)
         ours = kind(6, 4)
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_they_start_like_plain_layers():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_packed_weights_give_the_same_bits(rows, autocast):
     torch.manual_seed(0)
-    layers = nn.ModuleList([Linear(48, 96), GeluLinear(96, 40)])
+    layers = nn.ModuleList([Projection(48, 96), GeluLinear(96, 40)])
     if not autocast:
         layers.bfloat16()
     x = torch.randn(rows, 48, generator=rng()).to(layers[0].weight.dtype)
@@ -92,7 +92,7 @@ def bf16_products():
 
 
 def test_nothing_is_packed_in_fp32_with_gradients_or_when_it_is_too_large(monkeypatch):
-    layer = Linear(48, 96)
+    layer = Projection(48, 96)
     with torch.no_grad(), packed(layer):
         assert layer.packed is None
     layer.bfloat16()
