@@ -1,15 +1,32 @@
-"""Wrappers of denoisers; they compose."""
+"""Wrappers of denoisers that steer them; they compose."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from models.diffusion.condition import Condition
-from models.diffusion.parameterization import Prediction, from_x0
+from models.diffusion.marginal import Schedule
+from models.diffusion.parameterization import Prediction, from_noise, from_v, to_v
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.thresholding import clamped, dynamically_clamped
+
+__all__ = [
+    "clamped",
+    "classifier_gradient",
+    "classifier_guided",
+    "dynamically_clamped",
+    "guided",
+    "guided_within",
+    "instead",
+    "rescaled",
+    "without_text",
+]
 
 C = TypeVar("C")
+LogProbability = Callable[[Tensor, Tensor], Tensor]
+"""Noisy (B, ...) and times (B,) to ln p(y | x_t) of the wanted class, (B,)."""
 
 
 def guided(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> Denoiser[C]:
@@ -32,6 +49,72 @@ def guided(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> D
     return denoise
 
 
+def guided_within(
+    denoiser: Denoiser[C],
+    unconditional: Denoiser[C],
+    scale: float,
+    *,
+    first: float,
+    last: float,
+) -> Denoiser[C]:
+    """Guidance at times in [first, last] only (arXiv 2404.07724, eq. 4).
+
+    Elsewhere it is the conditional denoiser bit for bit, in one call when a batch shares its time.
+    """
+    both = guided(denoiser, unconditional, scale)
+
+    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+        inside = (t >= first) & (t <= last)
+        if bool(inside.all()):
+            return both(x, t, cond)
+        plain = denoiser(x, t, cond)
+        if not bool(inside.any()):
+            return plain
+        steered = both(x, t, cond)
+        here = inside.view((-1,) + (1,) * (x.ndim - 1))
+        return Prediction(
+            torch.where(here, steered.x0, plain.x0),
+            torch.where(here, steered.noise, plain.noise),
+            plain.spread,
+        )
+
+    return denoise
+
+
+def rescaled(
+    guided: Denoiser[C], conditional: Denoiser[C], schedule: Schedule, share: float = 0.7
+) -> Denoiser[C]:
+    """Guidance whose v has, by `share`, the standard deviation of the conditional v per sample.
+
+    arXiv 2305.08891, eq. 15 and 16, against overexposure; for schedules that preserve variance.
+    Share 0 is the guided denoiser itself. It asks `conditional` once more; a caller who minds keeps
+    the prediction.
+    """
+    if share == 0.0:
+        return guided
+
+    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+        strong, plain, here = guided(x, t, cond), conditional(x, t, cond), schedule.at(t)
+        v, wanted = to_v(strong, here), to_v(plain, here)
+        ratio = _deviations(wanted) / _deviations(v)
+        guess = from_v(share * v * ratio + (1 - share) * v, x, here)
+        return Prediction(guess.x0, guess.noise, strong.spread)
+
+    return denoise
+
+
+def instead(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
+    """The denoiser told `other` whatever it is asked.
+
+    With a caption of what a picture should not show it is the unconditional side of `guided`.
+    """
+
+    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+        return denoiser(x, t, other)
+
+    return denoise
+
+
 def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     """The denoiser as it acts on empty captions."""
 
@@ -41,18 +124,40 @@ def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     return denoise
 
 
-def clamped(
-    denoiser: Denoiser[C], schedule: Schedule, low: float = -1.0, high: float = 1.0
-) -> Denoiser[C]:
-    """x_0 clamped to the range of images, and the noise that then explains x_t.
+def classifier_gradient(
+    log_probability: LogProbability, scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """scale x the gradient of ln p(y | x_t) with respect to x_t (B, ...)."""
 
-    The static thresholding of Imagen (arXiv 2205.11487, 2.3); wrap it around guidance, which leaves
-    the range.
+    def gradient(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            place = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(log_probability(place, t).sum(), place)
+        return scale * slope
+
+    return gradient
+
+
+def classifier_guided(
+    denoiser: Denoiser[C], schedule: Schedule, log_probability: LogProbability, scale: float
+) -> Denoiser[C]:
+    """Classifier guidance for any solver: noise - sigma scale grad ln p(y | x_t).
+
+    arXiv 2105.05233, algorithm 2. Scale 0 is the denoiser itself; at scale 1, with the true
+    classifier, the guess is that of the conditional density. `DDPM(gradient=...)` is algorithm 1.
     """
+    if scale == 0.0:
+        return denoiser
+    gradient = classifier_gradient(log_probability, scale)
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        guess = denoiser(x, t, cond)
-        inside = from_x0(guess.x0.clamp(low, high), x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.spread)
+        guess, here = denoiser(x, t, cond), schedule.at(t)
+        steered = from_noise(guess.noise - here.like(x).sigma * gradient(x, t), x, here)
+        return Prediction(steered.x0, steered.noise, guess.spread)
 
     return denoise
+
+
+def _deviations(values: Tensor) -> Tensor:
+    """Standard deviations of the samples of (B, ...), shaped (B, 1, ...)."""
+    return values.flatten(1).std(dim=1).view((-1,) + (1,) * (values.ndim - 1))

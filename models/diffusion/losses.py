@@ -1,13 +1,17 @@
-"""The training loss of every diffusion network here."""
+"""The training losses of diffusion networks."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from models.diffusion.condition import Condition
 from models.diffusion.process import Process
+from models.diffusion.variational_bound import bound_terms
 from models.diffusion.weighting import Weighting
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class DenoisingLoss:
 
 
 def denoising_loss(
-    network: Callable[[Tensor, Tensor, Condition], Tensor],
+    network: Network,
     process: Process,
     x0: Tensor,
     cond: Condition,
@@ -34,3 +38,60 @@ def denoising_loss(
     guess = process.prediction(network(x, t, cond).float(), x, t).x0
     mse = (guess - x0).square().flatten(1).mean(dim=1)
     return DenoisingLoss(weight(process.schedule.at(t)) * mse, mse)
+
+
+def simple_loss(
+    network: Network, process: Process, x0: Tensor, cond: Condition, t: Tensor, noise: Tensor
+) -> Tensor:
+    """|target - raw|^2 per value, (B,), of what the network itself predicts.
+
+    For noise it is L_simple (arXiv 2006.11239, eq. 14), and needs no division where sigma is small.
+    """
+    raw = network(process.noisy(x0, t, noise), t, cond).float()
+    aim, *_ = raw.chunk(process.config.outputs, dim=1)
+    return (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class HybridLoss:
+    """L_hybrid = L_simple + lambda L_vlb (arXiv 2102.09672, eq. 16), each (B,)."""
+
+    value: Tensor
+    """The loss to minimise is its mean."""
+    simple: Tensor
+    bound: Tensor
+    """One term of the variational bound, in bits per value; N of them make the bound."""
+
+
+def hybrid_loss(
+    network: Network,
+    process: Process,
+    x0: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    steps: int = 1000,
+    share: float = 0.001,
+) -> HybridLoss:
+    """The loss of learned variances, at times (B,) of a chain of `steps` steps.
+
+    L_vlb = steps x the term from t to t - 1 / steps; the term moves the variance only, no gradient
+    of it reaches the mean. `share` is lambda, for bits per value, as in the released code.
+
+    Raises:
+        ValueError: the process has fixed variances.
+    """
+    if process.config.variance != "learned":
+        raise ValueError("the hybrid loss needs process.variance: learned")
+    x = process.noisy(x0, t, noise)
+    raw = network(x, t, cond).float()
+    aim, _ = raw.chunk(process.config.outputs, dim=1)
+    simple = (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
+    guess = process.prediction(raw, x, t)
+    still = replace(guess, x0=guess.x0.detach(), noise=guess.noise.detach())
+    # half a step's tolerance: the first step ends at 0 whatever fp32 makes of t
+    s = t.double() - 1 / steps
+    s = s.where(s > 0.5 / steps, 0.0)
+    bits = bound_terms(still, process.schedule, x0, x, t, s).float() / math.log(2)
+    return HybridLoss(simple + share * steps * bits, simple, bits)
