@@ -16,9 +16,10 @@ C = TypeVar("C")
 
 class DPMSolverPP3M(Stepwise):
     """Multistep in data form: the parabola through the newest three guesses, one call a step.
+    The first step is of first order: begun where x_0 changes over it, the whole is of order 2.
 
-    Its second derivative is twice the second difference. The released code, and what follows it,
-    leaves the 2 out, and is of order 2: `released` does the same, to repeat its samples.
+    The parabola's second derivative is twice the second difference. The released code, and what
+    follows it, leaves the 2 out and is of order 2: `released` does the same, to repeat its samples.
     """
 
     order = 3

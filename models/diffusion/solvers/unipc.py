@@ -18,15 +18,15 @@ C = TypeVar("C")
 class UniPC(Stepwise):
     """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
 
-    `order` is p + 1 (corollary 3.2) for p = 1 and 2. The first steps have fewer guesses to build
-    on, and the error they make keeps p = 3 at 3. On the way to a time without noise p falls to 1.
+    `order` is p + 1 (corollary 3.2), provided the first steps, which have fewer guesses to build on,
+    start where x_0 hardly changes. On the way to a time without noise p falls to 1.
     """
 
     def __init__(self, schedule: Schedule, points: Literal[1, 2, 3] = 2) -> None:
         """`points` is p."""
         self._schedule = schedule
         self._points = points
-        self.order = min(points + 1, 3)
+        self.order = points + 1
 
     def steps(
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
