@@ -18,8 +18,8 @@ C = TypeVar("C")
 class UniPC(Stepwise):
     """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
 
-    `order` is p + 1 (corollary 3.2), provided the first steps, which have fewer guesses to build on,
-    start where x_0 hardly changes. On the way to a time without noise p falls to 1.
+    `order` is p + 1 (corollary 3.2), provided the first steps, which have fewer guesses to build
+    on, start where x_0 hardly changes. On the way to a time without noise p falls to 1.
     """
 
     def __init__(self, schedule: Schedule, points: Literal[1, 2, 3] = 2) -> None:
