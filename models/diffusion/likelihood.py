@@ -114,8 +114,8 @@ def log_likelihood(
 
     In y = x / alpha and u = sigma / alpha the flow is dy/du = noise, and ln p(y) falls by the trace
     of its Jacobian. That of standard normal data, d u / (1 + u^2), is integrated exactly, so only
-    the difference to it is left to the steps. x at times[0] and data differ by the little noise there. `prior` is the log
-    density (B,) at times[-1], if not given that of N(0, sigma^2).
+    the difference to it is left to the steps. Data and x at times[0] differ by the little noise
+    there. `prior` is the log density (B,) at times[-1], if not given that of N(0, sigma^2).
 
     Raises:
         ValueError: times that do not rise.
