@@ -57,7 +57,7 @@ def guided_within(
     first: float,
     last: float,
 ) -> Denoiser[C]:
-    """Guidance at times in [first, last] only (arXiv 2404.07724, eq. 4).
+    """Guidance at times in [first, last] only (arXiv 2404.07724).
 
     Elsewhere it is the conditional denoiser bit for bit, in one call when a batch shares its time.
     """

@@ -63,7 +63,7 @@ class Statistics:
     log_snr: Tensor
     density: Tensor
     """-dt / d log_snr: how often training at uniform times visits a log signal-to-noise ratio
-    (arXiv 2107.00630, eq. 17)."""
+    (arXiv 2303.00848, section 3)."""
 
 
 def statistics(schedule: Schedule, count: int = 1001) -> Statistics:

@@ -1,4 +1,4 @@
-"""Keeping x_0 in the range of images (Imagen, arXiv 2205.11487, 2.3 and appendix A.32).
+"""Keeping x_0 in the range of images (Imagen, arXiv 2205.11487, 2.3).
 
 Wrap it around guidance, which leaves the range.
 """

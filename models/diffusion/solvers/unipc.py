@@ -18,7 +18,7 @@ C = TypeVar("C")
 class UniPC(Stepwise):
     """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
 
-    `order` is p + 1 (corollary 3.2), provided the first steps, which have fewer guesses to build
+    `order` is p + 1 (theorem 3.1), provided the first steps, which have fewer guesses to build
     on, start where x_0 hardly changes. On the way to a time without noise p falls to 1.
     """
 
@@ -52,7 +52,7 @@ class UniPC(Stepwise):
         if len(known) == 1:
             return moved
         scale, ratios, moments = _conditions(path, s, len(known))
-        # one unknown is 1/2 (the paper, after eq. 11), more are solved for
+        # one unknown is 1/2 (as the paper chooses), more are solved for
         weights = [0.5] if len(known) == 2 else _solved(ratios, moments[:-1])
         for weight, ratio, other in zip(weights, ratios, known[1:], strict=True):
             moved = moved - (path.alpha[s + 1] * scale * weight / ratio) * (other - known[0])
@@ -71,7 +71,7 @@ class UniPC(Stepwise):
 
 
 def _conditions(path: Grid, s: int, points: int) -> tuple[float, list[float], list[float]]:
-    """B(h), the places of earlier guesses in steps, and the right sides of eq. 9, k = 1 to p."""
+    """B(h), the places of earlier guesses in steps, and the order conditions, 1 to p."""
     h = -growth(path, s, s + 1)
     ratios = [growth(path, s, s - back) / -h for back in range(1, points)]
     scale = math.expm1(h)
