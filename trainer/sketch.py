@@ -126,7 +126,7 @@ class Sketch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Hold one weight after all; the object stays the same."""
         if weight.is_meta:
             held = nn.Parameter(self.draw(weight), requires_grad=weight.requires_grad)
-            torch.utils.swap_tensors(weight, held)
+            torch.utils.swap_tensors(weight, held)  # type: ignore[no-untyped-call]
 
     def fill_buffers(self, module: nn.Module) -> None:
         """Hold a network's buffers after all."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-class AdamW(torch.optim.AdamW):
+class SkippableAdamW(torch.optim.AdamW):
     """torch's own, with moments as wide as the weights it updates."""
 
     skip = False

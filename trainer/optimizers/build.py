@@ -5,16 +5,16 @@ from typing import Any
 from torch import nn
 
 from trainer.islands import matrices
-from trainer.optimizers.adamw import AdamW
+from trainer.optimizers.adamw import SkippableAdamW
 from trainer.optimizers.small_moments import SmallMomentAdamW
 from trainer.schedules import OptimizerConfig
 
 
-def build(module: nn.Module, settings: OptimizerConfig) -> AdamW | SmallMomentAdamW:
+def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | SmallMomentAdamW:
     """AdamW over all trainable weights; islands have a group of their own where moments differ."""
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     if settings.moments == "fp32":
-        return AdamW(
+        return SkippableAdamW(
             trainable,
             lr=settings.lr.peak,
             betas=settings.betas,
