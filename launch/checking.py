@@ -12,11 +12,25 @@ from torch import nn
 
 from launch.cluster import Cluster, Shape, memory_bytes
 from launch.errors import LaunchError
-from launch.footprint import FLOAT, Footprint, Sizes, checkpoint_bytes, footprint, sizes
+from launch.footprint import (
+    Footprint,
+    Sizes,
+    checkpoint_bytes,
+    footprint,
+    sizes,
+    start_bytes,
+    states,
+)
 from launch.planning import recipe_task, run_directory, write
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
-from trainer.engine_config import chosen_precision, deepspeed_config, prepare, resolve_precision
+from trainer.engine_config import (
+    check_numerics,
+    chosen_precision,
+    deepspeed_config,
+    prepare,
+    resolve_precision,
+)
 from trainer.recipe import Precision, Recipe, dump
 from trainer.run import RunDirectory
 
@@ -43,7 +57,8 @@ class Memory:
     total: int
     """All parts, an upper bound."""
     start: int
-    """What it holds for a while at its start: whole networks in fp32, before they are shared."""
+    """What it holds for a while at its start, before its engines: whole networks in fp32, or under
+    ZeRO-3 the shards of the model, whose weights are drawn and cut one by one."""
     largest_layer: int
     """Numbers of the largest layer, which ZeRO-3 gathers whole."""
     available: int | None
@@ -103,6 +118,8 @@ def check_recipe(
     with torch.device("meta"):
         parts = recipe.task.build(recipe.model.build()).parts()
     prepare(parts, recipe)
+    for name in parts:
+        check_numerics(recipe, name, machines.precision)
     run = RunDirectory(runs / recipe.name)
     numbers = {name: sizes(part) for name, part in parts.items()}
     script: str | None = None
@@ -120,12 +137,7 @@ def check_recipe(
         machines=machines,
         memory=_memory(recipe, numbers, machines),
         checkpoint_bytes=sum(
-            checkpoint_bytes(
-                part,
-                zero=recipe.engine.zero_of(name),
-                precision=machines.precision,
-                averaged=recipe.ema is not None,
-            )
+            checkpoint_bytes(part, states(recipe, name, machines.precision), machines.processes)
             for name, part in numbers.items()
         ),
         deepspeed={
@@ -207,18 +219,14 @@ def _per_step(recipe: Recipe, micro: int, processes: int) -> dict[str, int]:
 
 
 def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) -> Memory:
-    parts = {
-        name: footprint(
-            part,
-            zero=recipe.engine.zero_of(name),
-            precision=machines.precision,
-            world=machines.processes,
-            averaged=recipe.ema is not None,
-        )
-        for name, part in numbers.items()
-    }
+    hows = {name: states(recipe, name, machines.precision) for name in numbers}
+    world = machines.processes
+    parts = {name: footprint(part, hows[name], world) for name, part in numbers.items()}
     total = reduce(Footprint.__add__, parts.values()).total
-    start = FLOAT * sum(part.total for part in numbers.values())
+    model = next(iter(numbers))  # the recipe's; other parts are built whole by the task
+    start = sum(
+        start_bytes(part, hows[name], world, drawn=name == model) for name, part in numbers.items()
+    )
     available = machines.memory
     return Memory(
         parts=parts,

@@ -6,10 +6,15 @@ these numbers in tests/integration/test_footprint.py.
 """
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from torch import nn
 
-from trainer.recipe import Precision
+from trainer.islands import matrices
+from trainer.optimizers.small_moments import PIECE
+from trainer.powersgd import PowerSGDConfig, WholeGradients
+from trainer.recipe import Precision, Recipe
+from trainer.schedules import Moments
 
 FLOAT = 4
 """Bytes of a number in fp32: master weights, moments and averages are kept in it."""
@@ -29,6 +34,8 @@ class Sizes:
     """Of each parameter."""
     largest_layer: int
     """Of the layer that has most."""
+    matrices: tuple[int, ...]
+    """Those of the weights whose moments may be 16-bit."""
 
     @property
     def total(self) -> int:
@@ -40,14 +47,16 @@ class Sizes:
         """Those in parameters that ZeRO-3 does not shard for long."""
         return sum(size for size in self.weights if size <= SMALL)
 
-    def shard(self, world: int) -> int:
-        """What one of `world` processes keeps under ZeRO-3: every parameter is cut evenly."""
-        return sum(-(-size // world) for size in self.weights)
+    @property
+    def inner(self) -> int:
+        """Numbers whose moments may be 16-bit."""
+        return sum(self.matrices)
 
-    def padded(self, world: int) -> int:
-        """All weights in one row whose shares begin at even places (ZeRO 1 and 2)."""
-        unit = 2 * world
-        return -(-self.total // unit) * unit
+
+def padded(size: int, world: int) -> int:
+    """Weights in one row whose shares begin at even places (ZeRO 1 and 2)."""
+    unit = 2 * world
+    return -(-size // unit) * unit
 
 
 def sizes(part: nn.Module) -> Sizes:
@@ -58,6 +67,67 @@ def sizes(part: nn.Module) -> Sizes:
             sum(weight.numel() for weight in module.parameters(recurse=False))
             for module in part.modules()
         ),
+        tuple(weight.numel() for weight in matrices(part)),
+    )
+
+
+@dataclass(frozen=True)
+class States:
+    """What the bytes of one part depend on besides its sizes; `precision` is not auto."""
+
+    zero: int
+    precision: Precision
+    averaged: bool
+    moments: Moments = "fp32"
+    master: Literal["fp32", "bf16"] = "fp32"
+    errors: int = 0
+    """Bytes of a number in the error buffers of compression; 0 without any."""
+
+    @property
+    def number(self) -> int:
+        """Bytes of a weight as the network computes with it."""
+        return stored_bytes(self.precision)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether the optimizer has weights of its own."""
+        return self.zero > 0 or self.number < FLOAT
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of a weight of its own."""
+        return 2 if self.master == "bf16" else FLOAT
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of a moment of a matrix."""
+        return FLOAT if self.moments == "fp32" else 2
+
+    def groups(self, part: Sizes) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Weights that the optimizer keeps together, and the bytes of a moment of theirs."""
+        if self.moments == "fp32":
+            return ((part.weights, FLOAT),)
+        islands = list(part.weights)
+        for size in part.matrices:
+            islands.remove(size)
+        return ((part.matrices, self.moment_bytes), (tuple(islands), FLOAT))
+
+
+def states(recipe: Recipe, part: str, precision: Precision) -> States:
+    """Those of a recipe's part."""
+    errors = 0
+    match recipe.engine.compression:
+        case PowerSGDConfig() as config:
+            errors = FLOAT if config.errors == "fp32" else 2
+        case WholeGradients():
+            pass
+    return States(
+        zero=recipe.engine.zero_of(part),
+        precision=precision,
+        averaged=recipe.ema is not None,
+        moments=recipe.optimizer_of(part).moments,
+        master=recipe.engine.master,
+        errors=errors,
     )
 
 
@@ -68,9 +138,9 @@ class Footprint:
     weights: int
     """What the network computes with."""
     master: int
-    """fp32 weights beside them that the optimizer updates."""
+    """Weights beside them that the optimizer updates."""
     moments: int
-    """AdamW's two, in fp32."""
+    """AdamW's two."""
     averages: int
     """The exponential moving average."""
     gradients: int
@@ -80,7 +150,9 @@ class Footprint:
     gathered: int
     """ZeRO-3: weights that are whole for a while, with those that always are."""
     update: int
-    """fp32 copies made during an update: of gradients for AdamW, of weights for the averages."""
+    """fp32 copies made during an update: of gradients for AdamW, of a weight for the averages."""
+    errors: int
+    """What compression of gradients still owes."""
 
     @property
     def total(self) -> int:
@@ -93,34 +165,58 @@ class Footprint:
         return Footprint(*(one + two for one, two in pairs))
 
 
-NOTHING = Footprint(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Footprint(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def footprint(
-    part: Sizes, *, zero: int, precision: Precision, world: int, averaged: bool
-) -> Footprint:
-    """What each of `world` processes holds for one part; `precision` is not auto."""
-    number = stored_bytes(precision)
+def footprint(part: Sizes, how: States, world: int) -> Footprint:
+    """What each of `world` processes holds for one part."""
+    number, zero = how.number, how.zero
+    groups = how.groups(part)
     match zero:
         case 0:
-            kept, share = part.total, part.total
+            shares = [sum(weights) for weights, _ in groups]
+            kept = sum(shares)
         case 3:
-            kept, share = part.shard(world), part.shard(world)
+            shares = [_cut(weights, world) for weights, _ in groups]
+            kept = sum(shares)
         case _:
-            kept, share = part.padded(world), part.padded(world) // world
-    averages = (part.shard(world) if zero == 3 else part.total) * FLOAT if averaged else 0
-    wrapped = zero > 0 or number < FLOAT
+            rows = [padded(sum(weights), world) for weights, _ in groups]
+            kept, shares = sum(rows), [row // world for row in rows]
+    share = sum(shares)
+    averages = (_cut(part.weights, world) if zero == 3 else part.total) * FLOAT
+    largest = max(part.weights) * FLOAT
     whole = min(part.total, part.small + LIVE + part.largest_layer) if zero == 3 else 0
     return Footprint(
         weights=kept * number,
-        master=share * FLOAT if wrapped else 0,
-        moments=2 * share * FLOAT,
-        averages=averages,
+        master=share * how.master_bytes if how.wrapped else 0,
+        moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),
+        averages=averages if how.averaged else 0,
         gradients=share * number,
-        buckets=BUCKET * _bucket_bytes(zero, precision),
+        buckets=BUCKET * _bucket_bytes(zero, how.precision),
         gathered=whole * number,
-        update=max(share * FLOAT if wrapped else 0, averages if number < FLOAT else 0),
+        update=max(
+            share * how.master_bytes if how.wrapped else 0,
+            largest if how.averaged and number < FLOAT else 0,
+            8 * PIECE * FLOAT if how.moments != "fp32" else 0,
+        ),
+        errors=part.inner * how.errors,
     )
+
+
+def start_bytes(part: Sizes, how: States, world: int, *, drawn: bool) -> int:
+    """What a process holds of a part before its engine shares it out.
+
+    The whole part in fp32; where the weights of ZeRO-3 are drawn one by one, its shards and twice
+    the largest weight.
+    """
+    if how.zero < 3 or not drawn:
+        return part.total * FLOAT
+    return _cut(part.weights, world) * how.number + 2 * FLOAT * max(part.weights)
+
+
+def _cut(weights: tuple[int, ...], world: int) -> int:
+    """What one of `world` processes keeps under ZeRO-3: every weight is cut evenly."""
+    return sum(-(-size // world) for size in weights)
 
 
 def stored_bytes(precision: Precision) -> int:
@@ -141,12 +237,12 @@ def _bucket_bytes(zero: int, precision: Precision) -> int:
             return stored_bytes(precision)
 
 
-def checkpoint_bytes(part: Sizes, *, zero: int, precision: Precision, averaged: bool) -> int:
+def checkpoint_bytes(part: Sizes, how: States, world: int) -> int:
     """Bytes of one part in a checkpoint, all processes together, without its small files.
 
     Under ZeRO-3 the master weights stand for the weights.
     """
-    number = stored_bytes(precision)
-    wrapped = zero > 0 or number < FLOAT
-    each = (number if zero < 3 else 0) + (FLOAT if wrapped else 0) + 2 * FLOAT
-    return part.total * (each + (FLOAT if averaged else 0))
+    each = (how.number if how.zero < 3 else 0) + (how.master_bytes if how.wrapped else 0)
+    moments = 2 * sum(sum(weights) * number for weights, number in how.groups(part))
+    averages = part.total * FLOAT if how.averaged else 0
+    return part.total * each + moments + averages + world * part.inner * how.errors

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.check_view import size
-from launch.footprint import Sizes, checkpoint_bytes, footprint
+from launch.footprint import Sizes, States, checkpoint_bytes, footprint
 
 CLUSTER = """
 name: eight GPUs a node
@@ -195,14 +195,14 @@ def test_an_unknown_key_of_the_cluster_file_is_named(refused, cluster):
     assert f"{path}: gpu_memroy: unknown key" in message
 
 
-PART = Sizes((1001, 500_001), largest_layer=500_001)
+PART = Sizes((1001, 500_001), largest_layer=500_001, matrices=())
 
 
 def test_the_parts_of_a_footprint_follow_the_stage():
     """Bytes per weight as in the ZeRO paper: 2 + 2 + 12, of which 12, 14 or all are shared."""
 
     def held(zero: int, world: int) -> tuple[float, float, float]:
-        one = footprint(PART, zero=zero, precision="bf16", world=world, averaged=False)
+        one = footprint(PART, States(zero, "bf16", averaged=False), world)
         return (one.weights / PART.total, one.gradients / PART.total,
                 (one.master + one.moments) / PART.total)  # fmt: skip
 
@@ -210,14 +210,12 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     assert held(1, 8) == pytest.approx((2, 2 / 8, 12 / 8), rel=1e-4)
     assert held(2, 8) == held(1, 8)
     assert held(3, 8) == pytest.approx((2 / 8, 2 / 8, 12 / 8), rel=1e-4)
-    assert footprint(PART, zero=0, precision="fp32", world=8, averaged=False).master == 0
+    assert footprint(PART, States(0, "fp32", averaged=False), 8).master == 0
 
 
 def test_a_checkpoint_holds_each_thing_once():
     def each(zero: int, precision: str, *, averaged: bool) -> float:
-        return (
-            checkpoint_bytes(PART, zero=zero, precision=precision, averaged=averaged) / PART.total
-        )
+        return checkpoint_bytes(PART, States(zero, precision, averaged), 8) / PART.total
 
     assert each(0, "fp32", averaged=False) == 4 + 8
     assert each(0, "bf16", averaged=False) == 2 + 4 + 8
