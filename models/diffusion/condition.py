@@ -13,7 +13,7 @@ class Condition:
     text: Tensor | None = None
     """(B, L) int64."""
     label: Tensor | None = None
-    """(B,) int64."""
+    """(B,) int64; a network trained to do without has one more, `classes`, for "no class"."""
     low: Tensor | None = None
     """(B, 3, h, w) in [-1, 1]."""
     level: Tensor | None = None
@@ -24,3 +24,9 @@ class Condition:
         if self.text is None:
             return self
         return replace(self, text=torch.zeros_like(self.text))
+
+    def without_class(self, null: int) -> "Condition":
+        """The same with the label `null`, which means "no class"."""
+        if self.label is None:
+            return self
+        return replace(self, label=torch.full_like(self.label, null))

@@ -21,6 +21,7 @@ __all__ = [
     "guided_within",
     "instead",
     "rescaled",
+    "without_class",
     "without_text",
 ]
 
@@ -120,6 +121,15 @@ def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
         return denoiser(x, t, cond.without_text())
+
+    return denoise
+
+
+def without_class(denoiser: Denoiser[Condition], null: int) -> Denoiser[Condition]:
+    """The denoiser as it acts on the label `null`, "no class"."""
+
+    def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return denoiser(x, t, cond.without_class(null))
 
     return denoise
 

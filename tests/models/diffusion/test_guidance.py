@@ -16,6 +16,7 @@ from models.diffusion.guidance import (
     guided_within,
     instead,
     rescaled,
+    without_class,
     without_text,
 )
 from models.diffusion.likelihood import ExactTrace, log_likelihood
@@ -234,3 +235,14 @@ def test_dynamic_thresholding_divides_by_the_percentile_of_each_sample():
     assert torch.allclose(got.x0[0], (x0[0] / 2).clamp(max=1))
     assert torch.equal(got.x0[1], x0[1])
     assert torch.allclose(schedule.at(t).noisy(got.x0, got.noise), x)
+
+
+def test_the_unconditional_side_of_class_guidance_is_told_the_null_label():
+    def shows_label(x, t, cond):
+        return Prediction(cond.label.double()[:, None], x)
+
+    cond = Condition(label=torch.tensor([0, 2, 5]), text=torch.ones(3, 4, dtype=torch.int64))
+    both = guided(shows_label, without_class(shows_label, 9), 3.0)
+    assert both(X[:3], T[:3], cond).x0.flatten().tolist() == [9 + 3 * (n - 9) for n in (0, 2, 5)]
+    assert torch.equal(cond.without_class(9).text, cond.text)
+    assert Condition(text=cond.text).without_class(9).label is None
