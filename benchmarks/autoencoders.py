@@ -1,7 +1,7 @@
 """The dVAE and the EMA quantiser beside DALLE-pytorch and vector-quantize-pytorch: one step.
 
     python -m venv peers
-    peers/bin/pip install -c constraints.txt torch pydantic numpy 'setuptools<81' einops
+    peers/bin/pip install -c constraints.txt torch pydantic numpy packaging einops 'setuptools<81'
     peers/bin/pip install -c constraints.txt axial-positional-embedding rotary-embedding-torch
     peers/bin/pip install -c constraints.txt vector-quantize-pytorch==1.32.0
     peers/bin/pip install --no-deps dalle-pytorch==1.6.6
