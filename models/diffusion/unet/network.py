@@ -47,6 +47,8 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["unet"] = "unet"
     image_size: int = Field(gt=0)
+    image_channels: int = Field(default=3, gt=0)
+    """Channels of what is denoised: 3 for pictures, those of the first stage for latents."""
     channels: int = Field(default=128, gt=0, multiple_of=2)
     multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
     depth: int = Field(default=2, gt=0)
@@ -64,6 +66,8 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     """Of the group norms."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int | None = Field(default=None, gt=0)
+    null_class: bool = False
+    """One label more, `classes`, means that no class is told (classifier-free guidance)."""
     text: TextEncoderConfig | None = None
     low_resolution: LowResolutionConfig | None = None
     process: ProcessConfig = ProcessConfig(predicts="noise")
@@ -119,6 +123,8 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         for width in [*attending, self.widths[-1]]:
             if width % (self.heads or self.head_width):
                 raise ValueError(f"{width} features cannot be shared by the attention's heads")
+        if self.null_class and self.classes is None:
+            raise ValueError("null_class needs classes")
         low = self.low_resolution
         if low is not None and (self.image_size % low.size or self.image_size == low.size):
             raise ValueError(
@@ -149,7 +155,7 @@ class UNet(nn.Module):
         vector = 4 * config.channels
         self.time = ScalarEmbedding(vector, config.channels)
         if config.classes is not None:
-            self.label = nn.Embedding(config.classes, vector)
+            self.label = nn.Embedding(config.classes + config.null_class, vector)
         if config.text is not None:
             self.text = config.text.build()
             self.caption = nn.Linear(config.text.width, vector)
@@ -159,7 +165,8 @@ class UNet(nn.Module):
             vector, config.groups, config.epsilon, config.dropout, config.modulation
         )
         first = config.widths[0]
-        self.stem = nn.Conv2d(3 if low is None else 6, first, 3, padding=1)
+        pictures = 1 if low is None else 2
+        self.stem = nn.Conv2d(pictures * config.image_channels, first, 3, padding=1)
         kept = self._build_down()
         last = config.widths[-1]
         self.middle = Stage(
@@ -169,7 +176,8 @@ class UNet(nn.Module):
         )
         self._build_up(kept)
         self.norm = self.settings.norm(first)
-        self.out = nn.Conv2d(first, 3 * config.process.outputs, 3, padding=1)
+        outputs = config.process.outputs * config.image_channels
+        self.out = nn.Conv2d(first, outputs, 3, padding=1)
         silence(self.out)
 
     @property
@@ -231,9 +239,9 @@ class UNet(nn.Module):
                 return PlainResampling(width, resampling)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Noisy (B, 3, H, W), times (B,) in [0, 1] and the condition to the raw output, in fp32.
+        """Noisy (B, C, H, W), times (B,) in [0, 1] and the condition to the raw output, in fp32.
 
-        The raw output has 3 channels, or 6 where the process learns its variance.
+        The raw output has as many channels, or twice as many where the process learns its variance.
 
         Raises:
             ModelError: the condition lacks what the network is told, or the size does not fit.

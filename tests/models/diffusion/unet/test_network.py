@@ -159,6 +159,22 @@ def test_the_last_layers_give_six_channels_where_the_variance_is_learned_and_thr
         assert UNetConfig(**TINY).build().out.out_channels == 3
 
 
+def test_a_null_class_is_one_label_more():
+    plain, more = (woken(UNetConfig(**TINY, classes=5, null_class=each)) for each in (False, True))
+    assert plain.label.weight.shape == (5, 64)
+    assert more.label.weight.shape == (6, 64)
+    with torch.no_grad():
+        none = more(X, TIMES, Condition(label=torch.tensor([5, 5])))
+        assert not torch.allclose(none, more(X, TIMES, Condition(label=torch.tensor([4, 4]))))
+    with pytest.raises(ValidationError, match="null_class needs classes"):
+        UNetConfig(**TINY, null_class=True)
+
+
+def test_latents_of_any_number_of_channels_are_denoised():
+    model = woken(UNetConfig(**TINY, image_channels=4, process=LEARNED))
+    assert model(noise(2, 4, 16, 16), TIMES, Condition()).shape == (2, 8, 16, 16)
+
+
 # What guided-diffusion and glide-text2im (openai, 2021 and 2022) give at pixel (3, 5) of X with the
 # weights of `woken`, renamed to their names and order, and 32 groups set to 16.
 @pytest.mark.parametrize(
