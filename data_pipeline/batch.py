@@ -19,6 +19,7 @@ class Batch:
         text: (B, L) int64 token ids, padded with 0, if ``data.text`` is set.
         arrays: Name to (B, ...) tensor for every name in ``data.arrays``; integers come as
             int64, floating-point numbers as float32.
+        label: (B,) int64 classes, if ``data.label`` is set.
     """
 
     keys: tuple[str, ...]
@@ -26,6 +27,7 @@ class Batch:
     image: Tensor | None = None
     text: Tensor | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    label: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -43,6 +45,13 @@ class Batch:
         if self.text is None:
             raise DataError("data.text is not set, but this task needs captions: add it")
         return self.text
+
+    @property
+    def labels(self) -> Tensor:
+        """``label``, which must be there."""
+        if self.label is None:
+            raise DataError("data.label is not set, but this task needs classes: add it")
+        return self.label
 
     def array(self, name: str) -> Tensor:
         """The array ``name``, which must be there."""

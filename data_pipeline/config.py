@@ -40,6 +40,34 @@ class TextConfig(BaseModel, frozen=True, extra="forbid"):
     """BPE dropout probability (Provilkov et al. 2020). Training only."""
 
 
+class LabelConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a sample attribute becomes a class, 0 to ``count`` - 1.
+
+    Either ``values`` are the attribute's values in the order of their classes, or the attribute is
+    itself an integer below ``classes``.
+    """
+
+    attribute: str
+    values: tuple[str | int, ...] | None = Field(default=None, min_length=1)
+    classes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.values is None) == (self.classes is None):
+            raise ValueError("set either values or classes")
+        if self.values is not None and len(set(self.values)) < len(self.values):
+            raise ValueError("values holds one more than once")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Classes."""
+        if self.values is not None:
+            return len(self.values)
+        assert self.classes is not None
+        return self.classes
+
+
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """One part of one split, narrowed by sample attributes.
 
@@ -61,6 +89,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """The union of these selections; empty means every sample."""
     image: ImageConfig | None = None
     text: TextConfig | None = None
+    label: LabelConfig | None = None
     arrays: tuple[Identifier, ...] = ()
     """Array members of a derived set, for instance ``codes`` for ``KEY.codes.npy``."""
     encoder: Location | None = None

@@ -16,6 +16,7 @@ from data_pipeline.cache import ShardCache, cache_limit, default_cache_directory
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.errors import DataError
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
+from data_pipeline.labels import labels
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry, read_manifest
 from data_pipeline.order import sample_rng
 from data_pipeline.selection import select
@@ -29,13 +30,14 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored."""
+    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored, and its class."""
 
     key: str
     caption: str
     image: NDArray[np.uint8] | None
     text: NDArray[np.int64] | None
     arrays: Mapping[str, NDArray[np.generic]]
+    label: int | None = None
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
@@ -92,6 +94,7 @@ class Dataset:
         self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block)
         """Names the set, the selection and the shuffling: what a stream's state belongs to."""
         self._check_members()
+        self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._kept: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
@@ -141,7 +144,8 @@ class Dataset:
                 ids = self.tokenizer.encode(caption, length)
             text = np.asarray(ids, dtype=np.int64)
         arrays = {name: self._array(index, name) for name in config.arrays}
-        return Sample(entry.key, caption, image, text, arrays)
+        label = None if self._labels is None else int(self._labels[index])
+        return Sample(entry.key, caption, image, text, arrays, label)
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> Batch:
         """The samples ``indices`` side by side."""
@@ -214,7 +218,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         DataError: Arrays of one name differ in shape.
     """
     first = samples[0]
-    image = text = None
+    image = text = label = None
+    if first.label is not None:
+        label = torch.tensor([one.label for one in samples], dtype=torch.int64)
     if first.image is not None:
         image = _to_unit_range(np.stack([one.image for one in samples if one.image is not None]))
     if first.text is not None:
@@ -225,6 +231,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image=image,
         text=text,
         arrays={name: _stack(name, samples) for name in first.arrays},
+        label=label,
     )
 
 

@@ -36,7 +36,7 @@ def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) 
             f"{_listed(manifest.splits)}"
         )
     for name, values in selection.where.items():
-        _check_values(manifest.name, samples, name, values)
+        check_values(manifest.name, samples, "data.select.where", name, values)
     keys = set(manifest.splits[selection.split].part(selection.part))
     if not keys:
         raise DataError(
@@ -51,22 +51,26 @@ def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) 
     }
 
 
-def _check_values(
-    set_name: str, samples: list[SampleEntry], name: str, values: Sequence[str | int]
+def check_values(
+    set_name: str, samples: list[SampleEntry], key: str, name: str, values: Sequence[str | int]
 ) -> None:
+    """Refuse an attribute, or a value of it, that no sample has; `key` is the setting at fault.
+
+    Raises:
+        DataError: it names what there is.
+    """
     known: set[Attribute] = {
         sample.attributes[name] for sample in samples if name in sample.attributes
     }
     if not known:
         names = {attribute for sample in samples for attribute in sample.attributes}
         raise DataError(
-            f"data.select.where: no sample of '{set_name}' has an attribute '{name}'; there is "
-            f"{_listed(names)}"
+            f"{key}: no sample of '{set_name}' has an attribute '{name}'; there is {_listed(names)}"
         )
     for value in values:
         if value not in known:
             raise DataError(
-                f"data.select.where.{name}: no sample of '{set_name}' has '{value}'; there is "
+                f"{key}.{name}: no sample of '{set_name}' has '{value}'; there is "
                 f"{_listed(str(one) for one in known if one is not None)}"
             )
 

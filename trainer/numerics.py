@@ -30,6 +30,7 @@ def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Bat
             image=None if batch.image is None else cut(batch.image, first),
             text=None if batch.text is None else cut(batch.text, first),
             arrays={name: cut(array, first) for name, array in batch.arrays.items()},
+            label=None if batch.label is None else cut(batch.label, first),
         )
 
 
@@ -44,3 +45,20 @@ def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
         return text
     kept = torch.rand(len(text), generator=rng, device=text.device) >= share
     return text * kept[:, None]
+
+
+def replace_codes(codes: Tensor, share: float, vocab: int, rng: Generator) -> Tensor:
+    """Codes (B, N) with `share` of them replaced by random ones of `vocab`."""
+    if share == 0:
+        return codes
+    replaced = torch.rand(codes.shape, generator=rng, device=codes.device) < share
+    random = torch.randint(vocab, codes.shape, generator=rng, device=codes.device)
+    return torch.where(replaced, random, codes)
+
+
+def drop_class(label: Tensor, share: float, null: int, rng: Generator) -> Tensor:
+    """Classes (B,) with `share` of them replaced by `null`, "no class"."""
+    if share == 0:
+        return label
+    dropped = torch.rand(len(label), generator=rng, device=label.device) < share
+    return label.masked_fill(dropped, null)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.build import RawSample, write_shards
-from data_pipeline.config import DataConfig, ImageConfig, Selection, TextConfig
+from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
 from data_pipeline.errors import DataError
@@ -167,10 +167,55 @@ def test_what_a_batch_lacks_is_named_by_its_setting(squares):
     for access, key in (
         (lambda: batch.images, "data.image"),
         (lambda: batch.tokens, "data.text"),
+        (lambda: batch.labels, "data.label is not set"),
         (lambda: batch.array("codes"), "data.arrays has no 'codes'"),
     ):
         with pytest.raises(DataError, match=key):
             access()
+
+
+def test_an_attribute_gives_the_classes_in_the_order_of_its_values(squares):
+    config = LabelConfig(attribute="shade", values=("dark", "blue", "green", "red"))
+    batch = chosen(squares, label=config).batch([0, 1, 2, 3, 4])
+    assert batch.labels.tolist() == [3, 2, 1, 0, 3]
+    assert batch.labels.dtype == torch.int64
+    assert config.count == 4
+
+
+def test_an_integer_attribute_is_its_own_class(squares):
+    config = LabelConfig(attribute="number", classes=23)
+    assert chosen(squares, label=config).batch([22, 4]).labels.tolist() == [22, 4]
+    assert chosen(squares).batch([0]).label is None
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"attribute": "colour", "classes": 4}, "data.label: no .* 'colour'; there is 'number'"),
+        (
+            {"attribute": "shade", "values": ("red", "rde")},
+            "data.label.shade: no sample of 'squares' has 'rde'; there is 'blue'",
+        ),
+        (
+            {"attribute": "shade", "values": ("red", "green", "blue")},
+            r"data.label: sample '0003' has shade 'dark', .*3 values from 'red' on.*select.where",
+        ),
+        (
+            {"attribute": "number", "classes": 9},
+            "data.label: sample '0009' has number 9, which is no class .integers 0 to 8",
+        ),
+        ({"attribute": "shade", "classes": 9}, "sample '0000' has shade 'red'"),
+    ],
+)
+def test_samples_without_a_class_are_refused_by_name(squares, label, message):
+    with pytest.raises(DataError, match=message):
+        chosen(squares, label=LabelConfig(**label))
+
+
+def test_only_the_chosen_samples_need_a_class(squares):
+    warm = Selection(split="all", part="train", where={"shade": ("red", "green")})
+    label = LabelConfig(attribute="shade", values=("red", "green"))
+    assert chosen(squares, warm, label=label).batch([0, 1, 2]).labels.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +228,10 @@ def test_what_a_batch_lacks_is_named_by_its_setting(squares):
         {"arrays": ("a b",)},
         {"memory": True, "workers": 2},
         {"image": {"size": 0}},
+        {"label": {"attribute": "shade"}},
+        {"label": {"attribute": "shade", "values": ["red"], "classes": 1}},
+        {"label": {"attribute": "shade", "values": ["red", "blue", "red"]}},
+        {"label": {"attribute": "number", "classes": 0}},
         {"image": {"size": 8, "filter": "nearest"}},
         {"text": {"tokenizer": "t", "length": 4, "dropout": 1.0}},
     ],
