@@ -4,8 +4,9 @@ A gradient matrix G (with the error left by earlier updates) becomes P Q^T: P = 
 the averaged G Q0, Q = the average of G^T P. What P cannot express, G - P (G^T P)^T, is each
 process's error for the next update. arXiv 2102.12092, E: Q0 is drawn once and kept; the basis comes
 from Householder reflections of the averaged product plus 1e-6 I; error buffers are 1-6-9 numbers
-and are emptied only where Inf or NaN got into them; gains, biases, embeddings and unembeddings are
-averaged whole, in fp32; each of the m shards of a matrix has its own factors of rank r / m.
+and are emptied only where Inf or NaN got into them, on the processes that met it; gains, biases,
+embeddings and unembeddings are averaged whole, in fp32; each of the m shards of a matrix has its
+own factors of rank r / m.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -133,7 +134,8 @@ class Compressor:
         total = matrix.batch(grad.float()) + self._decoded(matrix.error)
         product = distributed.mean(total @ matrix.start)
         if not bool(product.isfinite().all()):
-            matrix.error.zero_()
+            if not bool((total @ matrix.start).isfinite().all()):
+                matrix.error.zero_()
             grad.fill_(torch.nan)
             return False
         basis = orthonormal(product)

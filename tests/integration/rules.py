@@ -2,7 +2,8 @@
 
 Each entry has the overrides of a small prior. The losses, what the engine says of itself and the
 weights at the end go to FILE with the rank as suffix. An entry that is to be resumed is saved in
-the middle, and trained from there once more by new engines.
+the middle, and trained from there once more by new engines. Where an entry names the branch of a
+fault, its gradient meets NaN at the last update, on the last process alone.
 """
 
 import hashlib
@@ -44,11 +45,29 @@ def update(built: engine.Engine, ema: Ema, recipe: Recipe, world, step: int) -> 
 
 
 def digest(built: engine.Engine, ema: Ema) -> str:
+    return digest_of(built.whole(built.local_weights()), ema.whole())
+
+
+def weights(built: engine.Engine) -> str:
+    return digest_of(built.whole(built.local_weights()))
+
+
+def digest_of(*dictionaries: dict[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
-    for tensors in (built.whole(built.local_weights()), ema.whole()):
+    for tensors in dictionaries:
         for value in tensors.values():
             found.update(value.float().numpy().tobytes())
     return found.hexdigest()
+
+
+def poison(built: engine.Engine, place: int) -> None:
+    """The next gradient that enters a branch is NaN."""
+
+    def hook(module, inputs, output) -> None:
+        output.register_hook(lambda grad: torch.full_like(grad, torch.nan))
+        handle.remove()
+
+    handle = built._rules._scales.branches[place].exit.register_forward_hook(hook, prepend=True)
 
 
 def train(entry: dict, root: Path, world: distributed.World) -> dict:
@@ -56,11 +75,19 @@ def train(entry: dict, root: Path, world: distributed.World) -> dict:
     built, ema = build(recipe, world)
     checkpoints = Checkpoints(root, world, keep=1)
     losses, path = [], None
+    held = {}
     for step in range(STEPS):
+        if step == STEPS - 1 and entry["fault"] is not None:
+            held["before the fault"] = weights(built)
+            if world.rank == world.size - 1:
+                poison(built, entry["fault"])
         if entry["resumed"] and step == STEPS // 2:
             path = checkpoints.save(step, {"model": built}, {"model": ema}, {})
         losses.append(update(built, ema, recipe, world, step))
-    answer = {"losses": losses, "status": built.status(), "weights": digest(built, ema)}
+    answer = {"losses": losses, "status": built.status(), "weights": digest(built, ema), **held}
+    if entry["fault"] is not None:
+        answer["after the fault"] = weights(built)
+        answer["scales"] = [branch.scale for branch in built._rules._scales.branches]
     built._engine.destroy()
     if path is not None:
         built, ema = build(recipe, world)

@@ -29,6 +29,9 @@ SETTINGS = {
     "master-codec-2": [BF16, CODEC, MASTER, "engine.zero=2"],
     "paper": [AUTOCAST, SCALES, CODEC, "engine.fp32_logits=true", "engine.zero=2"],
 }
+FAULTY = {f"fault-{zero}": [FP32, SCALES, f"engine.zero={zero}"] for zero in (0, 2, 3)}
+BRANCH = 2
+SETTINGS.update(FAULTY)
 RESUMED = ("low", "codec-0", "codec-1", "codec-3", "master-2", "master-codec-2", "paper")
 
 
@@ -37,7 +40,11 @@ def trained(tmp_path_factory, start_ranks) -> dict[str, dict]:
     """What engines did, by their settings."""
     file = tmp_path_factory.mktemp("rules") / "settings.json"
     entries = [
-        {"overrides": [*SMALL, *overrides], "resumed": name in RESUMED}
+        {
+            "overrides": [*SMALL, *overrides],
+            "resumed": name in RESUMED,
+            "fault": BRANCH if name in FAULTY else None,
+        }
         for name, overrides in SETTINGS.items()
     ]
     file.write_text(json.dumps(entries))
@@ -85,3 +92,13 @@ def test_the_papers_numerics_train(trained):
 def test_a_resumed_engine_goes_on_bit_for_bit(trained, name):
     """Weights and averages, with moments as codes, scales and error buffers."""
     assert trained[name]["resumed"] == trained[name]["weights"]
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_fault_on_one_process_skips_the_update_on_all_and_moves_one_scale(trained, name):
+    found = trained[name]
+    assert found["before the fault"] == found["after the fault"]
+    assert found["status"]["skipped_updates"] == 1
+    grown = 2 ** (13 + 5 / 1000)
+    wanted = [grown * 2 ** (-0.5 if place == BRANCH else 0.001) for place in range(4)]
+    assert found["scales"] == pytest.approx(wanted, rel=1e-12)

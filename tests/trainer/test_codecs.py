@@ -88,3 +88,26 @@ def test_what_is_too_large_is_clamped_with_its_sign():
 @CODECS
 def test_nan_stays_nan(codec):
     assert codec.decode(codec.encode(torch.tensor([torch.nan]))).isnan().all()
+
+
+def test_the_bits_are_sign_exponent_mantissa():
+    """1 + 1/4, its negative, and the smallest numbers above 0."""
+    assert MEAN.encode(torch.tensor([1.25, -1.25])).tolist() == [
+        (59 << 9) + 128,
+        (59 << 9) + 128 - 2**15,
+    ]
+    assert VARIANCE.encode(torch.tensor(1.25)).item() & 0xFFFF == (60 << 10) + 256
+    one = torch.ones((), dtype=CODE)
+    assert MEAN.decode(one).item() == 2.0 ** (1 - 59 - 9)
+    assert VARIANCE.decode(one).item() == 2.0 ** (1 - 60 - 10)
+
+
+def test_numbers_below_zero_are_coded_like_those_above():
+    values = magnitudes(MEAN)
+    assert torch.equal(MEAN.decode(MEAN.encode(-values)), -MEAN.decode(MEAN.encode(values)))
+
+
+@CODECS
+def test_what_has_been_rounded_once_stays(codec):
+    once = codec.decode(codec.encode(magnitudes(codec)))
+    assert torch.equal(codec.decode(codec.encode(once)), once)
