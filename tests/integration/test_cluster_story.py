@@ -130,6 +130,20 @@ def settled(status: Mapping[str, object]) -> bool:
     return not set(states(status).values()) & {"running", "pending", "waiting", "requeued"}
 
 
+def left_in_queue(environment: Mapping[str, str], root: Path) -> set[str]:
+    """Jobs of a run that SLURM still lists: a job closes its MLflow run after its stage is done."""
+    job = submission.read(root)
+    assert job is not None
+    queue = subprocess.run(
+        ["squeue", "--noheader", "--format=%i"],
+        env=dict(environment),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {str(entry.id) for entry in job.jobs.values()} & set(queue.stdout.split())
+
+
 @pytest.fixture(scope="module")
 def story(s3_server, slurm, mlflow_server) -> Story:
     """Pack, submit with one broken stage, preempt one job, submit again, wait for the end."""
@@ -165,6 +179,7 @@ def story(s3_server, slurm, mlflow_server) -> Story:
     while not settled(after):
         time.sleep(1)
         after = answer(environment, "status", "story", *runs)
+    until("the jobs leave", lambda: not left_in_queue(environment, root), 120)
     return Story(
         environment,
         folder,
