@@ -1,0 +1,207 @@
+"""How pictures are drawn with a denoiser, as one setting: solver, times, guidance, thresholding."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
+
+from models.diffusion.guidance import (
+    LogProbability,
+    clamped,
+    classifier_gradient,
+    classifier_guided,
+    dynamically_clamped,
+    guided,
+    guided_within,
+    rescaled,
+)
+from models.diffusion.parameterization import Prediction
+from models.diffusion.process import Denoiser
+from models.diffusion.schedule import Schedule
+from models.diffusion.solvers.config import (
+    AnalyticDPMConfig,
+    DDIMConfig,
+    DDPMConfig,
+    SolverConfig,
+)
+from models.diffusion.solvers.grids import TimesConfig, UniformTimesConfig
+from models.diffusion.solvers.solver import Stepwise
+from models.errors import ModelError
+
+C = TypeVar("C")
+
+
+class NoThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 as it is guessed: for latents and vectors."""
+
+    kind: Literal["none"] = "none"
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        """The denoiser itself."""
+        return denoiser
+
+
+class StaticThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 clamped to [-1, 1]."""
+
+    kind: Literal["static"] = "static"
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        """The denoiser with its x_0 in range."""
+        return clamped(denoiser, schedule)
+
+
+class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 clamped to a percentile of its size and divided by it (arXiv 2205.11487, 2.3)."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    percentile: float = Field(default=0.995, gt=0, le=1)
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        """The denoiser with its x_0 in range."""
+        return dynamically_clamped(denoiser, schedule, percentile=self.percentile)
+
+
+ThresholdingConfig = Annotated[
+    NoThresholding | StaticThresholding | DynamicThresholding, Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver and the times it visits (steps + 1,)."""
+
+    solver: Stepwise
+    times: Tensor
+
+
+class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
+    """Everything that decides what is drawn besides the network, the condition and the seed.
+
+    `guidance` is the scale of classifier-free guidance: 1 is the plain conditional model, 0 the
+    unconditional one. `interval` limits it to times in [low, high], `rescale` gives back the
+    conditional deviation (`guidance.rescaled`). `classifier_scale` acts where a noisy classifier is
+    at hand: on the mean of DDPM's steps, on the guess of every other solver.
+    """
+
+    solver: SolverConfig = DDIMConfig()
+    steps: int = Field(default=25, gt=0)
+    times: TimesConfig = UniformTimesConfig()
+    guidance: float = Field(default=1.0, ge=0)
+    interval: tuple[float, float] | None = None
+    rescale: float = Field(default=0.0, ge=0, le=1)
+    thresholding: ThresholdingConfig = StaticThresholding()
+    classifier_scale: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError("interval: two times, 0 <= low <= high <= 1, are needed")
+        return self
+
+    def plan(self, schedule: Schedule, log_probability: LogProbability | None = None) -> Plan:
+        """Solver and times; where a classifier steers, `log_probability` of the wanted class.
+
+        Raises:
+            ModelError: solver and times do not suit the schedule.
+        """
+        try:
+            times = self.times.build(schedule, self.steps)
+            solver = self._solver(schedule, log_probability)
+        except ValueError as error:
+            raise ModelError(f"sampling: {error}") from error
+        silent = float(schedule.at(times[0]).alpha) == 0
+        if silent and not isinstance(self.solver, DDIMConfig | DDPMConfig):
+            raise ModelError(
+                f"sampling.solver: {self.solver.kind} needs some signal at every time, which this "
+                "model's schedule does not leave; choose ddim or ddpm"
+            )
+        return Plan(solver, times)
+
+    def _solver(self, schedule: Schedule, log_probability: LogProbability | None) -> Stepwise:
+        match self.solver:
+            case DDPMConfig() if log_probability is not None and self.classifier_scale:
+                gradient = classifier_gradient(log_probability, self.classifier_scale)
+                return self.solver.steered(schedule, gradient)
+            case AnalyticDPMConfig(moments=moments) if moments and len(moments) != self.steps:
+                raise ValueError(f"{self.steps} steps need as many moments, got {len(moments)}")
+        return self.solver.build(schedule)
+
+    def steered(
+        self,
+        conditional: Denoiser[C],
+        unconditional: Denoiser[C],
+        schedule: Schedule,
+        log_probability: LogProbability | None = None,
+    ) -> Denoiser[C]:
+        """The denoiser that the solver asks: guidance first, thresholding last.
+
+        `unconditional` is asked only where the scale is not 1.
+        """
+        told = remembering(conditional)
+        if self.interval is None:
+            steered = guided(told, unconditional, self.guidance)
+        else:
+            low, high = self.interval
+            steered = guided_within(told, unconditional, self.guidance, first=low, last=high)
+        if self.guidance != 1:
+            steered = rescaled(steered, told, schedule, self.rescale)
+        if log_probability is not None and not isinstance(self.solver, DDPMConfig):
+            scale = self.classifier_scale
+            steered = classifier_guided(steered, schedule, log_probability, scale)
+        return self.thresholding.wrap(steered, schedule)
+
+
+@dataclass
+class Calls:
+    """How often networks were asked, a batch at a time."""
+
+    network: int = 0
+    classifier: int = 0
+
+
+def counted(denoiser: Denoiser[C], calls: Calls) -> Denoiser[C]:
+    """The denoiser, its calls counted."""
+
+    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+        calls.network += 1
+        return denoiser(x, t, cond)
+
+    return denoise
+
+
+def counted_classifier(log_probability: LogProbability, calls: Calls) -> LogProbability:
+    """The classifier, its calls counted."""
+
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        calls.classifier += 1
+        return log_probability(x, t)
+
+    return ask
+
+
+def remembering(denoiser: Denoiser[C]) -> Denoiser[C]:
+    """The denoiser; the same question twice in a row is one call."""
+    last: list[tuple[Tensor, Tensor, C, Prediction]] = []
+
+    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+        if last and last[0][0] is x and last[0][1] is t and last[0][2] is cond:
+            return last[0][3]
+        guess = denoiser(x, t, cond)
+        last[:] = [(x, t, cond, guess)]
+        return guess
+
+    return denoise
+
+
+def started(noise: Tensor, schedule: Schedule, time: float) -> Tensor:
+    """x (B, ...) at a time, of data that standard normal noise (B, ...) hides.
+
+    Its deviation is that of normalised data there, sqrt(alpha^2 + sigma^2): 1 where the schedule
+    preserves variance.
+    """
+    here = schedule.at(torch.tensor(time, dtype=torch.float64))
+    return noise * math.hypot(float(here.alpha), float(here.sigma))

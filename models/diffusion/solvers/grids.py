@@ -1,0 +1,174 @@
+"""Grids of times as a setting: built for a schedule and a number of steps."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
+
+from models.diffusion.discrete import DiscreteSchedule
+from models.diffusion.schedule import Schedule
+from models.diffusion.solvers.times import (
+    karras_times,
+    leading_times,
+    quadratic_times,
+    trailing_times,
+    uniform_log_snr_times,
+    uniform_times,
+)
+
+
+class _Span(BaseModel, frozen=True, extra="forbid"):
+    first: float = Field(default=1.0, gt=0, le=1)
+    """The noisy end."""
+    last: float = Field(default=0.0, ge=0, lt=1)
+    """The clean end."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.last >= self.first:
+            raise ValueError("last must lie below first")
+        return self
+
+
+class UniformTimesConfig(_Span, frozen=True, extra="forbid"):
+    """Equal steps of t."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64."""
+        return uniform_times(steps, first=self.first, last=self.last)
+
+
+class QuadraticTimesConfig(_Span, frozen=True, extra="forbid"):
+    """Equal steps of sqrt(t)."""
+
+    kind: Literal["quadratic"] = "quadratic"
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64."""
+        return quadratic_times(steps, first=self.first, last=self.last)
+
+
+class KarrasTimesConfig(_Span, frozen=True, extra="forbid"):
+    """Equal steps of (sigma / alpha)^(1 / rho) (EDM); on discrete steps, like `log_snr`."""
+
+    kind: Literal["karras"] = "karras"
+    rho: float = Field(default=7.0, gt=0)
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64.
+
+        Raises:
+            ValueError: no signal at the noisy end, or too few steps.
+        """
+
+        def grid(steps: int, last: float) -> Tensor:
+            return karras_times(schedule, steps, rho=self.rho, first=self.first, last=last)
+
+        return _down(schedule, steps, self, grid)
+
+
+class LogSnrTimesConfig(_Span, frozen=True, extra="forbid"):
+    """Equal steps of the log signal-to-noise ratio.
+
+    Where no noise is left at the clean end, the ratio is infinite there: the equal steps then end
+    at the first discrete step, and one more leads to the clean end.
+    """
+
+    kind: Literal["log_snr"] = "log_snr"
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64.
+
+        Raises:
+            ValueError: no signal at the noisy end, or too few steps.
+        """
+
+        def grid(steps: int, last: float) -> Tensor:
+            return uniform_log_snr_times(schedule, steps, first=self.first, last=last)
+
+        return _down(schedule, steps, self, grid)
+
+
+class TrailingTimesConfig(BaseModel, frozen=True, extra="forbid"):
+    """Every (N / steps)-th of the schedule's N discrete steps, from the last one."""
+
+    kind: Literal["trailing"] = "trailing"
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64.
+
+        Raises:
+            ValueError: a schedule in continuous time, or fewer than `steps` discrete steps.
+        """
+        return trailing_times(_discrete(schedule, steps, self.kind), steps)
+
+
+class LeadingTimesConfig(BaseModel, frozen=True, extra="forbid"):
+    """Steps 1, 1 + r, 1 + 2 r ... of the schedule's N discrete steps, r = N // steps."""
+
+    kind: Literal["leading"] = "leading"
+    offset: int = Field(default=0, ge=0)
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        """Falling times (steps + 1,), fp64.
+
+        Raises:
+            ValueError: a schedule in continuous time, or fewer than `steps` discrete steps.
+        """
+        return leading_times(_discrete(schedule, steps, self.kind), steps, offset=self.offset)
+
+
+TimesConfig = Annotated[
+    UniformTimesConfig
+    | QuadraticTimesConfig
+    | KarrasTimesConfig
+    | LogSnrTimesConfig
+    | TrailingTimesConfig
+    | LeadingTimesConfig,
+    Field(discriminator="kind"),
+]
+
+
+def noisy_end(schedule: Schedule, time: float = 0.0) -> float:
+    """The time itself if there is noise, else the first discrete step, the least noise there is."""
+    here = schedule.at(torch.tensor(time, dtype=torch.float64))
+    if float(here.sigma) > 0 or not isinstance(schedule, DiscreteSchedule):
+        return time
+    return 1 / schedule.steps
+
+
+def _down(
+    schedule: Schedule,
+    steps: int,
+    span: KarrasTimesConfig | LogSnrTimesConfig,
+    grid: Callable[[int, float], Tensor],
+) -> Tensor:
+    """`grid` of (steps, last) down to the least noise there is, then, if need be, to none."""
+    start = schedule.at(torch.tensor(span.first, dtype=torch.float64))
+    if float(start.alpha) == 0:
+        raise ValueError(
+            f"times of kind {span.kind} need some signal at time {span.first:g}: choose uniform"
+        )
+    least = noisy_end(schedule, span.last)
+    if least == span.last:
+        return grid(steps, span.last)
+    if steps < 2:
+        raise ValueError(f"times of kind {span.kind} need 2 steps on this schedule")
+    times = grid(steps - 1, least)
+    return torch.cat([times, times.new_tensor([span.last])])
+
+
+def _discrete(schedule: Schedule, steps: int, kind: str) -> int:
+    """The schedule's number of discrete steps."""
+    if not isinstance(schedule, DiscreteSchedule):
+        raise ValueError(
+            f"times of kind {kind} count discrete steps, but the model's schedule is in "
+            "continuous time: choose uniform"
+        )
+    if steps > schedule.steps:
+        raise ValueError(f"the schedule has {schedule.steps} steps, so {steps} cannot be taken")
+    return schedule.steps

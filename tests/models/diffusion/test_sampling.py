@@ -1,0 +1,224 @@
+"""Sampling as a setting: every solver on every schedule and grid, steering, and counted calls."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from models.diffusion.discrete import DiscreteScheduleConfig
+from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.guidance import clamped, classifier_gradient, guided
+from models.diffusion.mixture import Mixture, MixtureDenoiser
+from models.diffusion.parameterization import Prediction
+from models.diffusion.sampling import (
+    Calls,
+    DiffusionSampling,
+    counted,
+    counted_classifier,
+    remembering,
+    started,
+)
+from models.diffusion.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.solvers.analytic_dpm import noise_moments
+from models.diffusion.solvers.config import SolverConfig
+from models.diffusion.solvers.ddpm import DDPM
+from models.diffusion.solvers.grids import TimesConfig, noisy_end
+from models.diffusion.solvers.times import uniform_log_snr_times
+from models.errors import ModelError
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def kinds(union):
+    return [member.model_fields["kind"].default for member in get_args(get_args(union)[0])]
+
+
+ALL = Mixture(numbers([-0.6, 0.2], [0.5, 0.5]), numbers(0.1, 0.2), numbers(0.4, 0.6))
+COSINE = CosineScheduleConfig().build()
+SCHEDULES = {
+    "cosine": COSINE,
+    "linear": LinearScheduleConfig().build(),
+    "discrete": DiscreteScheduleConfig().build(),
+    "ve": VEScheduleConfig().build(),
+    "edm": EDMScheduleConfig().build(),
+}
+X = torch.randn(64, 2, generator=rng(), dtype=torch.float64)
+T = torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
+
+
+def sampling(**settings):
+    return DiffusionSampling.model_validate(settings)
+
+
+def drawn(settings, schedule, denoiser, log_probability=None):
+    plan = settings.plan(schedule, log_probability)
+    asked = settings.steered(denoiser, denoiser, schedule, log_probability)
+    x = started(X, schedule, float(plan.times[0]))
+    return plan.solver.solve(asked, x, plan.times, None, rng(1))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "discrete", "edm"])
+@pytest.mark.parametrize("kind", kinds(SolverConfig))
+def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
+    schedule = SCHEDULES[schedule]
+    denoiser = MixtureDenoiser(ALL, schedule)
+    settings = sampling(solver={"kind": kind}, steps=24, times={"kind": "karras"})
+    if kind == "analytic_dpm":
+        times = settings.times.build(schedule, settings.steps)
+        moments = noise_moments(denoiser, schedule, ALL.sample(200, rng(2)), times, None, rng())
+        settings = sampling(
+            **settings.model_dump() | {"solver": {"kind": kind, "moments": moments}}
+        )
+    points = drawn(settings, schedule, denoiser)
+    # every point lies on one of the two gaussians, and about their shares on each
+    log_joint = ALL.log_joint(points, COSINE.at(numbers(0.0)))
+    far = (points[:, None] - ALL.means).norm(dim=-1) / ALL.deviations
+    assert float(far.min(dim=1).values.max()) < 6.5
+    assert 0.2 < float((log_joint.argmax(dim=1) == 0).double().mean()) < 0.6
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", kinds(TimesConfig))
+def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
+    settings = sampling(times={"kind": kind}, steps=12)
+    if kind in ("trailing", "leading") and schedule != "discrete":
+        with pytest.raises(ModelError, match=f"times of kind {kind} count discrete steps"):
+            settings.plan(SCHEDULES[schedule])
+        return
+    times = settings.plan(SCHEDULES[schedule]).times
+    assert times.shape == (13,)
+    assert float(times[-1]) == 0
+    assert bool((times.diff() < 0).all())
+
+
+def test_equal_log_snr_ends_at_the_first_discrete_step():
+    schedule = SCHEDULES["discrete"]
+    times = sampling(times={"kind": "log_snr"}, steps=9).plan(schedule).times
+    assert noisy_end(schedule) == 1 / 1000
+    assert noisy_end(COSINE) == 0
+    wanted = uniform_log_snr_times(schedule, 8, last=1 / 1000)
+    assert torch.equal(times, torch.cat([wanted, numbers(0.0)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": {"kind": "unipc"}}, "sampling.solver: unipc needs some signal"),
+        ({"times": {"kind": "karras"}}, "need some signal at time 1"),
+        ({"times": {"kind": "trailing"}, "steps": 11}, "has 10 steps, so 11 cannot"),
+        ({"times": {"kind": "log_snr", "first": 0.5}, "steps": 1}, "need 2 steps"),
+        ({"solver": {"kind": "analytic_dpm"}}, "needs moments"),
+        ({"solver": {"kind": "analytic_dpm", "moments": [0.5]}, "steps": 2}, "as many moments"),
+    ],
+)
+def test_what_does_not_suit_a_schedule_is_refused_before_a_step(settings, message):
+    silent = DiscreteScheduleConfig(steps=10, zero_terminal_snr=True).build()
+    with pytest.raises(ModelError, match=message):
+        sampling(**settings).plan(silent)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interval": [0.5, 0.2]}, "interval"),
+        ({"times": {"kind": "uniform", "first": 0.2, "last": 0.3}}, "last must lie below first"),
+        ({"solver": {"kind": "rk4"}}, "ddpm"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sampling(**settings)
+
+
+def told(x, t, cond):
+    return MixtureDenoiser(ALL.only(1), COSINE)(x, t, cond)
+
+
+def free(x, t, cond):
+    return MixtureDenoiser(ALL, COSINE)(x, t, cond)
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls"),
+    [
+        ({}, 6),
+        ({"guidance": 0.0}, 6),
+        ({"guidance": 2.0}, 12),
+        ({"guidance": 2.0, "rescale": 0.7}, 12),
+        ({"guidance": 2.0, "interval": [0.4, 0.9]}, 6 + 3),
+        ({"solver": {"kind": "heun"}}, 12),
+        ({"solver": {"kind": "predictor_corrector", "corrections": 2}}, 18),
+        ({"solver": {"kind": "dpm_solver_3"}}, 6),
+    ],
+)
+def test_calls_of_the_network_are_counted(settings, calls):
+    seen = Calls()
+    settings = sampling(steps=6, **settings)
+    plan = settings.plan(COSINE)
+    asked = settings.steered(counted(told, seen), counted(free, seen), COSINE)
+    plan.solver.solve(asked, X, plan.times, None, rng())
+    assert seen == Calls(network=calls)
+
+
+def test_steering_is_guidance_then_thresholding():
+    settings = sampling(guidance=3.0)
+    got = settings.steered(told, free, COSINE)(X, T, None)
+    wanted = clamped(guided(told, free, 3.0), COSINE)(X, T, None)
+    assert torch.equal(got.x0, wanted.x0)
+    assert torch.equal(got.noise, wanted.noise)
+    plain = sampling(thresholding={"kind": "none"}).steered(told, free, COSINE)(X, T, None)
+    assert torch.equal(plain.x0, told(X, T, None).x0)
+    dynamic = sampling(guidance=3.0, thresholding={"kind": "dynamic"})
+    assert float(dynamic.steered(told, free, COSINE)(X, T, None).x0.abs().max()) <= 1
+
+
+def classify(x, t):
+    return ALL.log_class(x, COSINE.at(t))[:, 1]
+
+
+def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others():
+    seen = Calls()
+    counting = counted_classifier(classify, seen)
+    settings = sampling(solver={"kind": "ddpm"}, steps=4, classifier_scale=2.0)
+    open_ended = {"thresholding": {"kind": "none"}}
+    settings = sampling(**settings.model_dump() | open_ended)
+    got = drawn(settings, COSINE, free, counting)
+    times = settings.plan(COSINE).times
+    wanted = DDPM(COSINE, gradient=classifier_gradient(classify, 2.0))
+    assert torch.equal(got, wanted.solve(free, X, times, None, rng(1)))
+    assert seen.classifier == 4
+    # with the true classifier at scale 1 all points are the class's
+    settings = sampling(solver={"kind": "heun"}, steps=40, classifier_scale=1.0, **open_ended)
+    points = drawn(settings, COSINE, free, counting)
+    assert float((points - ALL.means[1]).norm(dim=1).max()) < 5.5 * 0.2
+
+
+def test_the_same_question_twice_in_a_row_is_one_call():
+    seen = Calls()
+    asked = remembering(counted(told, seen))
+    first = asked(X, T, None)
+    assert asked(X, T, None) is first
+    assert seen.network == 1
+    asked(X, T, "another")
+    assert seen.network == 2
+
+
+@pytest.mark.parametrize(("schedule", "deviation"), [("cosine", 1.0), ("edm", math.hypot(1, 80))])
+def test_noise_starts_with_the_deviation_of_normalised_data(schedule, deviation):
+    assert torch.allclose(started(X, SCHEDULES[schedule], 1.0), X * deviation)
+    assert torch.equal(started(X.float(), COSINE, 1.0), X.float())
+
+
+def test_a_sampling_reads_back_as_written():
+    settings = sampling(solver={"kind": "heun", "churn": {"amount": 3}}, interval=[0.1, 0.7])
+    again = TypeAdapter(DiffusionSampling).validate_json(settings.model_dump_json())
+    assert again == settings
+    assert isinstance(free(X, T, None), Prediction)
