@@ -35,7 +35,8 @@ def denoising_loss(
 ) -> DenoisingLoss:
     """weight(t) |x0 - x0_hat|^2 per sample, in fp32, at given times (B,) and noise (B, ...)."""
     x = process.noisy(x0, t, noise)
-    guess = process.prediction(network(x, t, cond).float(), x, t).x0
+    raw = network(process.input(x, t), t, cond).float()
+    guess = process.prediction(raw, x, t).x0
     mse = (guess - x0).square().flatten(1).mean(dim=1)
     return DenoisingLoss(weight(process.schedule.at(t)) * mse, mse)
 
@@ -47,7 +48,8 @@ def simple_loss(
 
     For noise it is L_simple (arXiv 2006.11239, eq. 14), and needs no division where sigma is small.
     """
-    raw = network(process.noisy(x0, t, noise), t, cond).float()
+    x = process.noisy(x0, t, noise)
+    raw = network(process.input(x, t), t, cond).float()
     aim, *_ = raw.chunk(process.config.outputs, dim=1)
     return (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
 
@@ -85,7 +87,7 @@ def hybrid_loss(
     if process.config.variance != "learned":
         raise ValueError("the hybrid loss needs process.variance: learned")
     x = process.noisy(x0, t, noise)
-    raw = network(x, t, cond).float()
+    raw = network(process.input(x, t), t, cond).float()
     aim, _ = raw.chunk(process.config.outputs, dim=1)
     simple = (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
     guess = process.prediction(raw, x, t)

@@ -39,6 +39,19 @@ def from_v(raw: Tensor, x: Tensor, marginal: Marginal) -> Prediction:
     return Prediction(here.alpha * x - here.sigma * raw, here.sigma * x + here.alpha * raw)
 
 
+def from_edm(raw: Tensor, x: Tensor, marginal: Marginal, deviation: float) -> Prediction:
+    """x_0 = c_skip y + c_out raw at y = x_t / alpha (arXiv 2206.00364, table 1 and eq. 7).
+
+    With the noise level u = sigma / alpha and the data's deviation s, c_skip = s^2 / (u^2 + s^2)
+    and c_out = u s / sqrt(u^2 + s^2). Written in alpha and sigma, nothing is divided by either.
+    """
+    here = marginal.like(x)
+    variance = here.sigma**2 + (here.alpha * deviation) ** 2
+    raw = raw * deviation / variance.sqrt()
+    x0 = here.alpha * deviation**2 / variance * x + here.sigma * raw
+    return Prediction(x0, here.sigma / variance * x - here.alpha * raw)
+
+
 def to_x0(guess: Prediction, marginal: Marginal) -> Tensor:
     """x_0."""
     return guess.x0
@@ -53,6 +66,22 @@ def to_v(guess: Prediction, marginal: Marginal) -> Tensor:
     """v = alpha noise - sigma x_0."""
     here = marginal.like(guess.x0)
     return here.alpha * guess.noise - here.sigma * guess.x0
+
+
+def to_edm(guess: Prediction, marginal: Marginal, deviation: float) -> Tensor:
+    """(x_0 - c_skip y) / c_out, of variance 1 for data of that deviation (arXiv 2206.00364, eq. 8).
+
+    In alpha and sigma it is (sigma x_0 / s - alpha s noise) / sqrt(sigma^2 + alpha^2 s^2).
+    """
+    here = marginal.like(guess.x0)
+    scale = (here.sigma**2 + (here.alpha * deviation) ** 2).rsqrt()
+    return scale * (here.sigma / deviation * guess.x0 - here.alpha * deviation * guess.noise)
+
+
+def edm_input(x: Tensor, marginal: Marginal, deviation: float) -> Tensor:
+    """c_in y = x_t / sqrt(sigma^2 + alpha^2 s^2): of variance 1 (arXiv 2206.00364, table 1)."""
+    here = marginal.like(x)
+    return x * (here.sigma**2 + (here.alpha * deviation) ** 2).rsqrt()
 
 
 def score(guess: Prediction, marginal: Marginal) -> Tensor:

@@ -1,11 +1,12 @@
 """A diffusion process: the schedule, and what the network predicts under it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.condition import Condition
@@ -13,9 +14,12 @@ from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.marginal import Marginal
 from models.diffusion.parameterization import (
     Prediction,
+    edm_input,
+    from_edm,
     from_noise,
     from_v,
     from_x0,
+    to_edm,
     to_noise,
     to_v,
     to_x0,
@@ -47,7 +51,11 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
     """Schedule and target of a diffusion network."""
 
     schedule: ScheduleConfig = CosineScheduleConfig()
-    predicts: Literal["x0", "noise", "v"] = "x0"
+    predicts: Literal["x0", "noise", "v", "edm"] = "x0"
+    """edm: a mixture of x0 and noise that has variance 1 at every time, as has what the network
+    then sees (arXiv 2206.00364, 5). It is told t as ever."""
+    data_deviation: float = Field(default=0.5, gt=0)
+    """Standard deviation of the data, which edm asks for."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Learned: the network gives as many channels again, -1 to 1, for `Prediction.spread`;
     `losses.hybrid_loss` trains them."""
@@ -69,17 +77,34 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
         return Process(self)
 
 
-Parameterization = Callable[[Tensor, Tensor, Marginal], Prediction]
-_PARAMETERIZATIONS: Mapping[str, Parameterization] = {
-    "x0": from_x0,
-    "noise": from_noise,
-    "v": from_v,
-}
-_TARGETS: Mapping[str, Callable[[Prediction, Marginal], Tensor]] = {
-    "x0": to_x0,
-    "noise": to_noise,
-    "v": to_v,
-}
+@dataclass(frozen=True)
+class Parameterization:
+    """What a network sees and gives."""
+
+    read: Callable[[Tensor, Tensor, Marginal], Prediction]
+    """Raw output (B, ...), noisy (B, ...) and marginal to the prediction."""
+    aim: Callable[[Prediction, Marginal], Tensor]
+    """The raw output that the truth would have."""
+    feed: Callable[[Tensor, Marginal], Tensor] = lambda x, marginal: x
+    """The noisy image as the network sees it."""
+
+
+def parameterization(config: ProcessConfig) -> Parameterization:
+    """The one that a configuration names."""
+    match config.predicts:
+        case "x0":
+            return Parameterization(from_x0, to_x0)
+        case "noise":
+            return Parameterization(from_noise, to_noise)
+        case "v":
+            return Parameterization(from_v, to_v)
+        case "edm":
+            s = config.data_deviation
+            return Parameterization(
+                partial(from_edm, deviation=s),
+                partial(to_edm, deviation=s),
+                partial(edm_input, deviation=s),
+            )
 
 
 class Process:
@@ -88,21 +113,24 @@ class Process:
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
         self.schedule = config.schedule.build()
-        self._parameterization = _PARAMETERIZATIONS[config.predicts]
-        self._target = _TARGETS[config.predicts]
+        self._parameterization = parameterization(config)
 
     def noisy(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t for clean (B, ...), times (B,) and noise (B, ...)."""
         return self.schedule.at(t).noisy(x0, noise)
 
+    def input(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network sees of x_t (B, ...) at times (B,); x_t itself but for edm."""
+        return self._parameterization.feed(x, self.schedule.at(t))
+
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network should give for clean (B, ...), times (B,) and noise (B, ...)."""
-        return self._target(Prediction(x0, noise), self.schedule.at(t))
+        return self._parameterization.aim(Prediction(x0, noise), self.schedule.at(t))
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
         mean, *rest = raw.chunk(self.config.outputs, dim=1)
-        guess = self._parameterization(mean, x, self.schedule.at(t))
+        guess = self._parameterization.read(mean, x, self.schedule.at(t))
         return replace(guess, spread=(rest[0] + 1) / 2) if rest else guess
 
 
@@ -110,7 +138,7 @@ def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:
     """The network as a denoiser, in fp32 whatever it computes in."""
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        raw = network(x, t, cond)
+        raw = network(network.process.input(x, t), t, cond)
         return network.process.prediction(raw.to(torch.promote_types(x.dtype, torch.float32)), x, t)
 
     return denoise

@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from models.diffusion.marginal import Schedule
+
+EDGE = 1e-4
+"""Times that may be any number keep so far from 0 and 1, where signal or noise may vanish."""
 
 
 @dataclass(frozen=True)
@@ -23,54 +27,90 @@ class Times:
 class TimeSampler(Protocol):
     """Draws times."""
 
-    def draw(self, count: int, rng: Generator) -> Times:
-        """`count` times."""
+    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+        """`count` times: those of one of the equal parts of a batch."""
         ...
 
 
-@dataclass(frozen=True)
-class Uniform:
+class Uniform(BaseModel, frozen=True, extra="forbid"):
     """Independent and uniform in [0, 1]; with `steps`, among the N steps of a discrete schedule."""
 
-    steps: int | None = None
+    kind: Literal["uniform"] = "uniform"
+    steps: int | None = Field(default=None, gt=0)
 
-    def draw(self, count: int, rng: Generator) -> Times:
+    def build(self, schedule: Schedule) -> TimeSampler:
+        """The sampler: these settings themselves."""
+        return self
+
+    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
         """`count` times of weight 1."""
         return _plain(torch.rand(count, generator=rng, device=rng.device), self.steps)
 
 
-@dataclass(frozen=True)
-class Stratified:
+class Stratified(BaseModel, frozen=True, extra="forbid"):
     """One time in each of parts x count equal strata (arXiv 2107.00630, appendix I.1).
 
     Every part, such as a process of many, draws with its own generator and takes every parts-th
     stratum, so all of [0, 1] is covered within a part and no stratum is taken twice.
     """
 
-    part: int = 0
-    parts: int = 1
-    steps: int | None = None
+    kind: Literal["stratified"] = "stratified"
+    steps: int | None = Field(default=None, gt=0)
 
-    def draw(self, count: int, rng: Generator) -> Times:
+    def build(self, schedule: Schedule) -> TimeSampler:
+        """The sampler: these settings themselves."""
+        return self
+
+    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
         """`count` times of weight 1, rising."""
         draws = torch.rand(count, generator=rng, device=rng.device)
-        strata = torch.arange(count, device=rng.device) * self.parts + self.part
-        return _plain((strata + draws) / (count * self.parts), self.steps)
+        strata = torch.arange(count, device=rng.device) * parts + part
+        return _plain((strata + draws) / (count * parts), self.steps)
+
+
+class LogNormal(BaseModel, frozen=True, extra="forbid"):
+    """ln(sigma / alpha) ~ N(mean, deviation^2), as EDM trains (arXiv 2206.00364, table 1)."""
+
+    kind: Literal["log_normal"] = "log_normal"
+    mean: float = -1.2
+    deviation: float = Field(default=1.2, gt=0)
+
+    def build(self, schedule: Schedule) -> TimeSampler:
+        """The sampler for a schedule."""
+        return LogNormalLevel(schedule, self.mean, self.deviation)
 
 
 @dataclass(frozen=True)
 class LogNormalLevel:
-    """ln(sigma / alpha) ~ N(mean, deviation^2), as EDM trains (arXiv 2206.00364, table 1)."""
+    """ln(sigma / alpha) ~ N(mean, deviation^2) under a schedule."""
 
     schedule: Schedule
     mean: float = -1.2
     deviation: float = 1.2
 
-    def draw(self, count: int, rng: Generator) -> Times:
+    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
         """`count` times of weight 1, those beyond the schedule's ends at its ends."""
         levels = torch.randn(count, generator=rng, dtype=torch.float64, device=rng.device)
         t = self.schedule.time_of(-2 * (self.mean + self.deviation * levels)).clamp(0, 1)
         return Times(t.float(), torch.ones(count, device=rng.device))
+
+
+class ByImportance(BaseModel, frozen=True, extra="forbid"):
+    """Steps in proportion to the size of their last losses; see `Importance`."""
+
+    kind: Literal["importance"] = "importance"
+    steps: int = Field(default=1000, gt=0)
+    history: int = Field(default=10, gt=0)
+    uniform: float = Field(default=0.001, ge=0, le=1)
+
+    def build(self, schedule: Schedule) -> TimeSampler:
+        """A sampler that has seen nothing yet."""
+        return Importance(self.steps, history=self.history, uniform=self.uniform)
+
+
+TimesConfig = Annotated[
+    Uniform | Stratified | LogNormal | ByImportance, Field(discriminator="kind")
+]
 
 
 class Importance:
@@ -97,7 +137,7 @@ class Importance:
             return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64)
         return (1 - self._uniform) * sizes / sizes.sum() + self._uniform / self._steps
 
-    def draw(self, count: int, rng: Generator) -> Times:
+    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
         """`count` steps k / N, with weight 1 / (N p)."""
         odds = self.probabilities.to(rng.device)
         places = torch.multinomial(odds, count, replacement=True, generator=rng)
@@ -123,7 +163,9 @@ class Importance:
 
 
 def _plain(t: Tensor, steps: int | None) -> Times:
-    """Times as they are, or moved up to the next of N steps."""
-    if steps is not None:
+    """Times inside their edges, or moved up to the next of N steps."""
+    if steps is None:
+        t = t.clamp(EDGE, 1 - EDGE)
+    else:
         t = ((t * steps).floor().clamp(max=steps - 1) + 1) / steps
     return Times(t, torch.ones_like(t))

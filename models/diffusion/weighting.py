@@ -4,9 +4,9 @@ A weight of the squared noise error, as most papers state theirs, is multiplied 
 signal-to-noise ratio: |noise - guess|^2 = snr |x_0 - guess|^2.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol, Self
 
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.marginal import Marginal
@@ -20,72 +20,85 @@ class Weighting(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SnrClamped:
+class SnrClamped(BaseModel, frozen=True, extra="forbid"):
     """The signal-to-noise ratio, clamped to [low, high].
 
     Unclamped it is the plain noise-prediction loss; the upper clamp is min-SNR (arXiv 2303.09556),
     the lower one keeps very noisy times in play.
     """
 
-    low: float
-    high: float
+    kind: Literal["snr_clamped"] = "snr_clamped"
+    low: float = Field(default=0.05, gt=0)
+    high: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low must not be above high")
+        return self
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr.clamp(self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Snr:
+class Snr(BaseModel, frozen=True, extra="forbid"):
     """The squared error of the noise: DDPM's simple loss (arXiv 2006.11239, eq. 14)."""
+
+    kind: Literal["snr"] = "snr"
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr
 
 
-@dataclass(frozen=True)
-class MinSnr:
+class MinSnr(BaseModel, frozen=True, extra="forbid"):
     """min(snr, gamma) (arXiv 2303.09556, section 3.4)."""
 
-    gamma: float = 5.0
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(default=5.0, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr.clamp(max=self.gamma)
 
 
-@dataclass(frozen=True)
-class VLoss:
+class VLoss(BaseModel, frozen=True, extra="forbid"):
     """The squared error of v: snr + 1 (arXiv 2202.00512, section 4)."""
+
+    kind: Literal["v"] = "v"
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr + 1
 
 
-@dataclass(frozen=True)
-class P2:
+class P2(BaseModel, frozen=True, extra="forbid"):
     """1 / (k + snr)^gamma of the noise error (arXiv 2204.00227, eq. 8)."""
 
-    gamma: float = 1.0
-    k: float = 1.0
+    kind: Literal["p2"] = "p2"
+    gamma: float = Field(default=1.0, ge=0)
+    k: float = Field(default=1.0, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr / (self.k + marginal.snr) ** self.gamma
 
 
-@dataclass(frozen=True)
-class EDM:
+class EDM(BaseModel, frozen=True, extra="forbid"):
     """(u^2 + s^2) / (u s)^2 at noise level u = sigma / alpha (arXiv 2206.00364, table 1).
 
     s is the standard deviation of the data; in other words snr + 1 / s^2.
     """
 
-    deviation: float = 0.5
+    kind: Literal["edm"] = "edm"
+    deviation: float = Field(default=0.5, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
         return marginal.snr + 1 / self.deviation**2
+
+
+WeightingConfig = Annotated[
+    SnrClamped | Snr | MinSnr | VLoss | P2 | EDM, Field(discriminator="kind")
+]

@@ -84,7 +84,7 @@ class TextDenoising:
     """Trains a text-conditional denoiser."""
 
     def __init__(self, config: DenoisingConfig, condition: TextCondition, model: Base) -> None:
-        self._weight = SnrClamped(config.weight.low, config.weight.high)
+        self._weight = SnrClamped(low=config.weight.low, high=config.weight.high)
         self._condition = condition
         self._model = model
 
@@ -120,7 +120,7 @@ class SuperResolving:
     def __init__(
         self, config: DenoisingConfig, condition: LowResolutionCondition, model: Upsampler
     ) -> None:
-        self._weight = SnrClamped(config.weight.low, config.weight.high)
+        self._weight = SnrClamped(low=config.weight.low, high=config.weight.high)
         self._crop = condition.crop
         self._model = model
 

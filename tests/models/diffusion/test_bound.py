@@ -15,7 +15,7 @@ from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig
 from models.diffusion.schedule import CosineScheduleConfig
 from models.diffusion.solvers.times import uniform_times
-from models.diffusion.timesteps import Importance, LogNormalLevel, Stratified, Uniform
+from models.diffusion.timesteps import Importance, LogNormal, Stratified, Uniform
 from models.diffusion.variational_bound import (
     Gaussian,
     bound_terms,
@@ -224,16 +224,17 @@ def test_the_simple_loss_is_a_weighted_error_of_x0(predicts, weight):
 def test_weights_are_those_of_their_papers():
     here = CosineScheduleConfig().build().at(numbers(0.1, 0.5, 0.9))
     snr, level = here.snr, here.sigma / here.alpha
-    assert torch.allclose(MinSnr(5.0)(here), torch.minimum(snr, numbers(5.0)))
-    assert torch.allclose(P2(1.0, 1.0)(here) / snr, 1 / (1 + snr))
-    assert torch.allclose(EDM(0.5)(here), (level**2 + 0.25) / (level * 0.5) ** 2)
+    assert torch.allclose(MinSnr(gamma=5.0)(here), torch.minimum(snr, numbers(5.0)))
+    assert torch.allclose(P2(gamma=1.0, k=1.0)(here) / snr, 1 / (1 + snr))
+    assert torch.allclose(EDM(deviation=0.5)(here), (level**2 + 0.25) / (level * 0.5) ** 2)
     assert torch.allclose(Snr()(here), snr)
 
 
 def test_strata_over_all_parts_hold_one_time_each():
-    drawn = torch.cat([Stratified(part, 4).draw(8, rng(part)).t for part in range(4)])
+    drawn = torch.cat([Stratified().draw(8, rng(part), part=part, parts=4).t for part in range(4)])
     assert sorted((drawn * 32).floor().int().tolist()) == list(range(32))
-    steps = torch.cat([Stratified(part, 4, steps=32).draw(8, rng(part)).t for part in range(4)])
+    discrete = Stratified(steps=32)
+    steps = torch.cat([discrete.draw(8, rng(part), part=part, parts=4).t for part in range(4)])
     assert sorted((steps * 32).round().int().tolist()) == list(range(1, 33))
 
 
@@ -247,7 +248,7 @@ def test_uniform_times_fall_on_all_steps_and_on_no_other():
 
 def test_levels_are_log_normal_under_edm():
     schedule = EDMScheduleConfig().build()
-    t = LogNormalLevel(schedule).draw(20_000, rng()).t.double()
+    t = LogNormal().build(schedule).draw(20_000, rng()).t.double()
     logs = schedule.at(t).sigma.log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=3 * 1.2 / math.sqrt(20_000))
     assert float(logs.std()) == pytest.approx(1.2, abs=0.03)

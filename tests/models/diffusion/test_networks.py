@@ -141,7 +141,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(predicts):
     def perfect(x, t, cond):
         return truth
 
-    weight = SnrClamped(0.05, 5.0)
+    weight = SnrClamped(low=0.05, high=5.0)
     args = (process, x0, Condition(), TIMES.double(), noise, weight)
     assert float(denoising_loss(perfect, *args).value.max()) < 1e-10
 

@@ -72,7 +72,7 @@ def test_every_parameterization_recovers_the_truth(schedule):
 def test_the_weight_is_the_snr_inside_its_clamps():
     alpha = torch.tensor([1.0, 0.8, 0.01])
     marginal = Marginal(alpha, (1 - alpha**2).sqrt())
-    weights = SnrClamped(0.05, 5.0)(marginal)
+    weights = SnrClamped(low=0.05, high=5.0)(marginal)
     assert weights.tolist() == pytest.approx([5.0, 0.64 / 0.36, 0.05])
 
 
