@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -37,6 +37,7 @@ class Denoiser(Protocol[C_contra]):
         ...
 
 
+@runtime_checkable
 class DiffusionNetwork(Protocol):
     """A network that carries its process."""
 

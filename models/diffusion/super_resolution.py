@@ -31,6 +31,11 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     augmentation: DegradationConfig = GaussianAugmentationConfig()
 
     @property
+    def told(self) -> frozenset[str]:
+        """What the network is told besides the time."""
+        return frozenset({"low_resolution"})
+
+    @property
     def factor(self) -> int:
         """Output pixels per low-resolution pixel, each way."""
         return self.image_size // self.low_size

@@ -34,6 +34,11 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     process: ProcessConfig = ProcessConfig()
 
+    @property
+    def told(self) -> frozenset[str]:
+        """What the network is told besides the time."""
+        return frozenset({"text"})
+
     @model_validator(mode="after")
     def _divisible(self) -> "TextDiffusionConfig":
         if self.image_size % self.patch:
