@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from launch.deriving import derive_tokens, encoder_size
@@ -71,6 +72,45 @@ def test_a_hierarchys_codes_are_derived_per_level_and_a_prior_trains_on_them(tmp
     loss.value.backward()
     drawn = task.preview(task.parts(), batch, torch.Generator())["codes"]
     assert drawn.shape == (len(derived), 3, 4, 4)
+
+
+class Recorded:
+    """Stands for an engine; keeps what the prior was given."""
+
+    def __init__(self, model):
+        self.module = model
+        self.read = []
+
+    def __call__(self, *given):
+        self.read.append(given)
+        return self.module(*given)
+
+
+def test_code_noise_spoils_what_is_read_and_not_what_is_predicted(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(url="data/emoji"))
+    codes = {"top": torch.zeros(64, 2, 2), "bottom": torch.zeros(64, 4, 4)}
+    batch = Batch(keys=("",) * 64, captions=("",) * 64, arrays=codes)
+
+    def loss(noise):
+        loaded = load(recipe, [f"task.code_noise={noise}"])
+        torch.manual_seed(0)
+        task = loaded.task.build(loaded.model.build())
+        engine = Recorded(task.parts()["model"])
+        (found,) = task.losses({"model": engine}, batch, Step(0, torch.Generator().manual_seed(1)))
+        ((prefix, read),) = engine.read
+        return prefix, read, found.value
+
+    clean_prefix, clean, value = loss(0.0)
+    prefix, read, noisy_value = loss(0.5)
+    assert not clean.any()
+    assert (clean_prefix[:, 1:] == 2).all()
+    assert torch.equal(prefix[:, :1], clean_prefix[:, :1])
+    assert ((prefix[:, 1:] >= 2) & (prefix[:, 1:] < 18)).all()
+    for spoiled in ((prefix[:, 1:] != 2), (read != 0)):
+        assert spoiled.float().mean().item() == pytest.approx(0.5 * 15 / 16, abs=0.12)
+    assert noisy_value.item() != value.item()
+    assert noisy_value.item() == pytest.approx(np.log(16), rel=0.05)
 
 
 def test_a_level_prior_without_room_for_the_coarser_codes_is_refused(tmp_path):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
@@ -11,7 +10,7 @@ from data_pipeline.stream import Batch
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior, weighted
 from trainer.errors import TrainError
-from trainer.numerics import drop_text
+from trainer.numerics import drop_text, replace_codes
 from trainer.task import Engines, Loss, Step
 
 
@@ -56,16 +55,8 @@ class Autoregressive:
         config = self._config
         text = drop_text(batch.tokens, config.caption_drop, step.rng)
         codes = batch.array(config.codes).flatten(1).long()
-        read = codes
-        if config.code_noise:
-            noise = torch.rand(codes.shape, generator=step.rng, device=codes.device)
-            random = torch.randint(
-                self._model.config.image_vocab,
-                codes.shape,
-                generator=step.rng,
-                device=codes.device,
-            )
-            read = torch.where(noise < config.code_noise, random, codes)
+        vocab = self._model.config.image_vocab
+        read = replace_codes(codes, config.code_noise, vocab, step.rng)
         losses = engines["model"](text, read, codes)
         value = weighted(losses, config.text_weight)
         yield Loss("model", value, {"text": losses.text, "image": losses.image})

@@ -13,7 +13,7 @@ from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
 from models.systems.hierarchy import level_prefix
 from trainer.errors import TrainError
-from trainer.numerics import drop_text
+from trainer.numerics import drop_text, replace_codes
 from trainer.task import Engines, Loss, Step
 
 
@@ -30,13 +30,16 @@ class LevelPriorConfig(BaseModel, frozen=True, extra="forbid"):
 
     The model's text_vocab is the caption's (2 without captions) plus the `given` vocabularies, its
     text_length the caption's (1, empty) plus their places. `caption_drop` of the captions are
-    empty in training, for guidance; the codes stay.
+    empty in training, for guidance; the codes stay. `code_noise` of all codes the network reads,
+    coarser and its own, are replaced by random ones: it then neither learns a small set by heart
+    nor relies on coarser codes that were drawn and may be wrong.
     """
 
     kind: Literal["level_prior"]
     codes: str
     given: tuple[Given, ...] = ()
     caption_drop: float = Field(default=0.0, ge=0, lt=1)
+    code_noise: float = Field(default=0.0, ge=0, lt=1)
 
     @property
     def given_vocab(self) -> int:
@@ -79,14 +82,22 @@ class LevelPrior:
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Cross-entropy of one micro-batch, in nats per code."""
         codes = batch.array(self._config.codes).flatten(1).long()
-        logits = engines["model"](self._prefix(batch, step.rng), codes)
+        prefix = self._prefix(batch, step.rng)
+        vocab = self._model.config.image_vocab
+        read = replace_codes(codes, self._config.code_noise, vocab, step.rng)
+        logits = engines["model"](prefix, read)
         value = F.cross_entropy(logits.image.float().flatten(0, 1), codes.flatten())
         yield Loss("model", value, {"image": value.detach()})
 
     def _prefix(self, batch: Batch, rng: Generator | None) -> Tensor:
-        """Captions and coarser codes of a batch."""
+        """Captions and coarser codes of a batch; with a generator, spoiled as in training."""
         config, shape = self._config, self._model.config
-        coarser = [batch.array(each.codes) for each in config.given]
+        coarser = [batch.array(each.codes).flatten(1).long() for each in config.given]
+        if rng is not None:
+            coarser = [
+                replace_codes(codes, config.code_noise, each.vocab, rng)
+                for codes, each in zip(coarser, config.given, strict=True)
+            ]
         if batch.text is None:
             empty = (len(batch.keys), shape.text_length - config.given_length)
             text = torch.zeros(empty, dtype=torch.int64, device=batch.array(config.codes).device)
