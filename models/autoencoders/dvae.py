@@ -103,7 +103,7 @@ class DVAE(nn.Module):
         """The most probable codes: (B, h, w) int64."""
         return self.logits(image).argmax(dim=1)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode_tokens(self, codes: Tensor) -> Tensor:
         """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1], fp32."""
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2).float()
         return reconstruction(self.decoder(one_hot)).clamp(-1, 1)
@@ -119,7 +119,7 @@ class DVAE(nn.Module):
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """There and back through hard codes: (B, 3, H, W) in [-1, 1]."""
-        return self.decode(self.tokens(image))
+        return self.decode_tokens(self.tokens(image))
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
         """`codes` (B, h, w)."""

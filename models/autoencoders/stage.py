@@ -64,3 +64,29 @@ class FirstStage(Protocol):
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
         """Update codebooks that gradients do not train; returns how many codes restarted."""
         ...
+
+
+class Coded(Protocol):
+    """An autoencoder with one codebook, as a prior over its codes sees it."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it is shaped for."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of an image of `image_size`."""
+        ...
+
+    def vocabularies(self) -> Mapping[str, int]:
+        """How many `codes` there are."""
+        ...
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 of images (B, 3, H, W) in [-1, 1]."""
+        ...
+
+    def decode_tokens(self, codes: Tensor) -> Tensor:
+        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1]."""
+        ...

@@ -1,4 +1,7 @@
-"""DALL-E: the prior draws codes, the dVAE decodes them, CLIP ranks them (arXiv 2102.12092)."""
+"""DALL-E: the prior draws codes, the dVAE decodes them, CLIP ranks them (arXiv 2102.12092).
+
+Any autoencoder with one codebook can stand where the dVAE does, as a VQ-GAN in arXiv 2012.09841.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from models.autoencoders.dvae import DVAE
+from models.autoencoders.stage import Coded
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
 from models.clip import ImageText
 from models.errors import ModelError
 
 Progress = Callable[[int, int], None]
-"""Called with the codes drawn so far and their total, per image."""
+"""Called with the codes drawn so far and their total."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,22 @@ class DalleSamples:
 
 
 class Dalle:
-    """Prior, dVAE and, for re-ranking, a CLIP."""
+    """Prior, autoencoder and, for re-ranking, a CLIP."""
 
-    def __init__(self, prior: Prior, dvae: DVAE, clip: ImageText | None = None) -> None:
+    def __init__(self, prior: Prior, dvae: Coded, clip: ImageText | None = None) -> None:
         """Compose; refuses a prior over another codebook or grid.
 
         Raises:
-            ModelError: the prior's image_vocab or grid is not the dVAE's.
+            ModelError: the autoencoder has no codes, or the prior's image_vocab or grid is not its.
         """
-        if prior.config.image_vocab != dvae.config.vocab or prior.config.grid != dvae.grid:
+        vocab = dvae.vocabularies().get("codes")
+        if vocab is None:
+            raise ModelError("the autoencoder's latent is continuous; a prior draws codes")
+        if prior.config.image_vocab != vocab or prior.config.grid != dvae.grid:
             raise ModelError(
                 f"the prior draws {prior.config.grid} codes of {prior.config.image_vocab} and the "
-                f"dvae has {dvae.grid} of {dvae.config.vocab}; use the dvae that made the prior's "
-                "training tokens"
+                f"dvae has {dvae.grid} of {vocab}; use the dvae that made the prior's training "
+                "tokens"
             )
         self.prior, self.dvae, self.clip = prior, dvae, clip
 
@@ -80,7 +86,7 @@ class Dalle:
         rows = text.repeat_interleave(candidates, dim=0)
         prefix = None if top is None else self._known(top).repeat_interleave(candidates, dim=0)
         drawn = generate(self.prior, rows, rng, sampling=sampling, prefix=prefix, progress=progress)
-        pictures = self.dvae.decode(drawn.view(-1, *self.dvae.grid))
+        pictures = self.dvae.decode_tokens(drawn.view(-1, *self.dvae.grid))
         images = pictures.view(count, candidates, *pictures.shape[1:])
         codes = drawn.view(count, candidates, *self.dvae.grid)
         if self.clip is None:

@@ -76,7 +76,7 @@ def draw_share(
         rng = keyed(seed, rows.start, text.device)
         codes = generate(dalle.prior, text[captions], rng, sampling=sampling)
         codes = codes.view(-1, *dalle.dvae.grid)
-        images = dalle.dvae.decode(codes)
+        images = dalle.dvae.decode_tokens(codes)
         scores = None
         if dalle.clip is not None and clip_text is not None:
             words = dalle.clip.encode_text(clip_text[captions])

@@ -109,7 +109,7 @@ def test_shapes_from_image_to_codes_and_back():
     assert int(latent.usage.sum()) == 3 * 64
     codes = model.tokens(image)
     assert torch.equal(codes, latent.codes)
-    drawn = model.decode(codes)
+    drawn = model.decode_tokens(codes)
     assert drawn.shape == image.shape
     assert float(drawn.detach().abs().max()) <= 1
 

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.dvae import DVAEConfig
+from models.autoencoders.quantizer import EmaVectorQuantizerConfig
+from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.decoding import Sampling
 from models.autoregressive.prior import PriorConfig
 from models.errors import ModelError
@@ -123,3 +127,28 @@ def test_a_top_part_of_the_wrong_shape_is_refused(dalle):
 def test_scores_need_the_tokens_of_the_clip(dalle):
     with pytest.raises(ModelError, match="tokens of the CLIP's tokenizer"):
         draw_share(dalle, TEXT, None, seed=0, candidates=1, block=4, sampling=SAMPLING)
+
+
+def test_a_vq_gan_can_stand_where_the_dvae_does_and_a_continuous_latent_cannot(dalle):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        image_size=16,
+        channels=4,
+        pyramid=StridedPyramid(width=8, halvings=1, blocks=1, residual_width=4, patch=2),
+        bottleneck=EmaVectorQuantizerConfig(codes=8),
+    )
+    vqgan = config.build().eval()
+    top = vqgan.tokens(torch.zeros(3, 3, 16, 16))[:, :1]
+    drawn = Dalle(dalle.prior, vqgan).sample(
+        TEXT, None, rng(), candidates=2, sampling=SAMPLING, top=top
+    )
+    assert torch.equal(drawn.images[:, 0], vqgan.decode_tokens(drawn.codes[:, 0]))
+    assert torch.equal(drawn.codes[:, 1, :1], top)
+    continuous = config.model_copy(update={"bottleneck": Gaussian()}).build()
+    with pytest.raises(ModelError, match="latent is continuous"):
+        Dalle(dalle.prior, continuous)
+    larger = config.model_copy(update={"bottleneck": EmaVectorQuantizerConfig(codes=9)}).build()
+    with pytest.raises(
+        ModelError, match=r"draws \(4, 4\) codes of 8 and the dvae has \(4, 4\) of 9"
+    ):
+        Dalle(dalle.prior, larger)

@@ -79,7 +79,7 @@ def test_dalle_ranks_candidates_by_their_score(parts):
     assert torch.allclose(samples.scores, brightness, atol=1e-6)
     assert torch.equal(samples.ranking[:, 0], brightness.argmax(1))
     assert torch.equal(samples.best()[1], samples.images[1, samples.ranking[1, 0]])
-    decoded = dvae.decode(samples.codes[0])
+    decoded = dvae.decode_tokens(samples.codes[0])
     assert torch.allclose(decoded, samples.images[0], atol=1e-5)
 
 
