@@ -1,5 +1,6 @@
 """What is drawn, with which settings, and what it is judged against."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
@@ -34,12 +35,9 @@ ClipSource = Annotated[
 """A CLIP model: a model directory, or a mapping that names an open_clip checkpoint."""
 
 
-class DalleSystem(BaseModel, frozen=True, extra="forbid"):
-    """Transformer prior and dVAE decoder; a CLIP model ranks the candidates of each caption."""
+class _Ranked(BaseModel, frozen=True, extra="forbid"):
+    """Draws candidates, of which a CLIP model chooses."""
 
-    kind: Literal["dalle"] = "dalle"
-    prior: str
-    dvae: str
     ranker: ClipSource | None = None
     """CLIP model; without it there is one candidate per caption."""
     candidates: int = Field(default=16, gt=0)
@@ -52,6 +50,26 @@ class DalleSystem(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class DalleSystem(_Ranked, frozen=True, extra="forbid"):
+    """Transformer prior and the decoder of its codes; a CLIP model ranks each caption's candidates.
+
+    `dvae` is the autoencoder whose codes the prior draws: a dVAE, or one with a single codebook,
+    such as a VQ-GAN.
+    """
+
+    kind: Literal["dalle"] = "dalle"
+    prior: str
+    dvae: str
+
+
+class HierarchySystem(_Ranked, frozen=True, extra="forbid"):
+    """VQ-VAE-2 with a prior per level, the coarsest first. Guidance acts on the coarsest."""
+
+    kind: Literal["hierarchy"] = "hierarchy"
+    priors: tuple[str, ...] = Field(min_length=2)
+    autoencoder: str
+
+
 class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
     """Text-conditional base decoder and super-resolution model."""
 
@@ -62,7 +80,7 @@ class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
     upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
 
 
-SystemConfig = Annotated[DalleSystem | CascadeSystem, Field(discriminator="kind")]
+SystemConfig = Annotated[DalleSystem | HierarchySystem | CascadeSystem, Field(discriminator="kind")]
 
 
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
@@ -108,3 +126,48 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Precision = "auto"
     shown: int = Field(default=24, ge=0)
     """Captions per part on the picture sheets: the first ones asked, not the best ones."""
+
+
+class PicturesConfig(BaseModel, frozen=True, extra="forbid"):
+    """The pictures that are sent there and back; their size is the autoencoder's."""
+
+    url: str = Field(min_length=1)
+    split: str = "composition"
+    part: Literal["train", "test"] = "test"
+    where: dict[str, tuple[str | int, ...]] = {}
+    fit: Literal["pad", "crop"] = "pad"
+    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
+    cache: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+    """How many pictures, in an order fixed by the seed; None is all of them."""
+
+
+class ReconstructionEvaluation(BaseModel, frozen=True, extra="forbid"):
+    """One evaluation of one autoencoder, which it names instead of a system."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(default=0, ge=0)
+    autoencoder: str = Field(min_length=1)
+    """Its model directory."""
+    pictures: PicturesConfig
+    batch: int = Field(default=32, gt=0)
+    features: FeatureConfig | None = EfficientNetLite0()
+    """Network of the Fréchet distance between reconstructions and originals; None leaves it out."""
+    precision: Precision = "auto"
+    shown: int = Field(default=16, ge=0)
+    """Pictures on the sheet: the first ones in the seed's order, not the best ones."""
+
+
+def _judges(value: object) -> str:
+    named = isinstance(value, ReconstructionEvaluation) or (
+        isinstance(value, Mapping) and "autoencoder" in value
+    )
+    return "of an autoencoder" if named else "of a system"
+
+
+AnyEvaluation = Annotated[
+    Annotated[EvaluationConfig, Tag("of a system")]
+    | Annotated[ReconstructionEvaluation, Tag("of an autoencoder")],
+    Discriminator(_judges),
+]
+"""Of a system that draws, or, where it names an `autoencoder`, of that."""

@@ -5,26 +5,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation import fid, grids
-from evaluation.config import Precision
+from evaluation.config import PicturesConfig, ReconstructionEvaluation
 from evaluation.errors import EvaluationError
-from evaluation.features import EfficientNetLite0, FeatureConfig, FeatureNetwork
+from evaluation.features import FeatureNetwork
 from evaluation.fidelity import PSNR_DEFINITION, SSIM_DEFINITION, psnr, ssim
 from evaluation.intervals import Score, bootstrap_mean
+from evaluation.loading import Arithmetic, computes_in_bf16
 from evaluation.pixels import to_bytes
 from evaluation.report import FILE
 from evaluation.rng import keyed_generator
 from evaluation.run import Progress, phase
 from evaluation.samples import choose, write_text
-from evaluation.systems import Arithmetic, computes_in_bf16
 from models import store
 from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import perplexity
@@ -32,36 +31,6 @@ from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
 
 Model = DVAE | Autoencoder | VQVAE2
-
-
-class PicturesConfig(BaseModel, frozen=True, extra="forbid"):
-    """The pictures that are sent there and back; their size is the autoencoder's."""
-
-    url: str = Field(min_length=1)
-    split: str = "composition"
-    part: Literal["train", "test"] = "test"
-    where: dict[str, tuple[str | int, ...]] = {}
-    fit: Literal["pad", "crop"] = "pad"
-    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
-    cache: str | None = None
-    limit: int | None = Field(default=None, gt=0)
-    """How many pictures, in an order fixed by the seed; None is all of them."""
-
-
-class ReconstructionEvaluation(BaseModel, frozen=True, extra="forbid"):
-    """An evaluation file that names an `autoencoder` instead of a system."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(default=0, ge=0)
-    autoencoder: str = Field(min_length=1)
-    """Its model directory."""
-    pictures: PicturesConfig
-    batch: int = Field(default=32, gt=0)
-    features: FeatureConfig | None = EfficientNetLite0()
-    """Network of the Fréchet distance between reconstructions and originals; None leaves it out."""
-    precision: Precision = "auto"
-    shown: int = Field(default=16, ge=0)
-    """Pictures on the sheet: the first ones in the seed's order, not the best ones."""
 
 
 @dataclass

@@ -136,7 +136,7 @@ def reference_protocol(
 
 def exact_match_rule(exact: ExactMatches) -> str:
     """The rule of the exact match in words."""
-    targets = "dVAE reconstructions of real images" if exact.reconstructs else "real images"
+    targets = "reconstructions of real images" if exact.reconstructs else "real images"
     return (
         f"nearest by squared difference of 8-bit pixels among the {exact.distinct_candidates} "
         f"distinct {targets} of the split, held-out and training; of pixel-identical ones any "

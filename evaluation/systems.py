@@ -1,27 +1,37 @@
 """Systems as an evaluation asks them: captions in, 8-bit pictures out."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evaluation.config import CascadeSystem, DalleSystem, Precision, SystemConfig
+from evaluation.config import (
+    CascadeSystem,
+    DalleSystem,
+    HierarchySystem,
+    Precision,
+    SystemConfig,
+)
 from evaluation.embedder import ClipEmbedder, TextReader
 from evaluation.errors import EvaluationError
-from evaluation.pixels import from_bytes, to_bytes
+from evaluation.hierarchy import HierarchyDrawer
+from evaluation.loading import (
+    Arithmetic,
+    computes_in_bf16,
+    read_coded,
+    read_model,
+    through_codes,
+)
+from evaluation.pixels import to_bytes
 from evaluation.samples import Drawn, System
 from models import store
-from models.autoencoders.dvae import DVAE
 from models.autoregressive.prior import Prior
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
 from models.systems.cascade import Cascade
 from models.systems.dalle import Dalle
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def build_system(config: SystemConfig, precision: Precision = "auto") -> System:
@@ -34,50 +44,12 @@ def build_system(config: SystemConfig, precision: Precision = "auto") -> System:
     match config:
         case DalleSystem():
             return DalleDrawer.load(config, precision)
+        case HierarchySystem():
+            return HierarchyDrawer.load(config, precision)
         case CascadeSystem():
             return CascadeDrawer.load(config, precision)
         case _:
             assert_never(config)
-
-
-def read_model(directory: str, kind: type[M], setting: str) -> M:
-    """The model in a directory, which must be of class `kind`."""
-    model = store.load(directory)
-    if not isinstance(model, kind):
-        found = store.describe(directory).config.kind
-        raise EvaluationError(
-            f"system.{setting}: {directory} holds a {found}, not a {kind.__name__}"
-        )
-    return model
-
-
-def computes_in_bf16(precision: Precision) -> bool:
-    """Whether matrix products run in bf16; `auto` means where the processor multiplies bf16."""
-    match precision:
-        case "fp32":
-            return False
-        case "bf16":
-            return True
-        case "auto":
-            return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-        case _:
-            assert_never(precision)
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How the networks compute while they draw."""
-
-    bf16: bool
-
-    def __call__(self) -> AbstractContextManager[object]:
-        """A context for the networks to run in."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
-
-    @property
-    def name(self) -> str:
-        """What a protocol calls it."""
-        return "bf16 autocast" if self.bf16 else "fp32"
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,7 @@ class DalleDrawer:
     def load(cls, config: DalleSystem, precision: Precision) -> "DalleDrawer":
         """Read the models of the configuration."""
         prior = read_model(config.prior, Prior, "prior")
-        dvae = read_model(config.dvae, DVAE, "dvae")
+        dvae = read_coded(config.dvae, "dvae")
         ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker)
         return cls(
             config=config,
@@ -112,8 +84,8 @@ class DalleDrawer:
 
     @property
     def image_size(self) -> int:
-        """Side of the dVAE's pictures."""
-        return self.dalle.dvae.config.image_size
+        """Side of the autoencoder's pictures."""
+        return self.dalle.dvae.image_size
 
     def draw(self, captions: Sequence[str], seed: int) -> Drawn:
         """`candidates` pictures per caption with their cosines to it."""
@@ -129,16 +101,10 @@ class DalleDrawer:
         return Drawn(to_bytes(samples.images).clone(), scores)
 
     def reconstruct(self, pictures: Tensor) -> Tensor:
-        """Pictures through the dVAE: the best this system can do with its codes.
-
-        Pictures with equal codes become equal bytes, whatever batch they were decoded in.
-        """
+        """Pictures through the autoencoder: the best this system can do with its codes."""
         dvae = self.dalle.dvae
         with torch.inference_mode(), self.arithmetic():
-            codes = torch.cat([dvae.tokens(from_bytes(part)) for part in torch.split(pictures, 64)])
-            distinct, place = torch.unique(codes, dim=0, return_inverse=True)
-            decoded = torch.cat([to_bytes(dvae.decode(part)) for part in torch.split(distinct, 64)])
-        return decoded[place].clone()
+            return through_codes(pictures, dvae.tokens, dvae.decode_tokens)
 
     def protocol(self) -> Mapping[str, object]:
         """Models and sampling."""

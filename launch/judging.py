@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import assert_never
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from evaluation.config import EvaluationConfig
-from evaluation.reconstruction import ReconstructionEvaluation, evaluate_reconstruction
-from evaluation.run import evaluate
+from evaluation.config import AnyEvaluation, EvaluationConfig, ReconstructionEvaluation
+from evaluation.reconstruction import evaluate_reconstruction
+from evaluation.run import Progress, evaluate
 from launch.errors import LaunchError
 from launch.progress import Reporter
 from trainer.recipe import apply_override, explain, read_tree
+
+EVALUATION: TypeAdapter[AnyEvaluation] = TypeAdapter(AnyEvaluation)
 
 
 def judge_file(path: Path, overrides: Sequence[str], out: Path) -> None:
@@ -22,16 +25,20 @@ def judge_file(path: Path, overrides: Sequence[str], out: Path) -> None:
     tree = read_tree(path)
     for override in overrides:
         apply_override(tree, override)
-    kind: type[BaseModel] = EvaluationConfig
-    if "autoencoder" in tree:
-        kind = ReconstructionEvaluation
     try:
-        loaded = kind.model_validate(tree)
+        loaded = EVALUATION.validate_python(tree)
     except ValidationError as error:
         raise LaunchError(explain(error, str(path), tree)) from error
     with Reporter(out) as reporter:
-        match loaded:
-            case ReconstructionEvaluation():
-                evaluate_reconstruction(loaded, out, reporter.phases)
-            case EvaluationConfig():
-                evaluate(loaded, str(out), reporter.phases)
+        judge(loaded, out, reporter.phases)
+
+
+def judge(evaluation: AnyEvaluation, out: Path, progress: Progress) -> None:
+    """Run one evaluation; leaves `evaluation.json` in `out`, whatever is judged."""
+    match evaluation:
+        case ReconstructionEvaluation():
+            evaluate_reconstruction(evaluation, out, progress)
+        case EvaluationConfig():
+            evaluate(evaluation, out, progress)
+        case _:
+            assert_never(evaluation)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.config import DataConfig
-from evaluation.config import EvaluationConfig
+from evaluation.config import AnyEvaluation
 from launch.errors import LaunchError
 from trainer.errors import TrainError
 from trainer.recipe import Recipe, apply_override, explain, flatten, read_tree
@@ -52,7 +52,7 @@ class TrainStage(_Stage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_Stage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained dVAE; leaves a shard set of image tokens."""
+    """Encode a set's images with a trained autoencoder; leaves a shard set of its codes."""
 
     kind: Literal["derive"]
     data: DataConfig
@@ -63,10 +63,10 @@ class DeriveStage(_Stage, frozen=True, extra="forbid"):
 
 
 class EvaluateStage(_Stage, frozen=True, extra="forbid"):
-    """Judge a system; leaves `evaluation.json`, samples and grids."""
+    """Judge a system, or an autoencoder; leaves `evaluation.json`, samples and grids."""
 
     kind: Literal["evaluate"]
-    evaluation: EvaluationConfig
+    evaluation: AnyEvaluation
 
 
 class PageStage(_Stage, frozen=True, extra="forbid"):

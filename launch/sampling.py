@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evaluation.config import CascadeSystem, DalleSystem, SystemConfig
+from evaluation.config import (
+    CascadeSystem,
+    DalleSystem,
+    EvaluationConfig,
+    HierarchySystem,
+    SystemConfig,
+)
 from evaluation.grids import Panel, sheet
 from evaluation.samples import Drawn
 from evaluation.systems import build_system
@@ -55,12 +61,15 @@ def system_of(run: Path, name: str) -> SystemConfig:
     if not (run / "pipeline.yaml").is_file():
         raise LaunchError(f"{run}: is no pipeline's run directory; it has no pipeline.yaml")
     pipeline = started(run)
-    systems = [key for key, stage in pipeline.stages.items() if isinstance(stage, EvaluateStage)]
-    stage = pipeline.stages.get(name)
-    if not isinstance(stage, EvaluateStage):
+    systems = {}
+    for key, stage in pipeline.stages.items():
+        if isinstance(stage, EvaluateStage) and isinstance(stage.evaluation, EvaluationConfig):
+            systems[key] = stage
+    if name not in systems:
         raise LaunchError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
     resolved = resolve(pipeline, name, run)
     assert isinstance(resolved, EvaluateStage)
+    assert isinstance(resolved.evaluation, EvaluationConfig)
     return resolved.evaluation.system
 
 
@@ -70,6 +79,6 @@ def guided_by(config: SystemConfig, guidance: float) -> SystemConfig:
         case CascadeSystem():
             base = config.base_sampling.model_copy(update={"guidance": guidance})
             return config.model_copy(update={"base_sampling": base})
-        case DalleSystem():
+        case DalleSystem() | HierarchySystem():
             sampling = config.sampling.model_copy(update={"guidance": guidance})
             return config.model_copy(update={"sampling": sampling})

@@ -89,10 +89,13 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Judge a system from its model directories."""
-    from evaluation.run import evaluate as judge
+    """Judge a system or an autoencoder from its model directories."""
+    from evaluation.config import ReconstructionEvaluation
+    from launch.judging import judge
 
-    judge(stage.evaluation, str(directory), reporter.phases)
+    judge(stage.evaluation, directory, reporter.phases)
+    if isinstance(stage.evaluation, ReconstructionEvaluation):
+        return {"judged": "reconstructions"}
     return {"system": stage.evaluation.system.kind}
 
 

@@ -239,11 +239,12 @@ def explain(error: ValidationError, source: str, tree: object = None) -> str:
 
 
 def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
-    """The keys a user has written: pydantic puts a union's `kind` between them."""
+    """The keys a user has written: pydantic puts the tag of a union's member between them."""
     keys, node = [], tree
-    for part in location:
+    for place, part in enumerate(location):
         if isinstance(node, Mapping):
-            if part not in node and part == node.get("kind"):
+            inner = place < len(location) - 1
+            if part not in node and (inner or part == node.get("kind")):
                 continue
             node = node.get(part)
         elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):

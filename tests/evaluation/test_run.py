@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,19 @@ from data_pipeline.text import Tokenizer
 from evaluation import samples
 from evaluation.config import EvaluationConfig
 from evaluation.errors import EvaluationError
+from evaluation.pixels import from_bytes, to_bytes
 from evaluation.run import evaluate
 from evaluation.systems import build_system
 from models import store
 from models.autoencoders.dvae import DVAEConfig
+from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.quantizer import EmaVectorQuantizerConfig
+from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.systems.hierarchy import level_shapes
 
 LENGTH = 6
 CAPTIONS = [
@@ -62,7 +67,7 @@ def save(directory, config, tokenizer=None):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A shard set of 18 pictures and six untrained model directories."""
+    """A shard set of 18 pictures and untrained model directories."""
     root = tmp_path_factory.mktemp("home")
     keys = [f"k{index:02d}" for index in range(len(CAPTIONS))]
     write_shards(
@@ -83,6 +88,12 @@ def home(tmp_path_factory):
     save(root / "dvae", DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8))
     prior = PriorConfig(image_vocab=16, grid=(4, 4), width=16, layers=2, heads=2, **text)
     save(root / "prior", prior, tokenizer)
+    pyramid = StridedPyramid(width=8, halvings=1, blocks=1, residual_width=8, patch=2)
+    codes = EmaVectorQuantizerConfig(codes=16)
+    levels = VQVAE2Config(image_size=16, channels=8, pyramid=pyramid, bottleneck=codes)
+    save(root / "vqvae2", levels)
+    for name, shape in level_shapes(levels, text_vocab=60, text_length=LENGTH).items():
+        save(root / name, PriorConfig(width=16, layers=1, heads=2, **asdict(shape)), tokenizer)
     clip = {"vision_width": 16, "vision_layers": 1, "text_width": 16, "text_layers": 1}
     save(
         root / "clip",
@@ -105,6 +116,13 @@ def system(home, kind):
             "dvae": str(home / "dvae"),
             "ranker": str(home / "clip"),
             "candidates": 3,
+            "sampling": {"guidance": 1.5},
+        },
+        "hierarchy": {
+            "priors": [str(home / "top"), str(home / "bottom")],
+            "autoencoder": str(home / "vqvae2"),
+            "ranker": str(home / "clip"),
+            "candidates": 2,
             "sampling": {"guidance": 1.5},
         },
         "cascade": {
@@ -137,7 +155,7 @@ class Judged:
     phases: set[str]
 
 
-@pytest.fixture(scope="module", params=["dalle", "cascade"])
+@pytest.fixture(scope="module", params=["dalle", "hierarchy", "cascade"])
 def judged(request, home, tmp_path_factory):
     """Each system, judged once."""
     out = tmp_path_factory.mktemp(request.param)
@@ -163,8 +181,8 @@ def test_figures_name_the_networks_and_settings_behind_them(judged):
     assert {"sampler", "steps", "guidance", "digests", "precision"} <= protocol["system"].keys()
     assert "Wilson" in protocol["intervals"]
     assert len(judged.tree["clip_score"]["clip"]["digest"]) == 64
-    against = "dVAE reconstructions" if judged.tree["system"] == "dalle" else "distinct real images"
-    assert against in protocol["exact_match"]
+    against = "real images" if judged.tree["system"] == "cascade" else "reconstructions"
+    assert f"distinct {against}" in protocol["exact_match"]
 
 
 def test_the_distance_says_how_few_images_it_rests_on(judged):
@@ -182,12 +200,13 @@ def test_pictures_and_a_summary_for_people_are_left(judged):
     assert {"reference", "draw", "features"} <= judged.phases
 
 
-def test_the_prior_is_reranked_and_the_cascade_is_not(judged):
+def test_priors_are_reranked_and_the_cascade_is_not(judged):
     table = judged.tree["reranking"]
     if judged.tree["system"] == "cascade":
         assert table == []
         return
-    assert [row["best_of"] for row in table] == [1, 2, 3]
+    drawn = samples.read(judged.directory).pictures.shape[1]
+    assert [row["best_of"] for row in table] == [1, 2, 3][:drawn]
     means = [row["clip_score"]["value"] for row in table]
     assert means == sorted(means)
     assert (judged.directory / "grid_candidates.png").is_file()
@@ -208,8 +227,9 @@ def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_p
     assert tree["exact_match"]["composition"]["n"] == 2
 
 
-def test_pictures_with_equal_codes_are_reconstructed_to_equal_bytes(home):
-    drawer = build_system(configured(home, "dalle").system)
+@pytest.mark.parametrize("kind", ["dalle", "hierarchy"])
+def test_pictures_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
+    drawer = build_system(configured(home, kind).system)
     pictures = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
     reconstructed = drawer.reconstruct(pictures)
     assert (reconstructed == reconstructed[:1]).all()
@@ -217,13 +237,36 @@ def test_pictures_with_equal_codes_are_reconstructed_to_equal_bytes(home):
 
 @pytest.mark.parametrize(
     ("kind", "setting", "wrong"),
-    [("dalle", "prior", "dvae"), ("cascade", "upsampler", "base"), ("cascade", "base", "clip")],
+    [
+        ("dalle", "prior", "dvae"),
+        ("dalle", "dvae", "vqvae2"),
+        ("hierarchy", "autoencoder", "dvae"),
+        ("cascade", "upsampler", "base"),
+        ("cascade", "base", "clip"),
+    ],
 )
 def test_a_directory_with_another_kind_of_model_is_named(home, kind, setting, wrong):
     tree = system(home, kind) | {setting: str(home / wrong)}
     config = configured(home, kind, system=tree)
     with pytest.raises(EvaluationError, match=f"system.{setting}: .*{wrong} holds a"):
         build_system(config.system)
+
+
+def test_a_hierarchy_is_drawn_and_reconstructed_as_its_parts_do(home):
+    config = configured(home, "hierarchy").system
+    drawer = build_system(config, "fp32")
+    drawn = drawer.draw(CAPTIONS[:3], seed=2)
+    assert drawn.pictures.shape == (3, 2, 16, 16, 3)
+    assert drawn.scores is not None
+    text = drawer.text(CAPTIONS[:3]).repeat_interleave(2, dim=0)
+    with torch.inference_mode():
+        plain = drawer.hierarchy.sample(
+            text, torch.Generator().manual_seed(2), sampling=config.sampling
+        )
+        real = from_bytes(drawn.pictures[:, 0])
+        back = drawer.hierarchy.autoencoder.reconstruct(real)
+    assert torch.equal(drawn.pictures.flatten(0, 1), to_bytes(plain.images))
+    assert torch.equal(drawer.reconstruct(drawn.pictures[:, 0]), to_bytes(back))
 
 
 def test_a_clip_setting_without_a_clip_model_is_named(home, tmp_path):

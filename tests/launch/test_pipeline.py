@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from evaluation.config import EvaluationConfig, ReconstructionEvaluation
 from launch import runner
 from launch.errors import LaunchError
 from launch.ledger import Entry, Ledger, new_id
@@ -165,6 +166,46 @@ def test_overrides_of_a_pipeline_reach_into_its_stages():
     assert overrides_of(pipeline.stages["base"])[-1] == "steps=7"
     assert pipeline.stages["tokenizer"].vocab == 300
     assert pipeline.name == "other"
+
+
+JUDGED = {
+    "kind": "evaluate",
+    "evaluation": {
+        "name": "back",
+        "autoencoder": "${dvae}/model",
+        "pictures": {"url": "data/emoji"},
+    },
+}
+
+
+def test_an_evaluate_stage_judges_a_system_or_an_autoencoder():
+    pipeline = Pipeline.model_validate({"name": "small", "stages": {**STAGES, "back": JUDGED}})
+    assert isinstance(pipeline.stages["back"].evaluation, ReconstructionEvaluation)
+    assert needs(pipeline, "back") == ["dvae"]
+    system = load(QUICKSTART).stages["dalle"]
+    assert isinstance(system.evaluation, EvaluationConfig)
+    again = Pipeline.model_validate(pipeline.model_dump(mode="json"))
+    assert again == pipeline
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("pictures", "lmit"), "stages.back.evaluation.pictures.lmit: unknown key"),
+        (("batch",), "stages.back.evaluation.batch: Input should be a valid integer"),
+    ],
+)
+def test_a_fault_of_an_evaluation_is_named_by_the_keys_that_were_written(
+    refused, tmp_path, keys, message
+):
+    tree = json.loads(json.dumps({"name": "wrong", "stages": {**STAGES, "back": JUDGED}}))
+    node = tree["stages"]["back"]["evaluation"]
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = "x"
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert f"{path}: {message}" in refused("run", path, "--runs", tmp_path / "runs")
 
 
 def test_pipelines_and_recipes_are_told_apart():
