@@ -10,6 +10,7 @@ from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
 from launch.guard import guarded
 from launch.prior_cli import prior_app
+from launch.sampling_cli import sampling_app
 from launch.tracking_cli import tracking_app
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(cluster_app)
+app.add_typer(sampling_app)
 app.add_typer(prior_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
@@ -141,30 +143,6 @@ def check(
         nodes=nodes,
     )
     typer.echo(report.to_json() if as_json else to_text(report))
-
-
-@app.command(
-    epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"'
-    "[/]  ·  [bold]mezzotint sample runs/quickstart --system dalle --seed 3 'man pilot'[/]"
-)
-def sample(
-    run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],
-    captions: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("sample.png"),
-    system: Annotated[
-        str, typer.Option(help="An evaluate stage's system: cascade or dalle.")
-    ] = "cascade",
-    number: Annotated[int, typer.Option(help="Pictures per caption.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)] = 0,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; the pipeline's by default.", min=0)
-    ] = None,
-) -> None:
-    """Draw pictures from captions with a trained pipeline, as one labelled sheet."""
-    from launch.sampling import draw_sheet
-
-    draw_sheet(run, captions, out, system=system, number=number, seed=seed, guidance=guidance)
-    typer.echo(f"{out}: {number} pictures of each of {len(captions)} captions")
 
 
 @app.command(

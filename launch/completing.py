@@ -14,7 +14,9 @@ from evaluation.grids import Panel, sheet
 from evaluation.pixels import from_bytes, to_bytes
 from evaluation.systems import DalleDrawer
 from launch.errors import LaunchError
+from launch.progress import Reporter
 from launch.sampling import guided_by, system_of
+from models.systems.dalle import Progress
 
 HIDDEN = 222
 """Grey of what is not given."""
@@ -62,7 +64,8 @@ def complete_sheet(
     given = torch.from_numpy(decode(image.read_bytes(), ImageConfig(size=size), str(image)).copy())
     height = drawer.dalle.dvae.grid[0]
     rows = height * 7 // 16 if options.rows is None else options.rows
-    pictures = draw(drawer, given, captions, rows, options)
+    with Reporter(None) as reporter:
+        pictures = draw(drawer, given, captions, rows, options, reporter.counted("codes"))
     shown = given.clone()
     shown[size * rows // height :] = HIDDEN
     panels = [Panel(caption, [shown, *pictures[place]]) for place, caption in enumerate(captions)]
@@ -73,7 +76,12 @@ def complete_sheet(
 
 
 def draw(
-    drawer: DalleDrawer, given: Tensor, captions: Sequence[str], rows: int, options: Completing
+    drawer: DalleDrawer,
+    given: Tensor,
+    captions: Sequence[str],
+    rows: int,
+    options: Completing,
+    progress: Progress,
 ) -> Tensor:
     """The best completions (B, number, H, W, 3) uint8 of one picture (H, W, 3) uint8."""
     with torch.inference_mode(), drawer.arithmetic():
@@ -85,5 +93,6 @@ def draw(
             candidates=max(options.candidates, options.number),
             sampling=drawer.config.sampling,
             top=top.expand(len(captions), -1, -1),
+            progress=progress,
         )
         return to_bytes(samples.best_of(options.number))

@@ -23,6 +23,7 @@ KNOWS_RANKS = {"trainer/distributed.py", "trainer/checkpoint.py"}
 ASKS_WHO_WRITES = {
     "trainer/session.py",  # opens the tracker, samples each node, exports the model once per run
     "launch/worker.py",  # one process of a run talks to the terminal
+    "launch/sampling.py",  # of the ranks that draw, one writes the picture and talks
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import once its cause is mended
 # these name the error of a refused weights file

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from models.autoregressive.decoding import Sampling, generate
 from models.errors import ModelError
-from models.systems.dalle import Dalle, DalleSamples, ranked
+from models.systems.dalle import Dalle, DalleSamples, Progress, ranked
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,28 @@ def draw_share(
     sampling: Sampling,
     rank: int = 0,
     world: int = 1,
+    progress: Progress | None = None,
 ) -> list[Drawn]:
     """What one process draws of `candidates` pictures for each caption (B, T).
 
     Every process gives the same arguments but `rank`; `assemble` joins what all of them drew. The
-    result depends on `seed` and `block`, and not on `world`.
+    result depends on `seed` and `block`, and not on `world`. `progress` hears of the codes of all
+    pictures that this process draws.
 
     Raises:
         ModelError: a CLIP without `clip_text`, or no such process.
     """
     if dalle.clip is not None and clip_text is None:
         raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
-    parts = []
-    for rows in blocks(len(text) * candidates, block, rank, world):
+    parts: list[Drawn] = []
+    share = blocks(len(text) * candidates, block, rank, world)
+    told = _Told(progress, dalle.prior.config.image_length, sum(map(len, share)))
+    for rows in share:
         captions = torch.tensor([row // candidates for row in rows], device=text.device)
         rng = keyed(seed, rows.start, text.device)
-        codes = generate(dalle.prior, text[captions], rng, sampling=sampling)
+        codes = generate(
+            dalle.prior, text[captions], rng, sampling=sampling, progress=told.of(len(rows))
+        )
         codes = codes.view(-1, *dalle.dvae.grid)
         images = dalle.dvae.decode_tokens(codes)
         scores = None
@@ -83,6 +89,25 @@ def draw_share(
             scores = (dalle.clip.encode_image(images) * words).sum(dim=1)
         parts.append(Drawn(rows.start, images, codes, scores))
     return parts
+
+
+class _Told:
+    """Codes drawn of all blocks of a share, from what each block tells of its own."""
+
+    def __init__(self, progress: Progress | None, length: int, pictures: int) -> None:
+        self._progress, self._length, self._total = progress, length, length * pictures
+        self._before = 0
+
+    def of(self, pictures: int) -> Progress:
+        """What the next block, of so many pictures, is to call."""
+        first = self._before
+        self._before += pictures * self._length
+
+        def tell(done: int, _: int) -> None:
+            if self._progress is not None:
+                self._progress(first + done * pictures, self._total)
+
+        return tell
 
 
 def assemble(parts: Sequence[Drawn], captions: int, candidates: int) -> DalleSamples:
