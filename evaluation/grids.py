@@ -44,7 +44,7 @@ def sheet(
             x = left + place * (tile + 4)
             if place < len(headings):
                 pen.text((x, top), headings[place], fill=PALE, font=words)
-            canvas.paste(_fitted(picture, tile), (x, top + 16))
+            canvas.paste(fitted(picture, tile), (x, top + 16))
         below = top + 16 + tile + 2
         if panel.exact is not None:
             colour = RIGHT if panel.exact else WRONG
@@ -81,7 +81,8 @@ def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     return f"{text}…"
 
 
-def _fitted(picture: Tensor, tile: int) -> Image.Image:
+def fitted(picture: Tensor, tile: int) -> Image.Image:
+    """A picture (H, W, 3) uint8 at `tile` pixels; where that is a multiple, pixels repeat."""
     image = to_pil(picture)
     whole = tile % image.width == 0
     filter_ = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS

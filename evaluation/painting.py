@@ -1,0 +1,195 @@
+"""A diffusion model by itself, as pictures are asked of it: captions, classes and seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from evaluation.config import DiffusionSystem, Precision
+from evaluation.embedder import TextReader
+from evaluation.errors import EvaluationError
+from evaluation.loading import Arithmetic, computes_in_bf16
+from evaluation.pixels import to_bytes
+from evaluation.rng import keyed_generator
+from evaluation.samples import Drawn
+from models import store
+from models.diffusion.condition import Condition
+from models.diffusion.sampling import Calls
+from models.errors import ModelError
+from models.systems.diffusion import Diffusion, Painter, Watch
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one picture should show; nothing in particular where all is None."""
+
+    seed: int
+    caption: str | None = None
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures (B, H, W, 3) uint8 and the calls of networks that drew them."""
+
+    pictures: Tensor
+    calls: Calls
+
+
+@dataclass(frozen=True)
+class DiffusionDrawer:
+    """A base, class-conditional or unconditional model, and perhaps a classifier that steers it."""
+
+    config: DiffusionSystem
+    diffusion: Diffusion
+    text: TextReader | None
+    arithmetic: Arithmetic
+    digests: Mapping[str, str]
+
+    @classmethod
+    def load(cls, config: DiffusionSystem, precision: Precision) -> "DiffusionDrawer":
+        """Read the model directories of the configuration.
+
+        Raises:
+            ModelError: no model directory, or one whose model cannot draw by itself.
+            EvaluationError: a directory holds another kind of model than the setting asks for.
+        """
+        network = store.load(config.model)
+        stored = store.describe(config.model)
+        if not isinstance(network, Painter):
+            raise EvaluationError(
+                f"system.model: {config.model} holds a {stored.config.kind}, not a diffusion model "
+                "that draws pictures"
+            )
+        diffusion = Diffusion(network)
+        try:
+            diffusion.check()
+        except ModelError as error:
+            raise ModelError(f"{config.model}: {error}") from error
+        reads = "text" in diffusion.told
+        return cls(
+            config=config,
+            diffusion=diffusion,
+            text=TextReader.of(config.model) if reads else None,
+            arithmetic=Arithmetic(computes_in_bf16(precision)),
+            digests={"model": stored.digest},
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.diffusion.network.config.image_size
+
+    def paint(
+        self, wishes: Sequence[Wish], noise: Tensor | None = None, watch: Watch | None = None
+    ) -> Painted:
+        """One picture per wish, from the noise (B, 3, H, W) of its seed or from the one given.
+
+        The noise that a solver adds on its way depends on all the seeds drawn together.
+        """
+        seeds = [wish.seed for wish in wishes]
+        start = self.diffusion.noise(seeds) if noise is None else noise
+        rng = keyed_generator(seeds[0], "solver", *seeds[1:])
+        return self._drawn(self.condition(wishes), start, rng, watch)
+
+    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
+        """One picture per caption.
+
+        Raises:
+            EvaluationError: the model is told no captions.
+        """
+        if self.text is None:
+            raise EvaluationError(
+                f"system.model: {self.config.model} is told no captions; an evaluation asks for "
+                "pictures of captions"
+            )
+        wishes = [Wish(seed, caption) for caption in captions]
+        side = self.image_size
+        rng = Generator().manual_seed(seed)
+        noise = torch.randn((len(captions), 3, side, side), generator=rng)
+        pictures = self._drawn(self.condition(wishes), noise, rng, None).pictures
+        return Drawn(pictures[:, None], None)
+
+    def condition(self, wishes: Sequence[Wish]) -> Condition:
+        """What the model is told, batched.
+
+        Raises:
+            EvaluationError: a caption or class for a model that reads none, or no class for one
+                that needs one.
+        """
+        captions = [wish.caption for wish in wishes]
+        labels = [wish.label for wish in wishes]
+        if self.text is None and any(caption is not None for caption in captions):
+            raise EvaluationError(f"{self.config.model}: is told no captions; leave them out")
+        text = None
+        if self.text is not None:
+            text = self.text([caption or "" for caption in captions])
+        return Condition(text=text, label=self._labels(labels))
+
+    def _labels(self, labels: Sequence[int | None]) -> Tensor | None:
+        told, null = "class" in self.diffusion.told, self.diffusion.null
+        count = self.diffusion.classes
+        known = [null if label is None else label for label in labels]
+        given = [label for label in known if label is not None]
+        if told and len(given) < len(labels):
+            raise EvaluationError(
+                f"{self.config.model}: draws {count} classes and has not learnt to draw without "
+                "one: name a class"
+            )
+        if not given:
+            return None
+        if count is None:
+            raise EvaluationError(f"{self.config.model}: is told no class; leave it out")
+        wrong = [label for label in labels if label is not None and not 0 <= label < count]
+        if wrong:
+            raise EvaluationError(
+                f"{self.config.model}: there is no class {wrong[0]}, classes are 0 to {count - 1}"
+            )
+        return torch.tensor(given)
+
+    def _drawn(
+        self, cond: Condition, noise: Tensor, rng: Generator, watch: Watch | None
+    ) -> Painted:
+        negative = None
+        if self.config.negative is not None:
+            negative = self._away(self.config.negative, cond)
+        with self.arithmetic():
+            samples = self.diffusion.sample(
+                cond,
+                noise,
+                rng,
+                sampling=self.config.sampling,
+                negative=negative,
+                watch=watch,
+            )
+        return Painted(to_bytes(samples.images), samples.calls)
+
+    def _away(self, caption: str, cond: Condition) -> Condition:
+        """The condition that guidance leads away from."""
+        if self.text is None:
+            raise EvaluationError(f"{self.config.model}: is told no captions, so no negative one")
+        if self.config.sampling.guidance == 1:
+            raise EvaluationError(
+                "negative: a negative caption acts through guidance; set a guidance above 1"
+            )
+        text = self.text([caption]).expand(len(cond.text) if cond.text is not None else 1, -1)
+        return Condition(text=text, label=cond.label)
+
+    def reconstruct(self, pictures: Tensor) -> None:
+        """Diffusion can draw any pixels: real images are compared with as they are."""
+        return
+
+    def protocol(self) -> Mapping[str, object]:
+        """Model and sampling."""
+        sampling = self.config.sampling
+        return {
+            "kind": self.config.kind,
+            "digests": dict(self.digests),
+            "sampler": sampling.solver.kind,
+            "sampling": sampling.model_dump(mode="json"),
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
+            "negative": self.config.negative,
+            "precision": self.arithmetic.name,
+        }
