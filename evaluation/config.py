@@ -7,6 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from evaluation.features import EfficientNetLite0, FeatureConfig
 from models.autoregressive.decoding import Sampling
+from models.diffusion.sampling import DiffusionSampling
 from models.systems.cascade import StageSampling
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -80,7 +81,26 @@ class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
     upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
 
 
-SystemConfig = Annotated[DalleSystem | HierarchySystem | CascadeSystem, Field(discriminator="kind")]
+class DiffusionSystem(BaseModel, frozen=True, extra="forbid"):
+    """One diffusion model that draws by itself; a noisy classifier can steer it to a class."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    model: str
+    classifier: str | None = None
+    negative: str | None = None
+    """Caption that guidance leads away from; the empty one if None."""
+    sampling: DiffusionSampling = DiffusionSampling()
+
+    @model_validator(mode="after")
+    def _steered_by_something(self) -> Self:
+        if self.sampling.classifier_scale and self.classifier is None:
+            raise ValueError("sampling.classifier_scale: set classifier, a noisy_classifier")
+        return self
+
+
+SystemConfig = Annotated[
+    DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem, Field(discriminator="kind")
+]
 
 
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):

@@ -10,6 +10,7 @@ from torch import Tensor
 from evaluation.config import (
     CascadeSystem,
     DalleSystem,
+    DiffusionSystem,
     HierarchySystem,
     Precision,
     SystemConfig,
@@ -24,6 +25,7 @@ from evaluation.loading import (
     read_model,
     through_codes,
 )
+from evaluation.painting import DiffusionDrawer
 from evaluation.pixels import to_bytes
 from evaluation.samples import Drawn, System
 from models import store
@@ -48,6 +50,8 @@ def build_system(config: SystemConfig, precision: Precision = "auto") -> System:
             return HierarchyDrawer.load(config, precision)
         case CascadeSystem():
             return CascadeDrawer.load(config, precision)
+        case DiffusionSystem():
+            return DiffusionDrawer.load(config, precision)
         case _:
             assert_never(config)
 
