@@ -19,7 +19,7 @@ from trainer.numerics import micro_batches, random_at, seed_dropout
 from trainer.previews import preview
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.task import Step, Task
+from trainer.task import Remembering, Step, Task
 from trainer.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def train(
     if saved is not None:
         values = around.checkpoints.restore(saved, engines, state.emas)
         state.step = values["step"]
+        if isinstance(task, Remembering):
+            task.restore(values.get("task", {}))
         stream = Stream(
             stream.dataset,
             global_batch=stream.global_batch,
@@ -96,7 +98,10 @@ def train(
         around.preemption.requested = leaving
         if state.step % recipe.checkpoint.every == 0 or last or leaving:
             place = start.state_after(state.step - first).to_json()
-            around.checkpoints.save(state.step, engines, state.emas, {"stream": place})
+            learnt = task.state() if isinstance(task, Remembering) else {}
+            around.checkpoints.save(
+                state.step, engines, state.emas, {"stream": place, "task": learnt}
+            )
         if leaving and not last:
             state.preempted = True
             break
@@ -117,7 +122,8 @@ def update(
     accumulation = recipe.batch // (micro * world.size)
     for number, part in enumerate(micro_batches(batch, micro, world.device)):
         place = world.rank * accumulation + number
-        step = Step(index, random_at(recipe.seed, index, place, world.device))
+        rng = random_at(recipe.seed, index, place, world.device)
+        step = Step(index, rng, place, accumulation * world.size)
         seed_dropout(step.rng)
         for loss in task.losses(engines, part, step):
             engine = engines[loss.part]

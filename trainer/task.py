@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
@@ -29,6 +29,9 @@ class Step:
 
     index: int
     rng: Generator
+    place: int = 0
+    places: int = 1
+    """Which of the global batch's micro-batches it is, and of how many."""
 
 
 class EngineLike(Protocol):
@@ -66,4 +69,20 @@ class Task(Protocol):
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Pictures for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A task that learns something besides weights, which a checkpoint keeps.
+
+    It must be the same on every process.
+    """
+
+    def state(self) -> Mapping[str, Any]:
+        """What it has learnt, as JSON holds it."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
         ...

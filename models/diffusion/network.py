@@ -6,6 +6,7 @@ from models.diffusion.degradation import Degradation
 from models.diffusion.process import DiffusionNetwork
 
 
+@runtime_checkable
 class NetworkConfig(Protocol):
     """The settings of a network."""
 

@@ -1,173 +1,232 @@
 """Denoising: every diffusion model, whatever it is conditioned on (DDPM, arXiv 2006.11239)."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
 from models.diffusion.condition import Condition
-from models.diffusion.losses import denoising_loss
-from models.diffusion.super_resolution import SuperResolution
-from models.diffusion.text_diffusion import TextDiffusion
-from models.diffusion.unet.network import UNet
+from models.diffusion.network import ConditionalNetwork, NetworkConfig
+from models.diffusion.process import denoiser
+from models.diffusion.sampling import DiffusionSampling, started
+from models.diffusion.timesteps import (
+    Importance,
+    LogNormal,
+    Stratified,
+    TimeSampler,
+    TimesConfig,
+)
 from models.diffusion.weighting import SnrClamped
-from models.systems.cascade import Base, StageSampling, Upsampler, draw, upsample
+from trainer import distributed
 from trainer.errors import TrainError
-from trainer.numerics import drop_text
 from trainer.task import Engines, Loss, Step
+from trainer.tasks.conditions import (
+    ConditionConfig,
+    LowResolutionCondition,
+    NoCondition,
+    Scene,
+    cropped,
+    factor_of,
+    single,
+)
+from trainer.tasks.objectives import (
+    HybridLoss,
+    LossConfig,
+    Objective,
+    Weight,
+    WeightedLoss,
+)
 
 
-class SnrClamp(BaseModel, frozen=True, extra="forbid"):
-    """Weight of the x0 error: the signal-to-noise ratio, clamped to [low, high]."""
+class Images(BaseModel, frozen=True, extra="forbid"):
+    """The images of the data set are denoised."""
 
-    low: float = Field(default=0.05, gt=0)
-    high: float = Field(default=5.0, gt=0)
+    kind: Literal["images"] = "images"
 
-
-class TextCondition(BaseModel, frozen=True, extra="forbid"):
-    """Captions; `drop` of them are empty in training, for classifier-free guidance."""
-
-    kind: Literal["text"]
-    drop: float = Field(default=0.1, ge=0, lt=1)
+    def clean(self, batch: Batch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return batch.images
 
 
-class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
-    """The image itself, downsampled and degraded; trained on crops of `crop` output pixels."""
+class Array(BaseModel, frozen=True, extra="forbid"):
+    """An array of a derived set is denoised, such as latents (B, C, h, w) or vectors (B, D).
 
-    kind: Literal["low_resolution"]
-    crop: int | None = Field(default=None, gt=0)
+    It is shifted and scaled first: (value - mean) x scale, to a deviation of about 1.
+    """
+
+    kind: Literal["array"] = "array"
+    name: str
+    mean: float = 0.0
+    scale: float = Field(default=1.0, gt=0)
+
+    def clean(self, batch: Batch) -> Tensor:
+        """(B, ...), in fp32."""
+        return (batch.array(self.name).float() - self.mean) * self.scale
 
 
 class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
-    """Weighted squared error of the prediction at uniformly drawn times."""
+    """An error of the prediction at drawn times.
+
+    `weight` is that of the loss `weighted`. By default times are stratified, over the steps of the
+    hybrid loss where it has some. `preview` says how previews are drawn; its guidance acts where a
+    condition is sometimes dropped.
+    """
 
     kind: Literal["denoising"]
-    condition: Annotated[TextCondition | LowResolutionCondition, Field(discriminator="kind")]
-    weight: SnrClamp = SnrClamp()
+    of: Annotated[Images | Array, Field(discriminator="kind")] = Images()
+    condition: ConditionConfig = NoCondition()
+    loss: LossConfig = WeightedLoss()
+    weight: Weight | None = None
+    times: TimesConfig | None = None
+    preview: DiffusionSampling = DiffusionSampling(steps=10, guidance=2.0)
 
-    def build(self, model: nn.Module) -> "TextDenoising | SuperResolving":
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        match self.loss:
+            case WeightedLoss():
+                return self
+            case HybridLoss(steps=steps):
+                if isinstance(self.draws, LogNormal) or self.draws.steps != steps:
+                    raise ValueError(
+                        f"the hybrid loss of {steps} steps needs times on those steps: set "
+                        f"times.steps to {steps}, or leave times out"
+                    )
+        if self.weight is not None:
+            raise ValueError(f"weight belongs to loss.kind weighted, not {self.loss.kind}")
+        return self
+
+    @property
+    def draws(self) -> TimesConfig:
+        """How times are drawn."""
+        if self.times is not None:
+            return self.times
+        return Stratified(steps=self.loss.steps if isinstance(self.loss, HybridLoss) else None)
+
+    def build(self, model: nn.Module) -> "Denoising":
         """The task over `model`.
 
         Raises:
-            TrainError: the model cannot be conditioned so.
+            TrainError: the model is no diffusion network, or cannot be conditioned or trained so.
         """
-        match self.condition, model:
-            case TextCondition() as condition, TextDiffusion():
-                return TextDenoising(self, condition, model)
-            case LowResolutionCondition() as condition, SuperResolution():
-                return SuperResolving(self, condition, model)
-            case TextCondition() as condition, UNet() if model.config.told == {"text"}:
-                return TextDenoising(self, condition, model)
-            case LowResolutionCondition() as condition, UNet() if model.config.told == {
-                "low_resolution"
-            }:
-                return SuperResolving(self, condition, model)
-        raise TrainError(
-            f"task.condition.kind: {self.condition.kind} does not fit this model; text goes with "
-            "kind text_diffusion or a unet with text, low_resolution with kind super_resolution or "
-            "a unet with low_resolution"
-        )
+        if not isinstance(model, ConditionalNetwork) or not isinstance(model.config, NetworkConfig):
+            raise TrainError("task.kind: denoising trains a diffusion network, which model is not")
+        conditions = single(self.condition)
+        given: set[str] = {each.kind for each in conditions}
+        told = model.config.told
+        if given != told:
+            raise TrainError(
+                f"task.condition: gives {_listed(given)}, but this model is told {_listed(told)}; "
+                "name each with its kind, several with kind several"
+            )
+        for each in conditions:
+            each.check(model)
+        learns = model.process.config.variance == "learned"
+        if learns != isinstance(self.loss, HybridLoss):
+            raise TrainError(
+                "task.loss: a learned variance (model.process.variance) is trained by kind hybrid, "
+                "and hybrid needs one"
+            )
+        return Denoising(self, model)
 
 
-def times(count: int, rng: Generator) -> Tensor:
-    """Times (count,) in (0, 1), one in each of `count` equal strata: uniform, less varying."""
-    draws = torch.rand(count, generator=rng, device=rng.device)
-    strata = (torch.arange(count, device=rng.device) + draws) / count
-    return strata.clamp(1e-4, 1 - 1e-4)
+def _listed(names: Collection[str]) -> str:
+    return " and ".join(sorted(names)) or "nothing"
 
 
-class TextDenoising:
-    """Trains a text-conditional denoiser."""
+class Denoising:
+    """Trains a denoiser."""
 
-    def __init__(self, config: DenoisingConfig, condition: TextCondition, model: Base) -> None:
-        self._weight = SnrClamped(low=config.weight.low, high=config.weight.high)
-        self._condition = condition
-        self._model = model
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The denoiser."""
-        return {"model": self._model}
-
-    def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """The weighted error of one micro-batch."""
-        image, rng = batch.images, step.rng
-        cond = Condition(text=drop_text(batch.tokens, self._condition.drop, rng))
-        t = times(len(image), rng)
-        noise = torch.randn(image.shape, generator=rng, device=image.device)
-        loss = denoising_loss(
-            engines["model"], self._model.process, image, cond, t, noise, self._weight
-        )
-        yield Loss("model", loss.value.mean(), {"x0_mse": loss.mse.mean()})
-
-    def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
-
-    def preview(
-        self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
-    ) -> Mapping[str, Tensor]:
-        """Real images, and pictures drawn from their captions."""
-        drawn = draw(self._model, batch.tokens, rng, sampling=StageSampling(steps=10, guidance=2.0))
-        return {"real": batch.images, "samples": drawn}
-
-
-class SuperResolving:
-    """Trains a super-resolution denoiser on real images and their own spoiled reductions."""
-
-    def __init__(
-        self, config: DenoisingConfig, condition: LowResolutionCondition, model: Upsampler
-    ) -> None:
-        self._weight = SnrClamped(low=config.weight.low, high=config.weight.high)
-        self._crop = condition.crop
-        self._model = model
+    def __init__(self, config: DenoisingConfig, model: ConditionalNetwork) -> None:
+        self._config, self._model = config, model
+        self._conditions = single(config.condition)
+        self._objective = Objective(config.loss, config.weight or SnrClamped())
+        self._times: TimeSampler = config.draws.build(model.process.schedule)
+        self._seen: list[Tensor] = []
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The denoiser."""
+        assert isinstance(self._model, nn.Module)
         return {"model": self._model}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """The weighted error of one micro-batch of crops."""
-        rng, model = step.rng, self._model
-        image = self._cropped(batch.images, rng)
-        low = reduced(image, model.config.factor)
-        level = model.augmentation.levels(len(image), rng)
-        cond = Condition(low=model.augmentation(low, level, rng), level=level)
-        t = times(len(image), rng)
-        noise = torch.randn(image.shape, generator=rng, device=image.device)
-        loss = denoising_loss(engines["model"], model.process, image, cond, t, noise, self._weight)
-        yield Loss("model", loss.value.mean(), {"x0_mse": loss.mse.mean()})
+        """The error of one micro-batch."""
+        rng = step.rng
+        clean = self._clean(batch, rng)
+        scene, cond = Scene(batch, clean, self._model, rng), Condition()
+        for each in self._conditions:
+            cond = each.told(cond, scene)
+        times = self._times.draw(len(clean), rng, part=step.place, parts=step.places)
+        noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+        errors = self._objective(engines["model"], self._model.process, clean, cond, times.t, noise)
+        if isinstance(self._times, Importance):
+            self._seen.append(torch.stack([times.t, errors.value.detach()], dim=1))
+        metrics = {name: values.mean() for name, values in errors.metrics.items()}
+        yield Loss("model", (times.weight * errors.value).mean(), metrics)
 
     def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
+        """Times drawn by importance learn from the losses of all processes."""
+        if isinstance(self._times, Importance):
+            rows = distributed.gather_rows(torch.cat(self._seen))
+            self._seen = []
+            self._times.record(rows[:, 0], rows[:, 1])
 
+    def state(self) -> Mapping[str, Any]:
+        """The losses that times are drawn by, for a checkpoint."""
+        if not isinstance(self._times, Importance):
+            return {}
+        return {name: values.tolist() for name, values in self._times.state().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        if state and isinstance(self._times, Importance):
+            self._times.restore(
+                {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
+            )
+
+    @torch.no_grad()
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Real images, their reductions enlarged without a model, and enlarged by it."""
-        image = batch.images
-        low = reduced(image, self._model.config.factor)
-        plain = F.interpolate(low, image.shape[2:], mode="bilinear", align_corners=False)
-        drawn = upsample(self._model, low, rng, sampling=StageSampling(steps=8))
-        return {"real": image, "bilinear": plain, "samples": drawn}
+        """Real images and drawn ones; what is no image has none.
 
-    def _cropped(self, image: Tensor, rng: Generator) -> Tensor:
-        """One window of `crop` pixels from each image, at a multiple of the reduction's factor."""
-        size, factor = self._crop, self._model.config.factor
-        if size is None or size >= image.shape[-1]:
-            return image
-        places = (image.shape[-1] - size) // factor + 1
-        corners = torch.randint(places, (len(image), 2), generator=rng, device=image.device)
-        return torch.stack(
-            [
-                each[:, row : row + size, column : column + size]
-                for each, (row, column) in zip(image, (corners * factor).tolist(), strict=True)
-            ]
-        )
+        Where small images are enlarged, also those enlarged without a model.
+        """
+        if not isinstance(self._config.of, Images):
+            return {}
+        clean = self._config.of.clean(batch)
+        scene, cond = Scene(batch, clean, self._model, rng), Condition()
+        for each in self._conditions:
+            cond = each.shown(cond, scene)
+        pictures = {"real": clean}
+        if cond.low is not None:
+            size = clean.shape[2:]
+            plain = F.interpolate(cond.low, size, mode="bilinear", align_corners=False)
+            pictures["bilinear"] = plain
+        return {**pictures, "samples": self._drawn(clean, cond, rng)}
 
+    def _drawn(self, like: Tensor, cond: Condition, rng: Generator) -> Tensor:
+        """Images of the shape of `like`."""
+        model, sampling = self._model, self._config.preview
+        told = untold = denoiser(model)
+        for each in self._conditions:
+            untold = each.untold(untold, model)
+        if untold is told:
+            sampling = sampling.model_copy(update={"guidance": 1.0})
+        schedule = model.process.schedule
+        plan = sampling.plan(schedule)
+        noise = torch.randn(like.shape, generator=rng, device=like.device)
+        start = started(noise, schedule, float(plan.times[0]))
+        asked = sampling.steered(told, untold, schedule)
+        return plan.solver.solve(asked, start, plan.times, cond, rng).clamp(-1, 1)
 
-def reduced(image: Tensor, factor: int) -> Tensor:
-    """Images (B, 3, H, W) at 1/factor of their size, by the mean over squares."""
-    return F.avg_pool2d(image, factor)
+    def _clean(self, batch: Batch, rng: Generator) -> Tensor:
+        """What is noised: a crop of it where the task says so."""
+        clean = self._config.of.clean(batch)
+        for each in self._conditions:
+            if isinstance(each, LowResolutionCondition) and each.crop is not None:
+                clean = cropped(clean, each.crop, factor_of(self._model), rng)
+        return clean

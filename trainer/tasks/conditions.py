@@ -1,0 +1,202 @@
+"""What a diffusion network is told in training, and how it learns to do without."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from data_pipeline.stream import Batch
+from models.diffusion.condition import Condition
+from models.diffusion.degradation import Degradation
+from models.diffusion.guidance import without_class, without_text
+from models.diffusion.network import (
+    ClassConfig,
+    ConditionalNetwork,
+    Enlarging,
+    EnlargingConfig,
+)
+from models.diffusion.process import Denoiser
+from trainer.errors import TrainError
+from trainer.numerics import drop_class, drop_text
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What conditions are made of."""
+
+    batch: Batch
+    clean: Tensor
+    """(B, ...): what is noised, after cropping."""
+    network: ConditionalNetwork
+    rng: Generator
+
+
+class ClassCondition(BaseModel, frozen=True, extra="forbid"):
+    """Class labels; `drop` of them mean "no class" in training, for classifier-free guidance."""
+
+    kind: Literal["class"]
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def check(self, network: ConditionalNetwork) -> None:
+        """Refuse a network that has no label for "no class", where that is needed."""
+        config = network.config
+        if self.drop and not (isinstance(config, ClassConfig) and config.null_class):
+            raise TrainError(
+                f"task.condition.drop: {self.drop} of the classes are to be dropped, but the model "
+                'has no label for "no class"; set model.null_class=true, or drop=0'
+            )
+
+    def told(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with labels, some of them dropped."""
+        label = scene.batch.labels
+        if self.drop:
+            label = drop_class(label, self.drop, _classes(scene.network), scene.rng)
+        return replace(cond, label=label)
+
+    def shown(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with all labels."""
+        return replace(cond, label=scene.batch.labels)
+
+    def untold(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        """The denoiser without classes, as far as it has learnt to do without."""
+        return without_class(denoiser, _classes(network)) if self.drop else denoiser
+
+
+class TextCondition(BaseModel, frozen=True, extra="forbid"):
+    """Captions; `drop` of them are empty in training, for classifier-free guidance."""
+
+    kind: Literal["text"]
+    drop: float = Field(default=0.1, ge=0, lt=1)
+
+    def check(self, network: ConditionalNetwork) -> None:
+        """Every network that reads captions reads empty ones."""
+
+    def told(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with captions, some of them emptied."""
+        return replace(cond, text=drop_text(scene.batch.tokens, self.drop, scene.rng))
+
+    def shown(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with all captions."""
+        return replace(cond, text=scene.batch.tokens)
+
+    def untold(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        """The denoiser without captions, as far as it has learnt to do without."""
+        return without_text(denoiser) if self.drop else denoiser
+
+
+class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
+    """The image itself, downsampled and degraded; trained on crops of `crop` output pixels."""
+
+    kind: Literal["low_resolution"]
+    crop: int | None = Field(default=None, gt=0)
+
+    def check(self, network: ConditionalNetwork) -> None:
+        """Refuse crops that are not whole low-resolution pixels."""
+        if self.crop is not None and self.crop % factor_of(network):
+            raise TrainError(
+                f"task.condition.crop: {self.crop} pixels are not a multiple of the model's factor "
+                f"{factor_of(network)}"
+            )
+
+    def told(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with the small image, spoiled as the network's augmentation says."""
+        augmentation = _augmentation(scene.network)
+        low = reduced(scene.clean, factor_of(scene.network))
+        level = augmentation.levels(len(low), scene.rng)
+        return replace(cond, low=augmentation(low, level, scene.rng), level=level)
+
+    def shown(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with the small image as it is."""
+        low = reduced(scene.clean, factor_of(scene.network))
+        return replace(cond, low=low, level=low.new_zeros(len(low)))
+
+    def untold(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        """The denoiser itself: the small image is never missing."""
+        return denoiser
+
+
+class NoCondition(BaseModel, frozen=True, extra="forbid"):
+    """The network is told nothing."""
+
+    kind: Literal["none"] = "none"
+
+
+OneCondition = Annotated[
+    ClassCondition | TextCondition | LowResolutionCondition, Field(discriminator="kind")
+]
+
+
+class SeveralConditions(BaseModel, frozen=True, extra="forbid"):
+    """Several of them at once, each dropped by itself."""
+
+    kind: Literal["several"]
+    of: tuple[OneCondition, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({each.kind for each in self.of}) < len(self.of):
+            raise ValueError("of names one kind more than once")
+        return self
+
+
+ConditionConfig = Annotated[
+    NoCondition | ClassCondition | TextCondition | LowResolutionCondition | SeveralConditions,
+    Field(discriminator="kind"),
+]
+
+
+def single(config: ConditionConfig) -> tuple[OneCondition, ...]:
+    """The conditions one by one."""
+    match config:
+        case NoCondition():
+            return ()
+        case SeveralConditions():
+            return config.of
+        case _:
+            return (config,)
+
+
+def cropped(image: Tensor, size: int, factor: int, rng: Generator) -> Tensor:
+    """One window of `size` pixels from each image (B, C, H, W), at a multiple of `factor`."""
+    if size >= image.shape[-1]:
+        return image
+    places = (image.shape[-1] - size) // factor + 1
+    corners = torch.randint(places, (len(image), 2), generator=rng, device=image.device)
+    return torch.stack(
+        [
+            each[:, row : row + size, column : column + size]
+            for each, (row, column) in zip(image, (corners * factor).tolist(), strict=True)
+        ]
+    )
+
+
+def reduced(image: Tensor, factor: int) -> Tensor:
+    """Images (B, C, H, W) at 1/factor of their size, by the mean over squares."""
+    return F.avg_pool2d(image, factor)
+
+
+def factor_of(network: ConditionalNetwork) -> int:
+    """How many times larger than its small image the network's is, each way."""
+    assert isinstance(network.config, EnlargingConfig), "it is told low_resolution"
+    return network.config.factor
+
+
+def _augmentation(network: ConditionalNetwork) -> Degradation:
+    assert isinstance(network, Enlarging), "it is told low_resolution"
+    return network.augmentation
+
+
+def _classes(network: ConditionalNetwork) -> int:
+    config = network.config
+    assert isinstance(config, ClassConfig), "it is told class"
+    assert config.classes is not None, "it is told class"
+    return config.classes
