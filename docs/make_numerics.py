@@ -1,0 +1,92 @@
+"""The pictures of docs/numerics.md:  .venv/bin/python docs/make_numerics.py
+
+Needs matplotlib (the `tracking` extra brings it). Trains the fp16 stack of
+tests/integration/underflow.py with one gradient scale and with one per residual branch, and in
+32 bits for comparison: no data, a minute on one core. Writes docs/images/numerics-underflow.png.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
+import underflow
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+IMAGES = Path(__file__).parent / "images"
+UPDATES = 200
+LOOKS = {
+    "fp32": ("32 bits", "0.55", "--"),
+    "one scale": ("fp16, one scale", "tab:red", "-"),
+    "per block": ("fp16, a scale per branch", "tab:blue", "-"),
+}
+
+
+def smooth(values: list[float], width: int = 9) -> torch.Tensor:
+    """Running means of an odd number of values, fewer at the ends."""
+    padded = torch.tensor([values[0]] * (width // 2) + values + [values[-1]] * (width // 2))
+    return padded.unfold(0, width, 1).mean(1)
+
+
+def draw_losses(axes: Axes, courses: dict[str, underflow.Course]) -> None:
+    for name, course in courses.items():
+        label, color, style = LOOKS[name]
+        axes.plot(course.losses, color=color, alpha=0.2, linewidth=1)
+        axes.plot(smooth(course.losses), style, color=color, label=label, linewidth=2)
+    axes.set(title="Loss of the last exit", xlabel="update", ylabel="nats per sample", ylim=(0, 4))
+    axes.legend(frameon=False, loc="lower left")
+
+
+def draw_zeros(axes: Axes, courses: dict[str, underflow.Course]) -> None:
+    for place, name in enumerate(("one scale", "per block")):
+        label, color, _ = LOOKS[name]
+        shares = [100 * share for share in courses[name].zeros]
+        where = [block + 1 + 0.4 * (place - 0.5) for block in range(len(shares))]
+        bars = axes.bar(where, shares, width=0.38, color=color, label=label)
+        texts = ["0" if share == 0 else f"{share:.0f}" for share in shares]
+        axes.bar_label(bars, texts, padding=2, fontsize=8, color=color)
+    axes.set(title="Gradients of weights that are exactly 0", xlabel="block", ylabel="%")
+    axes.set_ylim(0, 112)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def draw_scales(axes: Axes, courses: dict[str, underflow.Course]) -> None:
+    powers = courses["per block"].scales
+    where = [1 + branch / 2 for branch in range(len(powers))]
+    axes.plot(where, powers, "o-", color="tab:blue", label="of each branch")
+    axes.axhline(courses["one scale"].scales[0], color="tab:red", label="the one scale")
+    for bound in (underflow.RULE.lowest, underflow.RULE.highest):
+        axes.axhline(bound, color="0.7", linewidth=1, linestyle=":")
+    axes.set(title="Scales at the end", xlabel="block", ylabel="power of two", ylim=(5, 26))
+    axes.set_yticks(range(6, 26, 3))
+    axes.legend(frameon=False, loc="center right")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the pictures of docs/numerics.md.")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder the pictures go to")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    courses = {name: underflow.train(name, UPDATES) for name in LOOKS}
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    draw_losses(axes[0], courses)
+    draw_zeros(axes[1], courses)
+    draw_scales(axes[2], courses)
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "numerics-underflow.png", dpi=110)
+    print("| | loss at the end | updates skipped | zero gradients by block, % |\n|---|---|---|---|")
+    for name, course in courses.items():
+        end = sum(course.losses[-20:]) / 20
+        shares = ", ".join(f"{100 * share:.3g}" for share in course.zeros)
+        print(f"| {LOOKS[name][0]} | {end:.2f} | {course.skipped} | {shares} |")
+
+
+if __name__ == "__main__":
+    main()
