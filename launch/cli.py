@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from launch.averaging_cli import averaging_app
 from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
 from launch.guard import guarded
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(cluster_app)
 app.add_typer(sampling_app)
 app.add_typer(prior_app)
+app.add_typer(averaging_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
 

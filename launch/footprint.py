@@ -77,7 +77,8 @@ class States:
 
     zero: int
     precision: Precision
-    averaged: bool
+    averages: int
+    """Kept of every weight."""
     moments: Moments = "fp32"
     master: Literal["fp32", "bf16"] = "fp32"
     errors: int = 0
@@ -124,7 +125,7 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
     return States(
         zero=recipe.engine.zero_of(part),
         precision=precision,
-        averaged=recipe.ema is not None,
+        averages=0 if recipe.ema is None else recipe.ema.tracks,
         moments=recipe.optimizer_of(part).moments,
         master=recipe.engine.master,
         errors=errors,
@@ -142,7 +143,7 @@ class Footprint:
     moments: int
     """AdamW's two."""
     averages: int
-    """The exponential moving average."""
+    """The moving averages."""
     gradients: int
     """Between backward and update."""
     buckets: int
@@ -190,13 +191,13 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
         weights=kept * number,
         master=share * how.master_bytes if how.wrapped else 0,
         moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),
-        averages=averages if how.averaged else 0,
+        averages=averages * how.averages,
         gradients=share * number,
         buckets=BUCKET * _bucket_bytes(zero, how.precision),
         gathered=whole * number,
         update=max(
             share * how.master_bytes if how.wrapped else 0,
-            largest if how.averaged and number < FLOAT else 0,
+            largest if how.averages and number < FLOAT else 0,
             8 * PIECE * FLOAT if how.moments != "fp32" else 0,
         ),
         errors=part.inner * how.errors,
@@ -244,5 +245,5 @@ def checkpoint_bytes(part: Sizes, how: States, world: int) -> int:
     """
     each = (how.number if how.zero < 3 else 0) + (how.master_bytes if how.wrapped else 0)
     moments = 2 * sum(sum(weights) * number for weights, number in how.groups(part))
-    averages = part.total * FLOAT if how.averaged else 0
+    averages = part.total * FLOAT * how.averages
     return part.total * each + moments + averages + world * part.inner * how.errors

@@ -1,44 +1,51 @@
-"""Exponential moving averages of an engine's weights, sharded as the weights are."""
+"""Moving averages of an engine's weights, sharded as the weights are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from trainer.ema_config import ExponentialEma, PowerEma
 from trainer.engine import Engine
-from trainer.recipe import EmaConfig
 
 
 class Ema:
-    """fp32 averages of one engine's local weights.
+    """fp32 averages of one engine's local weights: one, or several side by side.
 
     Under ZeRO-3 each process averages its own shard, so that no process holds the whole.
     """
 
-    def __init__(self, engine: Engine, config: EmaConfig) -> None:
+    def __init__(self, engine: Engine, config: ExponentialEma | PowerEma) -> None:
         self._config = config
         self._engine = engine
         self.updates = 0
+        weights = {name: value.detach() for name, value in engine.local_weights().items()}
         self.values = {
-            name: value.detach().float().clone() for name, value in engine.local_weights().items()
+            _key(name, track): weight.float().clone()
+            for track in range(config.tracks)
+            for name, weight in weights.items()
         }
+        """The first average under the names of the weights; of others the number goes before."""
 
     def update(self) -> None:
         """Move the averages towards the weights, after an optimizer step."""
         self.updates += 1
-        decay = self._config.decay
-        if self._config.warmup:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
         weights = self._engine.local_weights()
         whole = [name for name, weight in weights.items() if weight.dtype == torch.float32]
-        if whole:
-            torch._foreach_lerp_(
-                [self.values[name] for name in whole],
-                [weights[name] for name in whole],
-                1.0 - decay,
-            )
-        for name in weights.keys() - set(whole):  # one after the other: each needs an fp32 copy
-            self.values[name].lerp_(weights[name].float(), 1.0 - decay)
+        rest = [name for name in weights if name not in set(whole)]
+        decays = self._config.decays(self.updates)
+        for track, decay in enumerate(decays):
+            if whole:
+                torch._foreach_lerp_(
+                    self._of(track, whole), [weights[name] for name in whole], 1.0 - decay
+                )
+        for name in rest:  # one after the other: each needs an fp32 copy
+            weight = weights[name].float()
+            for track, decay in enumerate(decays):
+                self.values[_key(name, track)].lerp_(weight, 1.0 - decay)
+
+    def _of(self, track: int, names: Sequence[str]) -> list[Tensor]:
+        return [self.values[_key(name, track)] for name in names]
 
     def restore(self, values: Mapping[str, Tensor], updates: int) -> None:
         """Take over averages saved from an equally sharded engine."""
@@ -46,6 +53,12 @@ class Ema:
         for name, value in self.values.items():
             value.copy_(values[name])
 
-    def whole(self) -> dict[str, Tensor]:
+    def whole(self, track: int = 0) -> dict[str, Tensor]:
         """Whole averaged weights on the CPU, on every process."""
-        return self._engine.whole(self.values)
+        names = list(self._engine.local_weights())
+        return self._engine.whole(dict(zip(names, self._of(track, names), strict=True)))
+
+
+def _key(name: str, track: int) -> str:
+    """Where a weight's average is kept."""
+    return name if track == 0 else f"{track}/{name}"

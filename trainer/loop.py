@@ -19,6 +19,7 @@ from trainer.numerics import micro_batches, random_at, seed_dropout
 from trainer.previews import preview
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.snapshots import Snapshots
 from trainer.task import Remembering, Step, Task
 from trainer.tracker import Tracker
 
@@ -43,6 +44,7 @@ class Surroundings:
     tracker: Tracker
     preemption: Preemption
     progress: Progress
+    snapshots: Snapshots
 
 
 def train(
@@ -86,6 +88,8 @@ def train(
         for ema in state.emas.values():
             ema.update()
         state.step += 1
+        if state.emas:
+            around.snapshots.take(state.step, next(iter(state.emas.values())))
         meter.samples += recipe.batch
         meter.steps += 1
         last = state.step == recipe.steps

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from data_pipeline.config import DataConfig
 from data_pipeline.storage_errors import check_no_credentials
 from models.config import ModelConfig
+from trainer.ema_config import EmaConfig, ExponentialEma
 from trainer.errors import TrainError
 from trainer.gradient_scaling import PerBlockScaling, WholeScaling
 from trainer.powersgd import PowerSGDConfig, WholeGradients
@@ -46,13 +47,6 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
         return self.zeros.get(part, self.zero)
 
 
-class EmaConfig(BaseModel, frozen=True, extra="forbid"):
-    """Exponential moving average of the weights: decay min(decay, (1+k)/(10+k)) at update k."""
-
-    decay: float = Field(default=0.999, ge=0.0, lt=1.0)
-    warmup: bool = True
-
-
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     """When to write resumable checkpoints, and how many to keep."""
 
@@ -86,7 +80,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     optimizers: Mapping[str, OptimizerConfig] = Field(default_factory=dict)
     """Optimizers of single parts, by name, where they differ from `optimizer`."""
     engine: EngineConfig = EngineConfig()
-    ema: EmaConfig | None = EmaConfig()
+    ema: EmaConfig | None = ExponentialEma()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     publish: str | None = Field(default=None, min_length=1)

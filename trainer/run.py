@@ -44,6 +44,11 @@ class RunDirectory:
         return self.path / "previews"
 
     @property
+    def averages(self) -> Path:
+        """Snapshots of averages by powers of time, where a recipe asks for them."""
+        return self.path / "averages"
+
+    @property
     def model(self) -> Path:
         """The hand-over: a model directory."""
         return self.path / "model"

@@ -20,6 +20,7 @@ from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.record import Link, Opening, Status, read_metrics
 from trainer.run import RunDirectory, write_json
+from trainer.snapshots import Snapshots
 from trainer.tracker import Tracker
 
 
@@ -65,6 +66,7 @@ def run(
             tracker,
             preemption,
             progress,
+            Snapshots(directory.averages, recipe.ema, recipe.steps, world.is_main),
         )
         state = train(recipe, materials.task, engines, stream, around)
         if not state.preempted:

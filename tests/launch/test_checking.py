@@ -202,7 +202,7 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     """Bytes per weight as in the ZeRO paper: 2 + 2 + 12, of which 12, 14 or all are shared."""
 
     def held(zero: int, world: int) -> tuple[float, float, float]:
-        one = footprint(PART, States(zero, "bf16", averaged=False), world)
+        one = footprint(PART, States(zero, "bf16", averages=0), world)
         return (one.weights / PART.total, one.gradients / PART.total,
                 (one.master + one.moments) / PART.total)  # fmt: skip
 
@@ -210,17 +210,17 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     assert held(1, 8) == pytest.approx((2, 2 / 8, 12 / 8), rel=1e-4)
     assert held(2, 8) == held(1, 8)
     assert held(3, 8) == pytest.approx((2 / 8, 2 / 8, 12 / 8), rel=1e-4)
-    assert footprint(PART, States(0, "fp32", averaged=False), 8).master == 0
+    assert footprint(PART, States(0, "fp32", averages=0), 8).master == 0
 
 
 def test_a_checkpoint_holds_each_thing_once():
-    def each(zero: int, precision: str, *, averaged: bool) -> float:
-        return checkpoint_bytes(PART, States(zero, precision, averaged), 8) / PART.total
+    def each(zero: int, precision: str, *, averages: int) -> float:
+        return checkpoint_bytes(PART, States(zero, precision, averages), 8) / PART.total
 
-    assert each(0, "fp32", averaged=False) == 4 + 8
-    assert each(0, "bf16", averaged=False) == 2 + 4 + 8
-    assert each(2, "bf16", averaged=True) == 2 + 4 + 8 + 4
-    assert each(3, "bf16", averaged=True) == 4 + 8 + 4
+    assert each(0, "fp32", averages=0) == 4 + 8
+    assert each(0, "bf16", averages=0) == 2 + 4 + 8
+    assert each(2, "bf16", averages=1) == 2 + 4 + 8 + 4
+    assert each(3, "bf16", averages=1) == 4 + 8 + 4
 
 
 def test_sizes_are_written_in_the_unit_that_fits():
