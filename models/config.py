@@ -11,6 +11,7 @@ from models.autoencoders.dvae import DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
+from models.diffusion.classifier import NoisyClassifierConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
@@ -23,6 +24,7 @@ ModelConfig = Annotated[
     | TextDiffusionConfig
     | SuperResolutionConfig
     | UNetConfig
+    | NoisyClassifierConfig
     | AutoencoderConfig
     | VQVAE2Config,
     Field(discriminator="kind"),
@@ -52,5 +54,5 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             return TextShape(config.text.vocab, config.text.length, "model.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
-        case SuperResolutionConfig():
+        case SuperResolutionConfig() | NoisyClassifierConfig():
             return None

@@ -10,6 +10,7 @@ from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.text import Tokenizer
 from models import store
 from models.config import text_shape
+from models.diffusion.network import KnowsClasses
 from trainer.errors import TrainError
 from trainer.recipe import Recipe
 from trainer.sketch import Sketch
@@ -39,6 +40,7 @@ def open_materials(recipe: Recipe) -> Materials:
     if encoder is not None and not _is_digest(encoder):
         encoder = store.describe(encoder).digest
     dataset = open_dataset(recipe.data, expected_encoder=encoder)
+    check_labels(recipe)
     tokenizer = None
     if recipe.data.text is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
@@ -75,6 +77,18 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
         raise TrainError(
             f"data.text.length is {recipe.data.text.length} and {shape.keys}length "
             f"is {shape.length}; make them equal"
+        )
+
+
+def check_labels(recipe: Recipe) -> None:
+    """Refuse labels of another number of classes than the model knows."""
+    label, model = recipe.data.label, recipe.model
+    if label is None or not isinstance(model, KnowsClasses) or model.classes is None:
+        return
+    if label.count != model.classes:
+        raise TrainError(
+            f"data.label gives {label.count} classes and model.classes is {model.classes}; set "
+            f"model.classes={label.count}"
         )
 
 

@@ -27,13 +27,18 @@ class ConditionalNetwork(DiffusionNetwork, Protocol):
 
 
 @runtime_checkable
-class ClassConfig(Protocol):
-    """Settings of a network that may be told a class."""
+class KnowsClasses(Protocol):
+    """Settings of a network that may know classes."""
 
     @property
     def classes(self) -> int | None:
         """How many there are."""
         ...
+
+
+@runtime_checkable
+class ClassConfig(KnowsClasses, Protocol):
+    """Settings of a network that may be told a class."""
 
     @property
     def null_class(self) -> bool:

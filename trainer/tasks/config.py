@@ -6,6 +6,7 @@ from pydantic import Field
 
 from trainer.tasks.adversarial import AdversarialConfig
 from trainer.tasks.autoregressive import AutoregressiveConfig
+from trainer.tasks.classification import ClassificationConfig
 from trainer.tasks.contrastive import ContrastiveConfig
 from trainer.tasks.denoising import DenoisingConfig
 from trainer.tasks.levels import LevelPriorConfig
@@ -16,6 +17,7 @@ TaskConfig = Annotated[
     | AdversarialConfig
     | AutoregressiveConfig
     | DenoisingConfig
+    | ClassificationConfig
     | ContrastiveConfig
     | LevelPriorConfig,
     Field(discriminator="kind"),

@@ -1,0 +1,180 @@
+"""A classifier of noisy images, whose gradient guides sampling (arXiv 2105.05233, 4)."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion.guidance import LogProbability
+from models.diffusion.marginal import Schedule
+from models.diffusion.process import ProcessConfig
+from models.diffusion.unet.blocks import AttentionBlock, BlockSettings, ResidualBlock, Stage
+from models.errors import ModelError
+from models.nn.attention import attend
+from models.nn.embedding import ScalarEmbedding
+
+
+class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
+    """The way down of ADM's UNet and a pooling attention; the defaults are ADM's classifier's.
+
+    Level i has `channels` x `multipliers[i]` features at `image_size` / 2^i pixels and `depth`
+    residual blocks. Of `process` only the schedule counts: how images are noised in training.
+    """
+
+    kind: Literal["noisy_classifier"] = "noisy_classifier"
+    image_size: int = Field(gt=0)
+    image_channels: int = Field(default=3, gt=0)
+    classes: int = Field(gt=1)
+    channels: int = Field(default=128, gt=0, multiple_of=2)
+    multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
+    depth: int = Field(default=2, gt=0)
+    attention: tuple[PositiveInt, ...] = (32, 16, 8)
+    """Sides, in pixels, of the levels whose blocks attend."""
+    head_width: int = Field(default=64, gt=0)
+    groups: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    process: ProcessConfig = ProcessConfig()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features of each level."""
+        return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def last_side(self) -> int:
+        """Pixels of the last level, each way."""
+        return int(self.image_size // 2 ** (len(self.multipliers) - 1))
+
+    def attends(self, level: int) -> bool:
+        """Whether the blocks of a level attend."""
+        return self.image_size / 2**level in self.attention
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sides = [self.image_size / 2**level for level in range(len(self.multipliers))]
+        if self.image_size % 2 ** (len(self.multipliers) - 1):
+            raise ValueError(
+                f"image_size {self.image_size} cannot be halved {len(self.multipliers) - 1} times"
+            )
+        for side in self.attention:
+            if side not in sides:
+                raise ValueError(f"attention {side}: the levels have sides {sides}")
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(f"a level of {width} features is not a multiple of groups")
+        attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
+        for width in [*attending, self.widths[-1]]:
+            if width % self.head_width:
+                raise ValueError(f"{width} features are not a multiple of head_width")
+        return self
+
+    def build(self) -> "NoisyClassifier":
+        """A new network, with parameters from torch's global generator."""
+        return NoisyClassifier(self)
+
+
+class AttentionPool(nn.Module):
+    """One vector from all places: what their mean reads of them and of itself (CLIP's)."""
+
+    def __init__(self, side: int, width: int, head_width: int, outputs: int) -> None:
+        super().__init__()
+        self.heads = width // head_width
+        self.place = nn.Parameter(torch.randn(side**2 + 1, width) / width**0.5)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, side, side) to (B, outputs)."""
+        places = x.flatten(2).transpose(1, 2)
+        places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.place
+        qkv = self.qkv(places).unflatten(2, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return self.out(attend(query[:, :, :1], key, value, causal=False).flatten(1))
+
+
+class NoisyClassifier(nn.Module):
+    """Names the class of a noisy image at a known time."""
+
+    def __init__(self, config: NoisyClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.process = config.process.build()
+        vector = 4 * config.channels
+        self.time = ScalarEmbedding(vector, config.channels)
+        settings = BlockSettings(vector, config.groups, 1e-5, config.dropout, "scale_shift")
+        first, last = config.widths[0], config.widths[-1]
+        self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
+        self.down = nn.ModuleList(self._stages(settings))
+        self.middle = Stage(
+            ResidualBlock(last, last, settings),
+            self._attention(last, settings),
+            ResidualBlock(last, last, settings),
+        )
+        self.norm = settings.norm(last)
+        self.pool = AttentionPool(config.last_side, last, config.head_width, config.classes)
+
+    @property
+    def classes(self) -> int:
+        """How many it tells apart."""
+        return self.config.classes
+
+    def _stages(self, settings: BlockSettings) -> list[Stage]:
+        """The way down: a level's blocks, then one that halves."""
+        config, stages = self.config, []
+        width = config.widths[0]
+        for level, outputs in enumerate(config.widths):
+            for _ in range(config.depth):
+                blocks: list[nn.Module] = [ResidualBlock(width, outputs, settings)]
+                if config.attends(level):
+                    blocks.append(self._attention(outputs, settings))
+                stages.append(Stage(*blocks))
+                width = outputs
+            if level < len(config.widths) - 1:
+                stages.append(Stage(ResidualBlock(width, width, settings, resampling="halve")))
+        return stages
+
+    def _attention(self, width: int, settings: BlockSettings) -> AttentionBlock:
+        return AttentionBlock(width, width // self.config.head_width, settings, context=None)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Noisy (B, C, H, W) and times (B,) in [0, 1] to logits (B, classes), at least in fp32.
+
+        Raises:
+            ModelError: images of another size.
+        """
+        side = self.config.image_size
+        if x.shape[2:] != (side, side):
+            raise ModelError(
+                f"this noisy classifier reads images of {side} x {side}, got "
+                f"{x.shape[2]} x {x.shape[3]}"
+            )
+        vector = self.time(t)
+        image = x.to(self.stem.weight.dtype)
+        hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
+        for stage in self.down:
+            hidden = stage(hidden, vector, None)
+        hidden = self.middle(hidden, vector, None)
+        logits = self.pool(F.silu(self.norm(hidden)))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def class_log_probability(
+    classifier: NoisyClassifier, label: Tensor, schedule: Schedule
+) -> LogProbability:
+    """ln p(label | x_t), (B,), for images noised by `schedule`, which may not be the classifier's.
+
+    They are shown to it at the time, and at the size, that images of their signal-to-noise ratio
+    have under its own.
+    """
+    own = classifier.process.schedule
+
+    def log_probability(x: Tensor, t: Tensor) -> Tensor:
+        time = own.time_of(schedule.log_snr(t.double())).clamp(0, 1)
+        here, there = schedule.at(t.double()).like(x), own.at(time).like(x)
+        ratio = torch.hypot(there.alpha, there.sigma) / torch.hypot(here.alpha, here.sigma)
+        logits = classifier(x * ratio.to(x.dtype), time.to(t.dtype))
+        return logits.log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+
+    return log_probability
