@@ -58,10 +58,12 @@ def build_system(config: SystemConfig, precision: Precision = "auto") -> System:
 
 @dataclass(frozen=True)
 class DalleDrawer:
-    """Prior and dVAE, ranked by CLIP if there is one."""
+    """Prior and the decoder of its codes, ranked by CLIP if there is one."""
 
     config: DalleSystem
     dalle: Dalle
+    decoder: str
+    """Kind of the autoencoder."""
     text: TextReader
     ranker: ClipEmbedder | None
     arithmetic: Arithmetic
@@ -76,6 +78,7 @@ class DalleDrawer:
         return cls(
             config=config,
             dalle=Dalle(prior, dvae, None if ranker is None else ranker.model),
+            decoder=store.describe(config.dvae).config.kind,
             text=TextReader.of(config.prior),
             ranker=ranker,
             arithmetic=Arithmetic(computes_in_bf16(precision)),
@@ -121,6 +124,7 @@ class DalleDrawer:
             "steps": self.dalle.prior.config.image_length,
             "guidance": self.config.sampling.guidance,
             "candidates": self.config.candidates,
+            "decoder": self.decoder,
             "chosen_by": "CLIP cosine" if self.ranker else "first drawn",
             "precision": self.arithmetic.name,
         }

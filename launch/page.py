@@ -1,6 +1,5 @@
 """The result page of a pipeline run: one self-contained HTML file that hides no gap."""
 
-import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,14 @@ from markupsafe import Markup
 
 from launch import charts
 from launch.charts import Point, Series
+from launch.page_reconstructions import embedded, reconstructions
 
 HELD_OUT_SHOWN, TRAINING_SHOWN, STRIPS_SHOWN = 24, 12, 6
-SYSTEMS = {"cascade": "Cascaded diffusion", "dalle": "Transformer prior + dVAE"}
+SYSTEMS = {
+    "cascade": "Cascaded diffusion",
+    "dalle": "Transformer prior + dVAE",
+    "hierarchy": "VQ-VAE-2 + a prior per level",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Result:
     @property
     def label(self) -> str:
         """The system's name for people."""
+        if self.get("protocol", "system", "decoder") == "autoencoder":
+            return f"Transformer prior + {self.tree['name']}"
         return SYSTEMS.get(str(self.tree.get("system")), self.name)
 
     def get(self, *path: str) -> Any:  # noqa: ANN401 - a value of a JSON tree
@@ -105,7 +111,9 @@ def write_page(
     The file carries its pictures and style inside and links to nothing but directories of the run.
     """
     wanted = {stage.name: stage.run_dir for stage in of_kind(stages, "evaluate")}
-    results = [read_result(name, path) for name, path in {**wanted, **evaluations}.items()]
+    files = {**wanted, **evaluations}
+    back = reconstructions(files)
+    results = [read_result(name, path) for name, path in files.items() if name not in back]
     judged = [result for result in results if result.problem is None]
     held_out = str(judged[0].get("held_out")) if judged else "composition"
     environment = Environment(
@@ -119,6 +127,7 @@ def write_page(
         title=title,
         held_out=held_out,
         results=results,
+        back=list(back.values()),
         judged=judged,
         seen=cards(judged, "train", TRAINING_SHOWN),
         unseen=cards(judged, held_out, HELD_OUT_SHOWN),
@@ -209,7 +218,7 @@ def data_uri(directory: Path, name: str) -> str | None:
     path = (directory / name).resolve()
     if not path.is_relative_to(directory.resolve()) or not path.is_file():
         return None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return embedded(path)
 
 
 def score_lines(results: Sequence[Result], held_out: str) -> list[Line]:

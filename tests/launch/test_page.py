@@ -173,6 +173,56 @@ def test_missing_pieces_are_shown_as_missing(tmp_path):
     assert "not measured" in page
 
 
+def fabricate_reconstruction(directory):
+    directory.mkdir()
+    Image.new("RGB", (8, 8), "blue").save(directory / "grid_reconstructions.png")
+    tree = {
+        "name": "VQ <GAN>",
+        "kind": "reconstruction",
+        "protocol": {"autoencoder": {"kind": "autoencoder"}},
+        "psnr": {"value": 23.44, "low": 23.0, "high": 24.04, "n": 40},
+        "ssim": {"value": 0.8, "low": 0.79, "high": 0.81, "n": 40},
+        "reconstruction_fid": {"value": 12.34, "images": 40},
+        "codebooks": {"codes": {"used": 7, "codes": 8, "perplexity": 6.4}},
+        "bits_per_pixel": 0.5,
+    }
+    (directory / "evaluation.json").write_text(json.dumps(tree))
+
+
+def test_judged_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp_path):
+    fabricate(tmp_path / "dalle")
+    fabricate_reconstruction(tmp_path / "back")
+    stages = [
+        stage(tmp_path, "dalle", "evaluate", metrics=False),
+        stage(tmp_path, "back", "evaluate", metrics=False),
+    ]
+    page = write_page(tmp_path, "t", stages, {}).read_text()
+    assert "VQ &lt;GAN&gt;" in page
+    assert "23.4 (23.0 to 24.0) dB" in page
+    assert "fid 12.3, n = 40" in page
+    assert "codes: 7 of 8 codes used, perplexity 6" in page
+    assert "0.50 bits a pixel" in page
+    assert "is missing" not in page
+    assert page.count("data:image/png;base64,") == 4
+    (tmp_path / "back" / "grid_reconstructions.png").unlink()
+    assert (
+        "The sheet of reconstructions is missing."
+        in write_page(tmp_path, "t", stages, {}).read_text()
+    )
+
+
+def test_a_prior_over_another_autoencoders_codes_is_called_by_its_name(tmp_path):
+    fabricate(tmp_path / "drawn")
+    path = tmp_path / "drawn" / "evaluation.json"
+    tree = json.loads(path.read_text())
+    tree["name"] = "VQ-GAN"
+    tree["protocol"]["system"] = {"decoder": "autoencoder"}
+    path.write_text(json.dumps(tree))
+    page = write_page(tmp_path, "t", [], {"drawn": path}).read_text()
+    assert "Transformer prior + VQ-GAN" in page
+    assert "dVAE" not in page
+
+
 def test_a_page_without_any_evaluation_is_still_a_page(tmp_path):
     page = write_page(tmp_path, "t", [], {}).read_text()
     assert "Nothing has been judged yet." in page
