@@ -12,6 +12,7 @@ from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.classifier import NoisyClassifierConfig
+from models.diffusion.dit import DiTConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
@@ -25,6 +26,7 @@ ModelConfig = Annotated[
     | SuperResolutionConfig
     | UNetConfig
     | NoisyClassifierConfig
+    | DiTConfig
     | AutoencoderConfig
     | VQVAE2Config,
     Field(discriminator="kind"),
@@ -54,5 +56,5 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             return TextShape(config.text.vocab, config.text.length, "model.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
-        case SuperResolutionConfig() | NoisyClassifierConfig():
+        case SuperResolutionConfig() | DiTConfig() | NoisyClassifierConfig():
             return None

@@ -14,12 +14,13 @@ from models.autoencoders import resnet
 from models.autoencoders.pyramid import Residual
 from models.autoencoders.strided import ThinResidual
 from models.diffusion.unet.blocks import AttentionBlock, ResidualBlock
+from models.diffusion.unet.spatial import SpatialTransformer
 from models.nn.convolution import ModulatedResidual
 from models.nn.transformer import AdaptiveBlock, Block
 
 BLOCKS = (
     *(Block, AdaptiveBlock, ModulatedResidual, Residual, ResidualBlock, AttentionBlock),
-    *(resnet.ResidualBlock, resnet.SpatialAttention, ThinResidual),
+    *(SpatialTransformer, resnet.ResidualBlock, resnet.SpatialAttention, ThinResidual),
 )
 """What is computed again as a whole."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """Any of a caption, a class, a low-resolution image and its degradation level."""
+    """Any of a caption, its features, a class, a low-resolution image and its degradation level."""
 
     text: Tensor | None = None
     """(B, L) int64."""
@@ -18,12 +18,20 @@ class Condition:
     """(B, 3, h, w) in [-1, 1]."""
     level: Tensor | None = None
     """(B,): how strongly `low` was degraded."""
+    features: Tensor | None = None
+    """(B, L, C): captions as a frozen encoder read them."""
 
     def without_text(self) -> "Condition":
-        """The same with empty captions (all pads): the unconditional branch of guidance."""
-        if self.text is None:
-            return self
-        return replace(self, text=torch.zeros_like(self.text))
+        """The same with empty captions (all pads): the unconditional branch of guidance.
+
+        Ready features become 0: a cross-attention that reads zeros adds nothing but its bias.
+        """
+        text, features = self.text, self.features
+        return replace(
+            self,
+            text=None if text is None else torch.zeros_like(text),
+            features=None if features is None else torch.zeros_like(features),
+        )
 
     def without_class(self, null: int) -> "Condition":
         """The same with the label `null`, which means "no class"."""

@@ -6,31 +6,38 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal(t: Tensor, width: int) -> Tensor:
+def sinusoidal(t: Tensor, width: int, *, first: int = 0, ends: bool = False) -> Tensor:
     """Sines and cosines of `t` (B,) in [0, 1] at geometric frequencies: (B, width) in fp32.
 
-    Transformer position encoding (arXiv 1706.03762, 3.5) of the time in thousandths, as in DDPM.
-    The frequencies are computed here, in fp32, whatever the weights are cast to.
+    Transformer position encoding (arXiv 1706.03762, 3.5) of the time in thousandths, less `first`.
+    Frequencies fall from 1 towards 1/10,000, and reach it if it `ends` them (DDPM). They
+    are computed here, in fp32, whatever the weights are cast to.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = torch.exp(steps * (-math.log(10_000.0) / half))
-    angles = t.float()[:, None] * 1000.0 * frequencies[None, :]
+    frequencies = torch.exp(steps * (-math.log(10_000.0) / (half - ends)))
+    angles = (t.float()[:, None] * 1000.0 - first) * frequencies[None, :]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class ScalarEmbedding(nn.Module):
-    """A scalar per sample (time, level) to a vector: sinusoid, linear, SiLU, linear."""
+    """A scalar per sample (time, level) to a vector: sinusoid, linear, SiLU, linear.
 
-    def __init__(self, width: int, features: int = 256) -> None:
+    `first` and `ends` are those of `sinusoidal`.
+    """
+
+    def __init__(
+        self, width: int, features: int = 256, *, first: int = 0, ends: bool = False
+    ) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.first, self.ends = features, first, ends
         self.hidden = nn.Linear(features, width)
         self.out = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) in [0, 1] to (B, width)."""
-        wave = sinusoidal(t, self.features).to(self.hidden.weight.dtype)
+        wave = sinusoidal(t, self.features, first=self.first, ends=self.ends)
+        wave = wave.to(self.hidden.weight.dtype)
         return self.out(nn.functional.silu(self.hidden(wave)))
 
 
@@ -65,3 +72,17 @@ class GridPlaces(nn.Module):
     def at(self, place: Tensor) -> Tensor:
         """The vectors of places (n,): (n, features)."""
         return self.row(place // self.columns) + self.column(place % self.columns)
+
+
+def grid_waves(side: int, features: int) -> Tensor:
+    """Sines and cosines of the places of a square grid, in raster order: (side^2, features), fp32.
+
+    The first half of the features tells the column, the second the row, each by `features` / 4
+    geometric frequencies from 1 towards 1/10,000 (as in the released code of arXiv 2212.09748).
+    """
+    quarter = features // 4
+    steps = torch.arange(quarter, dtype=torch.float64)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * 10_000.0 ** (-steps / quarter)
+    one = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = one.repeat(side, 1), one.repeat_interleave(side, dim=0)
+    return torch.cat([columns, rows], dim=1).float()

@@ -53,23 +53,36 @@ class Block(nn.Module):
 class AdaptiveBlock(nn.Module):
     """A block whose norms are shifted and scaled, and whose branches are gated, by a vector.
 
-    The tokens also attend to a context that the block does not change.
+    The tokens also attend to a context that the block does not change, if it `reads_context`.
     adaLN-Zero of DiT (arXiv 2212.09748, 3.2): the gates start at 0, so a new block is the identity.
     `dropout` acts on both branches in training mode and draws from torch's global generator.
     """
 
-    def __init__(self, width: int, heads: int, head_width: int, *, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        *,
+        dropout: float,
+        reads_context: bool = True,
+        epsilon: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
-        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = ContextAttention(width, heads, head_width)
-        self.forward_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=epsilon)
+        self.attention = (
+            ContextAttention(width, heads, head_width)
+            if reads_context
+            else SelfAttention(width, heads, head_width, causal=False)
+        )
+        self.forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=epsilon)
         self.feed_forward = FeedForward(width)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None) -> Tensor:
         """Tokens (B, L, width), vectors (B, width), context (B, M, width) to (B, L, width)."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(
             nn.functional.silu(vector)

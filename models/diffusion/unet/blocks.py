@@ -82,16 +82,30 @@ def resampled(x: Tensor, resampling: Resampling) -> Tensor:
 
 
 class PlainResampling(nn.Module):
-    """A convolution of stride 2, or one after doubling (DDPM)."""
+    """A convolution of stride 2, or one after doubling (DDPM).
 
-    def __init__(self, width: int, resampling: Literal["halve", "double"]) -> None:
+    `pads`: where the one of stride 2 meets zeros, all round or below and to the right only.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        resampling: Literal["halve", "double"],
+        *,
+        pads: Literal["round", "end"] = "round",
+    ) -> None:
         super().__init__()
         self.doubles = resampling == "double"
+        self.shifts = pads == "end" and not self.doubles
         self.conv = nn.Conv2d(width, width, 3, stride=1 if self.doubles else 2, padding=1)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) to (B, width, H', W')."""
-        return self.conv(resampled(x, "double") if self.doubles else x)
+        if self.doubles:
+            return self.conv(resampled(x, "double"))
+        if self.shifts:
+            return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
+        return self.conv(x)
 
 
 class AttentionBlock(nn.Module):

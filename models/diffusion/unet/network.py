@@ -23,6 +23,7 @@ from models.diffusion.unet.blocks import (
     Stage,
     joined,
 )
+from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.errors import ModelError
 from models.nn.convolution import silence
 from models.nn.embedding import ScalarEmbedding
@@ -35,6 +36,12 @@ class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     augmentation: DegradationConfig = BlurAugmentationConfig()
     tells_level: bool = False
     """Whether the network is told how its input was spoiled; the published ones are not."""
+
+
+class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
+    """Features of captions that come ready, from a frozen encoder: `Condition.features`."""
+
+    width: int = Field(gt=0)
 
 
 class UNetConfig(BaseModel, frozen=True, extra="forbid"):
@@ -59,8 +66,9 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     """Heads of every attention; by default as many as `head_width` makes."""
     modulation: Literal["scale_shift", "add"] = "scale_shift"
     """How time reaches a block: scales and shifts after its second norm, or a sum (DDPM)."""
-    resampling: Literal["residual", "convolution"] = "residual"
-    """What halves and doubles resolutions: residual blocks, or single convolutions (DDPM)."""
+    resampling: Literal["residual", "convolution", "convolution_end"] = "residual"
+    """What halves and doubles resolutions: residual blocks, or single convolutions (DDPM), which
+    halve with zeros all round (as in ADM's code) or at the end only (DDPM's)."""
     groups: int = Field(default=32, gt=0)
     epsilon: float = Field(default=1e-5, gt=0)
     """Of the group norms."""
@@ -69,7 +77,17 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     null_class: bool = False
     """One label more, `classes`, means that no class is told (classifier-free guidance)."""
     text: TextEncoderConfig | None = None
+    """A transformer of its own reads the captions."""
+    features: TextFeaturesConfig | None = None
+    """The captions were read before."""
+    transformer: SpatialTransformerConfig | None = None
+    """What attends is a transformer that reads the caption apart; by default one attention does
+    both (ADM, GLIDE)."""
     low_resolution: LowResolutionConfig | None = None
+    counts_from_zero: bool = False
+    """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
+    frequencies: Literal["open", "closed"] = "open"
+    """Whether those that tell the time end just above 1/10,000 (ADM) or with it (DDPM)."""
     process: ProcessConfig = ProcessConfig(predicts="noise")
 
     @property
@@ -84,10 +102,11 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def told(self) -> frozenset[str]:
-        """What the network is told besides the time: of class, text and low_resolution."""
+        """What it is told besides the time: of class, text, features and low_resolution."""
         parts = {
             "class": self.classes,
             "text": self.text,
+            "features": self.features,
             "low_resolution": self.low_resolution,
         }
         return frozenset(name for name, part in parts.items() if part is not None)
@@ -96,6 +115,12 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     def factor(self) -> int:
         """Output pixels per low-resolution pixel, each way; 1 without a low-resolution input."""
         return 1 if self.low_resolution is None else self.image_size // self.low_resolution.size
+
+    @property
+    def context(self) -> int | None:
+        """Width of the caption's features that attention reads, where there are any."""
+        read = self.text or self.features
+        return None if read is None else read.width
 
     def attends(self, level: int) -> bool:
         """Whether the blocks of a level attend."""
@@ -125,6 +150,10 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"{width} features cannot be shared by the attention's heads")
         if self.null_class and self.classes is None:
             raise ValueError("null_class needs classes")
+        if self.text is not None and self.features is not None:
+            raise ValueError("text and features: captions are read by one of them")
+        if self.transformer is not None and self.context is None:
+            raise ValueError("transformer: it reads captions, so it needs text or features")
         low = self.low_resolution
         if low is not None and (self.image_size % low.size or self.image_size == low.size):
             raise ValueError(
@@ -142,8 +171,9 @@ class UNet(nn.Module):
     """A denoiser of images, told any of a class, a caption and a low-resolution image.
 
     A caption acts twice: as a whole it joins the time's vector, and its tokens are read by every
-    attention (GLIDE, arXiv 2112.10741, 2.1). Fully convolutional apart from attention: trained on
-    crops, it runs at other sizes. Dropout draws from torch's global generator, in training only.
+    attention (GLIDE, arXiv 2112.10741, 2.1); features that come ready are only read. Fully
+    convolutional apart from attention: trained on crops, it runs at other sizes. Dropout draws from
+    torch's global generator, in training only.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -153,7 +183,12 @@ class UNet(nn.Module):
         low = config.low_resolution
         self._augmentation = None if low is None else low.augmentation.build()
         vector = 4 * config.channels
-        self.time = ScalarEmbedding(vector, config.channels)
+        self.time = ScalarEmbedding(
+            vector,
+            config.channels,
+            first=int(config.counts_from_zero),
+            ends=config.frequencies == "closed",
+        )
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, vector)
         if config.text is not None:
@@ -224,10 +259,13 @@ class UNet(nn.Module):
             return Stage(residual, self._attention(outputs))
         return Stage(residual)
 
-    def _attention(self, width: int) -> AttentionBlock:
-        text = self.config.text
-        context = None if text is None else text.width
-        return AttentionBlock(width, self.config.heads_of(width), self.settings, context=context)
+    def _attention(self, width: int) -> AttentionBlock | SpatialTransformer:
+        config, heads = self.config, self.config.heads_of(width)
+        if config.transformer is None or config.context is None:
+            return AttentionBlock(width, heads, self.settings, context=config.context)
+        return SpatialTransformer(
+            width, heads, self.settings, context=config.context, depth=config.transformer.depth
+        )
 
     def _resampling(
         self, width: int, resampling: Literal["halve", "double"]
@@ -237,6 +275,8 @@ class UNet(nn.Module):
                 return ResidualBlock(width, width, self.settings, resampling=resampling)
             case "convolution":
                 return PlainResampling(width, resampling)
+            case "convolution_end":
+                return PlainResampling(width, resampling, pads="end")
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noisy (B, C, H, W), times (B,) in [0, 1] and the condition to the raw output, in fp32.
@@ -270,6 +310,10 @@ class UNet(nn.Module):
                 raise ModelError("this unet needs captions: set data.text")
             features = self.text(cond.text)
             vector, context = vector + self.caption(features.whole), features.places
+        if config.features is not None:
+            if cond.features is None:
+                raise ModelError("this unet needs features of captions, read by their encoder")
+            context = cond.features.to(vector.dtype)
         if config.low_resolution is not None and config.low_resolution.tells_level:
             if cond.level is None:
                 raise ModelError("this unet needs the level of its low-resolution image")

@@ -104,6 +104,65 @@ PUBLISHED = {
         284_423_043,
     ),
 }
+# arXiv 2112.10752, by the released configurations
+LATENT = {"modulation": "add", "resampling": "convolution"}
+SD = {"image_channels": 4, "channels": 320, "multipliers": (1, 2, 4, 4), "heads": 8, **LATENT}
+PUBLISHED |= {
+    "ldm-4 unconditional": (
+        {"image_size": 64, "channels": 224, "head_width": 32, **LATENT},
+        274_056_163,
+    ),
+    "ldm churches": (
+        {
+            "image_size": 32,
+            "image_channels": 4,
+            "channels": 192,
+            "multipliers": (1, 2, 2, 4, 4),
+            "attention": (32, 16, 8, 4),
+            "heads": 8,
+        },
+        294_966_916,
+    ),
+    "ldm class-conditional": (
+        {
+            "image_size": 64,
+            "channels": 192,
+            "multipliers": (1, 2, 3, 5),
+            "heads": 1,
+            "features": {"width": 512},
+            "transformer": {},
+            **LATENT,
+        },
+        400_920_579,
+    ),
+    "ldm class-conditional, f8": (
+        {
+            "image_size": 32,
+            "image_channels": 4,
+            "channels": 256,
+            "multipliers": (1, 2, 4),
+            "heads": 8,
+            "features": {"width": 512},
+            "transformer": {},
+            **LATENT,
+        },
+        394_984_196,
+    ),
+    "ldm text to image": (
+        {**SD, "image_size": 32, "features": {"width": 1280}, "transformer": {}},
+        872_300_484,
+    ),
+    "stable diffusion 1": (
+        {
+            **SD,
+            "image_size": 64,
+            "attention": (64, 32, 16),
+            "features": {"width": 768},
+            "transformer": {},
+        },
+        859_520_964,
+    ),
+}
 TINY = {
     "image_size": 16,
     "channels": 16,
@@ -116,6 +175,9 @@ TINY = {
 TEXT_ENCODER = {"vocab": 20, "length": 5, "width": 24, "layers": 2, "heads": 3}
 CLASSES = UNetConfig(**TINY, classes=5, process=LEARNED)
 CAPTIONS = UNetConfig(**TINY, text=TEXT_ENCODER, process=LEARNED)
+LATENTS = UNetConfig(
+    **TINY, image_channels=4, features={"width": 12}, transformer={"depth": 2}, **LATENT
+)
 UPSAMPLER = UNetConfig(
     **{**TINY, "attention": ()}, heads=2, low_resolution={"size": 4, "tells_level": True}
 )
@@ -139,6 +201,7 @@ def woken(config):
 X = noise(2, 3, 16, 16)
 LOW = noise(2, 3, 4, 4, seed=1)
 LEVEL = torch.tensor([0.1, 0.3])
+FEATURES = Condition(features=noise(2, 5, 12, seed=2))
 EACH = [
     (CLASSES, Condition(label=torch.tensor([3, 1]))),
     (CAPTIONS, Condition(text=TEXT)),
@@ -168,6 +231,31 @@ def test_a_null_class_is_one_label_more():
         assert not torch.allclose(none, more(X, TIMES, Condition(label=torch.tensor([4, 4]))))
     with pytest.raises(ValidationError, match="null_class needs classes"):
         UNetConfig(**TINY, null_class=True)
+
+
+def test_ready_features_are_read_and_empty_ones_are_zeros():
+    model = woken(LATENTS)
+    x = noise(2, 4, 16, 16)
+    plain = model(x, TIMES, FEATURES)
+    assert plain.shape == x.shape
+    other = Condition(features=FEATURES.features * 0.5)
+    assert not torch.allclose(plain, model(x, TIMES, other), atol=1e-4)
+    zeros = Condition(features=torch.zeros(2, 5, 12))
+    empty = model(x, TIMES, FEATURES.without_text())
+    assert torch.equal(empty, model(x, TIMES, zeros))
+    plain.square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+    with pytest.raises(ModelError, match="features of captions"):
+        model(x, TIMES, Condition(text=TEXT))
+    joint = woken(UNetConfig(**TINY, features={"width": 12}))
+    assert not torch.allclose(joint(X, TIMES, FEATURES), joint(X, TIMES, other), atol=1e-4)
+
+
+def test_a_transformer_may_read_captions_with_an_encoder_of_the_network():
+    model = woken(UNetConfig(**TINY, text=TEXT_ENCODER, transformer={}))
+    plain = model(X, TIMES, Condition(text=TEXT))
+    assert not torch.allclose(plain, model(X, TIMES, Condition(text=TEXT.flip(1))), atol=1e-4)
 
 
 def test_latents_of_any_number_of_channels_are_denoised():
@@ -288,6 +376,8 @@ def test_what_the_network_is_told_must_be_there_and_fit():
         ({"low_resolution": {"size": 5}}, "larger multiple of low_resolution.size"),
         ({"text": {"vocab": 9, "length": 4, "width": 10, "heads": 4}}, "multiple of heads 4"),
         ({"multipliers": ()}, "at least 1 item"),
+        ({"transformer": {}}, "transformer: it reads captions"),
+        ({"text": TEXT_ENCODER, "features": {"width": 3}}, "by one of them"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):

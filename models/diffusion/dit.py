@@ -1,0 +1,131 @@
+"""A denoising transformer over patches of an image or a latent (DiT, arXiv 2212.09748)."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from models.diffusion.condition import Condition
+from models.diffusion.process import ProcessConfig
+from models.errors import ModelError
+from models.nn.convolution import silence
+from models.nn.embedding import ScalarEmbedding, grid_waves
+from models.nn.images import from_patches, patches
+from models.nn.transformer import AdaptiveBlock, modulated
+
+
+class DiTConfig(BaseModel, frozen=True, extra="forbid"):
+    """DiT-XL/2 on latents has image_size 32, image_channels 4, patch 2 and the default sizes."""
+
+    kind: Literal["dit"] = "dit"
+    image_size: int = Field(gt=0)
+    image_channels: int = Field(default=3, gt=0)
+    """Channels of what is denoised: 3 for pictures, those of the first stage for latents."""
+    patch: int = Field(default=2, gt=0)
+    width: int = Field(default=1152, gt=0, multiple_of=4)
+    layers: int = Field(default=28, gt=0)
+    heads: int = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int | None = Field(default=None, gt=0)
+    null_class: bool = True
+    """One label more, `classes`, means that no class is told (classifier-free guidance)."""
+    counts_from_zero: bool = False
+    """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
+    process: ProcessConfig = ProcessConfig(predicts="noise")
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What the network is told besides the time."""
+        return frozenset() if self.classes is None else frozenset({"class"})
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "DiT":
+        """A new network, with parameters from torch's global generator."""
+        return DiT(self)
+
+
+class DiT(nn.Module):
+    """Patches attend to each other; the time and the class modulate every block (adaLN-Zero).
+
+    A new network gives 0. Places are sines and cosines that no training moves; they are kept, and
+    counted, as a parameter, as in the released code.
+    Dropout draws from torch's global generator, in training mode only.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.process = config.process.build()
+        width, values = config.width, config.image_channels * config.patch**2
+        self.image_in = nn.Linear(values, width)
+        side = config.image_size // config.patch
+        self.place = nn.Parameter(grid_waves(side, width), requires_grad=False)
+        self.time = ScalarEmbedding(width, first=int(config.counts_from_zero))
+        if config.classes is not None:
+            self.label = nn.Embedding(config.classes + config.null_class, width)
+        self.blocks = nn.ModuleList(
+            AdaptiveBlock(
+                width,
+                config.heads,
+                width // config.heads,
+                dropout=config.dropout,
+                reads_context=False,
+                epsilon=1e-6,
+            )
+            for _ in range(config.layers)
+        )
+        self.modulation = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.image_out = nn.Linear(width, values * config.process.outputs)
+        self._start()
+
+    def _start(self) -> None:
+        """The paper's code: Xavier's uniform draws; 0 where a block or the output begins."""
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear) and layer is not block.modulation:
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(self.image_in.weight)
+        nn.init.zeros_(self.image_in.bias)
+        for layer in (self.time.hidden, self.time.out):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.config.classes is not None:
+            nn.init.normal_(self.label.weight, std=0.02)
+        silence(self.modulation)
+        silence(self.image_out)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Noisy (B, C, H, W), times (B,) in [0, 1] and labels to the raw output, in fp32.
+
+        The raw output has as many channels, or twice as many where the process learns its variance.
+
+        Raises:
+            ModelError: the condition holds no labels, or the size is not the network's.
+        """
+        config = self.config
+        if x.shape[2:] != (config.image_size, config.image_size):
+            raise ModelError(
+                f"this dit takes {config.image_size} x {config.image_size}, got "
+                f"{x.shape[2]} x {x.shape[3]}"
+            )
+        tokens = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch)) + self.place
+        vector = self.time(t)
+        if config.classes is not None:
+            if cond.label is None:
+                raise ModelError("this dit needs class labels")
+            vector = vector + self.label(cond.label)
+        for block in self.blocks:
+            tokens = block(tokens, vector)
+        shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
+        out = self.image_out(modulated(self.norm(tokens), shift, scale))
+        return from_patches(out.float(), config.patch, x.shape[2], x.shape[3])

@@ -1,0 +1,120 @@
+"""Transformers over the places of an image (latent diffusion, arXiv 2112.10752, 3.3 and E.2)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.diffusion.unet.blocks import BlockSettings
+from models.nn.attention import attend
+from models.nn.convolution import silence
+
+
+class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
+    """What attends in a UNet: `depth` blocks that read the image, then the caption."""
+
+    kind: Literal["transformer"] = "transformer"
+    depth: int = Field(default=1, gt=0)
+
+
+class CrossAttention(nn.Module):
+    """softmax(q k / sqrt(head width)) v, keys and values from a context (arXiv 1706.03762, eq. 1).
+
+    Without biases, but for the output's.
+    """
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.pair = nn.Linear(context, 2 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, L, width) with a context (B, M, context) to (B, L, width)."""
+        batch, length, width = x.shape
+        query = self.query(x).view(batch, length, self.heads, -1).transpose(1, 2)
+        pair = self.pair(context).view(batch, -1, 2, self.heads, width // self.heads)
+        key, value = pair.permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, causal=False)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class WholeAttention(nn.Module):
+    """Every place reads every place; no biases but the output's."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, width) to (B, L, width)."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, causal=False)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class GatedFeedForward(nn.Module):
+    """Linear to twice 4 x width, one half times the exact gelu of the other, linear back (GEGLU).
+
+    arXiv 2002.05202, eq. 6.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 8 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        value, gate = self.hidden(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class SpatialBlock(nn.Module):
+    """x + self-attention, then + cross-attention, then + feed-forward, each of a layer norm."""
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = WholeAttention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, heads, context)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = GatedFeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, L, width) with a context (B, M, context) to (B, L, width)."""
+        x = x + self.self_attention(self.self_norm(x))
+        x = x + self.cross_attention(self.cross_norm(x), context)
+        return x + self.feed_forward(self.forward_norm(x))
+
+
+class SpatialTransformer(nn.Module):
+    """x + linear(blocks(linear(norm x))) over all places of an image; the last linear starts at 0.
+
+    The group norm's epsilon is 1e-6, whatever that of the other blocks is, as in the published
+    networks.
+    """
+
+    def __init__(
+        self, width: int, heads: int, settings: BlockSettings, *, context: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(settings.groups, width, eps=1e-6)
+        self.enter = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(SpatialBlock(width, heads, context) for _ in range(depth))
+        self.out = nn.Linear(width, width)
+        silence(self.out)
+
+    def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
+        """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
+        places = self.enter(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            places = block(places, context)
+        return x + self.out(places).transpose(1, 2).view(x.shape)

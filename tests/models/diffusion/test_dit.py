@@ -1,0 +1,125 @@
+"""The diffusion transformer: published size, behaviour and impossible sizes.
+
+Its outputs are held beside the released code's in unet/test_converters.py.
+"""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models.diffusion.condition import Condition
+from models.diffusion.dit import DiTConfig
+from models.diffusion.process import ProcessConfig
+from models.errors import ModelError
+from models.nn.embedding import grid_waves
+
+LEARNED = ProcessConfig(predicts="noise", variance="learned")
+TINY = DiTConfig(
+    image_size=8, image_channels=4, width=16, layers=2, heads=2, classes=3, process=LEARNED
+)
+TIMES = torch.tensor([0.2, 0.7])
+LABEL = Condition(label=torch.tensor([0, 3]))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = noise(2, 4, 8, 8)
+
+
+def woken():
+    model = TINY.build().eval()
+    with torch.no_grad():
+        for place, weight in enumerate(model.parameters()):
+            if weight.requires_grad:
+                weight.add_(noise(*weight.shape, seed=place) * 0.2)
+    return model
+
+
+def test_dit_xl_2_has_exactly_its_parameters():
+    config = DiTConfig(image_size=32, image_channels=4, classes=1000, process=LEARNED)
+    with torch.device("meta"):
+        model = config.build()
+    assert sum(weight.numel() for weight in model.parameters()) == 675_129_632
+    assert config.told == {"class"}
+
+
+def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter():
+    assert float(TINY.build()(X, TIMES, LABEL).detach().abs().max()) == 0
+    model = woken()
+    model(X, TIMES, LABEL).square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == ["place"]
+
+
+@torch.no_grad()
+def test_the_output_depends_on_image_place_time_and_class():
+    model = woken()
+    plain = model(X, TIMES, LABEL)
+    assert plain.shape == (2, 8, 8, 8)
+    for other in (
+        model(X * 0.5, TIMES, LABEL),
+        model(X, TIMES + 0.1, LABEL),
+        model(X, TIMES, Condition(label=torch.tensor([1, 2]))),
+        model(X.roll(2, dims=3), TIMES, LABEL).roll(-2, dims=3),
+    ):
+        assert not torch.allclose(plain[0], other[0], atol=1e-4)
+        assert not torch.allclose(plain[1], other[1], atol=1e-4)
+
+
+def test_without_classes_it_is_told_nothing():
+    config = TINY.model_copy(update={"classes": None})
+    assert config.told == frozenset()
+    assert config.build()(X, TIMES, Condition()).shape == (2, 8, 8, 8)
+    without_null = TINY.model_copy(update={"null_class": False}).build()
+    assert without_null.label.weight.shape == (3, 16)
+
+
+def test_places_are_columns_then_rows_in_four_families_of_waves():
+    waves = grid_waves(3, 8).view(3, 3, 8)
+    assert torch.equal(waves[0, 1, :4], waves[2, 1, :4])
+    assert torch.equal(waves[1, 0, 4:], waves[1, 2, 4:])
+    angle = torch.tensor([2.0, 0.02], dtype=torch.float64)
+    wanted = torch.cat([angle.sin(), angle.cos()]).float()
+    assert torch.equal(waves[0, 2, :4], wanted)
+    assert torch.equal(waves[2, 0, 4:], wanted)
+
+
+def test_a_little_training_lowers_the_error():
+    torch.manual_seed(0)
+    model = TINY.build()
+    optimizer = torch.optim.Adam(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=3e-3
+    )
+    target = torch.cat([X, X], dim=1) * 0.5
+    errors = []
+    for _ in range(40):
+        error = (model(X, TIMES, LABEL) - target).square().mean()
+        errors.append(float(error.detach()))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert errors[-1] < 0.3 * errors[0]
+
+
+@torch.no_grad()
+def test_it_runs_in_bf16_and_under_autocast_and_answers_in_fp32():
+    model = woken()
+    exact = model(X, TIMES, LABEL)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(X, TIMES, LABEL)
+    for got in (cast, model.bfloat16()(X, TIMES, LABEL)):
+        assert got.dtype == torch.float32
+        assert float((got - exact).abs().mean() / exact.abs().mean()) < 0.1
+
+
+def test_wrong_conditions_and_sizes_are_refused():
+    with pytest.raises(ModelError, match="class labels"):
+        TINY.build()(X, TIMES, Condition())
+    with pytest.raises(ModelError, match="takes 8 x 8, got 8 x 4"):
+        TINY.build()(X[..., :4], TIMES, LABEL)
+    with pytest.raises(ValidationError, match="multiple of patch 3"):
+        DiTConfig(image_size=8, patch=3)
+    with pytest.raises(ValidationError, match="multiple of heads 5"):
+        DiTConfig(image_size=8, heads=5)
