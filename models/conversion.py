@@ -1,0 +1,115 @@
+"""State dicts of other code, weight by weight: ours, their names, and how the numbers lie there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one weight of ours lies in one or several of theirs."""
+
+    read: Callable[[Sequence[Tensor]], Tensor]
+    """Theirs to ours."""
+    write: Callable[[Tensor], Sequence[Tensor]]
+    """Ours to theirs, the inverse."""
+
+
+def _contiguous(parts: Sequence[Tensor]) -> list[Tensor]:
+    return [part.contiguous() for part in parts]
+
+
+SAME = Form(lambda parts: parts[0], lambda own: [own])
+
+
+def joined(count: int) -> Form:
+    """Ours are `count` of theirs, one after the other along the first dimension."""
+    return Form(lambda parts: torch.cat(list(parts)), lambda own: _contiguous(own.chunk(count)))
+
+
+def pointwise(dimensions: int) -> Form:
+    """A linear layer that is a convolution of one place over `dimensions` there."""
+    ones = (1,) * dimensions
+
+    def write(own: Tensor) -> list[Tensor]:
+        return [own.reshape(*own.shape, *ones)]
+
+    return Form(lambda parts: parts[0].flatten(1), write)
+
+
+def reordered(order: Tensor, then: Form = SAME) -> Form:
+    """Row i of ours is row `order[i]` of theirs, which is of the form `then`."""
+    back = order.argsort()
+    return Form(
+        lambda parts: then.read(parts)[order], lambda own: _contiguous(then.write(own[back]))
+    )
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of ours, and those of theirs that hold it."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    form: Form = SAME
+
+
+def layer(ours: str, theirs: str, form: Form = SAME, *, bias: bool = True) -> list[Weight]:
+    """The weight and the bias of a layer; the form is the weight's."""
+    found = [Weight(f"{ours}.weight", (f"{theirs}.weight",), form)]
+    return [*found, Weight(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
+
+
+def imported(
+    layout: Sequence[Weight], network: nn.Module, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state dict of `network` (on the meta device is enough) from one with their names.
+
+    Raises:
+        ModelError: weights that are missing, unexpected, or of another shape, each by its name.
+    """
+    wanted = _shapes(layout, network)
+    missing = [name for name in wanted if name not in weights]
+    unexpected = [name for name in weights if name not in wanted]
+    if missing or unexpected:
+        raise ModelError(
+            f"weights do not fit the model: {_some('missing', missing)}; "
+            f"{_some('unexpected', unexpected)}"
+        )
+    for name, shape in wanted.items():
+        if weights[name].shape != shape:
+            raise ModelError(
+                f"weight {name} has shape {tuple(weights[name].shape)}, the model needs "
+                f"{tuple(shape)}"
+            )
+    return {
+        each.ours: each.form.read([weights[name] for name in each.theirs]).contiguous()
+        for each in layout
+    }
+
+
+def exported(layout: Sequence[Weight], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under their names."""
+    return {
+        name: part
+        for each in layout
+        for name, part in zip(each.theirs, each.form.write(weights[each.ours]), strict=True)
+    }
+
+
+def _shapes(layout: Sequence[Weight], network: nn.Module) -> dict[str, torch.Size]:
+    """Of all their weights."""
+    own = {name: value.to("meta") for name, value in network.state_dict().items()}
+    left = set(own) - {each.ours for each in layout}
+    if left:
+        raise ModelError(f"this model has weights that have no place there: {sorted(left)[:3]}")
+    return {name: part.shape for name, part in exported(layout, own).items()}
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} {', '.join(names[:3]) or 'none'}{more}"

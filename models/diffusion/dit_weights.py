@@ -1,0 +1,90 @@
+"""Weights of the released DiT code, which is arXiv 2212.09748's."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from models.conversion import Form, Weight, exported, imported, layer, reordered
+from models.diffusion.dit import DiT, DiTConfig
+from models.errors import ModelError
+
+
+def from_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The state dict of `config`'s network from one with the names of the released code.
+
+    Raises:
+        ModelError: weights that are missing, unexpected or of another shape, or a network without
+            classes, which that code does not have.
+    """
+    network = _skeleton(config)
+    return imported(_layout(config), network, weights)
+
+
+def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The inverse: our state dict under their names.
+
+    Raises:
+        ModelError: a network without classes.
+    """
+    return exported(_layout(config), weights)
+
+
+def _skeleton(config: DiTConfig) -> DiT:
+    with torch.device("meta"):
+        return config.build()
+
+
+def _layout(config: DiTConfig) -> list[Weight]:
+    if config.classes is None:
+        raise ModelError("model.classes: the released dit always has classes")
+    pixels = _pixels_last(config)
+    found = [
+        Weight("place", ("pos_embed",), Form(lambda parts: parts[0][0], lambda own: [own[None]])),
+        Weight("label.weight", ("y_embedder.embedding_table.weight",)),
+        *layer("time.hidden", "t_embedder.mlp.0"),
+        *layer("time.out", "t_embedder.mlp.2"),
+        *layer("image_in", "x_embedder.proj", _patch(config)),
+        *layer("modulation", "final_layer.adaLN_modulation.1"),
+        Weight("image_out.weight", ("final_layer.linear.weight",), pixels),
+        Weight("image_out.bias", ("final_layer.linear.bias",), pixels),
+    ]
+    for place in range(config.layers):
+        ours, theirs = f"blocks.{place}", f"blocks.{place}"
+        for own, other in (
+            ("modulation", "adaLN_modulation.1"),
+            ("attention.qkv", "attn.qkv"),
+            ("attention.out", "attn.proj"),
+            ("feed_forward.hidden", "mlp.fc1"),
+            ("feed_forward.out", "mlp.fc2"),
+        ):
+            found += layer(f"{ours}.{own}", f"{theirs}.{other}")
+    return found
+
+
+def _patch(config: DiTConfig) -> Form:
+    """A linear layer of a patch's values here, a convolution over the patch there."""
+    shape = (config.image_channels, config.patch, config.patch)
+    return Form(lambda parts: parts[0].flatten(1), lambda own: [own.reshape(-1, *shape)])
+
+
+def _pixels_last(config: DiTConfig) -> Form:
+    """The values of a patch lie as (row, column, channel) there, (channel, row, column) here."""
+    channels = config.image_channels * config.process.outputs
+    rows = torch.arange(channels * config.patch**2).view(config.patch**2, channels)
+    return reordered(rows.T.flatten())
+
+
+def dit_settings(config: DiTConfig) -> dict[str, object]:
+    """The arguments of their `DiT` that make the same network."""
+    return {
+        "input_size": config.image_size,
+        "patch_size": config.patch,
+        "in_channels": config.image_channels,
+        "hidden_size": config.width,
+        "depth": config.layers,
+        "num_heads": config.heads,
+        "class_dropout_prob": 0.1 if config.null_class else 0.0,
+        "num_classes": config.classes,
+        "learn_sigma": config.process.variance == "learned",
+    }

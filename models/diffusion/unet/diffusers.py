@@ -1,0 +1,154 @@
+"""Weights of diffusers' `UNet2DModel` and `UNet2DConditionModel` (read beside version 0.42)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+from torch import Tensor, nn
+
+from models.conversion import Weight, exported, imported, joined, layer
+from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
+from models.diffusion.unet.layout import Names, placed, residual, skeleton, spatial
+from models.diffusion.unet.network import UNet, UNetConfig
+from models.diffusion.unet.spatial import SpatialTransformer
+from models.errors import ModelError
+
+_NAMES = Names(
+    norm_in="norm1",
+    conv_in="conv1",
+    modulation="time_emb_proj",
+    norm_out="norm2",
+    conv_out="conv2",
+    skip="conv_shortcut",
+)
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What older files call the parts of an attention."""
+
+
+def from_diffusers(
+    weights: Mapping[str, Tensor], config: UNetConfig, *, sines_first: bool = False
+) -> dict[str, Tensor]:
+    """The state dict of `config`'s network from one with the names of diffusers.
+
+    `sines_first`: the sines that tell the time come before the cosines there
+    (`flip_sin_to_cos: false`).
+
+    Raises:
+        ModelError: weights that are missing, unexpected or of another shape, or a network that
+            diffusers does not have.
+    """
+    network = skeleton(config)
+    named = {_new(name): value for name, value in weights.items()}
+    edge = named.get("mid_block.attentions.0.proj_in.weight")
+    linear = edge is not None and edge.ndim == 2
+    state = imported(_layout(network, linear=linear), network, named)
+    if sines_first:
+        state["time.hidden.weight"] = state["time.hidden.weight"].roll(config.channels // 2, dims=1)
+    return state
+
+
+def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """The inverse: our state dict under their names.
+
+    Raises:
+        ModelError: a network that diffusers does not have.
+    """
+    return exported(_layout(skeleton(config), linear=False), weights)
+
+
+def _new(name: str) -> str:
+    parts = name.split(".")
+    if len(parts) > 2 and "attentions" in parts:
+        parts[-2] = _OLD.get(parts[-2], parts[-2])
+    return ".".join(parts)
+
+
+def _layout(network: UNet, *, linear: bool) -> list[Weight]:
+    refuse(network.config)
+    found = [
+        *layer("time.hidden", "time_embedding.linear_1"),
+        *layer("time.out", "time_embedding.linear_2"),
+        *layer("stem", "conv_in"),
+        *layer("norm", "conv_norm_out"),
+        *layer("out", "conv_out"),
+    ]
+    if network.config.classes is not None:
+        found.append(Weight("label.weight", ("class_embedding.weight",)))
+    for ours, theirs, block in chain(_down(network), _middle(network), _up(network)):
+        found += _block(block, ours, theirs, linear=linear)
+    return found
+
+
+def refuse(config: UNetConfig) -> None:
+    """Raises ModelError for what diffusers' UNets do not have."""
+    without = {
+        "model.text": config.text is not None,
+        "model.features without model.transformer": config.features is not None
+        and config.transformer is None,
+        "model.low_resolution.tells_level": config.low_resolution is not None
+        and config.low_resolution.tells_level,
+        "model.resampling: residual with model.transformer": config.transformer is not None
+        and config.resampling == "residual",
+    }
+    for key, there in without.items():
+        if there:
+            raise ModelError(f"{key}: diffusers has no such network")
+
+
+Place = tuple[str, str, nn.Module]
+
+
+def _down(network: UNet) -> Iterator[Place]:
+    depth = network.config.depth
+    for number, place, block in placed(network.down):
+        level, inside = divmod(number, depth + 1)
+        ours = f"down.{number}.blocks.{place}"
+        if inside == depth:
+            yield ours, f"down_blocks.{level}.downsamplers.0", block
+        else:
+            yield ours, f"down_blocks.{level}.{_kind(block)}.{inside}", block
+
+
+def _middle(network: UNet) -> Iterator[Place]:
+    theirs = ("resnets.0", "attentions.0", "resnets.1")
+    for place, (name, block) in enumerate(zip(theirs, network.middle.blocks, strict=True)):
+        yield f"middle.blocks.{place}", f"mid_block.{name}", block
+
+
+def _up(network: UNet) -> Iterator[Place]:
+    depth = network.config.depth
+    for number, place, block in placed(network.up):
+        level, inside = divmod(number, depth + 1)
+        ours = f"up.{number}.blocks.{place}"
+        resamples = isinstance(block, PlainResampling) or (
+            isinstance(block, ResidualBlock) and block.resampling != "keep"
+        )
+        if resamples:
+            yield ours, f"up_blocks.{level}.upsamplers.0", block
+        else:
+            yield ours, f"up_blocks.{level}.{_kind(block)}.{inside}", block
+
+
+def _kind(block: nn.Module) -> str:
+    return "resnets" if isinstance(block, ResidualBlock) else "attentions"
+
+
+def _block(block: nn.Module, ours: str, theirs: str, *, linear: bool) -> Sequence[Weight]:
+    match block:
+        case ResidualBlock():
+            return list(residual(block, ours, theirs, _NAMES))
+        case AttentionBlock():
+            return list(_attention(ours, theirs))
+        case SpatialTransformer():
+            return list(spatial(block, ours, theirs, linear=linear))
+        case PlainResampling():
+            return layer(f"{ours}.conv", f"{theirs}.conv")
+        case _:
+            raise ModelError(f"{ours}: diffusers has no such block")
+
+
+def _attention(ours: str, theirs: str) -> Iterator[Weight]:
+    yield from layer(f"{ours}.norm", f"{theirs}.group_norm")
+    for parameter in ("weight", "bias"):
+        names = tuple(f"{theirs}.to_{part}.{parameter}" for part in "qkv")
+        yield Weight(f"{ours}.attention.qkv.{parameter}", names, joined(3))
+    yield from layer(f"{ours}.attention.out", f"{theirs}.to_out.0")

@@ -1,0 +1,86 @@
+"""The UNet's blocks with their places, as converters walk them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.conversion import SAME, Form, Weight, joined, layer, pointwise, reordered
+from models.diffusion.unet.blocks import ResidualBlock, Stage
+from models.diffusion.unet.network import UNet, UNetConfig
+from models.diffusion.unet.spatial import SpatialTransformer
+
+
+@dataclass(frozen=True)
+class Names:
+    """What other code calls the layers of a residual block."""
+
+    norm_in: str
+    conv_in: str
+    modulation: str
+    norm_out: str
+    conv_out: str
+    skip: str
+
+
+def skeleton(config: UNetConfig) -> UNet:
+    """The network without memory."""
+    with torch.device("meta"):
+        return config.build()
+
+
+def placed(stages: nn.ModuleList) -> Iterator[tuple[int, int, nn.Module]]:
+    """Every block with the number of its stage and its place there."""
+    for number, stage in enumerate(stages):
+        assert isinstance(stage, Stage)
+        for place, block in enumerate(stage.blocks):
+            yield number, place, block
+
+
+def residual(block: ResidualBlock, ours: str, theirs: str, names: Names) -> Iterator[Weight]:
+    """A residual block."""
+    parts = {
+        "norm_in": names.norm_in,
+        "conv_in": names.conv_in,
+        "modulation": names.modulation,
+        "norm_out": names.norm_out,
+        "conv_out": names.conv_out,
+    }
+    if not isinstance(block.skip, nn.Identity):
+        parts["skip"] = names.skip
+    for own, other in parts.items():
+        yield from layer(f"{ours}.{own}", f"{theirs}.{other}")
+
+
+def spatial(block: SpatialTransformer, ours: str, theirs: str, *, linear: bool) -> Iterator[Weight]:
+    """A spatial transformer; diffusers took its names from latent diffusion.
+
+    `linear`: whether its first and last layers are linear there, and not convolutions.
+    """
+    edge = SAME if linear else pointwise(2)
+    yield from layer(f"{ours}.norm", f"{theirs}.norm")
+    yield from layer(f"{ours}.enter", f"{theirs}.proj_in", edge)
+    yield from layer(f"{ours}.out", f"{theirs}.proj_out", edge)
+    for place in range(len(block.blocks)):
+        own, other = f"{ours}.blocks.{place}", f"{theirs}.transformer_blocks.{place}"
+        for norm, number in (("self_norm", 1), ("cross_norm", 2), ("forward_norm", 3)):
+            yield from layer(f"{own}.{norm}", f"{other}.norm{number}")
+        yield _projections(f"{own}.self_attention.qkv", f"{other}.attn1", "qkv")
+        yield _projections(f"{own}.cross_attention.query", f"{other}.attn2", "q")
+        yield _projections(f"{own}.cross_attention.pair", f"{other}.attn2", "kv")
+        for attention, number in (("self_attention", 1), ("cross_attention", 2)):
+            yield from layer(f"{own}.{attention}.out", f"{other}.attn{number}.to_out.0")
+        yield from layer(f"{own}.feed_forward.hidden", f"{other}.ff.net.0.proj")
+        yield from layer(f"{own}.feed_forward.out", f"{other}.ff.net.2")
+
+
+def _projections(ours: str, theirs: str, parts: str) -> Weight:
+    names = tuple(f"{theirs}.to_{part}.weight" for part in parts)
+    return Weight(f"{ours}.weight", names, joined(len(parts)))
+
+
+def heads_first(width: int, heads: int, then: Form = SAME) -> Form:
+    """Rows that lie as (head, of query key value, feature) there and (of three, head, ...) here."""
+    rows = torch.arange(3 * width).view(heads, 3, -1).transpose(0, 1).flatten()
+    return reordered(rows, then)
