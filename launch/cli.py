@@ -9,6 +9,7 @@ import typer
 from launch.averaging_cli import averaging_app
 from launch.cluster_cli import cluster_app
 from launch.data_cli import data_app
+from launch.export_cli import export_app
 from launch.guard import guarded
 from launch.prior_cli import prior_app
 from launch.sampling_cli import sampling_app
@@ -26,6 +27,7 @@ app.add_typer(cluster_app)
 app.add_typer(sampling_app)
 app.add_typer(prior_app)
 app.add_typer(averaging_app)
+app.add_typer(export_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
 
