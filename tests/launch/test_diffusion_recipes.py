@@ -20,6 +20,7 @@ COUNTS = {
     "adm_classifier_128": 42_568_040,
     "adm_classifier_256": 54_096_360,
     "adm_classifier_512": 54_448_360,
+    "imagenet_dit_xl2": 675_129_632,
     "unclip_decoder_64": 3_554_414_086,
     "unclip_upsampler_256": 736_263_363,
     "unclip_upsampler_1024": 284_423_043,
