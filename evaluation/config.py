@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
+from data_pipeline.config import LabelConfig
 from evaluation.features import EfficientNetLite0, FeatureConfig
 from models.autoregressive.decoding import Sampling
 from models.diffusion.sampling import DiffusionSampling
@@ -178,16 +179,46 @@ class ReconstructionEvaluation(BaseModel, frozen=True, extra="forbid"):
     """Pictures on the sheet: the first ones in the seed's order, not the best ones."""
 
 
+class ClassEvaluation(BaseModel, frozen=True, extra="forbid"):
+    """One evaluation of a class-conditional diffusion model, whose `classes` it names."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(default=0, ge=0)
+    system: DiffusionSystem
+    classes: LabelConfig
+    """As `data.label` of the model's recipe."""
+    reference: ReferenceConfig
+    """Real pictures: the training part teaches the classifier, the held-out part tests it."""
+    guidances: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Guidance scales, each judged; `system.sampling.guidance` is not read."""
+    per_class: int = Field(default=20, gt=0)
+    """Pictures drawn of each class at each scale, from the same seeds."""
+    batch: int = Field(default=50, gt=0)
+    features: FeatureConfig = EfficientNetLite0()
+    """Network whose features the classifier reads, and the Fréchet distance."""
+    precision: Precision = "auto"
+    shown: int = Field(default=6, gt=0)
+    """Pictures per class and scale on the sheet: the first ones, not the best ones."""
+
+
 def _judges(value: object) -> str:
-    named = isinstance(value, ReconstructionEvaluation) or (
-        isinstance(value, Mapping) and "autoencoder" in value
-    )
-    return "of an autoencoder" if named else "of a system"
+    match value:
+        case ReconstructionEvaluation():
+            return "of an autoencoder"
+        case ClassEvaluation():
+            return "of classes"
+        case Mapping() if "autoencoder" in value:
+            return "of an autoencoder"
+        case Mapping() if "classes" in value:
+            return "of classes"
+        case _:
+            return "of a system"
 
 
 AnyEvaluation = Annotated[
     Annotated[EvaluationConfig, Tag("of a system")]
-    | Annotated[ReconstructionEvaluation, Tag("of an autoencoder")],
+    | Annotated[ReconstructionEvaluation, Tag("of an autoencoder")]
+    | Annotated[ClassEvaluation, Tag("of classes")],
     Discriminator(_judges),
 ]
-"""Of a system that draws, or, where it names an `autoencoder`, of that."""
+"""Of a system that draws; of an `autoencoder`, or of a model of `classes`, where it names those."""

@@ -1,4 +1,4 @@
-"""Evaluation files: of a system that draws, or of an autoencoder."""
+"""Evaluation files: of a system that draws, of an autoencoder, or of a model of classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,13 @@ from typing import assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
-from evaluation.config import AnyEvaluation, EvaluationConfig, ReconstructionEvaluation
+from evaluation.classes import evaluate_classes
+from evaluation.config import (
+    AnyEvaluation,
+    ClassEvaluation,
+    EvaluationConfig,
+    ReconstructionEvaluation,
+)
 from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.run import Progress, evaluate
 from launch.errors import LaunchError
@@ -38,6 +44,8 @@ def judge(evaluation: AnyEvaluation, out: Path, progress: Progress) -> None:
     match evaluation:
         case ReconstructionEvaluation():
             evaluate_reconstruction(evaluation, out, progress)
+        case ClassEvaluation():
+            evaluate_classes(evaluation, out, progress)
         case EvaluationConfig():
             evaluate(evaluation, out, progress)
         case _:

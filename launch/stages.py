@@ -89,7 +89,7 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Judge a system or an autoencoder from its model directories."""
+    """Judge a system, an autoencoder or a model of classes from its model directories."""
     from evaluation.config import ReconstructionEvaluation
     from launch.judging import judge
 

@@ -1,0 +1,104 @@
+"""A class-conditional model judged by a classifier that knows only real pictures."""
+
+import json
+
+import pytest
+import torch
+
+from evaluation.classes import balanced, evaluate_classes
+from evaluation.config import ClassEvaluation
+from evaluation.errors import EvaluationError
+from evaluation.probe import LinearProbe
+from models import store
+from models.diffusion.unet.network import UNetConfig
+
+GROUPS = ["activities", "smileys-emotion"]
+
+
+def clouds(count, rng, *, apart=6.0):
+    """Features of two classes, `count` of the first and a tenth of it of the second."""
+    labels = torch.cat([torch.zeros(count), torch.ones(count // 10)]).long()
+    features = torch.randn(len(labels), 5, generator=rng)
+    features[:, 2] += apart * labels
+    return features, labels
+
+
+def test_the_probe_tells_apart_what_a_plane_separates():
+    rng = torch.Generator().manual_seed(0)
+    probe = LinearProbe.fit(*clouds(200, rng), 2)
+    features, labels = clouds(200, rng)
+    assert (probe(features) == labels).float().mean() > 0.99
+
+
+def test_the_probe_does_not_depend_on_the_scale_of_features():
+    features, labels = clouds(60, torch.Generator().manual_seed(1), apart=1.0)
+    scale, shift = torch.tensor([1.0, 50.0, 0.1, 7.0, 1e3]), torch.arange(5.0)
+    plain = LinearProbe.fit(features, labels, 2)
+    scaled = LinearProbe.fit(features * scale + shift, labels, 2)
+    assert torch.equal(plain(features), scaled(features * scale + shift))
+
+
+def test_a_rare_class_counts_as_much_as_a_common_one():
+    features, labels = clouds(400, torch.Generator().manual_seed(2), apart=1.5)
+    right = LinearProbe.fit(features, labels, 2)(features) == labels
+    rates = [right[labels == place].double().mean().item() for place in (0, 1)]
+    assert abs(rates[0] - rates[1]) < 0.15
+
+
+def test_a_class_without_samples_is_refused():
+    with pytest.raises(ValueError, match="each of 3 classes"):
+        LinearProbe.fit(torch.randn(4, 2), torch.tensor([0, 0, 1, 1]), 3)
+
+
+def test_the_reference_has_as_many_pictures_of_each_class():
+    labels = torch.tensor([0, 1, 1, 2, 1, 0, 2, 2, 2])
+    chosen = balanced(labels, 0)
+    assert torch.bincount(labels[chosen]).tolist() == [2, 2, 2]
+    assert len(set(chosen.tolist())) == 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The directory of an untrained class-conditional network."""
+    directory = tmp_path_factory.mktemp("classes") / "model"
+    config = UNetConfig(
+        image_size=8, channels=8, multipliers=(1,), depth=1, groups=4, attention=(),
+        head_width=4, classes=2, null_class=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    store.save(str(directory), config, config.build().state_dict(), card="tiny")
+    return directory
+
+
+def settings(model, **changes):
+    tree = {
+        "name": "tiny",
+        "system": {"kind": "diffusion", "model": str(model), "sampling": {"steps": 2}},
+        "classes": {"attribute": "group", "values": GROUPS},
+        "reference": {"url": "data/emoji", "split": "concept", "where": {"tone": ["none"]}},
+        "guidances": [1.0, 3.0],
+        "per_class": 5,
+        "precision": "fp32",
+    }
+    return ClassEvaluation.model_validate(tree | changes)
+
+
+def test_every_scale_is_judged_against_real_pictures_and_chance(model, tmp_path):
+    tree = evaluate_classes(settings(model), tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == tree
+    assert tree["chance"] == 0.5
+    assert tree["real_test"]["accuracy"]["value"] > 0.8  # real balls and real faces
+    assert set(tree["guidance"]) == {"1", "3"}
+    for result in tree["guidance"].values():
+        assert result["accuracy"]["n"] == 10
+        assert result["accuracy"]["value"] < 1  # of pictures of noise
+    calls = [result["network_calls"] for result in tree["guidance"].values()]
+    assert calls == [2, 4]
+    assert (tmp_path / "grid_classes.png").is_file()
+    assert "chance 50.0%" in (tmp_path / "report.md").read_text()
+
+
+def test_classes_that_the_model_does_not_draw_are_refused(model, tmp_path):
+    three = {"attribute": "group", "values": [*GROUPS, "flags"]}
+    with pytest.raises(EvaluationError, match="3 are named, but"):
+        evaluate_classes(settings(model, classes=three), tmp_path)
