@@ -34,7 +34,7 @@ def test_a_few_steps_tell_bright_from_dark_best_where_it_is_clean():
     model = MODEL.build()
     task = ClassificationConfig(kind="classification").build(model)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for index in range(25):
+    for index in range(12):
         (loss,) = task.losses(task.parts(), batch(), Step(index, rng(index)))
         optimizer.zero_grad()
         loss.value.backward()
@@ -42,7 +42,7 @@ def test_a_few_steps_tell_bright_from_dark_best_where_it_is_clean():
         task.after_update(Step(index, rng(index)))
     assert set(loss.metrics) == {"accuracy", *(f"accuracy/quarter_{k}" for k in (1, 2, 3, 4))}
     assert float(loss.metrics["accuracy/quarter_1"]) == 1.0
-    assert float(loss.value) < 0.6
+    assert loss.value.item() < 0.6
     shown = task.preview(task.parts(), batch(), rng())
     assert sum(len(pictures) for pictures in shown.values()) == 16
     assert shown["right"].shape[1:] == (3, 8, 8)
