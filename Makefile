@@ -4,6 +4,7 @@
 
 PYTHON := $(shell for p in python3.11 python3; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIPELINE := recipes/pipelines/quickstart.yaml
+SHOWCASE := recipes/pipelines/autoencoders.yaml
 TESTS :=
 
 BIN := .venv/bin
@@ -21,11 +22,12 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lab lint types imports format venv clean
+.PHONY: help quickstart showcase test lab lint types imports format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), draw, judge"
+	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), draw, judge"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
 	@echo "make lab         a SLURM of three virtual nodes, an S3 and an MLflow server to try things on (root)"
 	@echo "make lint        ruff, style and format"
@@ -37,6 +39,9 @@ help:
 
 quickstart: $(READY)
 	$(BIN)/mezzotint run $(PIPELINE)
+
+showcase: $(READY)
+	$(BIN)/mezzotint run $(SHOWCASE)
 
 test: $(READY_DEV)
 	@.ci/install-slurm

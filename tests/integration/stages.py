@@ -1,0 +1,27 @@
+"""Runs the stages of a pipeline in one process: `python stages.py PIPELINE ROOT [KEY=VALUE]...`.
+
+One process runs them all, so that a test of many stages imports the libraries once.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from launch.pipeline import load, order, resolve
+from launch.progress import Reporter
+from launch.stages import execute
+
+
+def main() -> None:
+    pipeline, root = load(sys.argv[1], sys.argv[3:]), Path(sys.argv[2])
+    root.mkdir(parents=True)
+    tree = yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False)
+    (root / "pipeline.yaml").write_text(tree)
+    for name in order(pipeline):
+        with Reporter(None, shows=False) as reporter:
+            execute(resolve(pipeline, name, root), root / name, None, reporter, root)
+
+
+if __name__ == "__main__":
+    main()
