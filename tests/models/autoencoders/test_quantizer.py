@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Statistics, perplexity
+from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoencoders.quantizer import (
     EmaVectorQuantizerConfig,
     VectorQuantizerConfig,
@@ -143,16 +144,12 @@ def shapes(count, generator):
     return inside * colour + (1 - inside) * 0.9
 
 
-def toy_run(restart, steps):
-    """Perplexity of the last 20 steps and the last error."""
-    torch.manual_seed(0)
+TOY = StridedPyramid(width=32, halvings=2, blocks=1, residual_width=16)
+
+
+def train_toy(model, steps):
+    """Train on shapes; usage of the finest codebook over the last 20 steps, and the last error."""
     generator = rng()
-    model = AutoencoderConfig(
-        image_size=16,
-        channels=16,
-        pyramid=StridedPyramid(width=32, halvings=2, blocks=1, residual_width=16),
-        bottleneck=EmaVectorQuantizerConfig(codes=64, restart=restart),
-    ).build()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     used = torch.zeros(64)
     for step in range(steps):
@@ -160,12 +157,21 @@ def toy_run(restart, steps):
         result = model(image, generator)
         error = F.mse_loss(result.output, image)
         optimizer.zero_grad()
-        (error + result.latent.loss).backward()
+        (error + sum(latent.loss for latent in result.latents)).backward()
         optimizer.step()
-        model.commit([result.latent.statistics], generator)
+        model.commit([latent.statistics for latent in result.latents], generator)
         if step >= steps - 20:
-            used += result.latent.usage
-    return float(perplexity(used)), float(error.detach())
+            used += result.latents[-1].usage
+    return used, float(error.detach())
+
+
+def toy_run(restart, steps):
+    """Perplexity of the last 20 steps and the last error."""
+    torch.manual_seed(0)
+    bottleneck = EmaVectorQuantizerConfig(codes=64, restart=restart)
+    config = AutoencoderConfig(image_size=16, channels=16, pyramid=TOY, bottleneck=bottleneck)
+    used, error = train_toy(config.build(), steps)
+    return float(perplexity(used)), error
 
 
 def test_restarts_keep_a_codebook_alive_that_dies_without_them():
@@ -174,3 +180,24 @@ def test_restarts_keep_a_codebook_alive_that_dies_without_them():
     assert alive >= 20
     assert dying < 5
     assert error < worse
+
+
+def test_codes_of_two_levels_say_more_than_the_coarse_ones_alone():
+    bottleneck = EmaVectorQuantizerConfig(codes=64)
+    torch.manual_seed(0)
+    finest = TOY.model_copy(update={"halvings": 1})
+    both = VQVAE2Config(image_size=16, channels=16, pyramid=finest, bottleneck=bottleneck).build()
+    train_toy(both, 60)
+    torch.manual_seed(0)
+    top = AutoencoderConfig(image_size=16, channels=16, pyramid=TOY, bottleneck=bottleneck).build()
+    train_toy(top, 60)
+    assert both.config.grids[0] == top.grid
+    image = shapes(64, rng(9))
+    with torch.no_grad():
+        codes = both.codes(image)
+        whole, coarse, alone = (
+            float(F.mse_loss(back, image))
+            for back in (both.decode(codes), both.decode(codes[:1]), top.reconstruct(image))
+        )
+    assert whole < 0.8 * alone
+    assert whole < 0.7 * coarse
