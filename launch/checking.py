@@ -26,6 +26,7 @@ from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
 from trainer.engine_config import (
     check_numerics,
+    check_update,
     chosen_precision,
     deepspeed_config,
     prepare,
@@ -57,8 +58,8 @@ class Memory:
     total: int
     """All parts, an upper bound."""
     start: int
-    """What it holds for a while at its start, before its engines: whole networks in fp32, or under
-    ZeRO-3 the shards of the model, whose weights are drawn and cut one by one."""
+    """What it holds for a while at its start, before its engines: whole networks in fp32, or what
+    is kept of the model (shards under ZeRO-3), whose weights are drawn one by one."""
     largest_layer: int
     """Numbers of the largest layer, which ZeRO-3 gathers whole."""
     available: int | None
@@ -120,6 +121,7 @@ def check_recipe(
     prepare(parts, recipe)
     for name in parts:
         check_numerics(recipe, name, machines.precision)
+        check_update(recipe, name, machines.precision, machines.processes)
     run = RunDirectory(runs / recipe.name)
     numbers = {name: sizes(part) for name, part in parts.items()}
     script: str | None = None

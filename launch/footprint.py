@@ -83,6 +83,8 @@ class States:
     master: Literal["fp32", "bf16"] = "fp32"
     errors: int = 0
     """Bytes of a number in the error buffers of compression; 0 without any."""
+    in_backward: bool = False
+    """Whether weights are updated inside backward, and nothing is kept in fp32."""
 
     @property
     def number(self) -> int:
@@ -92,7 +94,7 @@ class States:
     @property
     def wrapped(self) -> bool:
         """Whether the optimizer has weights of its own."""
-        return self.zero > 0 or self.number < FLOAT
+        return self.zero > 0 or (self.number < FLOAT and not self.in_backward)
 
     @property
     def master_bytes(self) -> int:
@@ -106,8 +108,8 @@ class States:
 
     def groups(self, part: Sizes) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Weights that the optimizer keeps together, and the bytes of a moment of theirs."""
-        if self.moments == "fp32":
-            return ((part.weights, FLOAT),)
+        if self.moments == "fp32" or self.in_backward:
+            return ((part.weights, self.moment_bytes),)
         islands = list(part.weights)
         for size in part.matrices:
             islands.remove(size)
@@ -129,6 +131,7 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
         moments=recipe.optimizer_of(part).moments,
         master=recipe.engine.master,
         errors=errors,
+        in_backward=recipe.engine.update == "in_backward",
     )
 
 
@@ -192,13 +195,13 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
         master=share * how.master_bytes if how.wrapped else 0,
         moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),
         averages=averages * how.averages,
-        gradients=share * number,
+        gradients=(part.largest_layer if how.in_backward else share) * number,
         buckets=BUCKET * _bucket_bytes(zero, how.precision),
         gathered=whole * number,
         update=max(
             share * how.master_bytes if how.wrapped else 0,
             largest if how.averages and number < FLOAT else 0,
-            8 * PIECE * FLOAT if how.moments != "fp32" else 0,
+            (12 if how.in_backward else 8) * PIECE * FLOAT if how.moments != "fp32" else 0,
         ),
         errors=part.inner * how.errors,
     )
@@ -207,10 +210,10 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
 def start_bytes(part: Sizes, how: States, world: int, *, drawn: bool) -> int:
     """What a process holds of a part before its engine shares it out.
 
-    The whole part in fp32; where the weights of ZeRO-3 are drawn one by one, its shards and twice
-    the largest weight.
+    The whole part in fp32; where weights are drawn one by one (for ZeRO-3, and for updates inside
+    backward), what is kept of them and twice the largest weight.
     """
-    if how.zero < 3 or not drawn:
+    if not drawn or (how.zero < 3 and not how.in_backward):
         return part.total * FLOAT
     return _cut(part.weights, world) * how.number + 2 * FLOAT * max(part.weights)
 

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from trainer import distributed
 from trainer.distributed import World
 from trainer.engine_config import (
     check_numerics,
+    check_update,
     deepspeed_config,
     prepare,
     resolve_precision,
@@ -22,6 +23,7 @@ from trainer.engine_config import (
 )
 from trainer.errors import TrainError
 from trainer.optimizers import build as optimizers
+from trainer.optimizers.in_backward import InBackwardAdamW
 from trainer.recipe import Precision, Recipe
 from trainer.schedules import OptimizerConfig
 from trainer.sketch import Sketch
@@ -47,21 +49,29 @@ class Engine:
         sketch: Sketch | None = None,
     ) -> None:
         check_numerics(recipe, part, precision)
+        check_update(recipe, part, precision, world.size)
         self.part = part
         self.zero = recipe.engine.zero_of(part)
         self.precision = precision
         self.autocast = AUTOCAST.get(precision)
         self.config = deepspeed_config(recipe, part, world.size, precision)
         self._settings: OptimizerConfig = recipe.optimizer_of(part)
-        self._clips_itself = not wraps_optimizer(self.zero, precision)
+        self._clips_itself = not wraps_optimizer(self.zero, precision, recipe.engine.update)
         self._world = world
         if self.zero == 3:
-            _cut(module, sketch, self.config, stored_dtype(precision), world.device)
+            _cut(_placed(module, sketch, stored_dtype(precision), world.device), self.config)
+        elif recipe.engine.update == "in_backward":
+            for _ in _placed(module, sketch, stored_dtype(precision), world.device):
+                pass
         elif sketch is not None:
             sketch.fill(module)
         module.to(world.device)
         self._rules = UpdateRules(module, recipe.engine, recipe.seed)
-        self._optimizer = optimizers.build(module, self._settings)
+        self._optimizer = (
+            optimizers.build_in_backward(module, self._settings, f"{recipe.seed}/{part}")
+            if recipe.engine.update == "in_backward"
+            else optimizers.build(module, self._settings)
+        )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
@@ -85,7 +95,12 @@ class Engine:
             return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of one micro-batch's loss."""
+        """Accumulate the gradients of one micro-batch's loss, or update by them at once."""
+        match self._optimizer:
+            case InBackwardAdamW() as optimizer:
+                self._set_rate(optimizer.updates)
+            case _:
+                pass
         self._engine.backward(loss)
 
     def step(self, index: int) -> None:
@@ -93,16 +108,27 @@ class Engine:
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
             self._optimizer.skip = not self._rules.close()
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = self.learning_rate(index)
+            self._set_rate(index)
             if self._clips_itself:
-                self._norm = torch.nn.utils.clip_grad_norm_(
-                    self.module.parameters(), self._settings.clip or float("inf")
-                )
+                self._norm = self._clip()
         self._engine.step()
         if closes and not self._clips_itself:
             norm = self._engine.get_global_grad_norm()
             self._norm = None if norm is None else torch.as_tensor(norm)
+
+    def _set_rate(self, index: int) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate(index)
+
+    def _clip(self) -> Tensor:
+        """Bound all gradients together; returns their norm before."""
+        match self._optimizer:
+            case InBackwardAdamW() as optimizer:
+                return optimizer.norm()
+            case _:
+                return torch.nn.utils.clip_grad_norm_(
+                    self.module.parameters(), self._settings.clip or float("inf")
+                )
 
     def learning_rate(self, index: int) -> float:
         """The rate of update `index`."""
@@ -153,26 +179,28 @@ class Engine:
         return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
 
 
-def _cut(
-    module: nn.Module,
-    sketch: Sketch | None,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Cut a part into the processes' shards, weight after weight: no more than one is whole."""
-    first: Any = None
+def _placed(
+    module: nn.Module, sketch: Sketch | None, dtype: torch.dtype, device: torch.device
+) -> Iterator[nn.Parameter]:
+    """A part's weights brought to a device in a type, one after the other: one alone is drawn."""
     for weight in module.parameters():
         if sketch is not None:
             sketch.hold(weight)
         weight.data = weight.detach().to(device, dtype)
+        yield weight
+    if sketch is not None:
+        sketch.fill_buffers(module)
+
+
+def _cut(weights: Iterable[nn.Parameter], config: dict[str, Any]) -> None:
+    """Cut weights into the processes' shards, one after the other: no more than one is whole."""
+    first: Any = None
+    for weight in weights:
         if first is None:
             deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
             first = weight
         else:
             first.convert_to_zero_parameters(param_list=[weight])
-    if sketch is not None:
-        sketch.fill_buffers(module)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

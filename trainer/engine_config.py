@@ -13,7 +13,7 @@ from models.recompute import recompute
 from trainer.errors import TrainError
 from trainer.gradient_scaling import PerBlockScaling, WholeScaling, branches
 from trainer.powersgd import PowerSGDConfig, WholeGradients
-from trainer.recipe import Precision, Recipe
+from trainer.recipe import Precision, Recipe, Update
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -39,9 +39,9 @@ def chosen_precision(precision: Precision, *, gpu: bool, bf16: bool) -> Precisio
     return "autocast_bf16" if bf16 else "fp32"
 
 
-def wraps_optimizer(zero: int, precision: Precision) -> bool:
+def wraps_optimizer(zero: int, precision: Precision, update: Update = "after_backward") -> bool:
     """Whether DeepSpeed wraps the optimizer; only then it clips, and knows the gradient's norm."""
-    return zero > 0 or precision in ("bf16", "fp16")
+    return zero > 0 or (precision in ("bf16", "fp16") and update == "after_backward")
 
 
 def stored_dtype(precision: Precision) -> torch.dtype:
@@ -76,6 +76,8 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
             pass
         case "autocast_bf16":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        case "bf16" if recipe.engine.update == "in_backward":  # DeepSpeed would copy all weights
+            pass
         case "bf16":
             config["bf16"] = {"enabled": True}
             if recipe.engine.master == "bf16":
@@ -86,6 +88,43 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
         case "auto":
             raise ValueError("precision must be resolved first")
     return config
+
+
+def check_update(recipe: Recipe, part: str, precision: Precision, world: int) -> None:
+    """Refuse what does not go with where the optimizer runs; `precision` is not auto.
+
+    Raises:
+        TrainError: with the key and what it needs.
+    """
+    settings, zero = recipe.optimizer_of(part), recipe.engine.zero_of(part)
+    if recipe.engine.update == "after_backward":
+        if settings.clip_each is not None:
+            raise TrainError("optimizer.clip_each: needs engine.update=in_backward; use clip")
+        return
+    micro = recipe.micro_batch_for(world)
+    needs = (
+        (world > 1, "one process", f"engine.processes=1, not {world}"),
+        (zero > 0, "whole weights", f"engine.zero=0, not {zero}"),
+        (precision != "bf16", "bf16 weights", f"engine.precision=bf16, not {precision}"),
+        (
+            settings.moments != "bf16",
+            "bf16 moments",
+            f"optimizer.moments=bf16, not {settings.moments}",
+        ),
+        (
+            micro < recipe.batch,
+            "gradients that are whole after one backward",
+            f"micro_batch={recipe.batch}, not {micro}",
+        ),
+        (
+            settings.clip is not None,
+            "no global norm, which is known too late",
+            "optimizer.clip=null, and optimizer.clip_each to bound each weight's own",
+        ),
+    )
+    for missing, what, key in needs:
+        if missing:
+            raise TrainError(f"engine.update: in_backward needs {what}: set {key}")
 
 
 def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:

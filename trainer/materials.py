@@ -46,16 +46,17 @@ def open_materials(recipe: Recipe) -> Materials:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
-    sketch = Sketch() if _in_shards(recipe) else None
+    sketch = Sketch() if _one_by_one(recipe) else None
     with sketch or nullcontext():
         model = recipe.model.build()
     return Materials(dataset, tokenizer, recipe.task.build(model), sketch)
 
 
-def _in_shards(recipe: Recipe) -> bool:
-    """Whether a part is to be cut into shards; on the meta device nothing has weights."""
+def _one_by_one(recipe: Recipe) -> bool:
+    """Whether weights are not to be whole in fp32 together: for shards, or for bf16 ones alone."""
     stages = {recipe.engine.zero, *recipe.engine.zeros.values()}
-    return 3 in stages and torch.get_default_device().type != "meta"
+    alone = recipe.engine.update == "in_backward"
+    return (3 in stages or alone) and torch.get_default_device().type != "meta"
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:

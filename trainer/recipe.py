@@ -19,6 +19,7 @@ from trainer.schedules import OptimizerConfig
 from trainer.tasks.config import TaskConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
+Update = Literal["after_backward", "in_backward"]
 GradientScaling = Annotated[WholeScaling | PerBlockScaling, Field(discriminator="kind")]
 Compression = Annotated[WholeGradients | PowerSGDConfig, Field(discriminator="kind")]
 
@@ -32,6 +33,8 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Precision = "auto"
     master: Literal["fp32", "bf16"] = "fp32"
     """What the optimizer updates under bf16: fp32 copies, or the 16-bit weights themselves."""
+    update: Update = "after_backward"
+    """In backward each weight is updated once its gradient is whole: 6 bytes a weight in all."""
     fp32_logits: bool = False
     """Unembeddings (linear layers outside the blocks) multiply in fp32 also under autocast."""
     gradient_scaling: GradientScaling = WholeScaling()

@@ -96,8 +96,11 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
+    clip_each: float | None = Field(default=None, gt=0)
+    """Bound of the norm of each weight's gradient; for engine.update=in_backward."""
     moments: Moments = "fp32"
-    """Of the matrices in residual blocks; gains, biases and embeddings keep fp32 ones."""
+    """Of the matrices in residual blocks; gains, biases and embeddings keep fp32 ones, unless
+    engine.update is in_backward."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "OptimizerConfig":

@@ -4,11 +4,22 @@ import pytest
 import torch
 
 from models.clip import ClipConfig
-from trainer.engine_config import chosen_precision, deepspeed_config, prepare, wraps_optimizer
+from trainer.engine_config import (
+    check_numerics,
+    check_update,
+    chosen_precision,
+    deepspeed_config,
+    prepare,
+    wraps_optimizer,
+)
 from trainer.errors import TrainError
 from trainer.recipe import load
 
 DVAE = "recipes/emoji_dvae.yaml"
+INSIDE = [
+    *("engine.update=in_backward", "engine.zero=0", "batch=8"),
+    *("optimizer.moments=bf16", "optimizer.clip=null"),
+]
 
 
 @pytest.mark.parametrize(
@@ -62,3 +73,61 @@ def test_parts_are_made_ready_only_as_the_recipe_can_mean_it():
     wrong = load(DVAE, ["optimizers.critic={lr: {peak: 1e-3}}"])
     with pytest.raises(TrainError, match=r"optimizers.critic: no such part; .* are model"):
         prepare(parts, wrong)
+
+
+def test_updates_inside_backward_leave_deepspeed_no_copies_to_make():
+    recipe = load(DVAE, INSIDE)
+    check_update(recipe, "model", "bf16", 1)
+    check_numerics(recipe, "model", "bf16")
+    config = deepspeed_config(recipe, "model", 1, "bf16")
+    assert "bf16" not in config
+    assert config["gradient_accumulation_steps"] == 1
+    assert not wraps_optimizer(0, "bf16", "in_backward")
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "world", "message"),
+    [
+        ([], "bf16", 2, "one process: set engine.processes=1, not 2"),
+        (["engine.zero=2"], "bf16", 1, "whole weights: set engine.zero=0, not 2"),
+        ([], "autocast_bf16", 1, "bf16 weights: set engine.precision=bf16, not autocast_bf16"),
+        (["optimizer.moments=codec_16"], "bf16", 1, "set optimizer.moments=bf16, not codec_16"),
+        (["micro_batch=4"], "bf16", 1, "one backward: set micro_batch=8, not 4"),
+        (["optimizer.clip=1.0"], "bf16", 1, "set optimizer.clip=null, and optimizer.clip_each"),
+    ],
+)
+def test_what_cannot_go_with_updates_inside_backward_is_refused(changes, precision, world, message):
+    recipe = load(DVAE, [*INSIDE, *changes])
+    with pytest.raises(TrainError, match=r"engine.update: in_backward needs") as refusal:
+        check_update(recipe, "model", precision, world)
+    assert message in str(refusal.value)
+
+
+def test_a_bound_for_each_weight_needs_updates_inside_backward():
+    recipe = load(DVAE, ["optimizer.clip_each=1.0"])
+    with pytest.raises(TrainError, match=r"optimizer.clip_each: needs engine.update=in_backward"):
+        check_update(recipe, "model", "fp32", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "message"),
+    [
+        (["engine.master=bf16"], "bf16", "engine.master: bf16 needs"),
+        (["engine.fp32_logits=true"], "bf16", "engine.fp32_logits: with engine.precision=bf16"),
+        (
+            ["engine.gradient_scaling={kind: per_block}"],
+            "bf16",
+            "engine.gradient_scaling: per_block needs fp32 weights",
+        ),
+        ([], "autocast_fp16", "engine.precision: autocast_fp16 underflows"),
+        (
+            ["engine.compression={kind: powersgd, rank: 8}", "engine.zero=2"],
+            "fp32",
+            "engine.compression: powersgd needs engine.zero=0",
+        ),
+    ],
+)
+def test_numerics_that_cannot_be_had_together_are_refused(changes, precision, message):
+    with pytest.raises(TrainError) as refusal:
+        check_numerics(load(DVAE, changes), "model", precision)
+    assert str(refusal.value).startswith(message)

@@ -1,11 +1,13 @@
 """The optimizer of one part."""
 
+import hashlib
 from typing import Any
 
 from torch import nn
 
 from trainer.islands import matrices
 from trainer.optimizers.adamw import SkippableAdamW
+from trainer.optimizers.in_backward import InBackwardAdamW
 from trainer.optimizers.small_moments import SmallMomentAdamW
 from trainer.schedules import OptimizerConfig
 
@@ -35,4 +37,17 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+    )
+
+
+def build_in_backward(module: nn.Module, settings: OptimizerConfig, key: str) -> InBackwardAdamW:
+    """AdamW that updates all trainable weights, bf16 ones, in backward; `key` names its draws."""
+    return InBackwardAdamW(
+        [weight for weight in module.parameters() if weight.requires_grad],
+        lr=settings.lr.peak,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip_each,
+        seed=int.from_bytes(hashlib.sha256(f"rounding/{key}".encode()).digest()[:8], "little"),
     )

@@ -85,8 +85,7 @@ class SmallMomentAdamW(torch.optim.Optimizer):
         state["step"] += 1
         assert weight.grad is not None
         whole = (weight.detach(), weight.grad, state[MEANS], state[VARIANCES])
-        pieces = (_pieces(each) for each in whole)
-        for part, grad, means, variances in zip(*pieces, strict=True):
+        for part, grad, means, variances in zip(*(pieces(each) for each in whole), strict=True):
             _update_piece(part, grad, means, variances, kept, group, int(state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -101,8 +100,27 @@ class SmallMomentAdamW(torch.optim.Optimizer):
                     self.state[weight][key] = saved.to(weight.device, copy=True)
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Views of PIECE numbers each; the last one has fewer."""
     yield from torch.split(tensor.view(-1), PIECE)
+
+
+def advanced(
+    mean: Tensor, variance: Tensor, grad: Tensor, betas: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of gradients with one more."""
+    first, second = betas
+    return mean.lerp(grad, 1 - first), (variance * second).addcmul_(grad, grad, value=1 - second)
+
+
+def moved(
+    weight: Tensor, mean: Tensor, variance: Tensor, group: Mapping[str, Any], step: int
+) -> Tensor:
+    """A weight after update `step` (from 1); the variance becomes something else in place."""
+    first, second = group["betas"]
+    width = (variance.sqrt_() / (1 - second**step) ** 0.5).add_(group["eps"])
+    kept = weight * (1 - group["lr"] * group["weight_decay"])
+    return kept.addcdiv_(mean, width, value=-group["lr"] / (1 - first**step))
 
 
 def _update_piece(
@@ -115,14 +133,10 @@ def _update_piece(
     step: int,
 ) -> None:
     """Algorithm 2 on one-dimensional pieces, in fp32, in place."""
-    grad = grad.float()
-    first, second = group["betas"]
-    mean = kept.mean.decode(means).lerp(grad, 1 - first)
-    variance = (kept.variance.decode(variances) * second).addcmul_(grad, grad, value=1 - second)
+    before = kept.mean.decode(means), kept.variance.decode(variances)
+    mean, variance = advanced(*before, grad.float(), group["betas"])
     if kept.ceiling is not None:
         variance.clamp_(max=kept.ceiling)
     means.copy_(kept.mean.encode(mean))
     variances.copy_(kept.variance.encode(variance))
-    width = (variance.sqrt_() / (1 - second**step) ** 0.5).add_(group["eps"])
-    moved = weight.float() * (1 - group["lr"] * group["weight_decay"])
-    weight.copy_(moved.addcdiv_(mean, width, value=-group["lr"] / (1 - first**step)))
+    weight.copy_(moved(weight.float(), mean, variance, group, step))
