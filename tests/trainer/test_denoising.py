@@ -15,7 +15,7 @@ from models.diffusion.losses import denoising_loss
 from models.diffusion.process import ProcessConfig
 from models.diffusion.weighting import SnrClamped
 from trainer.errors import TrainError
-from trainer.numerics import drop_class, drop_text
+from trainer.numerics import drop_class, drop_text, micro_batches
 from trainer.recipe import load
 from trainer.task import Remembering, Step
 from trainer.tasks.conditions import cropped, reduced
@@ -160,6 +160,12 @@ def test_a_share_of_the_classes_means_no_class():
     dropped = (drop_class(label, 0.1, CLASSES, rng()) == CLASSES).float()
     assert float(dropped.mean()) == pytest.approx(0.1, abs=3 * (0.09 / 4000) ** 0.5)
     assert drop_class(label, 0.0, CLASSES, rng()) is label
+
+
+def test_micro_batches_keep_labels_with_their_images():
+    parts = list(micro_batches(batch(), 4, torch.device("cpu")))
+    assert torch.equal(torch.cat([part.labels for part in parts]), batch().labels)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch().images)
 
 
 def test_crops_are_windows_at_whole_small_pixels():
