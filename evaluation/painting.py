@@ -1,7 +1,7 @@
 """A diffusion model by itself, as pictures are asked of it: captions, classes and seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -9,11 +9,12 @@ from torch import Generator, Tensor
 from evaluation.config import DiffusionSystem, Precision
 from evaluation.embedder import TextReader
 from evaluation.errors import EvaluationError
-from evaluation.loading import Arithmetic, computes_in_bf16
+from evaluation.loading import Arithmetic, computes_in_bf16, read_model
 from evaluation.pixels import to_bytes
 from evaluation.rng import keyed_generator
 from evaluation.samples import Drawn
 from models import store
+from models.diffusion.classifier import NoisyClassifier
 from models.diffusion.condition import Condition
 from models.diffusion.sampling import Calls
 from models.errors import ModelError
@@ -67,13 +68,17 @@ class DiffusionDrawer:
             diffusion.check()
         except ModelError as error:
             raise ModelError(f"{config.model}: {error}") from error
+        digests = {"model": stored.digest}
+        if config.classifier is not None:
+            diffusion = replace(diffusion, classifier=_classifier(config.classifier, diffusion))
+            digests["classifier"] = store.describe(config.classifier).digest
         reads = "text" in diffusion.told
         return cls(
             config=config,
             diffusion=diffusion,
             text=TextReader.of(config.model) if reads else None,
             arithmetic=Arithmetic(computes_in_bf16(precision)),
-            digests={"model": stored.digest},
+            digests=digests,
         )
 
     @property
@@ -108,8 +113,8 @@ class DiffusionDrawer:
         side = self.image_size
         rng = Generator().manual_seed(seed)
         noise = torch.randn((len(captions), 3, side, side), generator=rng)
-        pictures = self._drawn(self.condition(wishes), noise, rng, None).pictures
-        return Drawn(pictures[:, None], None)
+        painted = self._drawn(self.condition(wishes), noise, rng, None)
+        return Drawn(painted.pictures[:, None], None, painted.calls)
 
     def condition(self, wishes: Sequence[Wish]) -> Condition:
         """What the model is told, batched.
@@ -193,3 +198,24 @@ class DiffusionDrawer:
             "negative": self.config.negative,
             "precision": self.arithmetic.name,
         }
+
+
+def _classifier(directory: str, diffusion: Diffusion) -> NoisyClassifier:
+    """The noisy classifier of a directory, which must fit the model it steers.
+
+    Raises:
+        EvaluationError: another kind of model, or one for pictures or classes of other numbers.
+    """
+    classifier = read_model(directory, NoisyClassifier, "classifier")
+    side, classes = diffusion.network.config.image_size, diffusion.classes
+    if classifier.config.image_size != side:
+        raise EvaluationError(
+            f"system.classifier: {directory} reads pictures of {classifier.config.image_size} "
+            f"pixels, but system.model draws {side}"
+        )
+    if classes not in (None, classifier.classes):
+        raise EvaluationError(
+            f"system.classifier: {directory} tells {classifier.classes} classes apart, but "
+            f"system.model draws {classes}"
+        )
+    return classifier

@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.errors import EvaluationError
 from evaluation.pixels import from_pil, to_pil
 from evaluation.rng import keyed_seed
+from models.diffusion.sampling import Calls
 
 INDEX = "samples.jsonl"
 
@@ -35,6 +36,8 @@ class Drawn:
 
     pictures: Tensor
     scores: Tensor | None
+    calls: Calls | None = None
+    """Of the networks that drew them, a batch at a time; None where they are not counted."""
 
 
 class System(Protocol):

@@ -32,7 +32,7 @@ from models import store
 from models.autoregressive.prior import Prior
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
-from models.systems.cascade import Cascade
+from models.systems.cascade import Cascade, StageSampling
 from models.systems.dalle import Dalle
 
 
@@ -179,7 +179,7 @@ class CascadeDrawer:
                 base=self.config.base_sampling,
                 upsampler=self.config.upsampler_sampling,
             )
-        return Drawn(to_bytes(samples.images)[:, None].clone(), None)
+        return Drawn(to_bytes(samples.images)[:, None].clone(), None, samples.calls)
 
     def reconstruct(self, pictures: Tensor) -> None:
         """Diffusion can draw any pixels: real images are compared with as they are."""
@@ -191,10 +191,16 @@ class CascadeDrawer:
         return {
             "kind": self.config.kind,
             "digests": dict(self.digests),
-            "sampler": "DDIM, uniform times, x0 clamped",
+            "sampler": sampler(base, upsampler),
             "steps": {"base": base.steps, "upsampler": upsampler.steps},
             "guidance": base.guidance,
             "eta": {"base": base.eta, "upsampler": upsampler.eta},
             "level": upsampler.level,
             "precision": self.arithmetic.name,
         }
+
+
+def sampler(base: StageSampling, upsampler: StageSampling) -> str:
+    """The solvers of a cascade in words."""
+    names = ["DDIM" if stage.solver is None else stage.solver.kind for stage in (base, upsampler)]
+    return f"{' and '.join(dict.fromkeys(names))}, uniform times, x0 clamped"

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from evaluation.grids import INK, PALE, PAPER, fitted, wrap
 
-EDGE, GAP, SEAM, LINE = 16, 12, 3, 17
-RULE = "#d9d9d9"
+EDGE, GAP, SEAM, LINE = 16, 18, 3, 17
+RULE = "#bdbdbd"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -50,10 +50,10 @@ class Table:
         pen.text((EDGE, EDGE - 4), self.title, fill=INK, font=large)
         pen.text((left, EDGE + 30), self.columns.name, fill=PALE, font=plain)
         pen.text((EDGE, EDGE + 30 + LINE), self.rows.name, fill=PALE, font=plain)
-        pen.line((EDGE, top - 5, width - EDGE, top - 5), fill=RULE)
         for column, value in enumerate(self.columns.values):
-            shown = wrap(value, block[0], plain, 1)[0]
-            pen.text((left + column * (block[0] + GAP), EDGE + 30 + LINE), shown, INK, plain)
+            place = left + column * (block[0] + GAP)
+            pen.text((place, EDGE + 30 + LINE), wrap(value, block[0], plain, 1)[0], INK, plain)
+            pen.line((place, top - 5, place + block[0] - 1, top - 5), fill=RULE, width=2)
         for row, cells in enumerate(self.cells):
             y = top + row * (block[1] + GAP)
             for number, line in enumerate(labels[row]):

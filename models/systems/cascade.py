@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import clamped, guided, without_text
+from models.diffusion.guidance import without_text
 from models.diffusion.process import denoiser
-from models.diffusion.solvers.ddim import DDIM
-from models.diffusion.solvers.times import uniform_times
+from models.diffusion.sampling import Calls, DiffusionSampling, counted
+from models.diffusion.solvers.config import DDIMConfig, SolverConfig
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
 from models.diffusion.unet.network import UNet
@@ -26,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 class StageSampling(BaseModel, frozen=True, extra="forbid"):
-    """DDIM sampling of one stage.
+    """Sampling of one stage, by DDIM with `eta` unless another solver is set.
 
     `guidance` acts on captions (1 is the plain conditional model); `level` is the degradation of
     the low-resolution input, which a base does not have.
@@ -36,6 +37,18 @@ class StageSampling(BaseModel, frozen=True, extra="forbid"):
     guidance: float = Field(default=1.0, ge=0)
     level: float = Field(default=0.0, ge=0, le=1)
     eta: float = Field(default=0.0, ge=0)
+    solver: SolverConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_eta(self) -> Self:
+        if self.solver is not None and self.eta:
+            raise ValueError("eta belongs to DDIM: with a solver, set solver.eta instead")
+        return self
+
+    def sampling(self) -> DiffusionSampling:
+        """The same as any diffusion model's sampling."""
+        solver = DDIMConfig(eta=self.eta) if self.solver is None else self.solver
+        return DiffusionSampling(solver=solver, steps=self.steps, guidance=self.guidance)
 
 
 @torch.no_grad()
@@ -46,11 +59,12 @@ def draw(
     *,
     sampling: StageSampling,
     progress: Progress | None = None,
+    calls: Calls | None = None,
 ) -> Tensor:
-    """Images (B, 3, h, w) in [-1, 1] for captions (B, L)."""
+    """Images (B, 3, h, w) in [-1, 1] for captions (B, L); adds to `calls`."""
     side = base.config.image_size
     noise = torch.randn((len(text), 3, side, side), generator=rng, device=text.device)
-    return _solved(base, noise, Condition(text=text), rng, sampling, progress)
+    return _solved(base, noise, Condition(text=text), rng, sampling, progress, calls or Calls())
 
 
 @torch.no_grad()
@@ -61,6 +75,7 @@ def upsample(
     *,
     sampling: StageSampling,
     progress: Progress | None = None,
+    calls: Calls | None = None,
 ) -> Tensor:
     """Images in [-1, 1], larger by the network's factor than `low` (B, 3, h, w)."""
     factor = upsampler.config.factor
@@ -68,7 +83,8 @@ def upsample(
     spoiled = upsampler.augmentation(low, level, rng)
     shape = (len(low), 3, low.shape[2] * factor, low.shape[3] * factor)
     noise = torch.randn(shape, generator=rng, device=low.device)
-    return _solved(upsampler, noise, Condition(low=spoiled, level=level), rng, sampling, progress)
+    cond = Condition(low=spoiled, level=level)
+    return _solved(upsampler, noise, cond, rng, sampling, progress, calls or Calls())
 
 
 def _solved(
@@ -76,19 +92,17 @@ def _solved(
     noise: Tensor,
     cond: Condition,
     rng: Generator,
-    sampling: StageSampling,
+    stage: StageSampling,
     progress: Progress | None,
+    calls: Calls,
 ) -> Tensor:
-    """DDIM from noise to image, x_0 kept inside [-1, 1]."""
-    schedule = network.process.schedule
-    plain = denoiser(network)
-    if cond.text is not None:
-        plain = guided(plain, without_text(plain), sampling.guidance)
-    solver = DDIM(schedule, sampling.eta)
-    x = solver.solve(
-        clamped(plain, schedule), noise, uniform_times(sampling.steps), cond, rng, progress
-    )
-    return x.clamp(-1, 1)
+    """From noise to image, x_0 kept inside [-1, 1]."""
+    schedule, sampling = network.process.schedule, stage.sampling()
+    plan = sampling.plan(schedule)
+    plain = counted(denoiser(network), calls)
+    free = plain if cond.text is None else without_text(plain)
+    asked = sampling.steered(plain, free, schedule)
+    return plan.solver.solve(asked, noise, plan.times, cond, rng, progress).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,8 @@ class CascadeSamples:
     """(B, 3, h, w) in [-1, 1]."""
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
+    calls: Calls
+    """Of both networks."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,9 @@ class Cascade:
         def report_second(done: int, _: int) -> None:
             report(base.steps + done, total)
 
-        low = draw(self.base, text, rng, sampling=base, progress=report)
-        images = upsample(self.upsampler, low, rng, sampling=upsampler, progress=report_second)
-        return CascadeSamples(low, images)
+        calls = Calls()
+        low = draw(self.base, text, rng, sampling=base, progress=report, calls=calls)
+        images = upsample(
+            self.upsampler, low, rng, sampling=upsampler, progress=report_second, calls=calls
+        )
+        return CascadeSamples(low, images, calls)

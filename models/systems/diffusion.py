@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
     LogProbability,
@@ -82,19 +83,6 @@ class Moment:
 Watch = Callable[[Moment], None]
 
 
-class Classifier(Protocol):
-    """Names the class of a noisy picture."""
-
-    @property
-    def classes(self) -> int:
-        """How many it tells apart."""
-        ...
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Noisy (B, 3, H, W) and times (B,) to logits (B, classes)."""
-        ...
-
-
 @dataclass(frozen=True)
 class DiffusionSamples:
     """What was drawn, and what it cost."""
@@ -109,7 +97,7 @@ class Diffusion:
     """A network that draws pictures, and perhaps a classifier that steers it."""
 
     network: Painter
-    classifier: Classifier | None = None
+    classifier: NoisyClassifier | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -216,12 +204,8 @@ class Diffusion:
         classifier, label = self.classifier, cond.label
         if classifier is None or label is None:
             raise ModelError("classifier_scale needs a noisy classifier and a class")
-
-        def ask(x: Tensor, t: Tensor) -> Tensor:
-            logits = classifier(x, t).log_softmax(dim=1)
-            return logits.gather(1, label[:, None])[:, 0]
-
-        return counted_classifier(ask, calls)
+        wanted = class_log_probability(classifier, label, self.schedule)
+        return counted_classifier(wanted, calls)
 
     @torch.no_grad()
     def moments(
@@ -245,7 +229,9 @@ class Diffusion:
     ) -> RoundTrip:
         """Pictures (B, 3, H, W) in [-1, 1] to noise by DDIM and back, without guidance.
 
-        Only times, steps and thresholding of `sampling` are used.
+        Only times, steps and thresholding of `sampling` are used. A picture is taken for one at
+        the last of the times: a network that is off by more than the noise there finds noise in it
+        that is not normal.
         """
         schedule = self.schedule
         times = encoding_times(schedule, sampling.times.build(schedule, sampling.steps))

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.diffusion.condition import Condition
 from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.process import ProcessConfig
+from models.diffusion.process import Process, ProcessConfig
 from models.diffusion.sampling import Calls, DiffusionSampling
 from models.diffusion.solvers.times import uniform_log_snr_times
 from models.diffusion.text_diffusion import TextDiffusionConfig
@@ -115,6 +115,7 @@ class Shrinks(nn.Module):
 class Brightness:
     """Thinks that bright pictures are of class 1."""
 
+    process: Process
     classes: int = 2
 
     def __call__(self, x, t):
@@ -123,7 +124,8 @@ class Brightness:
 
 
 def test_a_classifier_steers_to_its_class_and_its_calls_are_counted():
-    plain = Diffusion(Shrinks(), Brightness())
+    network = Shrinks()
+    plain = Diffusion(network, Brightness(network.process))
     noise, steered = plain.noise([0, 1]), sampling(steps=6, classifier_scale=3.0)
     drawn = [
         plain.sample(Condition(label=torch.tensor([label] * 2)), noise, rng(), sampling=steered)
