@@ -15,7 +15,8 @@ from evaluation.pixels import from_bytes, to_bytes
 from evaluation.systems import DalleDrawer
 from launch.errors import LaunchError
 from launch.progress import Reporter
-from launch.sampling import guided_by, system_of
+from launch.settings import changed
+from launch.targets import system_of
 from models.systems.dalle import Progress
 
 HIDDEN = 222
@@ -54,7 +55,7 @@ def complete_sheet(
             "pictures (a system of kind dalle)"
         )
     if options.guidance is not None:
-        guided = guided_by(config, options.guidance)
+        guided = changed(config, {"guidance": options.guidance})
         assert isinstance(guided, DalleSystem)
         config = guided
     if not image.is_file():

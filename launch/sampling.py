@@ -1,146 +1,208 @@
-"""`mezzotint sample`: pictures of captions from a trained pipeline, on one labelled sheet."""
+"""`mezzotint sample`: pictures by a trained system or model, on one labelled sheet or grid."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from evaluation.config import (
-    CascadeSystem,
-    DalleSystem,
-    DiffusionSystem,
-    EvaluationConfig,
-    HierarchySystem,
-    SystemConfig,
-)
-from evaluation.grids import Panel, sheet
-from evaluation.pixels import to_bytes
-from evaluation.samples import Drawn
-from evaluation.systems import build_system
-from launch.candidates import Request, draw_candidates, ranks
+from evaluation.config import DalleSystem, DiffusionSystem, SystemConfig
+from launch.candidates import ranks
+from launch.easel import Data, Easel, Order, Subject, easel_of, refuse_candidates
 from launch.errors import LaunchError
-from launch.pipeline import EvaluateStage, resolve, started
+from launch.film import Film, check_format
+from launch.noise_file import NoiseFile, read_noise
+from launch.pictures import Pictures, pictures_of_set
 from launch.progress import Reporter
+from launch.sampled import Cell, Drawn, grid, plain_sheet
+from launch.settings import Settings, Value, changed, sweep_of
+from launch.targets import Target, default_system, is_pipeline, system_of, target_of
+from models import store
+
+FILMED = 4
+"""Pictures a film shows at most."""
+ESTIMATED = 128
+"""Pictures that variances are estimated on."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn."""
+    """What is drawn and how."""
 
-    system: str
-    number: int
-    """Pictures shown per caption."""
-    candidates: int | None
+    captions: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    """Names or numbers."""
+    system: str | None = None
+    """Of a pipeline; its cascade, or its only one, where None."""
+    number: int = 4
+    """Pictures shown of each subject."""
+    seed: int = 0
+    batch: int = 32
+    candidates: int | None = None
     """Pictures drawn per caption to choose among; the system's own number where None."""
-    processes: int | None
+    processes: int | None = None
     """Local processes that draw candidates; one where None."""
-    seed: int
-    guidance: float | None
+    settings: Settings = field(default_factory=dict)
+    classifier: str | None = None
+    """A run or a model directory of a noisy classifier."""
+    sweep: tuple[str, ...] = ()
+    film: Path | None = None
+    noise: Path | None = None
+    """What `invert` has written."""
+    data: str | None = None
+    """A set whose pictures Analytic-DPM's variances are estimated on."""
+    shows_progress: bool = True
 
 
-def draw_sheet(run: Path, captions: Sequence[str], out: Path, drawing: Drawing) -> bool:
-    """Draw pictures of each caption; whether this process wrote them, as one PNG.
-
-    Of several ranks the first writes.
+def draw_sheet(where: str, out: Path, drawing: Drawing) -> Drawn | None:
+    """Draw, and write one PNG and perhaps a film; None in ranks that do not write.
 
     Raises:
-        LaunchError: the run has no such system, its models are not trained yet, or an option does
-            not belong to it.
+        LaunchError: no such run, system, model, class or setting, or options that do not go
+            together.
+        ModelError, EvaluationError: the models cannot be read or do not draw what is asked.
     """
-    config = system_of(run, drawing.system)
-    if drawing.guidance is not None:
-        config = guided_by(config, drawing.guidance)
+    axes = sweep_of(drawing.sweep)
+    if drawing.film is not None:
+        check_format(drawing.film)
+        if axes:
+            raise LaunchError("--film: shows one run; leave out --sweep")
+    name, config, target = subject_of(where, drawing)
+    noise = None if drawing.noise is None else noise_for(drawing.noise, config)
+    drawing = with_noise(drawing, noise, axes)
+    config = changed(config, drawing.settings)
+    for values in product(*axes.values()):
+        changed(config, dict(zip(axes, values, strict=True)), "--sweep")
+    order = order_of(drawing, target, noise)
+    if not isinstance(config, DalleSystem):
+        refuse_candidates(config, order, name)
+    if not isinstance(config, DiffusionSystem):
+        refuse_for_systems(config, drawing)
+    easel = easel_of(config, name, None if drawing.data is None else data_of(drawing))
+    filmed = min(len(order.subjects), order.batch, FILMED)
+    film = None if drawing.film is None else Film(filmed)
     writes = ranks().is_main
-    with Reporter(None, shows=writes) as reporter:
-        match config:
-            case DalleSystem():
-                pictures, title = best_candidates(config, captions, drawing, reporter)
-            case _:
-                pictures, title = one_after_the_other(config, captions, drawing, reporter)
+    with Reporter(None, shows=writes and drawing.shows_progress) as reporter:
+        cells = draw_cells(easel, config, order, axes, reporter, film)
     if not writes:
-        return False
-    panels = [
-        Panel(caption, list(shown)) for caption, shown in zip(captions, pictures, strict=True)
-    ]
+        return None
     out.parent.mkdir(parents=True, exist_ok=True)
-    columns = 1 if drawing.number > 3 else 2
-    sheet(panels, columns=columns, title=title, headings=()).save(out)
-    return True
+    picture = grid(name, order, axes, cells) if axes else plain_sheet(name, order, cells[0].shown)
+    picture.save(out)
+    if film is not None and drawing.film is not None:
+        titles = [subject.title for subject in order.subjects]
+        film.save(drawing.film, titles, f"{name}, seed {order.seed}, {steps_in_words(config)}")
+    return Drawn(out, drawing.film, config, order, tuple(cells))
 
 
-def best_candidates(
-    config: DalleSystem, captions: Sequence[str], drawing: Drawing, reporter: Reporter
-) -> tuple[Tensor, str]:
-    """The best of the candidates (B, number, H, W, 3) uint8, best first, and what they are."""
-    count = max(drawing.candidates or config.candidates, drawing.number)
-    if drawing.candidates is not None and config.ranker is None and count > drawing.number:
+def steps_in_words(config: SystemConfig) -> str:
+    """For the title of a film."""
+    assert isinstance(config, DiffusionSystem)
+    return f"{config.sampling.steps} steps of {config.sampling.solver.kind}"
+
+
+def data_of(drawing: Drawing) -> Data:
+    """Pictures of a size from the drawing's set."""
+
+    def pictures(size: int) -> Pictures:
+        assert drawing.data is not None
+        return pictures_of_set(drawing.data, size, limit=ESTIMATED, seed=drawing.seed, split=None)
+
+    return pictures
+
+
+def subject_of(where: str, drawing: Drawing) -> tuple[str, SystemConfig, Target | None]:
+    """The system that is meant, what to call it, and where its model lies if it is a single one."""
+    if is_pipeline(where):
+        run = Path(where)
+        system = drawing.system or default_system(run)
+        config: SystemConfig = system_of(run, system)
+        if drawing.classifier is None:
+            return system, config, None
         raise LaunchError(
-            f"--candidates {drawing.candidates}: {drawing.system} has no ranker to choose among "
-            "them; set its ranker in the pipeline, or leave the option out"
+            "--classifier: steers a single diffusion model; give its run or directory"
         )
-    request = Request(config, tuple(captions), count, drawing.seed)
-    samples = draw_candidates(request, drawing.processes or 1, reporter.counted("draw"))
-    best = f"best of {count}" if config.ranker is not None else "as drawn"
-    title = f"{drawing.system}, {best}, seed {drawing.seed}"
-    return to_bytes(samples.best_of(drawing.number)), title
+    if drawing.system is not None:
+        raise LaunchError(f"--system {drawing.system}: {where} is no pipeline's run directory")
+    target = target_of(where)
+    classifier = None if drawing.classifier is None else target_of(drawing.classifier)
+    config = DiffusionSystem(
+        model=target.model, classifier=None if classifier is None else classifier.model
+    )
+    if classifier is not None:
+        config = changed(config, {"classifier-scale": 1.0})
+        target = replace(target, classes=target.classes or classifier.classes)
+    return target.called, config, target
 
 
-def one_after_the_other(
-    config: SystemConfig, captions: Sequence[str], drawing: Drawing, reporter: Reporter
-) -> tuple[Tensor, str]:
-    """Pictures (B, number, H, W, 3) uint8 by the seeds from `seed` on, and what they are."""
-    for option, value in (
-        ("candidates", drawing.candidates),
-        ("processes", drawing.processes),
-        ("ranks", ranks().size if ranks().size > 1 else None),
-    ):
-        if value is not None:
-            raise LaunchError(
-                f"{option} {value}: {drawing.system} is a {config.kind}, which draws one picture "
-                "after the other; systems of kind dalle draw candidates, by several processes"
-            )
-    drawer, told = build_system(config), reporter.counted("draw")
-    rounds = []
-    for each in range(drawing.number):
-        rounds.append(best(drawer.draw(captions, drawing.seed + each)))
-        told(each + 1, drawing.number)
-    last = drawing.seed + drawing.number - 1
-    title = f"{drawing.system}, seeds {drawing.seed} to {last}"
-    return torch.stack(rounds, dim=1), title
+def noise_for(path: Path, config: SystemConfig) -> NoiseFile:
+    """Noise to start from, which must be of the same model."""
+    if not isinstance(config, DiffusionSystem):
+        raise LaunchError("--from-noise: a single diffusion model draws from noise; give its run")
+    noise = read_noise(path)
+    if noise.digest != store.describe(config.model).digest:
+        raise LaunchError(f"--from-noise {path}: is noise of another model than {config.model}")
+    return noise
 
 
-def best(drawn: Drawn) -> Tensor:
-    """The best candidate of each caption, or the only one."""
-    if drawn.scores is None:
-        return drawn.pictures[:, 0]
-    return drawn.pictures[torch.arange(len(drawn.pictures)), drawn.scores.argmax(dim=1)]
+def with_noise(
+    drawing: Drawing, noise: NoiseFile | None, axes: Mapping[str, Sequence[Value]]
+) -> Drawing:
+    """What noise was made with is what it is drawn from, unless something else is asked for."""
+    if noise is None:
+        return drawing
+    made: dict[str, Value] = {"steps": noise.steps, "times": noise.times}
+    settings = {key: value for key, value in made.items() if key not in axes}
+    return replace(drawing, number=len(noise.noise), settings=settings | dict(drawing.settings))
 
 
-def system_of(run: Path, name: str) -> SystemConfig:
-    """The system that the evaluate stage `name` of a pipeline's run judges."""
-    if not (run / "pipeline.yaml").is_file():
-        raise LaunchError(f"{run}: is no pipeline's run directory; it has no pipeline.yaml")
-    pipeline = started(run)
-    systems = {}
-    for key, stage in pipeline.stages.items():
-        if isinstance(stage, EvaluateStage) and isinstance(stage.evaluation, EvaluationConfig):
-            systems[key] = stage
-    if name not in systems:
-        raise LaunchError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
-    resolved = resolve(pipeline, name, run)
-    assert isinstance(resolved, EvaluateStage)
-    assert isinstance(resolved.evaluation, EvaluationConfig)
-    return resolved.evaluation.system
+def order_of(drawing: Drawing, target: Target | None, noise: NoiseFile | None) -> Order:
+    """What is to be drawn: every caption with every class."""
+    labels: list[int | None] = [None]
+    if drawing.classes:
+        if target is None:
+            raise LaunchError("--class: a single model is told classes; give its run or directory")
+        labels = [target.label(name) for name in drawing.classes]
+    subjects = []
+    for caption, label in product(drawing.captions or (None,), labels):
+        words = [] if caption is None else [caption]
+        if label is not None and target is not None:
+            words.append(target.name(label))
+        subjects.append(Subject(", ".join(words) or "nothing in particular", caption, label))
+    return Order(
+        subjects=tuple(subjects),
+        number=drawing.number,
+        seed=drawing.seed,
+        batch=drawing.batch,
+        candidates=drawing.candidates,
+        processes=drawing.processes,
+        noise=None if noise is None else noise.noise,
+    )
 
 
-def guided_by(config: SystemConfig, guidance: float) -> SystemConfig:
-    """The system with another guidance scale."""
-    match config:
-        case CascadeSystem():
-            base = config.base_sampling.model_copy(update={"guidance": guidance})
-            return config.model_copy(update={"base_sampling": base})
-        case DalleSystem() | HierarchySystem() | DiffusionSystem():
-            sampling = config.sampling.model_copy(update={"guidance": guidance})
-            return config.model_copy(update={"sampling": sampling})
+def refuse_for_systems(config: SystemConfig, drawing: Drawing) -> None:
+    """Options that only a single diffusion model has."""
+    if not drawing.captions:
+        raise LaunchError(f"captions: a {config.kind} draws from captions; say what to draw")
+    if drawing.film is not None:
+        raise LaunchError(
+            f"--film: a {config.kind} is several models; give the run of one diffusion model"
+        )
+
+
+def draw_cells(
+    easel: Easel,
+    config: SystemConfig,
+    order: Order,
+    axes: Mapping[str, Sequence[Value]],
+    reporter: Reporter,
+    film: Film | None,
+) -> list[Cell]:
+    """Every combination of swept values, the last setting changing fastest."""
+    cells = []
+    for values in product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        words = " ".join(f"{key}={value}" for key, value in settings.items())
+        tell = reporter.counted(f"draw {words}".strip())
+        each = changed(config, settings, "--sweep")
+        cells.append(Cell(settings, easel.draw(each, order, tell, film)))
+    return cells

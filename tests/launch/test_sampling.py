@@ -125,6 +125,8 @@ def trained(monkeypatch, dalle):
     cascade = CascadeSystem(base="base", upsampler="upsampler")
     systems = {"dalle": dalle, "plain": dalle.model_copy(update={"ranker": None, "candidates": 1})}
     monkeypatch.setattr("launch.sampling.system_of", lambda run, name: systems.get(name, cascade))
+    monkeypatch.setattr("launch.sampling.is_pipeline", lambda where: True)
+    monkeypatch.setattr("launch.sampling.default_system", lambda run: "cascade")
 
 
 def test_sample_shows_the_best_of_the_candidates(mezzotint, trained, tmp_path, monkeypatch):
@@ -134,7 +136,7 @@ def test_sample_shows_the_best_of_the_candidates(mezzotint, trained, tmp_path, m
         asked.append((request.candidates, processes, request.seed))
         return draw_candidates(request, 1, progress)
 
-    monkeypatch.setattr("launch.sampling.draw_candidates", draw)
+    monkeypatch.setattr("launch.easel.draw_candidates", draw)
     out = tmp_path / "sheets" / "sample.png"
     words = ("sample", "runs/x", *CAPTIONS, "--system", "dalle", "--out", out, "--number", "2")
     outcome = mezzotint(*words, "--candidates", "9", "--processes", "2", "--seed", "5")
