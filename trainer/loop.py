@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipeline.stream import Batch, Stream, StreamState
 from trainer import distributed
@@ -68,14 +69,7 @@ def train(
         state.step = values["step"]
         if isinstance(task, Remembering):
             task.restore(values.get("task", {}))
-        stream = Stream(
-            stream.dataset,
-            global_batch=stream.global_batch,
-            rank=stream.rank,
-            world=stream.world,
-            seed=stream.seed,
-            state=StreamState.from_json(values["stream"]),
-        )
+        stream = resumed(stream, StreamState.from_json(values["stream"]))
         log.info("resuming from %s", saved)
     first, start = state.step, stream
     batches = iter(stream)
@@ -102,14 +96,29 @@ def train(
         around.preemption.requested = leaving
         if state.step % recipe.checkpoint.every == 0 or last or leaving:
             place = start.state_after(state.step - first).to_json()
-            learnt = task.state() if isinstance(task, Remembering) else {}
-            around.checkpoints.save(
-                state.step, engines, state.emas, {"stream": place, "task": learnt}
-            )
+            kept = {"stream": place, "task": learnt(task)}
+            around.checkpoints.save(state.step, engines, state.emas, kept)
         if leaving and not last:
             state.preempted = True
             break
     return state
+
+
+def resumed(stream: Stream, state: StreamState) -> Stream:
+    """The same stream, at another place."""
+    return Stream(
+        stream.dataset,
+        global_batch=stream.global_batch,
+        rank=stream.rank,
+        world=stream.world,
+        seed=stream.seed,
+        state=state,
+    )
+
+
+def learnt(task: Task) -> Mapping[str, Any]:
+    """What a task has learnt besides weights."""
+    return task.state() if isinstance(task, Remembering) else {}
 
 
 def update(

@@ -81,9 +81,10 @@ class AttentionPool(nn.Module):
     def __init__(self, side: int, width: int, head_width: int, outputs: int) -> None:
         super().__init__()
         self.heads = width // head_width
-        self.place = nn.Parameter(torch.randn(side**2 + 1, width) / width**0.5)
+        self.place = nn.Parameter(torch.empty(side**2 + 1, width))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, outputs)
+        nn.init.normal_(self.place, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, side, side) to (B, outputs)."""
