@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from models.autoregressive.prior import PAD, Prior
+from models.autoregressive.single import SingleSteps, bare
 from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
 from models.nn.attention import Memory
@@ -86,7 +87,9 @@ def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tens
     """
     if not cache:
         return _Uncached(prior, text)
-    return StaticSteps(prior, text) if text.device.type == "cuda" else _Cached(prior, text)
+    if text.device.type == "cuda":
+        return StaticSteps(prior, text)
+    return SingleSteps(prior, text) if bare(prior) else _Cached(prior, text)
 
 
 def drawn(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.autoregressive.patterns import Pattern
+from models.nn.attention import Slots
 
 
 class RingCache:
@@ -19,37 +20,30 @@ class RingCache:
     ) -> None:
         self.pattern, self.prefix = pattern, prefix
         self.kept = pattern.kept(places)
-        self._shape = (2, batch, heads, prefix + self.kept, head_width)
-        self._store: Tensor | None = None
+        self._slots = Slots(batch, heads, prefix + self.kept, head_width)
         self.filled = 0
 
     def fill(self, key: Tensor, value: Tensor) -> None:
         """Take the (B, H, n, C) of caption and first image places into the empty cache."""
-        # the first keys say in which precision and where (autocast decides late)
-        store = self._store = key.new_empty(self._shape)
         count = key.shape[2] - self.prefix
         newest = torch.arange(max(0, count - self.kept), count, device=key.device)
-        for half, new in zip(store, (key, value), strict=True):
-            half[:, :, : self.prefix] = new[:, :, : self.prefix]
-            half[:, :, self.prefix + newest % self.kept] = new[:, :, self.prefix + newest]
+        caption = torch.arange(self.prefix, device=key.device)
+        slots = torch.cat([caption, self.prefix + newest % self.kept])
+        read = torch.cat([caption, self.prefix + newest])
+        self._slots.fill(slots, key[:, :, read], value[:, :, read])
         self.filled = key.shape[2]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Take one new image place (B, H, 1, C) and return what it reads, (B, H, 1, C)."""
-        assert self._store is not None
         place = self.filled - self.prefix
-        slot = self.prefix + place % self.kept
-        self._store[0, :, :, slot] = key[:, :, 0]
-        self._store[1, :, :, slot] = value[:, :, 0]
+        self._slots.put(self.prefix + place % self.kept, key, value)
         self.filled += 1
-        keys, values = self._store
         reads = self.pattern.remembered(place)
-        query = query * query.shape[-1] ** -0.5
         if isinstance(reads, slice) and reads.step is None:
-            last = self.prefix + reads.stop
-            weights = (query @ keys[:, :, :last].transpose(-1, -2)).softmax(dim=-1)
-            return weights.to(values.dtype) @ values[:, :, :last]
-        return self._attend_apart(query, keys, values, reads)
+            return self._slots.read(query, self.prefix + reads.stop)
+        keys, values = self._slots.pairs()
+        scaled = query.to(keys.dtype) * query.shape[-1] ** -0.5
+        return self._attend_apart(scaled, keys, values, reads)
 
     def _attend_apart(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: slice | Sequence[int]

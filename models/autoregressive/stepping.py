@@ -43,8 +43,9 @@ class StaticCache:
         assert self._store is not None
         slot = self.prefix + self.place % self.kept
         keys, values = self._store
-        keys.index_copy_(2, slot, key)
-        values.index_copy_(2, slot, value)
+        keys.index_copy_(2, slot, key.to(keys.dtype))
+        values.index_copy_(2, slot, value.to(values.dtype))
+        query = query.to(keys.dtype)
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self._mask())
 
     def _mask(self) -> Tensor:

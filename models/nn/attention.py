@@ -23,7 +23,7 @@ class Memory(Protocol):
         ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take one more place, each (B, H, 1, C), and return what it reads."""
+        """Take one more place, each (B, H, 1, C) in any precision, and return what it reads."""
         ...
 
 
@@ -39,31 +39,64 @@ class Reach(Protocol):
         ...
 
 
+class Slots:
+    """Keys and values of one attention layer, in slots of which a new place reads the first."""
+
+    def __init__(self, batch: int, heads: int, count: int, head_width: int) -> None:
+        self._shape = (batch, heads, count, head_width)
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def fill(self, slots: slice | Tensor, key: Tensor, value: Tensor) -> None:
+        """Put the (B, H, n, C) of n places into the slots; the first say in which precision."""
+        if self._keys is None or self._values is None:
+            # autocast decides late
+            self._keys, self._values = key.new_empty(self._shape), value.new_empty(self._shape)
+        self._keys[:, :, slots] = key
+        self._values[:, :, slots] = value
+
+    def put(self, slot: int, key: Tensor, value: Tensor) -> None:
+        """Put one place, (B, H, 1, C) in any precision, into a slot."""
+        keys, values = self.pairs()
+        keys.select(2, slot).copy_(key.select(2, 0))
+        values.select(2, slot).copy_(value.select(2, 0))
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, slots, C) each."""
+        assert self._keys is not None
+        assert self._values is not None
+        return self._keys, self._values
+
+    def read(self, query: Tensor, count: int) -> Tensor:
+        """softmax(q k / sqrt(C)) v of one query (B, H, 1, C) over the first slots: (B, H, 1, C).
+
+        In the precision of the slots, by products of three dimensions: `@` takes more calls.
+        """
+        keys, values = (each.flatten(0, 1).narrow(1, 0, count) for each in self.pairs())
+        asked = query.to(keys.dtype).reshape(len(keys), 1, -1)
+        scale = query.shape[-1] ** -0.5
+        nothing = asked.new_empty(1)
+        scores = torch.baddbmm(nothing, asked, keys.transpose(1, 2), beta=0, alpha=scale)
+        return torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).view(query.shape)
+
+
 class Cache:
     """Keys and values of one attention layer that reads all earlier places."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int) -> None:
-        self._shape = (2, batch, heads, length, head_width)
-        self._store: Tensor | None = None
+        self._slots = Slots(batch, heads, length, head_width)
         self.filled = 0
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the (B, H, n, C) of n new places; returns those of all places so far."""
-        if self._store is None:
-            # the first keys say in which precision and where (autocast decides late)
-            self._store = key.new_empty(self._shape)
-        first, self.filled = self.filled, self.filled + key.shape[2]
-        self._store[0, :, :, first : self.filled] = key
-        self._store[1, :, :, first : self.filled] = value
-        return self._store[0, :, :, : self.filled], self._store[1, :, :, : self.filled]
 
     def fill(self, key: Tensor, value: Tensor) -> None:
         """See `Memory`."""
-        self.append(key, value)
+        self.filled = key.shape[2]
+        self._slots.fill(slice(0, self.filled), key, value)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `Memory`."""
-        return attend(query, *self.append(key, value), causal=False)
+        self._slots.put(self.filled, key, value)
+        self.filled += 1
+        return self._slots.read(query, self.filled)
 
 
 class SelfAttention(nn.Module):
@@ -98,9 +131,9 @@ class SelfAttention(nn.Module):
         if cache is None:
             mixed = self._attend(query, key, value)
         else:
-            kept = cached_dtype(qkv)
-            query, key, value = query.to(kept), key.to(kept), value.to(kept)
             if not cache.filled:
+                kept = cached_dtype(qkv)
+                query, key, value = query.to(kept), key.to(kept), value.to(kept)
                 cache.fill(key, value)
                 mixed = self._attend(query, key, value)
             elif length > 1:

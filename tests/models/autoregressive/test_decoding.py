@@ -1,12 +1,18 @@
 """Drawing codes: cache, guidance, restriction and completion."""
 
+import copy
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.autoregressive.decoding import Sampling, generate, restricted
+from models.autoregressive import decoding
+from models.autoregressive.decoding import Sampling, generate, restricted, steps
 from models.autoregressive.prior import PriorConfig
+from models.autoregressive.single import SingleSteps, bare
 from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
+from models.nn.linear import packed
 
 CONFIG = PriorConfig(
     text_vocab=11,
@@ -180,6 +186,59 @@ def test_steps_of_fixed_shapes_give_the_same_tokens(masked, text, known, monkeyp
         "models.autoregressive.decoding.steps", lambda prior, text, cache: StaticSteps(prior, text)
     )
     assert torch.equal(generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix), wanted)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("known", [0, 5])
+def test_single_places_and_whole_modules_give_the_same_logits_bit_for_bit(masked, known, kind):
+    prior = copy.deepcopy(masked).bfloat16() if kind == "bf16" else masked
+    text = torch.randint(1, 11, (6, 4), generator=rng(5))
+    codes = torch.randint(13, (6, 20), generator=rng(9))
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+        packed(prior),
+    ):
+        single, modules = steps(prior, text, cache=True), decoding._Cached(prior, text)
+        assert isinstance(single, SingleSteps)
+        for place in range(known, 20):
+            assert torch.equal(single(codes[:, :place]), modules(codes[:, :place]))
+
+
+def test_a_prior_with_hooks_or_another_forward_is_called_module_by_module(text):
+    prior = CONFIG.build().eval()
+    wanted = generate(prior, text, rng(1), sampling=Sampling())
+    seen = []
+    handle = prior.blocks[1].feed_forward.register_forward_pre_hook(lambda *_: seen.append(1))
+    assert torch.equal(generate(prior, text, rng(1), sampling=Sampling()), wanted)
+    assert len(seen) == CONFIG.image_length
+    handle.remove()
+    assert bare(prior)
+    prior.image_head.forward = prior.image_head.forward
+    assert not bare(prior)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that are dispatched, views included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_a_single_place_takes_fewer_operations_than_the_modules(prior, text):
+    codes = torch.randint(13, (6, 16), generator=rng(9))
+    counts = []
+    with torch.no_grad():
+        for step in (steps(prior, text, cache=True), decoding._Cached(prior, text)):
+            step(codes[:, :5])
+            with Counted() as counted:
+                step(codes[:, :6])
+            counts.append(counted.count)
+    single, modules = counts
+    assert single < modules
 
 
 def test_a_paper_shaped_prior_caches_two_and_a_half_times_less_than_a_dense_one():
