@@ -46,12 +46,18 @@ def test_blocks_equal_the_dense_mask_in_outputs_and_gradients(pattern, cut):
     assert torch.allclose(gradient, exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("pattern", [Row(32), Column(32), Convolution(32, 11)], ids=str)
+PAPERS = [Row(32), Column(32), Convolution(32, 11), OwnRow(32), Corner(32, 5)]
+
+
+@pytest.mark.parametrize("pattern", PAPERS, ids=str)
 def test_blocks_equal_the_dense_mask_at_the_papers_geometry(pattern):
-    x = states(257 + 1023, heads=1).detach()
-    assert torch.allclose(
-        attend_blocks(*x, 257, pattern), attend_dense(*x, 257, pattern), atol=1e-5
-    )
+    x = states(257 + 1023, heads=1)
+    wanted, got = (way(*x, 257, pattern) for way in (attend_dense, attend_blocks))
+    assert torch.allclose(got, wanted, atol=1e-5)
+    seed = torch.randn(wanted.shape, generator=rng(1))
+    (exact,) = torch.autograd.grad(wanted, x, seed)
+    (gradient,) = torch.autograd.grad(got, x, seed)
+    assert torch.allclose(gradient, exact, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
