@@ -1,0 +1,334 @@
+"""The UNet beside those of diffusers and two others; the arithmetic of solvers.
+
+    python -m venv peers
+    peers/bin/pip install -c constraints.txt torch pydantic numpy safetensors fsspec pyyaml \\
+        einops pillow scipy tqdm beartype diffusers==0.42.0
+    peers/bin/pip install --no-deps denoising-diffusion-pytorch==2.3.4 imagen-pytorch==2.1.0
+    peers/bin/python benchmarks/diffusion.py --threads 2 [--quick] [--only unet] [--json]
+
+diffusers' networks get our weights and must give our outputs and gradients before anything is timed
+(`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
+no ratio is called a result. The optimizer, the same for all, is left out of the step.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT.parent), str(ROOT)]
+
+from peers_diffusion import (  # noqa: E402
+    STEPS,
+    DdpmPytorch,
+    Diffusers,
+    ImagenPytorch,
+    Peer,
+    parameters,
+    relative,
+    steps_of,
+)
+from timing import SPREAD, Timing, as_table, interleaved, machine  # noqa: E402
+
+from models.diffusion.condition import Condition  # noqa: E402
+from models.diffusion.discrete import DiscreteScheduleConfig  # noqa: E402
+from models.diffusion.process import Process, ProcessConfig  # noqa: E402
+from models.diffusion.solvers.ddim import DDIM  # noqa: E402
+from models.diffusion.solvers.dpm_solver_pp_2m import DPMSolverPP2M  # noqa: E402
+from models.diffusion.solvers.euler import Euler  # noqa: E402
+from models.diffusion.solvers.solver import Stepwise  # noqa: E402
+from models.diffusion.solvers.unipc import UniPC  # noqa: E402
+from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
+
+Call = Callable[[Tensor, Tensor, Condition], Tensor]
+GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
+NOISE = ProcessConfig(schedule=DiscreteScheduleConfig(), predicts="noise")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One comparison."""
+
+    name: str
+    config: UNetConfig
+    batch: int
+    others: Callable[[], list[Peer]]
+    """Peers of about as many parameters."""
+
+
+def shapes(*, quick: bool) -> list[Shape]:
+    """10.4 million parameters without captions, 14.5 million with them, at 32 pixels."""
+    settings: dict[str, Any] = {
+        "image_size": 16 if quick else 32,
+        "channels": 64,
+        "multipliers": (1, 2) if quick else (1, 2, 3),
+        "depth": 1 if quick else 2,
+        "attention": (8,),
+        "modulation": "add",
+        "resampling": "convolution",
+        "counts_from_zero": True,
+        "process": NOISE,
+    }
+    plain = UNetConfig.model_validate(settings)
+    told = UNetConfig.model_validate(
+        {**settings, "heads": 4, "features": {"width": 256}, "transformer": {}}
+    )
+    batch = 2 if quick else 8
+    widths = (1, 2) if quick else (1, 2, 4)
+    return [
+        Shape(
+            "unet", plain, batch,
+            lambda: [DdpmPytorch(64, widths), ImagenPytorch(48, widths, None)],
+        ),
+        Shape("captions", told, batch, lambda: [ImagenPytorch(48, widths, 256)]),
+    ]  # fmt: skip
+
+
+def new_unet(config: UNetConfig) -> UNet:
+    """With the layers that start at 0 awake, so that every gradient says something."""
+    torch.manual_seed(0)
+    unet = config.build()
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in unet.parameters():
+            if not bool(weight.any()):
+                weight.add_(torch.randn(weight.shape, generator=rng) * 0.02)
+    return unet
+
+
+def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
+    """Noisy pictures, steps, the condition and the noise."""
+    rng = torch.Generator().manual_seed(2)
+    size = (shape.batch, 3, shape.config.image_size, shape.config.image_size)
+    x, noise = torch.randn(2, *size, generator=rng)
+    read = shape.config.features
+    features = None if read is None else torch.randn(shape.batch, 77, read.width, generator=rng)
+    return x, steps_of(shape.batch), Condition(features=features), noise
+
+
+def own_call(unet: UNet) -> Call:
+    """Ours, told steps from 0."""
+    return lambda x, step, cond: unet(x, (step + 1) / STEPS, cond)
+
+
+def error(call: Call, given: tuple[Tensor, Tensor, Condition, Tensor]) -> Tensor:
+    """Of the noise."""
+    x, step, cond, noise = given
+    return (call(x, step, cond).float() - noise).square().mean()
+
+
+def parity(unet: UNet, peer: Diffusers, shape: Shape) -> dict[str, float]:
+    """The largest difference of outputs, and of gradients relative to their size."""
+    given = inputs(shape)
+    x, step, cond, _ = given
+    with torch.no_grad():
+        outputs = float((own_call(unet)(x, step, cond) - peer.call(x, step, cond)).abs().max())
+    for model, call in ((unet, own_call(unet)), (peer.model, peer.call)):
+        model.zero_grad()
+        error(call, given).backward()
+    found = {"outputs": outputs, "gradients": relative(peer.gradients())}
+    if outputs > 1e-4 or found["gradients"] > 1e-3:
+        raise SystemExit(f"{peer.name} computes something else: {found}; no ratio is printed")
+    return found
+
+
+def training_step(
+    model: torch.nn.Module, call: Call, given: tuple[Tensor, Tensor, Condition, Tensor], kind: str
+) -> None:
+    """Forward, loss, backward."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+        value = error(call, given)
+    value.backward()
+
+
+@torch.no_grad()
+def own_sampling(unet: UNet, shape: Shape, kind: str) -> Tensor:
+    """25 steps of DDIM."""
+    from models.diffusion.process import denoiser
+
+    x, _, cond, _ = inputs(shape)
+    times = torch.linspace(1, 0.04, 25)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+        return DDIM(unet.process.schedule).solve(
+            denoiser(unet), x, times, cond, torch.Generator().manual_seed(0)
+        )
+
+
+@torch.no_grad()
+def peer_sampling(peer: Peer, shape: Shape, kind: str) -> Tensor:
+    """The same with diffusers' scheduler."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(25)
+    x, _, cond, _ = inputs(shape)
+    for step in scheduler.timesteps[:-1]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+            guess = peer.call(x, step.expand(len(x)), cond).float()
+        x = scheduler.step(guess, step, x).prev_sample
+    return x
+
+
+def flop(call: Call, shape: Shape) -> float:
+    """Forward, per picture."""
+    x, step, cond, _ = inputs(shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(x, step, cond)
+    return counter.get_total_flops() / shape.batch
+
+
+def verdict(ours: Timing, theirs: Timing, goal: float) -> dict[str, object]:
+    """The ratio, and what it is worth."""
+    ratio = theirs.median / ours.median
+    calm = max(ours.spread, theirs.spread) <= SPREAD
+    word = ("reached" if ratio >= goal else "missed") if calm else "none, spread too large"
+    return {"ratio": ratio, "of_cpu_time": theirs.cpu / ours.cpu, "goal": goal, "verdict": word}
+
+
+def measure_shape(shape: Shape, rounds: int) -> dict[str, object]:
+    """Training step and sampling of one shape."""
+    unet = new_unet(shape.config)
+    twin = Diffusers(unet)
+    checked = parity(unet, twin, shape)
+    peers: list[Peer] = [twin, *shape.others()]
+    models = {"mezzotint": (unet, own_call(unet))}
+    models |= {peer.name: (peer.model, peer.call) for peer in peers}
+    given = inputs(shape)
+    steps = interleaved(
+        {
+            f"{name} {kind}": lambda model=model, call=call, kind=kind: training_step(
+                model, call, given, kind
+            )
+            for name, (model, call) in models.items()
+            for kind in ("fp32", "bf16")
+        },
+        rounds,
+    )
+    for model, _ in models.values():
+        model.eval()
+    draws = interleaved(
+        {
+            "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
+            f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
+            "mezzotint bf16": lambda: own_sampling(unet, shape, "bf16"),
+            f"{twin.name} bf16": lambda: peer_sampling(twin, shape, "bf16"),
+        },
+        rounds,
+    )
+    work = {name: flop(call, shape) for name, (_, call) in models.items()}
+    rates = {
+        name: 3 * work[name] * shape.batch / steps[f"{name} fp32"].median / 1e9 for name in models
+    }
+    return {
+        "parity": checked,
+        "parameters": {name: parameters(model) for name, (model, _) in models.items()},
+        "gflop_forward_per_picture": {name: value / 1e9 for name, value in work.items()},
+        "gflop_per_second_step_fp32": rates,
+        "step": as_table(steps),
+        "step_ratios": ratios(steps, twin.name),
+        "draw_25": as_table(draws),
+        "draw_ratios": ratios(draws, twin.name),
+    }
+
+
+def ratios(timings: Mapping[str, Timing], twin: str) -> dict[str, object]:
+    """Against diffusers, which computes the same."""
+    own, other = "mezzotint", twin
+    return {
+        "fp32": verdict(timings[f"{own} fp32"], timings[f"{other} fp32"], GOALS["fp32"]),
+        "bf16": verdict(timings[f"{own} bf16"], timings[f"{other} bf16"], GOALS["bf16"]),
+        "bf16 against fp32": verdict(
+            timings[f"{own} bf16"], timings[f"{other} fp32"], GOALS["bf16 against fp32"]
+        ),
+    }
+
+
+def solvers(rounds: int) -> dict[str, object]:
+    """50 steps of each solver with a network that costs nothing, from its raw output on."""
+    import diffusers
+
+    process = Process(NOISE)
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    times = torch.linspace(1, 0.02, 51)
+    pairs: dict[str, tuple[Stepwise, str, dict[str, object]]] = {
+        "DDIM": (DDIM(process.schedule), "DDIMScheduler", {"clip_sample": False}),
+        "Euler": (Euler(process.schedule), "EulerDiscreteScheduler", {}),
+        "DPM++2M": (DPMSolverPP2M(process.schedule), "DPMSolverMultistepScheduler", {}),
+        "UniPC": (UniPC(process.schedule), "UniPCMultistepScheduler", {}),
+    }
+
+    def ours(solver: Stepwise) -> Callable[[], None]:
+        def run() -> None:
+            solver.solve(
+                lambda y, t, cond: process.prediction(raw, y, t),
+                x, times, None, torch.Generator(),
+            )  # fmt: skip
+
+        return run
+
+    def theirs(name: str, settings: Mapping[str, object]) -> Callable[[], None]:
+        scheduler = getattr(diffusers, name)(**settings)
+
+        def run() -> None:
+            scheduler.set_timesteps(50)
+            y = x
+            for step in scheduler.timesteps:
+                scheduler.scale_model_input(y, step)
+                y = scheduler.step(raw, step, y, return_dict=False)[0]
+
+        return run
+
+    found: dict[str, object] = {}
+    with torch.no_grad():
+        for name, (solver, kind, settings) in pairs.items():
+            timings = interleaved(
+                {"mezzotint": ours(solver), "diffusers": theirs(kind, settings)}, 4 * rounds
+            )
+            found[name] = {
+                "ms_per_step": {key: 1e3 * each.median / 50 for key, each in timings.items()},
+                **verdict(timings["mezzotint"], timings["diffusers"], GOALS["solver"]),
+            }
+    return found
+
+
+def measure(*, quick: bool, only: str | None) -> dict[str, object]:
+    """Everything, as one tree."""
+    rounds = 3 if quick else 7
+    found: dict[str, object] = {"machine": machine()}
+    for shape in shapes(quick=quick):
+        if only in (None, shape.name):
+            found[shape.name] = measure_shape(shape, rounds)
+    if only in (None, "solvers"):
+        found["solvers"] = solvers(rounds)
+    found["load_at_the_end"] = machine()["load"]
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--only", choices=("unet", "captions", "solvers"), help="one part")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, unrounded")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = measure(quick=options.quick, only=options.only)
+    if not options.json:
+        found = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
