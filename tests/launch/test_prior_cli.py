@@ -73,6 +73,17 @@ def test_long_lists_of_layers_are_shortened():
     assert spans(tuple(range(1, 20, 2))) == "1, 3, 5, 7, …, 19"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "matrices"),
+    [("dalle_prior_2.8b", 2_831_155_200), ("dalle_prior_5.6b", 5_549_064_192)],
+)
+def test_check_counts_the_papers_matrices_of_the_smaller_priors(
+    mezzotint, tmp_path, recipe, matrices
+):
+    words = ("check", f"recipes/{recipe}.yaml", "--json", "--runs", tmp_path)
+    assert json.loads(mezzotint(*words).out)["block_matrices"] == {"model": matrices}
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """A run with a tiny system, new and untrained."""
