@@ -1,0 +1,39 @@
+"""Run directories whose standing is told."""
+
+from pathlib import Path
+
+import pytest
+from standing import NEEDS, PIPELINE, SUBMITTED
+
+from launch.cluster import Cluster
+from launch.submission import Job, Submission
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A pipeline's run directory, of which nothing has been submitted."""
+    path = tmp_path / "runs" / "both"
+    for name in NEEDS:
+        (path / name / "logs").mkdir(parents=True)
+    (path / "pipeline.yaml").write_text(PIPELINE)
+    return path
+
+
+@pytest.fixture
+def submitted(root) -> Path:
+    """The same, submitted as jobs 1, 2 and 3."""
+    jobs = {
+        name: Job(number, name, f"both/{name}", SUBMITTED, 1, 1, after)
+        for number, (name, after) in enumerate(NEEDS.items(), start=1)
+    }
+    Submission("both", Cluster(name="lab", shared="/tmp", scratch="/tmp"), jobs).write(root)
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """The run directory of a lone recipe."""
+    path = tmp_path / "runs" / "alone"
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text("name: alone\nsteps: 100\n")
+    return path
