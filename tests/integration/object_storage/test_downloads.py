@@ -1,0 +1,155 @@
+"""Shards are fetched once, whole, ahead of time, and again where a transfer fails."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.cache import ShardCache
+from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import read_manifest
+from data_pipeline.stream import Stream
+
+pytestmark = pytest.mark.s3
+
+READ_SHARE = """
+import json, sys
+from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.stream import Stream
+
+if __name__ == "__main__":
+    url, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    config = DataConfig(url=url, image=ImageConfig(size=8), shuffle_block=2, workers=2)
+    batches = iter(Stream(open_dataset(config), global_batch=12, rank=rank, world=2, seed=3))
+    seen = [(b.keys, b.images.double().sum().item()) for b, _ in zip(batches, range(10))]
+    json.dump(seen, open(out, "w"))
+    batches.close()
+"""
+FETCH = """
+import sys
+from pathlib import Path
+from data_pipeline.cache import ShardCache
+from data_pipeline.manifest import read_manifest
+
+manifest = read_manifest(sys.argv[1])
+ShardCache(Path(sys.argv[2])).fetch(sys.argv[1], manifest.shards[0])
+"""
+
+
+def test_two_ranks_with_workers_fetch_every_shard_of_a_cold_cache_once(
+    proxy, people, folder, tmp_path
+):
+    environment = {**os.environ, **proxy.environment()}
+    script = tmp_path / "share.py"
+    script.write_text(READ_SHARE)
+    outs = [tmp_path / f"{rank}.json" for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), people, str(rank), str(out)],
+            env={**environment, "PYTHONPATH": str(Path.cwd())},
+        )
+        for rank, out in enumerate(outs)
+    ]
+    assert [rank.wait(200) for rank in ranks] == [0, 0]
+    shards = read_manifest(people).shards
+    fetched = {name: count for name, count in proxy.fetched.items() if name.endswith(".tar")}
+    assert fetched == {f"tests/people/{shard.name}": 1 for shard in shards}
+    copies = sorted((tmp_path / "cache").glob("*/*.tar*"))
+    assert [path.name for path in copies] == sorted(f"{shard.sha256}.tar" for shard in shards)
+    local = open_dataset(DataConfig(url=folder, image=ImageConfig(size=8), shuffle_block=2))
+    expected = iter(Stream(local, global_batch=12, rank=0, world=1, seed=3))
+    for shares in zip(*(json.loads(out.read_text()) for out in outs), strict=True):
+        batch = next(expected)
+        assert tuple(key for keys, _ in shares for key in keys) == batch.keys
+        total = sum(part for _, part in shares)
+        assert total == pytest.approx(batch.images.double().sum().item(), rel=1e-12)
+    expected.close()
+
+
+def test_a_start_after_a_kill_in_a_download_finds_no_torn_file(proxy, people, tmp_path):
+    cache, shard = tmp_path / "c", read_manifest(people).shards[0]
+    proxy.inject(shard.name, "stall", times=1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, people, str(cache)],
+        env={**os.environ, **proxy.environment()},
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in cache.glob("*/*.tar.*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    torn = list(cache.glob("*/*.tar.*"))
+    assert len(torn) == 1
+    assert 0 < torn[0].stat().st_size < shard.bytes
+    assert list(cache.glob("*/*.tar")) == []
+    # the next start may need another shard first: what is left over goes then, too
+    other = read_manifest(people).shards[1]
+    ShardCache(cache).fetch(people, other)
+    assert [path.name for path in cache.glob("*/*.tar*")] == [f"{other.sha256}.tar"]
+    whole = ShardCache(cache).fetch(people, shard)
+    assert hashlib.sha256(whole.read_bytes()).hexdigest() == shard.sha256
+
+
+def test_a_bounded_cache_forgets_what_was_used_longest_ago(proxy, people, talk_to, tmp_path):
+    talk_to(proxy.environment())
+    shards = read_manifest(people).shards
+    cache = ShardCache(tmp_path / "c", limit=sum(shard.bytes for shard in shards[:3]))
+    for number in (0, 1, 0, 2, 3, 0):
+        os.utime(cache.fetch(people, shards[number]), (time.time(), time.time()))
+        time.sleep(0.02)
+    kept = {path.stem for path in cache.directory.glob("*/*.tar")}
+    assert shards[0].sha256 in kept
+    assert shards[1].sha256 not in kept
+    assert sum(path.stat().st_size for path in cache.directory.glob("*/*.tar")) <= cache.limit
+    assert proxy.fetched[f"tests/people/{shards[0].name}"] == 1
+
+
+def test_the_next_shards_are_fetched_while_one_block_is_read(proxy, people, talk_to, tmp_path):
+    talk_to(proxy.environment())
+    data = open_dataset(DataConfig(url=people, shuffle_block=2))
+    stream = Stream(data, global_batch=2, rank=0, world=1, seed=0)
+    next(stream.visits())  # what the first batch consists of; nothing is read yet
+    deadline = time.monotonic() + 30
+    while len(list((tmp_path / "cache").glob("*/*.tar"))) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert sum(name.endswith(".tar") for name in proxy.fetched) == 4
+
+
+def test_a_stalled_download_is_given_up_and_begun_again(proxy, people, talk_to, tmp_path):
+    talk_to(proxy.environment())
+    shard = read_manifest(people).shards[0]
+    proxy.inject(shard.name, "stall", times=1)
+    began = time.monotonic()
+    cache = ShardCache(tmp_path / "c", patience=1.0, retry_wait=0.1)
+    assert cache.fetch(people, shard).stat().st_size == shard.bytes
+    assert time.monotonic() - began < 8
+    proxy.inject(read_manifest(people).shards[1].name, "stall")
+    began = time.monotonic()
+    with pytest.raises(DataError, match=rf"{people}/.*tar: cannot be read \(no answer for 1 s\)"):
+        ShardCache(tmp_path / "c", patience=1.0, retry_wait=0.1).fetch(
+            people, read_manifest(people).shards[1]
+        )
+    assert time.monotonic() - began < 16
+    assert [path.name for path in cache.directory.glob("*/*.tar*")] == [f"{shard.sha256}.tar"]
+
+
+@pytest.mark.parametrize(("fault", "times"), [("503", 2), ("cut", 1)])
+def test_faults_that_pass_are_outlived(proxy, people, talk_to, tmp_path, fault, times):
+    talk_to(proxy.environment())
+    shard = read_manifest(people).shards[0]
+    proxy.inject(shard.name, fault, times)
+    cache = ShardCache(tmp_path / "c", retry_wait=0.1)
+    assert cache.fetch(people, shard).stat().st_size == shard.bytes

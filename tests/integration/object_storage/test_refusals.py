@@ -1,0 +1,139 @@
+"""What a store refuses, or does not have, is said in one sentence without a secret."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import s3
+from object_store import (
+    REFUSALS,
+    SECRETS,
+    TOKEN,
+    Outcome,
+    check_files,
+    check_manners,
+    expired_token,
+    model,
+    no_credentials,
+    unreachable,
+    wrong_secret,
+)
+
+from data_pipeline import storage
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import read_manifest
+from data_pipeline.text import Tokenizer
+from models import store
+from models.errors import ModelError
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.__name__)
+def test_what_a_store_refuses_is_said_in_one_sentence(
+    case, s3_server, proxy, people, talk_to, mezzotint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    talk_to(case(s3_server, proxy))
+    began = time.monotonic()
+    check_manners(mezzotint("data", "verify", people), people, REFUSALS[case])
+    assert time.monotonic() - began < 20
+    check_files(tmp_path)
+
+
+@pytest.mark.parametrize("case", [wrong_secret, expired_token, unreachable, no_credentials])
+def test_what_a_store_refuses_a_model_directory_is_said_in_one_sentence(
+    case, s3_server, proxy, bucket, talk_to
+):
+    talk_to(case(s3_server, proxy))
+    words = {
+        wrong_secret: r"credentials are refused \(SignatureDoesNotMatch\); check AWS_ACCESS_KEY_ID",
+        expired_token: r"credentials are refused \(ExpiredToken\); check .*AWS_SESSION_TOKEN",
+        unreachable: "cannot be reached; check AWS_ENDPOINT_URL",
+        no_credentials: "there are no credentials; set AWS_ACCESS_KEY_ID",
+    }[case]
+    with pytest.raises(ModelError, match=rf"{bucket}/model/config\.json: .*{words}") as caught:
+        store.describe(f"{bucket}/model")
+    saved = model()
+    with pytest.raises(ModelError, match=rf"{bucket}/new: .*{words}"):
+        store.save(f"{bucket}/new", saved.config, saved.state_dict(), card="")
+    assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def test_a_missing_bucket_is_named(mezzotint, tmp_path):
+    words = "there is no such bucket"
+    check_manners(mezzotint("data", "verify", "s3://nowhere-at-all/set"), "s3://nowhere", words)
+    outcome = mezzotint("data", "pack", "data/emoji", "s3://nowhere-at-all/set", "--limit", 5)
+    check_manners(outcome, "s3://nowhere-at-all/set", words)
+    outcome = mezzotint("data", "inspect", "s3://nowhere-at-all/set")
+    check_manners(outcome, "s3://nowhere-at-all/set", words)
+    with pytest.raises(ModelError, match=r"s3://nowhere-at-all/m/config\.json: .*no such bucket"):
+        store.load("s3://nowhere-at-all/m")
+    saved = model()
+    with pytest.raises(ModelError, match=r"s3://nowhere-at-all/m: .*no such bucket"):
+        store.save("s3://nowhere-at-all/m", saved.config, saved.state_dict(), card="")
+
+
+def test_a_missing_set_a_missing_model_and_a_missing_tokenizer_are_named(
+    mezzotint, bucket, people, tmp_path
+):
+    gone = f"{bucket}/gone"
+    check_manners(mezzotint("data", "verify", gone), f"{gone}/manifest.json: no such file; make it")
+    check_manners(mezzotint("data", "index", gone), f"{gone}: no such directory")
+    check_manners(mezzotint("data", "pack", gone, tmp_path / "o"), f"{gone}: no such folder")
+    outcome = mezzotint("data", "derive", people, tmp_path / "o", "--model", gone)
+    check_manners(outcome, f"{gone}/config.json: no such file; {gone} is not a model directory")
+    with pytest.raises(DataError, match=rf"{gone}/tokenizer\.model: no such file; train it"):
+        Tokenizer.load(gone)
+
+
+def test_a_token_that_expires_while_packing_stops_it_and_no_pair_is_lost(
+    proxy, folder, bucket, talk_to, mezzotint, tmp_path
+):
+    dataset = open_dataset(DataConfig(url=folder))
+    for number in range(4):
+        storage.write_bytes(f"{bucket}/expire/{number}.png", dataset.member(number, "png"))
+        storage.write_bytes(f"{bucket}/expire/{number}.txt", b"a picture")
+    command = ("data", "pack", f"{bucket}/expire", tmp_path / "set", "--shard-size", 2, "--json")
+    talk_to(proxy.environment())
+    proxy.inject("expire/2", "expired")
+    outcome = mezzotint(*command)
+    check_manners(outcome, REFUSALS[expired_token])
+    proxy.reset()
+    outcome = mezzotint(*command)
+    assert (outcome.code, len(list(read_manifest(str(tmp_path / "set")).samples()))) == (0, 4)
+
+
+def test_a_url_with_credentials_is_refused_and_not_repeated(mezzotint, tmp_path, monkeypatch):
+    url = f"s3://key:{s3.CANARY}@tests/people"
+    words = "a URL must not hold credentials; set AWS_ACCESS_KEY_ID"
+    check_manners(mezzotint("data", "verify", url), "s3://tests/people", words)
+    check_manners(mezzotint("data", "pack", "data/emoji", url), "s3://tests/people", words)
+    check_manners(mezzotint("data", "pack", url, tmp_path / "o"), "s3://tests/people", words)
+    outcome = mezzotint("data", "derive", "data/emoji", tmp_path / "o", "--model", url)
+    check_manners(outcome, "s3://tests/people", words)
+    runs = ("--runs", tmp_path / "runs")
+    outcome = mezzotint("train", "recipes/emoji_dvae.yaml", f"data.url={url}", *runs)
+    check_manners(outcome, "data.url", words)
+    recipe = tmp_path / "pipeline.yaml"
+    text = Path("recipes/pipelines/quickstart.yaml").read_text()
+    recipe.write_text(text)
+    outcome = mezzotint("run", recipe, f"values.pairs={url}", *runs)
+    check_manners(outcome, "values.pairs", words)
+    check_files(tmp_path / "runs")
+
+
+def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, people, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "data", "verify", people],
+        env={**os.environ, **s3_server.environment(AWS_SECRET_ACCESS_KEY=TOKEN)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    check_manners(Outcome(done.returncode, done.stdout, done.stderr), REFUSALS[wrong_secret])

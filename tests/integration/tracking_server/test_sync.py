@@ -1,0 +1,62 @@
+"""What a server missed is sent afterwards, once, and to no other server."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from tracked import found, runs_named, steps
+
+from launch.staging import run_stage
+from launch.syncing import sync
+from trainer.errors import TrainError
+from trainer.record import Link, Opening
+from trainer.run import RunDirectory
+from trainer.tracker import Tracker
+from trainer.tracking import Uploader
+
+# SQLAlchemy, alembic and requests warn about how MLflow uses them.
+pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
+
+
+def test_sync_sends_a_whole_pipeline_that_no_server_ever_heard_of(
+    server, client, pipeline, monkeypatch
+):
+    root = pipeline("unheard", "data/emoji")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for stage in ("first", "second"):
+        run_stage(root, stage)
+    assert not list(root.rglob("tracking.json"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    report = sync(root)
+    assert [Path(name).name for name in report.runs] == ["unheard", "first", "second"]
+    assert all(delivery.opened for delivery in report.runs.values())
+    runs = runs_named(client, "unheard")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert found(client, root / "second").data.tags["mlflow.parentRunId"]
+    kept = client.list_artifacts(found(client, root / "second").info.run_id, "model")
+    assert [entry.path for entry in kept] == ["model/tokenizer.model"]
+
+
+def test_a_run_that_another_server_knows_is_not_mixed_up(server, recorded, monkeypatch):
+    state = {"run_id": "0" * 32, "store": "http://elsewhere:5000"}
+    (recorded / "tracking.json").write_text(json.dumps(state))
+    with pytest.raises(TrainError, match="elsewhere:5000"):
+        sync(recorded)
+
+
+def test_two_that_send_at_once_send_each_step_once(server, client, tmp_path):
+    run = RunDirectory(tmp_path / "at once")
+    run.path.mkdir()
+    tracker = Tracker(run, None, Opening("at once"), writes=True, samples=False)
+    for step in range(1, 200):
+        tracker.log(step, {"loss/model": 1 / step})
+    tracker.close("FINISHED")
+    link = Link(server.url, "at once")
+    senders = [threading.Thread(target=lambda: Uploader(run, link).sync()) for _ in range(3)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert steps(client, run.path) == list(range(1, 200))
+    assert len(runs_named(client, "at once")) == 1
