@@ -1,8 +1,10 @@
 """The pictures of docs/numerics.md:  .venv/bin/python docs/make_numerics.py
 
-Needs matplotlib (the `tracking` extra brings it). Trains the fp16 stack of
-tests/integration/underflow.py with one gradient scale and with one per residual branch, and in
-32 bits for comparison: no data, a minute on one core. Writes docs/images/numerics-underflow.png.
+Needs matplotlib (the `tracking` extra brings it). No data, two minutes on one core. Trains the fp16
+stack of tests/integration/underflow.py with one gradient scale and with one per residual branch,
+and in 32 bits for comparison; then the prior of tests/integration/states.py with the optimizer
+inside backward, with fp32 states, and with bf16 ones that are rounded to nearest. Writes
+docs/images/numerics-underflow.png and numerics-in-backward.png, and prints the figures.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import matplotlib
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
+import states
 import underflow
 
 matplotlib.use("Agg")
@@ -20,7 +23,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 IMAGES = Path(__file__).parent / "images"
-UPDATES = 200
+UPDATES, LONG = 200, 400
 LOOKS = {
     "fp32": ("32 bits", "0.55", "--"),
     "one scale": ("fp16, one scale", "tab:red", "-"),
@@ -28,8 +31,15 @@ LOOKS = {
 }
 
 
+KINDS = {
+    "in backward": ("inside backward, bf16 (6 bytes)", "tab:blue", "-"),
+    "bf16, nearest": ("bf16 rounded to nearest (6 bytes)", "tab:red", "-"),
+    "fp32": ("fp32 weights and moments (12 bytes)", "0.1", ":"),
+}
+
+
 def smooth(values: list[float], width: int = 9) -> torch.Tensor:
-    """Running means of an odd number of values, fewer at the ends."""
+    """Running means of an odd number of values, with the first and the last one around them."""
     padded = torch.tensor([values[0]] * (width // 2) + values + [values[-1]] * (width // 2))
     return padded.unfold(0, width, 1).mean(1)
 
@@ -68,11 +78,7 @@ def draw_scales(axes: Axes, courses: dict[str, underflow.Course]) -> None:
     axes.legend(frameon=False, loc="center right")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the pictures of docs/numerics.md.")
-    parser.add_argument("--out", type=Path, default=IMAGES, help="folder the pictures go to")
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
+def draw_underflow(out: Path) -> None:
     courses = {name: underflow.train(name, UPDATES) for name in LOOKS}
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     draw_losses(axes[0], courses)
@@ -86,6 +92,35 @@ def main() -> None:
         end = sum(course.losses[-20:]) / 20
         shares = ", ".join(f"{100 * share:.3g}" for share in course.zeros)
         print(f"| {LOOKS[name][0]} | {end:.2f} | {course.skipped} | {shares} |")
+
+
+def draw_states(out: Path) -> None:
+    losses = {name: states.train(name, LONG) for name in KINDS}
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    plain = smooth(losses["fp32"], 25)
+    for name, (label, color, style) in KINDS.items():
+        curve = smooth(losses[name], 25)
+        axes[0].plot(curve, style, color=color, label=label, linewidth=2)
+        axes[1].plot(100 * (curve / plain - 1), style, color=color, linewidth=2)
+    axes[0].set(title="Loss of a small prior", xlabel="update", ylabel="nats per code")
+    axes[0].legend(frameon=False)
+    axes[1].set(title="Distance from fp32 states", xlabel="update", ylabel="% of the loss")
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "numerics-in-backward.png", dpi=110)
+    print("| states | mean loss of the last 100 updates | against fp32 |\n|---|---|---|")
+    ends = {name: sum(each[-100:]) / 100 for name, each in losses.items()}
+    for name, end in ends.items():
+        print(f"| {KINDS[name][0]} | {end:.4f} | {100 * (end / ends['fp32'] - 1):+.2f}% |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the pictures of docs/numerics.md.")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder the pictures go to")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    draw_underflow(out)
+    draw_states(out)
 
 
 if __name__ == "__main__":
