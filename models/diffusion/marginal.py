@@ -20,7 +20,9 @@ class Marginal:
         return (self.alpha / self.sigma) ** 2
 
     def like(self, x: Tensor) -> "Marginal":
-        """The same, shaped (B, 1, ...) to multiply `x` (B, ...)."""
+        """The same, shaped (B, 1, ...) to multiply `x` (B, ...); one for all stays as it is."""
+        if self.alpha.shape == (1,):
+            return self
         shape = (-1,) + (1,) * (x.ndim - 1)
         return Marginal(self.alpha.view(shape), self.sigma.view(shape))
 

@@ -27,6 +27,8 @@ from models.diffusion.parameterization import (
 from models.diffusion.schedule import CosineScheduleConfig, ScheduleConfig
 
 C_contra = TypeVar("C_contra", contravariant=True)
+_REMEMBERED = 4096
+"""Marginals a process remembers at most."""
 
 
 class Denoiser(Protocol[C_contra]):
@@ -78,6 +80,11 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
         return Process(self)
 
 
+def as_it_is(x: Tensor, marginal: Marginal) -> Tensor:
+    """x_t itself."""
+    return x
+
+
 @dataclass(frozen=True)
 class Parameterization:
     """What a network sees and gives."""
@@ -86,7 +93,7 @@ class Parameterization:
     """Raw output (B, ...), noisy (B, ...) and marginal to the prediction."""
     aim: Callable[[Prediction, Marginal], Tensor]
     """The raw output that the truth would have."""
-    feed: Callable[[Tensor, Marginal], Tensor] = lambda x, marginal: x
+    feed: Callable[[Tensor, Marginal], Tensor] = as_it_is
     """The noisy image as the network sees it."""
 
 
@@ -115,6 +122,7 @@ class Process:
         self.config = config
         self.schedule = config.schedule.build()
         self._parameterization = parameterization(config)
+        self._known: dict[tuple[float, torch.dtype], Marginal] = {}
 
     def noisy(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t for clean (B, ...), times (B,) and noise (B, ...)."""
@@ -122,7 +130,9 @@ class Process:
 
     def input(self, x: Tensor, t: Tensor) -> Tensor:
         """What the network sees of x_t (B, ...) at times (B,); x_t itself but for edm."""
-        return self._parameterization.feed(x, self.schedule.at(t))
+        if self._parameterization.feed is as_it_is:
+            return x
+        return self._parameterization.feed(x, self._at(t))
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network should give for clean (B, ...), times (B,) and noise (B, ...)."""
@@ -130,9 +140,30 @@ class Process:
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
-        mean, *rest = raw.chunk(self.config.outputs, dim=1)
-        guess = self._parameterization.read(mean, x, self.schedule.at(t))
-        return replace(guess, spread=(rest[0] + 1) / 2) if rest else guess
+        read, here = self._parameterization.read, self._at(t)
+        if self.config.outputs == 1:
+            return read(raw, x, here)
+        mean, spread = raw.chunk(2, dim=1)
+        return replace(read(mean, x, here), spread=(spread + 1) / 2)
+
+    def _at(self, t: Tensor) -> Marginal:
+        """The marginal at times (B,): (B,), or (1,) where a CPU's batch shares its time.
+
+        Those are remembered, since solvers ask for the same few again and again.
+        """
+        if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+            return self.schedule.at(t)
+        first, *others = t.tolist()
+        if any(other != first for other in others):
+            return self.schedule.at(t)
+        here = self._known.get((first, t.dtype))
+        if here is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            with torch.inference_mode(mode=False):
+                here = self.schedule.at(torch.tensor([first], dtype=t.dtype))
+            self._known[first, t.dtype] = here
+        return here
 
 
 def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:

@@ -30,13 +30,14 @@ class Churn:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a step starts, in x / alpha and sigma / alpha."""
+    """Where a step starts."""
 
     time: float
     alpha: float
     level: float
-    scaled: Tensor
-    """x / alpha (B, ...)."""
+    """sigma / alpha."""
+    x: Tensor
+    """(B, ...)."""
 
 
 def start(
@@ -44,13 +45,12 @@ def start(
 ) -> Start:
     """x (B, ...) at the step's time, with more noise at an earlier time where there is churn."""
     level, alpha = path.ratio(step), path.alpha[step]
-    scaled = x / alpha
     gamma = churn.growth(level, path.total)
     if not gamma:
-        return Start(path.t[step], alpha, level, scaled)
+        return Start(path.t[step], alpha, level, x)
     raised = level * (1 + gamma)
     added = churn.noise * math.sqrt(raised * raised - level * level)
     time = schedule.time_of(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
-    return Start(
-        float(time), float(schedule.at(time).alpha), raised, scaled + added * normal_like(x, rng)
-    )
+    earlier = float(schedule.at(time).alpha)
+    noisier = earlier * (x / alpha + added * normal_like(x, rng))
+    return Start(float(time), earlier, raised, noisier)

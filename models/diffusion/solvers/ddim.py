@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
@@ -46,7 +47,7 @@ class DDIM(Stepwise):
             new = self._deviation(path, step) if self._eta else 0.0
             if self._eta:
                 kept = math.sqrt(max(kept * kept - new * new, 0.0))
-            x = path.alpha[step + 1] * guess.x0 + kept * guess.noise
+            x = torch.add(kept * guess.noise, guess.x0, alpha=path.alpha[step + 1])
             if self._eta:
                 x = x + new * normal_like(x, rng)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)

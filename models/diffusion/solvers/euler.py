@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
@@ -32,7 +33,8 @@ class Euler(Stepwise):
         path = grid(self._schedule, times)
         for step in range(path.total):
             here = start(self._churn, self._schedule, path, step, x, rng)
-            guess = ask(denoiser, here.alpha * here.scaled, here.time, cond)
-            moved = here.scaled + (path.ratio(step + 1) - here.level) * guess.noise
-            x = path.alpha[step + 1] * moved
+            guess = ask(denoiser, here.x, here.time, cond)
+            kept, alpha = path.alpha[step + 1] / here.alpha, path.alpha[step + 1]
+            width = path.ratio(step + 1) - here.level
+            x = torch.add(kept * here.x, guess.noise, alpha=alpha * width)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
@@ -32,11 +33,12 @@ class Heun(Stepwise):
         path = grid(self._schedule, times)
         for step in range(path.total):
             here = start(self._churn, self._schedule, path, step, x, rng)
-            guess = ask(denoiser, here.alpha * here.scaled, here.time, cond)
-            width, alpha = path.ratio(step + 1) - here.level, path.alpha[step + 1]
-            x = alpha * (here.scaled + width * guess.noise)
+            guess = ask(denoiser, here.x, here.time, cond)
+            kept, alpha = path.alpha[step + 1] / here.alpha, path.alpha[step + 1]
+            width = path.ratio(step + 1) - here.level
+            x = torch.add(kept * here.x, guess.noise, alpha=alpha * width)
             if not path.ends_clean(step + 1):
                 end = ask(denoiser, x, path.t[step + 1], cond)
                 slope = (guess.noise + end.noise) / 2
-                x, guess = alpha * (here.scaled + width * slope), end
+                x, guess = torch.add(kept * here.x, slope, alpha=alpha * width), end
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
-import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
@@ -84,10 +83,18 @@ def _conditions(path: Grid, s: int, points: int) -> tuple[float, list[float], li
 
 
 def _solved(ratios: list[float], moments: list[float]) -> list[float]:
-    """Weights w with sum_m w_m ratio_m^(k - 1) = moment_k, k = 1 to their number."""
-    places = torch.tensor(ratios, dtype=torch.float64)
-    powers = torch.stack([places**k for k in range(len(ratios))])
-    weights: list[float] = torch.linalg.solve(
-        powers, torch.tensor(moments, dtype=torch.float64)
-    ).tolist()
+    """Weights w with sum_m w_m ratio_m^(k - 1) = moment_k, k = 1 to their number.
+
+    By divided differences (Björck and Pereyra's way) in plain numbers: there are at most three.
+    """
+    weights = list(moments)
+    count = len(ratios)
+    for k in range(count - 1):
+        for i in range(count - 1, k, -1):
+            weights[i] -= ratios[k] * weights[i - 1]
+    for k in range(count - 2, -1, -1):
+        for i in range(k + 1, count):
+            weights[i] /= ratios[i] - ratios[i - k - 1]
+        for i in range(k, count - 1):
+            weights[i] -= weights[i + 1]
     return weights
