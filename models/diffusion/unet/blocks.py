@@ -59,11 +59,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, inputs, H, W) and (B, vector) to (B, outputs, H', W')."""
-        active = F.silu(self.norm_in(x))
-        if self.resampling == "double":
-            hidden = doubled_convolution(active, self.conv_in)
-        else:
-            hidden = self.conv_in(resampled(active, self.resampling))
+        hidden = self.conv_in(resampled(F.silu(self.norm_in(x)), self.resampling))
         told = self.modulation(F.silu(vector))[:, :, None, None]
         if self.scales:
             scale, shift = told.chunk(2, dim=1)
@@ -83,22 +79,6 @@ def resampled(x: Tensor, resampling: Resampling) -> Tensor:
             return F.avg_pool2d(x, 2)
         case "double":
             return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def doubled_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3x3 convolution of (B, C, H, W) doubled: (B, C', 2 H, 2 W).
-
-    Every pixel of a doubled image has copies beside it, so nine weights meet four different values:
-    added up beforehand, they are a transposed 4x4 convolution of stride 2, with 4 / 9 of the
-    products. Measured on a CPU, 1.8 times as fast forward and 1.35 times with backward in fp32.
-    """
-    if x.device.type != "cpu":
-        return conv(resampled(x, "double"))
-    weight = conv.weight
-    for dim in (2, 3):
-        one, two, three = weight.unbind(dim)
-        weight = torch.stack([three, two + three, one + two, one], dim)
-    return F.conv_transpose2d(x, weight.transpose(0, 1), conv.bias, stride=2, padding=1)
 
 
 class PlainResampling(nn.Module):
@@ -122,7 +102,7 @@ class PlainResampling(nn.Module):
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) to (B, width, H', W')."""
         if self.doubles:
-            return doubled_convolution(x, self.conv)
+            return self.conv(resampled(x, "double"))
         if self.shifts:
             return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
         return self.conv(x)
