@@ -1,83 +1,112 @@
-"""Reconstructions by the tiny autoencoders:  .venv/bin/python docs/make_reconstructions.py
+"""Pictures of the tiny autoencoders:  .venv/bin/python docs/make_reconstructions.py
 
-Trains each recipe that has not been trained yet (some minutes each on two cores), judges it on
-held-out emoji, and lays the first pictures of all of them side by side in docs/images/.
+Runs the showcase (`make showcase`) where it has not been run yet, and with `--all` the recipes that
+are not in it too, some minutes each. Then lays what comes back of the same held-out emoji side by
+side, and copies the sheets of what the priors drew from captions, all into docs/images/.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
+from torch import Tensor
 
-NAMES = ("emoji_ae", "emoji_vae", "emoji_vqvae", "emoji_vqvae2", "emoji_vqgan", "emoji_kl")
-TARGET = Path(__file__).parent / "images" / "reconstructions.png"
+from data_pipeline.dataset import Dataset
+from evaluation.config import PicturesConfig
+from evaluation.pixels import to_bytes
+from evaluation.reconstruction import open_pictures, read_autoencoder
+from evaluation.samples import choose
+from evaluation.tables import Axis, Table
+
+COMMAND = [sys.executable, "-m", "launch.cli"]
+SHOWCASE = "recipes/pipelines/autoencoders.yaml"
+IMAGES = Path(__file__).parent / "images"
+PICTURES = PicturesConfig(url="data/emoji")
 EVALUATION = "name: {name}\nautoencoder: {run}/model\npictures: {{url: data/emoji}}\n"
-TILE, GAP, COLUMNS, MARGIN = 64, 4, 10, 150
+ALONE = {
+    "AE": "emoji_ae",
+    "VAE": "emoji_vae",
+    "VQ-VAE": "emoji_vqvae",
+    "dVAE": "emoji_dvae",
+}
+"""Recipes that the showcase does not train."""
+SHOWN = {"VQ-VAE-2": "vqvae2", "VQ-GAN": "vqgan", "KL": "kl"}
+"""Train stages of the showcase, each judged by the stage of its name with `_back`."""
+SHEETS = {"vqvae2_drawn": "vqvae2-held-out.png", "vqgan_drawn": "vqgan-held-out.png"}
+COLUMNS = 12
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the picture of reconstructions.")
+    parser = argparse.ArgumentParser(description="Make the pictures of the autoencoders' page.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
-    parser.add_argument("names", nargs="*", default=NAMES, help="recipes, by name")
+    parser.add_argument("--all", action="store_true", help=f"also {', '.join(ALONE)}")
     arguments = parser.parse_args()
-    rows = [("originals", "", pictures(arguments.runs, arguments.names[0], real=True))]
-    for name in arguments.names:
-        judged = arguments.runs / name / "judged" / "evaluation.json"
-        if not judged.is_file():
-            make(arguments.runs, name)
-        scores = json.loads(judged.read_text(encoding="utf-8"))
-        words = f"{scores['psnr']['value']:.1f} dB"
-        if "bits_per_pixel" in scores:
-            words += f", {scores['bits_per_pixel']:.2f} bits a pixel"
-        rows.append((name, words, pictures(arguments.runs, name, real=False)))
-    draw(rows).save(TARGET)
-    print(f"{TARGET}: {len(rows) - 1} autoencoders")
+    runs: Path = arguments.runs
+    subprocess.run([*COMMAND, "run", SHOWCASE, "--runs", str(runs)], check=True)
+    root = runs / "autoencoders"
+    judged = {}
+    for name, recipe in ALONE.items() if arguments.all else ():
+        if not (runs / recipe / "judged" / "evaluation.json").is_file():
+            train_and_judge(runs, recipe)
+        judged[name] = (runs / recipe / "model", runs / recipe / "judged")
+    for name, stage in SHOWN.items():
+        judged[name] = (root / stage / "model", root / f"{stage}_back")
+    IMAGES.mkdir(exist_ok=True)
+    for stage, name in SHEETS.items():
+        shutil.copyfile(root / stage / "grid_held_out.png", IMAGES / name)
+    target = IMAGES / "reconstructions.png"
+    table(judged).save(target, optimize=True)
+    print(f"{target}: {len(judged)} autoencoders; {', '.join(SHEETS.values())}: samples")
 
 
-def make(runs: Path, name: str) -> None:
-    """Train and judge one recipe."""
-    command = [sys.executable, "-m", "launch.cli"]
-    run = runs / name
-    train = [*command, "train", f"recipes/{name}.yaml", "--runs", str(runs)]
+def train_and_judge(runs: Path, recipe: str) -> None:
+    """One recipe by itself."""
+    run = runs / recipe
+    train = [*COMMAND, "train", f"recipes/{recipe}.yaml", "--runs", str(runs)]
     subprocess.run(train, check=True)
     settings = run / "judge.yaml"
-    settings.write_text(EVALUATION.format(name=name, run=run), encoding="utf-8")
-    judge = [*command, "evaluate", str(settings), "--out", str(run / "judged")]
+    settings.write_text(EVALUATION.format(name=recipe, run=run), encoding="utf-8")
+    judge = [*COMMAND, "evaluate", str(settings), "--out", str(run / "judged")]
     subprocess.run(judge, check=True)
 
 
-def pictures(runs: Path, name: str, *, real: bool) -> list[Image.Image]:
-    """The first tiles of a judged run's sheet: its originals, or what came back."""
-    if not (runs / name / "judged" / "grid_reconstructions.png").is_file():
-        make(runs, name)
-    sheet = Image.open(runs / name / "judged" / "grid_reconstructions.png").convert("RGB")
-    # evaluation/grids.py: panels of two tiles of 96 pixels, 4 a row, under a title of 48
-    tile, gap = 96, 14
-    width, height = 2 * tile + 4, 16 + tile + 6 + 28
-    found = []
-    for index in range(COLUMNS):
-        left = gap + index % 4 * (width + gap) + (0 if real else tile + 4)
-        top = 48 + index // 4 * (height + gap) + 16
-        found.append(sheet.crop((left, top, left + tile, top + tile)))
-    return found
+def table(judged: dict[str, tuple[Path, Path]]) -> Image.Image:
+    """One row per autoencoder: its name and scores, and what comes back."""
+    labels, cells = ["originals"], []
+    for name, (model, scores) in judged.items():
+        autoencoder = read_autoencoder(str(model))
+        dataset = open_pictures(PICTURES, autoencoder.image_size)
+        images = first(dataset)
+        with torch.inference_mode():
+            back = to_bytes(autoencoder.reconstruct(images))
+        if not cells:
+            cells.append([to_bytes(images)[None]])
+        cells.append([back[None]])
+        labels.append(f"{name} {words(scores)}")
+    return Table(
+        cells=cells,
+        rows=Axis("", labels),
+        columns=Axis("", [""]),
+        title="Held-out emoji, 32 pixels, there and back",
+        notes=["PSNR over all held-out pictures; bits a pixel. The first pictures, not the best."],
+    ).draw(tile=64, widest=150)
 
 
-def draw(rows: list[tuple[str, str, list[Image.Image]]]) -> Image.Image:
-    """One row per autoencoder, its name and scores on the left."""
-    step = TILE + GAP
-    canvas = Image.new("RGB", (MARGIN + COLUMNS * step, GAP + len(rows) * step), "white")
-    pen = ImageDraw.Draw(canvas)
-    for row, (name, words, tiles) in enumerate(rows):
-        top = GAP + row * step
-        pen.text((8, top + 18), name, fill="#1c1c1c", font=ImageFont.load_default(13))
-        pen.text((8, top + 36), words, fill="#767676", font=ImageFont.load_default(11))
-        for column, tile in enumerate(tiles):
-            resized = tile.resize((TILE, TILE), Image.Resampling.BOX)
-            canvas.paste(resized, (MARGIN + column * step, top))
-    return canvas
+def first(dataset: Dataset) -> Tensor:
+    """The pictures that an evaluation shows first."""
+    return dataset.batch(choose(dataset.keys(), COLUMNS, seed=0)).images
+
+
+def words(directory: Path) -> str:
+    """PSNR and rate of a judged autoencoder."""
+    scores = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+    rate = scores.get("bits_per_pixel")
+    return f"{scores['psnr']['value']:.1f} dB" + ("" if rate is None else f", {rate:.2f} bits")
 
 
 if __name__ == "__main__":
