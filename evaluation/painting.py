@@ -193,6 +193,7 @@ class DiffusionDrawer:
             "digests": dict(self.digests),
             "sampler": sampling.solver.kind,
             "sampling": sampling.model_dump(mode="json"),
+            "times": sampling.grid.kind,
             "steps": sampling.steps,
             "guidance": sampling.guidance,
             "negative": self.config.negative,

@@ -202,5 +202,9 @@ class CascadeDrawer:
 
 def sampler(base: StageSampling, upsampler: StageSampling) -> str:
     """The solvers of a cascade in words."""
-    names = ["DDIM" if stage.solver is None else stage.solver.kind for stage in (base, upsampler)]
-    return f"{' and '.join(dict.fromkeys(names))}, uniform times, x0 clamped"
+    names = [
+        f"{'DDIM' if stage.solver is None else stage.solver.kind}, "
+        f"{stage.sampling().grid.kind} times"
+        for stage in (base, upsampler)
+    ]
+    return f"{' and '.join(dict.fromkeys(names))}, x0 clamped"

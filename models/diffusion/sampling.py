@@ -25,9 +25,17 @@ from models.diffusion.solvers.config import (
     AnalyticDPMConfig,
     DDIMConfig,
     DDPMConfig,
+    EulerAncestralConfig,
+    EulerConfig,
     SolverConfig,
 )
-from models.diffusion.solvers.grids import TimesConfig, UniformTimesConfig
+from models.diffusion.solvers.grids import (
+    LeadingTimesConfig,
+    LogSnrTimesConfig,
+    TimesConfig,
+    TrailingTimesConfig,
+    UniformTimesConfig,
+)
 from models.diffusion.solvers.solver import Stepwise
 from models.errors import ModelError
 
@@ -70,6 +78,9 @@ ThresholdingConfig = Annotated[
 ]
 
 
+_PLAIN = (DDIMConfig, DDPMConfig, EulerConfig, EulerAncestralConfig, AnalyticDPMConfig)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A solver and the times it visits (steps + 1,)."""
@@ -89,7 +100,9 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
 
     solver: SolverConfig = DDIMConfig()
     steps: int = Field(default=25, gt=0)
-    times: TimesConfig = UniformTimesConfig()
+    times: TimesConfig | None = None
+    """None: equal steps of t for solvers of order 1 in one call, which take them well; equal steps
+    of the log signal-to-noise ratio for all others, which need short ones at the clean end."""
     guidance: float = Field(default=1.0, ge=0)
     interval: tuple[float, float] | None = None
     rescale: float = Field(default=0.0, ge=0, le=1)
@@ -102,6 +115,13 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("interval: two times, 0 <= low <= high <= 1, are needed")
         return self
 
+    @property
+    def grid(self) -> TimesConfig:
+        """The grid of times, chosen by the solver where none is set."""
+        if self.times is not None:
+            return self.times
+        return UniformTimesConfig() if isinstance(self.solver, _PLAIN) else LogSnrTimesConfig()
+
     def plan(self, schedule: Schedule, log_probability: LogProbability | None = None) -> Plan:
         """Solver and times; where a classifier steers, `log_probability` of the wanted class.
 
@@ -109,17 +129,26 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
             ModelError: solver and times do not suit the schedule.
         """
         try:
-            times = self.times.build(schedule, self.steps)
+            self._refuse_silence(schedule)
+            times = self.grid.build(schedule, self.steps)
             solver = self._solver(schedule, log_probability)
         except ValueError as error:
             raise ModelError(f"sampling: {error}") from error
-        silent = float(schedule.at(times[0]).alpha) == 0
-        if silent and not isinstance(self.solver, DDIMConfig | DDPMConfig):
+        return Plan(solver, times)
+
+    def _refuse_silence(self, schedule: Schedule) -> None:
+        """Only ddim and ddpm start where no signal is left."""
+        grid = self.grid
+        if isinstance(grid, TrailingTimesConfig | LeadingTimesConfig):
+            first = float(grid.build(schedule, self.steps)[0])
+        else:
+            first = grid.first
+        alpha = schedule.at(torch.tensor(first, dtype=torch.float64)).alpha
+        if float(alpha) == 0 and not isinstance(self.solver, DDIMConfig | DDPMConfig):
             raise ModelError(
                 f"sampling.solver: {self.solver.kind} needs some signal at every time, which this "
                 "model's schedule does not leave; choose ddim or ddpm"
             )
-        return Plan(solver, times)
 
     def _solver(self, schedule: Schedule, log_probability: LogProbability | None) -> Stepwise:
         match self.solver:

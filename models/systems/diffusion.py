@@ -213,7 +213,7 @@ class Diffusion:
     ) -> DiffusionSampling:
         """The sampling with Analytic-DPM's moments, estimated on pictures (B, 3, H, W)."""
         schedule = self.schedule
-        times = sampling.times.build(schedule, sampling.steps)
+        times = sampling.grid.build(schedule, sampling.steps)
         found = noise_moments(denoiser(self.network), schedule, images, times, cond, rng)
         solver = AnalyticDPMConfig(moments=tuple(found))
         return sampling.model_copy(update={"solver": solver})
@@ -234,7 +234,7 @@ class Diffusion:
         that is not normal.
         """
         schedule = self.schedule
-        times = encoding_times(schedule, sampling.times.build(schedule, sampling.steps))
+        times = encoding_times(schedule, sampling.grid.build(schedule, sampling.steps))
         asked = sampling.thresholding.wrap(denoiser(self.network), schedule)
         return round_trip(asked, schedule, images, times, cond, progress)
 

@@ -125,7 +125,7 @@ def test_a_cascade_takes_other_solvers_and_counts_its_calls(home):
 
     plain, heun = cascade(), cascade(solver={"kind": "heun"})
     assert plain.protocol()["sampler"] == "DDIM, uniform times, x0 clamped"
-    assert heun.protocol()["sampler"] == "heun and DDIM, uniform times, x0 clamped"
+    assert heun.protocol()["sampler"] == "heun, log_snr times and DDIM, uniform times, x0 clamped"
     assert plain.draw(CAPTIONS, 0).calls == Calls(network=6 + 2)
     assert heun.draw(CAPTIONS, 0).calls == Calls(network=12 + 2)
     with pytest.raises(ValueError, match="eta belongs to DDIM"):

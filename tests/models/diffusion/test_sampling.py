@@ -72,7 +72,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
     denoiser = MixtureDenoiser(ALL, schedule)
     settings = sampling(solver={"kind": kind}, steps=24, times={"kind": "karras"})
     if kind == "analytic_dpm":
-        times = settings.times.build(schedule, settings.steps)
+        times = settings.grid.build(schedule, settings.steps)
         moments = noise_moments(denoiser, schedule, ALL.sample(200, rng(2)), times, None, rng())
         settings = sampling(
             **settings.model_dump() | {"solver": {"kind": kind, "moments": moments}}
@@ -99,6 +99,13 @@ def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
     assert bool((times.diff() < 0).all())
 
 
+def test_solvers_that_need_short_last_steps_get_them():
+    assert sampling().grid.kind == "uniform"
+    assert sampling(solver={"kind": "ddpm"}).grid.kind == "uniform"
+    assert sampling(solver={"kind": "heun"}).grid.kind == "log_snr"
+    assert sampling(solver={"kind": "heun"}, times={"kind": "karras"}).grid.kind == "karras"
+
+
 def test_equal_log_snr_ends_at_the_first_discrete_step():
     schedule = SCHEDULES["discrete"]
     times = sampling(times={"kind": "log_snr"}, steps=9).plan(schedule).times
@@ -112,17 +119,27 @@ def test_equal_log_snr_ends_at_the_first_discrete_step():
     ("settings", "message"),
     [
         ({"solver": {"kind": "unipc"}}, "sampling.solver: unipc needs some signal"),
+        (
+            {"solver": {"kind": "heun"}, "times": {"kind": "trailing"}, "steps": 5},
+            "heun needs some",
+        ),
         ({"times": {"kind": "karras"}}, "need some signal at time 1"),
         ({"times": {"kind": "trailing"}, "steps": 11}, "has 10 steps, so 11 cannot"),
         ({"times": {"kind": "log_snr", "first": 0.5}, "steps": 1}, "need 2 steps"),
-        ({"solver": {"kind": "analytic_dpm"}}, "needs moments"),
-        ({"solver": {"kind": "analytic_dpm", "moments": [0.5]}, "steps": 2}, "as many moments"),
+        ({"solver": {"kind": "analytic_dpm"}}, "needs some signal"),
     ],
 )
 def test_what_does_not_suit_a_schedule_is_refused_before_a_step(settings, message):
     silent = DiscreteScheduleConfig(steps=10, zero_terminal_snr=True).build()
     with pytest.raises(ModelError, match=message):
         sampling(**settings).plan(silent)
+
+
+def test_analytic_dpm_needs_a_moment_for_each_step():
+    with pytest.raises(ModelError, match="needs moments"):
+        sampling(solver={"kind": "analytic_dpm"}).plan(COSINE)
+    with pytest.raises(ModelError, match="2 steps need as many moments, got 1"):
+        sampling(solver={"kind": "analytic_dpm", "moments": [0.5]}, steps=2).plan(COSINE)
 
 
 @pytest.mark.parametrize(
