@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import distributed, memory
 from trainer.distributed import World
 from trainer.engine_config import (
     check_numerics,
@@ -188,6 +188,8 @@ def _placed(
             sketch.hold(weight)
         weight.data = weight.detach().to(device, dtype)
         yield weight
+        if sketch is not None:
+            memory.give_back()
     if sketch is not None:
         sketch.fill_buffers(module)
 

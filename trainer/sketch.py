@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from trainer import memory
 from trainer.errors import TrainError
 
 SMALL = 1 << 12
@@ -219,6 +220,7 @@ def _advance(func: Callable[..., Any], args: tuple[Any, ...], options: dict[str,
         return value
 
     func(*tree_map(scratch, args), **options)
+    memory.give_back()
 
 
 def _is_large(shape: Sequence[int], options: dict[str, Any]) -> bool:
