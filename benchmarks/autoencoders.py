@@ -35,13 +35,11 @@ from peers_autoencoders import (  # noqa: E402
     own_loss,
     relative,
 )
-from timing import SPREAD, Timing, as_table, interleaved, machine, peak_bytes  # noqa: E402
+from timing import Row, as_lines, as_table, interleaved, machine, peak_bytes  # noqa: E402
 
 from models.autoencoders.dvae import DVAE  # noqa: E402
 from models.autoencoders.quantizer import EmaVectorQuantizer, EmaVectorQuantizerConfig  # noqa: E402
 
-FEWEST = 7
-"""Rounds for a verdict."""
 GOALS = {"dvae fp32": 1.2, "dvae bf16": 2.0, "ema quantiser": 3.0}
 
 
@@ -63,39 +61,6 @@ class Shape:
 
 
 QUICK = Shape(image=32, vocab=512, batch=4, codes=512, side=8, rounds=3)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison; `ratio` says how many times better ours is."""
-
-    name: str
-    ours: float
-    """Median seconds."""
-    peer: float
-    """The peer's, in fp32."""
-    goal: float
-    ratio: float
-    ratio_of_minimum: float
-    ratio_of_cpu_time: float
-    spread: float
-    verdict: str
-
-    @classmethod
-    def of(cls, name: str, ours: Timing, peer: Timing, rounds: int) -> "Row":
-        """No verdict of few rounds, nor where either spreads too much."""
-        ratio = peer.median / ours.median
-        spread = max(ours.spread, peer.spread)
-        verdict = "reached" if ratio >= GOALS[name] else "missed"
-        if spread > SPREAD:
-            verdict = "none, spread too large"
-        if rounds < FEWEST:
-            verdict = f"none of fewer than {FEWEST} rounds"
-        return cls(
-            name, ours.median, peer.median, GOALS[name], ratio,
-            peer.minimum / ours.minimum, peer.cpu / ours.cpu, spread,
-            verdict,
-        )  # fmt: skip
 
 
 def refuse(name: str, found: dict[str, float], **limits: float) -> dict[str, float]:
@@ -171,8 +136,9 @@ def dvae(shape: Shape) -> dict[str, object]:
         "step": as_table(timings),
         "step_peak_mib": {name: peak_bytes(each) / 2**20 for name, each in work.items()},
         "rows": [
-            asdict(Row.of(f"dvae {kind}", timings[f"mezzotint {kind}"], best, shape.rounds))
+            asdict(Row.of(name, timings[f"mezzotint {kind}"], best, GOALS[name], shape.rounds))
             for kind in ("fp32", "bf16")
+            for name in (f"dvae {kind}",)
         ],
     }
 
@@ -230,7 +196,10 @@ def quantizer(shape: Shape) -> dict[str, object]:
         "step": as_table(timings),
         "step_peak_mib": {name: peak_bytes(each) / 2**20 for name, each in work.items()},
         "rows": [
-            asdict(Row.of("ema quantiser", timings["mezzotint"], timings[peer.name], shape.rounds))
+            asdict(
+                Row.of(name, timings["mezzotint"], timings[peer.name], GOALS[name], shape.rounds)
+            )
+            for name in ("ema quantiser",)
         ],
     }
 
@@ -255,12 +224,7 @@ def report(found: dict[str, object]) -> str:
             f"spread {each['spread']:.2f}, processor {1e3 * each['cpu']:.1f})"
             for name, each in facts["step"].items()
         ]
-    lines += [
-        f"{row['name']}: {row['ratio']:.2f} x (goal {row['goal']}; of the least "
-        f"{row['ratio_of_minimum']:.2f}, of processor time {row['ratio_of_cpu_time']:.2f}): "
-        f"{row['verdict']}"
-        for row in found["rows"]
-    ]
+    lines += as_lines(found["rows"])
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
     peers/bin/pip install -c constraints.txt torch pydantic numpy safetensors fsspec pyyaml \\
         einops pillow scipy tqdm beartype diffusers==0.42.0
     peers/bin/pip install --no-deps denoising-diffusion-pytorch==2.3.4 imagen-pytorch==2.1.0
-    peers/bin/python benchmarks/diffusion.py --threads 2 [--quick] [--only unet] [--json]
+    peers/bin/python benchmarks/diffusion.py --threads 2 [--quick] [--only unet] [--json FILE]
 
 diffusers' networks get our weights and must give our outputs and gradients before anything is timed
 (`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from peers_diffusion import (  # noqa: E402
     relative,
     steps_of,
 )
-from timing import SPREAD, Timing, as_table, interleaved, machine  # noqa: E402
+from timing import Row, Timing, as_lines, as_table, interleaved, machine  # noqa: E402
 
 from models.diffusion.condition import Condition  # noqa: E402
 from models.diffusion.discrete import DiscreteScheduleConfig  # noqa: E402
@@ -186,14 +186,6 @@ def flop(call: Call, shape: Shape) -> float:
     return counter.get_total_flops() / shape.batch
 
 
-def verdict(ours: Timing, theirs: Timing, goal: float) -> dict[str, object]:
-    """The ratio, and what it is worth."""
-    ratio = theirs.median / ours.median
-    calm = max(ours.spread, theirs.spread) <= SPREAD
-    word = ("reached" if ratio >= goal else "missed") if calm else "none, spread too large"
-    return {"ratio": ratio, "of_cpu_time": theirs.cpu / ours.cpu, "goal": goal, "verdict": word}
-
-
 def measure_shape(shape: Shape, rounds: int) -> dict[str, object]:
     """Training step and sampling of one shape."""
     unet = new_unet(shape.config)
@@ -234,22 +226,33 @@ def measure_shape(shape: Shape, rounds: int) -> dict[str, object]:
         "gflop_forward_per_picture": {name: value / 1e9 for name, value in work.items()},
         "gflop_per_second_step_fp32": rates,
         "step": as_table(steps),
-        "step_ratios": ratios(steps, twin.name),
         "draw_25": as_table(draws),
-        "draw_ratios": ratios(draws, twin.name),
+        "rows": [
+            *rows_of(f"{shape.name} step", steps, twin.name, rounds),
+            *rows_of(f"{shape.name} 25 steps", draws, twin.name, rounds),
+        ],
     }
 
 
-def ratios(timings: Mapping[str, Timing], twin: str) -> dict[str, object]:
+def rows_of(
+    what: str, timings: Mapping[str, Timing], twin: str, rounds: int
+) -> list[dict[str, object]]:
     """Against diffusers, which computes the same."""
     own, other = "mezzotint", twin
-    return {
-        "fp32": verdict(timings[f"{own} fp32"], timings[f"{other} fp32"], GOALS["fp32"]),
-        "bf16": verdict(timings[f"{own} bf16"], timings[f"{other} bf16"], GOALS["bf16"]),
-        "bf16 against fp32": verdict(
-            timings[f"{own} bf16"], timings[f"{other} fp32"], GOALS["bf16 against fp32"]
-        ),
+    pairs = {
+        "fp32": ("fp32", "fp32"),
+        "bf16": ("bf16", "bf16"),
+        "bf16 against fp32": ("bf16", "fp32"),
     }
+    return [
+        asdict(
+            Row.of(
+                f"{what} {name}", timings[f"{own} {ours}"], timings[f"{other} {theirs}"],
+                GOALS[name], rounds,
+            )
+        )
+        for name, (ours, theirs) in pairs.items()
+    ]  # fmt: skip
 
 
 def solvers(rounds: int) -> dict[str, object]:
@@ -289,16 +292,16 @@ def solvers(rounds: int) -> dict[str, object]:
         return run
 
     found: dict[str, object] = {}
+    rows = []
     with torch.no_grad():
         for name, (solver, kind, settings) in pairs.items():
             timings = interleaved(
                 {"mezzotint": ours(solver), "diffusers": theirs(kind, settings)}, 4 * rounds
             )
-            found[name] = {
-                "ms_per_step": {key: 1e3 * each.median / 50 for key, each in timings.items()},
-                **verdict(timings["mezzotint"], timings["diffusers"], GOALS["solver"]),
-            }
-    return found
+            found[name] = {key: 1e3 * each.median / 50 for key, each in timings.items()}
+            own, other = timings["mezzotint"], timings["diffusers"]
+            rows.append(asdict(Row.of(f"50 x {name}", own, other, GOALS["solver"], 4 * rounds)))
+    return {"ms_per_step": found, "rows": rows}
 
 
 def measure(*, quick: bool, only: str | None) -> dict[str, object]:
@@ -311,6 +314,8 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     if only in (None, "solvers"):
         found["solvers"] = solvers(rounds)
     found["load_at_the_end"] = machine()["load"]
+    parts = [part for part in found.values() if isinstance(part, dict) and "rows" in part]
+    found["rows"] = [row for part in parts for row in part.pop("rows")]
     return found
 
 
@@ -319,15 +324,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
     parser.add_argument("--only", choices=("unet", "captions", "solvers"), help="one part")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, unrounded")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--threads", type=int, help="torch's threads")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     found = measure(quick=options.quick, only=options.only)
-    if not options.json:
-        found = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
-    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    rows = found.pop("rows")
+    short = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
+    print("\n".join([json.dumps(short, indent=1), *as_lines(rows)]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     peers/bin/pip install -c constraints.txt x-transformers==2.31.10 axial-positional-embedding \\
         rotary-embedding-torch
     peers/bin/pip install --no-deps dalle-pytorch==1.6.6
-    peers/bin/python benchmarks/prior.py [--quick] [--json]
+    peers/bin/python benchmarks/prior.py [--quick] [--json FILE]
 
 The peers get the prior's weights through a converter and must give its outputs and gradients before
 anything is timed (`peers_prior.py` says what is set and replaced in them for that). Everything runs
@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 
 from peers_prior import DallePytorch, XTransformers  # noqa: E402
-from timing import SPREAD, Timing, as_table, interleaved, machine, peak_bytes  # noqa: E402
+from timing import Row, Timing, as_lines, as_table, interleaved, machine, peak_bytes  # noqa: E402
 
 from models.autoregressive.decoding import Sampling, generate  # noqa: E402
 from models.autoregressive.patterns import joint_mask  # noqa: E402
@@ -35,7 +35,9 @@ from models.autoregressive.sparse import attend_blocks, attend_dense  # noqa: E4
 from models.nn.attention import attend  # noqa: E402
 
 Peer = DallePytorch | XTransformers
-GOALS = {"step_fp32": 1.7, "step_bf16": 2.7, "memory": 0.35, "draw_fp32": 1.9, "draw_bf16": 3.4}
+GOALS = {"step fp32": 1.7, "step bf16": 2.7, "draw fp32": 1.9, "draw bf16": 3.4}
+MEMORY = 0.35
+"""The goal for the peak of a step, as a share of the best peer's."""
 
 
 @dataclass(frozen=True)
@@ -161,28 +163,24 @@ def drawing(prior: Prior, peers: list[Peer], shape: Shape) -> dict[str, Callable
     return work
 
 
-def ratios(timings: dict[str, Timing], kind: str) -> dict[str, object]:
-    """Of the fastest peer in fp32 to ours; no verdict where either spreads too much."""
-    rivals = {
+def rivals(timings: dict[str, Timing]) -> dict[str, Timing]:
+    """The peers in fp32, the first the fastest."""
+    found = {
         name: each
         for name, each in timings.items()
         if not name.startswith("mezzotint") and name.endswith("fp32") and "shipped" not in name
     }
-    best = min(rivals, key=lambda name: rivals[name].median)
-    found: dict[str, object] = {"best_peer": best}
-    for precision in ("fp32", "bf16"):
-        own = timings[f"mezzotint {precision}"]
-        goal = GOALS[f"{kind}_{precision}"]
-        ratio = rivals[best].median / own.median
-        calm = max(own.spread, rivals[best].spread) <= SPREAD
-        verdict = ("reached" if ratio >= goal else "missed") if calm else "none, spread too large"
-        found[precision] = {
-            "ratio": ratio,
-            "ratio_of_cpu_time": min(each.cpu for each in rivals.values()) / own.cpu,
-            "goal": goal,
-            "verdict": verdict,
-        }
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1].median))
+
+
+def rows_of(kind: str, timings: dict[str, Timing], rounds: int) -> list[dict[str, object]]:
+    """Of the fastest peer in fp32 to ours."""
+    best = next(iter(rivals(timings).values()))
+    return [
+        asdict(Row.of(name, timings[f"mezzotint {precision}"], best, GOALS[name], rounds))
+        for precision in ("fp32", "bf16")
+        for name in (f"{kind} {precision}",)
+    ]
 
 
 def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
@@ -294,14 +292,18 @@ def measure(*, quick: bool) -> dict[str, object]:
         "parameters": counts,
         "parity": checked,
         "step": as_table(steps),
-        "step_ratio": ratios(steps, "step"),
+        "best_peers": {"step": next(iter(rivals(steps))), "draw": next(iter(rivals(draws)))},
         "step_peak_mib": memory,
-        "memory_ratio": {"value": memory["mezzotint fp32"] / best, "goal": GOALS["memory"]},
+        "memory_share": memory["mezzotint fp32"] / best,
         "draw": as_table(draws),
         "draw_tokens_per_second": {name: tokens / each.median for name, each in draws.items()},
-        "draw_ratio": ratios(draws, "draw"),
         "sparse": sparse(quick=quick, rounds=shape.rounds),
         "sparse_whole": whole(quick=quick, rounds=shape.rounds),
+        "rows": [
+            *rows_of("step", steps, shape.rounds),
+            asdict(Row.of_counts("memory", memory["mezzotint fp32"], best, 1 / MEMORY)),
+            *rows_of("draw", draws, shape.rounds),
+        ],
     }
 
 
@@ -322,21 +324,23 @@ def report(found: dict[str, object]) -> str:
         else:
             lines.append(f"{path}: {value:.4g}" if isinstance(value, float) else f"{path}: {value}")
 
-    walk(found, "")
-    return "\n".join(lines)
+    walk({key: value for key, value in found.items() if key != "rows"}, "")
+    return "\n".join([*lines, *as_lines(found["rows"])])
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--threads", type=int, help="torch's threads")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     found = measure(quick=options.quick)
-    print(json.dumps(found, indent=1) if options.json else report(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(report(found))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SPREAD = 0.3
 """Above this (90th over 10th percentile, less one) no verdict is given."""
+FEWEST = 7
+"""Rounds of which a verdict is given."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,55 @@ class Timing:
         ordered = sorted(seconds)
         low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
         return cls(statistics.median(ordered), ordered[0], high / low - 1, statistics.median(cpu))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; `ratio` says how many times better ours is."""
+
+    name: str
+    ours: float
+    """Median seconds."""
+    peer: float
+    goal: float
+    ratio: float
+    ratio_of_minimum: float
+    ratio_of_cpu_time: float
+    spread: float
+    verdict: str
+
+    @classmethod
+    def of(cls, name: str, ours: Timing, peer: Timing, goal: float, rounds: int) -> "Row":
+        """No verdict of few rounds, nor where either spreads too much."""
+        ratio = peer.median / ours.median
+        spread = max(ours.spread, peer.spread)
+        verdict = "reached" if ratio >= goal else "missed"
+        if spread > SPREAD:
+            verdict = "none, spread too large"
+        if rounds < FEWEST:
+            verdict = f"none of fewer than {FEWEST} rounds"
+        return cls(
+            name, ours.median, peer.median, goal, ratio,
+            peer.minimum / ours.minimum, peer.cpu / ours.cpu, spread,
+            verdict,
+        )  # fmt: skip
+
+    @classmethod
+    def of_counts(cls, name: str, ours: float, peer: float, goal: float) -> "Row":
+        """Of figures without noise, such as bytes: less is better."""
+        ratio = peer / ours
+        verdict = "reached" if ratio >= goal else "missed"
+        return cls(name, ours, peer, goal, ratio, ratio, ratio, 0.0, verdict)
+
+
+def as_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows for people."""
+    return [
+        f"{row['name']}: {row['ratio']:.2f} x (goal {row['goal']:.2f}; of the least "
+        f"{row['ratio_of_minimum']:.2f}, of processor time {row['ratio_of_cpu_time']:.2f}; "
+        f"spread {row['spread']:.2f}): {row['verdict']}"
+        for row in rows
+    ]
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
