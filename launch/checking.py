@@ -132,7 +132,7 @@ def check_recipe(
         recipe=recipe.model_dump(mode="json"),
         resolved=dump(recipe),
         parameters=_parameters(parts),
-        total=sum(part.total for part in numbers.values()),
+        total=sum(weight.numel() for part in parts.values() for weight in part.parameters()),
         block_matrices=_block_matrices(parts),
         steps=recipe.steps,
         per_step=_per_step(recipe, micro, machines.processes),
@@ -184,7 +184,7 @@ def _machines(
 
 
 def _parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
-    """Trainable numbers by part and submodule; a submodule without any is left out."""
+    """Numbers by part and submodule, frozen ones too; a submodule without any is left out."""
     counted = {
         part: {
             name: sum(weight.numel() for weight in child.parameters())
