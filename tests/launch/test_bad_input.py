@@ -321,7 +321,7 @@ def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample", "{}", "a cat"], "{}: is no pipeline's run directory; it has no pipeline.yaml"),
+        (["sample", "{}", "a cat"], "{}: is neither a model directory (config.json) nor a run"),
         (["evaluate", "{}/none.yaml"], "{}/none.yaml: cannot be read"),
         (["dashboard", "--runs", "{}"], "{}/mlflow.db: no runs are tracked there yet"),
         (["data", "inspect", "{}/none"], "{}/none/manifest.json: no such file"),
