@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from models.diffusion.guidance import LogProbability
 from models.diffusion.marginal import Schedule
 from models.diffusion.process import ProcessConfig
-from models.diffusion.unet.blocks import AttentionBlock, BlockSettings, ResidualBlock, Stage
+from models.diffusion.unet.blocks import (
+    AttentionBlock,
+    BlockSettings,
+    ResidualBlock,
+    Stage,
+    check_levels,
+)
 from models.errors import ModelError
 from models.nn.attention import attend
 from models.nn.embedding import ScalarEmbedding
@@ -53,17 +59,12 @@ class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        sides = [self.image_size / 2**level for level in range(len(self.multipliers))]
         if self.image_size % 2 ** (len(self.multipliers) - 1):
             raise ValueError(
                 f"image_size {self.image_size} cannot be halved {len(self.multipliers) - 1} times"
             )
-        for side in self.attention:
-            if side not in sides:
-                raise ValueError(f"attention {side}: the levels have sides {sides}")
-        for width in self.widths:
-            if width % self.groups:
-                raise ValueError(f"a level of {width} features is not a multiple of groups")
+        sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        check_levels(sides, self.widths, self.attention, self.groups)
         attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
         for width in [*attending, self.widths[-1]]:
             if width % self.head_width:

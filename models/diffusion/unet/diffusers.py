@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from models.conversion import Weight, exported, imported, joined, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
-from models.diffusion.unet.layout import Names, placed, residual, skeleton, spatial
+from models.diffusion.unet.layout import (
+    Names,
+    placed,
+    refuse_absent,
+    residual,
+    skeleton,
+    spatial,
+)
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
 from models.errors import ModelError
@@ -80,18 +87,10 @@ def _layout(network: UNet, *, linear: bool) -> list[Weight]:
 
 def refuse(config: UNetConfig) -> None:
     """Raises ModelError for what diffusers' UNets do not have."""
-    without = {
-        "model.text": config.text is not None,
-        "model.features without model.transformer": config.features is not None
-        and config.transformer is None,
-        "model.low_resolution.tells_level": config.low_resolution is not None
-        and config.low_resolution.tells_level,
-        "model.resampling: residual with model.transformer": config.transformer is not None
-        and config.resampling == "residual",
-    }
-    for key, there in without.items():
-        if there:
-            raise ModelError(f"{key}: diffusers has no such network")
+    residual = config.transformer is not None and config.resampling == "residual"
+    refuse_absent(
+        config, "diffusers", {"model.resampling: residual with model.transformer": residual}
+    )
 
 
 Place = tuple[str, str, nn.Module]

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from models.conversion import Weight, exported, imported, layer, pointwise
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
-from models.diffusion.unet.layout import Names, heads_first, placed, residual, skeleton, spatial
+from models.diffusion.unet.layout import (
+    Names,
+    heads_first,
+    placed,
+    refuse_absent,
+    residual,
+    skeleton,
+    spatial,
+)
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
 from models.errors import ModelError
@@ -104,18 +112,11 @@ def _layout(network: UNet) -> list[Weight]:
 
 def refuse(config: UNetConfig) -> None:
     """Raises ModelError for what guided-diffusion and latent diffusion do not have."""
-    told = {
-        "model.text": config.text is not None,
-        "model.features without model.transformer": config.features is not None
-        and config.transformer is None,
-        "model.low_resolution.tells_level": config.low_resolution is not None
-        and config.low_resolution.tells_level,
+    others = {
         "model.resampling: convolution_end": config.resampling == "convolution_end",
         "model.frequencies: closed": config.frequencies == "closed",
     }
-    for key, there in told.items():
-        if there:
-            raise ModelError(f"{key}: guided-diffusion has no such network")
+    refuse_absent(config, "guided-diffusion", others)
 
 
 def _block(block: nn.Module, ours: str, theirs: str, resampling: str) -> Iterator[Weight]:

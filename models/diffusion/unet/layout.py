@@ -1,6 +1,6 @@
 """The UNet's blocks with their places, as converters walk them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from models.conversion import SAME, Form, Weight, joined, layer, pointwise, reor
 from models.diffusion.unet.blocks import ResidualBlock, Stage
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
+from models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,25 @@ class Names:
     norm_out: str
     conv_out: str
     skip: str
+
+
+def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> None:
+    """Refuse what the other `code` does not have: what none of them has, and `others`.
+
+    Raises:
+        ModelError: it names the key.
+    """
+    low = config.low_resolution
+    there = {
+        "model.text": config.text is not None,
+        "model.features without model.transformer": config.features is not None
+        and config.transformer is None,
+        "model.low_resolution.tells_level": low is not None and low.tells_level,
+        **others,
+    }
+    for key, used in there.items():
+        if used:
+            raise ModelError(f"{key}: {code} has no such network")
 
 
 def skeleton(config: UNetConfig) -> UNet:

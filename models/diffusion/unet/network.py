@@ -21,6 +21,7 @@ from models.diffusion.unet.blocks import (
     PlainResampling,
     ResidualBlock,
     Stage,
+    check_levels,
     joined,
 )
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
@@ -138,12 +139,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
                 f"{self.stride}"
             )
         sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        for side in self.attention:
-            if side not in sides:
-                raise ValueError(f"attention {side}: the levels have sides {sides}")
-        for width in self.widths:
-            if width % self.groups:
-                raise ValueError(f"a level of {width} features is not a multiple of groups")
+        check_levels(sides, self.widths, self.attention, self.groups)
         attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
         for width in [*attending, self.widths[-1]]:
             if width % (self.heads or self.head_width):
