@@ -17,8 +17,8 @@ from models.diffusion.guidance import (
 )
 from models.diffusion.inversion import RoundTrip, encoding_times, round_trip
 from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
-from models.diffusion.network import ClassConfig
-from models.diffusion.process import Denoiser, DiffusionNetwork, denoiser
+from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
+from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import (
     Calls,
     DiffusionSampling,
@@ -33,13 +33,8 @@ from models.diffusion.solvers.solver import Progress
 from models.errors import ModelError
 
 
-class PainterConfig(Protocol):
+class PainterConfig(NetworkConfig, Protocol):
     """Settings of a network that draws pictures by itself."""
-
-    @property
-    def told(self) -> frozenset[str]:
-        """What it is told besides the time."""
-        ...
 
     @property
     def image_size(self) -> int:
@@ -48,7 +43,7 @@ class PainterConfig(Protocol):
 
 
 @runtime_checkable
-class Painter(DiffusionNetwork, Protocol):
+class Painter(ConditionalNetwork, Protocol):
     """A network that draws pictures by itself."""
 
     @property
