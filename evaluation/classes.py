@@ -9,19 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
+from data_pipeline.config import LabelConfig
 from data_pipeline.dataset import open_dataset
 from evaluation import fid
 from evaluation.config import ClassEvaluation, ReferenceConfig
 from evaluation.errors import EvaluationError
 from evaluation.intervals import wilson
-from evaluation.painting import DiffusionDrawer, Wish
+from evaluation.painting import DiffusionDrawer, Painted, Wish
 from evaluation.probe import LinearProbe
 from evaluation.report import FILE
 from evaluation.rng import keyed_generator, keyed_seed
 from evaluation.run import Progress, phase
 from evaluation.samples import write_text
 from evaluation.tables import Axis, Table
+from models.diffusion.sampling import Calls
 
 SHEET = "grid_classes.png"
 PROBE = (
@@ -44,14 +45,6 @@ class Seen:
 
     features: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class Painted:
-    """All pictures of one guidance scale, class by class, and the calls a picture took."""
-
-    pictures: Tensor
-    calls: int
 
 
 def evaluate_classes(
@@ -84,14 +77,15 @@ def evaluate_classes(
     }
     probe = LinearProbe.fit(seen["train"].features, seen["train"].labels, len(names))
     asked = torch.arange(len(names)).repeat_interleave(config.per_class)
+    train = fid.fit(seen["train"].features[balanced(seen["train"].labels, config.seed)])
     drawn, tree = [], report(config, drawer, real, network.protocol(), seen, probe)
     for scale in config.guidances:
         painted = paint(config, drawer, asked, scale, tell)
         features = network(painted.pictures, progress=phase(tell, "features"))
         tree["guidance"][f"{scale:g}"] = {
             **judged(probe, Seen(features, asked), names),
-            network.metric: distance(features, seen["train"], config),
-            "network_calls": painted.calls,
+            network.metric: distance(features, train),
+            "network_calls": painted.calls.network,
         }
         drawn.append(painted)
     write(config, tree, names, drawn, Path(out))
@@ -111,18 +105,7 @@ def pictures_of(
     Raises:
         EvaluationError: a class has no picture in that part.
     """
-    where = dict(config.where)
-    if label.values is not None:
-        where[label.attribute] = label.values
-    dataset = open_dataset(
-        DataConfig(
-            url=config.url,
-            select=(Selection(split=config.split, part=part, where=where),),
-            image=ImageConfig(size=size, fit=config.fit, filter=config.filter),
-            label=label,
-            cache=config.cache,
-        )
-    )
+    dataset = open_dataset(config.part_of(part, size, label))
     samples = [dataset.sample(index) for index in range(len(dataset))]
     labels = torch.tensor([sample.label for sample in samples])
     for place, name in enumerate(class_names(label)):
@@ -138,10 +121,13 @@ def pictures_of(
 def paint(
     config: ClassEvaluation, drawer: DiffusionDrawer, asked: Tensor, scale: float, tell: Progress
 ) -> Painted:
-    """A picture of every class in `asked` (N,); the seed of a place is the same at every scale."""
+    """A picture of every class in `asked` (N,), and the calls of one batch.
+
+    The seed of a place is the same at every scale.
+    """
     sampling = config.system.sampling.model_copy(update={"guidance": scale})
     system = config.system.model_copy(update={"sampling": sampling})
-    steered, done, calls = replace(drawer, config=system), phase(tell, "draw"), 0
+    steered, done, calls = replace(drawer, config=system), phase(tell, "draw"), Calls()
     wishes = [
         Wish(keyed_seed(config.seed, place), label=int(label)) for place, label in enumerate(asked)
     ]
@@ -149,7 +135,7 @@ def paint(
     for first in range(0, len(wishes), config.batch):
         painted = steered.paint(wishes[first : first + config.batch])
         pictures.append(painted.pictures)
-        calls = painted.calls.network
+        calls = painted.calls
         done(min(first + config.batch, len(wishes)), len(wishes))
     return Painted(torch.cat(pictures), calls)
 
@@ -165,10 +151,9 @@ def judged(probe: LinearProbe, seen: Seen, names: tuple[str, ...]) -> dict[str, 
     }
 
 
-def distance(features: Tensor, train: Seen, config: ClassEvaluation) -> dict[str, Any]:
-    """Fréchet distance to as many training pictures of each class, classes weighted alike."""
-    chosen = balanced(train.labels, config.seed)
-    ours, theirs = fid.fit(features), fid.fit(train.features[chosen])
+def distance(features: Tensor, theirs: fid.Gaussian) -> dict[str, Any]:
+    """Fréchet distance to training pictures, as many of each class."""
+    ours = fid.fit(features)
     return {
         "value": fid.frechet_distance(ours, theirs),
         "images": ours.n,

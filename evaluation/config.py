@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from data_pipeline.config import LabelConfig
+from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.features import EfficientNetLite0, FeatureConfig
 from models.autoregressive.decoding import Sampling
 from models.diffusion.sampling import DiffusionSampling
@@ -104,11 +104,8 @@ SystemConfig = Annotated[
 ]
 
 
-class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
-    """The captions that are asked and the real images that answers are compared with.
-
-    Both parts of `split` are candidates of the exact match; the size of the images is the system's.
-    """
+class _Real(BaseModel, frozen=True, extra="forbid"):
+    """Real pictures of a set's split; their size is that of what is judged."""
 
     url: str = Field(min_length=1)
     split: str = "composition"
@@ -116,6 +113,28 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
     fit: Literal["pad", "crop"] = "pad"
     filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
     cache: str | None = None
+
+    def part_of(
+        self, part: Literal["train", "test"], size: int, label: LabelConfig | None = None
+    ) -> DataConfig:
+        """One part of the split at a size; with a label, the pictures of its values alone."""
+        where = dict(self.where)
+        if label is not None and label.values is not None:
+            where[label.attribute] = label.values
+        return DataConfig(
+            url=self.url,
+            select=(Selection(split=self.split, part=part, where=where),),
+            image=ImageConfig(size=size, fit=self.fit, filter=self.filter),
+            label=label,
+            cache=self.cache,
+        )
+
+
+class ReferenceConfig(_Real, frozen=True, extra="forbid"):
+    """The captions that are asked and the real images that answers are compared with.
+
+    Both parts of `split` are candidates of the exact match; the size of the images is the system's.
+    """
 
 
 class Limits(BaseModel, frozen=True, extra="forbid"):
@@ -149,16 +168,10 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """Captions per part on the picture sheets: the first ones asked, not the best ones."""
 
 
-class PicturesConfig(BaseModel, frozen=True, extra="forbid"):
+class PicturesConfig(_Real, frozen=True, extra="forbid"):
     """The pictures that are sent there and back; their size is the autoencoder's."""
 
-    url: str = Field(min_length=1)
-    split: str = "composition"
     part: Literal["train", "test"] = "test"
-    where: dict[str, tuple[str | int, ...]] = {}
-    fit: Literal["pad", "crop"] = "pad"
-    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
-    cache: str | None = None
     limit: int | None = Field(default=None, gt=0)
     """How many pictures, in an order fixed by the seed; None is all of them."""
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation import fid, grids
 from evaluation.config import PicturesConfig, ReconstructionEvaluation
@@ -100,11 +99,7 @@ def read_autoencoder(directory: str) -> Model:
 
 def open_pictures(config: PicturesConfig, image_size: int) -> Dataset:
     """The selected pictures at the autoencoder's size."""
-    selection = Selection(split=config.split, part=config.part, where=config.where)
-    image = ImageConfig(size=image_size, fit=config.fit, filter=config.filter)
-    return open_dataset(
-        DataConfig(url=config.url, select=(selection,), image=image, cache=config.cache)
-    )
+    return open_dataset(config.part_of(config.part, image_size))
 
 
 @torch.inference_mode()

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation.config import ReferenceConfig
 from evaluation.errors import EvaluationError
@@ -49,9 +47,8 @@ def load(
     """
     if config.split == "train":
         raise EvaluationError("reference.split: 'train' is the name of a part; rename the split")
-    image = ImageConfig(size=image_size, fit=config.fit, filter=config.filter)
-    tests = open_dataset(_selection(config, "test", image))
-    trains = open_dataset(_selection(config, "train", image))
+    tests = open_dataset(config.part_of("test", image_size))
+    trains = open_dataset(config.part_of("train", image_size))
     if len(tests) == 0:
         raise EvaluationError(f"reference.split: {config.split} of {config.url} has no test part")
     total = len(tests) + len(trains)
@@ -66,13 +63,6 @@ def load(
         parts=(config.split,) * len(tests) + ("train",) * len(trains),
         fingerprint=tests.manifest.fingerprint,
     )
-
-
-def _selection(
-    config: ReferenceConfig, part: Literal["train", "test"], image: ImageConfig
-) -> DataConfig:
-    selection = Selection(split=config.split, part=part, where=config.where)
-    return DataConfig(url=config.url, select=(selection,), image=image, cache=config.cache)
 
 
 def _pictures(dataset: Dataset, progress: Callable[[int], None]) -> Tensor:
