@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from trainer.kinds import kind_by_default
 
 
 class ExponentialEma(BaseModel, frozen=True, extra="forbid"):
@@ -76,13 +78,7 @@ def width(gamma: float) -> float:
     return float((gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5)
 
 
-def _named(value: object) -> object:
-    """Averages without a kind are exponential."""
-    if isinstance(value, dict) and "kind" not in value:
-        return {"kind": "exponential", **value}
-    return value
-
-
 EmaConfig = Annotated[
-    Annotated[ExponentialEma | PowerEma, Field(discriminator="kind")], BeforeValidator(_named)
+    Annotated[ExponentialEma | PowerEma, Field(discriminator="kind")],
+    kind_by_default("exponential"),
 ]

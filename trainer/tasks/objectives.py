@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from models.diffusion.condition import Condition
 from models.diffusion.losses import Network, denoising_loss, hybrid_loss, simple_loss
 from models.diffusion.process import Process
 from models.diffusion.weighting import WeightingConfig
+from trainer.kinds import kind_by_default
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,7 @@ class HybridLoss(BaseModel, frozen=True, extra="forbid"):
 LossConfig = Annotated[WeightedLoss | SimpleLoss | HybridLoss, Field(discriminator="kind")]
 
 
-def _named(value: object) -> object:
-    """A weight without a kind is a clamped signal-to-noise ratio."""
-    if isinstance(value, dict) and "kind" not in value:
-        return {"kind": "snr_clamped", **value}
-    return value
-
-
-Weight = Annotated[WeightingConfig, BeforeValidator(_named)]
+Weight = Annotated[WeightingConfig, kind_by_default("snr_clamped")]
 
 
 @dataclass(frozen=True)
