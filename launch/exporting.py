@@ -64,7 +64,7 @@ def import_weights(
         TrainError: a recipe, or an override, that says no network.
     """
     file, settings = _found(file, source)
-    config = _config(settings, source, recipe, overrides)
+    config = _config(settings, str(file.with_name("config.json")), source, recipe, overrides)
     weights = _read(file)
     reader = _reader(config, source, settings)
     state = {name: value.float() for name, value in reader(weights).items()}
@@ -104,7 +104,7 @@ def _found(file: Path, source: Source) -> tuple[Path, dict[str, Any] | None]:
         file = file / _FILES["diffusers" if source == "diffusers" else "dit"]
     if not file.is_file():
         raise LaunchError(f"{file}: no such file; give a .safetensors file")
-    beside = file.parent / "config.json"
+    beside = file.with_name("config.json")
     if source != "diffusers" or not beside.is_file():
         return file, None
     try:
@@ -113,19 +113,22 @@ def _found(file: Path, source: Source) -> tuple[Path, dict[str, Any] | None]:
         raise LaunchError(f"{beside}: is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise LaunchError(f"{beside}: must hold an object")
-    return file, content | {"_file": str(beside)}
+    return file, content
 
 
 def _config(
-    settings: dict[str, Any] | None, source: Source, recipe: Path | None, overrides: Sequence[str]
+    settings: dict[str, Any] | None,
+    where: str,
+    source: Source,
+    recipe: Path | None,
+    overrides: Sequence[str],
 ) -> ModelConfig:
-    """From the recipe, or from diffusers' settings."""
+    """From the recipe, or from diffusers' settings, which lie at `where`."""
     if recipe is not None:
         return load(recipe, overrides).model
     if settings is None:
         beside = " or config.json beside the file" if source == "diffusers" else ""
         raise LaunchError(f"--recipe: give the recipe that says the network{beside}")
-    where = str(settings["_file"])
     tree: dict[str, Any] = {"model": config_of(read_settings(settings, where), where)}
     for override in overrides:
         apply_override(tree, override)

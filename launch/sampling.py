@@ -70,8 +70,7 @@ def draw_sheet(where: str, out: Path, drawing: Drawing) -> Drawn | None:
     noise = None if drawing.noise is None else noise_for(drawing.noise, config)
     drawing = with_noise(drawing, noise, axes)
     config = changed(config, drawing.settings)
-    for values in product(*axes.values()):
-        changed(config, dict(zip(axes, values, strict=True)), "--sweep")
+    asked = swept(config, axes)
     order = order_of(drawing, target, noise)
     if not isinstance(config, DalleSystem):
         refuse_candidates(config, order, name)
@@ -82,7 +81,7 @@ def draw_sheet(where: str, out: Path, drawing: Drawing) -> Drawn | None:
     film = None if drawing.film is None else Film(filmed)
     writes = ranks().is_main
     with Reporter(None, shows=writes and drawing.shows_progress) as reporter:
-        cells = draw_cells(easel, config, order, axes, reporter, film)
+        cells = draw_cells(easel, asked, order, reporter, film)
     if not writes:
         return None
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -189,20 +188,29 @@ def refuse_for_systems(config: SystemConfig, drawing: Drawing) -> None:
         )
 
 
+def swept(
+    config: SystemConfig, axes: Mapping[str, Sequence[Value]]
+) -> list[tuple[Settings, SystemConfig]]:
+    """Every combination of swept values, the last setting changing fastest.
+
+    Raises:
+        LaunchError: the system has no such setting, or it cannot have a value.
+    """
+    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    return [(settings, changed(config, settings, "--sweep")) for settings in combinations]
+
+
 def draw_cells(
     easel: Easel,
-    config: SystemConfig,
+    asked: Sequence[tuple[Settings, SystemConfig]],
     order: Order,
-    axes: Mapping[str, Sequence[Value]],
     reporter: Reporter,
     film: Film | None,
 ) -> list[Cell]:
-    """Every combination of swept values, the last setting changing fastest."""
+    """The pictures of every combination of settings."""
     cells = []
-    for values in product(*axes.values()):
-        settings = dict(zip(axes, values, strict=True))
+    for settings, config in asked:
         words = " ".join(f"{key}={value}" for key, value in settings.items())
         tell = reporter.counted(f"draw {words}".strip())
-        each = changed(config, settings, "--sweep")
-        cells.append(Cell(settings, easel.draw(each, order, tell, film)))
+        cells.append(Cell(settings, easel.draw(config, order, tell, film)))
     return cells
