@@ -53,7 +53,6 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
         return {place: size for place, size in live().items() if place not in before}
 
     seen: dict[str, Bytes] = {}
-
     last = False
 
     def note(moment: str) -> None:
@@ -62,12 +61,10 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
 
     inner.register_step_pre_hook(lambda *_: note("update"))
     part.blocks[0].register_full_backward_hook(lambda *_: note("backward"))
-    config = recipe.model
     micro = recipe.micro_batch_for(world.size)
-    text = torch.randint(1, config.text_vocab, (micro, config.text_length), generator=rng())
-    codes = torch.randint(0, config.image_vocab, (micro, config.image_length), generator=rng())
+    text, codes = inputs(recipe.model, micro)
+    rounds = recipe.batch // (micro * world.size)
     for step in range(2):
-        rounds = recipe.batch // (micro * world.size)
         for place in range(rounds):
             last = step == 1 and place == rounds - 1
             loss, *_ = prior_loss(built(text, codes), text, codes)
@@ -81,16 +78,9 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
         value for state in inner.state.values() for value in state.values() if value.ndim
     )
     whole = storages(weight.data for weight in part.parameters())
-    weights = storages(built.local_weights().values())
-    held = seen["held"]
-    master = {
-        place: size
-        for place, size in storages(
-            getattr(optimizer, "fp32_partitioned_groups_flat", None)
-            or (weight for group in inner.param_groups for weight in group["params"])
-        ).items()
-        if place not in weights
-    }
+    weights, held = storages(built.local_weights().values()), seen["held"]
+    copies = masters(optimizer, inner)
+    master = {place: size for place, size in copies.items() if place not in weights}
     known = {**weights, **moments, **master, **storages(ema.values.values())}
     path = Checkpoints(root, world, keep=1).save(1, {"model": built}, {"model": ema}, {"stream": 0})
     answer = {
@@ -109,6 +99,21 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
     }
     built._engine.destroy()
     return answer
+
+
+def inputs(config, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions and codes for a prior."""
+    text = torch.randint(1, config.text_vocab, (count, config.text_length), generator=rng())
+    codes = torch.randint(0, config.image_vocab, (count, config.image_length), generator=rng())
+    return text, codes
+
+
+def masters(optimizer, inner) -> Bytes:
+    """What the optimizer updates: copies of DeepSpeed's, or the weights themselves."""
+    return storages(
+        getattr(optimizer, "fp32_partitioned_groups_flat", None)
+        or (weight for group in inner.param_groups for weight in group["params"])
+    )
 
 
 def rng() -> torch.Generator:

@@ -1,9 +1,8 @@
 """Reconstruction and adversarial tasks: terms, weights and codebooks, without an engine."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from bare import Bare
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,16 +28,6 @@ from trainer.tasks.reconstruction import ReconstructionConfig
 STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
 RESNET = ResnetPyramid(width=8, multipliers=(1, 2), blocks=1, groups=4)
 DISCRIMINATOR = PatchDiscriminatorConfig(width=8, layers=1)
-
-
-@dataclass(frozen=True)
-class Bare:
-    """An engine that only calls its part."""
-
-    module: nn.Module
-
-    def __call__(self, *inputs):
-        return self.module(*inputs)
 
 
 def rng(seed=0):

@@ -1,9 +1,8 @@
 """The denoising task: every network, every condition, every loss, without an engine."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from bare import Bare
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -65,16 +64,6 @@ CASES = {
         {"of": {"kind": "array", "name": "latents", "scale": 0.5}},
     ),
 }
-
-
-@dataclass(frozen=True)
-class Bare:
-    """An engine that only calls its part."""
-
-    module: nn.Module
-
-    def __call__(self, *inputs):
-        return self.module(*inputs)
 
 
 def rng(seed=0):
