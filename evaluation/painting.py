@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from evaluation.captions import Captions, captions_of
 from evaluation.config import DiffusionSystem, Precision
-from evaluation.embedder import TextReader
 from evaluation.errors import EvaluationError
 from evaluation.loading import Arithmetic, computes_in_bf16, read_model
 from evaluation.pixels import to_bytes
@@ -44,7 +44,8 @@ class DiffusionDrawer:
 
     config: DiffusionSystem
     diffusion: Diffusion
-    text: TextReader | None
+    captions: Captions | None
+    """None: the model is told none."""
     arithmetic: Arithmetic
     digests: Mapping[str, str]
 
@@ -54,7 +55,8 @@ class DiffusionDrawer:
 
         Raises:
             ModelError: no model directory, or one whose model cannot draw by itself.
-            EvaluationError: a directory holds another kind of model than the setting asks for.
+            EvaluationError: a directory holds another kind of model than the setting asks for, or
+                does not say what reads its captions.
         """
         network = store.load(config.model)
         stored = store.describe(config.model)
@@ -72,11 +74,10 @@ class DiffusionDrawer:
         if config.classifier is not None:
             diffusion = replace(diffusion, classifier=_classifier(config.classifier, diffusion))
             digests["classifier"] = store.describe(config.classifier).digest
-        reads = "text" in diffusion.told
         return cls(
             config=config,
             diffusion=diffusion,
-            text=TextReader.of(config.model) if reads else None,
+            captions=captions_of(config.model, diffusion.told),
             arithmetic=Arithmetic(computes_in_bf16(precision)),
             digests=digests,
         )
@@ -104,7 +105,7 @@ class DiffusionDrawer:
         Raises:
             EvaluationError: the model is told no captions.
         """
-        if self.text is None:
+        if self.captions is None:
             raise EvaluationError(
                 f"system.model: {self.config.model} is told no captions; an evaluation asks for "
                 "pictures of captions"
@@ -125,12 +126,12 @@ class DiffusionDrawer:
         """
         captions = [wish.caption for wish in wishes]
         labels = [wish.label for wish in wishes]
-        if self.text is None and any(caption is not None for caption in captions):
+        told = Condition(label=self._labels(labels))
+        if self.captions is not None:
+            return self.captions(told, [caption or "" for caption in captions])
+        if any(caption is not None for caption in captions):
             raise EvaluationError(f"{self.config.model}: is told no captions; leave them out")
-        text = None
-        if self.text is not None:
-            text = self.text([caption or "" for caption in captions])
-        return Condition(text=text, label=self._labels(labels))
+        return told
 
     def _labels(self, labels: Sequence[int | None]) -> Tensor | None:
         told, null = "class" in self.diffusion.told, self.diffusion.null
@@ -158,7 +159,7 @@ class DiffusionDrawer:
     ) -> Painted:
         negative = None
         if self.config.negative is not None:
-            negative = self._away(self.config.negative, cond)
+            negative = self._away(self.config.negative, cond, len(noise))
         with self.arithmetic():
             samples = self.diffusion.sample(
                 cond,
@@ -170,16 +171,15 @@ class DiffusionDrawer:
             )
         return Painted(to_bytes(samples.images), samples.calls)
 
-    def _away(self, caption: str, cond: Condition) -> Condition:
+    def _away(self, caption: str, cond: Condition, count: int) -> Condition:
         """The condition that guidance leads away from."""
-        if self.text is None:
+        if self.captions is None:
             raise EvaluationError(f"{self.config.model}: is told no captions, so no negative one")
         if self.config.sampling.guidance == 1:
             raise EvaluationError(
                 "negative: a negative caption acts through guidance; set a guidance above 1"
             )
-        text = self.text([caption]).expand(len(cond.text) if cond.text is not None else 1, -1)
-        return Condition(text=text, label=cond.label)
+        return self.captions(Condition(label=cond.label), [caption] * count)
 
     def reconstruct(self, pictures: Tensor) -> None:
         """Diffusion can draw any pixels: real images are compared with as they are."""
@@ -197,6 +197,7 @@ class DiffusionDrawer:
             "steps": sampling.steps,
             "guidance": sampling.guidance,
             "negative": self.config.negative,
+            "captions": None if self.captions is None else self.captions.protocol(),
             "precision": self.arithmetic.name,
         }
 

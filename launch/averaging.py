@@ -62,6 +62,7 @@ def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | Non
         card=card,
         tokenizer=store.tokenizer_bytes(source) if known.tokenizer_sha256 else None,
         text_length=known.text_length,
+        text_encoder=known.text_encoder,
     )
     profile, error = made.profile, made.combination.error
     return Average(str(place), profile.sigma_rel, profile.update, made.snapshots, error)

@@ -158,7 +158,8 @@ class DiffusionEasel:
                 "--solver analytic_dpm: its variances are estimated on pictures; give --data SET"
             )
         pictures = self.data(drawer.image_size)
-        captions = pictures.captions if drawer.text is not None else (None,) * len(pictures.images)
+        told = drawer.captions is not None
+        captions = pictures.captions if told else (None,) * len(pictures.images)
         wishes = [Wish(order.seed, caption) for caption in captions]
         rng = keyed_generator(order.seed, "moments")
         sampling = drawer.diffusion.moments(

@@ -71,7 +71,7 @@ def weigh(
     )
     count = len(pictures.images)
     labels = pictures.labels or (None,) * count
-    captions = pictures.captions if "text" in told else (None,) * count
+    captions = pictures.captions if drawer.captions is not None else (None,) * count
     wishes = [Wish(0, caption, label) for caption, label in zip(captions, labels, strict=True)]
     with Reporter(None, shows=shows_progress) as reporter:
         bits = bits_per_dimension(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from zipfile import is_zipfile
 
 import torch
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from models.errors import ModelError
 from models.nn.images import resized
 from models.torchvision_compat import ensure_torchvision
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
 
 
 class ImageText(Protocol):
@@ -129,9 +132,25 @@ class Clip(nn.Module):
         """Captions (B, L) int64 to unit vectors (B, D) in fp32."""
         return at_end(self.clip.encode_text(tokens, normalize=True), tokens)
 
+    def text_places(self, tokens: Tensor) -> Tensor:
+        """Captions (B, L) int64 to a vector per token (B, L, text_width), in fp32."""
+        return text_places(self.clip, tokens)
+
     def _sized(self, image: Tensor) -> Tensor:
         side = self.config.image_size
         return resized(image, side, side).to(self.clip.visual.conv1.weight.dtype)
+
+
+def text_places(clip: "CLIP", tokens: Tensor) -> Tensor:
+    """A vector per token (B, L, width), fp32, as open_clip's CLIP has them before it pools.
+
+    They have passed the last norm and not the projection, as latent diffusion's text encoders give
+    them.
+    """
+    dtype = clip.transformer.get_cast_dtype()
+    x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding.to(dtype)
+    places: Tensor = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
+    return places.float()
 
 
 def at_end(features: Tensor, tokens: Tensor) -> Tensor:
@@ -162,6 +181,26 @@ UNFIT = (
     AttributeError,
 )
 """What loading raises for a file that is not a checkpoint of the architecture."""
+
+
+def text_width(architecture: str) -> int:
+    """Width of the text tower of an open_clip architecture.
+
+    Raises:
+        ModelError: open_clip knows no such architecture, or one without a plain text tower.
+    """
+    ensure_torchvision()
+    import open_clip
+
+    shape = open_clip.get_model_config(architecture)
+    if shape is None:
+        raise ModelError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+    if shape.get("custom_text") or needs_hugging_face(shape, architecture):
+        raise ModelError(
+            f"architecture '{architecture}' has a text tower of its own kind; choose a CLIP "
+            "(e.g. ViT-L-14)"
+        )
+    return int(shape["text_cfg"]["width"])
 
 
 def needs_hugging_face(shape: Mapping[str, Any], architecture: str) -> bool:
@@ -231,6 +270,10 @@ class PretrainedClip(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to unit vectors (B, D) in fp32."""
         return self.clip.encode_text(tokens, normalize=True).float()
+
+    def text_places(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to a vector each, (B, L, width) in fp32."""
+        return text_places(self.clip, tokens)
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Captions to unit vectors (B, D) in fp32."""

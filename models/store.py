@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models import remote
 from models.config import ModelConfig
 from models.errors import ModelError
+from models.text_source import TextSource
 
 CONFIG, CARD, TOKENIZER = "config.json", "README.md", "tokenizer.model"
 _LARGEST_FILE = 4 * 2**30
@@ -45,6 +46,7 @@ class Header(BaseModel, frozen=True, extra="forbid"):
     weights: tuple[WeightFile, ...] = Field(min_length=1)
     tokenizer_sha256: str | None = None
     text_length: int | None = None
+    text_encoder: TextSource | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Stored:
     config: ModelConfig
     tokenizer_sha256: str | None
     text_length: int | None
+    text_encoder: TextSource | None
+    """The frozen encoder, by place and digest, whose features of captions the model is told."""
     weights_sha256: str
     digest: str
     """SHA-256 over the model's config and weights: names an encoder."""
@@ -67,6 +71,7 @@ def save(
     card: str,
     tokenizer: bytes | None = None,
     text_length: int | None = None,
+    text_encoder: TextSource | None = None,
 ) -> None:
     """Write a model directory; one that is there already is replaced.
 
@@ -76,7 +81,8 @@ def save(
     Raises:
         ModelError: weights that are not the model's, or a directory that cannot be written.
     """
-    files = _files(config, _persistent(config, weights), card, tokenizer, text_length)
+    chosen = _persistent(config, weights)
+    files = _files(config, chosen, card, tokenizer, text_length, text_encoder)
     try:
         if remote.is_local(directory):
             _write_local(Path(directory.removeprefix("file://")), files)
@@ -101,6 +107,7 @@ def describe(directory: str) -> Stored:
         config=header.model,
         tokenizer_sha256=header.tokenizer_sha256,
         text_length=header.text_length,
+        text_encoder=header.text_encoder,
         weights_sha256=weights,
         digest=_sha256(f"{config}\n{weights}".encode()),
     )
@@ -169,6 +176,7 @@ def _files(
     card: str,
     tokenizer: bytes | None,
     text_length: int | None,
+    text_encoder: TextSource | None,
 ) -> Iterator[tuple[str, bytes]]:
     """Names and contents, one after the other so that one is in memory at a time; header last."""
     entries: list[WeightFile] = []
@@ -187,6 +195,7 @@ def _files(
         weights=tuple(entries),
         tokenizer_sha256=None if tokenizer is None else _sha256(tokenizer),
         text_length=text_length,
+        text_encoder=text_encoder,
     )
     yield CONFIG, (json.dumps(header.model_dump(mode="json"), indent=2) + "\n").encode()
 

@@ -8,13 +8,16 @@ import torch
 
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.text import Tokenizer
-from models import store
+from models import frozen_text, store
 from models.config import text_shape
 from models.diffusion.network import KnowsClasses
+from models.diffusion.unet.network import UNetConfig
+from models.text_source import TextSource
 from trainer.errors import TrainError
 from trainer.recipe import Recipe
 from trainer.sketch import Sketch
 from trainer.task import Task
+from trainer.tasks.denoising import DenoisingConfig
 from trainer.tasks.levels import LevelPriorConfig
 
 
@@ -27,6 +30,8 @@ class Materials:
     task: Task
     sketch: Sketch | None = None
     """Knows the weights of a model that no process may hold whole."""
+    text_encoder: TextSource | None = None
+    """The frozen encoder that reads the captions, with its digest."""
 
 
 def open_materials(recipe: Recipe) -> Materials:
@@ -45,11 +50,12 @@ def open_materials(recipe: Recipe) -> Materials:
     if recipe.data.text is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
+    text_encoder = check_reading(recipe)
     torch.manual_seed(recipe.seed)
     sketch = Sketch() if _one_by_one(recipe) else None
     with sketch or nullcontext():
         model = recipe.model.build()
-    return Materials(dataset, tokenizer, recipe.task.build(model), sketch)
+    return Materials(dataset, tokenizer, recipe.task.build(model), sketch, text_encoder)
 
 
 def _one_by_one(recipe: Recipe) -> bool:
@@ -91,6 +97,21 @@ def check_labels(recipe: Recipe) -> None:
             f"data.label gives {label.count} classes and model.classes is {model.classes}; set "
             f"model.classes={label.count}"
         )
+
+
+def check_reading(recipe: Recipe) -> TextSource | None:
+    """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
+    task, model = recipe.task, recipe.model
+    if not isinstance(task, DenoisingConfig) or task.reads is None:
+        return None
+    found = frozen_text.describe(task.reads)
+    told = model.features if isinstance(model, UNetConfig) else None
+    if told is not None and told.width != found.width:
+        raise TrainError(
+            f"model.features.width is {told.width} and {found.source.place} gives features of "
+            f"{found.width}; set model.features.width={found.width}"
+        )
+    return found.source
 
 
 def check(recipe: Recipe) -> None:

@@ -47,6 +47,14 @@ def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
     return text * kept[:, None]
 
 
+def drop_rows(rows: Tensor, empty: Tensor, share: float, rng: Generator) -> Tensor:
+    """Rows (B, ...) with `share` of them replaced by `empty` (...)."""
+    if share == 0:
+        return rows
+    kept = torch.rand(len(rows), generator=rng, device=rows.device) >= share
+    return torch.where(kept.view((-1,) + (1,) * empty.ndim), rows, empty)
+
+
 def replace_codes(codes: Tensor, share: float, vocab: int, rng: Generator) -> Tensor:
     """Codes (B, N) with `share` of them replaced by random ones of `vocab`."""
     if share == 0:

@@ -118,6 +118,7 @@ def export(
             card=model_card(recipe, materials.dataset.manifest, parameters, metrics),
             tokenizer=tokenizer.model_bytes if tokenizer else None,
             text_length=recipe.data.text.length if recipe.data.text else None,
+            text_encoder=materials.text_encoder,
         )
     write_json(
         directory.summary,

@@ -20,17 +20,23 @@ class Condition:
     """(B,): how strongly `low` was degraded."""
     features: Tensor | None = None
     """(B, L, C): captions as a frozen encoder read them."""
+    empty: Tensor | None = None
+    """(L, C): what that encoder makes of an empty caption."""
 
     def without_text(self) -> "Condition":
         """The same with empty captions (all pads): the unconditional branch of guidance.
 
-        Ready features become 0: a cross-attention that reads zeros adds nothing but its bias.
+        Ready features become those of an empty caption. Where these are not known they become 0: a
+        cross-attention that reads zeros adds nothing but its bias.
         """
         text, features = self.text, self.features
+        if features is not None:
+            none = torch.zeros_like(features) if self.empty is None else self.empty
+            features = none.to(features).expand_as(features)
         return replace(
             self,
             text=None if text is None else torch.zeros_like(text),
-            features=None if features is None else torch.zeros_like(features),
+            features=features,
         )
 
     def without_class(self, null: int) -> "Condition":

@@ -12,7 +12,7 @@ class NetworkConfig(Protocol):
 
     @property
     def told(self) -> frozenset[str]:
-        """What it is told besides the time: of class, text and low_resolution."""
+        """What it is told besides the time: of class, text, features and low_resolution."""
         ...
 
 

@@ -101,7 +101,7 @@ class Diffusion:
 
     @property
     def told(self) -> frozenset[str]:
-        """What the network is told: of class and text."""
+        """What the network is told: of class, text and features."""
         return self.network.config.told
 
     def check(self) -> None:
@@ -169,7 +169,7 @@ class Diffusion:
         null = self.null
         if null is not None:
             plain = without_class(plain, null)
-        elif "text" not in self.told:
+        elif not self.told & {"text", "features"}:
             raise ModelError(
                 "guidance other than 1 needs a model that has also learnt to draw untold: one of "
                 "captions, or of classes with model.null_class"

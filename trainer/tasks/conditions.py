@@ -1,5 +1,6 @@
 """What a diffusion network is told in training, and how it learns to do without."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
@@ -19,8 +20,9 @@ from models.diffusion.network import (
     EnlargingConfig,
 )
 from models.diffusion.process import Denoiser
+from models.text_source import TextSource
 from trainer.errors import TrainError
-from trainer.numerics import drop_class, drop_text
+from trainer.numerics import drop_class, drop_rows, drop_text
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Scene:
     """(B, ...): what is noised, after cropping."""
     network: ConditionalNetwork
     rng: Generator
+    read: Callable[[Sequence[str]], Tensor]
+    """Captions to the features (B, L, C) of the frozen encoder of the task."""
 
 
 class ClassCondition(BaseModel, frozen=True, extra="forbid"):
@@ -91,6 +95,35 @@ class TextCondition(BaseModel, frozen=True, extra="forbid"):
         return without_text(denoiser) if self.drop else denoiser
 
 
+class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
+    """Captions as a frozen encoder reads them; `drop` of them are empty in training."""
+
+    kind: Literal["features"]
+    encoder: TextSource
+    drop: float = Field(default=0.1, ge=0, lt=1)
+
+    def check(self, network: ConditionalNetwork) -> None:
+        """Widths are compared when the encoder is opened."""
+
+    def told(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with features, some of them those of an empty caption."""
+        cond = self.shown(cond, scene)
+        assert cond.features is not None
+        assert cond.empty is not None
+        return replace(cond, features=drop_rows(cond.features, cond.empty, self.drop, scene.rng))
+
+    def shown(self, cond: Condition, scene: Scene) -> Condition:
+        """The condition with the features of all captions."""
+        empty = scene.read(("",))[0]
+        return replace(cond, features=scene.read(scene.batch.captions), empty=empty)
+
+    def untold(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        """The denoiser of empty captions, as far as it has learnt them."""
+        return without_text(denoiser) if self.drop else denoiser
+
+
 class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
     """The image itself, downsampled and degraded; trained on crops of `crop` output pixels."""
 
@@ -131,7 +164,8 @@ class NoCondition(BaseModel, frozen=True, extra="forbid"):
 
 
 OneCondition = Annotated[
-    ClassCondition | TextCondition | LowResolutionCondition, Field(discriminator="kind")
+    ClassCondition | TextCondition | FeaturesCondition | LowResolutionCondition,
+    Field(discriminator="kind"),
 ]
 
 
@@ -149,7 +183,12 @@ class SeveralConditions(BaseModel, frozen=True, extra="forbid"):
 
 
 ConditionConfig = Annotated[
-    NoCondition | ClassCondition | TextCondition | LowResolutionCondition | SeveralConditions,
+    NoCondition
+    | ClassCondition
+    | TextCondition
+    | FeaturesCondition
+    | LowResolutionCondition
+    | SeveralConditions,
     Field(discriminator="kind"),
 ]
 

@@ -1,6 +1,6 @@
 """Denoising: every diffusion model, whatever it is conditioned on (DDPM, arXiv 2006.11239)."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -21,11 +21,13 @@ from models.diffusion.timesteps import (
     TimesConfig,
 )
 from models.diffusion.weighting import SnrClamped
+from models.text_source import TextSource
 from trainer import distributed
 from trainer.errors import TrainError
 from trainer.task import Engines, Loss, Step
 from trainer.tasks.conditions import (
     ConditionConfig,
+    FeaturesCondition,
     LowResolutionCondition,
     NoCondition,
     Scene,
@@ -40,6 +42,7 @@ from trainer.tasks.objectives import (
     Weight,
     WeightedLoss,
 )
+from trainer.tasks.reading import Reading
 
 
 class Images(BaseModel, frozen=True, extra="forbid"):
@@ -106,6 +109,14 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
             return self.times
         return Stratified(steps=self.loss.steps if isinstance(self.loss, HybridLoss) else None)
 
+    @property
+    def reads(self) -> TextSource | None:
+        """The frozen encoder that reads the captions, if one does."""
+        for each in single(self.condition):
+            if isinstance(each, FeaturesCondition):
+                return each.encoder
+        return None
+
     def build(self, model: nn.Module) -> "Denoising":
         """The task over `model`.
 
@@ -146,6 +157,7 @@ class Denoising:
         self._objective = Objective(config.loss, config.weight or SnrClamped())
         self._times: TimeSampler = config.draws.build(model.process.schedule)
         self._seen: list[Tensor] = []
+        self._reading = None if config.reads is None else Reading(config.reads)
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The denoiser."""
@@ -156,7 +168,7 @@ class Denoising:
         """The error of one micro-batch."""
         rng = step.rng
         clean = self._clean(batch, rng)
-        scene, cond = Scene(batch, clean, self._model, rng), Condition()
+        scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
             cond = each.told(cond, scene)
         times = self._times.draw(len(clean), rng, part=step.place, parts=step.places)
@@ -198,7 +210,7 @@ class Denoising:
         if not isinstance(self._config.of, Images):
             return {}
         clean = self._config.of.clean(batch)
-        scene, cond = Scene(batch, clean, self._model, rng), Condition()
+        scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
             cond = each.shown(cond, scene)
         pictures = {"real": clean}
@@ -222,6 +234,13 @@ class Denoising:
         start = started(noise, schedule, float(plan.times[0]))
         asked = sampling.steered(told, untold, schedule)
         return plan.solver.solve(asked, start, plan.times, cond, rng).clamp(-1, 1)
+
+    def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> Scene:
+        def read(captions: Sequence[str]) -> Tensor:
+            assert self._reading is not None, "a condition has an encoder"
+            return self._reading(captions, clean.device)
+
+        return Scene(batch, clean, self._model, rng, read)
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """What is noised: a crop of it where the task says so."""

@@ -1,0 +1,282 @@
+"""T5's encoder (arXiv 1910.10683), read from a directory with the published names; frozen."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.errors import ModelError
+
+SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PIECES = "spiece.model"
+
+
+class T5Settings(BaseModel, frozen=True, extra="forbid"):
+    """What the encoder needs of a published `config.json`, under its keys."""
+
+    model_type: Literal["t5", "mt5"]
+    vocab_size: int = Field(gt=1)
+    d_model: int = Field(gt=0)
+    d_kv: int = Field(gt=0)
+    d_ff: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    relative_attention_num_buckets: int = Field(default=32, gt=2, multiple_of=2)
+    relative_attention_max_distance: int = Field(default=128, gt=0)
+    layer_norm_epsilon: float = Field(default=1e-6, gt=0)
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+
+    def build(self) -> "T5Encoder":
+        """A network whose weights are to be read."""
+        return T5Encoder(self)
+
+
+class RootMeanSquareNorm(nn.Module):
+    """x / sqrt(mean x^2 + epsilon) x weight, over the last dimension, in fp32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self._epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self._epsilon)
+
+
+class T5Attention(nn.Module):
+    """Attention without a scale: logits are products plus the bias that all layers share."""
+
+    def __init__(self, settings: T5Settings) -> None:
+        super().__init__()
+        self._heads = settings.num_heads
+        inner = settings.num_heads * settings.d_kv
+        self.q, self.k, self.v = (nn.Linear(settings.d_model, inner, bias=False) for _ in range(3))
+        self.o = nn.Linear(inner, settings.d_model, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """(B, L, width), additive bias (B, heads, L, L), to (B, L, width)."""
+        q, k, v = (
+            each(x).unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            for each in (self.q, self.k, self.v)
+        )
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+        return self.o(found.transpose(1, 2).flatten(2))
+
+
+class T5FeedForward(nn.Module):
+    """ReLU between two matrices (the paper), or GELU(a) x b (version 1.1; arXiv 2002.05202)."""
+
+    def __init__(self, settings: T5Settings) -> None:
+        super().__init__()
+        width, hidden = settings.d_model, settings.d_ff
+        self.wi: nn.Linear | None = None
+        self.wi_0: nn.Linear | None = None
+        self.wi_1: nn.Linear | None = None
+        match settings.feed_forward_proj:
+            case "relu":
+                self.wi = nn.Linear(width, hidden, bias=False)
+            case "gated-gelu":
+                self.wi_0 = nn.Linear(width, hidden, bias=False)
+                self.wi_1 = nn.Linear(width, hidden, bias=False)
+        self.wo = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        if self.wi is not None:
+            return self.wo(F.relu(self.wi(x)))
+        assert self.wi_0 is not None and self.wi_1 is not None  # noqa: PT018 - one thought
+        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
+
+
+class T5Block(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x)."""
+
+    def __init__(self, settings: T5Settings) -> None:
+        super().__init__()
+        width, epsilon = settings.d_model, settings.layer_norm_epsilon
+        self.attention_norm = RootMeanSquareNorm(width, epsilon)
+        self.attention = T5Attention(settings)
+        self.forward_norm = RootMeanSquareNorm(width, epsilon)
+        self.feed_forward = T5FeedForward(settings)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """(B, L, width) to (B, L, width)."""
+        x = x + self.attention(self.attention_norm(x), bias)
+        return x + self.feed_forward(self.forward_norm(x))
+
+
+class T5Encoder(nn.Module):
+    """Every token reads every other one that is no padding (id 0)."""
+
+    def __init__(self, settings: T5Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.token = nn.Embedding(settings.vocab_size, settings.d_model)
+        self.bias = nn.Embedding(settings.relative_attention_num_buckets, settings.num_heads)
+        self.blocks = nn.ModuleList(T5Block(settings) for _ in range(settings.num_layers))
+        self.norm = RootMeanSquareNorm(settings.d_model, settings.layer_norm_epsilon)
+
+    def text_places(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) int64 to a vector each (B, L, d_model), fp32; 0 where padding is."""
+        settings, length = self.settings, tokens.shape[1]
+        place = torch.arange(length, device=tokens.device)
+        buckets = relative_buckets(
+            place - place[:, None],
+            settings.relative_attention_num_buckets,
+            settings.relative_attention_max_distance,
+        )
+        known = (tokens != 0)[:, None, None]
+        bias = self.bias(buckets).permute(2, 0, 1).masked_fill(~known, -torch.inf)
+        # a row of nothing but padding would divide 0 by 0
+        bias = bias.masked_fill(~known.any(dim=-1, keepdim=True), 0.0)
+        x = self.token(tokens)
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.norm(x).float() * (tokens != 0)[..., None]
+
+
+def relative_buckets(offset: Tensor, buckets: int, farthest: int) -> Tensor:
+    """The bucket of key place - query place, int64: half of them before, half after.
+
+    In each half the first half are single offsets, the others grow logarithmically up to
+    `farthest`; what lies beyond shares the last (arXiv 1910.10683, 2.1).
+    """
+    half = buckets // 2
+    exact = half // 2
+    size = offset.abs()
+    grown = torch.log(size.clamp(min=1).float() / exact) / math.log(farthest / exact)
+    far = (exact + (grown * (half - exact)).to(torch.int64)).clamp(max=half - 1)
+    return (offset > 0).to(torch.int64) * half + torch.where(size < exact, size, far)
+
+
+def read_settings(directory: str) -> T5Settings:
+    """The settings of a published directory.
+
+    Raises:
+        ModelError: no config.json, or one of another kind of network.
+    """
+    where = Path(directory) / SETTINGS
+    try:
+        tree: Any = json.loads(where.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{where}: cannot be read; give a directory with {SETTINGS}, {WEIGHTS} and {PIECES} "
+            "of a T5"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{where}: is not JSON ({error})") from error
+    known = T5Settings.model_fields
+    try:
+        return T5Settings.model_validate({key: tree[key] for key in tree if key in known})
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = (
+            str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        )
+        raise ModelError(f"{where}: is not that of a T5 encoder ({said})") from error
+
+
+def load_t5(directory: str) -> T5Encoder:
+    """The frozen encoder of a published directory, in fp32; a decoder beside it is not read.
+
+    Raises:
+        ModelError: a missing file, or weights that do not fit the settings.
+    """
+    settings = read_settings(directory)
+    with torch.device("meta"):
+        network = settings.build()
+    state: dict[str, Tensor] = {}
+    names = _published(network)
+    found = dict(_tensors(_weight_files(directory), {*names.values()}))
+    for ours, theirs in names.items():
+        value = found.get(theirs)
+        if value is None and ours == "token.weight":  # kept once where a decoder shares it
+            value = found.get("encoder.embed_tokens.weight")
+        if value is None or value.shape != network.get_parameter(ours).shape:
+            raise ModelError(
+                f"{directory}: {theirs} is missing or has another shape than {SETTINGS} says"
+            )
+        state[ours] = value.float()
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(requires_grad=False).eval()
+
+
+def pieces(directory: str) -> bytes:
+    """The sentencepiece model of a published directory.
+
+    Raises:
+        ModelError: there is none.
+    """
+    where = Path(directory) / PIECES
+    try:
+        return where.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read; T5's sentencepiece model goes there") from error
+
+
+def digest(directory: str) -> str:
+    """SHA-256 over settings, weights and sentencepiece model.
+
+    Raises:
+        ModelError: a file is missing.
+    """
+    whole = hashlib.sha256(read_settings(directory).model_dump_json().encode())
+    whole.update(pieces(directory))
+    for path in _weight_files(directory):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _published(network: T5Encoder) -> Mapping[str, str]:
+    """Our names to the published ones."""
+    names = {
+        "token.weight": "shared.weight",
+        "bias.weight": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "norm.weight": "encoder.final_layer_norm.weight",
+    }
+    parts = {
+        "attention_norm": "layer.0.layer_norm",
+        "attention": "layer.0.SelfAttention",
+        "forward_norm": "layer.1.layer_norm",
+        "feed_forward": "layer.1.DenseReluDense",
+    }
+    for ours, _ in network.blocks.named_parameters():
+        number, part, rest = ours.split(".", 2)
+        names[f"blocks.{ours}"] = f"encoder.block.{number}.{parts[part]}.{rest}"
+    return names
+
+
+def _weight_files(directory: str) -> list[Path]:
+    index, single = Path(directory) / INDEX, Path(directory) / WEIGHTS
+    if single.is_file():
+        return [single]
+    try:
+        tree: Any = json.loads(index.read_text(encoding="utf-8"))
+        return [
+            Path(directory) / Path(name).name for name in sorted({*tree["weight_map"].values()})
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{single}: no such file, and no {INDEX}; weights are read from safetensors only"
+        ) from error
+
+
+def _tensors(files: list[Path], wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    if name in wanted or name == "encoder.embed_tokens.weight":
+                        yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -1,0 +1,55 @@
+"""Which frozen encoder reads captions, and where it lies; costs nothing but pydantic to import."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ClipText(BaseModel, frozen=True, extra="forbid"):
+    """The text tower of a CLIP of this project: `model` is its directory, a path or URL."""
+
+    kind: Literal["clip"] = "clip"
+    model: str = Field(min_length=1)
+    digest: Digest | None = None
+    """SHA-256 it must have; None in a recipe that takes what it finds."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return self.model
+
+
+class OpenClipText(BaseModel, frozen=True, extra="forbid"):
+    """The text tower of an open_clip checkpoint on disk, such as OpenAI's ViT-L-14."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    architecture: str = Field(min_length=1)
+    checkpoint: str = Field(min_length=1)
+    digest: Digest | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return self.checkpoint
+
+
+class T5Text(BaseModel, frozen=True, extra="forbid"):
+    """T5's encoder: `directory` holds config.json, model.safetensors and spiece.model.
+
+    Captions are cut and padded to `length` tokens.
+    """
+
+    kind: Literal["t5"] = "t5"
+    directory: str = Field(min_length=1)
+    length: int = Field(default=64, gt=0)
+    digest: Digest | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return self.directory
+
+
+TextSource = Annotated[ClipText | OpenClipText | T5Text, Field(discriminator="kind")]

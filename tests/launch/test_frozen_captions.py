@@ -1,0 +1,86 @@
+"""`mezzotint sample` with a model that is told features of a frozen encoder."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.text import Tokenizer
+from evaluation.config import DiffusionSystem
+from evaluation.painting import DiffusionDrawer, Wish
+from models import frozen_text, store
+from models.clip import ClipConfig
+from models.diffusion.unet.network import UNetConfig
+from models.text_source import ClipText
+
+CLIP = ClipConfig(
+    image_size=16, patch=8, vision_width=16, vision_layers=1, text_vocab=40, text_length=6,
+    text_width=16, text_layers=1, head_width=8, embed=8,
+)  # fmt: skip
+UNET = UNetConfig(
+    image_size=8, channels=8, multipliers=(1,), depth=1, groups=4, attention=(8,), head_width=4,
+    features={"width": 16},
+)  # fmt: skip
+CAPTIONS = ("woman pilot", "man cook")
+
+
+def save_clip(where, seed=0):
+    torch.manual_seed(seed)
+    words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
+    weights, tokenizer = CLIP.build().state_dict(), Tokenizer.train(words, 40)
+    store.save(where, CLIP, weights, card="tiny", tokenizer=tokenizer, text_length=6)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """An untrained network that is not blank, and the encoder beside it."""
+    save_clip(str(tmp_path / "clip"))
+    source = frozen_text.describe(ClipText(model=str(tmp_path / "clip"))).source
+    torch.manual_seed(0)
+    network = UNET.build()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    for name, encoder in (("model", source), ("mute", None)):
+        where = str(tmp_path / name)
+        store.save(where, UNET, network.state_dict(), card="tiny", text_encoder=encoder)
+    return tmp_path / "model"
+
+
+def test_captions_are_drawn_through_the_encoder_that_the_model_names(mezzotint, model, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    words = ["--number", 1, "--steps", 2, "--guidance", 2, "--out", sheet, "--json"]
+    outcome = mezzotint("sample", model, *CAPTIONS, *words)
+    assert outcome.code == 0, outcome.err
+    with Image.open(sheet) as picture:
+        assert picture.width > 8
+    (cell,) = json.loads(outcome.out)["cells"]
+    assert cell["network_calls"] == 4
+
+
+def test_a_picture_depends_on_its_caption_and_guidance_on_the_empty_one(model):
+    def drawn(wishes, **settings):
+        tree = {"model": str(model), "sampling": {"steps": 2, "guidance": 3.0}} | settings
+        drawer = DiffusionDrawer.load(DiffusionSystem.model_validate(tree), "fp32")
+        return drawer.paint(wishes).pictures, drawer.protocol()["captions"]
+
+    wishes = [Wish(1, caption) for caption in CAPTIONS]
+    pictures, protocol = drawn(wishes)
+    assert not torch.equal(pictures[0], pictures[1])
+    assert protocol == store.describe(str(model)).text_encoder.model_dump()
+    alike, _ = drawn(wishes, negative="")
+    assert torch.equal(alike, pictures)
+    other, _ = drawn(wishes, negative="man pilot")
+    assert not torch.equal(other, pictures)
+
+
+def test_another_encoder_in_its_place_or_none_is_refused(refused, model, tmp_path):
+    save_clip(str(tmp_path / "clip"), seed=1)
+    said = refused("sample", model, CAPTIONS[0])
+    assert "config.json: text_encoder: " in said
+    assert "holds another text encoder" in said
+    said = refused("sample", tmp_path / "mute", CAPTIONS[0])
+    assert "names no text_encoder that makes them" in said
+    (tmp_path / "clip" / "config.json").unlink()
+    assert "is not a model directory" in refused("sample", model, CAPTIONS[0])
