@@ -126,25 +126,37 @@ def tokenizer(
 
 
 @data_app.command(
-    epilog="Example:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
+    epilog="Examples:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
+    "  ·  [bold]mezzotint data derive data/emoji out/latents --model runs/emoji_kl/model[/]"
 )
 def derive(
     url: Url,
     out: Annotated[str, typer.Argument(help="The derived set.")],
-    model: Annotated[str, typer.Option(help="Model directory of the dVAE that encodes.")],
+    model: Annotated[str, typer.Option(help="Model directory of the autoencoder that encodes.")],
     batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
     *,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Latents, also where the autoencoder has codes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a set's images as tokens: a shard set that carries the hash of its encoder."""
+    """Encode a set's images as tokens or latents: a set that carries the hash of its encoder."""
     from data_pipeline.config import DataConfig, ImageConfig
-    from launch.deriving import derive_tokens, encoder_size
+    from launch.deriving import derive_with, encoder_size, spread
     from launch.progress import Reporter
 
-    data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model)))
+    data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model, latents=latents)))
     with Reporter(None, shows=not as_json) as reporter:
-        manifest = derive_tokens(data, model, out, batch, reporter.counted("samples"))
+        tell = reporter.counted("samples")
+        manifest = derive_with(data, model, out, batch, tell, latents=latents)
     samples = sum(len(shard.samples) for shard in manifest.shards)
     result = {"url": out, "samples": samples, "encoder": manifest.encoder}
     words = f"{out}: {samples:,} samples, encoder {manifest.encoder}"
+    found = spread(out, manifest)
+    if found is not None:
+        result |= {"mean": found.mean, "deviation": found.deviation}
+        words += (
+            f"\nlatents: mean {found.mean:.4g}, deviation {found.deviation:.4g}; train on them "
+            f"with task.of.scale={found.scale:.4g}"
+        )
     typer.echo(json.dumps(result) if as_json else words)

@@ -52,7 +52,7 @@ class TrainStage(_Stage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_Stage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder; leaves a shard set of its codes."""
+    """Encode a set's images with a trained autoencoder; leaves a set of codes or latents."""
 
     kind: Literal["derive"]
     data: DataConfig

@@ -77,12 +77,12 @@ def train(
 
 
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Write the image tokens of a set."""
+    """Write the image tokens, or latents, of a set."""
     from data_pipeline.manifest import write_manifest
-    from launch.deriving import derive_tokens
+    from launch.deriving import derive_with
 
     out = stage.out or str(directory / "set")
-    manifest = derive_tokens(stage.data, stage.model, out, stage.batch, reporter.counted("samples"))
+    manifest = derive_with(stage.data, stage.model, out, stage.batch, reporter.counted("samples"))
     write_manifest(str(directory), manifest)  # what was made, also where the set lies elsewhere
     samples = sum(len(shard.samples) for shard in manifest.shards)
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}

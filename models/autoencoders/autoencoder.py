@@ -8,9 +8,11 @@ from torch import Generator, Tensor, nn
 
 from models.autoencoders.bottleneck import (
     Gaussian,
+    GaussianBottleneck,
     Identity,
     Penalty,
     Statistics,
+    moments,
 )
 from models.autoencoders.quantizer import (
     EmaVectorQuantizer,
@@ -148,6 +150,17 @@ class Autoencoder(nn.Module):
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
         """`codes` (B, h, w), or nothing if the latent is continuous."""
         return {"codes": self.tokens(image)} if self.discrete else {}
+
+    def latent_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
+        """`latents` (B, channels, h, w) in fp32, before any quantisation.
+
+        Of a gaussian bottleneck these are the means, and `latent_deviations` go with them.
+        """
+        hidden = self.hidden(image)
+        arrays = {"latents": self.bottleneck.mode(hidden).float()}
+        if isinstance(self.bottleneck, GaussianBottleneck):
+            arrays["latent_deviations"] = (0.5 * moments(hidden)[1]).exp()
+        return arrays
 
     def vocabularies(self) -> Mapping[str, int]:
         """Size of the codebook."""

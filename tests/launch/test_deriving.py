@@ -1,4 +1,6 @@
-"""Derived sets of every autoencoder with codes, and priors that train on them."""
+"""Derived sets of every autoencoder: priors train on their codes, diffusion on their latents."""
+
+import json
 
 import numpy as np
 import pytest
@@ -7,18 +9,21 @@ import torch
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
-from launch.deriving import derive_tokens, encoder_size
-from launch.errors import LaunchError
+from data_pipeline.errors import DataError
+from launch.deriving import derive_with, encoder_size, spread
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
-from models.autoencoders.bottleneck import Gaussian
+from models.autoencoders.bottleneck import Gaussian, moments
+from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from models.systems.hierarchy import level_shapes
 from trainer.errors import TrainError
+from trainer.materials import open_materials
 from trainer.recipe import load
 from trainer.task import Step
+from trainer.tasks.denoising import Array
 
 STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
 EMA = EmaVectorQuantizerConfig(codes=16)
@@ -53,7 +58,7 @@ def small():
 def test_a_hierarchys_codes_are_derived_per_level_and_a_prior_trains_on_them(tmp_path):
     model = saved(tmp_path / "model", HIERARCHY)
     data = small()
-    manifest = derive_tokens(data, model, str(tmp_path / "codes"), 8)
+    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
     assert manifest.encoder == store.describe(model).digest
     derived = open_dataset(DataConfig(url=str(tmp_path / "codes"), arrays=("top", "bottom")))
     batch = derived.batch(range(len(derived)))
@@ -121,12 +126,103 @@ def test_a_level_prior_without_room_for_the_coarser_codes_is_refused(tmp_path):
         loaded.task.build(loaded.model.build())
 
 
-def test_a_vq_vae_derives_codes_and_a_continuous_latent_is_refused(tmp_path):
+def test_a_vq_vae_derives_codes_and_latents_where_they_are_asked_for(tmp_path):
     vq = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA)
-    model = saved(tmp_path / "vq", vq)
+    model, data = saved(tmp_path / "vq", vq), small()
     assert encoder_size(model) == 16
-    manifest = derive_tokens(small(), model, str(tmp_path / "codes"), 8)
+    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
     assert "codes.npy" in manifest.fields
-    kl = vq.model_copy(update={"bottleneck": Gaussian()})
-    with pytest.raises(LaunchError, match="its latent is continuous"):
-        encoder_size(saved(tmp_path / "kl", kl))
+    out = str(tmp_path / "latents")
+    manifest = derive_with(data, model, out, 8, latents=True)
+    assert {"latents.npy", "txt", "json"} <= manifest.fields.keys()
+    found = open_dataset(DataConfig(url=out, arrays=("latents",))).batch(range(2))
+    wanted = store.load(model).encode(open_dataset(data).batch(range(2)).images)
+    assert torch.allclose(found.array("latents"), wanted, atol=1e-6)
+
+
+KL = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian())
+SMALLER = (
+    *("model.width=16", "model.layers=1", "model.heads=1", "model.image_size=4", "model.classes=5"),
+    *(
+        "data.select=[]",
+        "batch=4",
+        "micro_batch=null",
+        "steps=1",
+        "data.workers=0",
+        "engine.zero=0",
+    ),
+    "data.label={attribute: tone, values: [light, medium-light, medium, medium-dark, dark]}",
+)
+
+
+@pytest.mark.parametrize("name", ["emoji_dit", "imagenet_dit_xl2"])
+@torch.no_grad()
+def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, name):
+    model, data, out = saved(tmp_path / "kl", KL), small(), str(tmp_path / "latents")
+    manifest = derive_with(data, model, out, 8)
+    first_stage, pictures = store.load(model), open_dataset(data)
+    images = pictures.batch(range(len(pictures))).images
+    overrides = [f"data.url={out}", f"data.encoder={model}", *SMALLER]
+    loaded = load(f"recipes/{name}.yaml", overrides)
+    materials = open_materials(loaded)
+    batch = materials.dataset.batch(range(len(materials.dataset)))
+    mean, log_variance = moments(first_stage.hidden(images))
+    assert torch.allclose(batch.array("latents"), mean, atol=1e-6)
+    assert torch.allclose(batch.array("latent_deviations"), (log_variance / 2).exp(), atol=1e-6)
+    assert batch.labels.tolist() == [TONES.index(each) for each in tones(pictures)]
+    decoded = first_stage.decode(batch.array("latents"))
+    assert torch.allclose(decoded, first_stage.reconstruct(images), atol=1e-5)
+
+    found = spread(out, manifest)
+    drawn = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
+    assert found.deviation == pytest.approx(float(drawn.std()), rel=0.1)
+    assert found.scale * found.deviation == pytest.approx(1.0)
+    with torch.enable_grad():
+        parts = materials.task.parts()
+        (loss,) = materials.task.losses(parts, batch, Step(0, torch.Generator().manual_seed(0)))
+        loss.value.backward()
+    assert loss.value.item() > 0
+    assert all(
+        weight.grad is not None for weight in parts["model"].parameters() if weight.requires_grad
+    )
+    other = saved(tmp_path / "other", KL.model_copy(update={"channels": 3}))
+    with pytest.raises(DataError, match="encoder"):
+        open_materials(load(f"recipes/{name}.yaml", [*overrides, f"data.encoder={other}"]))
+
+
+TONES = ["light", "medium-light", "medium", "medium-dark", "dark"]
+
+
+def tones(dataset):
+    return [dataset.attributes(index)["tone"] for index in range(len(dataset))]
+
+
+def test_a_latent_is_drawn_anew_each_time_it_comes():
+    arrays = {"latents": torch.ones(500, 4, 2, 2), "spread": torch.full((500, 4, 2, 2), 0.5)}
+    batch = Batch(keys=("",) * 500, captions=("",) * 500, arrays=arrays)
+    fixed = Array(name="latents", mean=0.5, scale=2.0)
+    assert torch.equal(fixed.clean(batch, torch.Generator()), torch.ones(500, 4, 2, 2))
+    drawing = fixed.model_copy(update={"deviations": "spread"})
+    rng = torch.Generator().manual_seed(0)
+    one, two = drawing.clean(batch, rng), drawing.clean(batch, rng)
+    assert not torch.equal(one, two)
+    assert float(one.mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(one.std()) == pytest.approx(2 * 0.5, rel=0.05)
+
+
+def test_the_command_says_how_to_scale_latents(mezzotint, refused, tmp_path, write_set):
+    model = saved(tmp_path / "kl", KL)
+    words = ["data", "derive", write_set(), tmp_path / "out", "--model", model]
+    said = json.loads(mezzotint(*words, "--json").out)
+    assert said["samples"] == 12
+    plain = mezzotint(*words)  # made already
+    assert f"deviation {said['deviation']:.4g}; train on them with task.of.scale=" in plain.out
+    codes = saved(tmp_path / "codes", HIERARCHY)
+    wrong = refused(
+        "data", "derive", tmp_path / "set", tmp_path / "no", "--model", codes, "--latents"
+    )
+    assert "a vqvae2 has codes and no latents of its own; leave out --latents" in wrong
+    clip = saved(tmp_path / "d", PatchDiscriminatorConfig(width=8, layers=1))
+    assert "pictures are encoded by an autoencoder" in refused(
+        "data", "derive", tmp_path / "set", tmp_path / "no", "--model", clip
+    )

@@ -50,7 +50,7 @@ class Images(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["images"] = "images"
 
-    def clean(self, batch: Batch) -> Tensor:
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
         return batch.images
 
@@ -63,12 +63,18 @@ class Array(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["array"] = "array"
     name: str
+    deviations: str | None = None
+    """An array of standard deviations: each time a sample comes it is drawn anew around `name`."""
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
 
-    def clean(self, batch: Batch) -> Tensor:
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, ...), in fp32."""
-        return (batch.array(self.name).float() - self.mean) * self.scale
+        value = batch.array(self.name).float()
+        if self.deviations is not None:
+            noise = torch.randn(value.shape, generator=rng, device=value.device)
+            value = value + batch.array(self.deviations).float() * noise
+        return (value - self.mean) * self.scale
 
 
 class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -209,7 +215,7 @@ class Denoising:
         """
         if not isinstance(self._config.of, Images):
             return {}
-        clean = self._config.of.clean(batch)
+        clean = self._config.of.clean(batch, rng)
         scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
             cond = each.shown(cond, scene)
@@ -244,7 +250,7 @@ class Denoising:
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """What is noised: a crop of it where the task says so."""
-        clean = self._config.of.clean(batch)
+        clean = self._config.of.clean(batch, rng)
         for each in self._conditions:
             if isinstance(each, LowResolutionCondition) and each.crop is not None:
                 clean = cropped(clean, each.crop, factor_of(self._model), rng)
