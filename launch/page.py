@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from launch import charts
 from launch.charts import Point, Series
+from launch.page_classes import classes
 from launch.page_reconstructions import embedded, reconstructions
 
 HELD_OUT_SHOWN, TRAINING_SHOWN, STRIPS_SHOWN = 24, 12, 6
@@ -112,8 +113,9 @@ def write_page(
     """
     wanted = {stage.name: stage.run_dir for stage in of_kind(stages, "evaluate")}
     files = {**wanted, **evaluations}
-    back = reconstructions(files)
-    results = [read_result(name, path) for name, path in files.items() if name not in back]
+    back, named = reconstructions(files), classes(files)
+    others = {name: path for name, path in files.items() if name not in {*back, *named}}
+    results = [read_result(name, path) for name, path in others.items()]
     judged = [result for result in results if result.problem is None]
     held_out = str(judged[0].get("held_out")) if judged else "composition"
     environment = Environment(
@@ -128,6 +130,7 @@ def write_page(
         held_out=held_out,
         results=results,
         back=list(back.values()),
+        named=list(named.values()),
         judged=judged,
         seen=cards(judged, "train", TRAINING_SHOWN),
         unseen=cards(judged, held_out, HELD_OUT_SHOWN),
@@ -142,6 +145,7 @@ def write_page(
         duration=duration,
         total=sum(stage.seconds or 0.0 for stage in stages),
         protocols={result.name: list(flatten(result.get("protocol"))) for result in judged},
+        flatten=flatten,
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     temporary = run_dir / ".index.html.partial"

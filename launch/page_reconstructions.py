@@ -28,6 +28,14 @@ class Reconstructed:
 
 def reconstructions(evaluations: Mapping[str, Path]) -> dict[str, Reconstructed]:
     """Those of the evaluations, by stage, that judged an autoencoder; a damaged file is not one."""
+    return {
+        name: read(tree, directory / SHEET)
+        for name, (tree, directory) in judged(evaluations, "reconstruction").items()
+    }
+
+
+def judged(evaluations: Mapping[str, Path], kind: str) -> dict[str, tuple[Mapping[str, Any], Path]]:
+    """The trees of the evaluations of one kind, by stage, with their directories."""
     found = {}
     for name, path in evaluations.items():
         file = path / "evaluation.json" if path.is_dir() else path
@@ -35,8 +43,8 @@ def reconstructions(evaluations: Mapping[str, Path]) -> dict[str, Reconstructed]
             tree = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if tree.get("kind") == "reconstruction":
-            found[name] = read(tree, file.parent / SHEET)
+        if tree.get("kind") == kind:
+            found[name] = (tree, file.parent)
     return found
 
 
