@@ -1,10 +1,13 @@
 """Diffusion networks told features of captions by a frozen encoder: trained, kept, drawn with."""
 
+import io
 import json
 from dataclasses import dataclass, field
 
 import pytest
+import sentencepiece
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from data_pipeline.batch import Batch
@@ -15,6 +18,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_text
 from models.diffusion.process import denoiser
 from models.errors import ModelError
+from models.t5 import T5Settings
 from models.text_source import ClipText
 from trainer.errors import TrainError
 from trainer.materials import check, check_reading
@@ -92,6 +96,60 @@ def test_a_step_is_told_features_and_some_of_them_are_those_of_nothing(recipe, c
     assert not [name for name in model.state_dict() if "clip" in name or "token" in name]
     assert all(weight.grad is not None for weight in model.parameters())
     assert set(task.preview({"model": model}, batch(), rng())) == {"real", "samples"}
+
+
+@pytest.fixture
+def t5(tmp_path):
+    """A T5 as published, with drawn weights and a sentencepiece model of its style."""
+    settings = {
+        **{"model_type": "t5", "vocab_size": 30, "d_model": 12, "d_kv": 4, "d_ff": 16},
+        **{"num_layers": 1, "num_heads": 2, "feed_forward_proj": "gated-gelu"},
+    }
+    network = T5Settings.model_validate(settings).build()
+    names = {f"encoder.block.0.{theirs}": ours for ours, theirs in BLOCK.items()} | {
+        "shared.weight": "token.weight",
+        "encoder.final_layer_norm.weight": "norm.weight",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "bias.weight",
+    }
+    where, written = tmp_path / "t5", io.BytesIO()
+    where.mkdir()
+    (where / "config.json").write_text(json.dumps(settings))
+    weights = {name: network.get_parameter(ours).detach() for name, ours in names.items()}
+    save_file(weights, where / "model.safetensors")
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(CAPTIONS), model_writer=written, vocab_size=30, minloglevel=2,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    (where / "spiece.model").write_bytes(written.getvalue())
+    return str(where)
+
+
+BLOCK = {
+    f"blocks.0.{ours}.weight": f"layer.{theirs}.weight"
+    for ours, theirs in {
+        "attention_norm": "0.layer_norm",
+        "forward_norm": "1.layer_norm",
+        **{f"attention.{name}": f"0.SelfAttention.{name}" for name in "qkvo"},
+        **{f"feed_forward.{name}": f"1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo")},
+    }.items()
+}
+
+
+def test_a_t5_on_disk_takes_a_clips_place(recipe, t5):
+    words = f"task.condition.encoder={{kind: t5, directory: {t5}, length: 9}}"
+    loaded = recipe(words, "model.features.width=12")
+    source = check_reading(loaded)
+    assert len(source.digest) == 64
+    task = loaded.task.build(loaded.model.build())
+    engine = Listens(task.parts()["model"])
+    (loss,) = task.losses({"model": engine}, batch(), Step(0, rng(5)))
+    loss.value.backward()
+    (cond,) = engine.seen
+    assert cond.features.shape == (4, 9, 12)
+    assert cond.empty[0].any()  # the end mark
+    assert not cond.empty[1:].any()
+    with pytest.raises(TrainError, match=r"set model\.features\.width=12"):
+        check(recipe(words))
 
 
 def test_the_side_without_captions_reads_the_empty_one():
