@@ -104,7 +104,7 @@ class Spread:
 
     @property
     def scale(self) -> float:
-        """What makes the deviation 1, as latent diffusion scales (arXiv 2112.10752, G)."""
+        """What makes the deviation 1, as latent diffusion scales (arXiv 2112.10752)."""
         return 1 / self.deviation
 
 
