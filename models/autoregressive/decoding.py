@@ -11,7 +11,6 @@ from models.autoregressive.single import SingleSteps, bare
 from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
 from models.nn.attention import Memory
-from models.nn.linear import packed
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total."""
@@ -67,16 +66,15 @@ def generate(
     guided = sampling.guidance != 1.0
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
     step = steps(prior, branches, cache=sampling.cache)
-    with packed(prior):
-        for place in range(given, total):
-            known = codes[:, :place]
-            logits = step(torch.cat([known, known]) if guided else known)
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = unconditional + sampling.guidance * (conditional - unconditional)
-            codes[:, place] = drawn(logits, sampling, rng)
-            if progress is not None:
-                progress(place + 1 - given, total - given)
+    for place in range(given, total):
+        known = codes[:, :place]
+        logits = step(torch.cat([known, known]) if guided else known)
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + sampling.guidance * (conditional - unconditional)
+        codes[:, place] = drawn(logits, sampling, rng)
+        if progress is not None:
+            progress(place + 1 - given, total - given)
     return codes
 
 
@@ -94,6 +92,8 @@ def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tens
 
 def drawn(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
     """One token (B,) for logits (B, V)."""
+    if sampling.top_k == 1:
+        return logits.max(dim=-1).indices
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
         probabilities = restricted(logits, sampling).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=rng)[:, 0]

@@ -33,15 +33,16 @@ class RingCache:
         self._slots.fill(slots, key[:, :, read], value[:, :, read])
         self.filled = key.shape[2]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take one new image place (B, H, 1, C) and return what it reads, (B, H, 1, C)."""
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Take one new image place (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
         place = self.filled - self.prefix
-        self._slots.put(self.prefix + place % self.kept, key, value)
+        self._slots.put(self.prefix + place % self.kept, qkv.narrow(1, 1, 2))
         self.filled += 1
+        query = qkv.select(1, 0)
         reads = self.pattern.remembered(place)
         if isinstance(reads, slice) and reads.step is None:
             return self._slots.read(query, self.prefix + reads.stop)
-        keys, values = self._slots.pairs()
+        keys, values = self._slots.keys, self._slots.values
         scaled = query.to(keys.dtype) * query.shape[-1] ** -0.5
         return self._attend_apart(scaled, keys, values, reads)
 

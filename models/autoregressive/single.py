@@ -6,7 +6,7 @@ Here the operations of `Prior.run` follow one another with all decided that can 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from models.autoregressive.prior import Prior
 from models.nn.attention import Memory
-from models.nn.linear import Gelu, GeluLinear, Projection, linear
+from models.nn.linear import PACKED_ROWS, Gelu, Packed, in_bf16, linear
 from models.nn.transformer import Block
 
-Rows = Callable[[Tensor], Tensor]
-"""Of vectors (B, in), vectors (B, out)."""
+WEIGHTS_HELD_TWICE = 2**30
+"""The layers of a network with more weights are not packed."""
 
 
 class SingleSteps:
@@ -33,10 +33,12 @@ class SingleSteps:
         if not self._layers:
             return self._read_first(known)
         newest = known.shape[1] - 1
-        x = F.embedding(known[:, newest], self._codes) + self._places[newest]
-        for layer in self._layers:
-            x = layer.step(x)
-        return self._head(self._norm(x)).float()
+        # the layers have decided on their precision
+        with torch.autocast("cpu", enabled=False):
+            x = F.embedding(known[:, newest], self._codes) + self._places[newest]
+            for layer in self._layers:
+                x = layer.step(x)
+            return self._head(self._norm(x)).float()
 
     def _read_first(self, known: Tensor) -> Tensor:
         """Caption and first codes at once; then what later steps need."""
@@ -46,11 +48,12 @@ class SingleSteps:
         hidden = prior.run(x, memories)[:, -1]
         self._codes = prior.image_token.weight
         self._places = prior.image_place(0, prior.config.image_length)
-        self._norm, self._head = norm_of(prior.norm), rows_of(prior.image_head)
+        way = way_of(prior, len(x))
+        self._norm, self._head = norm_of(prior.norm), way(prior.image_head)
         for block, memory in zip(prior.blocks, memories, strict=True):
             assert isinstance(block, Block)
-            self._layers.append(Layer.of(block, memory))
-        return self._head(hidden).float()
+            self._layers.append(Layer.of(block, memory, way))
+        return prior.image_head(hidden).float()
 
 
 def bare(prior: Prior) -> bool:
@@ -64,52 +67,88 @@ def bare(prior: Prior) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A block and the keys and values that it reads again."""
+class Rows(Protocol):
+    """A linear layer as one call, with its weights as they were when it was made."""
 
-    attention_norm: Rows
-    qkv: Rows
-    heads: int
-    memory: Memory
-    out: Rows
-    forward_norm: Rows
-    hidden: Rows
-    gelu: Gelu
-    last: Rows
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, in) to (B, out)."""
+        ...
 
-    @classmethod
-    def of(cls, block: Block, memory: Memory) -> "Layer":
-        """Of a block without dropout, with its weights as they are now."""
-        attention, forward = block.attention, block.feed_forward
-        return cls(
-            attention_norm=norm_of(block.attention_norm),
-            qkv=rows_of(attention.qkv),
-            heads=attention.heads,
-            memory=memory,
-            out=rows_of(attention.out),
-            forward_norm=norm_of(block.forward_norm),
-            hidden=rows_of(forward.hidden),
-            gelu=forward.gelu,
-            last=rows_of(forward.out),
-        )
+    def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
+        """GELU of the layer."""
+        ...
 
-    def step(self, x: Tensor) -> Tensor:
-        """One place, (B, width) to (B, width)."""
-        qkv = self.qkv(self.attention_norm(x))
-        query, key, value = qkv.view(len(x), 3, self.heads, 1, -1).unbind(1)
-        mixed = self.memory.attend(query, key, value)
-        x = x + self.out(mixed.reshape(len(x), -1).to(qkv.dtype))
-        return x + self.last(F.gelu(self.hidden(self.forward_norm(x)), approximate=self.gelu))
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """The layer, added to (B, out)."""
+        ...
 
 
-def norm_of(norm: nn.LayerNorm) -> Rows:
+class Plain:
+    """A layer with its weights as they lie, or cast once to where autocast computes products."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        dtype = torch.bfloat16 if in_bf16(layer.weight) else layer.weight.dtype
+        self._weight, self._bias = layer.weight.to(dtype), layer.bias.to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Rows`."""
+        return linear(x.to(self._weight.dtype), self._weight, self._bias)
+
+    def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
+        """See `Rows`."""
+        return F.gelu(self(x), approximate=gelu)
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """See `Rows`."""
+        return to + self(x)
+
+
+def way_of(prior: Prior, rows: int) -> Callable[[nn.Linear], Rows]:
+    """How the layers of the prior are computed for so few rows."""
+    weights = sum(each.numel() for each in prior.parameters())
+    packs = rows <= PACKED_ROWS and weights <= WEIGHTS_HELD_TWICE
+    return Packed if packs and Packed.serves(prior.image_head.weight) else Plain
+
+
+def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     """A norm as one call."""
     shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
-def rows_of(layer: Projection | GeluLinear) -> Rows:
-    """A linear layer as one call, with the weights that `packed` has left."""
-    bias = layer.bias if layer.packed is None else layer.bias.to(torch.bfloat16)
-    return partial(linear, weight=layer.weight, bias=bias, packed_weight=layer.packed)
+@dataclass(frozen=True)
+class Layer:
+    """A block and the keys and values that it reads again."""
+
+    attention_norm: Callable[[Tensor], Tensor]
+    qkv: Rows
+    heads: int
+    memory: Memory
+    out: Rows
+    forward_norm: Callable[[Tensor], Tensor]
+    hidden: Rows
+    gelu: Gelu
+    last: Rows
+
+    @classmethod
+    def of(cls, block: Block, memory: Memory, way: Callable[[nn.Linear], Rows]) -> "Layer":
+        """Of a block without dropout, with its weights as they are now."""
+        attention, forward = block.attention, block.feed_forward
+        return cls(
+            attention_norm=norm_of(block.attention_norm),
+            qkv=way(attention.qkv),
+            heads=attention.heads,
+            memory=memory,
+            out=way(attention.out),
+            forward_norm=norm_of(block.forward_norm),
+            hidden=way(forward.hidden),
+            gelu=forward.gelu,
+            last=way(forward.out),
+        )
+
+    def step(self, x: Tensor) -> Tensor:
+        """One place, (B, width) to (B, width)."""
+        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, 1, -1)
+        mixed = self.memory.attend(qkv).reshape(len(x), -1).to(qkv.dtype)
+        x = self.out.added(mixed, x)
+        return self.last.added(self.hidden.activated(self.forward_norm(x), self.gelu), x)

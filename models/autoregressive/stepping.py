@@ -38,9 +38,10 @@ class StaticCache:
             half[:, :, self.prefix + newest % self.kept] = new[:, :, self.prefix + newest]
         self._store, self.filled = store, length
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take one new image place (B, H, 1, C) and return what it reads, (B, H, 1, C)."""
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Take one new image place (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
         assert self._store is not None
+        query, key, value = qkv.unbind(1)
         slot = self.prefix + self.place % self.kept
         keys, values = self._store
         keys.index_copy_(2, slot, key.to(keys.dtype))

@@ -10,6 +10,8 @@ from models.nn.linear import Projection
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
+MATRIX_UNITS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+"""Whether this machine's CPU multiplies matrices in bf16 as such."""
 
 
 class Memory(Protocol):
@@ -22,8 +24,11 @@ class Memory(Protocol):
         """Take the (B, H, n, C) of the first places into the empty memory."""
         ...
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take one more place, each (B, H, 1, C) in any precision, and return what it reads."""
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Take one more place, query, key and value (B, 3, H, 1, C) in any precision.
+
+        Returns what it reads, (B, H, 1, C).
+        """
         ...
 
 
@@ -40,44 +45,48 @@ class Reach(Protocol):
 
 
 class Slots:
-    """Keys and values of one attention layer, in slots of which a new place reads the first."""
+    """Keys and values of one attention layer, in slots of which a new place reads the first.
+
+    A step of decoding costs mostly the number of its operators, so what a read can use again, views
+    included, is kept.
+    """
 
     def __init__(self, batch: int, heads: int, count: int, head_width: int) -> None:
-        self._shape = (batch, heads, count, head_width)
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._shape = (2, batch, heads, count, head_width)
+        self._scale = head_width**-0.5
+        self._store: Tensor | None = None
 
     def fill(self, slots: slice | Tensor, key: Tensor, value: Tensor) -> None:
         """Put the (B, H, n, C) of n places into the slots; the first say in which precision."""
-        if self._keys is None or self._values is None:
+        if self._store is None:
             # autocast decides late
-            self._keys, self._values = key.new_empty(self._shape), value.new_empty(self._shape)
-        self._keys[:, :, slots] = key
-        self._values[:, :, slots] = value
+            self._store = key.new_empty(self._shape)
+            self.keys, self.values = self._store.unbind(0)
+            self._turned_keys = self.keys.flatten(0, 1).transpose(1, 2)
+            self._flat_values = self.values.flatten(0, 1)
+            self._nothing = key.new_empty(1)
+        self.keys[:, :, slots] = key
+        self.values[:, :, slots] = value
 
-    def put(self, slot: int, key: Tensor, value: Tensor) -> None:
-        """Put one place, (B, H, 1, C) in any precision, into a slot."""
-        keys, values = self.pairs()
-        keys.select(2, slot).copy_(key.select(2, 0))
-        values.select(2, slot).copy_(value.select(2, 0))
-
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, H, slots, C) each."""
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys, self._values
+    def put(self, slot: int, pair: Tensor) -> None:
+        """Put the key and the value of one place, (B, 2, H, 1, C) in any precision, into a slot."""
+        assert self._store is not None
+        self._store.narrow(3, slot, 1).copy_(pair.transpose(0, 1))
 
     def read(self, query: Tensor, count: int) -> Tensor:
         """softmax(q k / sqrt(C)) v of one query (B, H, 1, C) over the first slots: (B, H, 1, C).
 
-        In the precision of the slots, by products of three dimensions: `@` takes more calls.
+        In the precision of the slots. In fp32 by products of three dimensions: `@` takes more
+        calls, and on a CPU torch's fused kernel more time.
         """
-        keys, values = (each.flatten(0, 1).narrow(1, 0, count) for each in self.pairs())
-        asked = query.to(keys.dtype).reshape(len(keys), 1, -1)
-        scale = query.shape[-1] ** -0.5
-        nothing = asked.new_empty(1)
-        scores = torch.baddbmm(nothing, asked, keys.transpose(1, 2), beta=0, alpha=scale)
-        return torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).view(query.shape)
+        asked = query.to(self.keys.dtype)
+        if asked.dtype != torch.float32:
+            heard = self.keys.narrow(2, 0, count), self.values.narrow(2, 0, count)
+            return F.scaled_dot_product_attention(asked, *heard)
+        keys, values = self._turned_keys.narrow(2, 0, count), self._flat_values.narrow(1, 0, count)
+        asked = asked.reshape(len(keys), 1, -1)
+        scores = torch.baddbmm(self._nothing, asked, keys, beta=0, alpha=self._scale)
+        return torch.bmm(scores.softmax(dim=-1), values).view(query.shape)
 
 
 class Cache:
@@ -92,11 +101,11 @@ class Cache:
         self.filled = key.shape[2]
         self._slots.fill(slice(0, self.filled), key, value)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor) -> Tensor:
         """See `Memory`."""
-        self._slots.put(self.filled, key, value)
+        self._slots.put(self.filled, qkv.narrow(1, 1, 2))
         self.filled += 1
-        return self._slots.read(query, self.filled)
+        return self._slots.read(qkv.select(1, 0), self.filled)
 
 
 class SelfAttention(nn.Module):
@@ -139,7 +148,9 @@ class SelfAttention(nn.Module):
             elif length > 1:
                 raise ValueError("a filled cache takes one place at a time")
             else:
-                mixed = cache.attend(query, key, value)
+                # what is kept says the precision
+                with torch.autocast(x.device.type, enabled=False):
+                    mixed = cache.attend(qkv.permute(0, 2, 3, 1, 4))
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1).to(qkv.dtype))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -180,12 +191,12 @@ class ContextAttention(nn.Module):
 def cached_dtype(states: Tensor) -> torch.dtype:
     """The precision in which keys and values are kept.
 
-    That of the network, but fp32 for a bf16 network on a CPU, where one query's products with keys
-    in bf16 take four times as long. Under autocast, products are in its precision anyway.
+    That of the network's products, but fp32 instead of bf16 on a CPU without matrix units (AMX),
+    where one query's products with keys in bf16 take four times as long.
     """
-    if states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return states.dtype
-    return torch.promote_types(states.dtype, torch.float32)
+    if states.device.type == "cpu" and states.dtype == torch.bfloat16 and not MATRIX_UNITS:
+        return torch.float32
+    return states.dtype
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:

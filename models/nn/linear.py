@@ -1,7 +1,5 @@
 """Linear layers that keep less for backward, or read their weights better for a few rows."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,29 +8,27 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 FEW = 8
-"""Up to this many rows a product on a CPU is faster with the weights on the left."""
-
+"""Up to this many rows a product's time is that of reading its weights."""
 PACKED_ROWS = 64
-"""Up to this many rows weights are used as `packed` left them."""
-PACKED_WEIGHTS = 2**30
-"""No network with more weights is packed: it holds them twice."""
+"""Up to this many rows weights are read as `Packed` holds them."""
+
+WEIGHTS_FIRST = "Intel" not in str(torch.cpu.get_capabilities().get("cpu_name"))
+"""Whether W x^T is the faster order of a few rows in fp32 on this machine's CPU.
+
+torch's products are MKL's, which has a kernel for few rows on Intel's processors alone. At 2 rows,
+256 to 8,192 features, this order took a fifth of the time on an AMD EPYC and twice the time on an
+Intel Xeon. It rounds differently in the last bit.
+"""
 
 Gelu = Literal["tanh", "none"]
 
 
 class Projection(nn.Linear):
-    """`nn.Linear`; without gradients a few rows in fp32 on a CPU take another order.
-
-    Measured at 2 rows, 256 to 8,192 features: 5 times as fast (one row after the other reads the
-    weights twice). It rounds differently in the last bit.
-    """
-
-    packed: Tensor | None = None
-    """The weights in the order of the bf16 kernel, while `packed` lasts."""
+    """`nn.Linear`; without gradients a few rows in fp32 may take another order: WEIGHTS_FIRST."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return linear(x, self.weight, self.bias, self.packed)
+        return linear(x, self.weight, self.bias)
 
 
 class GeluLinear(nn.Linear):
@@ -41,57 +37,20 @@ class GeluLinear(nn.Linear):
     Plain layers keep both, which is a quarter of what a transformer block keeps.
     """
 
-    packed: Tensor | None = None
-    """As in `Projection`."""
-
     def forward(self, x: Tensor, gelu: Gelu) -> Tensor:  # type: ignore[override]
         """(..., in) to (..., out)."""
         if not torch.is_grad_enabled():
-            return linear(F.gelu(x, approximate=gelu), self.weight, self.bias, self.packed)
+            return linear(F.gelu(x, approximate=gelu), self.weight, self.bias)
         return _GeluLinear.apply(x, self.weight, self.bias, gelu)  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def packed(module: nn.Module) -> Iterator[None]:
-    """Lets the linear layers inside `module` compute few rows in bf16 without reordering weights.
-
-    On a CPU a bf16 product puts its weights in the kernel's order first, which for a few rows takes
-    longer than the product. Where weights, or autocast, are not bf16 nothing is done. Results are
-    the same, bit for bit. Weights must not change inside.
-    """
-    layers = [each for each in module.modules() if isinstance(each, Projection | GeluLinear)]
-    chosen = [each for each in layers if _in_bf16(each.weight)]
-    if sum(each.weight.numel() for each in chosen) > PACKED_WEIGHTS or torch.is_grad_enabled():
-        chosen = []
-    for each in chosen:
-        weight = each.weight.detach().to(torch.bfloat16)
-        each.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-    try:
-        yield
-    finally:
-        for each in chosen:
-            each.packed = None
-
-
-def _in_bf16(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return weight.dtype == torch.bfloat16
-
-
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Tensor | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x times weight transposed, plus bias."""
     rows = x.numel() // x.shape[-1]
-    if packed_weight is not None and bias is not None and rows <= PACKED_ROWS:
-        half, added = x.to(torch.bfloat16), bias.to(torch.bfloat16)
-        return torch.ops.mkldnn._linear_pointwise(half, packed_weight, added, "none", [], "")
     if (
         bias is None
         or rows > FEW
+        or not WEIGHTS_FIRST
         or x.device.type != "cpu"
         or x.dtype != torch.float32
         or torch.is_grad_enabled()
@@ -100,6 +59,48 @@ def linear(
         return F.linear(x, weight, bias)
     product = weight @ x.reshape(rows, -1).T
     return (product.T + bias).view(*x.shape[:-1], len(weight))
+
+
+class Packed:
+    """A layer for up to 64 rows in bf16 on a CPU, its weights held again in the kernel's order.
+
+    A bf16 product reorders them each time otherwise, which for a few rows takes longer than the
+    product.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        weight = layer.weight.detach().to(torch.bfloat16)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self._bias = layer.bias.detach().to(torch.bfloat16)
+        self._plain = torch.ops.mkldnn._linear_pointwise.default
+        self._adding = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The layer of (B, in), bit for bit: (B, out)."""
+        return self._plain(x.to(torch.bfloat16), self._weight, self._bias, "none", [], "")
+
+    def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
+        """GELU of the layer, which is not rounded before: (B, out)."""
+        return self._plain(x.to(torch.bfloat16), self._weight, self._bias, "gelu", [], gelu)
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """The layer added to (B, out), and not rounded before where that is bf16 too."""
+        if to.dtype != torch.bfloat16:
+            return to + self(x)
+        return self._adding(x, to, self._weight, self._bias, "add")
+
+    @staticmethod
+    def serves(weight: Tensor) -> bool:
+        """Whether products with such weights are in bf16 now and on a CPU that can."""
+        at_hand = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return at_hand and in_bf16(weight)
+
+
+def in_bf16(weight: Tensor) -> bool:
+    """Whether a product with these weights is in bf16, by itself or by autocast."""
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type) == torch.bfloat16
+    return weight.dtype == torch.bfloat16
 
 
 class _GeluLinear(torch.autograd.Function):

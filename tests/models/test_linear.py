@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.linear import FEW, GeluLinear, Projection, packed
+from models.nn import linear
+from models.nn.linear import FEW, PACKED_ROWS, GeluLinear, Packed, Projection
 
 
 def rng(seed=0):
@@ -13,7 +14,9 @@ def rng(seed=0):
 
 
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
-def test_a_few_rows_give_the_same_to_rounding(rows):
+@pytest.mark.parametrize("weights_first", [True, False])
+def test_a_few_rows_give_the_same_to_rounding_in_either_order(rows, weights_first, monkeypatch):
+    monkeypatch.setattr(linear, "WEIGHTS_FIRST", weights_first)
     torch.manual_seed(0)
     layer = Projection(48, 96)
     x = torch.randn(rows, 1, 48, generator=rng())
@@ -67,37 +70,46 @@ def test_they_start_like_plain_layers():
         assert torch.equal(ours.bias, plain.bias)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64, 65])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_packed_weights_give_the_same_bits(rows, autocast):
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bf16"
+)
+
+
+@needs_bf16
+@pytest.mark.parametrize("rows", [1, 5, PACKED_ROWS])
+def test_packed_weights_give_the_same_bits(rows):
     torch.manual_seed(0)
-    layers = nn.ModuleList([Projection(48, 96), GeluLinear(96, 40)])
-    if not autocast:
-        layers.bfloat16()
-    x = torch.randn(rows, 48, generator=rng()).to(layers[0].weight.dtype)
-
-    def run():
-        return layers[1](layers[0](x), "tanh")
-
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        plain = run()
-        with packed(layers):
-            assert layers[0].packed is not None or not bf16_products()
-            assert torch.equal(run(), plain)
-    assert layers[0].packed is None
+    layer = Projection(48, 96).bfloat16()
+    x = torch.randn(rows, 48, generator=rng()).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(Packed(layer)(x), layer(x))
+        assert torch.equal(Packed(layer)(x.float()), layer(x))
 
 
-def bf16_products():
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+@needs_bf16
+@pytest.mark.parametrize("gelu", ["tanh", "none"])
+def test_what_follows_a_packed_layer_is_rounded_once(gelu):
+    torch.manual_seed(0)
+    layer = Projection(48, 96).bfloat16()
+    x, to = torch.randn(2, 5, 96, generator=rng()).bfloat16()
+    x = x[:, :48]
+    with torch.no_grad():
+        exact = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        active = Packed(layer).activated(x, gelu)
+        assert torch.allclose(
+            active.float(), F.gelu(exact, approximate=gelu), rtol=2**-8, atol=1e-3
+        )
+        added = Packed(layer).added(x, to)
+        assert added.dtype == torch.bfloat16
+        assert torch.allclose(added.float(), exact + to.float(), rtol=2**-8, atol=1e-6)
+        assert torch.equal(Packed(layer).added(x, to.float()), to.float() + layer(x))
 
 
-def test_nothing_is_packed_in_fp32_with_gradients_or_when_it_is_too_large(monkeypatch):
-    layer = Projection(48, 96)
-    with torch.no_grad(), packed(layer):
-        assert layer.packed is None
-    layer.bfloat16()
-    with packed(layer):
-        assert layer.packed is None
-    monkeypatch.setattr("models.nn.linear.PACKED_WEIGHTS", 100)
-    with torch.no_grad(), packed(layer):
-        assert layer.packed is None
+@needs_bf16
+def test_weights_are_packed_where_products_are_in_bf16():
+    weight = torch.ones(2, 2)
+    assert not Packed.serves(weight)
+    assert Packed.serves(weight.bfloat16())
+    assert not Packed.serves(weight.bfloat16().to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Packed.serves(weight)

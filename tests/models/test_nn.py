@@ -85,7 +85,9 @@ def test_gumbel_noise_has_its_mean_and_variance():
     assert float(noise.var()) == pytest.approx(1.6449, rel=0.02)
 
 
-def test_a_bf16_network_on_a_cpu_caches_in_fp32_and_gives_its_own_precision():
+@pytest.mark.parametrize("units", [True, False])
+def test_a_bf16_network_on_a_cpu_caches_in_fp32_without_matrix_units(units, monkeypatch):
+    monkeypatch.setattr("models.nn.attention.MATRIX_UNITS", units)
     torch.manual_seed(0)
     layer = SelfAttention(16, 2, 8, causal=True).bfloat16()
     x = torch.randn(2, 9, 16, generator=rng()).bfloat16()
@@ -93,9 +95,7 @@ def test_a_bf16_network_on_a_cpu_caches_in_fp32_and_gives_its_own_precision():
     with torch.no_grad():
         steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, 9))]
         whole = layer(x)
-    assert cached_dtype(x) == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert cached_dtype(x) == torch.bfloat16
+    assert cached_dtype(x) == (torch.bfloat16 if units else torch.float32)
     got = torch.cat(steps, dim=1)
     assert got.dtype == torch.bfloat16
     assert torch.allclose(got.float(), whole.float(), atol=0.02)

@@ -12,7 +12,6 @@ from models.autoregressive.prior import PriorConfig
 from models.autoregressive.single import SingleSteps, bare
 from models.autoregressive.stepping import StaticSteps
 from models.errors import ModelError
-from models.nn.linear import packed
 
 CONFIG = PriorConfig(
     text_vocab=11,
@@ -188,21 +187,29 @@ def test_steps_of_fixed_shapes_give_the_same_tokens(masked, text, known, monkeyp
     assert torch.equal(generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix), wanted)
 
 
+def logits_of(step, codes):
+    return torch.stack([step(codes[:, :place]) for place in range(20)])
+
+
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
-@pytest.mark.parametrize("known", [0, 5])
-def test_single_places_and_whole_modules_give_the_same_logits_bit_for_bit(masked, known, kind):
-    prior = copy.deepcopy(masked).bfloat16() if kind == "bf16" else masked
+def test_single_places_give_the_logits_of_whole_modules(masked, kind):
     text = torch.randint(1, 11, (6, 4), generator=rng(5))
     codes = torch.randint(13, (6, 20), generator=rng(9))
-    with (
-        torch.no_grad(),
-        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
-        packed(prior),
-    ):
-        single, modules = steps(prior, text, cache=True), decoding._Cached(prior, text)
-        assert isinstance(single, SingleSteps)
-        for place in range(known, 20):
-            assert torch.equal(single(codes[:, :place]), modules(codes[:, :place]))
+    prior = copy.deepcopy(masked)
+    for weight in prior.parameters():
+        weight.data = weight.bfloat16().float()
+    with torch.no_grad():
+        exact = logits_of(decoding._Cached(prior, text), codes)
+    if kind == "bf16":
+        prior.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        step = steps(prior, text, cache=True)
+        assert isinstance(step, SingleSteps)
+        single, modules = logits_of(step, codes), logits_of(decoding._Cached(prior, text), codes)
+    if kind == "fp32":
+        assert torch.equal(single, modules)
+    # rounded at fewer places
+    assert float((single - exact).norm()) <= 1.1 * float((modules - exact).norm())
 
 
 def test_a_prior_with_hooks_or_another_forward_is_called_module_by_module(text):

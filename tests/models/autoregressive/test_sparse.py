@@ -84,7 +84,7 @@ def test_a_ring_gives_what_the_whole_sequence_gives(pattern, first):
     cache = RingCache(pattern, PREFIX, places, 2, 2, 8)
     cache.fill(*x[1:, :, :, : PREFIX + first])
     for place in range(PREFIX + first, PREFIX + places):
-        got = cache.attend(*x[:, :, :, place : place + 1])
+        got = cache.attend(x[:, :, :, place : place + 1].transpose(0, 1))
         assert torch.allclose(got, wanted[:, :, place : place + 1], atol=1e-5)
     assert cache.filled == PREFIX + places
     assert cache.kept == pattern.kept(places)
