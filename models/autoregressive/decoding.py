@@ -67,10 +67,10 @@ def generate(
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
     step = steps(prior, branches, cache=sampling.cache)
     for place in range(given, total):
-        known = codes[:, :place]
+        known = codes.narrow(1, 0, place)
         logits = step(torch.cat([known, known]) if guided else known)
         if guided:
-            conditional, unconditional = logits.chunk(2)
+            conditional, unconditional = logits.float().chunk(2)
             logits = unconditional + sampling.guidance * (conditional - unconditional)
         codes[:, place] = drawn(logits, sampling, rng)
         if progress is not None:
@@ -91,9 +91,10 @@ def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tens
 
 
 def drawn(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
-    """One token (B,) for logits (B, V)."""
+    """One token (B,) for logits (B, V) in any precision."""
     if sampling.top_k == 1:
         return logits.max(dim=-1).indices
+    logits = logits.float()
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
         probabilities = restricted(logits, sampling).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
@@ -127,7 +128,7 @@ class _Uncached:
 
     def __call__(self, known: Tensor) -> Tensor:
         embedded = torch.cat([self._text, self._prior.embed_image(known, 0)], dim=1)
-        return self._prior.image_head(self._prior.run(embedded)[:, -1]).float()
+        return self._prior.image_head(self._prior.run(embedded)[:, -1])
 
 
 class _Cached:
@@ -148,4 +149,4 @@ class _Cached:
             self._caches = prior.new_caches(len(embedded))
             self._text = None
         self._seen = known.shape[1]
-        return prior.image_head(prior.run(embedded, self._caches)[:, -1]).float()
+        return prior.image_head(prior.run(embedded, self._caches)[:, -1])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.autoregressive.prior import Prior
 from models.nn.attention import Memory
-from models.nn.linear import PACKED_ROWS, Gelu, Packed, in_bf16, linear
+from models.nn.linear import PACKED_ROWS, Gelu, Packed, as_type, in_bf16, linear
 from models.nn.transformer import Block
 
 WEIGHTS_HELD_TWICE = 2**30
@@ -27,18 +27,19 @@ class SingleSteps:
     def __init__(self, prior: Prior, text: Tensor) -> None:
         self._prior, self._text = prior, text
         self._layers: list[Layer] = []
+        # the layers decide on their precision once
+        self._as_decided = torch.autocast("cpu", enabled=False)
 
     def __call__(self, known: Tensor) -> Tensor:
-        """Logits (B, V) in fp32 of the code after the `known` (B, n); n grows by one a call."""
+        """Logits (B, V) of the code after the `known` (B, n); n grows by one a call."""
         if not self._layers:
             return self._read_first(known)
         newest = known.shape[1] - 1
-        # the layers have decided on their precision
-        with torch.autocast("cpu", enabled=False):
-            x = F.embedding(known[:, newest], self._codes) + self._places[newest]
+        with self._as_decided:
+            x = torch.embedding(self._codes, known.select(1, newest)) + self._places[newest]
             for layer in self._layers:
                 x = layer.step(x)
-            return self._head(self._norm(x)).float()
+            return self._head(self._norm(x))
 
     def _read_first(self, known: Tensor) -> Tensor:
         """Caption and first codes at once; then what later steps need."""
@@ -47,13 +48,13 @@ class SingleSteps:
         memories = prior.new_caches(len(x))
         hidden = prior.run(x, memories)[:, -1]
         self._codes = prior.image_token.weight
-        self._places = prior.image_place(0, prior.config.image_length)
+        self._places = prior.image_place(0, prior.config.image_length).unbind(0)
         way = way_of(prior, len(x))
         self._norm, self._head = norm_of(prior.norm), way(prior.image_head)
         for block, memory in zip(prior.blocks, memories, strict=True):
             assert isinstance(block, Block)
             self._layers.append(Layer.of(block, memory, way))
-        return prior.image_head(hidden).float()
+        return prior.image_head(hidden)
 
 
 def bare(prior: Prior) -> bool:
@@ -92,7 +93,7 @@ class Plain:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Rows`."""
-        return linear(x.to(self._weight.dtype), self._weight, self._bias)
+        return linear(as_type(x, self._weight.dtype), self._weight, self._bias)
 
     def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
         """See `Rows`."""
@@ -149,6 +150,6 @@ class Layer:
     def step(self, x: Tensor) -> Tensor:
         """One place, (B, width) to (B, width)."""
         qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, 1, -1)
-        mixed = self.memory.attend(qkv).reshape(len(x), -1).to(qkv.dtype)
+        mixed = self.memory.attend(qkv).reshape(len(x), -1)
         x = self.out.added(mixed, x)
         return self.last.added(self.hidden.activated(self.forward_norm(x), self.gelu), x)

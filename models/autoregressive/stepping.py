@@ -74,7 +74,7 @@ class StaticSteps:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, known: Tensor) -> Tensor:
-        """Logits (B, V) in fp32 of the code after the `known` (B, n); n grows by one a call."""
+        """Logits (B, V) of the code after the `known` (B, n); n grows by one a call."""
         if not self._caches[0].filled:
             return self._read_first(known)
         self._code.copy_(known[:, -1:])
@@ -91,14 +91,14 @@ class StaticSteps:
     def _read_first(self, known: Tensor) -> Tensor:
         prior = self._prior
         x = torch.cat([prior.embed_text(self._text), prior.embed_image(known, 0)], dim=1)
-        return prior.image_head(prior.run(x, list(self._caches))[:, -1]).float()
+        return prior.image_head(prior.run(x, list(self._caches))[:, -1])
 
     def step(self) -> Tensor:
         """The step itself, at the place and for the code in the fixed tensors."""
         prior = self._prior
         with self._uncached_casts():
             x = prior.image_token(self._code) + prior.image_place.at(self._place)
-            return prior.image_head(prior.run(x, list(self._caches))[:, -1]).float()
+            return prior.image_head(prior.run(x, list(self._caches))[:, -1])
 
     def _uncached_casts(self) -> AbstractContextManager[object]:
         """Autocast as it is outside, but a recorded step casts its weights itself."""

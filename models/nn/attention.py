@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.linear import Projection
+from models.nn.linear import Projection, as_type
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
@@ -79,7 +79,7 @@ class Slots:
         In the precision of the slots. In fp32 by products of three dimensions: `@` takes more
         calls, and on a CPU torch's fused kernel more time.
         """
-        asked = query.to(self.keys.dtype)
+        asked = as_type(query, self.keys.dtype)
         if asked.dtype != torch.float32:
             heard = self.keys.narrow(2, 0, count), self.values.narrow(2, 0, count)
             return F.scaled_dot_product_attention(asked, *heard)

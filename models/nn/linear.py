@@ -77,23 +77,28 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layer of (B, in), bit for bit: (B, out)."""
-        return self._plain(x.to(torch.bfloat16), self._weight, self._bias, "none", [], "")
+        return self._plain(as_type(x, torch.bfloat16), self._weight, self._bias, "none", [], "")
 
     def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
         """GELU of the layer, which is not rounded before: (B, out)."""
-        return self._plain(x.to(torch.bfloat16), self._weight, self._bias, "gelu", [], gelu)
+        return self._plain(as_type(x, torch.bfloat16), self._weight, self._bias, "gelu", [], gelu)
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
         """The layer added to (B, out), and not rounded before where that is bf16 too."""
         if to.dtype != torch.bfloat16:
             return to + self(x)
-        return self._adding(x, to, self._weight, self._bias, "add")
+        return self._adding(as_type(x, torch.bfloat16), to, self._weight, self._bias, "add")
 
     @staticmethod
     def serves(weight: Tensor) -> bool:
         """Whether products with such weights are in bf16 now and on a CPU that can."""
         at_hand = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return at_hand and in_bf16(weight)
+
+
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which takes longer to find that there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def in_bf16(weight: Tensor) -> bool:
