@@ -1,7 +1,43 @@
-"""Convolutional residual blocks modulated by a vector per sample."""
+"""Convolutions that compute less where they can, and residual blocks modulated by a vector."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.nn.winograd import DOUBLED, PLAIN, convolved
+
+
+class Convolution3x3(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1, padded by 1: by Winograd's way where that is faster."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        if self.bias is not None and PLAIN.suits(x, self.weight):
+            return convolved(x, self.weight, self.bias, PLAIN)
+        return super().forward(x)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W), every value four times, to (B, outputs, 2 H, 2 W)."""
+        if self.bias is not None and DOUBLED.suits(x, self.weight):
+            return convolved(x, self.weight, self.bias, DOUBLED)
+        return self(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Convolution1x1(nn.Conv2d):
+    """A 1 x 1 convolution: channels that come last are rows of one product."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+            rows = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            return rows.permute(0, 3, 1, 2)
+        return super().forward(x)
 
 
 class ModulatedResidual(nn.Module):

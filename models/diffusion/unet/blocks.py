@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.attention import ContextAttention, SelfAttention
-from models.nn.convolution import silence
+from models.nn.convolution import Convolution1x1, Convolution3x3, silence
+from models.nn.normalization import normed
 
 Resampling = Literal["keep", "halve", "double"]
 
@@ -66,24 +67,28 @@ class ResidualBlock(nn.Module):
         self.resampling = resampling
         self.scales = settings.modulation == "scale_shift"
         self.norm_in = settings.norm(inputs)
-        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv_in = Convolution3x3(inputs, outputs)
         self.modulation = nn.Linear(settings.vector, 2 * outputs if self.scales else outputs)
         self.norm_out = settings.norm(outputs)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_out = Convolution3x3(outputs, outputs)
         silence(self.conv_out)
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.skip = nn.Identity() if inputs == outputs else Convolution1x1(inputs, outputs)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, inputs, H, W) and (B, vector) to (B, outputs, H', W')."""
-        hidden = self.conv_in(resampled(F.silu(self.norm_in(x)), self.resampling))
-        told = self.modulation(F.silu(vector))[:, :, None, None]
+        hidden = normed(self.norm_in, x, active=True)
+        if self.resampling == "double":
+            hidden = self.conv_in.doubled(hidden)
+        else:
+            hidden = self.conv_in(resampled(hidden, self.resampling))
+        told = self.modulation(F.silu(vector))
         if self.scales:
             scale, shift = told.chunk(2, dim=1)
-            hidden = self.norm_out(hidden) * (1 + scale) + shift
+            hidden = normed(self.norm_out, hidden, active=True, scaled=(scale, shift))
         else:
-            hidden = self.norm_out(hidden + told)
-        branch = self.conv_out(self.dropout(F.silu(hidden)))
+            hidden = normed(self.norm_out, hidden, active=True, added=told)
+        branch = self.conv_out(self.dropout(hidden))
         return self.skip(resampled(x, self.resampling)) + branch
 
 
@@ -114,12 +119,16 @@ class PlainResampling(nn.Module):
         super().__init__()
         self.doubles = resampling == "double"
         self.shifts = pads == "end" and not self.doubles
-        self.conv = nn.Conv2d(width, width, 3, stride=1 if self.doubles else 2, padding=1)
+        self.conv = (
+            Convolution3x3(width, width)
+            if self.doubles
+            else nn.Conv2d(width, width, 3, stride=2, padding=1)
+        )
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) to (B, width, H', W')."""
-        if self.doubles:
-            return self.conv(resampled(x, "double"))
+        if isinstance(self.conv, Convolution3x3):
+            return self.conv.doubled(x)
         if self.shifts:
             return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
         return self.conv(x)
@@ -145,7 +154,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = self.norm(x).flatten(2).transpose(1, 2)
+        places = normed(self.norm, x, active=False).flatten(2).transpose(1, 2)
         mixed = self.attention(places) if context is None else self.attention(places, context)
         return x + mixed.transpose(1, 2).view(x.shape)
 

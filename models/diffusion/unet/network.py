@@ -28,6 +28,7 @@ from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformer
 from models.errors import ModelError
 from models.nn.convolution import silence
 from models.nn.embedding import ScalarEmbedding
+from models.nn.normalization import normed
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -292,7 +293,7 @@ class UNet(nn.Module):
         hidden = self.middle(hidden, vector, context)
         for stage in self.up:
             hidden = stage(joined(hidden, kept.pop()), vector, context)
-        return self.out(F.silu(self.norm(hidden))).float()
+        return self.out(normed(self.norm, hidden, active=True)).float()
 
     def _told(self, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
         """The vector of time, class, caption and level, and the caption's tokens."""

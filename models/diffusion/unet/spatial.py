@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.attention import attend
 from models.nn.convolution import silence
+from models.nn.normalization import normed
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
@@ -114,7 +115,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = self.enter(self.norm(x).flatten(2).transpose(1, 2))
+        places = self.enter(normed(self.norm, x, active=False).flatten(2).transpose(1, 2))
         for block in self.blocks:
             places = block(places, context)
         return x + self.out(places).transpose(1, 2).view(x.shape)
