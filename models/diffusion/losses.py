@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from models.diffusion.condition import Condition
+from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Process
 from models.diffusion.variational_bound import bound_terms
 from models.diffusion.weighting import Weighting
@@ -91,7 +92,7 @@ def hybrid_loss(
     aim, _ = raw.chunk(process.config.outputs, dim=1)
     simple = (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
     guess = process.prediction(raw, x, t)
-    still = replace(guess, x0=guess.x0.detach(), noise=guess.noise.detach())
+    still = Prediction(guess.x0.detach(), guess.noise.detach(), guess.spread)
     # half a step's tolerance: the first step ends at 0 whatever fp32 makes of t
     s = t.double() - 1 / steps
     s = s.where(s > 0.5 / steps, 0.0)

@@ -1,21 +1,45 @@
 """What a network predicts, and what follows from it: x_t = alpha x_0 + sigma noise."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from torch import Tensor
 
 from models.diffusion.marginal import Marginal
 
 
-@dataclass(frozen=True)
 class Prediction:
-    """A denoiser's guess; x_0 and noise always belong together through x_t."""
+    """A denoiser's guess; x_0 and noise always belong together through x_t.
 
-    x0: Tensor
-    noise: Tensor
-    spread: Tensor | None = None
-    """Where a network learns the variance of reverse steps: the log variance's place between the
-    smallest (0) and the largest (1) sensible one (arXiv 2102.09672, eq. 15)."""
+    Each is (B, ...), or given as what computes it when it is first read: few solvers need both.
+    """
+
+    __slots__ = ("_noise", "_x0", "spread")
+
+    def __init__(
+        self,
+        x0: Tensor | Callable[[], Tensor],
+        noise: Tensor | Callable[[], Tensor],
+        spread: Tensor | None = None,
+    ) -> None:
+        self._x0 = x0
+        self._noise = noise
+        self.spread = spread
+        """Where a network learns the variance of reverse steps: the log variance's place between
+        the smallest (0) and the largest (1) sensible one (arXiv 2102.09672, eq. 15)."""
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean image."""
+        if not isinstance(self._x0, Tensor):
+            self._x0 = self._x0()
+        return self._x0
+
+    @property
+    def noise(self) -> Tensor:
+        """What hides it."""
+        if not isinstance(self._noise, Tensor):
+            self._noise = self._noise()
+        return self._noise
 
 
 def from_x0(raw: Tensor, x: Tensor, marginal: Marginal) -> Prediction:

@@ -1,7 +1,7 @@
 """A diffusion process: the schedule, and what the network predicts under it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -28,7 +28,7 @@ from models.diffusion.schedule import CosineScheduleConfig, ScheduleConfig
 
 C_contra = TypeVar("C_contra", contravariant=True)
 _REMEMBERED = 4096
-"""Marginals a process remembers at most."""
+"""Times a process remembers at most."""
 
 
 class Denoiser(Protocol[C_contra]):
@@ -115,6 +115,51 @@ def parameterization(config: ProcessConfig) -> Parameterization:
             )
 
 
+@dataclass(frozen=True)
+class _Mix:
+    """What x_t and the raw output count for.
+
+    One is a tensor without dimensions: torch multiplies by those in half the time.
+    """
+
+    of_x: Tensor
+    of_raw: float
+
+    def __call__(self, x: Tensor, raw: Tensor) -> Tensor:
+        return torch.add(x * self.of_x, raw, alpha=self.of_raw)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How to read at one time: every parameterization is linear in x_t and the raw output."""
+
+    x0: _Mix | None
+    """None: the raw output is x_0."""
+    noise: _Mix | None
+    fed: Tensor
+    """What the network's input is of x_t."""
+
+    @classmethod
+    def at(cls, here: Marginal, how: Parameterization, dtype: torch.dtype) -> "_Reading":
+        """At a marginal without dimensions, for values of a dtype."""
+        one, none = torch.ones_like(here.alpha), torch.zeros_like(here.alpha)
+        of_x, of_raw = how.read(none, one, here), how.read(one, none, here)
+        x0, noise = (of_x.x0, of_raw.x0), (of_x.noise, of_raw.noise)
+        return cls(_mix(*x0, dtype), _mix(*noise, dtype), how.feed(one, here).to(dtype))
+
+    def prediction(self, raw: Tensor, x: Tensor) -> Prediction:
+        """From the raw output and x_t."""
+        x0 = raw if self.x0 is None else partial(self.x0, x, raw)
+        noise = raw if self.noise is None else partial(self.noise, x, raw)
+        return Prediction(x0, noise)
+
+
+def _mix(of_x: Tensor, of_raw: Tensor, dtype: torch.dtype) -> _Mix | None:
+    if float(of_x) == 0 and float(of_raw) == 1:
+        return None
+    return _Mix(of_x.to(dtype), float(of_raw))
+
+
 class Process:
     """Noising, and reading a network's raw output."""
 
@@ -122,7 +167,8 @@ class Process:
         self.config = config
         self.schedule = config.schedule.build()
         self._parameterization = parameterization(config)
-        self._known: dict[tuple[float, torch.dtype], Marginal] = {}
+        self._outputs = config.outputs
+        self._known: dict[tuple[float, torch.dtype], _Reading] = {}
 
     def noisy(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t for clean (B, ...), times (B,) and noise (B, ...)."""
@@ -132,7 +178,10 @@ class Process:
         """What the network sees of x_t (B, ...) at times (B,); x_t itself but for edm."""
         if self._parameterization.feed is as_it_is:
             return x
-        return self._parameterization.feed(x, self._at(t))
+        known = self._shared(t)
+        if known is not None:
+            return x * known.fed
+        return self._parameterization.feed(x, self.schedule.at(t))
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network should give for clean (B, ...), times (B,) and noise (B, ...)."""
@@ -140,30 +189,38 @@ class Process:
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
-        read, here = self._parameterization.read, self._at(t)
-        if self.config.outputs == 1:
-            return read(raw, x, here)
+        if self._outputs == 1:
+            return self._read(raw, x, t)
         mean, spread = raw.chunk(2, dim=1)
-        return replace(read(mean, x, here), spread=(spread + 1) / 2)
+        guess = self._read(mean, x, t)
+        return Prediction(guess.x0, guess.noise, (spread + 1) / 2)
 
-    def _at(self, t: Tensor) -> Marginal:
-        """The marginal at times (B,): (B,), or (1,) where a CPU's batch shares its time.
+    def _read(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
+        known = self._shared(t)
+        if known is not None:
+            return known.prediction(raw, x)
+        return self._parameterization.read(raw, x, self.schedule.at(t))
 
-        Those are remembered, since solvers ask for the same few again and again.
+    def _shared(self, t: Tensor) -> _Reading | None:
+        """How to read at times (B,) that are all the same, on a CPU.
+
+        They are remembered, since solvers ask for the same few again and again.
         """
-        if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
-            return self.schedule.at(t)
+        if not t.is_cpu or t.requires_grad or torch.compiler.is_compiling():
+            return None
         first, *others = t.tolist()
-        if any(other != first for other in others):
-            return self.schedule.at(t)
-        here = self._known.get((first, t.dtype))
-        if here is None:
+        if others and any(other != first for other in others):
+            return None
+        known = self._known.get((first, t.dtype))
+        if known is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            with torch.inference_mode(mode=False):
-                here = self.schedule.at(torch.tensor([first], dtype=t.dtype))
-            self._known[first, t.dtype] = here
-        return here
+            with torch.inference_mode(mode=False), torch.no_grad():
+                here = self.schedule.at(torch.tensor(first, dtype=torch.float64))
+                dtype = torch.promote_types(t.dtype, torch.float32)
+                known = _Reading.at(here, self._parameterization, dtype)
+            self._known[first, t.dtype] = known
+        return known
 
 
 def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:

@@ -28,7 +28,7 @@ class Churn:
         return min(self.amount / total, math.sqrt(2) - 1) if inside else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Start:
     """Where a step starts."""
 

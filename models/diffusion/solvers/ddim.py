@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid, scalars
 from models.nn.random import normal_like
 
 C = TypeVar("C")
@@ -41,15 +41,15 @@ class DDIM(Stepwise):
         if self._eta and bool((times.diff() > 0).any()):
             raise ValueError("only eta 0 can be inverted")
         path = grid(self._schedule, times)
-        for step in range(path.total):
+        steps = range(path.total)
+        new = [self._deviation(path, step) if self._eta else 0.0 for step in steps]
+        pairs = zip(path.sigma[1:], new, strict=True)
+        kept = scalars((math.sqrt(max(whole**2 - part**2, 0.0)) for whole, part in pairs), x)
+        for step in steps:
             guess = ask(denoiser, x, path.t[step], cond)
-            kept = path.sigma[step + 1]
-            new = self._deviation(path, step) if self._eta else 0.0
+            x = torch.add(guess.noise * kept[step], guess.x0, alpha=path.alpha[step + 1])
             if self._eta:
-                kept = math.sqrt(max(kept * kept - new * new, 0.0))
-            x = torch.add(kept * guess.noise, guess.x0, alpha=path.alpha[step + 1])
-            if self._eta:
-                x = x + new * normal_like(x, rng)
+                x = x + new[step] * normal_like(x, rng)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
     def _deviation(self, path: Grid, step: int) -> float:

@@ -1,6 +1,5 @@
 """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2)."""
 
-import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -8,8 +7,8 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.exponential import data_step, growth
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.exponential import data_weights, growth
+from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, combined, grid
 
 C = TypeVar("C")
 
@@ -30,10 +29,11 @@ class DPMSolverPP2M(Stepwise):
         before: Tensor | None = None
         for s in range(path.total):
             guess = ask(denoiser, x, path.t[s], cond)
-            x = data_step(path, s, s + 1, x, guess.x0)
-            if before is not None and not path.ends_clean(s + 1):
-                h = growth(path, s, s + 1)
-                slope = (guess.x0 - before) / (growth(path, s - 1, s) / h)
-                x = x - path.alpha[s + 1] * math.expm1(-h) / 2 * slope
+            kept, new = data_weights(path, s, s + 1)
+            if before is None or path.ends_clean(s + 1):
+                x = combined(x, kept, (guess.x0, new))
+            else:
+                slope = new / 2 * growth(path, s, s + 1) / growth(path, s - 1, s)
+                x = combined(x, kept, (guess.x0, new + slope), (before, -slope))
             before = guess.x0
             yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.diffusion.solvers.solver import Grid
+from models.diffusion.solvers.solver import Grid, combined
 
 
 def growth(path: Grid, start: int, end: int) -> float:
@@ -18,16 +18,23 @@ def growth(path: Grid, start: int, end: int) -> float:
     return path.half_log_snr[end] - path.half_log_snr[start]
 
 
+def data_weights(path: Grid, start: int, end: int) -> tuple[float, float]:
+    """What x at `start` and a constant guess of x_0 count for at `end`."""
+    kept = path.sigma[end] / path.sigma[start]
+    return kept, -path.alpha[end] * math.expm1(-growth(path, start, end))
+
+
 def data_step(path: Grid, start: int, end: int, x: Tensor, x0: Tensor) -> Tensor:
     """x (B, ...) at place `end`, from x at `start` and a constant guess of x_0."""
-    kept = path.sigma[end] / path.sigma[start]
-    return kept * x - path.alpha[end] * math.expm1(-growth(path, start, end)) * x0
+    kept, new = data_weights(path, start, end)
+    return combined(x, kept, (x0, new))
 
 
 def noise_step(path: Grid, start: int, end: int, x: Tensor, noise: Tensor) -> Tensor:
     """x (B, ...) at place `end`, from x at `start` and a constant guess of the noise."""
     kept = path.alpha[end] / path.alpha[start]
-    return kept * x - path.sigma[end] * math.expm1(growth(path, start, end)) * noise
+    new = -path.sigma[end] * math.expm1(growth(path, start, end))
+    return combined(x, kept, (noise, new))
 
 
 def groups(path: Grid, size: int) -> Sequence[int]:

@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.exponential import data_step, growth
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.exponential import data_step, data_weights, growth
+from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, combined, grid
 
 C = TypeVar("C")
 
@@ -47,26 +47,32 @@ class UniPC(Stepwise):
     @staticmethod
     def _predicted(path: Grid, s: int, x: Tensor, known: list[Tensor]) -> Tensor:
         """UniP-p: x at s + 1 from x and the newest p guesses at s, s - 1, ..."""
-        moved = data_step(path, s, s + 1, x, known[0])
         if len(known) == 1:
-            return moved
+            return data_step(path, s, s + 1, x, known[0])
         scale, ratios, moments = _conditions(path, s, len(known))
         # one unknown is 1/2 (as the paper chooses), more are solved for
         weights = [0.5] if len(known) == 2 else _solved(ratios, moments[:-1])
-        for weight, ratio, other in zip(weights, ratios, known[1:], strict=True):
-            moved = moved - (path.alpha[s + 1] * scale * weight / ratio) * (other - known[0])
-        return moved
+        return _moved(
+            path, s, x, known, [scale * w / r for w, r in zip(weights, ratios, strict=True)]
+        )
 
     @staticmethod
     def _corrected(path: Grid, s: int, x: Tensor, known: list[Tensor], end: Tensor) -> Tensor:
         """UniC-p: x at s + 1 again, with the guess at s + 1 beside the newest p at s, s - 1, ..."""
-        moved = data_step(path, s, s + 1, x, known[0])
         scale, ratios, moments = _conditions(path, s, len(known))
         ratios = [*ratios, 1.0]
         weights = [0.5] if len(known) == 1 else _solved(ratios, moments)
-        for weight, ratio, other in zip(weights, ratios, [*known[1:], end], strict=True):
-            moved = moved - (path.alpha[s + 1] * scale * weight / ratio) * (other - known[0])
-        return moved
+        shares = [scale * w / r for w, r in zip(weights, ratios, strict=True)]
+        return _moved(path, s, x, [*known, end], shares)
+
+
+def _moved(path: Grid, s: int, x: Tensor, known: list[Tensor], shares: list[float]) -> Tensor:
+    """The exact step with the first guess, less alpha times shares of the others' differences."""
+    kept, new = data_weights(path, s, s + 1)
+    first, *others = known
+    alpha = path.alpha[s + 1]
+    differences = [(other, -alpha * share) for other, share in zip(others, shares, strict=True)]
+    return combined(x, kept, (first, new + alpha * sum(shares)), *differences)
 
 
 def _conditions(path: Grid, s: int, points: int) -> tuple[float, list[float], list[float]]:

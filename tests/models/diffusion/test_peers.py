@@ -1,7 +1,6 @@
 """Every step of every solver beside diffusers 0.42 and k-diffusion (peers/make_peers.py)."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,8 @@ def network(schedule, read=from_noise, *, learned=False):
 
     def denoise(x, t, cond):
         guess = read(noise_of(x, float(t[0]) * 1000 - 1), x, schedule.at(t))
-        return replace(guess, spread=(0.8 * torch.sin(2 * x) + 1) / 2) if learned else guess
+        spread = (0.8 * torch.sin(2 * x) + 1) / 2
+        return Prediction(guess.x0, guess.noise, spread) if learned else guess
 
     return denoise
 

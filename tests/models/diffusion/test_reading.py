@@ -1,0 +1,96 @@
+"""A batch that shares its time is read by plain numbers: the same guesses in fewer passes."""
+
+import pytest
+import torch
+
+from models.diffusion.discrete import DiscreteScheduleConfig
+from models.diffusion.exploding import EDMScheduleConfig
+from models.diffusion.parameterization import Prediction
+from models.diffusion.process import ProcessConfig, _Reading
+from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.solvers.solver import combined, scalars
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("predicts", "schedule"),
+    [
+        ("x0", CosineScheduleConfig()),
+        ("noise", DiscreteScheduleConfig()),
+        ("v", CosineScheduleConfig()),
+        ("edm", CosineScheduleConfig()),
+        ("edm", EDMScheduleConfig()),
+    ],
+)
+@pytest.mark.parametrize("variance", ["fixed", "learned"])
+def test_a_shared_time_reads_as_different_times_do(predicts, schedule, variance):
+    process = ProcessConfig(predicts=predicts, schedule=schedule, variance=variance).build()
+    x, raw = noise(2, 3, 4, 4), noise(2, 3 * process.config.outputs, 4, 4, seed=1)
+    for time in (0.01, 0.4, 0.99):
+        shared = torch.full((2,), time, dtype=torch.float64)
+        apart = torch.tensor([time, 0.5], dtype=torch.float64)
+        for _ in range(2):  # the second time from memory
+            got, wanted = (process.prediction(raw, x, t) for t in (shared, apart))
+            pairs = [(got.x0, wanted.x0), (got.noise, wanted.noise)]
+            pairs.append((process.input(x, shared), process.input(x, apart)))
+            if variance == "learned":
+                pairs.append((got.spread, wanted.spread))
+            for one, other in pairs:
+                assert torch.allclose(one[0], other[0], rtol=1e-10, atol=1e-10)
+
+
+def test_what_the_network_gives_is_handed_on_itself_and_the_rest_computed_when_read(monkeypatch):
+    process = ProcessConfig(predicts="noise", schedule=DiscreteScheduleConfig()).build()
+    x, raw = noise(1, 3, 4, 4), noise(1, 3, 4, 4, seed=1)
+    asked = []
+    add = torch.add
+    monkeypatch.setattr(torch, "add", lambda *args, **rest: asked.append(1) or add(*args, **rest))
+    guess = process.prediction(raw, x, torch.full((1,), 0.5, dtype=torch.float64))
+    assert guess.noise is raw
+    assert not asked
+    assert guess.x0 is guess.x0
+    assert len(asked) == 1
+
+
+def test_gradients_pass_through_a_shared_time():
+    process = ProcessConfig(predicts="v").build()
+    x = noise(2, 3).requires_grad_()
+    shared = torch.full((2,), 0.3, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(process.prediction(2 * x, x, shared).x0.sum(), x)
+    here = process.schedule.at(shared)
+    assert torch.allclose(slope, (here.alpha - 2 * here.sigma)[:, None].expand(2, 3))
+
+
+def test_times_are_remembered_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr("models.diffusion.process._REMEMBERED", 2)
+    process = ProcessConfig().build()
+    made = []
+    at = _Reading.at
+    monkeypatch.setattr(_Reading, "at", lambda *parts: made.append(1) or at(*parts))
+    x = noise(2, 3)
+    for time in (0.1, 0.2, 0.1, 0.2, 0.3, 0.1):
+        process.prediction(x, x, torch.full((2,), time, dtype=torch.float64))
+    assert len(made) == 4
+
+
+def test_a_prediction_takes_tensors_or_what_computes_them():
+    x = noise(2)
+    guess = Prediction(lambda: x, x)
+    assert guess.x0 is x
+    assert guess.noise is x
+    assert guess.spread is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_sums_of_multiples_leave_their_parts_alone_and_keep_the_precision(dtype):
+    x, one, other = (noise(2, 3, seed=seed, dtype=torch.float64).to(dtype) for seed in range(3))
+    kept = x.clone()
+    (weight,) = scalars([0.25], x)
+    got = combined(x, weight, (one, -2.0), (other, 0.5))
+    assert got.dtype == dtype
+    assert torch.equal(x, kept)
+    wanted = x.double() / 4 - 2 * one.double() + other.double() / 2
+    assert torch.allclose(got.double(), wanted, atol=0.05 if dtype == torch.bfloat16 else 1e-6)
