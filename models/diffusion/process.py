@@ -147,11 +147,11 @@ class _Reading:
         x0, noise = (of_x.x0, of_raw.x0), (of_x.noise, of_raw.noise)
         return cls(_mix(*x0, dtype), _mix(*noise, dtype), how.feed(one, here).to(dtype))
 
-    def prediction(self, raw: Tensor, x: Tensor) -> Prediction:
+    def prediction(self, raw: Tensor, x: Tensor, spread: Tensor | None) -> Prediction:
         """From the raw output and x_t."""
         x0 = raw if self.x0 is None else partial(self.x0, x, raw)
         noise = raw if self.noise is None else partial(self.noise, x, raw)
-        return Prediction(x0, noise)
+        return Prediction(x0, noise, spread)
 
 
 def _mix(of_x: Tensor, of_raw: Tensor, dtype: torch.dtype) -> _Mix | None:
@@ -189,17 +189,15 @@ class Process:
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
-        if self._outputs == 1:
-            return self._read(raw, x, t)
-        mean, spread = raw.chunk(2, dim=1)
-        guess = self._read(mean, x, t)
-        return Prediction(guess.x0, guess.noise, (spread + 1) / 2)
-
-    def _read(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
+        spread = None
+        if self._outputs > 1:
+            raw, spread = raw.chunk(2, dim=1)
+            spread = (spread + 1) / 2
         known = self._shared(t)
         if known is not None:
-            return known.prediction(raw, x)
-        return self._parameterization.read(raw, x, self.schedule.at(t))
+            return known.prediction(raw, x, spread)
+        guess = self._parameterization.read(raw, x, self.schedule.at(t))
+        return Prediction(guess.x0, guess.noise, spread)
 
     def _shared(self, t: Tensor) -> _Reading | None:
         """How to read at times (B,) that are all the same, on a CPU.
@@ -208,8 +206,9 @@ class Process:
         """
         if not t.is_cpu or t.requires_grad or torch.compiler.is_compiling():
             return None
-        first, *others = t.tolist()
-        if others and any(other != first for other in others):
+        times = t.tolist()
+        first = times[0]
+        if times.count(first) < len(times):
             return None
         known = self._known.get((first, t.dtype))
         if known is None:

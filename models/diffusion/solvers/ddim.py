@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid, scalars
+from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, grid, moments, scalars
 from models.nn.random import normal_like
 
 C = TypeVar("C")
@@ -41,16 +41,17 @@ class DDIM(Stepwise):
         if self._eta and bool((times.diff() > 0).any()):
             raise ValueError("only eta 0 can be inverted")
         path = grid(self._schedule, times)
-        steps = range(path.total)
+        total, steps = path.total, range(path.total)
         new = [self._deviation(path, step) if self._eta else 0.0 for step in steps]
         pairs = zip(path.sigma[1:], new, strict=True)
         kept = scalars((math.sqrt(max(whole**2 - part**2, 0.0)) for whole, part in pairs), x)
+        told = moments(path, x)
         for step in steps:
-            guess = ask(denoiser, x, path.t[step], cond)
+            guess = denoiser(x, told[step], cond)
             x = torch.add(guess.noise * kept[step], guess.x0, alpha=path.alpha[step + 1])
             if self._eta:
                 x = x + new[step] * normal_like(x, rng)
-            yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
+            yield SolverStep(step + 1, total, path.t[step + 1], x, guess)
 
     def _deviation(self, path: Grid, step: int) -> float:
         """Standard deviation of the new noise, equation 16, for any alpha and sigma."""

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
 from models.diffusion.solvers.churn import Churn, start
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid, scalars
+from models.diffusion.solvers.solver import SolverStep, Stepwise, grid, moments, scalars
 
 C = TypeVar("C")
 
@@ -31,15 +31,16 @@ class Euler(Stepwise):
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]; rising times invert."""
         path = grid(self._schedule, times)
-        steps = range(path.total)
-        levels = [path.ratio(place) for place in range(path.total + 1)]
+        total, steps = path.total, range(path.total)
+        levels = [path.ratio(place) for place in range(total + 1)]
         kept = scalars((path.alpha[step + 1] / path.alpha[step] for step in steps), x)
+        told = moments(path, x)
         for step in steps:
-            t, alpha, level, scale = path.t[step], path.alpha[step + 1], levels[step], kept[step]
+            t, alpha, level, scale = told[step], path.alpha[step + 1], levels[step], kept[step]
             if self._churn.amount:
                 here = start(self._churn, self._schedule, path, step, x, rng)
-                t, x, level = here.time, here.x, here.level
-                (scale,) = scalars([alpha / here.alpha], x)
-            guess = ask(denoiser, x, t, cond)
+                x, level = here.x, here.level
+                t, scale = x.new_full((len(x),), here.time), scalars([alpha / here.alpha], x)[0]
+            guess = denoiser(x, t, cond)
             x = torch.add(x * scale, guess.noise, alpha=alpha * (levels[step + 1] - level))
-            yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
+            yield SolverStep(step + 1, total, path.t[step + 1], x, guess)

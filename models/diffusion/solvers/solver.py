@@ -133,6 +133,11 @@ def ask(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
     return denoiser(x, x.new_full(x.shape[:1], t), cond)
 
 
+def moments(path: Grid, x: Tensor) -> tuple[Tensor, ...]:
+    """Every time of the grid for the batch x (B, ...), as a denoiser is told it: (B,) each."""
+    return x.new_tensor(path.t)[:, None].expand(-1, len(x)).unbind()
+
+
 def combined(x: Tensor, weight: Tensor | float, *others: tuple[Tensor, float]) -> Tensor:
     """weight x plus the others (B, ...) times theirs, in one pass over each."""
     total = x * weight
