@@ -1,12 +1,13 @@
 """How pictures are drawn with a denoiser, as one setting: solver, times, guidance, thresholding."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, model_validator
-from torch import Tensor
+from torch import Generator, Tensor
 
 from models.diffusion.guidance import (
     LogProbability,
@@ -36,7 +37,7 @@ from models.diffusion.solvers.grids import (
     TrailingTimesConfig,
     UniformTimesConfig,
 )
-from models.diffusion.solvers.solver import Stepwise
+from models.diffusion.solvers.solver import Progress, SolverStep, Stepwise
 from models.errors import ModelError
 
 C = TypeVar("C")
@@ -89,6 +90,30 @@ class Plan:
     times: Tensor
 
 
+@dataclass(frozen=True)
+class Course(Generic[C]):
+    """A denoiser and the way from noise to its pictures: only noise and condition are missing."""
+
+    plan: Plan
+    denoiser: Denoiser[C]
+    schedule: Schedule
+
+    def start(self, noise: Tensor) -> Tensor:
+        """x at the first time, from standard normal noise (B, ...)."""
+        return started(noise, self.schedule, float(self.plan.times[0]))
+
+    def steps(self, x: Tensor, cond: C, rng: Generator) -> Iterator[SolverStep]:
+        """The steps from the start x, made as they are asked for."""
+        return self.plan.solver.steps(self.denoiser, x, self.plan.times, cond, rng)
+
+    def solve(
+        self, noise: Tensor, cond: C, rng: Generator, progress: Progress | None = None
+    ) -> Tensor:
+        """From standard normal noise (B, ...) to what is drawn."""
+        x = self.start(noise)
+        return self.plan.solver.solve(self.denoiser, x, self.plan.times, cond, rng, progress)
+
+
 class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
     """Everything that decides what is drawn besides the network, the condition and the seed.
 
@@ -135,6 +160,22 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         except ValueError as error:
             raise ModelError(f"sampling: {error}") from error
         return Plan(solver, times)
+
+    def course(
+        self,
+        conditional: Denoiser[C],
+        unconditional: Denoiser[C],
+        schedule: Schedule,
+        log_probability: LogProbability | None = None,
+    ) -> Course[C]:
+        """How noise becomes pictures; see `plan` and `steered`.
+
+        Raises:
+            ModelError: solver and times do not suit the schedule.
+        """
+        plan = self.plan(schedule, log_probability)
+        asked = self.steered(conditional, unconditional, schedule, log_probability)
+        return Course(plan, asked, schedule)
 
     def _refuse_silence(self, schedule: Schedule) -> None:
         """Only ddim and ddpm start where no signal is left."""

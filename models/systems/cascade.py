@@ -98,11 +98,9 @@ def _solved(
 ) -> Tensor:
     """From noise to image, x_0 kept inside [-1, 1]."""
     schedule, sampling = network.process.schedule, stage.sampling()
-    plan = sampling.plan(schedule)
     plain = counted(denoiser(network), calls)
     free = plain if cond.text is None else without_text(plain)
-    asked = sampling.steered(plain, free, schedule)
-    return plan.solver.solve(asked, noise, plan.times, cond, rng, progress).clamp(-1, 1)
+    return sampling.course(plain, free, schedule).solve(noise, cond, rng, progress).clamp(-1, 1)
 
 
 @dataclass(frozen=True)

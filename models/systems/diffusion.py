@@ -24,7 +24,6 @@ from models.diffusion.sampling import (
     DiffusionSampling,
     counted,
     counted_classifier,
-    started,
 )
 from models.diffusion.schedule import Schedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
@@ -146,13 +145,11 @@ class Diffusion:
         """
         calls, schedule = Calls(), self.schedule
         wanted = self._wanted(cond, sampling, calls)
-        plan = sampling.plan(schedule, wanted)
         plain = counted(denoiser(self.network), calls)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
-        asked = sampling.steered(plain, free, schedule, wanted)
-        time = float(plan.times[0])
-        x = started(noise, schedule, time)
-        for step in plan.solver.steps(asked, x, plan.times, cond, rng):
+        course = sampling.course(plain, free, schedule, wanted)
+        x, time = course.start(noise), float(course.plan.times[0])
+        for step in course.steps(x, cond, rng):
             if watch is not None:
                 watch(Moment(step.done - 1, step.total, time, x, step.guess.x0))
             x, time = step.x, step.time

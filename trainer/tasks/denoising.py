@@ -12,7 +12,7 @@ from data_pipeline.stream import Batch
 from models.diffusion.condition import Condition
 from models.diffusion.network import ConditionalNetwork, NetworkConfig
 from models.diffusion.process import denoiser
-from models.diffusion.sampling import DiffusionSampling, started
+from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.timesteps import (
     Importance,
     LogNormal,
@@ -234,12 +234,9 @@ class Denoising:
             untold = each.untold(untold, model)
         if untold is told:
             sampling = sampling.model_copy(update={"guidance": 1.0})
-        schedule = model.process.schedule
-        plan = sampling.plan(schedule)
         noise = torch.randn(like.shape, generator=rng, device=like.device)
-        start = started(noise, schedule, float(plan.times[0]))
-        asked = sampling.steered(told, untold, schedule)
-        return plan.solver.solve(asked, start, plan.times, cond, rng).clamp(-1, 1)
+        course = sampling.course(told, untold, model.process.schedule)
+        return course.solve(noise, cond, rng).clamp(-1, 1)
 
     def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> Scene:
         def read(captions: Sequence[str]) -> Tensor:

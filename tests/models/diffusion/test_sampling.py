@@ -59,10 +59,8 @@ def sampling(**settings):
 
 
 def drawn(settings, schedule, denoiser, log_probability=None):
-    plan = settings.plan(schedule, log_probability)
-    asked = settings.steered(denoiser, denoiser, schedule, log_probability)
-    x = started(X, schedule, float(plan.times[0]))
-    return plan.solver.solve(asked, x, plan.times, None, rng(1))
+    course = settings.course(denoiser, denoiser, schedule, log_probability)
+    return course.solve(X, None, rng(1))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "discrete", "edm"])
@@ -179,9 +177,8 @@ def free(x, t, cond):
 def test_calls_of_the_network_are_counted(settings, calls):
     seen = Calls()
     settings = sampling(steps=6, **settings)
-    plan = settings.plan(COSINE)
-    asked = settings.steered(counted(told, seen), counted(free, seen), COSINE)
-    plan.solver.solve(asked, X, plan.times, None, rng())
+    course = settings.course(counted(told, seen), counted(free, seen), COSINE)
+    course.solve(X, None, rng())
     assert seen == Calls(network=calls)
 
 

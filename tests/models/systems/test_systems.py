@@ -9,6 +9,7 @@ from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.diffusion.unet.network import UNetConfig
 from models.errors import ModelError
 from models.systems.cascade import Cascade, StageSampling, draw
 from models.systems.dalle import Dalle, ranked
@@ -154,3 +155,23 @@ def test_guidance_zero_ignores_the_caption(cascade):
     one = draw(cascade.base, TEXT, rng(), sampling=sampling)
     two = draw(cascade.base, TEXT.flip(0), rng(), sampling=sampling)
     assert not torch.allclose(one, two)
+
+
+def test_a_base_of_any_process_starts_from_noise_as_loud_as_its_own():
+    schedule = {"kind": "edm", "sigma_max": 40.0}
+    config = {
+        "image_size": 8,
+        "channels": 8,
+        "multipliers": [1],
+        "depth": 1,
+        "attention": [],
+        "head_width": 8,
+        "groups": 2,
+        "text": {"vocab": 9, "length": 3, "width": 8, "layers": 1, "heads": 1},
+        "process": {"schedule": schedule, "predicts": "noise"},
+    }
+    base = UNetConfig.model_validate(config).build().eval()
+    heard = []
+    base.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    draw(base, TEXT, rng(), sampling=StageSampling(steps=2))
+    assert float(heard[0].std()) == pytest.approx(40, rel=0.15)
