@@ -87,9 +87,9 @@ def shapes(*, quick: bool) -> list[Shape]:
     return [
         Shape(
             "unet", plain, batch,
-            lambda: [DdpmPytorch(64, widths), ImagenPytorch(48, widths, None)],
+            lambda: [DdpmPytorch(64, widths), ImagenPytorch(56, widths, None)],
         ),
-        Shape("captions", told, batch, lambda: [ImagenPytorch(48, widths, 256)]),
+        Shape("captions", told, batch, lambda: [ImagenPytorch(64, widths, 256)]),
     ]  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def own_sampling(unet: UNet, shape: Shape, kind: str) -> Tensor:
     from models.diffusion.process import denoiser
 
     x, _, cond, _ = inputs(shape)
-    times = torch.linspace(1, 0.04, 25)
+    times = torch.linspace(1, 0, 26)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
         return DDIM(unet.process.schedule).solve(
             denoiser(unet), x, times, cond, torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def peer_sampling(peer: Peer, shape: Shape, kind: str) -> Tensor:
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(25)
     x, _, cond, _ = inputs(shape)
-    for step in scheduler.timesteps[:-1]:
+    for step in scheduler.timesteps:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
             guess = peer.call(x, step.expand(len(x)), cond).float()
         x = scheduler.step(guess, step, x).prev_sample

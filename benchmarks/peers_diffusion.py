@@ -93,7 +93,6 @@ class DdpmPytorch:
     def __init__(self, dim: int, multipliers: tuple[int, ...]) -> None:
         stubs = ("torchvision", "torchvision.transforms", "accelerate", "ema_pytorch")
         with bare("denoising_diffusion_pytorch", *stubs):
-            sys.modules["denoising_diffusion_pytorch.version"] = Stub("version")
             found = importlib.import_module(
                 "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
             )

@@ -17,6 +17,10 @@ class Convolution3x3(nn.Conv2d):
         """(B, inputs, H, W) to (B, outputs, H, W)."""
         if self.bias is not None and PLAIN.suits(x, self.weight):
             return convolved(x, self.weight, self.bias, PLAIN)
+        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+            # or the kernel would be reordered twice, forward and backward
+            weight = self.weight.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, weight, self.bias, padding=1)
         return super().forward(x)
 
     def doubled(self, x: Tensor) -> Tensor:

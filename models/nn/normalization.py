@@ -84,12 +84,13 @@ class _Normed(torch.autograd.Function):
         factor = weight * inverse
         constant = torch.addcmul(bias.view(weight.shape), factor, middle, value=-1)
         factor, constant = _like(x, factor), _like(x, constant)
-        y = torch.addcmul(constant, _rows(x), factor)
+        y = torch.empty_like(x)
+        z = torch.addcmul(constant, _rows(x), factor, out=_rows(y))
         if active:
-            F.silu(y, inplace=True)
+            F.silu(z, inplace=True)
         ctx.save_for_backward(x, weight, mean, middle, inverse, factor, constant)
         ctx.active, ctx.moved = active, added is not None
-        return _image(y, x)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -109,7 +110,9 @@ class _Normed(torch.autograd.Function):
         share = inverse / -rows.shape[1]
         deviation = (weight * for_weight).mean(2, keepdim=True) * share * inverse
         level = (weight * for_bias).mean(2, keepdim=True) * share - deviation * middle
-        for_x = torch.addcmul(_like(x, level), rows, _like(x, deviation)).addcmul_(slope, factor)
+        for_x = torch.empty_like(x)
+        change = torch.addcmul(_like(x, level), rows, _like(x, deviation), out=_rows(for_x))
+        change.addcmul_(slope, factor)
         for_added = None
         if ctx.moved:
             changes = weight * inverse * for_bias + (deviation * mean + level) * rows.shape[1]
@@ -117,7 +120,7 @@ class _Normed(torch.autograd.Function):
         if len(weight) == 1:
             for_weight, for_bias = for_weight.sum(0), for_bias.sum(0)
         one = for_weight.flatten(-2), for_bias.flatten(-2)
-        return _image(for_x, x), for_added, *one, None, None, None
+        return for_x, for_added, *one, None, None, None
 
 
 def _statistics(x: Tensor) -> Tensor:
@@ -133,12 +136,6 @@ def _statistics(x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, H W, C)."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
-
-
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse, channels last."""
-    count, channels, height, width = like.shape
-    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:

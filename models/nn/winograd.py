@@ -106,16 +106,17 @@ class _Winograd(torch.autograd.Function):
         given, kernels, kept = x.permute(0, 2, 3, 1), _changed_kernels(weight, basis), []
         count, *sides, _ = given.shape
         height, width = (side // basis.step * basis.gives for side in sides)
-        outputs = x.new_empty(count, height, width, len(weight))
+        outputs = _empty(count, height, width, len(weight))
         size = _at_once(given, kernels, basis)
-        for part, out in zip(torch.split(given, size), torch.split(outputs, size), strict=True):
+        written = torch.split(outputs.permute(0, 2, 3, 1), size)
+        for part, out in zip(torch.split(given, size), written, strict=True):
             kept.append(_changed(part, basis))
             products = torch.bmm(kept[-1], kernels.transpose(1, 2)).flatten(1)
             tiles = _tiles(out, basis.gives, basis.gives)
             torch.add((basis.outputs.T @ products).view(tiles.shape), bias, out=tiles)
         ctx.save_for_backward(weight, *kept)
         ctx.basis, ctx.shape = basis, given.shape
-        return outputs.permute(0, 3, 1, 2)
+        return outputs
 
     @staticmethod
     @once_differentiable
@@ -126,18 +127,28 @@ class _Winograd(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         basis: Basis = ctx.basis
         kernels = _changed_kernels(weight, basis)
-        slopes, for_x = gradient.permute(0, 2, 3, 1).contiguous(), gradient.new_empty(ctx.shape)
-        for_kernels = torch.zeros_like(kernels)
+        slopes = gradient.permute(0, 2, 3, 1).contiguous()
+        gradients = _empty(*ctx.shape)
+        for_x = gradients.permute(0, 2, 3, 1)
+        for_kernels: Tensor | None = None
         size = _at_once(for_x, kernels, basis)
         for part, slope, out in zip(
             kept, torch.split(slopes, size), torch.split(for_x, size), strict=True
         ):
             tiles = _tiles(slope, basis.gives, basis.gives).reshape(basis.gives**2, -1)
             products = (basis.outputs @ tiles).view(basis.products, -1, len(weight))
-            for_kernels.baddbmm_(products.transpose(1, 2), part)
+            change = torch.bmm(products.transpose(1, 2), part)
+            for_kernels = change if for_kernels is None else for_kernels.add_(change)
             _gather(basis.inputs.T @ torch.bmm(products, kernels).flatten(1), out, basis)
+        assert for_kernels is not None
         for_weight = (for_kernels.flatten(1).T @ basis.kernels).view(weight.shape)
-        return for_x.permute(0, 3, 1, 2), for_weight, slopes.flatten(0, 2).sum(0), None
+        return gradients, for_weight, slopes.flatten(0, 2).sum(0), None
+
+
+def _empty(count: int, height: int, width: int, channels: int) -> Tensor:
+    """(B, C, H, W), channels last; itself, since autograd forbids changing a view in place."""
+    shape = (count, channels, height, width)
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def _at_once(x: Tensor, kernels: Tensor, basis: Basis) -> int:

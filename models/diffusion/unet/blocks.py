@@ -88,8 +88,8 @@ class ResidualBlock(nn.Module):
             hidden = normed(self.norm_out, hidden, active=True, scaled=(scale, shift))
         else:
             hidden = normed(self.norm_out, hidden, active=True, added=told)
-        branch = self.conv_out(self.dropout(hidden))
-        return self.skip(resampled(x, self.resampling)) + branch
+        kept = self.skip(resampled(x, self.resampling))
+        return self.conv_out(self.dropout(hidden)).add_(kept)
 
 
 def resampled(x: Tensor, resampling: Resampling) -> Tensor:
