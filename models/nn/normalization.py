@@ -80,6 +80,7 @@ class _Normed(torch.autograd.Function):
         inverse = torch.addcmul(variance, away, away).mean(2, keepdim=True).add_(epsilon).rsqrt_()
         if added is not None:
             middle = middle - added.view(mean.shape)
+        ctx.given = weight.shape
         weight = weight.view(-1, *mean.shape[1:])
         factor = weight * inverse
         constant = torch.addcmul(bias.view(weight.shape), factor, middle, value=-1)
@@ -117,15 +118,15 @@ class _Normed(torch.autograd.Function):
         if ctx.moved:
             changes = weight * inverse * for_bias + (deviation * mean + level) * rows.shape[1]
             for_added = changes.view(len(x), -1)
-        if len(weight) == 1:
-            for_weight, for_bias = for_weight.sum(0), for_bias.sum(0)
-        one = for_weight.flatten(-2), for_bias.flatten(-2)
-        return for_x, for_added, *one, None, None, None
+        for_weight, for_bias = (
+            each.view(len(x), -1).sum_to_size(ctx.given) for each in (for_weight, for_bias)
+        )
+        return for_x, for_added, for_weight, for_bias, None, None, None
 
 
 def _statistics(x: Tensor) -> Tensor:
     """Means, then variances, of the channels of every picture: (2 B, C), by batch norm's kernel."""
-    unused = torch.zeros(2, x.shape[1]).unbind()
+    unused = x.new_zeros(2, x.shape[1], dtype=torch.float32).unbind()
     found = [
         torch.ops.aten.batch_norm_update_stats(each, *unused, 0.0) for each in torch.split(x, 1)
     ]

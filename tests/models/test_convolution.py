@@ -95,8 +95,8 @@ def new_norm():
     return norm
 
 
-def settings(*, adds, scales):
-    numbers = [noise(3, 16, seed=seed).requires_grad_() for seed in (3, 4, 5)]
+def settings(*, adds, scales, batch=3):
+    numbers = [noise(batch, 16, seed=seed).requires_grad_() for seed in (3, 4, 5)]
     chosen = {"added": numbers[0] if adds else None, "scaled": numbers[1:] if scales else None}
     return chosen, numbers[:1] * adds + numbers[1:] * scales
 
@@ -104,9 +104,10 @@ def settings(*, adds, scales):
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("scales", [False, True])
-def test_a_norm_in_one_step_is_the_norm(active, adds, scales):
-    norm, x = new_norm(), last(2 * noise(3, 16, 6, 5) + 1)
-    chosen, told = settings(adds=adds, scales=scales)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_norm_in_one_step_is_the_norm(active, adds, scales, batch):
+    norm, x = new_norm(), last(2 * noise(batch, 16, 6, 5) + 1)
+    chosen, told = settings(adds=adds, scales=scales, batch=batch)
     leaves = [x, *norm.parameters(), *told]
     got, wanted = (each(norm, x, active=active, **chosen) for each in (fused, normed))
     assert max(distances(got, wanted, leaves)) < 1e-6
