@@ -115,8 +115,9 @@ def test_a_norm_in_one_step_is_the_norm(active, adds, scales, batch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("same", [False, True], ids=["fp32 weights", "all in 16 bits"])
-def test_in_16_bits_it_is_as_exact_as_they_allow(dtype, same):
-    norm, x = new_norm(), last((2 * noise(3, 16, 8, 8) + 1).to(dtype))
+@pytest.mark.parametrize("side", [8, 12])
+def test_in_16_bits_it_is_as_exact_as_they_allow(dtype, same, side):
+    norm, x = new_norm(), last((2 * noise(3, 16, side, side) + 1).to(dtype))
     exact = nn.GroupNorm(4, 16).double()
     exact.load_state_dict(norm.state_dict())
     norm = norm.to(dtype) if same else norm
@@ -125,6 +126,7 @@ def test_in_16_bits_it_is_as_exact_as_they_allow(dtype, same):
     got = normed(norm, x, active=True, **chosen)
     wanted = normed(exact, true_x, active=True, **chosen)
     assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
     seed = noise(*x.shape, seed=7).to(dtype)
     found = got.detach(), *torch.autograd.grad(got, [x, *told], seed)
     truth = wanted.detach(), *torch.autograd.grad(wanted, [true_x, *told], seed.double())
