@@ -126,7 +126,7 @@ class _Mix:
     of_raw: float
 
     def __call__(self, x: Tensor, raw: Tensor) -> Tensor:
-        return torch.add(x * self.of_x, raw, alpha=self.of_raw)
+        return (x * self.of_x).add_(raw, alpha=self.of_raw)
 
 
 @dataclass(frozen=True)

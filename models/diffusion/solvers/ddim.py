@@ -4,12 +4,19 @@ import math
 from collections.abc import Iterator
 from typing import TypeVar
 
-import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, grid, moments, scalars
+from models.diffusion.solvers.solver import (
+    Grid,
+    SolverStep,
+    Stepwise,
+    combined,
+    grid,
+    moments,
+    scalars,
+)
 from models.nn.random import normal_like
 
 C = TypeVar("C")
@@ -48,7 +55,7 @@ class DDIM(Stepwise):
         told = moments(path, x)
         for step in steps:
             guess = denoiser(x, told[step], cond)
-            x = torch.add(guess.noise * kept[step], guess.x0, alpha=path.alpha[step + 1])
+            x = combined(guess.noise, kept[step], (guess.x0, path.alpha[step + 1]))
             if self._eta:
                 x = x + new[step] * normal_like(x, rng)
             yield SolverStep(step + 1, total, path.t[step + 1], x, guess)

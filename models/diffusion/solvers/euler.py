@@ -3,13 +3,19 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
-import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedule import Schedule
 from models.diffusion.solvers.churn import Churn, start
-from models.diffusion.solvers.solver import SolverStep, Stepwise, grid, moments, scalars
+from models.diffusion.solvers.solver import (
+    SolverStep,
+    Stepwise,
+    combined,
+    grid,
+    moments,
+    scalars,
+)
 
 C = TypeVar("C")
 
@@ -42,5 +48,5 @@ class Euler(Stepwise):
                 x, level = here.x, here.level
                 t, scale = x.new_full((len(x),), here.time), scalars([alpha / here.alpha], x)[0]
             guess = denoiser(x, t, cond)
-            x = torch.add(x * scale, guess.noise, alpha=alpha * (levels[step + 1] - level))
+            x = combined(x, scale, (guess.noise, alpha * (levels[step + 1] - level)))
             yield SolverStep(step + 1, total, path.t[step + 1], x, guess)
