@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.autoregressive import decoding
 from models.autoregressive.decoding import Sampling, generate, restricted, steps
@@ -225,23 +224,13 @@ def test_a_prior_with_hooks_or_another_forward_is_called_module_by_module(text):
     assert not bare(prior)
 
 
-class Counted(TorchDispatchMode):
-    """Counts the operators that are dispatched, views included."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_of_a_single_place_takes_fewer_operations_than_the_modules(prior, text):
+def test_a_step_of_a_single_place_takes_fewer_operations_than_the_modules(prior, text, counting):
     codes = torch.randint(13, (6, 16), generator=rng(9))
     counts = []
     with torch.no_grad():
         for step in (steps(prior, text, cache=True), decoding._Cached(prior, text)):
             step(codes[:, :5])
-            with Counted() as counted:
+            with counting() as counted:
                 step(codes[:, :6])
             counts.append(counted.count)
     single, modules = counts
