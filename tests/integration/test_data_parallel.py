@@ -23,40 +23,48 @@ SMALL = {
     "emoji_base": ["model.width=64", "model.layers=4", "model.heads=2"],
 }  # fmt: skip
 STAGES = (0, 2, 3)
+BY_IMPORTANCE = [*SMALL["emoji_base"], "task.times={kind: importance, steps: 4, history: 1}"]
+"""Times that follow the losses, so also those of the other process."""
+RUNS = {
+    **{(name, stage): (name, settings) for name, settings in SMALL.items() for stage in STAGES},
+    ("by importance", 0): ("emoji_base", BY_IMPORTANCE),
+}
+"""Recipe and settings by what is trained and ZeRO stage."""
 
 
 @pytest.fixture(scope="module")
 def losses(
     tmp_path_factory, tiny_inputs, train_sessions
 ) -> dict[tuple[str, int, int], list[float]]:
-    """Loss curves by recipe, ZeRO stage and number of processes."""
+    """Loss curves by what is trained, ZeRO stage and number of processes."""
     root = tmp_path_factory.mktemp("parallel")
     found = {}
     for world in (1, 2):
         entries = [
             {
-                "recipe": f"recipes/{name}.yaml",
-                "overrides": [*COMMON, *SMALL[name], *tiny_inputs(name), f"engine.zero={stage}"],
+                "recipe": f"recipes/{recipe}.yaml",
+                "overrides": [*COMMON, *settings, *tiny_inputs(recipe), f"engine.zero={stage}"],
                 "directory": str(root / f"{name}-{stage}-{world}"),
             }
-            for name in SMALL
-            for stage in STAGES
+            for (name, stage), (recipe, settings) in RUNS.items()
         ]
         (root / f"{world}.json").write_text(json.dumps(entries))
         train_sessions(root / f"{world}.json", world)
-        for name in SMALL:
-            for stage in STAGES:
-                lines = read_metrics(root / f"{name}-{stage}-{world}" / "metrics.jsonl")
-                found[name, stage, world] = [line["metrics"]["loss/model"] for line in lines]
+        for name, stage in RUNS:
+            lines = read_metrics(root / f"{name}-{stage}-{world}" / "metrics.jsonl")
+            found[name, stage, world] = [line["metrics"]["loss/model"] for line in lines]
     return found
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "stage"), RUNS)
 def test_two_processes_follow_the_losses_of_one(losses, name, stage):
     one, two = losses[name, stage, 1], losses[name, stage, 2]
     assert len(one) == len(two) == 20
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_times_by_importance_are_other_times(losses):
+    assert losses["by importance", 0, 1] != pytest.approx(losses["emoji_base", 0, 1], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
