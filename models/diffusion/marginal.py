@@ -38,7 +38,9 @@ class Marginal:
 
 
 class Schedule(Protocol):
-    """Marginals of a diffusion at any time."""
+    """Marginals of a diffusion at any time. It never changes: solvers remember what it says."""
+
+    def __hash__(self) -> int: ...
 
     def at(self, t: Tensor) -> Marginal:
         """The marginal at times in [0, 1]."""

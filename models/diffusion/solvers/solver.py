@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -84,10 +85,10 @@ class Stepwise(ABC):
 class Grid:
     """Marginals at every time of a grid, as plain numbers in double precision."""
 
-    t: list[float]
-    alpha: list[float]
-    sigma: list[float]
-    half_log_snr: list[float]
+    t: tuple[float, ...]
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    half_log_snr: tuple[float, ...]
     """lambda = ln(alpha / sigma), the time of DPM-Solver: infinite without noise or signal."""
 
     @property
@@ -111,11 +112,16 @@ class Grid:
 
 
 def grid(schedule: Schedule, times: Tensor) -> Grid:
-    """The marginals at times (n + 1,), computed once, on the CPU and in fp64."""
-    t = times.detach().to("cpu", torch.float64)
+    """The marginals at times (n + 1,), computed on the CPU and in fp64, once for many batches."""
+    return _grid(schedule, tuple(times.detach().to(torch.float64).tolist()))
+
+
+@lru_cache(maxsize=32)
+def _grid(schedule: Schedule, times: tuple[float, ...]) -> Grid:
+    t = torch.tensor(times, dtype=torch.float64)
     here = schedule.at(t)
     half = here.alpha.log() - here.sigma.log()
-    return Grid(t.tolist(), here.alpha.tolist(), here.sigma.tolist(), half.tolist())
+    return Grid(times, *(tuple(each.tolist()) for each in (here.alpha, here.sigma, half)))
 
 
 def falling(times: Tensor, who: str) -> None:

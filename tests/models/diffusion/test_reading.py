@@ -8,7 +8,7 @@ from models.diffusion.exploding import EDMScheduleConfig
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig, _Reading
 from models.diffusion.schedule import CosineScheduleConfig
-from models.diffusion.solvers.solver import combined, scalars
+from models.diffusion.solvers.solver import combined, grid, scalars
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
@@ -94,3 +94,10 @@ def test_sums_of_multiples_leave_their_parts_alone_and_keep_the_precision(dtype)
     assert torch.equal(x, kept)
     wanted = x.double() / 4 - 2 * one.double() + other.double() / 2
     assert torch.allclose(got.double(), wanted, atol=0.05 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_a_grid_is_computed_once_for_many_batches():
+    schedule, times = CosineScheduleConfig().build(), torch.linspace(1, 0, 5)
+    assert grid(schedule, times) is grid(schedule, times.clone())
+    assert grid(schedule, times) is not grid(schedule, times[1:])
+    assert grid(schedule, times) is not grid(CosineScheduleConfig(log_snr_max=9.0).build(), times)
