@@ -72,8 +72,9 @@ def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
 
 
 def test_watching_is_left_with_ctrl_c(recipe):
-    command = [sys.executable, "-m", "launch.cli", "status", "alone", "--watch"]
-    command += ["--runs", str(recipe.parent)]
+    # tests that run in a shell's background ignore the signal, and so would what they start
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "launch.cli"]
+    command += ["status", "alone", "--watch", "--runs", str(recipe.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with held(recipe), subprocess.Popen(command, **pipes) as watching:
         assert "alone  running" in watching.stdout.readline()
