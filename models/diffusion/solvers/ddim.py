@@ -14,8 +14,8 @@ from models.diffusion.solvers.solver import (
     Stepwise,
     combined,
     grid,
-    moments,
     scalars,
+    told_times,
 )
 from models.nn.random import normal_like
 
@@ -52,7 +52,7 @@ class DDIM(Stepwise):
         new = [self._deviation(path, step) if self._eta else 0.0 for step in steps]
         pairs = zip(path.sigma[1:], new, strict=True)
         kept = scalars((math.sqrt(max(whole**2 - part**2, 0.0)) for whole, part in pairs), x)
-        told = moments(path, x)
+        told = told_times(path, x)
         for step in steps:
             guess = denoiser(x, told[step], cond)
             x = combined(guess.noise, kept[step], (guess.x0, path.alpha[step + 1]))

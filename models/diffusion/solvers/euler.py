@@ -13,8 +13,8 @@ from models.diffusion.solvers.solver import (
     Stepwise,
     combined,
     grid,
-    moments,
     scalars,
+    told_times,
 )
 
 C = TypeVar("C")
@@ -40,7 +40,7 @@ class Euler(Stepwise):
         total, steps = path.total, range(path.total)
         levels = [path.ratio(place) for place in range(total + 1)]
         kept = scalars((path.alpha[step + 1] / path.alpha[step] for step in steps), x)
-        told = moments(path, x)
+        told = told_times(path, x)
         for step in steps:
             t, alpha, level, scale = told[step], path.alpha[step + 1], levels[step], kept[step]
             if self._churn.amount:

@@ -139,7 +139,7 @@ def ask(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
     return denoiser(x, x.new_full(x.shape[:1], t), cond)
 
 
-def moments(path: Grid, x: Tensor) -> tuple[Tensor, ...]:
+def told_times(path: Grid, x: Tensor) -> tuple[Tensor, ...]:
     """Every time of the grid for the batch x (B, ...), as a denoiser is told it: (B,) each."""
     return x.new_tensor(path.t)[:, None].expand(-1, len(x)).unbind()
 
