@@ -26,6 +26,16 @@ from trainer.numerics import drop_class, drop_rows, drop_text
 
 
 @dataclass(frozen=True)
+class Read:
+    """Captions as a frozen encoder read them, in fp32."""
+
+    features: Tensor
+    """(B, L, C)."""
+    empty: Tensor
+    """(L, C): of an empty caption."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """What conditions are made of."""
 
@@ -34,8 +44,8 @@ class Scene:
     """(B, ...): what is noised, after cropping."""
     network: ConditionalNetwork
     rng: Generator
-    read: Callable[[Sequence[str]], Tensor]
-    """Captions to the features (B, L, C) of the frozen encoder of the task."""
+    read: Callable[[Sequence[str]], Read]
+    """Captions as the frozen encoder of the task reads them."""
 
 
 class ClassCondition(BaseModel, frozen=True, extra="forbid"):
@@ -114,8 +124,8 @@ class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
 
     def shown(self, cond: Condition, scene: Scene) -> Condition:
         """The condition with the features of all captions."""
-        empty = scene.read(("",))[0]
-        return replace(cond, features=scene.read(scene.batch.captions), empty=empty)
+        read = scene.read(scene.batch.captions)
+        return replace(cond, features=read.features, empty=read.empty)
 
     def untold(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork

@@ -30,6 +30,7 @@ from trainer.tasks.conditions import (
     FeaturesCondition,
     LowResolutionCondition,
     NoCondition,
+    Read,
     Scene,
     cropped,
     factor_of,
@@ -239,7 +240,7 @@ class Denoising:
         return course.solve(noise, cond, rng).clamp(-1, 1)
 
     def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> Scene:
-        def read(captions: Sequence[str]) -> Tensor:
+        def read(captions: Sequence[str]) -> Read:
             assert self._reading is not None, "a condition has an encoder"
             return self._reading(captions, clean.device)
 

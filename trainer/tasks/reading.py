@@ -9,6 +9,7 @@ from data_pipeline.published_text import tokenizer_of
 from models import frozen_text
 from models.frozen_text import CaptionReader
 from models.text_source import TextSource
+from trainer.tasks.conditions import Read
 
 
 class Reading:
@@ -20,18 +21,16 @@ class Reading:
 
     def __init__(self, source: TextSource) -> None:
         self._source = source
-        self._reader: CaptionReader | None = None
-        self._empty: Tensor | None = None
+        self._opened: tuple[CaptionReader, Tensor] | None = None
 
-    def __call__(self, captions: Sequence[str], device: torch.device) -> Tensor:
-        """Features (B, L, C) in fp32 on a device; those of the empty caption are kept.
+    def __call__(self, captions: Sequence[str], device: torch.device) -> Read:
+        """The captions' features on a device, and those of an empty one, which are kept.
 
         Raises:
             ModelError: there is no such encoder.
         """
-        if self._reader is None:
-            self._reader = frozen_text.load(self._source, tokenizer_of).to(device)
-            self._empty = self._reader(("",))
-        if tuple(captions) == ("",) and self._empty is not None:
-            return self._empty
-        return self._reader(captions)
+        if self._opened is None:
+            reader = frozen_text.load(self._source, tokenizer_of).to(device)
+            self._opened = reader, reader(("",))[0]
+        reader, empty = self._opened
+        return Read(reader(captions), empty)
