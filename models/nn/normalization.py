@@ -30,9 +30,8 @@ def normed(
     if x.device.type == "cpu" and x.dtype.itemsize == 2 and _ends_in_channels(x):
         if x.shape[2] * x.shape[3] > SMALL:
             return fused(norm, x, active=active, added=added, scaled=scaled)
-        y = _plain(norm, x.contiguous(), active=active, added=added, scaled=scaled)
-        return y.contiguous(memory_format=torch.channels_last)
-    return _plain(norm, x, active=active, added=added, scaled=scaled)
+        return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=True)
+    return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=False)
 
 
 def _ends_in_channels(x: Tensor) -> bool:
@@ -46,8 +45,14 @@ def _plain(
     active: bool,
     added: Tensor | None,
     scaled: tuple[Tensor, Tensor] | None,
+    reorders: bool,
 ) -> Tensor:
-    y = norm(x if added is None else x + added.to(x.dtype)[:, :, None, None])
+    y = x if added is None else x + added.to(x.dtype)[:, :, None, None]
+    if reorders:
+        # back at once: what follows gets its gradient in the order that it saved
+        y = norm(y.contiguous()).contiguous(memory_format=torch.channels_last)
+    else:
+        y = norm(y)
     if scaled is not None:
         scale, shift = (each.to(x.dtype)[:, :, None, None] for each in scaled)
         y = y * (1 + scale) + shift
