@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.winograd import DOUBLED, PLAIN, convolved
+from models.nn.winograd import DOUBLED, convolved, tiles_for
 
 
 class Convolution3x3(nn.Conv2d):
@@ -15,8 +15,9 @@ class Convolution3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
-        if self.bias is not None and PLAIN.suits(x, self.weight):
-            return convolved(x, self.weight, self.bias, PLAIN)
+        basis = tiles_for(x, self.weight)
+        if self.bias is not None and basis is not None:
+            return convolved(x, self.weight, self.bias, basis)
         if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
             # or the kernel would be reordered twice, forward and backward
             weight = self.weight.contiguous(memory_format=torch.channels_last)

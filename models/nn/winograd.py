@@ -14,9 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-"""Of the usual points 0, 1, -1, 2, -2 results are twice as far from exact ones (192 channels: 14
-times as far as those of plain convolutions, and not 6)."""
 AT_ONCE = 2**20
 """Values of a part of the batch in the changed basis, at most: they are to stay in the cache."""
 
@@ -26,6 +23,8 @@ class Basis:
     """One way to convolve tiles that begin every `step` places of the padded input."""
 
     step: int
+    least: int
+    """Tiles that make up for changing the kernels."""
     read: int
     """Side of what a tile reads."""
     gives: int
@@ -38,10 +37,17 @@ class Basis:
     """(products, gives^2), to be transposed."""
 
     @classmethod
-    def of(cls, step: int, inputs: Tensor, kernels: Tensor, outputs: Tensor) -> "Basis":
-        """From the three matrices of one dimension; `inputs` is square."""
-        both = (torch.kron(each, each).float() for each in (inputs, kernels, outputs))
-        return cls(step, inputs.shape[1], outputs.shape[1], *both)
+    def of(cls, least: int, step: int, *matrices: Tensor) -> "Basis":
+        """From the three matrices of one dimension; that of the inputs is square."""
+        inputs, kernels, outputs = (torch.kron(each, each).float() for each in matrices)
+        return cls(step, least, len(matrices[0]), matrices[2].shape[1], inputs, kernels, outputs)
+
+    @classmethod
+    def tiled(cls, least: int, points: tuple[float, ...]) -> "Basis":
+        """Kernel and tile as polynomials, multiplied by their values; transposed."""
+        step = len(points) - 1
+        kernels, outputs = _powers(points, 3), _powers(points, step)
+        return cls.of(least, step, torch.linalg.inv(_powers(points, step + 2)).T, kernels, outputs)
 
     @property
     def products(self) -> int:
@@ -49,33 +55,33 @@ class Basis:
         return len(self.kernels)
 
     def suits(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether the convolution of this input (B, C, H, W) gains by it.
-
-        Measured at 128 channels and more, and at enough tiles to make up for changing the kernels.
-        """
+        """Whether the convolution of this input (B, C, H, W) gains by it, as measured."""
         return (
             x.device.type == "cpu"
             and x.dtype == weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and min(weight.shape[:2]) >= 128
             and x.shape[2] % self.step == x.shape[3] % self.step == 0
-            and x.numel() >= 32 * self.step**2 * x.shape[1]
+            and x.numel() >= self.least * self.step**2 * x.shape[1]
             and x.is_contiguous(memory_format=torch.channels_last)
         )
 
 
-def _powers(count: int) -> Tensor:
+def _powers(points: tuple[float, ...], count: int) -> Tensor:
     """A polynomial's `count` coefficients to its values at the points and at infinity."""
-    points = torch.tensor(POINTS, dtype=torch.float64)
-    finite = points[:, None] ** torch.arange(count)
+    finite = torch.tensor(points, dtype=torch.float64)[:, None] ** torch.arange(count)
     infinite = torch.zeros(1, count, dtype=torch.float64)
     infinite[0, -1] = 1
     return torch.cat([finite, infinite])
 
 
-PLAIN = Basis.of(4, torch.linalg.inv(_powers(6)).T, _powers(3), _powers(4))
-"""The product of a kernel's and a tile's polynomials, transposed."""
+LARGE = Basis.tiled(64, (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2))
+"""Of the usual points 0, 1, -1, 2, -2 results are twice as far from exact ones (192 channels: 14
+times as far as those of plain convolutions, and not 6)."""
+SMALL = Basis.tiled(128, (0.0, 1.0, -1.0))
+"""Tiles of 2 x 2 outputs, through 16 products and not 36: changing the kernels takes less."""
 DOUBLED = Basis.of(
+    32,
     1,
     torch.tensor([[-1.0, 1, 0], [0, 1, 0], [0, -1, 1]]),
     torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]]),
@@ -84,12 +90,38 @@ DOUBLED = Basis.of(
 """Of inputs x, y, z and kernel k, S its sum: S y - k0 (y - x) and S y + k2 (z - y)."""
 
 
+def tiles_for(x: Tensor, weight: Tensor) -> Basis | None:
+    """The tiles by which the convolution of (B, C, H, W) is fastest; None: by none."""
+    return next((each for each in (LARGE, SMALL) if each.suits(x, weight)), None)
+
+
 def convolved(x: Tensor, weight: Tensor, bias: Tensor, basis: Basis) -> Tensor:
     """(B, C, H, W), channels last, padded by 1, by kernels (D, C, 3, 3) and biases (D,).
 
     The result is (B, D, H', W'), H' twice H where the image is doubled first.
     """
-    return _Winograd.apply(x, weight, bias, basis)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        return _Winograd.apply(x, weight, bias, basis)  # type: ignore[no-untyped-call]
+    return _convolved(x.permute(0, 2, 3, 1), weight, bias, basis, None)
+
+
+def _convolved(
+    given: Tensor, weight: Tensor, bias: Tensor, basis: Basis, kept: list[Tensor] | None
+) -> Tensor:
+    """(B, H, W, C) to (B, D, H', W'); the inputs in the changed basis are put into `kept`."""
+    kernels, (count, *sides, _) = _changed_kernels(weight, basis), given.shape
+    height, width = (side // basis.step * basis.gives for side in sides)
+    outputs = _empty(count, height, width, len(weight))
+    size = _at_once(given, kernels, basis)
+    written = torch.split(outputs.permute(0, 2, 3, 1), size)
+    for part, out in zip(torch.split(given, size), written, strict=True):
+        changed = _changed(part, basis)
+        products = torch.bmm(changed, kernels.transpose(1, 2)).flatten(1)
+        tiles = _tiles(out, basis.gives, basis.gives)
+        torch.add((basis.outputs.T @ products).view(tiles.shape), bias, out=tiles)
+        if kept is not None:
+            kept.append(changed)
+    return outputs
 
 
 class _Winograd(torch.autograd.Function):
@@ -103,17 +135,8 @@ class _Winograd(torch.autograd.Function):
         bias: Tensor,
         basis: Basis,
     ) -> Tensor:
-        given, kernels, kept = x.permute(0, 2, 3, 1), _changed_kernels(weight, basis), []
-        count, *sides, _ = given.shape
-        height, width = (side // basis.step * basis.gives for side in sides)
-        outputs = _empty(count, height, width, len(weight))
-        size = _at_once(given, kernels, basis)
-        written = torch.split(outputs.permute(0, 2, 3, 1), size)
-        for part, out in zip(torch.split(given, size), written, strict=True):
-            kept.append(_changed(part, basis))
-            products = torch.bmm(kept[-1], kernels.transpose(1, 2)).flatten(1)
-            tiles = _tiles(out, basis.gives, basis.gives)
-            torch.add((basis.outputs.T @ products).view(tiles.shape), bias, out=tiles)
+        given, kept = x.permute(0, 2, 3, 1), list[Tensor]()
+        outputs = _convolved(given, weight, bias, basis, kept)
         ctx.save_for_backward(weight, *kept)
         ctx.basis, ctx.shape = basis, given.shape
         return outputs
