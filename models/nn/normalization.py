@@ -25,7 +25,8 @@ def normed(
 ) -> Tensor:
     """The norm of x + added (B, C, H, W), times 1 + scale, plus shift; SiLU of it if `active`.
 
-    `added`, and the scale and the shift in `scaled`, are (B, C).
+    `added`, and the scale and the shift in `scaled`, are (B, C). Where something is added, x may be
+    changed in place: nothing else is to read it.
     """
     if x.device.type == "cpu" and x.dtype.itemsize == 2 and _ends_in_channels(x):
         if x.shape[2] * x.shape[3] > SMALL:
@@ -47,16 +48,16 @@ def _plain(
     scaled: tuple[Tensor, Tensor] | None,
     reorders: bool,
 ) -> Tensor:
-    y = x if added is None else x + added.to(x.dtype)[:, :, None, None]
+    y = x if added is None else x.add_(added.to(x.dtype)[:, :, None, None])
+    y = norm(y.contiguous() if reorders else y)
     if reorders:
-        # back at once: what follows gets its gradient in the order that it saved
-        y = norm(y.contiguous()).contiguous(memory_format=torch.channels_last)
-    else:
-        y = norm(y)
+        # back at once: what follows is to get its gradient in the order that it saved
+        y = y.contiguous(memory_format=torch.channels_last)
     if scaled is not None:
         scale, shift = (each.to(x.dtype)[:, :, None, None] for each in scaled)
         y = y * (1 + scale) + shift
-    return F.silu(y) if active else y
+    # backward reads what was activated
+    return F.silu(y, inplace=not torch.is_grad_enabled()) if active else y
 
 
 def fused(
