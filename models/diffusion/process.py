@@ -25,6 +25,7 @@ from models.diffusion.parameterization import (
     to_x0,
 )
 from models.diffusion.schedule import CosineScheduleConfig, ScheduleConfig
+from models.nn.recall import Recall
 
 C_contra = TypeVar("C_contra", contravariant=True)
 _REMEMBERED = 4096
@@ -223,10 +224,16 @@ class Process:
 
 
 def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:
-    """The network as a denoiser, in fp32 whatever it computes in."""
+    """The network as a denoiser, in fp32 whatever it computes in.
+
+    It is for one drawing, in which weights stay as they are: without gradients, what the network
+    makes of a condition alone is computed once.
+    """
+    recall = Recall()
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        raw = network(network.process.input(x, t), t, cond)
+        with recall.used():
+            raw = network(network.process.input(x, t), t, cond)
         return network.process.prediction(raw.to(torch.promote_types(x.dtype, torch.float32)), x, t)
 
     return denoise

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.linear import Projection, as_type
+from models.nn.recall import once
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
@@ -180,7 +181,8 @@ class ContextAttention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        pairs = self.context(context).view(batch, -1, 2, self.heads, self.head_width)
+        pairs = once(self, context, self.context)
+        pairs = pairs.view(batch, -1, 2, self.heads, self.head_width)
         context_key, context_value = pairs.permute(2, 0, 3, 1, 4)
         key = torch.cat([key, context_key], dim=2)
         value = torch.cat([value, context_value], dim=2)

@@ -44,6 +44,26 @@ class GeluLinear(nn.Linear):
         return _GeluLinear.apply(x, self.weight, self.bias, gelu)  # type: ignore[no-untyped-call]
 
 
+class SplitLinear(nn.Linear):
+    """Linear layers of one input and of equal widths, whose weights are one parameter."""
+
+    def __init__(self, inputs: int, outputs: int, parts: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, parts * outputs, bias=bias)
+        self.parts, self.biased = parts, bias
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """(..., inputs) to (..., outputs) of each.
+
+        On a CPU each by itself: parts of one product are slow to read, and backward would have to
+        join their gradients.
+        """
+        if x.device.type != "cpu":
+            return super().forward(x).chunk(self.parts, dim=-1)
+        weights = self.weight.view(self.parts, -1, self.in_features).unbind()
+        biases = self.bias.view(self.parts, -1) if self.biased else [None] * self.parts
+        return tuple(F.linear(x, *each) for each in zip(weights, biases, strict=True))
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x times weight transposed, plus bias."""
     rows = x.numel() // x.shape[-1]

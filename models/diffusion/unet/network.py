@@ -1,5 +1,6 @@
 """The UNet: down through the resolutions, and up again past what was kept on the way."""
 
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -28,7 +29,9 @@ from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformer
 from models.errors import ModelError
 from models.nn.convolution import silence
 from models.nn.embedding import ScalarEmbedding
+from models.nn.linear import as_type
 from models.nn.normalization import normed
+from models.nn.recall import once
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -305,12 +308,12 @@ class UNet(nn.Module):
         if config.text is not None:
             if cond.text is None:
                 raise ModelError("this unet needs captions: set data.text")
-            features = self.text(cond.text)
+            features = once(self.text, cond.text, self.text)
             vector, context = vector + self.caption(features.whole), features.places
         if config.features is not None:
             if cond.features is None:
                 raise ModelError("this unet needs features of captions, read by their encoder")
-            context = cond.features.to(vector.dtype)
+            context = once(self, cond.features, partial(as_type, dtype=vector.dtype))
         if config.low_resolution is not None and config.low_resolution.tells_level:
             if cond.level is None:
                 raise ModelError("this unet needs the level of its low-resolution image")

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.attention import attend
 from models.nn.convolution import silence
+from models.nn.linear import SplitLinear
 from models.nn.normalization import normed
+from models.nn.recall import once
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
@@ -17,6 +19,11 @@ class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["transformer"] = "transformer"
     depth: int = Field(default=1, gt=0)
+
+
+def in_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, width) to (B, heads, L, C)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -29,17 +36,19 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width, bias=False)
-        self.pair = nn.Linear(context, 2 * width, bias=False)
+        self.pair = SplitLinear(context, width, 2, bias=False)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(B, L, width) with a context (B, M, context) to (B, L, width)."""
-        batch, length, width = x.shape
-        query = self.query(x).view(batch, length, self.heads, -1).transpose(1, 2)
-        pair = self.pair(context).view(batch, -1, 2, self.heads, width // self.heads)
-        key, value = pair.permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value, causal=False)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        key, value = once(self, context, self._read)
+        mixed = attend(in_heads(self.query(x), self.heads), key, value, causal=False)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, heads, M, C) each."""
+        key, value = (in_heads(each, self.heads).contiguous() for each in self.pair(context))
+        return key, value
 
 
 class WholeAttention(nn.Module):
@@ -48,16 +57,14 @@ class WholeAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = SplitLinear(width, width, 3, bias=False)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, width) to (B, L, width)."""
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = (in_heads(each, self.heads) for each in self.qkv(x))
         mixed = attend(query, key, value, causal=False)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class GatedFeedForward(nn.Module):
@@ -68,12 +75,12 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, 8 * width)
+        self.hidden = SplitLinear(width, 4 * width, 2)
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        value, gate = self.hidden(x).chunk(2, dim=-1)
+        value, gate = self.hidden(x)
         return self.out(value * F.gelu(gate))
 
 
