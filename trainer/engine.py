@@ -228,7 +228,9 @@ def build(
     """One engine per part of a task; `sketch` knows weights that were only written down."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
-    return {
+    engines = {
         name: Engine(name, module, recipe, world, precision, sketch)
         for name, module in parts.items()
     }
+    memory.keep_freed()
+    return engines

@@ -22,16 +22,44 @@ give_back()
 print(grown, resident() - before, float(held[0].sum()))
 """
 
+AGAIN = """
+import resource
+import torch
+from trainer.memory import keep_freed
 
-@pytest.mark.skipif(
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(1 << 18) for _ in range(150)]  # 1 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if {keeps}:
+    keep_freed()
+print(*(faults() for _ in range(4)))
+"""
+
+glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
     reason="only glibc keeps and gives back",
 )
-def test_free_memory_below_what_is_held_goes_back():
+
+
+def printed(script):
     done = subprocess.run(
-        [sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
-    grown, left, held = (float(word) for word in done.stdout.split())
+    return [float(word) for word in done.stdout.split()]
+
+
+@glibc
+def test_a_process_that_trains_takes_again_the_pages_that_it_freed():
+    pages = 150 * 256
+    assert max(printed(AGAIN.format(keeps=True))[1:]) < pages / 5
+    assert max(printed(AGAIN.format(keeps=False))[1:]) > pages / 2, "glibc does so by itself"
+
+
+@glibc
+def test_free_memory_below_what_is_held_goes_back():
+    grown, left, held = printed(ALONE)
     assert grown > 100 << 20
     assert left < grown / 4
     assert held == 1 << 14
