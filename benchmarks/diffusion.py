@@ -8,7 +8,8 @@
 
 diffusers' networks get our weights and must give our outputs and gradients before anything is timed
 (`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
-no ratio is called a result. The optimizer, the same for all, is left out of the step.
+no ratio is called a result. The optimizer, the same for all, is left out of the step. All of them
+run in memory as processes that train hold it (`trainer.memory.keep_freed`).
 """
 
 import argparse
@@ -47,6 +48,7 @@ from models.diffusion.solvers.euler import Euler  # noqa: E402
 from models.diffusion.solvers.solver import Stepwise  # noqa: E402
 from models.diffusion.solvers.unipc import UniPC  # noqa: E402
 from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
+from trainer.memory import keep_freed  # noqa: E402
 
 Call = Callable[[Tensor, Tensor, Condition], Tensor]
 GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
@@ -126,19 +128,28 @@ def error(call: Call, given: tuple[Tensor, Tensor, Condition, Tensor]) -> Tensor
     return (call(x, step, cond).float() - noise).square().mean()
 
 
-def parity(unet: UNet, peer: Diffusers, shape: Shape) -> dict[str, float]:
-    """The largest difference of outputs, and of gradients relative to their size."""
-    given = inputs(shape)
-    x, step, cond, _ = given
+def same_outputs(unet: UNet, peer: Diffusers, shape: Shape) -> float:
+    """The largest difference of outputs."""
+    x, step, cond, _ = inputs(shape)
     with torch.no_grad():
-        outputs = float((own_call(unet)(x, step, cond) - peer.call(x, step, cond)).abs().max())
+        found = float((own_call(unet)(x, step, cond) - peer.call(x, step, cond)).abs().max())
+    return checked(f"{peer.name}'s outputs", found, 1e-4)
+
+
+def same_gradients(unet: UNet, peer: Diffusers, shape: Shape) -> float:
+    """The largest difference of gradients relative to their size."""
+    given = inputs(shape)
     for model, call in ((unet, own_call(unet)), (peer.model, peer.call)):
         model.zero_grad()
         error(call, given).backward()
-    found = {"outputs": outputs, "gradients": relative(peer.gradients())}
-    if outputs > 1e-4 or found["gradients"] > 1e-3:
-        raise SystemExit(f"{peer.name} computes something else: {found}; no ratio is printed")
-    return found
+    return checked(f"{peer.name}'s gradients", relative(peer.gradients()), 1e-3)
+
+
+def checked(what: str, difference: float, most: float) -> float:
+    """The difference, where it is small enough to compare times."""
+    if difference > most:
+        raise SystemExit(f"{what} are not ours: {difference:.2g} away; no ratio is printed")
+    return difference
 
 
 def training_step(
@@ -187,15 +198,33 @@ def flop(call: Call, shape: Shape) -> float:
     return counter.get_total_flops() / shape.batch
 
 
-def measure_shape(shape: Shape, rounds: int) -> dict[str, object]:
-    """Training step and sampling of one shape."""
+def drawing(shape: Shape, rounds: int) -> dict[str, object]:
+    """Sampling at one shape."""
+    unet = new_unet(shape.config).eval()
+    twin = Diffusers(unet)
+    twin.model.eval()
+    outputs = same_outputs(unet, twin, shape)
+    draws = interleaved(
+        {
+            "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
+            f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
+            "mezzotint bf16": lambda: own_sampling(unet, shape, "bf16"),
+            f"{twin.name} bf16": lambda: peer_sampling(twin, shape, "bf16"),
+        },
+        rounds,
+    )
+    rows = rows_of(f"{shape.name} 25 steps", draws, twin.name, rounds)
+    return {"parity_of_outputs": outputs, "draw_25": as_table(draws), "rows": rows}
+
+
+def training(shape: Shape, rounds: int) -> dict[str, object]:
+    """The training step at one shape."""
     unet = new_unet(shape.config)
     twin = Diffusers(unet)
-    checked = parity(unet, twin, shape)
     peers: list[Peer] = [twin, *shape.others()]
     models = {"mezzotint": (unet, own_call(unet))}
     models |= {peer.name: (peer.model, peer.call) for peer in peers}
-    given = inputs(shape)
+    given, gradients = inputs(shape), same_gradients(unet, twin, shape)
     steps = interleaved(
         {
             f"{name} {kind}": lambda model=model, call=call, kind=kind: training_step(
@@ -206,32 +235,17 @@ def measure_shape(shape: Shape, rounds: int) -> dict[str, object]:
         },
         rounds,
     )
-    for model, _ in models.values():
-        model.eval()
-    draws = interleaved(
-        {
-            "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
-            f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
-            "mezzotint bf16": lambda: own_sampling(unet, shape, "bf16"),
-            f"{twin.name} bf16": lambda: peer_sampling(twin, shape, "bf16"),
-        },
-        rounds,
-    )
     work = {name: flop(call, shape) for name, (_, call) in models.items()}
     rates = {
         name: 3 * work[name] * shape.batch / steps[f"{name} fp32"].median / 1e9 for name in models
     }
     return {
-        "parity": checked,
+        "parity_of_gradients": gradients,
         "parameters": {name: parameters(model) for name, (model, _) in models.items()},
         "gflop_forward_per_picture": {name: value / 1e9 for name, value in work.items()},
         "gflop_per_second_step_fp32": rates,
         "step": as_table(steps),
-        "draw_25": as_table(draws),
-        "rows": [
-            *rows_of(f"{shape.name} step", steps, twin.name, rounds),
-            *rows_of(f"{shape.name} 25 steps", draws, twin.name, rounds),
-        ],
+        "rows": rows_of(f"{shape.name} step", steps, twin.name, rounds),
     }
 
 
@@ -315,9 +329,11 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     """Everything, as one tree."""
     rounds = 3 if quick else 7
     found: dict[str, object] = {"machine": machine()}
-    for shape in shapes(quick=quick):
-        if only in (None, shape.name):
-            found[shape.name] = measure_shape(shape, rounds)
+    asked = [shape for shape in shapes(quick=quick) if only in (None, shape.name)]
+    # sampling first: a process that draws has not trained, which leaves holes in its memory
+    for phase in (drawing, training):
+        for shape in asked:
+            found[f"{shape.name}, {phase.__name__}"] = phase(shape, rounds)
     if only in (None, "solvers"):
         found["solvers"] = solvers(rounds)
     found["load_at_the_end"] = machine()["load"]
@@ -334,6 +350,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--threads", type=int, help="torch's threads")
     options = parser.parse_args()
+    keep_freed()
     if options.threads:
         torch.set_num_threads(options.threads)
     found = measure(quick=options.quick, only=options.only)
