@@ -330,12 +330,13 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     rounds = 3 if quick else 7
     found: dict[str, object] = {"machine": machine()}
     asked = [shape for shape in shapes(quick=quick) if only in (None, shape.name)]
-    # sampling first: a process that draws has not trained, which leaves holes in its memory
-    for phase in (drawing, training):
-        for shape in asked:
-            found[f"{shape.name}, {phase.__name__}"] = phase(shape, rounds)
+    # training last: a process that draws has not trained, which leaves holes in its memory
+    for shape in asked:
+        found[f"{shape.name}, drawing"] = drawing(shape, rounds)
     if only in (None, "solvers"):
         found["solvers"] = solvers(rounds)
+    for shape in asked:
+        found[f"{shape.name}, training"] = training(shape, rounds)
     found["load_at_the_end"] = machine()["load"]
     parts = [part for part in found.values() if isinstance(part, dict) and "rows" in part]
     found["rows"] = [row for part in parts for row in part.pop("rows")]
