@@ -19,11 +19,16 @@ R = TypeVar("R")
 @dataclass(frozen=True)
 class _Reading:
     given: Tensor
-    version: int
+    version: int | None
     result: Any
 
     def answers(self, given: Tensor) -> bool:
-        return self.given is given and self.version == given._version
+        return self.given is given and self.version == _version(given)
+
+
+def _version(given: Tensor) -> int | None:
+    """How often a tensor was written to; None where inference mode does not count."""
+    return None if given.is_inference() else given._version
 
 
 class Recall:
@@ -52,7 +57,7 @@ class Recall:
                 found: R = reading.result
                 return found
         result = compute(given)
-        known.append(_Reading(given, given._version, result))
+        known.append(_Reading(given, _version(given), result))
         return result
 
 

@@ -33,6 +33,14 @@ def test_a_module_computes_once_of_a_tensor_and_again_of_another_or_a_changed_on
         assert torch.equal(once(layer, given, layer), nn.Linear.forward(layer, given))
 
 
+def test_it_serves_in_inference_mode_too():
+    layer, recall = Counting(), Recall()
+    with torch.inference_mode(), recall.used():
+        given = torch.ones(1, 2)
+        assert once(layer, given, layer) is once(layer, given, layer)
+    assert layer.calls == 1
+
+
 def test_it_forgets_the_oldest_of_many():
     layer, recall = Counting(), Recall()
     several = [torch.ones(1, 2) for _ in range(READINGS + 1)]
