@@ -1,6 +1,7 @@
 """What a diffusion network is told besides the noisy image and the time."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ class Condition:
         Ready features become those of an empty caption. Where these are not known they become 0: a
         cross-attention that reads zeros adds nothing but its bias.
         """
+        return self._told_nothing
+
+    @cached_property
+    def _told_nothing(self) -> "Condition":
+        # the same tensors at every step of a drawing: a network recalls what it made of them
         text, features = self.text, self.features
         if features is not None:
             none = torch.zeros_like(features) if self.empty is None else self.empty

@@ -118,13 +118,9 @@ def instead(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
 
 def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     """The denoiser as it acts on empty captions."""
-    last: list[tuple[Condition, Condition]] = []
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        # the same tensors at every step, of which a network may then recall what it made
-        if not last or last[0][0] is not cond:
-            last[:] = [(cond, cond.without_text())]
-        return denoiser(x, t, last[0][1])
+        return denoiser(x, t, cond.without_text())
 
     return denoise
 
