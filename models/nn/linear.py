@@ -49,7 +49,7 @@ class SplitLinear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int, parts: int, *, bias: bool = True) -> None:
         super().__init__(inputs, parts * outputs, bias=bias)
-        self.parts, self.biased = parts, bias
+        self.parts = parts
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """(..., inputs) to (..., outputs) of each.
@@ -59,9 +59,8 @@ class SplitLinear(nn.Linear):
         """
         if x.device.type != "cpu":
             return super().forward(x).chunk(self.parts, dim=-1)
-        weights = self.weight.view(self.parts, -1, self.in_features).unbind()
-        biases = self.bias.view(self.parts, -1) if self.biased else [None] * self.parts
-        return tuple(F.linear(x, *each) for each in zip(weights, biases, strict=True))
+        each = (whole.view(self.parts, -1, *whole.shape[1:]) for whole in self.parameters())
+        return tuple(F.linear(x, *part) for part in zip(*each, strict=True))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
