@@ -28,11 +28,10 @@ def normed(
     `added`, and the scale and the shift in `scaled`, are (B, C). Where something is added, x may be
     changed in place: nothing else is to read it.
     """
-    if x.device.type == "cpu" and x.dtype.itemsize == 2 and _ends_in_channels(x):
-        if x.shape[2] * x.shape[3] > SMALL:
-            return fused(norm, x, active=active, added=added, scaled=scaled)
-        return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=True)
-    return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=False)
+    reorders = x.device.type == "cpu" and x.dtype.itemsize == 2 and _ends_in_channels(x)
+    if reorders and x.shape[2] * x.shape[3] > SMALL:
+        return fused(norm, x, active=active, added=added, scaled=scaled)
+    return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=reorders)
 
 
 def _ends_in_channels(x: Tensor) -> bool:
