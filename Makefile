@@ -1,6 +1,6 @@
 # make quickstart: pictures from captions, on this machine.  make test: the tests.  make help: the rest.
-# The environment .venv is made with plain pip, on first need, and renewed when pyproject.toml or
-# constraints.txt change.
+# The environment .venv is made with plain pip, on first need, and renewed when pyproject.toml,
+# constraints.txt or what pip compiles change.
 
 PYTHON := $(shell for p in python3.11 python3; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIPELINE := recipes/pipelines/quickstart.yaml
@@ -13,7 +13,7 @@ EXTRAS_DEV := $(EXTRAS),dev
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Stamps carry a checksum of what decides the environment: a checkout that only touches files
 # installs nothing.
-SUM := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+SUM := $(shell cat pyproject.toml constraints.txt models/nn/streamed.c | cksum | tr ' ' '-')
 READY := .venv/.ready-$(SUM)
 READY_DEV := .venv/.ready-dev-$(SUM)
 
@@ -70,7 +70,7 @@ venv: $(READY_DEV)
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Mezzotint needs Python 3.11 or newer; none was found as python3.11 or python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv module (Debian: apt-get install python3-venv) and run make again" >&2; exit 2; }
-	@command -v "$${CXX:-c++}" >/dev/null || echo "Note: no C++ compiler ($${CXX:-c++}) is installed. The shipped recipes need none; DeepSpeed's own compiled operators do (Debian: apt-get install g++ python3-dev)" >&2
+	@command -v "$${CXX:-c++}" >/dev/null || echo "Note: no C++ compiler ($${CXX:-c++}) is installed. The shipped recipes need none; sampling in bf16 is slower without, and DeepSpeed's own compiled operators need one (Debian: apt-get install g++ python3-dev)" >&2
 	$(PYTHON) -m venv .venv
 
 # The wheels of the feature network name an unpinned torch: they come without their dependencies.
@@ -91,4 +91,4 @@ $(READY_DEV): | $(BIN)/python
 	@touch $(READY) $@
 
 clean:
-	rm -rf .venv build dist mezzotint.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist mezzotint.egg-info models/nn/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -36,13 +36,14 @@ class RingCache:
     def attend(self, qkv: Tensor) -> Tensor:
         """Take one new image place (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
         place = self.filled - self.prefix
-        self._slots.put(self.prefix + place % self.kept, qkv.narrow(1, 1, 2))
+        slot = self.prefix + place % self.kept
         self.filled += 1
-        query = qkv.select(1, 0)
         reads = self.pattern.remembered(place)
         if isinstance(reads, slice) and reads.step is None:
-            return self._slots.read(query, self.prefix + reads.stop)
+            return self._slots.attend(qkv, slot, self.prefix + reads.stop)
+        self._slots.put(slot, qkv.narrow(1, 1, 2))
         keys, values = self._slots.keys, self._slots.values
+        query = qkv.select(1, 0)
         scaled = query.to(keys.dtype) * query.shape[-1] ** -0.5
         return self._attend_apart(scaled, keys, values, reads)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from models.autoregressive.prior import Prior
 from models.nn.attention import Memory
 from models.nn.linear import PACKED_ROWS, Gelu, Packed, as_type, in_bf16, linear
+from models.nn.streamed import Streamed
 from models.nn.transformer import Block
 
 WEIGHTS_HELD_TWICE = 2**30
@@ -107,8 +108,16 @@ class Plain:
 def way_of(prior: Prior, rows: int) -> Callable[[nn.Linear], Rows]:
     """How the layers of the prior are computed for so few rows."""
     weights = sum(each.numel() for each in prior.parameters())
-    packs = rows <= PACKED_ROWS and weights <= WEIGHTS_HELD_TWICE
-    return Packed if packs and Packed.serves(prior.image_head.weight) else Plain
+    if weights > WEIGHTS_HELD_TWICE or not in_bf16(prior.image_head.weight):
+        return Plain
+    packs = rows <= PACKED_ROWS and Packed.serves(prior.image_head.weight)
+
+    def way(layer: nn.Linear) -> Rows:
+        if Streamed.serves(layer.weight, rows):
+            return Streamed(layer)
+        return Packed(layer) if packs else Plain(layer)
+
+    return way
 
 
 def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:

@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from models.nn.linear import Projection, as_type
 from models.nn.recall import once
+from models.nn.streamed import MATRIX_UNITS, StreamedAttention, has_attention
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
-MATRIX_UNITS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-"""Whether this machine's CPU multiplies matrices in bf16 as such."""
 
 
 class Memory(Protocol):
@@ -62,6 +61,9 @@ class Slots:
         if self._store is None:
             # autocast decides late
             self._store = key.new_empty(self._shape)
+            self._kernel = (
+                StreamedAttention(self._store) if StreamedAttention.serves(self._store) else None
+            )
             self.keys, self.values = self._store.unbind(0)
             self._turned_keys = self.keys.flatten(0, 1).transpose(1, 2)
             self._flat_values = self.values.flatten(0, 1)
@@ -69,12 +71,22 @@ class Slots:
         self.keys[:, :, slots] = key
         self.values[:, :, slots] = value
 
+    def attend(self, qkv: Tensor, slot: int, count: int) -> Tensor:
+        """Put one place, query, key and value (B, 3, H, 1, C), into a slot, and read the first.
+
+        Returns softmax(q k / sqrt(C)) v over `count` slots, (B, H, 1, C).
+        """
+        if self._kernel:
+            return self._kernel(qkv, slot, count)
+        self.put(slot, qkv.narrow(1, 1, 2))
+        return self._read(qkv.select(1, 0), count)
+
     def put(self, slot: int, pair: Tensor) -> None:
         """Put the key and the value of one place, (B, 2, H, 1, C) in any precision, into a slot."""
         assert self._store is not None
         self._store.narrow(3, slot, 1).copy_(pair.transpose(0, 1))
 
-    def read(self, query: Tensor, count: int) -> Tensor:
+    def _read(self, query: Tensor, count: int) -> Tensor:
         """softmax(q k / sqrt(C)) v of one query (B, H, 1, C) over the first slots: (B, H, 1, C).
 
         In the precision of the slots. In fp32 by products of three dimensions: `@` takes more
@@ -104,9 +116,8 @@ class Cache:
 
     def attend(self, qkv: Tensor) -> Tensor:
         """See `Memory`."""
-        self._slots.put(self.filled, qkv.narrow(1, 1, 2))
         self.filled += 1
-        return self._slots.read(qkv.select(1, 0), self.filled)
+        return self._slots.attend(qkv, self.filled - 1, self.filled)
 
 
 class SelfAttention(nn.Module):
@@ -191,14 +202,16 @@ class ContextAttention(nn.Module):
 
 
 def cached_dtype(states: Tensor) -> torch.dtype:
-    """The precision in which keys and values are kept.
+    """The precision in which keys and values of states (..., C) are kept.
 
-    That of the network's products, but fp32 instead of bf16 on a CPU without matrix units (AMX),
-    where one query's products with keys in bf16 take four times as long.
+    That of the network's products, but fp32 instead of bf16 on a CPU where one query's products
+    with keys in bf16 take four times as long: one without matrix units (AMX), and without a kernel
+    of our own.
     """
-    if states.device.type == "cpu" and states.dtype == torch.bfloat16 and not MATRIX_UNITS:
-        return torch.float32
-    return states.dtype
+    if states.device.type != "cpu" or states.dtype != torch.bfloat16:
+        return states.dtype
+    fast = MATRIX_UNITS or has_attention(states.shape[-1])
+    return states.dtype if fast else torch.float32
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:

@@ -85,9 +85,10 @@ def test_gumbel_noise_has_its_mean_and_variance():
     assert float(noise.var()) == pytest.approx(1.6449, rel=0.02)
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_a_bf16_network_on_a_cpu_caches_in_fp32_without_matrix_units(units, monkeypatch):
+@pytest.mark.parametrize(("units", "kernel"), [(True, False), (False, True), (False, False)])
+def test_a_bf16_network_on_a_cpu_caches_in_fp32_where_bf16_is_slow(units, kernel, monkeypatch):
     monkeypatch.setattr("models.nn.attention.MATRIX_UNITS", units)
+    monkeypatch.setattr("models.nn.attention.has_attention", lambda width: kernel)
     torch.manual_seed(0)
     layer = SelfAttention(16, 2, 8, causal=True).bfloat16()
     x = torch.randn(2, 9, 16, generator=rng()).bfloat16()
@@ -95,7 +96,7 @@ def test_a_bf16_network_on_a_cpu_caches_in_fp32_without_matrix_units(units, monk
     with torch.no_grad():
         steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, 9))]
         whole = layer(x)
-    assert cached_dtype(x) == (torch.bfloat16 if units else torch.float32)
+    assert cached_dtype(x) == (torch.bfloat16 if units or kernel else torch.float32)
     got = torch.cat(steps, dim=1)
     assert got.dtype == torch.bfloat16
     assert torch.allclose(got.float(), whole.float(), atol=0.02)
