@@ -37,17 +37,24 @@ class Basis:
     """(products, gives^2), to be transposed."""
 
     @classmethod
-    def of(cls, least: int, step: int, *matrices: Tensor) -> "Basis":
-        """From the three matrices of one dimension; that of the inputs is square."""
-        inputs, kernels, outputs = (torch.kron(each, each).float() for each in matrices)
-        return cls(step, least, len(matrices[0]), matrices[2].shape[1], inputs, kernels, outputs)
+    def of(
+        cls, least: int, step: int, *, inputs: Tensor, kernels: Tensor, outputs: Tensor
+    ) -> "Basis":
+        """From the three matrices of one dimension; `inputs` is square."""
+        both = (torch.kron(each, each).float() for each in (inputs, kernels, outputs))
+        return cls(step, least, len(inputs), outputs.shape[1], *both)
 
     @classmethod
     def tiled(cls, least: int, points: tuple[float, ...]) -> "Basis":
         """Kernel and tile as polynomials, multiplied by their values; transposed."""
         step = len(points) - 1
-        kernels, outputs = _powers(points, 3), _powers(points, step)
-        return cls.of(least, step, torch.linalg.inv(_powers(points, step + 2)).T, kernels, outputs)
+        return cls.of(
+            least,
+            step,
+            inputs=torch.linalg.inv(_powers(points, step + 2)).T,
+            kernels=_powers(points, 3),
+            outputs=_powers(points, step),
+        )
 
     @property
     def products(self) -> int:
@@ -81,11 +88,11 @@ times as far as those of plain convolutions, and not 6)."""
 SMALL = Basis.tiled(128, (0.0, 1.0, -1.0))
 """Tiles of 2 x 2 outputs, through 16 products and not 36: changing the kernels takes less."""
 DOUBLED = Basis.of(
-    32,
-    1,
-    torch.tensor([[-1.0, 1, 0], [0, 1, 0], [0, -1, 1]]),
-    torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]]),
-    torch.tensor([[-1.0, 0], [1, 1], [0, 1]]),
+    least=32,
+    step=1,
+    inputs=torch.tensor([[-1.0, 1, 0], [0, 1, 0], [0, -1, 1]]),
+    kernels=torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]]),
+    outputs=torch.tensor([[-1.0, 0], [1, 1], [0, 1]]),
 )
 """Of inputs x, y, z and kernel k, S its sum: S y - k0 (y - x) and S y + k2 (z - y)."""
 
