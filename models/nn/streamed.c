@@ -85,7 +85,8 @@ INLINE __m512 exponential(__m512 x) {
 
 /* x / (1 + e^-2u), which is x (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3). */
 INLINE __m512 gelu_tanh(__m512 x) {
-    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), _mm512_set1_ps(1));
+    __m512 square = _mm512_mul_ps(x, x);
+    __m512 cubic = _mm512_fmadd_ps(square, _mm512_set1_ps(0.044715f), _mm512_set1_ps(1));
     __m512 u = _mm512_mul_ps(_mm512_mul_ps(x, cubic), _mm512_set1_ps(-1.59576912f));
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1), exponential(u)));
 }
@@ -200,7 +201,7 @@ INLINE void head(const int registers, const uint16_t *query, const uint16_t *key
     __m512 whole = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
     EACH(i, registers / 2) {
         put_pairs(_mm512_mul_ps(sums[2 * i], whole), _mm512_mul_ps(sums[2 * i + 1], whole),
-                    out + i * 32);
+                  out + i * 32);
     }
 }
 

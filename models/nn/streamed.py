@@ -46,8 +46,8 @@ class Streamed:
 
     def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
         """GELU of the layer, which is not rounded before: (B, out)."""
-        forms = {"tanh": _streamed.tanh_linear, "none": _streamed.erf_linear}
-        return self._computed(forms[gelu], x, None)
+        form = _streamed.tanh_linear if gelu == "tanh" else _streamed.erf_linear
+        return self._computed(form, x, None)
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
         """The layer added to (B, out), and not rounded before where that is bf16 too."""
