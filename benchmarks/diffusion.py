@@ -40,12 +40,12 @@ from peers_diffusion import (  # noqa: E402
 from timing import Row, Timing, as_lines, as_table, interleaved, machine  # noqa: E402
 
 from models.diffusion.condition import Condition  # noqa: E402
-from models.diffusion.discrete import DiscreteScheduleConfig  # noqa: E402
 from models.diffusion.process import Process, ProcessConfig  # noqa: E402
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig  # noqa: E402
 from models.diffusion.solvers.ddim import DDIM  # noqa: E402
 from models.diffusion.solvers.dpm_solver_pp_2m import DPMSolverPP2M  # noqa: E402
 from models.diffusion.solvers.euler import Euler  # noqa: E402
-from models.diffusion.solvers.solver import Stepwise  # noqa: E402
+from models.diffusion.solvers.solver import IterativeSolver  # noqa: E402
 from models.diffusion.solvers.unipc import UniPC  # noqa: E402
 from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
 from trainer.memory import keep_freed  # noqa: E402
@@ -281,14 +281,14 @@ def solvers(rounds: int) -> dict[str, object]:
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     raw = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     times = torch.linspace(1, 0.02, 51)
-    pairs: dict[str, tuple[Stepwise, str, dict[str, object]]] = {
+    pairs: dict[str, tuple[IterativeSolver, str, dict[str, object]]] = {
         "DDIM": (DDIM(process.schedule), "DDIMScheduler", {"clip_sample": False}),
         "Euler": (Euler(process.schedule), "EulerDiscreteScheduler", {}),
         "DPM++2M": (DPMSolverPP2M(process.schedule), "DPMSolverMultistepScheduler", {}),
         "UniPC": (UniPC(process.schedule), "UniPCMultistepScheduler", {}),
     }
 
-    def ours(solver: Stepwise) -> Callable[[], None]:
+    def ours(solver: IterativeSolver) -> Callable[[], None]:
         def run() -> None:
             for _ in range(SOLVES):
                 solver.solve(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.autoencoders.dvae import DVAE, DVAEConfig
+from models.autoencoders.gumbel_softmax import SMALL
 from models.autoencoders.losses import unmap_pixels
 from models.autoencoders.quantizer import EmaVectorQuantizer
-from models.autoencoders.relaxed import SMALL
 from models.nn.random import gumbel_like
 
 KL = 0.1

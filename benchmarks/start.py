@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from launch.training import free_port, wait
+from launch.train.local import free_port, wait
 from trainer import distributed, engine
+from trainer.deferred_init import Sketch
 from trainer.recipe import load
-from trainer.sketch import Sketch
 
 WORLD = 2
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fontTools.ttLib import TTFont
 
-from data_pipeline.build import RawSample, write_shards
 from data_pipeline.cache import file_digest
 from data_pipeline.manifest import Split
+from data_pipeline.packing.shard_writer import RawSample, write_shards
 
 TONES = ("none", "light", "medium-light", "medium", "medium-dark", "dark")
 TONE_IN_LABEL = re.compile(r"(?:: |, )((?:medium-)?(?:light|dark)|medium) skin tone")

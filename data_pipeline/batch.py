@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from data_pipeline.errors import DataError
+from mezzotint.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class Batch:
     def images(self) -> Tensor:
         """``image``, which must be there."""
         if self.image is None:
-            raise DataError("data.image is not set, but this task needs images: add it")
+            raise UserError("data.image is not set, but this task needs images: add it")
         return self.image
 
     @property
     def tokens(self) -> Tensor:
         """``text``, which must be there."""
         if self.text is None:
-            raise DataError("data.text is not set, but this task needs captions: add it")
+            raise UserError("data.text is not set, but this task needs captions: add it")
         return self.text
 
     @property
     def labels(self) -> Tensor:
         """``label``, which must be there."""
         if self.label is None:
-            raise DataError("data.label is not set, but this task needs classes: add it")
+            raise UserError("data.label is not set, but this task needs classes: add it")
         return self.label
 
     def array(self, name: str) -> Tensor:
         """The array ``name``, which must be there."""
         if name not in self.arrays:
-            raise DataError(f"data.arrays has no '{name}', but this task needs it: add it")
+            raise UserError(f"data.arrays has no '{name}', but this task needs it: add it")
         return self.arrays[name]

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_pipeline import storage
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import ShardEntry
-from data_pipeline.space import check_space
-from data_pipeline.storage_errors import TransientError
+from mezzotint.common import storage
+from mezzotint.common.disk_space import check_space
+from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import TransientError
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ def cache_limit() -> int | None:
     """``$MEZZOTINT_CACHE_BYTES``, the size the cache is held to; None: whatever the disk holds.
 
     Raises:
-        DataError: It is set, but not to a positive number of bytes.
+        UserError: It is set, but not to a positive number of bytes.
     """
     text = os.environ.get("MEZZOTINT_CACHE_BYTES")
     if text is None:
         return None
     if not text.isdecimal() or int(text) == 0:
-        raise DataError(f"MEZZOTINT_CACHE_BYTES={text}: give a positive whole number of bytes")
+        raise UserError(f"MEZZOTINT_CACHE_BYTES={text}: give a positive whole number of bytes")
     return int(text)
 
 
@@ -85,7 +85,7 @@ class ShardCache:
         self.limit = limit
         self.patience = patience
         self.retry_wait = retry_wait
-        self._ahead: _Ahead | None = None
+        self._ahead: _Prefetcher | None = None
         self._tidy = False
 
     def __getstate__(self) -> dict[str, object]:
@@ -95,7 +95,7 @@ class ShardCache:
         """The local plain tar of ``shard`` of the set at ``url``, fetched if it is not here.
 
         Raises:
-            DataError: The shard is missing, unreadable, not what its manifest says, or does
+            UserError: The shard is missing, unreadable, not what its manifest says, or does
                 not fit.
         """
         target = self._target(shard)
@@ -114,7 +114,7 @@ class ShardCache:
         A failure is logged, not raised: whoever needs the shard fetches it again and hears.
         """
         if self._ahead is None or self._ahead.process != os.getpid():
-            self._ahead = _Ahead(self._fetch_if_free)
+            self._ahead = _Prefetcher(self._fetch_if_free)
         for shard in shards:
             self._ahead.ask(url, shard)
 
@@ -158,7 +158,7 @@ class ShardCache:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(
+            raise UserError(
                 f"{directory}: the shard cache cannot be made ({error}); set MEZZOTINT_CACHE or "
                 "data.cache to a writable directory"
             ) from error
@@ -168,7 +168,7 @@ class ShardCache:
         needed = shard.tar_bytes if shard.expanded_bytes is None else shard.tar_bytes + shard.bytes
         if self.limit is not None:
             if needed > self.limit:
-                raise DataError(
+                raise UserError(
                     f"MEZZOTINT_CACHE_BYTES={self.limit}: shard '{shard.name}' alone needs "
                     f"{needed} bytes; raise it"
                 )
@@ -207,12 +207,12 @@ class ShardCache:
                 return
             except (TransientError, _Mismatch) as error:
                 if attempt == _ATTEMPTS or (isinstance(error, _Mismatch) and attempt == 2):
-                    raise DataError(str(error)) from error
+                    raise UserError(str(error)) from error
                 _log.warning("%s; trying again in %.0f s", error, wait)
                 time.sleep(wait)
                 wait *= 2
             except OSError as error:
-                raise DataError(f"{partial}: cannot be written ({error})") from error
+                raise UserError(f"{partial}: cannot be written ({error})") from error
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -221,7 +221,7 @@ class _Mismatch(Exception):
     """The bytes that arrived are not those the manifest promises."""
 
 
-class _Ahead:
+class _Prefetcher:
     """One background thread that fetches what will be needed next."""
 
     def __init__(self, fetch: Callable[[str, ShardEntry], None]) -> None:
@@ -238,7 +238,7 @@ class _Ahead:
             url, shard = self._asked.get()
             try:
                 self._fetch(url, shard)
-            except DataError as error:
+            except UserError as error:
                 _log.warning("prefetch: %s", error)
 
 
@@ -267,6 +267,6 @@ def _expand(url: str, shard: ShardEntry, path: Path) -> None:
             raise _Mismatch(f"{url}: expands to another size than {shard.expanded_bytes:,} bytes")
         plain.replace(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{url}: is not a gzip file ({error})") from error
+        raise UserError(f"{url}: is not a gzip file ({error})") from error
     finally:
         plain.unlink(missing_ok=True)

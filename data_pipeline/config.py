@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from data_pipeline.storage_errors import check_no_credentials
+from mezzotint.common.storage_errors import check_no_credentials
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 """A name usable as a webdataset member extension."""

@@ -14,14 +14,14 @@ from torch import Tensor
 from data_pipeline.batch import Batch
 from data_pipeline.cache import ShardCache, cache_limit, default_cache_directory
 from data_pipeline.config import DataConfig, ImageConfig
-from data_pipeline.errors import DataError
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry, read_manifest
-from data_pipeline.order import sample_rng
+from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
-from data_pipeline.text import Tokenizer
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.errors import UserError
 
 __all__ = ["Batch", "Dataset", "Sample", "collate", "open_dataset"]
 
@@ -51,7 +51,7 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
             ``config.encoder`` names a model directory, which only the caller can resolve.
 
     Raises:
-        DataError: Anything about the set or the settings is not as it must be.
+        UserError: Anything about the set or the settings is not as it must be.
     """
     manifest = read_manifest(config.url)
     _check_encoder(config, manifest, expected_encoder)
@@ -126,7 +126,7 @@ class Dataset:
         """Sample ``index`` as ``epoch`` of a run with ``seed`` sees it.
 
         Raises:
-            DataError: Its shard cannot be had, or a member is damaged.
+            UserError: Its shard cannot be had, or a member is damaged.
         """
         config, entry = self.config, self._entries[index]
         caption = self.caption(index)
@@ -165,7 +165,7 @@ class Dataset:
         try:
             return self.member(index, "txt").decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._name(index, 'txt')}: not UTF-8 ({error}); mend it") from error
+            raise UserError(f"{self._name(index, 'txt')}: not UTF-8 ({error}); mend it") from error
 
     def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
         if index in self._kept:
@@ -182,7 +182,7 @@ class Dataset:
         try:
             array: NDArray[np.generic] = np.load(content, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise DataError(
+            raise UserError(
                 f"{self._name(index, extension)}: not a plain array ({error}); derive it again"
             ) from error
         return array
@@ -194,18 +194,18 @@ class Dataset:
     def _check_members(self) -> None:
         for index, entry in enumerate(self._entries):
             if "txt" not in entry.members:
-                raise DataError(
+                raise UserError(
                     f"{self._name(index, 'txt')}: the caption is missing; drop the sample with "
                     "`mezzotint data pack`"
                 )
             if self.config.image is not None and not _image_extension(entry):
-                raise DataError(
+                raise UserError(
                     f"{self._name(index, 'png')}: no image (png, jpg, webp) although data.image "
                     "is set; unset it or use the set that holds the images"
                 )
             for name in self.config.arrays:
                 if f"{name}.npy" not in entry.members:
-                    raise DataError(
+                    raise UserError(
                         f"{self._name(index, f'{name}.npy')}: no such array although "
                         f"data.arrays names '{name}'; derive it with `mezzotint data derive`"
                     )
@@ -215,7 +215,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Samples side by side, as tensors.
 
     Raises:
-        DataError: Arrays of one name differ in shape.
+        UserError: Arrays of one name differ in shape.
     """
     first = samples[0]
     image = text = label = None
@@ -245,7 +245,7 @@ def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
     arrays = [sample.arrays[name] for sample in samples]
     if len({array.shape for array in arrays}) > 1:
         other = next(s for s in samples if s.arrays[name].shape != arrays[0].shape)
-        raise DataError(
+        raise UserError(
             f"array '{name}' of '{other.key}' has shape {other.arrays[name].shape}, that of "
             f"'{samples[0].key}' has {arrays[0].shape}; derive the set again"
         )
@@ -267,14 +267,14 @@ def _fingerprint(manifest: Manifest, positions: NDArray[np.int64], block: int) -
 def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:
     if expected is None and config.encoder is not None:
         if len(config.encoder) != 64 or not set(config.encoder) <= _HEX:
-            raise DataError(
+            raise UserError(
                 f"data.encoder: '{config.encoder}' is not a digest; pass the digest of that model "
                 "directory as expected_encoder"
             )
         expected = config.encoder
     if expected is not None and manifest.encoder != expected:
         made_by = manifest.encoder[:12] if manifest.encoder else "no encoder"
-        raise DataError(
+        raise UserError(
             f"{config.url}: made by encoder {made_by}, but this run needs those of "
             f"{expected[:12]}; derive the set again with that model"
         )

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import storage
 from data_pipeline.batch import Batch
-from data_pipeline.build import Progress, RawSample, write_shards
 from data_pipeline.dataset import Dataset
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data_pipeline.packing.shard_writer import Progress, RawSample, write_shards
 from data_pipeline.shards import check_sizes
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 
 Encode = Callable[[Batch], Mapping[str, NDArray[np.generic]]]
 """A batch of B samples to named arrays of (B, ...)."""
@@ -49,7 +49,7 @@ def derive(
         progress: Called with (samples done, of all).
 
     Raises:
-        DataError: The source cannot be read, the target not written, or ``encode`` gives other
+        UserError: The source cannot be read, the target not written, or ``encode`` gives other
             arrays than promised.
     """
     provenance = _provenance(dataset)
@@ -105,7 +105,7 @@ def _encoded(
         arrays = encode(dataset.batch(indices))
         if set(arrays) != set(fields) or any(len(a) != len(indices) for a in arrays.values()):
             shapes = {name: array.shape for name, array in arrays.items()}
-            raise DataError(
+            raise UserError(
                 f"the encoder gave {shapes} for {len(indices)} samples where arrays "
                 f"{list(fields)} were promised"
             )

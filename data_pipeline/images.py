@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from data_pipeline.config import ImageConfig
-from data_pipeline.errors import DataError
+from mezzotint.common.errors import UserError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 """Member extensions of images, in the order of preference."""
@@ -35,21 +35,21 @@ def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
         max_pixels: Larger images are refused from their header, before any pixel is decoded.
 
     Raises:
-        DataError: Not such a file, damaged, or too large.
+        UserError: Not such a file, damaged, or too large.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         width, height = image.size
         if width * height > max_pixels:
-            raise DataError(
+            raise UserError(
                 f"{name}: {width} x {height} pixels are more than data.image.max_pixels "
                 f"({max_pixels:,}); shrink or drop the image, or raise the limit"
             )
         return _on_white(ImageOps.exif_transpose(image))
     except _BOMBS as error:
-        raise DataError(f"{name}: too many pixels ({error}); shrink or drop the image") from error
+        raise UserError(f"{name}: too many pixels ({error}); shrink or drop the image") from error
     except _DAMAGE as error:
-        raise DataError(
+        raise UserError(
             f"{name}: not a readable PNG, JPEG or WebP image ({error}); replace or drop it"
         ) from error
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset, open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
 from data_pipeline.manifest import Attribute
+from mezzotint.common.errors import UserError
 
 _COMMON = 12
 
@@ -78,7 +78,7 @@ def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
         captions: Captions to read at most, from the first shards on.
 
     Raises:
-        DataError: There is no sound set.
+        UserError: There is no sound set.
     """
     dataset = open_dataset(DataConfig(url=url))
     manifest = dataset.manifest
@@ -113,7 +113,7 @@ def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128
     Pictures are shrunk to fit ``side`` x ``side`` pixels whatever ``data.image`` says.
 
     Raises:
-        DataError: The set has no images, or one is damaged.
+        UserError: The set has no images, or one is damaged.
     """
     indices = _spread(len(dataset), n)
     font = ImageFont.load_default(10)
@@ -135,7 +135,7 @@ def _picture(dataset: Dataset, index: int) -> Image.Image:
     entry = dataset.entry(index)
     extension = next((one for one in IMAGE_EXTENSIONS if one in entry.members), None)
     if extension is None:
-        raise DataError(f"{dataset.config.url}: '{entry.key}' has no image to show")
+        raise UserError(f"{dataset.config.url}: '{entry.key}' has no image to show")
     name = f"{dataset.config.url}: {entry.key}.{extension}"
     image = dataset.config.image
     limit = image.max_pixels if image else 50_000_000

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import LabelConfig
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry
 from data_pipeline.selection import check_values
+from mezzotint.common.errors import UserError
 
 
 def labels(
@@ -17,7 +17,7 @@ def labels(
     """The class of every one of `entries`, (n,).
 
     Raises:
-        DataError: an attribute or value that the set does not know, or a sample without a class.
+        UserError: an attribute or value that the set does not know, or a sample without a class.
     """
     samples = list(manifest.samples())
     check_values(manifest.name, samples, "data.label", config.attribute, config.values or ())
@@ -26,7 +26,7 @@ def labels(
     for number, entry in enumerate(entries):
         value = entry.attributes.get(config.attribute)
         if value not in places:
-            raise DataError(
+            raise UserError(
                 f"data.label: sample '{entry.key}' has {config.attribute} {value!r}, which is no "
                 f"class ({_range(config)}); name its value, or leave it out by data.select.where"
             )

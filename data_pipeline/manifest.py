@@ -14,8 +14,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data_pipeline import storage
-from data_pipeline.errors import DataError
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -133,11 +133,11 @@ def read_manifest(url: str) -> Manifest:
     """The manifest of the shard set in directory ``url``.
 
     Raises:
-        DataError: There is none, or it is not a valid manifest.
+        UserError: There is none, or it is not a valid manifest.
     """
     path = storage.join(url, MANIFEST_NAME)
     if not storage.exists(path):
-        raise DataError(
+        raise UserError(
             f"{path}: no such file; make it with `mezzotint data index {url}` for an existing "
             "tar set, or `mezzotint data pack` for anything else"
         )
@@ -146,7 +146,7 @@ def read_manifest(url: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise DataError(f"{path}: {where}: {first['msg']}; index the set again") from error
+        raise UserError(f"{path}: {where}: {first['msg']}; index the set again") from error
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import Selection
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry
+from mezzotint.common.errors import UserError
 
 _SHOWN = 12
 
@@ -16,7 +16,7 @@ def select(manifest: Manifest, selections: Sequence[Selection]) -> NDArray[np.in
     """Positions in the manifest, ascending, of the union of ``selections`` (none: all).
 
     Raises:
-        DataError: An unknown split, attribute or value, or nothing is left.
+        UserError: An unknown split, attribute or value, or nothing is left.
     """
     samples = list(manifest.samples())
     if selections:
@@ -25,13 +25,13 @@ def select(manifest: Manifest, selections: Sequence[Selection]) -> NDArray[np.in
     else:
         positions = list(range(len(samples)))
     if not positions:
-        raise DataError(f"data.select: no sample of '{manifest.name}' is left; widen it")
+        raise UserError(f"data.select: no sample of '{manifest.name}' is left; widen it")
     return np.asarray(positions, dtype=np.int64)
 
 
 def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) -> set[str]:
     if selection.split not in manifest.splits:
-        raise DataError(
+        raise UserError(
             f"data.select: '{manifest.name}' has no split '{selection.split}'; it has "
             f"{_listed(manifest.splits)}"
         )
@@ -39,7 +39,7 @@ def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) 
         check_values(manifest.name, samples, "data.select.where", name, values)
     keys = set(manifest.splits[selection.split].part(selection.part))
     if not keys:
-        raise DataError(
+        raise UserError(
             f"data.select: part '{selection.part}' of split '{selection.split}' of "
             f"'{manifest.name}' is empty; choose the other part"
         )
@@ -57,19 +57,19 @@ def check_values(
     """Refuse an attribute, or a value of it, that no sample has; `key` is the setting at fault.
 
     Raises:
-        DataError: it names what there is.
+        UserError: it names what there is.
     """
     known: set[Attribute] = {
         sample.attributes[name] for sample in samples if name in sample.attributes
     }
     if not known:
         names = {attribute for sample in samples for attribute in sample.attributes}
-        raise DataError(
+        raise UserError(
             f"{key}: no sample of '{set_name}' has an attribute '{name}'; there is {_listed(names)}"
         )
     for value in values:
         if value not in known:
-            raise DataError(
+            raise UserError(
                 f"{key}.{name}: no sample of '{set_name}' has '{value}'; there is "
                 f"{_listed(str(one) for one in known if one is not None)}"
             )

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline import storage
 from data_pipeline.cache import ShardCache
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardEntry
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 
 _OPEN_FILES = 128
 
@@ -18,18 +18,18 @@ def check_sizes(url: str, manifest: Manifest) -> None:
     """Compare the stored size of every shard with the manifest; reads none of them.
 
     Raises:
-        DataError: A shard is missing or has another size.
+        UserError: A shard is missing or has another size.
     """
     present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
     for shard in manifest.shards:
         path = storage.join(url, shard.name)
         if shard.name not in present:
-            raise DataError(
+            raise UserError(
                 f"{path}: this shard is in the manifest but not in the directory; copy it here "
                 f"again, or re-index with `mezzotint data index {url}`"
             )
         if present[shard.name] != shard.bytes:
-            raise DataError(
+            raise UserError(
                 f"{path}: does not match its manifest ({present[shard.name]:,} bytes, promised "
                 f"{shard.bytes:,}); copy it here again, or re-index with `mezzotint data index "
                 f"{url}`"
@@ -65,12 +65,12 @@ class ShardReader:
         """``size`` bytes at ``offset`` of the plain tar of shard number ``shard``.
 
         Raises:
-            DataError: The shard cannot be had or is shorter than its manifest says.
+            UserError: The shard cannot be had or is shorter than its manifest says.
         """
         with self._lock:
             content = os.pread(self._open(shard), size, offset)
         if len(content) != size:
-            raise DataError(
+            raise UserError(
                 f"{storage.join(self.url, self.shards[shard].name)}: ends before byte "
                 f"{offset + size:,}, so it does not match its manifest; run `mezzotint data "
                 f"verify {self.url}`"
@@ -108,7 +108,7 @@ class ShardReader:
                 return os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 continue
-        raise DataError(
+        raise UserError(
             f"{self.cache.directory}: copies vanish before they are read; raise "
             "MEZZOTINT_CACHE_BYTES to hold data.shuffle_block shards for every process"
         )
@@ -117,4 +117,4 @@ class ShardReader:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(f"{path}: shard cannot be opened ({error.strerror})") from error
+            raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline import storage
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset, collate
-from data_pipeline.errors import DataError
-from data_pipeline.order import epoch_order, shard_blocks
+from data_pipeline.sample_order import epoch_order, shard_blocks
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 
 __all__ = ["Batch", "Stream", "StreamState"]
 
 _AHEAD = 4
 """Batches made ahead of the training step."""
 
-Visit = tuple[int, int]
+SampleRef = tuple[int, int]
 """(epoch, sample number)."""
 
 
@@ -46,7 +46,7 @@ class StreamState:
         """Back from ``to_json``.
 
         Raises:
-            DataError: Something else was given.
+            UserError: Something else was given.
         """
         match dict(fields):
             case {
@@ -56,7 +56,7 @@ class StreamState:
                 "fingerprint": str(fingerprint),
             }:
                 return cls(epoch, consumed, seed, fingerprint)
-        raise DataError(f"not the state of a stream: {dict(fields)}")
+        raise UserError(f"not the state of a stream: {dict(fields)}")
 
 
 class Stream:
@@ -75,7 +75,7 @@ class Stream:
         state: Where to go on; None: at the beginning.
 
     Raises:
-        DataError: Impossible numbers, or a state of other data or another seed.
+        UserError: Impossible numbers, or a state of other data or another seed.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class Stream:
         state: StreamState | None = None,
     ) -> None:
         if not (0 <= rank < world):
-            raise DataError(f"rank {rank} of {world} processes: it must be 0 to {world - 1}")
+            raise UserError(f"rank {rank} of {world} processes: it must be 0 to {world - 1}")
         if global_batch < 1 or global_batch % world:
-            raise DataError(
+            raise UserError(
                 f"a global batch of {global_batch} cannot be shared by {world} processes; choose "
                 f"a multiple of {world}"
             )
         if seed < 0:
-            raise DataError(f"seed {seed}: it must be at least 0")
+            raise UserError(f"seed {seed}: it must be at least 0")
         self.dataset = dataset
         self.global_batch = global_batch
         self.rank = rank
@@ -117,7 +117,7 @@ class Stream:
             return self._from_processes()
         return self._from_thread()
 
-    def visits(self) -> Iterator[list[Visit]]:
+    def visits(self) -> Iterator[list[SampleRef]]:
         """What the batches consist of: this rank's (epoch, sample number) pairs."""
         share = self.global_batch // self.world
         start = self._start
@@ -133,17 +133,17 @@ class Stream:
 
     def _check_state(self) -> None:
         if self.state.fingerprint != self.dataset.fingerprint:
-            raise DataError(
+            raise UserError(
                 f"{self.dataset.config.url}: this run was started on other data (or another "
                 "selection or shuffle_block), so it cannot go on; restore them or start a new run"
             )
         if self.state.seed != self.seed:
-            raise DataError(
+            raise UserError(
                 f"seed {self.seed}: this run was started with seed {self.state.seed}, so it "
                 "cannot go on with another; restore it or start a new run"
             )
         if self.state.epoch < 0 or not 0 <= self.state.consumed < len(self.dataset):
-            raise DataError(
+            raise UserError(
                 f"stream state: {self.state.consumed} samples consumed of {len(self.dataset)}"
             )
 
@@ -154,15 +154,15 @@ class Stream:
             self._orders[epoch] = _Epoch.of(self.dataset, self.seed, epoch)
         return self._orders[epoch]
 
-    def _visits(self, start: int, count: int) -> list[Visit]:
-        visits: list[Visit] = []
+    def _visits(self, start: int, count: int) -> list[SampleRef]:
+        visits: list[SampleRef] = []
         while len(visits) < count:
             epoch, offset = divmod(start + len(visits), len(self.dataset))
             part = self._epoch(epoch).order[offset : offset + count - len(visits)]
             visits.extend((epoch, index) for index in part.tolist())
         return visits
 
-    def _prefetch(self, start: int, before: Visit | None) -> Visit:
+    def _prefetch(self, start: int, before: SampleRef | None) -> SampleRef:
         """Fetch the next block of shards whenever a new one is entered."""
         epoch, offset = divmod(start, len(self.dataset))
         blocks = self._epoch(epoch)
@@ -205,7 +205,7 @@ class Stream:
     def _from_processes(self) -> Iterator[Batch]:
         # Forked workers share this process's memory, but not a remote file system's event loop.
         local = storage.is_local(self.dataset.config.url)
-        loader: DataLoader[Batch | DataError] = DataLoader(
+        loader: DataLoader[Batch | UserError] = DataLoader(
             _Loader(self.dataset, self.seed),
             batch_size=None,
             sampler=self.visits(),
@@ -234,14 +234,14 @@ class _Epoch:
         return cls(epoch_order(dataset.shard_sizes, seed, epoch, block), shards, ends)
 
 
-class _Loader(TorchDataset[Batch | DataError]):
+class _Loader(TorchDataset[Batch | UserError]):
     """Makes the batch of a list of visits. Returns errors: torch would bury their sentence."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
 
-    def __getitem__(self, visits: list[Visit]) -> Batch | DataError:
+    def __getitem__(self, visits: list[SampleRef]) -> Batch | UserError:
         try:
             return collate(
                 [
@@ -249,7 +249,7 @@ class _Loader(TorchDataset[Batch | DataError]):
                     for epoch, index in visits
                 ]
             )
-        except DataError as error:
+        except UserError as error:
             return error
 
 

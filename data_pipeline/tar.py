@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline import storage
-from data_pipeline.errors import DataError
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _BLOCK = 512
@@ -43,7 +43,7 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
     insists on the zero blocks that end one.
 
     Raises:
-        DataError: Not a whole tar archive.
+        UserError: Not a whole tar archive.
     """
     samples: list[TarSample] = []
     end = 0
@@ -58,14 +58,14 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
                 if not samples or samples[-1].key != key:
                     samples.append(TarSample(key, {}))
                 if extension in samples[-1].members:
-                    raise DataError(f"{name}: '{member.name}' is in the archive twice")
+                    raise UserError(f"{name}: '{member.name}' is in the archive twice")
                 samples[-1].members[extension] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: not a whole tar archive ({error}); copy it again") from error
+        raise UserError(f"{name}: not a whole tar archive ({error}); copy it again") from error
     with path.open("rb") as file:
         file.seek(end)
         if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
-            raise DataError(
+            raise UserError(
                 f"{name}: the tar archive is cut or corrupt after byte {end:,}; copy it again"
             )
     return samples
@@ -86,7 +86,7 @@ def local_tar(url: str) -> Iterator[LocalTar]:
     """The tar behind ``url``: itself, or temporary copies. A remote one is fetched once.
 
     Raises:
-        DataError: It cannot be read or expanded.
+        UserError: It cannot be read or expanded.
     """
     with tempfile.TemporaryDirectory(prefix="mezzotint-") as directory:
         if storage.is_local(url):
@@ -102,9 +102,9 @@ def local_tar(url: str) -> Iterator[LocalTar]:
             with gzip.open(stored) as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{url}: damaged gzip file ({error}); copy it again") from error
+            raise UserError(f"{url}: damaged gzip file ({error}); copy it again") from error
         except FileNotFoundError as error:
-            raise DataError(f"{url}: no such file") from error
+            raise UserError(f"{url}: no such file") from error
         yield LocalTar(stored, plain)
 
 

@@ -5,10 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_pipeline import storage
-from data_pipeline.build import Progress
 from data_pipeline.cache import file_digest
-from data_pipeline.errors import DataError
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import (
     Manifest,
@@ -17,9 +14,12 @@ from data_pipeline.manifest import (
     read_manifest,
     write_manifest,
 )
-from data_pipeline.sources import json_attributes
-from data_pipeline.storage_errors import CredentialsError, TransientError
+from data_pipeline.packing.shard_writer import Progress
+from data_pipeline.packing.sources import json_attributes
 from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import CredentialsError, TransientError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def verify(url: str, progress: Progress | None = None) -> VerifyReport:
     """Compare every shard of the set at ``url`` with the manifest, byte for byte.
 
     Raises:
-        DataError: There is no manifest to compare with.
+        UserError: There is no manifest to compare with.
     """
     manifest = read_manifest(url)
     present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
@@ -73,11 +73,11 @@ def index(
         The manifest, and the samples left out with the reason.
 
     Raises:
-        DataError: No tars, a damaged one, or keys that repeat.
+        UserError: No tars, a damaged one, or keys that repeat.
     """
     names = sorted(name for name in storage.sizes(url) if name.endswith((".tar", ".tar.gz")))
     if not names:
-        raise DataError(f"{url}: no .tar or .tar.gz file in this directory")
+        raise UserError(f"{url}: no .tar or .tar.gz file in this directory")
     left_out: list[str] = []
     shards: list[ShardEntry] = []
     for number, file in enumerate(names, 1):
@@ -94,7 +94,7 @@ def index(
             shards=tuple(shards),
         )
     except ValidationError as error:
-        raise DataError(
+        raise UserError(
             f"{url}: {error.errors()[0]['msg']}; write it anew with `mezzotint data pack {url} OUT`"
         ) from error
     write_manifest(url, manifest)
@@ -109,7 +109,7 @@ def _differences(path: str, shard: ShardEntry) -> list[str]:
             found = {one.key: one.members for one in index_tar(tar.plain, shard.name)}
     except (CredentialsError, TransientError):
         raise
-    except DataError as error:
+    except UserError as error:
         return [str(error)]
     return [
         f"{path}: '{one.key}' does not lie where the manifest says"

@@ -20,13 +20,13 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from evaluation import fid
-from evaluation.config import DiffusionSystem
-from evaluation.features import EfficientNetLite0, FeatureNetwork
-from evaluation.painting import DiffusionDrawer, Wish
-from evaluation.pixels import to_bytes
-from launch.pictures import Pictures, pictures_of_set
-from launch.targets import target_of
+from evaluation.metrics import fid
+from evaluation.metrics.features import EfficientNetLite0, FeatureNetwork
+from launch.sampling.inputs import Pictures, pictures_of_set
+from launch.sampling.model_lookup import target_of
+from mezzotint.inference.config import DiffusionSystem
+from mezzotint.inference.diffusion import DiffusionDrawer, Wish
+from mezzotint.inference.images import to_bytes
 from models.diffusion.sampling import DiffusionSampling
 
 matplotlib.use("Agg")

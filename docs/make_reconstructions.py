@@ -18,12 +18,12 @@ from torch import Tensor
 
 from data_pipeline.dataset import Dataset
 from evaluation.config import PicturesConfig
-from evaluation.pixels import to_bytes
 from evaluation.reconstruction import open_pictures, read_autoencoder
 from evaluation.samples import choose
 from evaluation.tables import Axis, Table
+from mezzotint.inference.images import to_bytes
 
-COMMAND = [sys.executable, "-m", "launch.cli"]
+COMMAND = [sys.executable, "-m", "launch.cli.main"]
 SHOWCASE = "recipes/pipelines/autoencoders.yaml"
 IMAGES = Path(__file__).parent / "images"
 PICTURES = PicturesConfig(url="data/emoji")

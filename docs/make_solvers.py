@@ -14,7 +14,7 @@ import matplotlib
 import torch
 
 from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.schedule import EDMScheduleConfig
+from models.diffusion.schedules.schedule import EDMScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.dpm_solver_2 import DPMSolver2
 from models.diffusion.solvers.dpm_solver_3 import DPMSolver3

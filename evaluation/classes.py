@@ -11,18 +11,18 @@ from torch import Tensor
 
 from data_pipeline.config import LabelConfig
 from data_pipeline.dataset import open_dataset
-from evaluation import fid
 from evaluation.config import ClassEvaluation, ReferenceConfig
-from evaluation.errors import EvaluationError
-from evaluation.intervals import wilson
-from evaluation.painting import DiffusionDrawer, Painted, Wish
-from evaluation.probe import LinearProbe
+from evaluation.metrics import fid
+from evaluation.metrics.intervals import wilson
+from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.report import FILE
-from evaluation.rng import keyed_generator, keyed_seed
-from evaluation.run import Progress, phase
 from evaluation.samples import write_text
 from evaluation.tables import Axis, Table
-from models.diffusion.sampling import Calls
+from evaluation.text_to_image import Progress, phase
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator, keyed_seed
+from mezzotint.inference.diffusion import DiffusionDrawer, Painted, Wish
+from models.diffusion.sampling import NFE
 
 SHEET = "grid_classes.png"
 PROBE = (
@@ -31,7 +31,7 @@ PROBE = (
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Pictures (N, H, W, 3) uint8 and their classes (N,)."""
 
     pictures: Tensor
@@ -40,7 +40,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Seen:
+class FeatureSet:
     """Pictures as the feature network sees them."""
 
     features: Tensor
@@ -56,13 +56,13 @@ def evaluate_classes(
     the first.
 
     Raises:
-        EvaluationError, DataError, ModelError: something that is read is missing or does not fit.
+        UserError: something that is read is missing or does not fit.
     """
     tell = progress or (lambda *_: None)
     drawer = DiffusionDrawer.load(config.system, config.precision)
     names = class_names(config.classes)
     if drawer.diffusion.classes != len(names):
-        raise EvaluationError(
+        raise UserError(
             f"classes: {len(names)} are named, but {config.system.model} draws "
             f"{drawer.diffusion.classes or 'no classes'}; name those of its recipe (data.label)"
         )
@@ -72,7 +72,9 @@ def evaluate_classes(
         for part in ("train", "test")
     }
     seen = {
-        part: Seen(network(each.pictures, progress=phase(tell, f"features_{part}")), each.labels)
+        part: FeatureSet(
+            network(each.pictures, progress=phase(tell, f"features_{part}")), each.labels
+        )
         for part, each in real.items()
     }
     probe = LinearProbe.fit(seen["train"].features, seen["train"].labels, len(names))
@@ -83,7 +85,7 @@ def evaluate_classes(
         painted = paint(config, drawer, asked, scale, tell)
         features = network(painted.pictures, progress=phase(tell, "features"))
         tree["guidance"][f"{scale:g}"] = {
-            **judged(probe, Seen(features, asked), names),
+            **judged(probe, FeatureSet(features, asked), names),
             network.metric: distance(features, train),
             "network_calls": painted.calls.network,
         }
@@ -99,23 +101,23 @@ def class_names(config: LabelConfig) -> tuple[str, ...]:
 
 def pictures_of(
     config: ReferenceConfig, label: LabelConfig, part: Literal["train", "test"], size: int
-) -> Labelled:
+) -> LabelledImages:
     """The real pictures of a part of the split that have one of the classes.
 
     Raises:
-        EvaluationError: a class has no picture in that part.
+        UserError: a class has no picture in that part.
     """
     dataset = open_dataset(config.part_of(part, size, label))
     samples = [dataset.sample(index) for index in range(len(dataset))]
     labels = torch.tensor([sample.label for sample in samples])
     for place, name in enumerate(class_names(label)):
         if not (labels == place).any():
-            raise EvaluationError(
+            raise UserError(
                 f"classes: the {part} part of split {config.split} holds no {name}; choose "
                 "another split, or leave the class out"
             )
     pictures = torch.stack([torch.tensor(sample.image) for sample in samples])
-    return Labelled(pictures, labels, dataset.manifest.fingerprint)
+    return LabelledImages(pictures, labels, dataset.manifest.fingerprint)
 
 
 def paint(
@@ -127,7 +129,7 @@ def paint(
     """
     sampling = config.system.sampling.model_copy(update={"guidance": scale})
     system = config.system.model_copy(update={"sampling": sampling})
-    steered, done, calls = replace(drawer, config=system), phase(tell, "draw"), Calls()
+    steered, done, calls = replace(drawer, config=system), phase(tell, "draw"), NFE()
     wishes = [
         Wish(keyed_seed(config.seed, place), label=int(label)) for place, label in enumerate(asked)
     ]
@@ -140,7 +142,7 @@ def paint(
     return Painted(torch.cat(pictures), calls)
 
 
-def judged(probe: LinearProbe, seen: Seen, names: tuple[str, ...]) -> dict[str, Any]:
+def judged(probe: LinearProbe, seen: FeatureSet, names: tuple[str, ...]) -> dict[str, Any]:
     """How often the classifier names the class that was asked for, in all and by class."""
     right = (probe(seen.features) == seen.labels).double()
     return {
@@ -176,9 +178,9 @@ def balanced(labels: Tensor, seed: int) -> Tensor:
 def report(
     config: ClassEvaluation,
     drawer: DiffusionDrawer,
-    real: Mapping[str, Labelled],
+    real: Mapping[str, LabelledImages],
     features: Mapping[str, object],
-    seen: Mapping[str, Seen],
+    seen: Mapping[str, FeatureSet],
     probe: LinearProbe,
 ) -> dict[str, Any]:
     """The tree of evaluation.json, before anything is drawn."""

@@ -1,107 +1,13 @@
 """What is drawn, with which settings, and what it is judged against."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
-from evaluation.features import EfficientNetLite0, FeatureConfig
-from models.autoregressive.decoding import Sampling
-from models.diffusion.sampling import DiffusionSampling
-from models.systems.cascade import StageSampling
-
-Precision = Literal["auto", "fp32", "bf16"]
-"""Arithmetic while drawing; `auto` is bf16 where the processor multiplies bf16, else fp32."""
-
-
-class OpenClip(BaseModel, frozen=True, extra="forbid"):
-    """A pretrained open_clip checkpoint on disk, where a CLIP model directory could stand."""
-
-    kind: Literal["open_clip"] = "open_clip"
-    architecture: str = Field(min_length=1)
-    """open_clip's name for it. OpenAI's weights belong to the `-quickgelu` names: the plain ones
-    accept the file and compute other features."""
-    checkpoint: str = Field(min_length=1)
-    """A safetensors file or torch state dict; nothing is downloaded."""
-
-
-def _form(value: object) -> str:
-    return "directory" if isinstance(value, str) else "open_clip"
-
-
-ClipSource = Annotated[
-    Annotated[str, Tag("directory")] | Annotated[OpenClip, Tag("open_clip")],
-    Discriminator(_form),
-]
-"""A CLIP model: a model directory, or a mapping that names an open_clip checkpoint."""
-
-
-class _Ranked(BaseModel, frozen=True, extra="forbid"):
-    """Draws candidates, of which a CLIP model chooses."""
-
-    ranker: ClipSource | None = None
-    """CLIP model; without it there is one candidate per caption."""
-    candidates: int = Field(default=16, gt=0)
-    sampling: Sampling = Sampling()
-
-    @model_validator(mode="after")
-    def _candidates_need_a_ranker(self) -> Self:
-        if self.ranker is None and self.candidates > 1:
-            raise ValueError("candidates can only be ranked by a CLIP model: set ranker")
-        return self
-
-
-class DalleSystem(_Ranked, frozen=True, extra="forbid"):
-    """Transformer prior and the decoder of its codes; a CLIP model ranks each caption's candidates.
-
-    `dvae` is the autoencoder whose codes the prior draws: a dVAE, or one with a single codebook,
-    such as a VQ-GAN.
-    """
-
-    kind: Literal["dalle"] = "dalle"
-    prior: str
-    dvae: str
-
-
-class HierarchySystem(_Ranked, frozen=True, extra="forbid"):
-    """VQ-VAE-2 with a prior per level, the coarsest first. Guidance acts on the coarsest."""
-
-    kind: Literal["hierarchy"] = "hierarchy"
-    priors: tuple[str, ...] = Field(min_length=2)
-    autoencoder: str
-
-
-class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
-    """Text-conditional base decoder and super-resolution model."""
-
-    kind: Literal["cascade"] = "cascade"
-    base: str
-    upsampler: str
-    base_sampling: StageSampling = StageSampling(steps=25, guidance=2.0)
-    upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
-
-
-class DiffusionSystem(BaseModel, frozen=True, extra="forbid"):
-    """One diffusion model that draws by itself; a noisy classifier can steer it to a class."""
-
-    kind: Literal["diffusion"] = "diffusion"
-    model: str
-    classifier: str | None = None
-    negative: str | None = None
-    """Caption that guidance leads away from; the empty one if None."""
-    sampling: DiffusionSampling = DiffusionSampling()
-
-    @model_validator(mode="after")
-    def _steered_by_something(self) -> Self:
-        if self.sampling.classifier_scale and self.classifier is None:
-            raise ValueError("sampling.classifier_scale: set classifier, a noisy_classifier")
-        return self
-
-
-SystemConfig = Annotated[
-    DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem, Field(discriminator="kind")
-]
+from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
+from mezzotint.inference.config import ClipSource, DiffusionSystem, Precision, SystemConfig
 
 
 class _Real(BaseModel, frozen=True, extra="forbid"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from evaluation.pixels import to_pil
+from mezzotint.inference.images import to_pil
 
 INK, PALE, PAPER, RIGHT, WRONG = "#1c1c1c", "#767676", "#ffffff", "#2e7d4f", "#b4482f"
 

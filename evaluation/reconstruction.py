@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.dataset import Dataset, open_dataset
-from evaluation import fid, grids
+from evaluation import grids
 from evaluation.config import PicturesConfig, ReconstructionEvaluation
-from evaluation.errors import EvaluationError
-from evaluation.features import FeatureNetwork
-from evaluation.fidelity import PSNR_DEFINITION, SSIM_DEFINITION, psnr, ssim
-from evaluation.intervals import Score, bootstrap_mean
-from evaluation.loading import Arithmetic, computes_in_bf16
-from evaluation.pixels import to_bytes
+from evaluation.metrics import fid
+from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.image_similarity import PSNR_DEFINITION, SSIM_DEFINITION, psnr, ssim
+from evaluation.metrics.intervals import Score, bootstrap_mean
 from evaluation.report import FILE
-from evaluation.rng import keyed_generator
-from evaluation.run import Progress, phase
 from evaluation.samples import choose, write_text
+from evaluation.text_to_image import Progress, phase
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.images import to_bytes
+from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16
 from models import store
 from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import perplexity
@@ -33,7 +34,7 @@ Model = DVAE | Autoencoder | VQVAE2
 
 
 @dataclass
-class Tally:
+class Accumulator:
     """What is gathered over the pictures."""
 
     psnr: list[Tensor] = field(default_factory=list)
@@ -57,17 +58,17 @@ def evaluate_reconstruction(
     tree of the first.
 
     Raises:
-        EvaluationError, DataError, ModelError: something that is read is missing or does not fit.
+        UserError: something that is read is missing or does not fit.
     """
     model = read_autoencoder(config.autoencoder)
     dataset = open_pictures(config.pictures, model.image_size)
     network = None if config.features is None else config.features.build()
     tell = phase(progress or (lambda *_: None), "reconstruct")
-    arithmetic = Arithmetic(computes_in_bf16(config.precision))
+    arithmetic = AutocastPolicy(computes_in_bf16(config.precision))
     chosen = choose(dataset.keys(), config.pictures.limit, config.seed)
     if len(chosen) < 2:
-        raise EvaluationError(f"pictures: {len(chosen)} were selected; at least 2 are needed")
-    tally = Tally()
+        raise UserError(f"pictures: {len(chosen)} were selected; at least 2 are needed")
+    tally = Accumulator()
     for first in range(0, len(chosen), config.batch):
         part = chosen[first : first + config.batch]
         take(tally, model, dataset, part, network, arithmetic, config)
@@ -88,12 +89,12 @@ def read_autoencoder(directory: str) -> Model:
     """The autoencoder of a model directory.
 
     Raises:
-        EvaluationError: it holds another kind of model.
+        UserError: it holds another kind of model.
     """
     model: nn.Module = store.load(directory)
     if not isinstance(model, DVAE | Autoencoder | VQVAE2):
         kind = store.describe(directory).config.kind
-        raise EvaluationError(f"autoencoder: {directory} holds a {kind}; name an autoencoder")
+        raise UserError(f"autoencoder: {directory} holds a {kind}; name an autoencoder")
     return model
 
 
@@ -104,12 +105,12 @@ def open_pictures(config: PicturesConfig, image_size: int) -> Dataset:
 
 @torch.inference_mode()
 def take(
-    tally: Tally,
+    tally: Accumulator,
     model: Model,
     dataset: Dataset,
     chosen: list[int],
     network: FeatureNetwork | None,
-    arithmetic: Arithmetic,
+    arithmetic: AutocastPolicy,
     config: ReconstructionEvaluation,
 ) -> None:
     """Reconstruct one batch and take it into the tally."""
@@ -146,8 +147,8 @@ def report(
     model: Model,
     dataset: Dataset,
     network: FeatureNetwork | None,
-    arithmetic: Arithmetic,
-    tally: Tally,
+    arithmetic: AutocastPolicy,
+    tally: Accumulator,
 ) -> dict[str, Any]:
     """The tree of evaluation.json."""
     described = store.describe(config.autoencoder)

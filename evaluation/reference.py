@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation.config import ReferenceConfig
-from evaluation.errors import EvaluationError
+from mezzotint.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ def load(
     """Read both parts of the split at the size of the samples.
 
     Raises:
-        DataError: the set, the split or a picture cannot be read.
-        EvaluationError: the split is called `train`, or holds no test pictures.
+        UserError: the set, the split or a picture cannot be read.
+        UserError: the split is called `train`, or holds no test pictures.
     """
     if config.split == "train":
-        raise EvaluationError("reference.split: 'train' is the name of a part; rename the split")
+        raise UserError("reference.split: 'train' is the name of a part; rename the split")
     tests = open_dataset(config.part_of("test", image_size))
     trains = open_dataset(config.part_of("train", image_size))
     if len(tests) == 0:
-        raise EvaluationError(f"reference.split: {config.split} of {config.url} has no test part")
+        raise UserError(f"reference.split: {config.split} of {config.url} has no test part")
     total = len(tests) + len(trains)
     tell = progress or (lambda done, total: None)
     held_out = _pictures(tests, lambda done: tell(done, total))
@@ -70,7 +70,7 @@ def _pictures(dataset: Dataset, progress: Callable[[int], None]) -> Tensor:
     for index in range(len(dataset)):
         image = dataset.sample(index).image
         if image is None:
-            raise EvaluationError(f"{dataset.config.url}: holds no images; set reference.url")
+            raise UserError(f"{dataset.config.url}: holds no images; set reference.url")
         pictures.append(torch.tensor(image))
         progress(index + 1)
     return torch.stack(pictures)

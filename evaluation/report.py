@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.intervals import Score
+from evaluation.metrics.intervals import Score
 from evaluation.samples import write_text
 
 FILE = "evaluation.json"

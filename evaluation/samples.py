@@ -6,16 +6,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.errors import EvaluationError
-from evaluation.pixels import from_pil, to_pil
-from evaluation.rng import keyed_seed
-from models.diffusion.sampling import Calls
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_seed
+from mezzotint.inference.generator import Drawn, System
+from mezzotint.inference.images import from_pil, to_pil
 
 INDEX = "samples.jsonl"
 
@@ -28,37 +27,6 @@ class Row:
     key: str
     caption: str
     repeat: int
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Candidates (B, N, H, W, 3) uint8 and, if they were ranked, their scores (B, N)."""
-
-    pictures: Tensor
-    scores: Tensor | None
-    calls: Calls | None = None
-    """Of the networks that drew them, a batch at a time; None where they are not counted."""
-
-
-class System(Protocol):
-    """Anything that draws pictures for captions."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        ...
-
-    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
-        """Draw every caption; the same captions and seed give the same pictures."""
-        ...
-
-    def reconstruct(self, pictures: Tensor) -> Tensor | None:
-        """Pictures (n, H, W, 3) uint8 as this system could draw them at best; None: as they are."""
-        ...
-
-    def protocol(self) -> Mapping[str, object]:
-        """Models with digests, sampler, steps, guidance: what is needed to draw the same again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +72,7 @@ def draw(
     before: a block gives the same pictures wherever it stands and whatever follows it.
     """
     if not rows:
-        raise EvaluationError("limit: no caption is left to draw; raise limit.test or limit.train")
+        raise UserError("limit: no caption is left to draw; raise limit.test or limit.train")
     drawn: list[Drawn] = []
     for start in range(0, len(rows), batch):
         block = rows[start : start + batch]
@@ -162,7 +130,7 @@ def read(directory: Path) -> SampleSet:
     """Read back what `write` wrote.
 
     Raises:
-        EvaluationError: no index, or a picture it names is missing.
+        UserError: no index, or a picture it names is missing.
     """
     try:
         lines = (directory / INDEX).read_text(encoding="utf-8").splitlines()
@@ -172,7 +140,7 @@ def read(directory: Path) -> SampleSet:
             for entry in entries
         ]
     except OSError as error:
-        raise EvaluationError(f"{directory}: is not a whole sample set ({error})") from error
+        raise UserError(f"{directory}: is not a whole sample set ({error})") from error
     pictures = [torch.stack(torch.split(strip, strip.shape[0], dim=1)) for strip in strips]
     ranked = all("scores" in entry for entry in entries)
     return SampleSet(

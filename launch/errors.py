@@ -1,8 +1,4 @@
-"""What the command line refuses, said in one sentence."""
-
-
-class LaunchError(Exception):
-    """Bad input: the message names the file, key or option and the next step."""
+"""How training on this machine ends early."""
 
 
 class Stopped(Exception):

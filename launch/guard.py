@@ -8,11 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_pipeline.errors import DataError
-from evaluation.errors import EvaluationError
-from launch.errors import LaunchError
-from models.errors import ModelError
-from trainer.errors import TrainError
+from mezzotint.common.errors import UserError
 
 BAD_INPUT = 2
 
@@ -21,7 +17,7 @@ def guarded(entry: Callable[[], None]) -> None:
     """Run an entry point; known refusals become `error: ...` on stderr."""
     try:
         entry()
-    except (DataError, EvaluationError, LaunchError, ModelError, TrainError) as error:
+    except UserError as error:
         refuse(str(error))
     except ValidationError as error:
         from trainer.recipe import explain

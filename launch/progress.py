@@ -25,7 +25,7 @@ FILE = "progress.json"
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProgressState:
     """How far a stage is: `done` of `total` in the phase it is in, and a few words.
 
     Times are seconds; `time` since 1970. What is not known yet is None.
@@ -42,10 +42,10 @@ class Standing:
     """Of this phase, at the mean speed since its first report."""
 
 
-def read_standing(directory: Path) -> Standing | None:
+def read_standing(directory: Path) -> ProgressState | None:
     """The last standing a stage has written; None where there is none that can be read."""
     try:
-        standing = Standing(**json.loads((directory / FILE).read_text(encoding="utf-8")))
+        standing = ProgressState(**json.loads((directory / FILE).read_text(encoding="utf-8")))
         counts = (standing.done, standing.total, standing.time)
         return standing if all(isinstance(count, int | float) for count in counts) else None
     except (OSError, ValueError, TypeError):
@@ -106,7 +106,7 @@ class Reporter:
         if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
-            standing = Standing(phase, done, total, note, now, dict(metrics or {}), left)
+            standing = ProgressState(phase, done, total, note, now, dict(metrics or {}), left)
             write_json(self._directory / FILE, asdict(standing))
         if self._bar:
             if self._task is None:

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.errors import ModelError
-from models.nn.images import resized
+from mezzotint.common.errors import UserError
+from models.nn.patchify import resized
 from models.torchvision_compat import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -187,16 +187,16 @@ def text_width(architecture: str) -> int:
     """Width of the text tower of an open_clip architecture.
 
     Raises:
-        ModelError: open_clip knows no such architecture, or one without a plain text tower.
+        UserError: open_clip knows no such architecture, or one without a plain text tower.
     """
     ensure_torchvision()
     import open_clip
 
     shape = open_clip.get_model_config(architecture)
     if shape is None:
-        raise ModelError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+        raise UserError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
     if shape.get("custom_text") or needs_hugging_face(shape, architecture):
-        raise ModelError(
+        raise UserError(
             f"architecture '{architecture}' has a text tower of its own kind; choose a CLIP "
             "(e.g. ViT-L-14)"
         )
@@ -217,7 +217,7 @@ class PretrainedClip(nn.Module):
         """Load `checkpoint` (a state dict or safetensors file) into open_clip's `architecture`.
 
         Raises:
-            ModelError: unknown architecture or one whose tokenizer is not open_clip's own, or a
+            UserError: unknown architecture or one whose tokenizer is not open_clip's own, or a
                 file that is not there or does not fit it.
         """
         super().__init__()
@@ -225,24 +225,24 @@ class PretrainedClip(nn.Module):
         import open_clip
 
         if architecture not in open_clip.list_models():
-            raise ModelError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+            raise UserError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
         if needs_hugging_face(open_clip.get_model_config(architecture), architecture):
-            raise ModelError(
+            raise UserError(
                 f"architecture '{architecture}' takes a tokenizer from Hugging Face; choose one "
                 "with open_clip's own tokenizer (e.g. ViT-B-32)"
             )
         if not Path(checkpoint).is_file():
-            raise ModelError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
+            raise UserError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
         self.clip = open_clip.create_model(architecture, load_weights=False)
         safe = checkpoint.endswith(".safetensors")
         if not safe and not is_zipfile(checkpoint):
-            raise ModelError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
+            raise UserError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
         try:
             open_clip.load_checkpoint(self.clip, checkpoint)
         except UNFIT as error:
             # open_clip's own words name every tensor
             found = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
-            raise ModelError(
+            raise UserError(
                 f"{checkpoint}: not a checkpoint of {architecture}; give the architecture it was "
                 f"trained as ({found})"
             ) from error

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.errors import ModelError
+from mezzotint.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Form:
+class WeightMapping:
     """How one weight of ours lies in one or several of theirs."""
 
     read: Callable[[Sequence[Tensor]], Tensor]
@@ -23,28 +23,30 @@ def _contiguous(parts: Sequence[Tensor]) -> list[Tensor]:
     return [part.contiguous() for part in parts]
 
 
-SAME = Form(lambda parts: parts[0], lambda own: [own])
+SAME = WeightMapping(lambda parts: parts[0], lambda own: [own])
 
 
-def joined(count: int) -> Form:
+def joined(count: int) -> WeightMapping:
     """Ours are `count` of theirs, one after the other along the first dimension."""
-    return Form(lambda parts: torch.cat(list(parts)), lambda own: _contiguous(own.chunk(count)))
+    return WeightMapping(
+        lambda parts: torch.cat(list(parts)), lambda own: _contiguous(own.chunk(count))
+    )
 
 
-def pointwise(dimensions: int) -> Form:
+def pointwise(dimensions: int) -> WeightMapping:
     """A linear layer that is a convolution of one place over `dimensions` there."""
     ones = (1,) * dimensions
 
     def write(own: Tensor) -> list[Tensor]:
         return [own.reshape(*own.shape, *ones)]
 
-    return Form(lambda parts: parts[0].flatten(1), write)
+    return WeightMapping(lambda parts: parts[0].flatten(1), write)
 
 
-def reordered(order: Tensor, then: Form = SAME) -> Form:
+def reordered(order: Tensor, then: WeightMapping = SAME) -> WeightMapping:
     """Row i of ours is row `order[i]` of theirs, which is of the form `then`."""
     back = order.argsort()
-    return Form(
+    return WeightMapping(
         lambda parts: then.read(parts)[order], lambda own: _contiguous(then.write(own[back]))
     )
 
@@ -55,10 +57,10 @@ class Weight:
 
     ours: str
     theirs: tuple[str, ...]
-    form: Form = SAME
+    form: WeightMapping = SAME
 
 
-def layer(ours: str, theirs: str, form: Form = SAME, *, bias: bool = True) -> list[Weight]:
+def layer(ours: str, theirs: str, form: WeightMapping = SAME, *, bias: bool = True) -> list[Weight]:
     """The weight and the bias of a layer; the form is the weight's."""
     found = [Weight(f"{ours}.weight", (f"{theirs}.weight",), form)]
     return [*found, Weight(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
@@ -70,19 +72,19 @@ def imported(
     """The state dict of `network` (on the meta device is enough) from one with their names.
 
     Raises:
-        ModelError: weights that are missing, unexpected, or of another shape, each by its name.
+        UserError: weights that are missing, unexpected, or of another shape, each by its name.
     """
     wanted = _shapes(layout, network)
     missing = [name for name in wanted if name not in weights]
     unexpected = [name for name in weights if name not in wanted]
     if missing or unexpected:
-        raise ModelError(
+        raise UserError(
             f"weights do not fit the model: {_some('missing', missing)}; "
             f"{_some('unexpected', unexpected)}"
         )
     for name, shape in wanted.items():
         if weights[name].shape != shape:
-            raise ModelError(
+            raise UserError(
                 f"weight {name} has shape {tuple(weights[name].shape)}, the model needs "
                 f"{tuple(shape)}"
             )
@@ -106,7 +108,7 @@ def _shapes(layout: Sequence[Weight], network: nn.Module) -> dict[str, torch.Siz
     own = {name: value.to("meta") for name, value in network.state_dict().items()}
     left = set(own) - {each.ours for each in layout}
     if left:
-        raise ModelError(f"this model has weights that have no place there: {sorted(left)[:3]}")
+        raise UserError(f"this model has weights that have no place there: {sorted(left)[:3]}")
     return {name: part.shape for name, part in exported(layout, own).items()}
 
 

@@ -9,9 +9,9 @@ from typing import Literal, Protocol, assert_never
 import torch
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models import store, t5
 from models.clip import Clip, ClipConfig, PretrainedClip, text_width
-from models.errors import ModelError
 from models.text_source import ClipText, OpenClipText, T5Text, TextSource
 
 Tokenize = Callable[[Sequence[str], int], Tensor]
@@ -64,7 +64,7 @@ class CaptionReader:
 
 
 @dataclass(frozen=True)
-class Described:
+class TextEncoderInfo:
     """What is known of an encoder without reading its weights into memory."""
 
     source: TextSource
@@ -72,17 +72,17 @@ class Described:
     width: int
 
 
-def describe(source: TextSource) -> Described:
+def describe(source: TextSource) -> TextEncoderInfo:
     """Width and digest of an encoder.
 
     Raises:
-        ModelError: it is not there or no encoder of text, or not the one of the source's digest.
+        UserError: it is not there or no encoder of text, or not the one of the source's digest.
     """
     match source:
         case ClipText():
             stored = store.describe(source.model)
             if not isinstance(stored.config, ClipConfig):
-                raise ModelError(
+                raise UserError(
                     f"{source.model}: holds a {stored.config.kind}; captions are read by a clip"
                 )
             width, found = stored.config.text_width, stored.digest
@@ -94,18 +94,18 @@ def describe(source: TextSource) -> Described:
         case _:
             assert_never(source)
     if source.digest not in (None, found):
-        raise ModelError(
+        raise UserError(
             f"{source.place}: holds another text encoder ({found[:12]}) than the one wanted "
             f"({str(source.digest)[:12]}); put that one there, or train with this one"
         )
-    return Described(source.model_copy(update={"digest": found}), width)
+    return TextEncoderInfo(source.model_copy(update={"digest": found}), width)
 
 
 def load(source: TextSource, tokenizers: Tokenizers) -> CaptionReader:
     """Read an encoder; its weights take no gradient.
 
     Raises:
-        ModelError: as `describe`, or weights that do not fit.
+        UserError: as `describe`, or weights that do not fit.
     """
     known = describe(source)
     match source:
@@ -137,4 +137,4 @@ def _sha256(path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path}: no such file; give a local open_clip checkpoint") from error
+        raise UserError(f"{path}: no such file; give a local open_clip checkpoint") from error

@@ -21,9 +21,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from models import remote
+from mezzotint.common.errors import UserError
+from models import storage
 from models.config import ModelConfig
-from models.errors import ModelError
 from models.text_source import TextSource
 
 CONFIG, CARD, TOKENIZER = "config.json", "README.md", "tokenizer.model"
@@ -50,7 +50,7 @@ class Header(BaseModel, frozen=True, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Stored:
+class ModelInfo:
     """What a model directory says of itself."""
 
     config: ModelConfig
@@ -79,31 +79,31 @@ def save(
     out.
 
     Raises:
-        ModelError: weights that are not the model's, or a directory that cannot be written.
+        UserError: weights that are not the model's, or a directory that cannot be written.
     """
     chosen = _persistent(config, weights)
     files = _files(config, chosen, card, tokenizer, text_length, text_encoder)
     try:
-        if remote.is_local(directory):
+        if storage.is_local(directory):
             _write_local(Path(directory.removeprefix("file://")), files)
         else:
             _write_remote(directory, files)
     except OSError as error:
-        raise ModelError(f"{directory}: cannot be written ({error})") from error
+        raise UserError(f"{directory}: cannot be written ({error})") from error
 
 
-def describe(directory: str) -> Stored:
+def describe(directory: str) -> ModelInfo:
     """Read config.json alone.
 
     Raises:
-        ModelError: no model directory, or a config.json that is not one.
+        UserError: no model directory, or a config.json that is not one.
     """
     header = _header(directory)
     weights = _weights_sha256(header)
     # without the defaults: an option that a later version adds must not rename old models
     chosen = header.model.model_dump(mode="json", exclude_defaults=True)
     config = json.dumps({**chosen, "kind": header.model.kind}, sort_keys=True)
-    return Stored(
+    return ModelInfo(
         config=header.model,
         tokenizer_sha256=header.tokenizer_sha256,
         text_length=header.text_length,
@@ -117,7 +117,7 @@ def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
     """The model in evaluation mode, its weights verified against config.json.
 
     Raises:
-        ModelError: a missing or changed file, or weights that do not fit the config.
+        UserError: a missing or changed file, or weights that do not fit the config.
     """
     header = _header(directory)
     with torch.random.fork_rng(devices=[]):
@@ -128,11 +128,11 @@ def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
         try:
             state.update(parse_safetensors(content))
         except SafetensorError as error:
-            raise ModelError(f"{_join(directory, entry.file)}: {error}") from error
+            raise UserError(f"{_join(directory, entry.file)}: {error}") from error
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ModelError(f"{directory}: weights do not fit {CONFIG} ({error})") from error
+        raise UserError(f"{directory}: weights do not fit {CONFIG} ({error})") from error
     return model.to(device).eval()
 
 
@@ -140,11 +140,11 @@ def tokenizer_bytes(directory: str) -> bytes:
     """The tokenizer the model was trained with, verified.
 
     Raises:
-        ModelError: the model reads no text, or the file is missing or changed.
+        UserError: the model reads no text, or the file is missing or changed.
     """
     header = _header(directory)
     if header.tokenizer_sha256 is None:
-        raise ModelError(f"{directory}: holds no tokenizer; this model reads no text")
+        raise UserError(f"{directory}: holds no tokenizer; this model reads no text")
     return _verified(directory, TOKENIZER, header.tokenizer_sha256)
 
 
@@ -157,13 +157,13 @@ def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected and name not in rebuilt]
     if missing or unknown:
-        raise ModelError(
+        raise UserError(
             f"weights are not those of a {config.kind}: missing {missing[:3]}, "
             f"unknown {unknown[:3]}"
         )
     for name, place in expected.items():
         if weights[name].shape != place.shape:
-            raise ModelError(
+            raise UserError(
                 f"weight {name} has shape {tuple(weights[name].shape)}, the config needs "
                 f"{tuple(place.shape)}"
             )
@@ -222,7 +222,7 @@ def _header(directory: str) -> Header:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{where}: {key}: {first['msg']}") from error
+        raise UserError(f"{where}: {key}: {first['msg']}") from error
 
 
 def _weights_sha256(header: Header) -> str:
@@ -233,7 +233,7 @@ def _weights_sha256(header: Header) -> str:
 def _verified(directory: str, name: str, sha256: str) -> bytes:
     content = _read(directory, name)
     if _sha256(content) != sha256:
-        raise ModelError(
+        raise UserError(
             f"{_join(directory, name)}: does not match {CONFIG} (changed or damaged); export the "
             "model again or restore the file"
         )
@@ -243,10 +243,10 @@ def _verified(directory: str, name: str, sha256: str) -> bytes:
 def _read(directory: str, name: str) -> bytes:
     where = _join(directory, name)
     try:
-        with remote.opened(where, "read") as (system, path):
+        with storage.opened(where, "read") as (system, path):
             return bytes(system.cat_file(path))
     except FileNotFoundError as error:
-        raise ModelError(f"{where}: no such file; {directory} is not a model directory") from error
+        raise UserError(f"{where}: no such file; {directory} is not a model directory") from error
 
 
 def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
@@ -275,7 +275,7 @@ def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
 
 def _write_remote(directory: str, files: Iterator[tuple[str, bytes]]) -> None:
     """config.json goes first when it is old and comes last when it is new."""
-    with remote.opened(directory, "written") as (system, path):
+    with storage.opened(directory, "written") as (system, path):
         stale = posixpath.join(path, CONFIG)
         if system.exists(stale):
             system.rm_file(stale)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.errors import ModelError
+from mezzotint.common.errors import UserError
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PIECES = "spiece.model"
@@ -162,18 +162,18 @@ def read_settings(directory: str) -> T5Settings:
     """The settings of a published directory.
 
     Raises:
-        ModelError: no config.json, or one of another kind of network.
+        UserError: no config.json, or one of another kind of network.
     """
     where = Path(directory) / SETTINGS
     try:
         tree: Any = json.loads(where.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(
+        raise UserError(
             f"{where}: cannot be read; give a directory with {SETTINGS}, {WEIGHTS} and {PIECES} "
             "of a T5"
         ) from error
     except ValueError as error:
-        raise ModelError(f"{where}: is not JSON ({error})") from error
+        raise UserError(f"{where}: is not JSON ({error})") from error
     known = T5Settings.model_fields
     try:
         return T5Settings.model_validate({key: tree[key] for key in tree if key in known})
@@ -182,14 +182,14 @@ def read_settings(directory: str) -> T5Settings:
         said = (
             str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         )
-        raise ModelError(f"{where}: is not that of a T5 encoder ({said})") from error
+        raise UserError(f"{where}: is not that of a T5 encoder ({said})") from error
 
 
 def load_t5(directory: str) -> T5Encoder:
     """The frozen encoder of a published directory, in fp32; a decoder beside it is not read.
 
     Raises:
-        ModelError: a missing file, or weights that do not fit the settings.
+        UserError: a missing file, or weights that do not fit the settings.
     """
     settings = read_settings(directory)
     with torch.device("meta"):
@@ -202,7 +202,7 @@ def load_t5(directory: str) -> T5Encoder:
         if value is None and ours == "token.weight":  # kept once where a decoder shares it
             value = found.get("encoder.embed_tokens.weight")
         if value is None or value.shape != network.get_parameter(ours).shape:
-            raise ModelError(
+            raise UserError(
                 f"{directory}: {theirs} is missing or has another shape than {SETTINGS} says"
             )
         state[ours] = value.float()
@@ -214,20 +214,20 @@ def pieces(directory: str) -> bytes:
     """The sentencepiece model of a published directory.
 
     Raises:
-        ModelError: there is none.
+        UserError: there is none.
     """
     where = Path(directory) / PIECES
     try:
         return where.read_bytes()
     except OSError as error:
-        raise ModelError(f"{where}: cannot be read; T5's sentencepiece model goes there") from error
+        raise UserError(f"{where}: cannot be read; T5's sentencepiece model goes there") from error
 
 
 def digest(directory: str) -> str:
     """SHA-256 over settings, weights and sentencepiece model.
 
     Raises:
-        ModelError: a file is missing.
+        UserError: a file is missing.
     """
     whole = hashlib.sha256(read_settings(directory).model_dump_json().encode())
     whole.update(pieces(directory))
@@ -266,7 +266,7 @@ def _weight_files(directory: str) -> list[Path]:
             Path(directory) / Path(name).name for name in sorted({*tree["weight_map"].values()})
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
+        raise UserError(
             f"{single}: no such file, and no {INDEX}; weights are read from safetensors only"
         ) from error
 
@@ -279,4 +279,4 @@ def _tensors(files: list[Path], wanted: set[str]) -> Iterator[tuple[str, Tensor]
                     if name in wanted or name == "encoder.embed_tokens.weight":
                         yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error
+            raise UserError(f"{path}: cannot be read as safetensors ({error})") from error

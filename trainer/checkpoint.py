@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
+from mezzotint.common.errors import UserError
 from trainer import distributed
+from trainer.averages.ema import Ema
 from trainer.distributed import World
-from trainer.ema import Ema
 from trainer.engine import Engine
-from trainer.errors import TrainError
-from trainer.faults import need_space
+from trainer.signals import need_space
 
 log = logging.getLogger(__name__)
 MANIFEST, STATE = "MANIFEST.json", "state.json"
@@ -63,7 +63,7 @@ class Checkpoints:
         """Write the checkpoint of `step` (updates done); every process calls it.
 
         Raises:
-            TrainError: the disk has no room; the checkpoints before are untouched.
+            UserError: the disk has no room; the checkpoints before are untouched.
         """
         final = self.root / f"step-{step:08d}"
         temporary = self.root / f".step-{step:08d}.tmp"
@@ -118,7 +118,7 @@ class Checkpoints:
         """The newest checkpoint that verifies, the same on every process; None when there is none.
 
         Raises:
-            TrainError: checkpoints are there, and none of them verifies.
+            UserError: checkpoints are there, and none of them verifies.
         """
         answer = ""
         if self.world.is_main:
@@ -133,7 +133,7 @@ class Checkpoints:
                 answer = "!" if candidates else ""
         answer = distributed.broadcast_string(answer)
         if answer == "!":
-            raise TrainError(
+            raise UserError(
                 f"{self.root}: no checkpoint verifies; restore one from a backup, or remove the "
                 "directory to start from step 0"
             )
@@ -145,11 +145,11 @@ class Checkpoints:
         """Read a verified checkpoint into engines and averages; returns the saved state.
 
         Raises:
-            TrainError: it was written by another number of processes.
+            UserError: it was written by another number of processes.
         """
         world = _read_manifest(path).world
         if world != self.world.size:
-            raise TrainError(
+            raise UserError(
                 f"{path}: was written by {world} processes and this run has {self.world.size}; "
                 f"start it with {world}"
             )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import TrainError
+from mezzotint.common.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -49,7 +49,7 @@ def place() -> World:
     """Read this process's place from the environment; joins nothing.
 
     Raises:
-        TrainError: a variable is missing or is not a number.
+        UserError: a variable is missing or is not a number.
     """
     if "RANK" in os.environ:
         rank, size = _number("RANK"), _number("WORLD_SIZE")
@@ -72,9 +72,9 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except KeyError as error:
-        raise TrainError(f"{name} is not set; RANK or SLURM's step call for it") from error
+        raise UserError(f"{name} is not set; RANK or SLURM's step call for it") from error
     except ValueError as error:
-        raise TrainError(f"{name}={os.environ[name]!r} is not a number") from error
+        raise UserError(f"{name}={os.environ[name]!r} is not a number") from error
 
 
 def _tasks_on_node(listed: str, node: int) -> int:
@@ -85,7 +85,7 @@ def _tasks_on_node(listed: str, node: int) -> int:
         for _ in range(int(times or 1))
     ]
     if node >= len(counts):
-        raise TrainError(f"SLURM_STEP_TASKS_PER_NODE={listed!r} does not speak of node {node}")
+        raise UserError(f"SLURM_STEP_TASKS_PER_NODE={listed!r} does not speak of node {node}")
     return counts[node]
 
 
@@ -102,7 +102,7 @@ def join(world: World) -> None:
         return
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise TrainError(f"{name} is not set: {world.size} processes do not know where to meet")
+            raise UserError(f"{name} is not set: {world.size} processes do not know where to meet")
     dist.init_process_group(world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
 
 

@@ -10,7 +10,9 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from trainer import distributed, memory
+from trainer.deferred_init import Sketch
 from trainer.distributed import World
 from trainer.engine_config import (
     check_numerics,
@@ -21,13 +23,11 @@ from trainer.engine_config import (
     stored_dtype,
     wraps_optimizer,
 )
-from trainer.errors import TrainError
+from trainer.low_precision.gradient_hooks import GradientHooks
+from trainer.low_precision.in_backward import InBackwardAdamW
 from trainer.optimizers import build as optimizers
-from trainer.optimizers.in_backward import InBackwardAdamW
+from trainer.optimizers.schedules import OptimizerConfig
 from trainer.recipe import Precision, Recipe
-from trainer.schedules import OptimizerConfig
-from trainer.sketch import Sketch
-from trainer.update_rules import UpdateRules
 
 AUTOCAST: Mapping[Precision, torch.dtype] = {
     "autocast_bf16": torch.bfloat16,
@@ -66,7 +66,7 @@ class Engine:
         elif sketch is not None:
             sketch.fill(module)
         module.to(world.device)
-        self._rules = UpdateRules(module, recipe.engine, recipe.seed)
+        self._rules = GradientHooks(module, recipe.engine, recipe.seed)
         self._optimizer = (
             optimizers.build_in_backward(module, self._settings, f"{recipe.seed}/{part}")
             if recipe.engine.update == "in_backward"
@@ -172,7 +172,7 @@ class Engine:
         """Read what `save` wrote. DeepSpeed unpickles: call it only on verified files."""
         path, _ = self._engine.load_checkpoint(directory, tag=self.part)
         if path is None:
-            raise TrainError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
+            raise UserError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
         self._rules.restore(self._rules_file(directory))
 
     def _rules_file(self, directory: str) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.recompute import recompute
-from trainer.errors import TrainError
-from trainer.gradient_scaling import PerBlockScaling, WholeScaling, branches
-from trainer.powersgd import PowerSGDConfig, WholeGradients
+from mezzotint.common.errors import UserError
+from models.activation_checkpointing import recompute
+from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, branches
+from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.recipe import Precision, Recipe, Update
 
 
@@ -29,7 +29,7 @@ def chosen_precision(precision: Precision, *, gpu: bool, bf16: bool) -> Precisio
     On a CPU with bf16 instructions weights stay fp32 and matrix products run in bf16.
     """
     if precision in ("fp16", "autocast_fp16") and not gpu:
-        raise TrainError(
+        raise UserError(
             f"engine.precision: {precision} is not supported on this CPU; use auto, fp32 or bf16"
         )
     if precision != "auto":
@@ -94,12 +94,12 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
     """Refuse what does not go with where the optimizer runs; `precision` is not auto.
 
     Raises:
-        TrainError: with the key and what it needs.
+        UserError: with the key and what it needs.
     """
     settings, zero = recipe.optimizer_of(part), recipe.engine.zero_of(part)
     if recipe.engine.update == "after_backward":
         if settings.clip_each is not None:
-            raise TrainError("optimizer.clip_each: needs engine.update=in_backward; use clip")
+            raise UserError("optimizer.clip_each: needs engine.update=in_backward; use clip")
         return
     micro = recipe.micro_batch_for(world)
     needs = (
@@ -124,46 +124,46 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
     )
     for missing, what, key in needs:
         if missing:
-            raise TrainError(f"engine.update: in_backward needs {what}: set {key}")
+            raise UserError(f"engine.update: in_backward needs {what}: set {key}")
 
 
 def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
     """Refuse settings of one part that cannot be had together; `precision` is not auto.
 
     Raises:
-        TrainError: with the key and what it needs.
+        UserError: with the key and what it needs.
     """
     settings, zero = recipe.engine, recipe.engine.zero_of(part)
     moments = recipe.optimizer_of(part).moments
     whole_weights = precision in ("fp32", "autocast_bf16", "autocast_fp16")
     if settings.master == "bf16" and (precision != "bf16" or zero == 0 or moments == "fp32"):
-        raise TrainError(
+        raise UserError(
             "engine.master: bf16 needs engine.precision=bf16, engine.zero of 1 to 3 and "
             f"optimizer.moments bf16 or codec_16, not {precision}, {zero} and {moments}"
         )
     if settings.fp32_logits and not whole_weights:
-        raise TrainError(
+        raise UserError(
             f"engine.fp32_logits: with engine.precision={precision} DeepSpeed casts every weight; "
             "use autocast_bf16 or autocast_fp16, which keep gains, biases and embeddings in fp32"
         )
     match settings.gradient_scaling:
         case PerBlockScaling():
             if not whole_weights:
-                raise TrainError(
+                raise UserError(
                     "engine.gradient_scaling: per_block needs fp32 weights, whose products "
                     f"autocast makes 16-bit: not engine.precision={precision} but autocast_fp16, "
                     "autocast_bf16 or fp32"
                 )
         case WholeScaling():
             if precision == "autocast_fp16":
-                raise TrainError(
+                raise UserError(
                     "engine.precision: autocast_fp16 underflows without "
                     "engine.gradient_scaling={kind: per_block}"
                 )
     match settings.compression:
         case PowerSGDConfig():
             if zero > 0 or not whole_weights:
-                raise TrainError(
+                raise UserError(
                     "engine.compression: powersgd needs engine.zero=0 and fp32 weights "
                     f"(engine.precision fp32, autocast_bf16 or autocast_fp16), not {zero} and "
                     f"{precision}: ZeRO sends each process the sums of its own share alone"
@@ -176,14 +176,14 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
     """Ready the parts of a task for their engines.
 
     Raises:
-        TrainError: the recipe speaks of a part the task does not have, or asks for activation
+        UserError: the recipe speaks of a part the task does not have, or asks for activation
             checkpointing of a part without blocks.
     """
     named = {"optimizers": recipe.optimizers, "engine.zeros": recipe.engine.zeros}
     for key, settings in named.items():
         unknown = sorted(set(settings) - set(parts))
         if unknown:
-            raise TrainError(
+            raise UserError(
                 f"{key}.{unknown[0]}: no such part; this task's parts are "
                 f"{', '.join(sorted(parts))}"
             )
@@ -191,7 +191,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
         case PerBlockScaling():
             for name, part in parts.items():
                 if not branches(part):
-                    raise TrainError(
+                    raise UserError(
                         f"engine.gradient_scaling: {name} has no transformer blocks to give "
                         "scales of their own; use kind=whole"
                     )
@@ -201,7 +201,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
         return
     for name, part in parts.items():
         if not recompute(part):
-            raise TrainError(
+            raise UserError(
                 f"engine.activation_checkpointing: {name} has no blocks that can be computed "
                 "again; leave it out"
             )

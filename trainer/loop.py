@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.stream import Batch, Stream, StreamState
+from mezzotint.common.errors import UserError
 from trainer import distributed
+from trainer.averages.ema import Ema
+from trainer.averages.snapshots import Snapshots
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import World
-from trainer.ema import Ema
 from trainer.engine import Engine
-from trainer.errors import TrainError
-from trainer.faults import Preemption
-from trainer.meter import Meter
-from trainer.numerics import micro_batches, random_at, seed_dropout
+from trainer.metrics import MetricAccumulator
 from trainer.previews import preview
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.snapshots import Snapshots
-from trainer.task import Remembering, Step, Task
-from trainer.tracker import Tracker
+from trainer.rng import micro_batches, random_at, seed_dropout
+from trainer.signals import Preemption
+from trainer.task import StatefulTask, Step, Task
+from trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainContext:
     """What the loop uses besides the task: where it runs, what it writes to, who watches."""
 
     world: World
@@ -53,12 +53,12 @@ def train(
     task: Task,
     engines: Mapping[str, Engine],
     stream: Stream,
-    around: Surroundings,
+    around: TrainContext,
 ) -> TrainState:
     """Train to the recipe's last step, from the newest checkpoint if there is one.
 
     Raises:
-        TrainError: the loss stopped being finite, or a checkpoint cannot be read or written.
+        UserError: the loss stopped being finite, or a checkpoint cannot be read or written.
     """
     state = TrainState()
     if recipe.ema:
@@ -67,13 +67,13 @@ def train(
     if saved is not None:
         values = around.checkpoints.restore(saved, engines, state.emas)
         state.step = values["step"]
-        if isinstance(task, Remembering):
+        if isinstance(task, StatefulTask):
             task.restore(values.get("task", {}))
         stream = resumed(stream, StreamState.from_json(values["stream"]))
         log.info("resuming from %s", saved)
     first, start = state.step, stream
     batches = iter(stream)
-    meter = Meter(around.world.device)
+    meter = MetricAccumulator(around.world.device)
     while state.step < recipe.steps:
         waiting = time.perf_counter()
         batch = next(batches)
@@ -118,7 +118,7 @@ def resumed(stream: Stream, state: StreamState) -> Stream:
 
 def learnt(task: Task) -> Mapping[str, Any]:
     """What a task has learnt besides weights."""
-    return task.state() if isinstance(task, Remembering) else {}
+    return task.state() if isinstance(task, StatefulTask) else {}
 
 
 def update(
@@ -128,7 +128,7 @@ def update(
     batch: Batch,
     index: int,
     world: World,
-    meter: Meter,
+    meter: MetricAccumulator,
 ) -> None:
     """One optimizer step of every part, over this process's share of the global batch."""
     micro = recipe.micro_batch_for(world.size)
@@ -150,13 +150,13 @@ def report(
     recipe: Recipe,
     engines: Mapping[str, Engine],
     step: int,
-    meter: Meter,
-    around: Surroundings,
+    meter: MetricAccumulator,
+    around: TrainContext,
 ) -> None:
     """Log the interval that ends with `step`, and start the next one.
 
     Raises:
-        TrainError: a loss is not finite; the run stops rather than train on nothing.
+        UserError: a loss is not finite; the run stops rather than train on nothing.
     """
     values = meter.read()
     for name, engine in engines.items():
@@ -167,7 +167,7 @@ def report(
     around.progress(step, recipe.steps, values)
     for key, value in values.items():
         if key.startswith("loss/") and not math.isfinite(value):
-            raise TrainError(
+            raise UserError(
                 f"{key} is {value} at step {step}: lower optimizer.lr.peak, or use "
                 "engine.precision=fp32; the last checkpoint is from before"
             )

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data_pipeline.stream import Batch
-from trainer.ema import Ema
+from trainer.averages.ema import Ema
 from trainer.engine import Engine
-from trainer.numerics import micro_batches, random_at
 from trainer.recipe import Recipe
+from trainer.rng import micro_batches, random_at
 from trainer.task import Task
 
 

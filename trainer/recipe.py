@@ -9,13 +9,13 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.config import DataConfig
-from data_pipeline.storage_errors import check_no_credentials
+from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import check_no_credentials
 from models.config import ModelConfig
-from trainer.ema_config import EmaConfig, ExponentialEma
-from trainer.errors import TrainError
-from trainer.gradient_scaling import PerBlockScaling, WholeScaling
-from trainer.powersgd import PowerSGDConfig, WholeGradients
-from trainer.schedules import OptimizerConfig
+from trainer.averages.config import EmaConfig, ExponentialEma
+from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling
+from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
+from trainer.optimizers.schedules import OptimizerConfig
 from trainer.tasks.config import TaskConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
@@ -105,16 +105,16 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """Samples per forward of one process.
 
         Raises:
-            TrainError: the global batch cannot be shared evenly by `world` processes.
+            UserError: the global batch cannot be shared evenly by `world` processes.
         """
         micro = self.micro_batch or self.batch // world
         if self.micro_batch is None and self.batch % world:
-            raise TrainError(
+            raise UserError(
                 f"batch: {self.batch} samples cannot be shared by {world} processes; set batch to "
                 f"a multiple of {world}"
             )
         if self.batch % (micro * world):
-            raise TrainError(
+            raise UserError(
                 f"batch: {self.batch} samples cannot be shared by {world} processes in "
                 f"micro-batches of {micro}; set batch to a multiple of {micro * world}, or "
                 "micro_batch"
@@ -126,11 +126,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply dotted overrides (`optimizer.lr.peak=1e-4`), validate it whole.
 
     Raises:
-        TrainError: unreadable file, or an unknown key or impossible value, named by its full path.
+        UserError: unreadable file, or an unknown key or impossible value, named by its full path.
     """
     tree = read_tree(path)
     if "stages" in tree:
-        raise TrainError(f"{path}: is a pipeline, not a recipe; use `mezzotint run {path}`")
+        raise UserError(f"{path}: is a pipeline, not a recipe; use `mezzotint run {path}`")
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, str(path))
@@ -141,7 +141,7 @@ def parse(tree: object, source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise TrainError(explain(error, source, tree)) from error
+        raise UserError(explain(error, source, tree)) from error
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -149,15 +149,15 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise TrainError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise TrainError(f"{path}: is not a UTF-8 text file") from error
+        raise UserError(f"{path}: is not a UTF-8 text file") from error
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise TrainError(f"{path}: is not valid YAML: {error}") from error
+        raise UserError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise TrainError(f"{path}: must hold a mapping of keys, like `name: my_run`")
+        raise UserError(f"{path}: must hold a mapping of keys, like `name: my_run`")
     _refuse_credentials(tree, str(path))
     return tree
 
@@ -177,18 +177,18 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one dotted key of `tree` in place; the value is read as YAML."""
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise TrainError(f"{override!r}: an override looks like key.path=value")
+        raise UserError(f"{override!r}: an override looks like key.path=value")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise TrainError(f"{key}: {parent} holds a single value, it has no keys of its own")
+            raise UserError(f"{key}: {parent} holds a single value, it has no keys of its own")
         node = child
     try:
         node[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise TrainError(f"{key}: {value!r} is not a valid YAML value") from error
+        raise UserError(f"{key}: {value!r} is not a valid YAML value") from error
     _refuse_credentials(node[last], key)
 
 
@@ -205,7 +205,7 @@ def _refuse_credentials(value: object, where: str) -> None:
             try:
                 check_no_credentials(value)
             except ValueError as error:
-                raise TrainError(f"{where}: {error}") from error
+                raise UserError(f"{where}: {error}") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

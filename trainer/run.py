@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import TrainError
+from mezzotint.common.errors import UserError
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -69,7 +69,7 @@ class RunDirectory:
         bad input, which is put right by changing the recipe.
 
         Raises:
-            TrainError: the directory holds a run of another recipe; a differing key is named.
+            UserError: the directory holds a run of another recipe; a differing key is named.
         """
         from trainer.recipe import dump, load  # brings torch: who only looks does without
 
@@ -81,7 +81,7 @@ class RunDirectory:
                 load(self.recipe).model_dump(mode="json"), recipe.model_dump(mode="json")
             )
             if difference is not None:
-                raise TrainError(
+                raise UserError(
                     f"{self.path}: holds a run of another recipe: {difference}; undo the change, "
                     "name another run directory, or remove this one"
                 )

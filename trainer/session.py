@@ -9,23 +9,23 @@ from contextlib import contextmanager
 from data_pipeline.stream import Stream
 from models import store
 from trainer import distributed, engine
-from trainer.card import model_card
+from trainer.averages.snapshots import Snapshots
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import World
 from trainer.engine import Engine
-from trainer.faults import Preemption
-from trainer.loop import Surroundings, TrainState, train
-from trainer.materials import Materials, open_materials
+from trainer.loop import TrainContext, TrainState, train
+from trainer.model_card import model_card
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.record import Link, Opening, Status, read_metrics
 from trainer.run import RunDirectory, write_json
-from trainer.snapshots import Snapshots
-from trainer.tracker import Tracker
+from trainer.setup import TrainingInputs, open_materials
+from trainer.signals import Preemption
+from trainer.tracking.run_log import RunInfo, Status, TrackingConfig, read_metrics
+from trainer.tracking.tracker import Tracker
 
 
 def run(
-    recipe: Recipe, directory: RunDirectory, link: Link | None, progress: Progress
+    recipe: Recipe, directory: RunDirectory, link: TrackingConfig | None, progress: Progress
 ) -> TrainState:
     """Train, export the averaged weights, and write the summary; every process calls it."""
     world = distributed.place()
@@ -41,7 +41,7 @@ def run(
         world=world.size,
         seed=recipe.seed,
     )
-    opening = Opening(
+    opening = RunInfo(
         name=directory.path.name,
         params=recipe.model_dump(mode="json"),
         tags={"mezzotint.kind": "train"},
@@ -60,7 +60,7 @@ def run(
         processes=world.size,
     )
     with Preemption() as preemption, tracked(tracker, directory):
-        around = Surroundings(
+        around = TrainContext(
             world,
             Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep),
             tracker,
@@ -94,7 +94,7 @@ def tracked(tracker: Tracker, directory: RunDirectory) -> Iterator[None]:
 def export(
     recipe: Recipe,
     directory: RunDirectory,
-    materials: Materials,
+    materials: TrainingInputs,
     engines: Mapping[str, Engine],
     state: TrainState,
     world: World,

@@ -73,7 +73,7 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class StatefulTask(Protocol):
     """A task that learns something besides weights, which a checkpoint keeps.
 
     It must be the same on every process.

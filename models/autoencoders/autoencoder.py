@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models.autoencoders.bottleneck import (
     Gaussian,
     GaussianBottleneck,
@@ -14,6 +15,7 @@ from models.autoencoders.bottleneck import (
     Statistics,
     moments,
 )
+from models.autoencoders.protocols import Reconstruction
 from models.autoencoders.quantizer import (
     EmaVectorQuantizer,
     EmaVectorQuantizerConfig,
@@ -21,9 +23,7 @@ from models.autoencoders.quantizer import (
     VectorQuantizerConfig,
 )
 from models.autoencoders.resnet import ResnetPyramid
-from models.autoencoders.stage import Reconstruction
 from models.autoencoders.strided import StridedPyramid
-from models.errors import ModelError
 
 PyramidConfig = Annotated[ResnetPyramid | StridedPyramid, Field(discriminator="kind")]
 BottleneckConfig = Annotated[
@@ -121,7 +121,7 @@ class Autoencoder(nn.Module):
         """Codes (B, h, w) int64.
 
         Raises:
-            ModelError: the latent is continuous.
+            UserError: the latent is continuous.
         """
         return self._quantizer().tokens(self.hidden(image))
 
@@ -129,7 +129,7 @@ class Autoencoder(nn.Module):
         """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ModelError: the latent is continuous.
+            UserError: the latent is continuous.
         """
         latent = self._from(self._quantizer().lookup(codes))
         return self.picture(self.decoder.project(self.decoder.features(latent))).clamp(-1, 1)
@@ -185,6 +185,6 @@ class Autoencoder(nn.Module):
     def _quantizer(self) -> VectorQuantizer | EmaVectorQuantizer:
         if isinstance(self.bottleneck, VectorQuantizer | EmaVectorQuantizer):
             return self.bottleneck
-        raise ModelError(
+        raise UserError(
             f"model.bottleneck.kind {self.config.bottleneck.kind} has no codes; use vq or ema_vq"
         )

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
-from models.autoencoders.relaxed import SMALL, relaxed
+from models.autoencoders.gumbel_softmax import SMALL, relaxed
 from models.nn.random import gumbel_like, normal_like
 
 Penalty = Literal["kl", "codebook"]

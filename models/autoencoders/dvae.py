@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from models.autoencoders.bottleneck import GumbelBottleneck, Penalty, Statistics
 from models.autoencoders.losses import map_pixels, reconstruction
+from models.autoencoders.protocols import Reconstruction
 from models.autoencoders.pyramid import Decoder, Encoder
-from models.autoencoders.stage import Reconstruction
 
 
 class DVAEConfig(BaseModel, frozen=True, extra="forbid"):

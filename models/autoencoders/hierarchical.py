@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
+from models.autoencoders.protocols import Reconstruction
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
-from models.autoencoders.stage import Reconstruction
 from models.autoencoders.strided import StridedDecoder, StridedEncoder, StridedPyramid
 
 NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.errors import ModelError
+from mezzotint.common.errors import UserError
 
 VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Places of VGG-16's convolutions in torchvision's `features`, by stage."""
@@ -135,13 +135,13 @@ def linear_weights(path: str) -> tuple[Tensor, ...]:
     """LPIPS' weight of each channel, five tensors (C, 1, 1).
 
     Raises:
-        ModelError: the file is missing or holds other weights.
+        UserError: the file is missing or holds other weights.
     """
     weights = read_weights(path)
     names = [f"lin{place}.model.1.weight" for place in range(len(VGG_WIDTHS))]
     for name, width in zip(names, VGG_WIDTHS, strict=True):
         if name not in weights or weights[name].numel() != width:
-            raise ModelError(f"{path}: holds no {name} of {width} channels; it is not LPIPS 0.1")
+            raise UserError(f"{path}: holds no {name} of {width} channels; it is not LPIPS 0.1")
     return tuple(weights[name].float().view(-1, 1, 1) for name in names)
 
 
@@ -149,18 +149,18 @@ def read_weights(path: str) -> Mapping[str, Tensor]:
     """State dict of a `.safetensors` file, or of a torch file read as tensors only.
 
     Raises:
-        ModelError: missing, unreadable, or holding anything but tensors by name.
+        UserError: missing, unreadable, or holding anything but tensors by name.
     """
     if not Path(path).is_file():
-        raise ModelError(f"{path}: no such weight file; check the path")
+        raise UserError(f"{path}: no such weight file; check the path")
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as a weight file ({error})") from error
+        raise UserError(f"{path}: cannot be read as a weight file ({error})") from error
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise ModelError(f"{path}: must hold a state dict, tensors by name")
+        raise UserError(f"{path}: must hold a state dict, tensors by name")
     return tree
 
 
@@ -168,12 +168,12 @@ def load_vgg(path: str) -> Vgg:
     """VGG-16 from torchvision's state dict; its classifier may be in the file.
 
     Raises:
-        ModelError: the file is missing or holds other weights.
+        UserError: the file is missing or holds other weights.
     """
     network, weights = Vgg(), read_weights(path)
     wanted = {name: weights[name] for name in network.state_dict() if name in weights}
     try:
         network.load_state_dict(wanted, strict=True)
     except RuntimeError as error:
-        raise ModelError(f"{path}: is not VGG-16 as torchvision names it ({error})") from error
+        raise UserError(f"{path}: is not VGG-16 as torchvision names it ({error})") from error
     return network

@@ -6,10 +6,10 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
+from mezzotint.common.errors import UserError
+from models.autoregressive.cpu_decoder import SingleSteps, bare
+from models.autoregressive.cuda_graph_decoder import StaticSteps
 from models.autoregressive.prior import PAD, Prior
-from models.autoregressive.single import SingleSteps, bare
-from models.autoregressive.stepping import StaticSteps
-from models.errors import ModelError
 from models.nn.attention import Memory
 
 Progress = Callable[[int, int], None]
@@ -48,18 +48,18 @@ def generate(
     would act in training mode.
 
     Raises:
-        ModelError: `text` or `prefix` does not have the prior's shape.
+        UserError: `text` or `prefix` does not have the prior's shape.
     """
     config = prior.config
     total = config.image_length
     given = 0 if prefix is None else prefix.shape[1]
     if text.shape[1] != config.text_length:
-        raise ModelError(
+        raise UserError(
             f"captions have {text.shape[1]} tokens and the prior's text_length is "
             f"{config.text_length}; encode them at that length"
         )
     if given > total:
-        raise ModelError(f"the prefix has {given} codes, more than the {total} of an image")
+        raise UserError(f"the prefix has {given} codes, more than the {total} of an image")
     codes = torch.zeros(len(text), total, dtype=torch.int64, device=text.device)
     if prefix is not None:
         codes[:, :given] = prefix

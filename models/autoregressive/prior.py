@@ -7,12 +7,12 @@ from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.autoregressive.head import head_loss
+from models.autoregressive.chunked_cross_entropy import head_loss
 from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
-from models.autoregressive.sparse import SparseReach
+from models.autoregressive.sparse import SparseAttention
 from models.nn.attention import Cache, Memory
-from models.nn.embedding import GridPlaces, Places
-from models.nn.linear import Projection
+from models.nn.embedding import AxialPositionEmbedding, LearnedPositionEmbedding
+from models.nn.linear import FastLinear
 from models.nn.transformer import Block
 
 PAD = 0
@@ -98,17 +98,17 @@ class Prior(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.start = Places(1, width)
+        self.start = LearnedPositionEmbedding(1, width)
         self.text_token = nn.Embedding(config.text_vocab, width)
-        self.text_pad = Places(config.text_length, width)
-        self.text_place = Places(config.text_length, width)
+        self.text_pad = LearnedPositionEmbedding(config.text_length, width)
+        self.text_place = LearnedPositionEmbedding(config.text_length, width)
         self.image_token = nn.Embedding(config.image_vocab, width)
-        self.image_place = GridPlaces(*config.grid, width)
+        self.image_place = AxialPositionEmbedding(*config.grid, width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
-        self.text_head = Projection(width, config.text_vocab)
-        self.image_head = Projection(width, config.image_vocab)
+        self.text_head = FastLinear(width, config.text_vocab)
+        self.image_head = FastLinear(width, config.image_vocab)
         self._start_small()
 
     def _start_small(self) -> None:
@@ -179,11 +179,11 @@ class Prior(nn.Module):
         ]
 
 
-def reach_of(config: PriorConfig, pattern: Pattern | None) -> SparseReach | None:
+def reach_of(config: PriorConfig, pattern: Pattern | None) -> SparseAttention | None:
     """How a layer with this pattern attends; None: densely."""
     if pattern is None:
         return None
-    return SparseReach(pattern, config.prefix_length, config.image_length)
+    return SparseAttention(pattern, config.prefix_length, config.image_length)
 
 
 def _block(config: PriorConfig, pattern: Pattern | None) -> Block:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from models.autoregressive.patterns import Pattern, joint_mask, joint_reads
-from models.autoregressive.ring import RingCache
+from models.autoregressive.rolling_kv_cache import RingCache
 from models.nn.attention import attend
 
 FLEX_CAPABILITY = (8, 0)
@@ -22,7 +22,7 @@ FLEX_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
-class SparseReach:
+class SparseAttention:
     """What a layer of the prior reads, as its attention module asks for it (`nn.attention.Reach`).
 
     On a GPU that has the kernels FlexAttention skips what is masked. Elsewhere blocks do where that
@@ -77,7 +77,7 @@ def attend_blocks(
     count = query.shape[2] - prefix
     if not count:
         return caption
-    walk = Walk(pattern, count)
+    walk = BlockLayout(pattern, count)
     rows = walk.blocks(query[:, :, prefix:] * query.shape[-1] ** -0.5)
     keys = walk.windows(walk.blocks(key[:, :, prefix:]))
     values = walk.windows(walk.blocks(value[:, :, prefix:]))
@@ -94,7 +94,7 @@ def attend_blocks(
 
 
 @dataclass(frozen=True)
-class Walk:
+class BlockLayout:
     """The first `count` places of an image as blocks in the order in which a pattern walks it.
 
     A place beyond `count` that fills a block reads and is read by places that are cut off again.

@@ -7,9 +7,10 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.common.errors import UserError
 from models.diffusion.guidance import LogProbability
-from models.diffusion.marginal import Schedule
 from models.diffusion.process import ProcessConfig
+from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.unet.blocks import (
     AttentionBlock,
     BlockSettings,
@@ -17,9 +18,8 @@ from models.diffusion.unet.blocks import (
     Stage,
     check_levels,
 )
-from models.errors import ModelError
 from models.nn.attention import attend
-from models.nn.embedding import ScalarEmbedding
+from models.nn.embedding import TimestepEmbedding
 
 
 class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
@@ -104,7 +104,7 @@ class NoisyClassifier(nn.Module):
         self.config = config
         self.process = config.process.build()
         vector = 4 * config.channels
-        self.time = ScalarEmbedding(vector, config.channels)
+        self.time = TimestepEmbedding(vector, config.channels)
         settings = BlockSettings(vector, config.groups, 1e-5, config.dropout, "scale_shift")
         first, last = config.widths[0], config.widths[-1]
         self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
@@ -144,11 +144,11 @@ class NoisyClassifier(nn.Module):
         """Noisy (B, C, H, W) and times (B,) in [0, 1] to logits (B, classes), at least in fp32.
 
         Raises:
-            ModelError: images of another size.
+            UserError: images of another size.
         """
         side = self.config.image_size
         if x.shape[2:] != (side, side):
-            raise ModelError(
+            raise UserError(
                 f"this noisy classifier reads images of {side} x {side}, got "
                 f"{x.shape[2]} x {x.shape[3]}"
             )

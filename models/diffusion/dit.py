@@ -5,13 +5,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
-from models.errors import ModelError
 from models.nn.convolution import silence
-from models.nn.embedding import ScalarEmbedding, grid_waves
-from models.nn.images import from_patches, patches
-from models.nn.transformer import AdaptiveBlock, modulated
+from models.nn.embedding import TimestepEmbedding, grid_waves
+from models.nn.patchify import from_patches, patches
+from models.nn.transformer import DiTBlock, modulated
 
 
 class DiTConfig(BaseModel, frozen=True, extra="forbid"):
@@ -69,11 +69,11 @@ class DiT(nn.Module):
         self.image_in = nn.Linear(values, width)
         side = config.image_size // config.patch
         self.place = nn.Parameter(grid_waves(side, width), requires_grad=False)
-        self.time = ScalarEmbedding(width, first=int(config.counts_from_zero))
+        self.time = TimestepEmbedding(width, first=int(config.counts_from_zero))
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
         self.blocks = nn.ModuleList(
-            AdaptiveBlock(
+            DiTBlock(
                 width,
                 config.heads,
                 width // config.heads,
@@ -110,11 +110,11 @@ class DiT(nn.Module):
         The raw output has as many channels, or twice as many where the process learns its variance.
 
         Raises:
-            ModelError: the condition holds no labels, or the size is not the network's.
+            UserError: the condition holds no labels, or the size is not the network's.
         """
         config = self.config
         if x.shape[2:] != (config.image_size, config.image_size):
-            raise ModelError(
+            raise UserError(
                 f"this dit takes {config.image_size} x {config.image_size}, got "
                 f"{x.shape[2]} x {x.shape[3]}"
             )
@@ -122,7 +122,7 @@ class DiT(nn.Module):
         vector = self.time(t)
         if config.classes is not None:
             if cond.label is None:
-                raise ModelError("this dit needs class labels")
+                raise UserError("this dit needs class labels")
             vector = vector + self.label(cond.label)
         for block in self.blocks:
             tokens = block(tokens, vector)

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.conversion import Form, Weight, exported, imported, layer, reordered
+from mezzotint.common.errors import UserError
+from models.conversion import Weight, WeightMapping, exported, imported, layer, reordered
 from models.diffusion.dit import DiT, DiTConfig
-from models.errors import ModelError
 
 
 def from_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The state dict of `config`'s network from one with the names of the released code.
 
     Raises:
-        ModelError: weights that are missing, unexpected or of another shape, or a network without
+        UserError: weights that are missing, unexpected or of another shape, or a network without
             classes, which that code does not have.
     """
     network = _skeleton(config)
@@ -25,7 +25,7 @@ def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor
     """The inverse: our state dict under their names.
 
     Raises:
-        ModelError: a network without classes.
+        UserError: a network without classes.
     """
     return exported(_layout(config), weights)
 
@@ -37,10 +37,14 @@ def _skeleton(config: DiTConfig) -> DiT:
 
 def _layout(config: DiTConfig) -> list[Weight]:
     if config.classes is None:
-        raise ModelError("model.classes: the released dit always has classes")
+        raise UserError("model.classes: the released dit always has classes")
     pixels = _pixels_last(config)
     found = [
-        Weight("place", ("pos_embed",), Form(lambda parts: parts[0][0], lambda own: [own[None]])),
+        Weight(
+            "place",
+            ("pos_embed",),
+            WeightMapping(lambda parts: parts[0][0], lambda own: [own[None]]),
+        ),
         Weight("label.weight", ("y_embedder.embedding_table.weight",)),
         *layer("time.hidden", "t_embedder.mlp.0"),
         *layer("time.out", "t_embedder.mlp.2"),
@@ -62,13 +66,13 @@ def _layout(config: DiTConfig) -> list[Weight]:
     return found
 
 
-def _patch(config: DiTConfig) -> Form:
+def _patch(config: DiTConfig) -> WeightMapping:
     """A linear layer of a patch's values here, a convolution over the patch there."""
     shape = (config.image_channels, config.patch, config.patch)
-    return Form(lambda parts: parts[0].flatten(1), lambda own: [own.reshape(-1, *shape)])
+    return WeightMapping(lambda parts: parts[0].flatten(1), lambda own: [own.reshape(-1, *shape)])
 
 
-def _pixels_last(config: DiTConfig) -> Form:
+def _pixels_last(config: DiTConfig) -> WeightMapping:
     """The values of a patch lie as (row, column, channel) there, (channel, row, column) here."""
     channels = config.image_channels * config.process.outputs
     rows = torch.arange(channels * config.patch**2).view(config.patch**2, channels)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from models.diffusion.condition import Condition
-from models.diffusion.marginal import Schedule
 from models.diffusion.parameterization import Prediction, from_noise, from_v, to_v
 from models.diffusion.process import Denoiser
+from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.thresholding import clamped, dynamically_clamped
 
 __all__ = [

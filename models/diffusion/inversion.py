@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.grids import noisy_end
 from models.diffusion.solvers.solver import Progress

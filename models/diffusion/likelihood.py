@@ -8,8 +8,8 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from models.diffusion.marginal import Schedule
 from models.diffusion.process import Denoiser
+from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.solver import Grid, Progress, ask, grid
 
 C = TypeVar("C")

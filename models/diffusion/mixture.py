@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.diffusion.marginal import Marginal, Schedule
 from models.diffusion.parameterization import Prediction, from_x0
+from models.diffusion.schedules.marginal import Marginal, Schedule
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class ConditionalNetwork(DiffusionNetwork, Protocol):
 
 
 @runtime_checkable
-class KnowsClasses(Protocol):
+class ClassConditional(Protocol):
     """Settings of a network that may know classes."""
 
     @property
@@ -37,7 +37,7 @@ class KnowsClasses(Protocol):
 
 
 @runtime_checkable
-class ClassConfig(KnowsClasses, Protocol):
+class ClassConfig(ClassConditional, Protocol):
     """Settings of a network that may be told a class."""
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from models.diffusion.marginal import Marginal
+from models.diffusion.schedules.marginal import Marginal
 
 
 class Prediction:

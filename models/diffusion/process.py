@@ -10,8 +10,6 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.condition import Condition
-from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
-from models.diffusion.marginal import Marginal
 from models.diffusion.parameterization import (
     Prediction,
     edm_input,
@@ -24,8 +22,10 @@ from models.diffusion.parameterization import (
     to_v,
     to_x0,
 )
-from models.diffusion.schedule import CosineScheduleConfig, ScheduleConfig
-from models.nn.recall import Recall
+from models.diffusion.schedules.marginal import Marginal
+from models.diffusion.schedules.schedule import CosineScheduleConfig, ScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.nn.conditioning_cache import ActivationCache
 
 C_contra = TypeVar("C_contra", contravariant=True)
 _REMEMBERED = 4096
@@ -117,7 +117,7 @@ def parameterization(config: ProcessConfig) -> Parameterization:
 
 
 @dataclass(frozen=True)
-class _Mix:
+class AffineCoefficients:
     """What x_t and the raw output count for.
 
     One is a tensor without dimensions: torch multiplies by those in half the time.
@@ -134,9 +134,9 @@ class _Mix:
 class _Reading:
     """How to read at one time: every parameterization is linear in x_t and the raw output."""
 
-    x0: _Mix | None
+    x0: AffineCoefficients | None
     """None: the raw output is x_0."""
-    noise: _Mix | None
+    noise: AffineCoefficients | None
     fed: Tensor
     """What the network's input is of x_t."""
 
@@ -155,10 +155,10 @@ class _Reading:
         return Prediction(x0, noise, spread)
 
 
-def _mix(of_x: Tensor, of_raw: Tensor, dtype: torch.dtype) -> _Mix | None:
+def _mix(of_x: Tensor, of_raw: Tensor, dtype: torch.dtype) -> AffineCoefficients | None:
     if float(of_x) == 0 and float(of_raw) == 1:
         return None
-    return _Mix(of_x.to(dtype), float(of_raw))
+    return AffineCoefficients(of_x.to(dtype), float(of_raw))
 
 
 class Process:
@@ -229,7 +229,7 @@ def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:
     It is for one drawing, in which weights stay as they are: without gradients, what the network
     makes of a condition alone is computed once.
     """
-    recall = Recall()
+    recall = ActivationCache()
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with recall.used():

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 
+from mezzotint.common.errors import UserError
 from models.diffusion.guidance import (
     LogProbability,
     clamped,
@@ -21,7 +22,7 @@ from models.diffusion.guidance import (
 )
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.config import (
     AnalyticDPMConfig,
     DDIMConfig,
@@ -37,8 +38,7 @@ from models.diffusion.solvers.grids import (
     TrailingTimesConfig,
     UniformTimesConfig,
 )
-from models.diffusion.solvers.solver import Progress, SolverStep, Stepwise
-from models.errors import ModelError
+from models.diffusion.solvers.solver import IterativeSolver, Progress, SolverStep
 
 C = TypeVar("C")
 
@@ -86,7 +86,7 @@ _PLAIN = (DDIMConfig, DDPMConfig, EulerConfig, EulerAncestralConfig, AnalyticDPM
 class Plan:
     """A solver and the times it visits (steps + 1,)."""
 
-    solver: Stepwise
+    solver: IterativeSolver
     times: Tensor
 
 
@@ -151,14 +151,14 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         """Solver and times; where a classifier steers, `log_probability` of the wanted class.
 
         Raises:
-            ModelError: solver and times do not suit the schedule.
+            UserError: solver and times do not suit the schedule.
         """
         try:
             self._refuse_silence(schedule)
             times = self.grid.build(schedule, self.steps)
             solver = self._solver(schedule, log_probability)
         except ValueError as error:
-            raise ModelError(f"sampling: {error}") from error
+            raise UserError(f"sampling: {error}") from error
         return Plan(solver, times)
 
     def course(
@@ -171,7 +171,7 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         """How noise becomes pictures; see `plan` and `steered`.
 
         Raises:
-            ModelError: solver and times do not suit the schedule.
+            UserError: solver and times do not suit the schedule.
         """
         plan = self.plan(schedule, log_probability)
         asked = self.steered(conditional, unconditional, schedule, log_probability)
@@ -186,12 +186,14 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
             first = grid.first
         alpha = schedule.at(torch.tensor(first, dtype=torch.float64)).alpha
         if float(alpha) == 0 and not isinstance(self.solver, DDIMConfig | DDPMConfig):
-            raise ModelError(
+            raise UserError(
                 f"sampling.solver: {self.solver.kind} needs some signal at every time, which this "
                 "model's schedule does not leave; choose ddim or ddpm"
             )
 
-    def _solver(self, schedule: Schedule, log_probability: LogProbability | None) -> Stepwise:
+    def _solver(
+        self, schedule: Schedule, log_probability: LogProbability | None
+    ) -> IterativeSolver:
         match self.solver:
             case DDPMConfig() if log_probability is not None and self.classifier_scale:
                 gradient = classifier_gradient(log_probability, self.classifier_scale)
@@ -226,14 +228,14 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
 
 
 @dataclass
-class Calls:
+class NFE:
     """How often networks were asked, a batch at a time."""
 
     network: int = 0
     classifier: int = 0
 
 
-def counted(denoiser: Denoiser[C], calls: Calls) -> Denoiser[C]:
+def counted(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
     """The denoiser, its calls counted."""
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
@@ -243,7 +245,7 @@ def counted(denoiser: Denoiser[C], calls: Calls) -> Denoiser[C]:
     return denoise
 
 
-def counted_classifier(log_probability: LogProbability, calls: Calls) -> LogProbability:
+def counted_classifier(log_probability: LogProbability, calls: NFE) -> LogProbability:
     """The classifier, its calls counted."""
 
     def ask(x: Tensor, t: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import DegradationConfig, GaussianAugmentationConfig
 from models.diffusion.process import ProcessConfig
-from models.errors import ModelError
-from models.nn.convolution import ModulatedResidual, silence
-from models.nn.embedding import ScalarEmbedding
+from models.nn.convolution import FiLMResBlock, silence
+from models.nn.embedding import TimestepEmbedding
 
 
 class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -79,8 +79,8 @@ class SuperResolution(nn.Module):
         self.augmentation = config.augmentation.build()
         channels = config.channels
         vector = channels[-1]
-        self.time = ScalarEmbedding(vector)
-        self.level = ScalarEmbedding(vector)
+        self.time = TimestepEmbedding(vector)
+        self.level = TimestepEmbedding(vector)
         self.stem = nn.Conv2d(2 * 3 * 4, channels[0], 3, padding=1)
         self.downs = nn.ModuleList(self._stack(width, vector, config.blocks) for width in channels)
         self.shrinks = nn.ModuleList(
@@ -97,19 +97,19 @@ class SuperResolution(nn.Module):
 
     @staticmethod
     def _stack(width: int, vector: int, blocks: int) -> nn.ModuleList:
-        return nn.ModuleList(ModulatedResidual(width, vector) for _ in range(blocks))
+        return nn.ModuleList(FiLMResBlock(width, vector) for _ in range(blocks))
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noisy (B, 3, H, W), times (B,) and the low-resolution input to x_0, in fp32.
 
         Raises:
-            ModelError: no low-resolution image or level, or sizes that do not fit.
+            UserError: no low-resolution image or level, or sizes that do not fit.
         """
         if cond.low is None or cond.level is None:
-            raise ModelError("super_resolution needs a low-resolution image and its level")
+            raise UserError("super_resolution needs a low-resolution image and its level")
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
-            raise ModelError(
+            raise UserError(
                 f"super_resolution takes heights and widths that are multiples of "
                 f"{self.config.stride}, got {height} x {width}"
             )

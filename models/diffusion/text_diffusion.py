@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
-from models.errors import ModelError
-from models.nn.embedding import Places, ScalarEmbedding
-from models.nn.images import from_patches, patches
-from models.nn.transformer import AdaptiveBlock, modulated
+from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
+from models.nn.patchify import from_patches, patches
+from models.nn.transformer import DiTBlock, modulated
 
 
 class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -68,16 +68,16 @@ class TextDiffusion(nn.Module):
         self.process = config.process.build()
         width, values = config.width, 3 * config.patch**2
         self.image_in = nn.Linear(values, width)
-        self.image_place = Places((config.image_size // config.patch) ** 2, width)
+        self.image_place = LearnedPositionEmbedding((config.image_size // config.patch) ** 2, width)
         self.text_token = nn.Embedding(config.text_vocab, width)
-        self.text_place = Places(config.text_length, width)
+        self.text_place = LearnedPositionEmbedding(config.text_length, width)
         self.text_norm = nn.LayerNorm(width)
-        self.time = ScalarEmbedding(width)
+        self.time = TimestepEmbedding(width)
         self.caption = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.blocks = nn.ModuleList(
-            AdaptiveBlock(width, config.heads, width // config.heads, dropout=config.dropout)
+            DiTBlock(width, config.heads, width // config.heads, dropout=config.dropout)
             for _ in range(config.layers)
         )
         self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.layers // 2))
@@ -93,10 +93,10 @@ class TextDiffusion(nn.Module):
         """Noisy (B, 3, H, W), times (B,) in [0, 1] and captions to the raw output, in fp32.
 
         Raises:
-            ModelError: the condition holds no captions.
+            UserError: the condition holds no captions.
         """
         if cond.text is None:
-            raise ModelError("text_diffusion needs captions: set data.text")
+            raise UserError("text_diffusion needs captions: set data.text")
         config = self.config
         image = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch))
         image = image + self.image_place(0, image.shape[1])

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from models.nn.embedding import Places
+from models.nn.embedding import LearnedPositionEmbedding
 from models.nn.transformer import Block
 
 
@@ -47,8 +47,8 @@ class TextEncoder(nn.Module):
         self.config = config
         width = config.width
         self.token = nn.Embedding(config.vocab, width)
-        self.place = Places(config.length, width)
-        self.pad = Places(config.length, width)
+        self.place = LearnedPositionEmbedding(config.length, width)
+        self.pad = LearnedPositionEmbedding(config.length, width)
         self.blocks = nn.ModuleList(
             Block(
                 width, config.heads, width // config.heads, causal=False, dropout=0.0, gelu="none"

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from models.diffusion.marginal import Schedule
 from models.diffusion.parameterization import Prediction, from_x0
 from models.diffusion.process import Denoiser
+from models.diffusion.schedules.marginal import Schedule
 
 C = TypeVar("C")
 

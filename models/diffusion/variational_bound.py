@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from models.diffusion.marginal import Marginal, Schedule
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
+from models.diffusion.schedules.marginal import Marginal, Schedule
 from models.nn.random import normal_like
 
 C = TypeVar("C")

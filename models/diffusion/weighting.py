@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from models.diffusion.marginal import Marginal
+from models.diffusion.schedules.marginal import Marginal
 
 
 class Weighting(Protocol):

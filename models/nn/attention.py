@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.linear import Projection, as_type
-from models.nn.recall import once
-from models.nn.streamed import MATRIX_UNITS, StreamedAttention, has_attention
+from models.nn.conditioning_cache import once
+from models.nn.cpu.bf16_kernels import MATRIX_UNITS, Avx512Attention, has_attention
+from models.nn.linear import FastLinear, as_type
 
 SHORT = 256
 """Up to this many places plain products are faster on a CPU."""
@@ -32,7 +32,7 @@ class Memory(Protocol):
         ...
 
 
-class Reach(Protocol):
+class AttentionPattern(Protocol):
     """Which earlier places a layer reads, and how its attention is computed."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Reach(Protocol):
         ...
 
 
-class Slots:
+class KVBuffer:
     """Keys and values of one attention layer, in slots of which a new place reads the first.
 
     A step of decoding costs mostly the number of its operators, so what a read can use again, views
@@ -62,7 +62,7 @@ class Slots:
             # autocast decides late
             self._store = key.new_empty(self._shape)
             self._kernel = (
-                StreamedAttention(self._store) if StreamedAttention.serves(self._store) else None
+                Avx512Attention(self._store) if Avx512Attention.serves(self._store) else None
             )
             self.keys, self.values = self._store.unbind(0)
             self._turned_keys = self.keys.flatten(0, 1).transpose(1, 2)
@@ -106,7 +106,7 @@ class Cache:
     """Keys and values of one attention layer that reads all earlier places."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int) -> None:
-        self._slots = Slots(batch, heads, length, head_width)
+        self._slots = KVBuffer(batch, heads, length, head_width)
         self.filled = 0
 
     def fill(self, key: Tensor, value: Tensor) -> None:
@@ -133,12 +133,12 @@ class SelfAttention(nn.Module):
         head_width: int,
         *,
         causal: bool,
-        reach: Reach | None = None,
+        reach: AttentionPattern | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.causal, self.reach = heads, head_width, causal, reach
-        self.qkv = Projection(width, 3 * heads * head_width)
-        self.out = Projection(heads * head_width, width)
+        self.qkv = FastLinear(width, 3 * heads * head_width)
+        self.out = FastLinear(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).

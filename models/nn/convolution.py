@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.winograd import DOUBLED, convolved, tiles_for
+from models.nn.cpu.winograd import DOUBLED, convolved, tiles_for
 
 
 class Convolution3x3(nn.Conv2d):
@@ -45,7 +45,7 @@ class Convolution1x1(nn.Conv2d):
         return super().forward(x)
 
 
-class ModulatedResidual(nn.Module):
+class FiLMResBlock(nn.Module):
     """Two 3x3 convolutions with group norms; a vector scales and shifts between them (FiLM).
 
     The second convolution starts at 0, so a new block is its skip connection (as in ADM).

@@ -20,7 +20,7 @@ def sinusoidal(t: Tensor, width: int, *, first: int = 0, ends: bool = False) -> 
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class ScalarEmbedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """A scalar per sample (time, level) to a vector: sinusoid, linear, SiLU, linear.
 
     `first` and `ends` are those of `sinusoidal`.
@@ -41,7 +41,7 @@ class ScalarEmbedding(nn.Module):
         return self.out(nn.functional.silu(self.hidden(wave)))
 
 
-class Places(nn.Module):
+class LearnedPositionEmbedding(nn.Module):
     """Learned vectors of the places 0..count-1, started at a standard deviation of 0.02."""
 
     def __init__(self, count: int, width: int) -> None:
@@ -54,7 +54,7 @@ class Places(nn.Module):
         return self.table(torch.arange(first, last, device=self.table.weight.device))
 
 
-class GridPlaces(nn.Module):
+class AxialPositionEmbedding(nn.Module):
     """A row plus a column vector for each place of an image grid, in raster order (DALL-E, B.1)."""
 
     def __init__(self, height: int, width: int, features: int) -> None:

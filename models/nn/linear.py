@@ -10,7 +10,7 @@ from torch.nn import functional as F
 FEW = 8
 """Up to this many rows a product's time is that of reading its weights."""
 PACKED_ROWS = 64
-"""Up to this many rows weights are read as `Packed` holds them."""
+"""Up to this many rows weights are read as `MkldnnLinear` holds them."""
 
 WEIGHTS_FIRST = "Intel" not in str(torch.cpu.get_capabilities().get("cpu_name"))
 """Whether W x^T is the faster order of a few rows in fp32 on this machine's CPU.
@@ -23,7 +23,7 @@ Intel Xeon. It rounds differently in the last bit.
 Gelu = Literal["tanh", "none"]
 
 
-class Projection(nn.Linear):
+class FastLinear(nn.Linear):
     """`nn.Linear`; without gradients a few rows in fp32 may take another order: WEIGHTS_FIRST."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return (product.T + bias).view(*x.shape[:-1], len(weight))
 
 
-class Packed:
+class MkldnnLinear:
     """A layer for up to 64 rows in bf16 on a CPU, its weights held again in the kernel's order.
 
     A bf16 product reorders them each time otherwise, which for a few rows takes longer than the

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from models.nn.attention import ContextAttention, Memory, Reach, SelfAttention
-from models.nn.linear import Gelu, GeluLinear, Projection
+from models.nn.attention import AttentionPattern, ContextAttention, Memory, SelfAttention
+from models.nn.linear import FastLinear, Gelu, GeluLinear
 
 
 class FeedForward(nn.Module):
@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, *, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = Projection(width, 4 * width)
+        self.hidden = FastLinear(width, 4 * width)
         self.out = GeluLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Block(nn.Module):
         causal: bool,
         dropout: float,
         gelu: Gelu = "tanh",
-        reach: Reach | None = None,
+        reach: AttentionPattern | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
@@ -50,7 +50,7 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.forward_norm(x)))
 
 
-class AdaptiveBlock(nn.Module):
+class DiTBlock(nn.Module):
     """A block whose norms are shifted and scaled, and whose branches are gated, by a vector.
 
     The tokens also attend to a context that the block does not change, if it `reads_context`.

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_text
 from models.diffusion.process import denoiser
-from models.diffusion.sampling import Calls, DiffusionSampling, counted
+from models.diffusion.sampling import NFE, DiffusionSampling, counted
 from models.diffusion.solvers.config import DDIMConfig, SolverConfig
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
@@ -59,12 +59,12 @@ def draw(
     *,
     sampling: StageSampling,
     progress: Progress | None = None,
-    calls: Calls | None = None,
+    calls: NFE | None = None,
 ) -> Tensor:
     """Images (B, 3, h, w) in [-1, 1] for captions (B, L); adds to `calls`."""
     side = base.config.image_size
     noise = torch.randn((len(text), 3, side, side), generator=rng, device=text.device)
-    return _solved(base, noise, Condition(text=text), rng, sampling, progress, calls or Calls())
+    return _solved(base, noise, Condition(text=text), rng, sampling, progress, calls or NFE())
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def upsample(
     *,
     sampling: StageSampling,
     progress: Progress | None = None,
-    calls: Calls | None = None,
+    calls: NFE | None = None,
 ) -> Tensor:
     """Images in [-1, 1], larger by the network's factor than `low` (B, 3, h, w)."""
     factor = upsampler.config.factor
@@ -84,7 +84,7 @@ def upsample(
     shape = (len(low), 3, low.shape[2] * factor, low.shape[3] * factor)
     noise = torch.randn(shape, generator=rng, device=low.device)
     cond = Condition(low=spoiled, level=level)
-    return _solved(upsampler, noise, cond, rng, sampling, progress, calls or Calls())
+    return _solved(upsampler, noise, cond, rng, sampling, progress, calls or NFE())
 
 
 def _solved(
@@ -94,7 +94,7 @@ def _solved(
     rng: Generator,
     stage: StageSampling,
     progress: Progress | None,
-    calls: Calls,
+    calls: NFE,
 ) -> Tensor:
     """From noise to image, x_0 kept inside [-1, 1]."""
     schedule, sampling = network.process.schedule, stage.sampling()
@@ -111,7 +111,7 @@ class CascadeSamples:
     """(B, 3, h, w) in [-1, 1]."""
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
-    calls: Calls
+    calls: NFE
     """Of both networks."""
 
 
@@ -141,7 +141,7 @@ class Cascade:
         def report_second(done: int, _: int) -> None:
             report(base.steps + done, total)
 
-        calls = Calls()
+        calls = NFE()
         low = draw(self.base, text, rng, sampling=base, progress=report, calls=calls)
         images = upsample(
             self.upsampler, low, rng, sampling=upsampler, progress=report_second, calls=calls

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from models.autoencoders.stage import Coded
+from mezzotint.common.errors import UserError
+from models.autoencoders.protocols import DiscreteAutoencoder
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
 from models.clip import ImageText
-from models.errors import ModelError
 
 Progress = Callable[[int, int], None]
 """Called with the codes drawn so far and their total."""
@@ -45,17 +45,19 @@ class DalleSamples:
 class Dalle:
     """Prior, autoencoder and, for re-ranking, a CLIP."""
 
-    def __init__(self, prior: Prior, dvae: Coded, clip: ImageText | None = None) -> None:
+    def __init__(
+        self, prior: Prior, dvae: DiscreteAutoencoder, clip: ImageText | None = None
+    ) -> None:
         """Compose; refuses a prior over another codebook or grid.
 
         Raises:
-            ModelError: the autoencoder has no codes, or the prior's image_vocab or grid is not its.
+            UserError: the autoencoder has no codes, or the prior's image_vocab or grid is not its.
         """
         vocab = dvae.vocabularies().get("codes")
         if vocab is None:
-            raise ModelError("the autoencoder's latent is continuous; a prior draws codes")
+            raise UserError("the autoencoder's latent is continuous; a prior draws codes")
         if prior.config.image_vocab != vocab or prior.config.grid != dvae.grid:
-            raise ModelError(
+            raise UserError(
                 f"the prior draws {prior.config.grid} codes of {prior.config.image_vocab} and the "
                 f"dvae has {dvae.grid} of {vocab}; use the dvae that made the prior's training "
                 "tokens"
@@ -80,7 +82,7 @@ class Dalle:
         the codes (B, r, w) of the upper rows, which are kept (see `top_of`).
 
         Raises:
-            ModelError: a CLIP without `clip_text`, or `top` is wider or higher than a picture.
+            UserError: a CLIP without `clip_text`, or `top` is wider or higher than a picture.
         """
         count = len(text)
         rows = text.repeat_interleave(candidates, dim=0)
@@ -93,7 +95,7 @@ class Dalle:
             order = torch.arange(candidates, device=text.device).expand(count, -1)
             return DalleSamples(images, codes, None, order)
         if clip_text is None:
-            raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
+            raise UserError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
         scores = clip_scores(self.clip, images, clip_text)
         return DalleSamples(images, codes, scores, ranked(scores))
 
@@ -104,17 +106,17 @@ class Dalle:
         With them `sample` completes a picture from its upper part (arXiv 2102.12092, figure 2d).
 
         Raises:
-            ModelError: the grid has not that many rows.
+            UserError: the grid has not that many rows.
         """
         height = self.dvae.grid[0]
         if not 0 <= rows <= height:
-            raise ModelError(f"the grid of codes has {height} rows; {rows} of them cannot be kept")
+            raise UserError(f"the grid of codes has {height} rows; {rows} of them cannot be kept")
         return self.dvae.tokens(image)[:, :rows]
 
     def _known(self, top: Tensor) -> Tensor:
         height, width = self.dvae.grid
         if top.shape[1] > height or top.shape[2] != width:
-            raise ModelError(
+            raise UserError(
                 f"the known codes are {top.shape[1]} rows of {top.shape[2]}, and the grid has "
                 f"{height} of {width}"
             )

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
@@ -20,16 +21,15 @@ from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
 from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
 from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import (
-    Calls,
+    NFE,
     DiffusionSampling,
     counted,
     counted_classifier,
 )
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
 from models.diffusion.solvers.config import AnalyticDPMConfig
 from models.diffusion.solvers.solver import Progress
-from models.errors import ModelError
 
 
 class PainterConfig(NetworkConfig, Protocol):
@@ -62,7 +62,7 @@ class ChannelsConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class Moment:
+class SamplerStep:
     """Where drawing stands: x at a time, and the picture guessed from it."""
 
     done: int
@@ -74,7 +74,7 @@ class Moment:
     """(B, 3, H, W): x_0 as guessed from x; at the end x itself."""
 
 
-Watch = Callable[[Moment], None]
+StepCallback = Callable[[SamplerStep], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DiffusionSamples:
 
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
-    calls: Calls
+    calls: NFE
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Diffusion:
         """Refuse a network that does not draw pictures by itself.
 
         Raises:
-            ModelError: it enlarges pictures, or draws latents.
+            UserError: it enlarges pictures, or draws latents.
         """
         if "low_resolution" in self.told:
-            raise ModelError("this model enlarges pictures: it draws only behind a base (cascade)")
+            raise UserError("this model enlarges pictures: it draws only behind a base (cascade)")
         config = self.network.config
         if isinstance(config, ChannelsConfig) and config.image_channels != 3:
-            raise ModelError("this model draws latents, not pictures")
+            raise UserError("this model draws latents, not pictures")
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal (B, 3, H, W), one picture a seed, whatever is drawn beside it."""
@@ -133,7 +133,7 @@ class Diffusion:
         *,
         sampling: DiffusionSampling,
         negative: Condition | None = None,
-        watch: Watch | None = None,
+        watch: StepCallback | None = None,
     ) -> DiffusionSamples:
         """Pictures from standard normal noise (B, 3, H, W).
 
@@ -141,9 +141,9 @@ class Diffusion:
         away from, nothing in particular if None. `rng` draws the noise that solvers add.
 
         Raises:
-            ModelError: guidance without an unconditional side, or settings that do not fit.
+            UserError: guidance without an unconditional side, or settings that do not fit.
         """
-        calls, schedule = Calls(), self.schedule
+        calls, schedule = NFE(), self.schedule
         wanted = self._wanted(cond, sampling, calls)
         plain = counted(denoiser(self.network), calls)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
@@ -151,10 +151,10 @@ class Diffusion:
         x, time = course.start(noise), float(course.plan.times[0])
         for step in course.steps(x, cond, rng):
             if watch is not None:
-                watch(Moment(step.done - 1, step.total, time, x, step.guess.x0))
+                watch(SamplerStep(step.done - 1, step.total, time, x, step.guess.x0))
             x, time = step.x, step.time
         if watch is not None:
-            watch(Moment(sampling.steps, sampling.steps, time, x, x))
+            watch(SamplerStep(sampling.steps, sampling.steps, time, x, x))
         return DiffusionSamples(x.clamp(-1, 1), calls)
 
     def _unconditional(
@@ -167,7 +167,7 @@ class Diffusion:
         if null is not None:
             plain = without_class(plain, null)
         elif not self.told & {"text", "features"}:
-            raise ModelError(
+            raise UserError(
                 "guidance other than 1 needs a model that has also learnt to draw untold: one of "
                 "captions, or of classes with model.null_class"
             )
@@ -188,14 +188,14 @@ class Diffusion:
         return config.classes if isinstance(config, ClassConfig) and config.null_class else None
 
     def _wanted(
-        self, cond: Condition, sampling: DiffusionSampling, calls: Calls
+        self, cond: Condition, sampling: DiffusionSampling, calls: NFE
     ) -> LogProbability | None:
         """ln p of the wanted classes, if a classifier is to steer."""
         if not sampling.classifier_scale:
             return None
         classifier, label = self.classifier, cond.label
         if classifier is None or label is None:
-            raise ModelError("classifier_scale needs a noisy classifier and a class")
+            raise UserError("classifier_scale needs a noisy classifier and a class")
         wanted = class_log_probability(classifier, label, self.schedule)
         return counted_classifier(wanted, calls)
 

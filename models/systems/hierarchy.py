@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from mezzotint.common.errors import UserError
 from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
-from models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Hierarchy:
         """Compose; refuses priors of another shape.
 
         Raises:
-            ModelError: a prior's vocabularies, lengths or grid are not its level's.
+            UserError: a prior's vocabularies, lengths or grid are not its level's.
         """
         config = autoencoder.config
         if len(priors) != config.levels:
-            raise ModelError(f"{config.levels} levels need as many priors, not {len(priors)}")
+            raise UserError(f"{config.levels} levels need as many priors, not {len(priors)}")
         top = priors[0].config
         self.text_vocab, self.text_length = top.text_vocab, top.text_length
         shapes = level_shapes(config, top.text_vocab, top.text_length)
@@ -83,7 +83,7 @@ class Hierarchy:
             found = prior.config
             ours = LevelShape(found.text_vocab, found.text_length, found.image_vocab, found.grid)
             if ours != shape:
-                raise ModelError(f"the prior of level {name} is {ours}; it must be {shape}")
+                raise UserError(f"the prior of level {name} is {ours}; it must be {shape}")
         self.priors, self.autoencoder = tuple(priors), autoencoder
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class Hierarchy:
         `sampling` is one each, or one for all levels, whose guidance is then the top level's.
 
         Raises:
-            ModelError: guidance below the top, where an empty caption would hide the codes too.
+            UserError: guidance below the top, where an empty caption would hide the codes too.
         """
         if isinstance(sampling, Sampling):
             plain = sampling.model_copy(update={"guidance": 1.0})
@@ -103,7 +103,7 @@ class Hierarchy:
         else:
             settings = sampling
         if any(each.guidance != 1.0 for each in settings[1:]):
-            raise ModelError("guidance acts on the top level's caption only; set it to 1 below")
+            raise UserError("guidance acts on the top level's caption only; set it to 1 below")
         vocab = self.autoencoder.config.bottleneck.codes
         codes: list[Tensor] = []
         for prior, chosen in zip(self.priors, settings, strict=True):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from mezzotint.common.errors import UserError
 from models.autoregressive.decoding import Sampling, generate
-from models.errors import ModelError
 from models.systems.dalle import Dalle, DalleSamples, Progress, ranked
 
 
@@ -33,10 +33,10 @@ def blocks(count: int, size: int, rank: int, world: int) -> tuple[range, ...]:
     """The blocks of a list of `count` that process `rank` of `world` draws: every world-th.
 
     Raises:
-        ModelError: no such process.
+        UserError: no such process.
     """
     if not 0 <= rank < world:
-        raise ModelError(f"rank {rank} of {world} processes does not exist; count from 0")
+        raise UserError(f"rank {rank} of {world} processes does not exist; count from 0")
     firsts = range(0, count, size)[rank::world]
     return tuple(range(first, min(first + size, count)) for first in firsts)
 
@@ -68,10 +68,10 @@ def draw_share(
     pictures that this process draws.
 
     Raises:
-        ModelError: a CLIP without `clip_text`, or no such process.
+        UserError: a CLIP without `clip_text`, or no such process.
     """
     if dalle.clip is not None and clip_text is None:
-        raise ModelError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
+        raise UserError("re-ranking needs the captions as tokens of the CLIP's tokenizer")
     parts: list[Drawn] = []
     share = blocks(len(text) * candidates, block, rank, world)
     told = _Told(progress, dalle.prior.config.image_length, sum(map(len, share)))
@@ -114,12 +114,12 @@ def assemble(parts: Sequence[Drawn], captions: int, candidates: int) -> DalleSam
     """All blocks of all processes, in any order, as the samples of `captions` captions.
 
     Raises:
-        ModelError: blocks are missing.
+        UserError: blocks are missing.
     """
     ordered = sorted(parts, key=lambda part: part.first)
     found = sum(len(part.codes) for part in ordered)
     if found != captions * candidates:
-        raise ModelError(
+        raise UserError(
             f"{found} of {captions * candidates} candidates are there; bring the blocks of all "
             "processes together"
         )

@@ -9,9 +9,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from data_pipeline.build import RawSample, write_shards
 from data_pipeline.manifest import Manifest, Split
-from data_pipeline.text import Tokenizer
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.text.tokenizer import Tokenizer
 
 WORDS = ("red", "green", "blue", "dark")
 

@@ -13,8 +13,8 @@ from filelock import FileLock
 from data_pipeline.cache import ShardCache, cache_limit
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import read_manifest
+from mezzotint.common.errors import UserError
 
 
 def copies(cache):
@@ -53,7 +53,7 @@ def test_a_remote_shard_that_does_not_match_is_refused_and_not_kept(remote, cach
     system.pipe_file("/bucket/squares/squares-000001.tar", bytes(content))
     dataset = open_dataset(DataConfig(url=remote))
     dataset.reader.cache.retry_wait = 0.01
-    with pytest.raises(DataError, match=r"squares-000001.tar: does not match its manifest"):
+    with pytest.raises(UserError, match=r"squares-000001.tar: does not match its manifest"):
         dataset.caption(5)
     assert copies(cache) == []
 
@@ -64,7 +64,7 @@ def test_a_transfer_that_stalls_is_given_up_with_its_name(remote, squares, tmp_p
     store = type(fsspec.filesystem("memory"))
     monkeypatch.setattr(store, "get_file", lambda *_, **__: release.wait(10))
     cache = ShardCache(tmp_path / "c", patience=0.05, retry_wait=0.01)
-    with pytest.raises(DataError, match=r"squares-000000.tar: cannot be read \(no answer for"):
+    with pytest.raises(UserError, match=r"squares-000000.tar: cannot be read \(no answer for"):
         cache.fetch(remote, shard)
     release.set()
 
@@ -107,7 +107,7 @@ def test_a_transfer_that_fails_twice_succeeds_the_third_time(
 def test_a_shard_that_is_not_there_is_named_at_once(squares, tmp_path):
     shard = read_manifest(squares).shards[0]
     Path(squares, shard.name).unlink()
-    with pytest.raises(DataError, match=r"squares-000000.tar: no such file"):
+    with pytest.raises(UserError, match=r"squares-000000.tar: no such file"):
         ShardCache(tmp_path / "c").fetch(squares, shard)
 
 
@@ -136,7 +136,7 @@ def test_the_least_recently_used_copies_are_forgotten(squares, tmp_path):
 
 def test_a_shard_larger_than_the_cache_is_refused(squares, tmp_path):
     shard = read_manifest(squares).shards[0]
-    with pytest.raises(DataError, match=r"MEZZOTINT_CACHE_BYTES=100: shard 'squares-000000.tar'"):
+    with pytest.raises(UserError, match=r"MEZZOTINT_CACHE_BYTES=100: shard 'squares-000000.tar'"):
         ShardCache(tmp_path / "c", limit=100).fetch(squares, shard)
 
 
@@ -151,7 +151,7 @@ def test_a_small_cache_still_serves_the_whole_set(remote, squares, cache, monkey
 @pytest.mark.parametrize("value", ["0", "-1", "1e9", "10GB", ""])
 def test_cache_sizes_are_whole_numbers_of_bytes(monkeypatch, value):
     monkeypatch.setenv("MEZZOTINT_CACHE_BYTES", value)
-    with pytest.raises(DataError, match=f"MEZZOTINT_CACHE_BYTES={value}: "):
+    with pytest.raises(UserError, match=f"MEZZOTINT_CACHE_BYTES={value}: "):
         cache_limit()
 
 
@@ -182,7 +182,7 @@ def test_processes_of_a_node_share_one_download(squares, tmp_path):
 
 def test_an_unwritable_cache_is_named(squares, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"the shard cache cannot be made .*set MEZZOTINT_CACHE"):
+    with pytest.raises(UserError, match=r"the shard cache cannot be made .*set MEZZOTINT_CACHE"):
         ShardCache(tmp_path / "file" / "c").fetch(squares, read_manifest(squares).shards[0])
 
 
@@ -195,7 +195,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_named(make_set, tmp_path):
     lying = shard.model_copy(
         update={"bytes": len(plain), "sha256": hashlib.sha256(plain).hexdigest()}
     )
-    with pytest.raises(DataError, match="is not a gzip file"):
+    with pytest.raises(UserError, match="is not a gzip file"):
         ShardCache(tmp_path / "c").fetch(url, lying)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.build import RawSample, write_shards
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
-from data_pipeline.errors import DataError
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from mezzotint.common.errors import UserError
 
 ENCODER, OTHER = "a" * 64, "b" * 64
 
@@ -56,7 +56,7 @@ def test_no_selection_is_everything(squares):
     ],
 )
 def test_selections_of_nothing_are_refused_by_name(squares, selection, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         chosen(squares, selection)
 
 
@@ -81,14 +81,14 @@ def test_fingerprints_name_set_selection_and_shuffle(make_set):
 
 def test_a_missing_shard_is_named(squares):
     Path(squares, "squares-000002.tar").unlink()
-    with pytest.raises(DataError, match=r"squares-000002.tar: this shard is in the manifest but"):
+    with pytest.raises(UserError, match=r"squares-000002.tar: this shard is in the manifest but"):
         chosen(squares)
 
 
 def test_a_shard_of_another_size_is_named(squares):
     with Path(squares, "squares-000002.tar").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(DataError, match=r"squares-000002.tar: does not match its manifest"):
+    with pytest.raises(UserError, match=r"squares-000002.tar: does not match its manifest"):
         chosen(squares)
 
 
@@ -96,18 +96,18 @@ def test_a_shard_that_shrinks_while_in_use_is_named(squares):
     dataset = chosen(squares)
     with Path(squares, "squares-000004.tar").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(DataError, match=r"squares-000004.tar: ends before byte"):
+    with pytest.raises(UserError, match=r"squares-000004.tar: ends before byte"):
         dataset.caption(22)
 
 
 def test_a_missing_manifest_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"manifest.json: no such file; make it with `mezzotint"):
+    with pytest.raises(UserError, match=r"manifest.json: no such file; make it with `mezzotint"):
         chosen(str(tmp_path))
 
 
 def test_a_manifest_that_is_none_is_named(squares):
     Path(squares, "manifest.json").write_text('{"name": 3}')
-    with pytest.raises(DataError, match=r"manifest.json: "):
+    with pytest.raises(UserError, match=r"manifest.json: "):
         chosen(squares)
 
 
@@ -127,30 +127,30 @@ def written(tmp_path, members, encoder=None):
 
 def test_a_missing_caption_is_named(tmp_path):
     url = written(tmp_path, {"png": b"x"})
-    with pytest.raises(DataError, match=r"one-000000.tar: key.txt: the caption is missing"):
+    with pytest.raises(UserError, match=r"one-000000.tar: key.txt: the caption is missing"):
         chosen(url)
 
 
 def test_a_caption_that_is_not_utf8_is_named(tmp_path):
     dataset = chosen(written(tmp_path, {"txt": b"\xff\xfe"}))
-    with pytest.raises(DataError, match=r"key.txt: not UTF-8"):
+    with pytest.raises(UserError, match=r"key.txt: not UTF-8"):
         dataset.captions()
 
 
 def test_a_missing_image_is_named(tmp_path):
     url = written(tmp_path, {"txt": b"a"})
-    with pytest.raises(DataError, match=r"key.png: no image .* although data.image is set"):
+    with pytest.raises(UserError, match=r"key.png: no image .* although data.image is set"):
         chosen(url, image=ImageConfig(size=4))
 
 
 def test_a_corrupt_image_is_named(tmp_path):
     url = written(tmp_path, {"txt": b"a", "png": b"not a png"})
-    with pytest.raises(DataError, match=r"one-000000.tar: key.png: not a readable PNG"):
+    with pytest.raises(UserError, match=r"one-000000.tar: key.png: not a readable PNG"):
         chosen(url, image=ImageConfig(size=4)).sample(0)
 
 
 def test_a_missing_array_is_named(squares):
-    with pytest.raises(DataError, match=r"0000.codes.npy: no such array"):
+    with pytest.raises(UserError, match=r"0000.codes.npy: no such array"):
         chosen(squares, arrays=("codes",))
 
 
@@ -158,7 +158,7 @@ def test_arrays_are_never_unpickled(tmp_path):
     content = io.BytesIO()
     np.save(content, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     url = written(tmp_path, {"txt": b"a", "codes.npy": content.getvalue()})
-    with pytest.raises(DataError, match=r"key.codes.npy: not a plain array"):
+    with pytest.raises(UserError, match=r"key.codes.npy: not a plain array"):
         chosen(url, arrays=("codes",)).sample(0)
 
 
@@ -170,7 +170,7 @@ def test_what_a_batch_lacks_is_named_by_its_setting(squares):
         (lambda: batch.labels, "data.label is not set"),
         (lambda: batch.array("codes"), "data.arrays has no 'codes'"),
     ):
-        with pytest.raises(DataError, match=key):
+        with pytest.raises(UserError, match=key):
             access()
 
 
@@ -208,7 +208,7 @@ def test_an_integer_attribute_is_its_own_class(squares):
     ],
 )
 def test_samples_without_a_class_are_refused_by_name(squares, label, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         chosen(squares, label=LabelConfig(**label))
 
 
@@ -284,16 +284,16 @@ def test_arrays_of_another_encoder_are_refused(derived):
     config = DataConfig(url=derived, arrays=("codes",))
     open_dataset(config, expected_encoder=ENCODER)
     message = f"made by encoder {ENCODER[:12]}, but this run needs those of {OTHER[:12]}"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         open_dataset(config, expected_encoder=OTHER)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         open_dataset(config.model_copy(update={"encoder": OTHER}))
 
 
 def test_an_encoder_directory_must_be_resolved_by_the_caller(derived):
     config = DataConfig(url=derived, arrays=("codes",), encoder="runs/dvae/model")
     open_dataset(config, expected_encoder=ENCODER)
-    with pytest.raises(DataError, match=r"data.encoder: 'runs/dvae/model' is not a digest"):
+    with pytest.raises(UserError, match=r"data.encoder: 'runs/dvae/model' is not a digest"):
         open_dataset(config)
 
 
@@ -323,7 +323,7 @@ def test_an_interrupted_derivation_leaves_no_manifest(squares, tmp_path):
 
 def test_an_encoder_that_breaks_its_promise_is_refused(squares, tmp_path):
     source = chosen(squares, image=ImageConfig(size=4))
-    with pytest.raises(DataError, match=r"arrays \['codes'\] were promised"):
+    with pytest.raises(UserError, match=r"arrays \['codes'\] were promised"):
         derive(
             source,
             str(tmp_path / "d"),

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.config import ImageConfig
-from data_pipeline.errors import DataError
 from data_pipeline.images import decode, extension_of
+from mezzotint.common.errors import UserError
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -79,14 +79,14 @@ def bomb(side: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8_000, 10_000, 60_000])
 def test_a_bomb_is_refused_from_its_header(side):
-    with pytest.raises(DataError, match=r"bomb\.png: .*pixels"):
+    with pytest.raises(UserError, match=r"bomb\.png: .*pixels"):
         decode(bomb(side), ImageConfig(size=8), "bomb.png")
 
 
 def test_the_pixel_limit_is_a_setting():
     content = encoded(Image.new("RGB", (30, 30)))
     decode(content, ImageConfig(size=8, max_pixels=900), "x")
-    with pytest.raises(DataError, match=r"30 x 30 pixels are more than data.image.max_pixels"):
+    with pytest.raises(UserError, match=r"30 x 30 pixels are more than data.image.max_pixels"):
         decode(content, ImageConfig(size=8, max_pixels=899), "x")
 
 
@@ -94,7 +94,7 @@ def test_the_pixel_limit_is_a_setting():
 def test_a_cut_image_is_refused(format_):
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(noise), format_)
-    with pytest.raises(DataError, match="cut: not a readable PNG, JPEG or WebP image"):
+    with pytest.raises(UserError, match="cut: not a readable PNG, JPEG or WebP image"):
         decode(content[: len(content) // 2], ImageConfig(size=8), "cut")
 
 
@@ -108,12 +108,12 @@ def test_random_damage_never_escapes_as_another_error():
             damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
             try:
                 decode(damaged.tobytes(), ImageConfig(size=8, max_pixels=4096), "x")
-            except DataError:
+            except UserError:
                 continue
 
 
 def test_other_formats_are_refused():
-    with pytest.raises(DataError, match="not a readable PNG, JPEG or WebP"):
+    with pytest.raises(UserError, match="not a readable PNG, JPEG or WebP"):
         decode(encoded(Image.new("RGB", (2, 2)), "GIF"), ImageConfig(size=2), "x")
 
 

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
-import data_pipeline.space
-from data_pipeline.build import RawSample, write_shard
+import mezzotint.common.disk_space
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, Split, read_manifest
+from data_pipeline.packing.shard_writer import RawSample, write_shard
 from data_pipeline.tar import index_tar, split_name
 from data_pipeline.verify import index, verify
+from mezzotint.common.errors import UserError
 
 READ_WITH_WEBDATASET = """
 import json, sys, webdataset
@@ -64,16 +64,16 @@ def test_nothing_but_the_set_is_left_behind(squares):
 
 @pytest.mark.parametrize("key", ["a.b", "", ".hidden", "dir/"])
 def test_keys_that_webdataset_would_split_elsewhere_are_refused(key):
-    with pytest.raises(DataError, match="a key is a name without dots"):
+    with pytest.raises(UserError, match="a key is a name without dots"):
         RawSample(key, {"txt": b"x"})
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        data_pipeline.space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
+        mezzotint.common.disk_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
     )
     with pytest.raises(
-        DataError, match=r"no disk space for the next shard: .* bytes needed, 1,000"
+        UserError, match=r"no disk space for the next shard: .* bytes needed, 1,000"
     ):
         write_shard([RawSample("a", {"txt": b"x" * 5000})], str(tmp_path / "out"), "a-000000.tar")
     assert not (tmp_path / "out").exists()
@@ -82,9 +82,9 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
 def test_a_disk_without_inodes_is_noticed(tmp_path, monkeypatch):
     roomy = {"f_frsize": 4096, "f_blocks": 1 << 30, "f_bfree": 1 << 30, "f_bavail": 1 << 30}
     status = SimpleNamespace(**roomy, f_files=10, f_favail=0)
-    monkeypatch.setattr(data_pipeline.space.os, "statvfs", lambda path: status)
-    with pytest.raises(DataError, match="no inodes left"):
-        data_pipeline.space.check_space(tmp_path, 1, purpose="a file")
+    monkeypatch.setattr(mezzotint.common.disk_space.os, "statvfs", lambda path: status)
+    with pytest.raises(UserError, match="no inodes left"):
+        mezzotint.common.disk_space.check_space(tmp_path, 1, purpose="a file")
 
 
 def test_names_split_as_webdataset_splits_them():
@@ -103,7 +103,7 @@ def test_every_cut_of_a_tar_is_noticed(squares, tmp_path):
     )
     for cut in range(0, content_end, 512):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        with pytest.raises(DataError, match=r"cut\.tar: "):
+        with pytest.raises(UserError, match=r"cut\.tar: "):
             index_tar(tmp_path / "cut.tar", "cut.tar")
 
 
@@ -112,7 +112,7 @@ def test_a_corrupt_header_in_the_middle_is_noticed(squares, tmp_path):
     offset, _ = read_manifest(squares).shards[0].samples[2].members["png"]
     content[offset - 512 : offset - 400] = b"\xff" * 112
     (tmp_path / "bad.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.tar: the tar archive is cut or corrupt after byte"):
+    with pytest.raises(UserError, match=r"bad\.tar: the tar archive is cut or corrupt after byte"):
         index_tar(tmp_path / "bad.tar", "bad.tar")
 
 
@@ -180,7 +180,7 @@ def test_keys_that_restart_in_every_shard_are_not_mixed_up_but_refused(tmp_path)
     for number in range(2):
         sample = RawSample("0", {"txt": b"a", "png": b"1"})
         write_shard([sample], str(tmp_path), f"x-{number:06d}.tar")
-    with pytest.raises(DataError, match="key '0' occurs more than once; write it anew with"):
+    with pytest.raises(UserError, match="key '0' occurs more than once; write it anew with"):
         index(str(tmp_path), name="x")
 
 
@@ -214,7 +214,7 @@ def test_a_set_on_a_web_server_is_read_and_checked(squares):
         config = DataConfig(url=f"http://127.0.0.1:{server.server_port}")
         captions = open_dataset(config).captions()
         Path(squares, "squares-000003.tar").unlink()
-        with pytest.raises(DataError, match=r"squares-000003.tar: this shard is in the manifest"):
+        with pytest.raises(UserError, match=r"squares-000003.tar: this shard is in the manifest"):
             open_dataset(config)
         server.shutdown()
     assert captions[22] == "blue square 22"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import Dataset, open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.stream import Stream, StreamState
+from mezzotint.common.errors import UserError
 
 FIXTURES_ARE_READ_ONLY = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
@@ -128,7 +128,7 @@ def test_a_damaged_sample_stops_the_stream_with_one_sentence(squares, workers):
     content[at : at + 40] = bytes(40)
     Path(path).write_bytes(content)
     config = DataConfig(url=squares, image=ImageConfig(size=4), workers=workers)
-    with pytest.raises(DataError, match=r"squares-000001.tar: 0005.png: not a readable") as error:
+    with pytest.raises(UserError, match=r"squares-000001.tar: 0005.png: not a readable") as error:
         read(config)
     assert "\n" not in str(error.value)
 
@@ -151,19 +151,19 @@ def test_a_closed_iterator_stops_reading(dataset):
     ],
 )
 def test_impossible_numbers_are_refused(dataset, numbers, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         Stream(dataset, **{"seed": 0, **numbers})
 
 
 def test_a_state_of_other_data_or_another_seed_is_refused(dataset, squares):
     state = Stream(dataset, global_batch=4, rank=0, world=1, seed=0).state_after(2)
     other = open_dataset(DataConfig(url=squares, shuffle_block=3))
-    with pytest.raises(DataError, match="started on other data"):
+    with pytest.raises(UserError, match="started on other data"):
         Stream(other, global_batch=4, rank=0, world=1, seed=0, state=state)
-    with pytest.raises(DataError, match="started with seed 0"):
+    with pytest.raises(UserError, match="started with seed 0"):
         Stream(dataset, global_batch=4, rank=0, world=1, seed=1, state=state)
 
 
 def test_a_state_that_is_none_is_refused():
-    with pytest.raises(DataError, match="not the state of a stream"):
+    with pytest.raises(UserError, match="not the state of a stream"):
         StreamState.from_json({"epoch": 0, "consumed": "three"})

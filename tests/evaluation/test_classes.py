@@ -7,8 +7,8 @@ import torch
 
 from evaluation.classes import balanced, evaluate_classes
 from evaluation.config import ClassEvaluation
-from evaluation.errors import EvaluationError
-from evaluation.probe import LinearProbe
+from evaluation.metrics.linear_probe import LinearProbe
+from mezzotint.common.errors import UserError
 from models import store
 from models.diffusion.unet.network import UNetConfig
 
@@ -100,5 +100,5 @@ def test_every_scale_is_judged_against_real_pictures_and_chance(model, tmp_path)
 
 def test_classes_that_the_model_does_not_draw_are_refused(model, tmp_path):
     three = {"attribute": "group", "values": [*GROUPS, "flags"]}
-    with pytest.raises(EvaluationError, match="3 are named, but"):
+    with pytest.raises(UserError, match="3 are named, but"):
         evaluate_classes(settings(model, classes=three), tmp_path)

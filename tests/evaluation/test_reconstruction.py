@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from evaluation.errors import EvaluationError
-from evaluation.fidelity import psnr, ssim
+from evaluation.metrics.image_similarity import psnr, ssim
 from evaluation.reconstruction import ReconstructionEvaluation, evaluate_reconstruction
+from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, Identity
@@ -121,5 +121,5 @@ def test_the_reconstruction_distance_is_named_after_its_network(tmp_path):
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
-    with pytest.raises(EvaluationError, match="holds a patch_discriminator; name an autoencoder"):
+    with pytest.raises(UserError, match="holds a patch_discriminator; name an autoencoder"):
         judged(tmp_path, PatchDiscriminatorConfig(width=8, layers=1), features=None)

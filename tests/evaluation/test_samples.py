@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from evaluation import samples
-from evaluation.errors import EvaluationError
-from evaluation.samples import Drawn, Row
+from evaluation.samples import Row
+from mezzotint.common.errors import UserError
+from mezzotint.inference.generator import Drawn
 
 
 class Dice:
@@ -83,10 +84,10 @@ def test_a_missing_picture_is_named(tmp_path):
         {row.key: torch.zeros(4, 4, 3, dtype=torch.uint8) for row in ROWS},
     )
     (tmp_path / "candidates" / "000002.png").unlink()
-    with pytest.raises(EvaluationError, match="000002"):
+    with pytest.raises(UserError, match="000002"):
         samples.read(tmp_path)
 
 
 def test_asking_nothing_is_refused():
-    with pytest.raises(EvaluationError, match="limit"):
+    with pytest.raises(UserError, match="limit"):
         samples.draw(Dice(), [], seed=0, batch=1)

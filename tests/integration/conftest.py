@@ -15,8 +15,8 @@ from slurm import slurm  # noqa: F401 - a fixture
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
-from data_pipeline.text import Tokenizer
-from launch.training import free_port, wait
+from data_pipeline.text.tokenizer import Tokenizer
+from launch.train.local import free_port, wait
 
 PEOPLE = Selection(split="composition", part="train")
 VOCAB = 300

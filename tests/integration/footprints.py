@@ -14,8 +14,8 @@ import torch
 
 from models.autoregressive.prior import prior_loss
 from trainer import distributed, engine
+from trainer.averages.ema import Ema
 from trainer.checkpoint import Checkpoints
-from trainer.ema import Ema
 from trainer.recipe import load
 
 Bytes = dict[int, int]

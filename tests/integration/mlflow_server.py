@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.training import free_port
-from trainer.tracking import BOUNDS
+from launch.train.local import free_port
+from trainer.tracking.mlflow_client import BOUNDS
 
 # One process for requests, none for jobs: half a gigabyte instead of one and a half.
 LIGHT = {**BOUNDS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from launch.pipeline import load, order, resolve
+from launch.pipeline.config import load, order, resolve
+from launch.pipeline.stage_types import execute
 from launch.progress import Reporter
-from launch.stages import execute
 
 
 def main() -> None:

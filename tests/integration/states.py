@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models.autoregressive.prior import PriorConfig, prior_loss
-from trainer.optimizers.in_backward import InBackwardAdamW
-from trainer.optimizers.small_moments import SmallMomentAdamW
+from trainer.low_precision.adamw import SmallMomentAdamW
+from trainer.low_precision.in_backward import InBackwardAdamW
 
 States = Literal["fp32", "in backward", "bf16, nearest"]
 CONFIG = PriorConfig(

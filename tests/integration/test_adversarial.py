@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from models import store
-from trainer.errors import TrainError
 from trainer.recipe import load
-from trainer.record import read_metrics
+from trainer.tracking.run_log import read_metrics
 
 pytestmark = pytest.mark.processes
 
@@ -151,5 +151,5 @@ def test_a_stage_for_a_part_that_is_not_there_is_refused(tmp_path):
     loaded = load(recipe)
     with torch.device("meta"):
         parts = loaded.task.build(loaded.model.build()).parts()
-    with pytest.raises(TrainError, match=r"engine\.zeros\.critic: no such part"):
+    with pytest.raises(UserError, match=r"engine\.zeros\.critic: no such part"):
         prepare(parts, loaded)

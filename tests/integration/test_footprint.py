@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from launch.footprint import (
+from trainer.memory_estimate import (
     BUCKET,
     Footprint,
     Sizes,

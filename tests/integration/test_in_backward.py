@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.footprint import checkpoint_bytes, footprint, sizes, states
+from trainer.memory_estimate import checkpoint_bytes, footprint, sizes, states
 from trainer.recipe import Recipe, load
 
 pytestmark = pytest.mark.processes

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from models import store
-from trainer.faults import PREEMPTED
-from trainer.record import read_metrics
+from trainer.signals import PREEMPTED
+from trainer.tracking.run_log import read_metrics
 
 pytestmark = pytest.mark.processes
 STEPS = 60
-COMMAND = [sys.executable, "-m", "launch.cli", "train", "recipes/emoji_dvae.yaml"]
+COMMAND = [sys.executable, "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
 SETTINGS = [
     f"steps={STEPS}",
     "batch=8",

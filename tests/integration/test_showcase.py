@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.pipeline import TrainStage, load, recipe_of
+from launch.pipeline.config import TrainStage, load, recipe_of
 from models import store
 from models.systems.hierarchy import level_shapes
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import load as load_cluster
-from launch.errors import LaunchError
-from launch.submission import attempts
-from launch.submit import load, submit
-from trainer.record import read_metrics
+from launch.slurm.config import load as load_cluster
+from launch.slurm.records import attempts
+from launch.submit.submit import load, submit
+from mezzotint.common.errors import UserError
+from trainer.tracking.run_log import read_metrics
 
 pytestmark = [pytest.mark.processes, pytest.mark.slurm]
 RECIPE = "recipes/emoji_dvae.yaml"
@@ -50,7 +50,7 @@ class Cluster:
     def call(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run a command of ours."""
         return subprocess.run(
-            [sys.executable, "-m", "launch.cli", *map(str, words)],
+            [sys.executable, "-m", "launch.cli.main", *map(str, words)],
             capture_output=True,
             text=True,
             timeout=100,
@@ -274,9 +274,7 @@ def test_what_slurm_refuses_is_said_with_the_key_and_nothing_is_submitted(
     slurm, cluster, changes, key
 ):
     cluster.file(**changes)
-    with pytest.raises(
-        LaunchError, match=r"^SLURM refuses the job: .* in the cluster file$"
-    ) as said:
+    with pytest.raises(UserError, match=r"^SLURM refuses the job: .* in the cluster file$") as said:
         cluster.submit(RECIPE, *SMALL, "steps=5")
     assert key in str(said.value)
     assert slurm.call("squeue", "--noheader") == ""

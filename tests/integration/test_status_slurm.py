@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster
-from launch.submission import Job, Submission
+from launch.slurm.config import Cluster
+from launch.slurm.records import Job, Submission
 from trainer.run import write_json
 
 pytestmark = [pytest.mark.processes, pytest.mark.slurm]
@@ -59,7 +59,14 @@ class Runs:
 
     def call(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run a command of ours."""
-        command = [sys.executable, "-m", "launch.cli", *map(str, words), "--runs", str(self.path)]
+        command = [
+            sys.executable,
+            "-m",
+            "launch.cli.main",
+            *map(str, words),
+            "--runs",
+            str(self.path),
+        ]
         return subprocess.run(
             command,
             capture_output=True,
@@ -210,7 +217,7 @@ def test_cancel_ends_what_lives_and_what_waits_and_nothing_is_requeued(runs, go)
     runs.until("unwanted", "first", "running")
     following = subprocess.Popen(
         [
-            *(sys.executable, "-m", "launch.cli", "logs", "unwanted", "first"),
+            *(sys.executable, "-m", "launch.cli.main", "logs", "unwanted", "first"),
             *("--follow", "--runs", str(runs.path)),
         ],
         env=runs.environment,

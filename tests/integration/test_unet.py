@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainer.record import read_metrics
+from trainer.tracking.run_log import read_metrics
 
 pytestmark = pytest.mark.processes
 COMMON = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from trainer.record import read_sent
+from trainer.tracking.run_log import read_sent
 
 STEPS = 40
 TRAIN = ["train", "recipes/emoji_dvae.yaml", f"steps={STEPS}", "batch=8", "model.width=32"]
@@ -21,7 +21,7 @@ TRAIN += ["checkpoint.every=10", "log.previews=20"]
 def mezzotint(*words: object, **variables: str) -> "subprocess.Popen[str]":
     """A command of a user, just started."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *map(str, words)],
+        [sys.executable, "-m", "launch.cli.main", *map(str, words)],
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.transformer import Block
-from trainer.gradient_scaling import GradientScales, PerBlockScaling
+from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling
 
 Scaling = Literal["fp32", "one scale", "per block"]
 WIDTH, BLOCKS, CLASSES, SAMPLES = 32, 6, 8, 512

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.build import RawSample, write_shards
 from data_pipeline.manifest import Split
-from data_pipeline.text import Tokenizer
-from launch import cli, guard
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.text.tokenizer import Tokenizer
+from launch import guard
+from launch.cli import main
 from trainer import distributed
 
 
@@ -38,7 +39,7 @@ def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
     def command(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         code, (out, err) = ended.value.code, capsys.readouterr()
         return Outcome(code if isinstance(code, int) else bool(code), out, err)
 

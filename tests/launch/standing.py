@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from launch.slurm import JobState
-from launch.status import RunStatus, run_status
+from launch.slurm.client import JobState
+from launch.status.run import RunStatus, run_status
 from trainer.run import write_json
 
 NOW = float(round(time.time()))

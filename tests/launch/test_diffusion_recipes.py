@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.checking import check_recipe
+from launch.dry_run.report import check_recipe
 from trainer.recipe import load
 
 COUNTS = {

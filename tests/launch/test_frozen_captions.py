@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.text import Tokenizer
-from evaluation.config import DiffusionSystem
-from evaluation.painting import DiffusionDrawer, Wish
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.inference.config import DiffusionSystem
+from mezzotint.inference.diffusion import DiffusionDrawer, Wish
 from models import frozen_text, store
 from models.clip import ClipConfig
 from models.diffusion.unet.network import UNetConfig

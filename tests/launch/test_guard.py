@@ -2,18 +2,12 @@
 
 import pytest
 
-from data_pipeline.errors import DataError
-from evaluation.errors import EvaluationError
-from launch.errors import LaunchError
 from launch.guard import guarded
-from launch.pipeline import Pipeline
-from models.errors import ModelError
-from trainer.errors import TrainError
+from launch.pipeline.config import Pipeline
+from mezzotint.common.errors import UserError
 
 
-@pytest.mark.parametrize(
-    "error", [DataError, EvaluationError, LaunchError, ModelError, TrainError], ids=str
-)
+@pytest.mark.parametrize("error", [UserError], ids=str)
 def test_every_rooms_refusal_becomes_one_line_and_exit_code_2(capsys, monkeypatch, error):
     left = []
     monkeypatch.setattr("launch.guard.os._exit", left.append)

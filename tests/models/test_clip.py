@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.errors import UserError
 from models.clip import ClipConfig, PretrainedClip, at_end, contrastive_loss
-from models.errors import ModelError
 
 TINY = ClipConfig(
     image_size=16,
@@ -109,9 +109,9 @@ def test_widths_that_are_no_multiple_of_the_head_are_refused():
 
 
 def test_a_pretrained_clip_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="no architecture 'ViT-nothing'"):
+    with pytest.raises(UserError, match="no architecture 'ViT-nothing'"):
         PretrainedClip("ViT-nothing", str(tmp_path / "x.pt"))
-    with pytest.raises(ModelError, match=r"x\.pt: no such file"):
+    with pytest.raises(UserError, match=r"x\.pt: no such file"):
         PretrainedClip("RN50", str(tmp_path / "x.pt"))
 
 
@@ -148,12 +148,12 @@ def test_a_pretrained_clip_is_read_from_a_checkpoint_and_frozen(tmp_path):
     wanted = made.encode_image(((image + 1) / 2 - mean) / std, normalize=True)
     assert torch.allclose(clip.encode_image(image), wanted, atol=1e-5)
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"bad\.safetensors: not a checkpoint"):
+    with pytest.raises(UserError, match=r"bad\.safetensors: not a checkpoint"):
         PretrainedClip("mezzotint-test", str(tmp_path / "bad.safetensors"))
     torch.save(made.state_dict(), tmp_path / "made.pt")
     assert torch.equal(
         PretrainedClip("mezzotint-test", str(tmp_path / "made.pt")).scale, clip.scale
     )
     (tmp_path / "bad.pt").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"bad\.pt: not a torch checkpoint"):
+    with pytest.raises(UserError, match=r"bad\.pt: not a torch checkpoint"):
         PretrainedClip("mezzotint-test", str(tmp_path / "bad.pt"))

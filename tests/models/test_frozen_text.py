@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mezzotint.common.errors import UserError
 from models import frozen_text, store
 from models.autoencoders.dvae import DVAEConfig
 from models.clip import ClipConfig, at_end
-from models.errors import ModelError
 from models.text_source import ClipText, OpenClipText, T5Text
 
 CLIP = ClipConfig(
@@ -60,7 +60,7 @@ def test_an_encoder_is_known_by_its_digest(clip):
     assert (known.width, known.source.digest) == (16, store.describe(where).digest)
     assert frozen_text.load(known.source, letters).source == known.source
     store.save(where, CLIP, CLIP.build().state_dict(), card="", tokenizer=b"pieces", text_length=6)
-    with pytest.raises(ModelError, match=r"clip: holds another text encoder .* put that one there"):
+    with pytest.raises(UserError, match=r"clip: holds another text encoder .* put that one there"):
         frozen_text.load(known.source, letters)
 
 
@@ -91,19 +91,19 @@ def test_an_open_clip_checkpoint_gives_what_it_pools(tmp_path):
         ("nothing", "knows no architecture 'nothing'"),
         ("mezzotint-custom", "has a text tower of its own kind"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(UserError, match=message):
             frozen_text.describe(OpenClipText(architecture=architecture, checkpoint=file))
     missing = OpenClipText(architecture="mezzotint-frozen", checkpoint=str(tmp_path / "x.pt"))
-    with pytest.raises(ModelError, match=r"x\.pt: no such file"):
+    with pytest.raises(UserError, match=r"x\.pt: no such file"):
         frozen_text.describe(missing)
 
 
 def test_a_model_that_reads_no_captions_is_refused(tmp_path):
     config = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8)
     store.save(str(tmp_path / "dvae"), config, config.build().state_dict(), card="tiny")
-    with pytest.raises(ModelError, match="dvae: holds a dvae; captions are read by a clip"):
+    with pytest.raises(UserError, match="dvae: holds a dvae; captions are read by a clip"):
         frozen_text.describe(ClipText(model=str(tmp_path / "dvae")))
-    with pytest.raises(ModelError, match="nowhere is not a model directory"):
+    with pytest.raises(UserError, match="nowhere is not a model directory"):
         frozen_text.describe(ClipText(model=str(tmp_path / "nowhere")))
-    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         frozen_text.describe(T5Text(directory=str(tmp_path / "nowhere")))

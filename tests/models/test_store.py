@@ -7,10 +7,10 @@ import fsspec
 import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.dvae import DVAEConfig
 from models.clip import ClipConfig
-from models.errors import ModelError
 
 CONFIG = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8)
 
@@ -98,18 +98,18 @@ def test_a_flipped_bit_is_refused_by_the_name_of_the_file(tmp_path):
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(bytes(content))
-        with pytest.raises(ModelError, match=rf"{name}: does not match config\.json"):
+        with pytest.raises(UserError, match=rf"{name}: does not match config\.json"):
             read(str(tmp_path / "m"))
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
         store.load(str(tmp_path))
     save(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"model\.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
         store.load(str(tmp_path / "m"))
-    with pytest.raises(ModelError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="holds no tokenizer"):
         store.tokenizer_bytes(str(tmp_path / "m"))
 
 
@@ -119,10 +119,10 @@ def test_a_config_that_says_something_unknown_is_refused_by_its_key(tmp_path):
     tree = json.loads(path.read_text())
     tree["model"]["width"] = -3
     path.write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match=r"config\.json: model\.dvae\.width"):
+    with pytest.raises(UserError, match=r"config\.json: model\.dvae\.width"):
         store.describe(str(tmp_path / "m"))
     path.write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         store.describe(str(tmp_path / "m"))
 
 
@@ -132,20 +132,20 @@ def test_a_file_name_that_leads_elsewhere_is_refused(tmp_path):
     tree = json.loads(path.read_text())
     tree["weights"][0]["file"] = "../other.safetensors"
     path.write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match=r"weights\.0\.file"):
+    with pytest.raises(UserError, match=r"weights\.0\.file"):
         store.load(str(tmp_path / "m"))
 
 
 def test_weights_of_another_model_are_refused_before_anything_is_written(tmp_path):
     weights = built().state_dict()
     name = next(iter(weights))
-    with pytest.raises(ModelError, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         store.save(
             str(tmp_path / "m"), CONFIG, {k: v for k, v in weights.items() if k != name}, card=""
         )
-    with pytest.raises(ModelError, match=r"unknown \['extra'\]"):
+    with pytest.raises(UserError, match=r"unknown \['extra'\]"):
         store.save(str(tmp_path / "m"), CONFIG, {**weights, "extra": weights[name]}, card="")
-    with pytest.raises(ModelError, match="has shape"):
+    with pytest.raises(UserError, match="has shape"):
         store.save(str(tmp_path / "m"), CONFIG, {**weights, name: weights[name][:1]}, card="")
     assert list(tmp_path.iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_a_failed_write_leaves_the_old_directory_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.os, "fsync", full)
-    with pytest.raises(ModelError, match=r"cannot be written .*No space left"):
+    with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         save(tmp_path / "m", built(seed=1))
     assert store.describe(str(tmp_path / "m")).digest == before
     store.load(str(tmp_path / "m"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mezzotint.common.errors import UserError
 from models import t5
-from models.errors import ModelError
 from models.t5 import T5Settings, load_t5, relative_buckets
 
 PEERS = Path(__file__).parent / "peers"
@@ -116,26 +116,26 @@ def test_the_digest_names_settings_weights_and_pieces(directory, tmp_path):
     ],
 )
 def test_another_network_is_refused_by_its_key(directory, changes, message):
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         load_t5(directory(changes=changes))
 
 
 def test_what_is_missing_is_named(directory, tmp_path):
-    with pytest.raises(ModelError, match=r"config\.json: cannot be read; give a directory with"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read; give a directory with"):
         load_t5(str(tmp_path / "nowhere"))
     lost = "encoder.block.1.layer.0.layer_norm.weight"
-    with pytest.raises(ModelError, match=f"{lost} is missing"):
+    with pytest.raises(UserError, match=f"{lost} is missing"):
         load_t5(directory(without=(lost,)))
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_t5(str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ModelError, match="weights are read from safetensors only"):
+    with pytest.raises(UserError, match="weights are read from safetensors only"):
         load_t5(str(tmp_path))
     (tmp_path / "spiece.model").unlink()
-    with pytest.raises(ModelError, match=r"spiece\.model: cannot be read"):
+    with pytest.raises(UserError, match=r"spiece\.model: cannot be read"):
         t5.pieces(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match="is not that of a T5 encoder"):
+    with pytest.raises(UserError, match="is not that of a T5 encoder"):
         load_t5(str(tmp_path))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import faults
+from mezzotint.common.errors import UserError
+from trainer import signals
 from trainer.checkpoint import MANIFEST, Checkpoints, verify
 from trainer.distributed import World
-from trainer.errors import TrainError
 
 
 @dataclass
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(checkpoints, c
 def test_damage_everywhere_is_refused_with_the_directory_and_the_next_step(checkpoints):
     for path in checkpoints.root.glob("step-*"):
         flip(path / WEIGHTS)
-    with pytest.raises(TrainError) as caught:
+    with pytest.raises(UserError) as caught:
         checkpoints.newest()
     assert str(caught.value).startswith(f"{checkpoints.root}: no checkpoint verifies; ")
     assert "start from step 0" in str(caught.value)
@@ -211,15 +211,15 @@ def test_damaged_later_steps_never_push_a_sound_one_out(checkpoints):
 def test_a_checkpoint_of_another_number_of_processes_is_refused(checkpoints):
     path = checkpoints.newest()
     other = Checkpoints(checkpoints.root, world(2), keep=2)
-    with pytest.raises(TrainError, match=r"written by 1 processes and this run has 2; start it"):
+    with pytest.raises(UserError, match=r"written by 1 processes and this run has 2; start it"):
         other.restore(path, {"model": FakeEngine()}, {"model": FakeEma()})
 
 
 def test_a_full_disk_is_refused_and_the_checkpoints_stay(checkpoints, monkeypatch):
     before = names(checkpoints)
     usage = shutil.disk_usage(checkpoints.root)
-    monkeypatch.setattr(faults.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(TrainError, match=rf"{checkpoints.root}: .* needed and 0 MB are free"):
+    monkeypatch.setattr(signals.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(UserError, match=rf"{checkpoints.root}: .* needed and 0 MB are free"):
         write(checkpoints, 30)
     monkeypatch.undo()
     assert names(checkpoints) == before

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mezzotint.common.errors import UserError
 from trainer.distributed import join, place
-from trainer.errors import TrainError
 
 SLURM = {
     "SLURM_PROCID": "9",
@@ -66,11 +66,11 @@ def test_a_batch_script_of_several_tasks_is_no_rank(told):
 )
 def test_a_broken_word_is_named(told, change, message):
     told(**{**SLURM, **change})
-    with pytest.raises(TrainError, match=message):
+    with pytest.raises(UserError, match=message):
         place()
 
 
 def test_processes_that_do_not_know_where_to_meet_say_so(told):
     told(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
-    with pytest.raises(TrainError, match="MASTER_ADDR is not set"):
+    with pytest.raises(UserError, match="MASTER_ADDR is not set"):
         join(place())

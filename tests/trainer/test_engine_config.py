@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from models.clip import ClipConfig
 from trainer.engine_config import (
     check_numerics,
@@ -12,7 +13,6 @@ from trainer.engine_config import (
     prepare,
     wraps_optimizer,
 )
-from trainer.errors import TrainError
 from trainer.recipe import load
 
 DVAE = "recipes/emoji_dvae.yaml"
@@ -39,7 +39,7 @@ def test_auto_is_the_fast_precision_of_the_device_and_others_stay(gpu, bf16, cho
 
 def test_fp16_needs_a_gpu():
     assert chosen_precision("fp16", gpu=True, bf16=True) == "fp16"
-    with pytest.raises(TrainError, match=r"engine.precision: fp16 is not supported on this CPU"):
+    with pytest.raises(UserError, match=r"engine.precision: fp16 is not supported on this CPU"):
         chosen_precision("fp16", gpu=False, bf16=True)
 
 
@@ -68,10 +68,10 @@ def test_parts_are_made_ready_only_as_the_recipe_can_mean_it():
         clip = {"model": ClipConfig(image_size=8, patch=4, text_vocab=9, text_length=3).build()}
     recipe = load(DVAE, ["engine.activation_checkpointing=true"])
     prepare(parts, recipe)
-    with pytest.raises(TrainError, match=r"engine.activation_checkpointing: model has no blocks"):
+    with pytest.raises(UserError, match=r"engine.activation_checkpointing: model has no blocks"):
         prepare(clip, recipe)
     wrong = load(DVAE, ["optimizers.critic={lr: {peak: 1e-3}}"])
-    with pytest.raises(TrainError, match=r"optimizers.critic: no such part; .* are model"):
+    with pytest.raises(UserError, match=r"optimizers.critic: no such part; .* are model"):
         prepare(parts, wrong)
 
 
@@ -98,14 +98,14 @@ def test_updates_inside_backward_leave_deepspeed_no_copies_to_make():
 )
 def test_what_cannot_go_with_updates_inside_backward_is_refused(changes, precision, world, message):
     recipe = load(DVAE, [*INSIDE, *changes])
-    with pytest.raises(TrainError, match=r"engine.update: in_backward needs") as refusal:
+    with pytest.raises(UserError, match=r"engine.update: in_backward needs") as refusal:
         check_update(recipe, "model", precision, world)
     assert message in str(refusal.value)
 
 
 def test_a_bound_for_each_weight_needs_updates_inside_backward():
     recipe = load(DVAE, ["optimizer.clip_each=1.0"])
-    with pytest.raises(TrainError, match=r"optimizer.clip_each: needs engine.update=in_backward"):
+    with pytest.raises(UserError, match=r"optimizer.clip_each: needs engine.update=in_backward"):
         check_update(recipe, "model", "fp32", 1)
 
 
@@ -128,6 +128,6 @@ def test_a_bound_for_each_weight_needs_updates_inside_backward():
     ],
 )
 def test_numerics_that_cannot_be_had_together_are_refused(changes, precision, message):
-    with pytest.raises(TrainError) as refusal:
+    with pytest.raises(UserError) as refusal:
         check_numerics(load(DVAE, changes), "model", precision)
     assert str(refusal.value).startswith(message)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import TrainError
+from mezzotint.common.errors import UserError
 from trainer.recipe import apply_override, dump, load, read_tree
 
 RECIPES = sorted(Path("recipes").glob("*.yaml"))
@@ -10,7 +10,7 @@ DVAE = "recipes/emoji_dvae.yaml"
 
 
 def refusal(*overrides: str, recipe: str | Path = DVAE) -> str:
-    with pytest.raises(TrainError) as caught:
+    with pytest.raises(UserError) as caught:
         load(recipe, overrides)
     return str(caught.value)
 
@@ -151,13 +151,13 @@ def test_numbers_with_an_exponent_and_no_dot_are_numbers(tmp_path):
 def test_a_batch_is_shared_evenly_or_refused_with_the_next_step():
     recipe = load(DVAE, ["batch=12"])
     assert [recipe.micro_batch_for(world) for world in (1, 2, 3, 4)] == [12, 6, 4, 3]
-    with pytest.raises(TrainError, match=r"batch: 12 samples .* 5 processes; .* multiple of 5"):
+    with pytest.raises(UserError, match=r"batch: 12 samples .* 5 processes; .* multiple of 5"):
         recipe.micro_batch_for(5)
-    with pytest.raises(TrainError, match=r"batch: 12 samples .* 16 processes; .* multiple of 16"):
+    with pytest.raises(UserError, match=r"batch: 12 samples .* 16 processes; .* multiple of 16"):
         recipe.micro_batch_for(16)
     small = load(DVAE, ["batch=12", "micro_batch=4"])
     assert small.micro_batch_for(3) == 4
-    with pytest.raises(TrainError, match=r"2 processes in micro-batches of 4; .* multiple of 8"):
+    with pytest.raises(UserError, match=r"2 processes in micro-batches of 4; .* multiple of 8"):
         small.micro_batch_for(2)
 
 

@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import TrainError
-from trainer.faults import held, need_space
+from mezzotint.common.errors import UserError
 from trainer.recipe import flatten
-from trainer.record import Record, read_metrics
 from trainer.run import first_difference
+from trainer.signals import held, need_space
+from trainer.tracking.run_log import Record, read_metrics
 
 
 def test_a_directory_held_by_a_live_process_is_refused(tmp_path: Path):
-    refusal = pytest.raises(TrainError, match=r"held by another live process .*pid")
+    refusal = pytest.raises(UserError, match=r"held by another live process .*pid")
     with held(tmp_path), refusal, held(tmp_path):
         pass
     with held(tmp_path):
@@ -19,7 +19,7 @@ def test_a_directory_held_by_a_live_process_is_refused(tmp_path: Path):
 
 
 def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(TrainError, match=r"MB are needed and .* MB are free"):
+    with pytest.raises(UserError, match=r"MB are needed and .* MB are free"):
         need_space(tmp_path, 10**18)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from trainer.islands import matrices
+from trainer.low_precision.adamw import SmallMomentAdamW
+from trainer.low_precision.fp32_params import matrices
+from trainer.low_precision.in_backward import InBackwardAdamW
 from trainer.optimizers.adamw import SkippableAdamW
-from trainer.optimizers.in_backward import InBackwardAdamW
-from trainer.optimizers.small_moments import SmallMomentAdamW
-from trainer.schedules import OptimizerConfig
+from trainer.optimizers.schedules import OptimizerConfig
 
 
 def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | SmallMomentAdamW:

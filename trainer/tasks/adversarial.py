@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data_pipeline.stream import Batch
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from trainer.task import Engines, Loss, Step
-from trainer.tasks.reconstruction import Likelihood, Objective, Terms, trainable
+from trainer.tasks.reconstruction import AutoencoderLoss, Likelihood, Objective, trainable
 
 LARGEST_RATIO = 1e4
 """Bound of the adaptive weight, for when the discriminator's gradient vanishes."""
@@ -44,9 +44,11 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
         """The task over `model` and a new discriminator.
 
         Raises:
-            TrainError: the model is not an autoencoder this task can train.
+            UserError: the model is not an autoencoder this task can train.
         """
-        return Adversarial(self, Terms(self, trainable(model, self)), self.discriminator.build())
+        return Adversarial(
+            self, AutoencoderLoss(self, trainable(model, self)), self.discriminator.build()
+        )
 
     def weight_at(self, index: int) -> float:
         """The adversarial term's weight at step `index`, before any adaptive ratio."""
@@ -58,7 +60,9 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
 class Adversarial:
     """Two parts: `model` (the generator) and `discriminator`."""
 
-    def __init__(self, config: AdversarialConfig, terms: Terms, discriminator: nn.Module) -> None:
+    def __init__(
+        self, config: AdversarialConfig, terms: AutoencoderLoss, discriminator: nn.Module
+    ) -> None:
         self._config = config
         self._terms = terms
         self._discriminator = discriminator

@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior, weighted
-from trainer.errors import TrainError
-from trainer.numerics import drop_text, replace_codes
+from trainer.rng import drop_text, replace_codes
 from trainer.task import Engines, Loss, Step
 
 
@@ -32,10 +32,10 @@ class AutoregressiveConfig(BaseModel, frozen=True, extra="forbid"):
         """The task over `model`.
 
         Raises:
-            TrainError: the model is not a prior.
+            UserError: the model is not a prior.
         """
         if not isinstance(model, Prior):
-            raise TrainError("task.kind: autoregressive trains model.kind prior")
+            raise UserError("task.kind: autoregressive trains model.kind prior")
         return Autoregressive(self, model)
 
 

@@ -9,9 +9,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifier
-from models.diffusion.timesteps import LogNormal, Stratified, Uniform
-from trainer.errors import TrainError
+from models.diffusion.schedules.timesteps import LogNormal, Stratified, Uniform
 from trainer.task import Engines, Loss, Step
 
 QUARTERS = 4
@@ -27,10 +27,10 @@ class ClassificationConfig(BaseModel, frozen=True, extra="forbid"):
         """The task over `model`.
 
         Raises:
-            TrainError: the model is no classifier of noisy images.
+            UserError: the model is no classifier of noisy images.
         """
         if not isinstance(model, NoisyClassifier):
-            raise TrainError("task.kind: classification trains model.kind noisy_classifier")
+            raise UserError("task.kind: classification trains model.kind noisy_classifier")
         return Classification(self, model)
 
 

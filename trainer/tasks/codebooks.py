@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.autoencoders.bottleneck import Latent, Statistics, perplexity
-from models.autoencoders.stage import FirstStage
+from models.autoencoders.protocols import FirstStage
 from trainer import distributed
 
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import Degradation
 from models.diffusion.guidance import without_class, without_text
@@ -21,8 +22,7 @@ from models.diffusion.network import (
 )
 from models.diffusion.process import Denoiser
 from models.text_source import TextSource
-from trainer.errors import TrainError
-from trainer.numerics import drop_class, drop_rows, drop_text
+from trainer.rng import drop_class, drop_rows, drop_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ConditionInputs:
     """What conditions are made of."""
 
     batch: Batch
@@ -58,19 +58,19 @@ class ClassCondition(BaseModel, frozen=True, extra="forbid"):
         """Refuse a network that has no label for "no class", where that is needed."""
         config = network.config
         if self.drop and not (isinstance(config, ClassConfig) and config.null_class):
-            raise TrainError(
+            raise UserError(
                 f"task.condition.drop: {self.drop} of the classes are to be dropped, but the model "
                 'has no label for "no class"; set model.null_class=true, or drop=0'
             )
 
-    def told(self, cond: Condition, scene: Scene) -> Condition:
+    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with labels, some of them dropped."""
         label = scene.batch.labels
         if self.drop:
             label = drop_class(label, self.drop, _classes(scene.network), scene.rng)
         return replace(cond, label=label)
 
-    def shown(self, cond: Condition, scene: Scene) -> Condition:
+    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with all labels."""
         return replace(cond, label=scene.batch.labels)
 
@@ -90,11 +90,11 @@ class TextCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Every network that reads captions reads empty ones."""
 
-    def told(self, cond: Condition, scene: Scene) -> Condition:
+    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with captions, some of them emptied."""
         return replace(cond, text=drop_text(scene.batch.tokens, self.drop, scene.rng))
 
-    def shown(self, cond: Condition, scene: Scene) -> Condition:
+    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with all captions."""
         return replace(cond, text=scene.batch.tokens)
 
@@ -115,14 +115,14 @@ class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Widths are compared when the encoder is opened."""
 
-    def told(self, cond: Condition, scene: Scene) -> Condition:
+    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with features, some of them those of an empty caption."""
         cond = self.shown(cond, scene)
         assert cond.features is not None
         assert cond.empty is not None
         return replace(cond, features=drop_rows(cond.features, cond.empty, self.drop, scene.rng))
 
-    def shown(self, cond: Condition, scene: Scene) -> Condition:
+    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the features of all captions."""
         read = scene.read(scene.batch.captions)
         return replace(cond, features=read.features, empty=read.empty)
@@ -143,19 +143,19 @@ class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Refuse crops that are not whole low-resolution pixels."""
         if self.crop is not None and self.crop % factor_of(network):
-            raise TrainError(
+            raise UserError(
                 f"task.condition.crop: {self.crop} pixels are not a multiple of the model's factor "
                 f"{factor_of(network)}"
             )
 
-    def told(self, cond: Condition, scene: Scene) -> Condition:
+    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the small image, spoiled as the network's augmentation says."""
         augmentation = _augmentation(scene.network)
         low = reduced(scene.clean, factor_of(scene.network))
         level = augmentation.levels(len(low), scene.rng)
         return replace(cond, low=augmentation(low, level, scene.rng), level=level)
 
-    def shown(self, cond: Condition, scene: Scene) -> Condition:
+    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the small image as it is."""
         low = reduced(scene.clean, factor_of(scene.network))
         return replace(cond, low=low, level=low.new_zeros(len(low)))

@@ -9,7 +9,7 @@ from trainer.tasks.autoregressive import AutoregressiveConfig
 from trainer.tasks.classification import ClassificationConfig
 from trainer.tasks.contrastive import ContrastiveConfig
 from trainer.tasks.denoising import DenoisingConfig
-from trainer.tasks.levels import LevelPriorConfig
+from trainer.tasks.hierarchical_prior import LevelPriorConfig
 from trainer.tasks.reconstruction import ReconstructionConfig
 
 TaskConfig = Annotated[

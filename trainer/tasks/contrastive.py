@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.clip import Clip, contrastive_loss
 from trainer.distributed import gather_rows
-from trainer.errors import TrainError
 from trainer.task import Engines, Loss, Step
 
 
@@ -29,10 +29,10 @@ class ContrastiveConfig(BaseModel, frozen=True, extra="forbid"):
         """The task over `model`.
 
         Raises:
-            TrainError: the model is not a CLIP.
+            UserError: the model is not a CLIP.
         """
         if not isinstance(model, Clip):
-            raise TrainError("task.kind: contrastive trains model.kind clip")
+            raise UserError("task.kind: contrastive trains model.kind clip")
         return Contrastive(self, model)
 
 

@@ -9,11 +9,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.network import ConditionalNetwork, NetworkConfig
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import DiffusionSampling
-from models.diffusion.timesteps import (
+from models.diffusion.schedules.timesteps import (
     Importance,
     LogNormal,
     Stratified,
@@ -23,19 +24,19 @@ from models.diffusion.timesteps import (
 from models.diffusion.weighting import SnrClamped
 from models.text_source import TextSource
 from trainer import distributed
-from trainer.errors import TrainError
 from trainer.task import Engines, Loss, Step
 from trainer.tasks.conditions import (
     ConditionConfig,
+    ConditionInputs,
     FeaturesCondition,
     LowResolutionCondition,
     NoCondition,
     Read,
-    Scene,
     cropped,
     factor_of,
     single,
 )
+from trainer.tasks.frozen_text import Reading
 from trainer.tasks.objectives import (
     HybridLoss,
     LossConfig,
@@ -43,7 +44,6 @@ from trainer.tasks.objectives import (
     Weight,
     WeightedLoss,
 )
-from trainer.tasks.reading import Reading
 
 
 class Images(BaseModel, frozen=True, extra="forbid"):
@@ -128,15 +128,15 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         """The task over `model`.
 
         Raises:
-            TrainError: the model is no diffusion network, or cannot be conditioned or trained so.
+            UserError: the model is no diffusion network, or cannot be conditioned or trained so.
         """
         if not isinstance(model, ConditionalNetwork) or not isinstance(model.config, NetworkConfig):
-            raise TrainError("task.kind: denoising trains a diffusion network, which model is not")
+            raise UserError("task.kind: denoising trains a diffusion network, which model is not")
         conditions = single(self.condition)
         given: set[str] = {each.kind for each in conditions}
         told = model.config.told
         if given != told:
-            raise TrainError(
+            raise UserError(
                 f"task.condition: gives {_listed(given)}, but this model is told {_listed(told)}; "
                 "name each with its kind, several with kind several"
             )
@@ -144,7 +144,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
             each.check(model)
         learns = model.process.config.variance == "learned"
         if learns != isinstance(self.loss, HybridLoss):
-            raise TrainError(
+            raise UserError(
                 "task.loss: a learned variance (model.process.variance) is trained by kind hybrid, "
                 "and hybrid needs one"
             )
@@ -239,12 +239,12 @@ class Denoising:
         course = sampling.course(told, untold, model.process.schedule)
         return course.solve(noise, cond, rng).clamp(-1, 1)
 
-    def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> Scene:
+    def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> ConditionInputs:
         def read(captions: Sequence[str]) -> Read:
             assert self._reading is not None, "a condition has an encoder"
             return self._reading(captions, clean.device)
 
-        return Scene(batch, clean, self._model, rng, read)
+        return ConditionInputs(batch, clean, self._model, rng, read)
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """What is noised: a crop of it where the task says so."""

@@ -11,11 +11,11 @@ from models.diffusion.condition import Condition
 from models.diffusion.losses import Network, denoising_loss, hybrid_loss, simple_loss
 from models.diffusion.process import Process
 from models.diffusion.weighting import WeightingConfig
-from trainer.kinds import kind_by_default
+from trainer.config_utils import kind_by_default
 
 
 @dataclass(frozen=True)
-class Errors:
+class PerSampleLoss:
     """Errors of one batch."""
 
     value: Tensor
@@ -65,17 +65,17 @@ class Objective:
         cond: Condition,
         t: Tensor,
         noise: Tensor,
-    ) -> Errors:
+    ) -> PerSampleLoss:
         """Errors of clean (B, ...) at times (B,) and noise (B, ...)."""
         match self.loss:
             case WeightedLoss():
                 found = denoising_loss(network, process, x0, cond, t, noise, self.weight)
-                return Errors(found.value, {"x0_mse": found.mse})
+                return PerSampleLoss(found.value, {"x0_mse": found.mse})
             case SimpleLoss():
                 error = simple_loss(network, process, x0, cond, t, noise)
-                return Errors(error, {"simple": error})
+                return PerSampleLoss(error, {"simple": error})
             case HybridLoss(steps=steps, share=share):
                 both = hybrid_loss(network, process, x0, cond, t, noise, steps=steps, share=share)
                 # N terms make the bound, and the mean over their times is an N-th of it
                 bound = steps * both.bound
-                return Errors(both.value, {"simple": both.simple, "bound_bits": bound})
+                return PerSampleLoss(both.value, {"simple": both.simple, "bound_bits": bound})

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.perceptual import (
     Activations,
@@ -13,7 +14,6 @@ from models.autoencoders.perceptual import (
     linear_weights,
     load_vgg,
 )
-from trainer.errors import TrainError
 
 
 class Lpips(BaseModel, frozen=True, extra="forbid"):
@@ -32,7 +32,7 @@ class Lpips(BaseModel, frozen=True, extra="forbid"):
         """The distance.
 
         Raises:
-            ModelError: a file is missing or holds other weights.
+            UserError: a file is missing or holds other weights.
         """
         channels = None if self.linear is None else linear_weights(self.linear)
         return Perceptual(load_vgg(self.vgg), channels)
@@ -49,12 +49,12 @@ class OwnFeatures(BaseModel, frozen=True, extra="forbid"):
         """The distance.
 
         Raises:
-            ModelError: no model directory.
-            TrainError: a model without an encoder of images.
+            UserError: no model directory.
+            UserError: a model without an encoder of images.
         """
         encoder = getattr(store.load(self.model), "encoder", None)
         if not isinstance(encoder, nn.Module):
-            raise TrainError(f"task.perceptual.model: {self.model} has no encoder of images")
+            raise UserError(f"task.perceptual.model: {self.model} has no encoder of images")
         return Perceptual(Activations(encoder), None)
 
 
@@ -96,7 +96,7 @@ class PerceptualTerm:
         """The distance of two batches, a scalar, not yet weighted.
 
         Raises:
-            ModelError, TrainError: the weights cannot be read.
+            UserError: the weights cannot be read.
         """
         if self._distance is None:
             self._distance = self._config.build()

@@ -9,13 +9,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.stream import Batch
+from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import Latent
 from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
 from models.autoencoders.losses import logit_laplace
-from trainer.errors import TrainError
-from trainer.schedules import Constant, Scalar
+from trainer.optimizers.schedules import Constant, Scalar
 from trainer.task import Engines, Loss, Step
 from trainer.tasks.codebooks import Codebooks
 from trainer.tasks.perceptual import PerceptualConfig, PerceptualTerm
@@ -48,28 +48,28 @@ class ReconstructionConfig(Objective, frozen=True, extra="forbid"):
         """The task over `model`.
 
         Raises:
-            TrainError: the model is not an autoencoder this task can train.
+            UserError: the model is not an autoencoder this task can train.
         """
-        return Reconstruction(Terms(self, trainable(model, self)))
+        return Reconstruction(AutoencoderLoss(self, trainable(model, self)))
 
 
 def trainable(model: nn.Module, objective: Objective) -> DVAE | Autoencoder | VQVAE2:
     """The model, if it is an autoencoder that suits the objective.
 
     Raises:
-        TrainError: it is not.
+        UserError: it is not.
     """
     if not isinstance(model, TRAINED):
-        raise TrainError("task.kind: this task trains model.kind dvae, autoencoder or vqvae2")
+        raise UserError("task.kind: this task trains model.kind dvae, autoencoder or vqvae2")
     if objective.likelihood == "logit_laplace" and not isinstance(model, DVAE):
-        raise TrainError(
+        raise UserError(
             "task.likelihood: logit_laplace needs a dvae, whose decoder gives means and scales; "
             "choose l1, l2 or l1_l2"
         )
     return model
 
 
-class Terms:
+class AutoencoderLoss:
     """The terms of an objective over one autoencoder, and its codebooks' statistics."""
 
     def __init__(self, objective: Objective, model: DVAE | Autoencoder | VQVAE2) -> None:
@@ -127,7 +127,7 @@ class Terms:
 class Reconstruction:
     """Trains an autoencoder on images."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: AutoencoderLoss) -> None:
         self._terms = terms
 
     def parts(self) -> Mapping[str, nn.Module]:

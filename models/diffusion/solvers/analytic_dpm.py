@@ -7,14 +7,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, falling, grid
+from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class AnalyticDPM(Stepwise):
+class AnalyticDPM(IterativeSolver):
     """The mean of DDPM; the variance is that of the best reverse step (theorem 1, eq. 7).
 
     With lambda^2 the smallest variance, alpha_ts and the rest as in DDPM, and G = E|noise|^2 / d at

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import Grid
 from models.nn.random import normal_like
 

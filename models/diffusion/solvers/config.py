@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM
 from models.diffusion.solvers.churn import Churn
 from models.diffusion.solvers.ddim import DDIM

@@ -7,11 +7,11 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import (
     Grid,
+    IterativeSolver,
     SolverStep,
-    Stepwise,
     combined,
     grid,
     scalars,
@@ -22,7 +22,7 @@ from models.nn.random import normal_like
 C = TypeVar("C")
 
 
-class DDIM(Stepwise):
+class DDIM(IterativeSolver):
     """Equation 12: eta 0 is deterministic and runs both ways, eta 1 is ancestral.
 
     With rising times it is the deterministic encoder (section 4.3). It is DPM-Solver-1

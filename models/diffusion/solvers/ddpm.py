@@ -9,14 +9,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, falling, grid
+from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class DDPM(Stepwise):
+class DDPM(IterativeSolver):
     """Draws x_s from q(x_s | x_t, x_0 = guess) for s < t (eq. 6 and 7, between any two times).
 
     With alpha_ts = alpha_t / alpha_s and var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2 the mean is

@@ -7,14 +7,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, groups, growth, noise_step
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, grid
 
 C = TypeVar("C")
 
 
-class DPMSolver2(Stepwise):
+class DPMSolver2(IterativeSolver):
     """Singlestep in noise form; every time of the grid is one call, two make a step.
 
     So on a grid with equal steps of the log signal-to-noise ratio the inner call lies in the middle

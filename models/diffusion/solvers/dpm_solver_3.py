@@ -8,14 +8,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, groups, growth, noise_step
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, grid
 
 C = TypeVar("C")
 
 
-class DPMSolver3(Stepwise):
+class DPMSolver3(IterativeSolver):
     """Singlestep in noise form; every time of the grid is one call, three make a step.
 
     The last line uses both differences of the noise, the parabola through its three values, and so

@@ -6,14 +6,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_weights, growth
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, combined, grid
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, combined, grid
 
 C = TypeVar("C")
 
 
-class DPMSolverPP2M(Stepwise):
+class DPMSolverPP2M(IterativeSolver):
     """Multistep in data form: the guess of the step before gives the slope, one call a step."""
 
     order = 2

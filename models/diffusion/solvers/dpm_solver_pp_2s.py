@@ -7,14 +7,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, groups, growth
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, grid
 
 C = TypeVar("C")
 
 
-class DPMSolverPP2S(Stepwise):
+class DPMSolverPP2S(IterativeSolver):
     """Singlestep in data form; every time of the grid is one call, two make a step."""
 
     order = 2

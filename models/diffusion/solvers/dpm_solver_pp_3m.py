@@ -7,14 +7,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, growth
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, grid
 
 C = TypeVar("C")
 
 
-class DPMSolverPP3M(Stepwise):
+class DPMSolverPP3M(IterativeSolver):
     """Multistep in data form: the parabola through the newest three guesses, one call a step.
     The first step is of first order: begun where x_0 changes over it, the whole is of order 2.
 

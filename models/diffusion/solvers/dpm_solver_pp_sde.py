@@ -7,15 +7,15 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import growth
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, falling, grid
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class DPMSolverPPSDE(Stepwise):
+class DPMSolverPPSDE(IterativeSolver):
     """The reverse SDE in data form, x_0 linear in lambda over a step, the noise integrated exactly.
 
     x_t = sigma_t / sigma_s e^-h x + alpha_t (1 - e^-2h) x_0 + sigma_t sqrt(1 - e^-2h) noise. With

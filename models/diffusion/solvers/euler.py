@@ -6,11 +6,11 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.churn import Churn, start
 from models.diffusion.solvers.solver import (
+    IterativeSolver,
     SolverStep,
-    Stepwise,
     combined,
     grid,
     scalars,
@@ -20,7 +20,7 @@ from models.diffusion.solvers.solver import (
 C = TypeVar("C")
 
 
-class Euler(Stepwise):
+class Euler(IterativeSolver):
     """d(x / alpha) = noise d(sigma / alpha) (arXiv 2010.02502, eq. 14; EDM's eq. 1 with s = 1).
 
     Without churn it is DDIM with eta 0, step by step.

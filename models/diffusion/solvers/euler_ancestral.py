@@ -7,14 +7,14 @@ from typing import TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, falling, grid
+from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class EulerAncestral(Stepwise):
+class EulerAncestral(IterativeSolver):
     """From level u_t = sigma / alpha to u_s: an Euler step to d, then noise of deviation n.
 
     n = eta sqrt(u_s^2 (u_t^2 - u_s^2) / u_t^2), at most u_s, and d^2 + n^2 = u_s^2. With eta 1 it

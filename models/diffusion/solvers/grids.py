@@ -7,8 +7,8 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from models.diffusion.discrete import DiscreteSchedule
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.times import (
     karras_times,
     leading_times,

@@ -7,14 +7,14 @@ import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.churn import Churn, start
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, grid
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, grid
 
 C = TypeVar("C")
 
 
-class Heun(Stepwise):
+class Heun(IterativeSolver):
     """The slope d(x / alpha) / d(sigma / alpha) = noise, averaged over both ends of a step.
 
     Two calls a step, one for a step to a time without noise.

@@ -8,14 +8,14 @@ import torch
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
-from models.diffusion.solvers.solver import SolverStep, Stepwise, ask, falling, grid
+from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
 from models.nn.random import normal_like
 
 C = TypeVar("C")
 
 
-class PredictorCorrector(Stepwise):
+class PredictorCorrector(IterativeSolver):
     """Langevin steps at a time, then a reverse-diffusion step to the next.
 
     Both act on x / alpha with level u = sigma / alpha, where every process is the paper's VE

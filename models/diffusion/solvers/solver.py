@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 
 C = TypeVar("C")
 Progress = Callable[[int, int], None]
@@ -52,7 +52,7 @@ class SolverStep:
     """The newest prediction used; `guess.x0` (B, ...) is what a preview shows."""
 
 
-class Stepwise(ABC):
+class IterativeSolver(ABC):
     """A solver that can be watched, stopped and drawn at every step."""
 
     order: int

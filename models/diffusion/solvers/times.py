@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 
 
 def uniform_times(steps: int, *, first: float = 1.0, last: float = 0.0) -> Tensor:

@@ -7,14 +7,14 @@ from typing import Literal, TypeVar
 from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedule import Schedule
+from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, data_weights, growth
-from models.diffusion.solvers.solver import Grid, SolverStep, Stepwise, ask, combined, grid
+from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, combined, grid
 
 C = TypeVar("C")
 
 
-class UniPC(Stepwise):
+class UniPC(IterativeSolver):
     """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
 
     `order` is p + 1 (theorem 3.1), provided the first steps, which have fewer guesses to build

@@ -5,6 +5,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models.conversion import Weight, exported, imported, joined, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
@@ -17,7 +18,6 @@ from models.diffusion.unet.layout import (
 )
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
-from models.errors import ModelError
 
 _NAMES = Names(
     norm_in="norm1",
@@ -40,7 +40,7 @@ def from_diffusers(
     (`flip_sin_to_cos: false`).
 
     Raises:
-        ModelError: weights that are missing, unexpected or of another shape, or a network that
+        UserError: weights that are missing, unexpected or of another shape, or a network that
             diffusers does not have.
     """
     network = skeleton(config)
@@ -57,7 +57,7 @@ def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
     """The inverse: our state dict under their names.
 
     Raises:
-        ModelError: a network that diffusers does not have.
+        UserError: a network that diffusers does not have.
     """
     return exported(_layout(skeleton(config), linear=False), weights)
 
@@ -86,7 +86,7 @@ def _layout(network: UNet, *, linear: bool) -> list[Weight]:
 
 
 def refuse(config: UNetConfig) -> None:
-    """Raises ModelError for what diffusers' UNets do not have."""
+    """Raises UserError for what diffusers' UNets do not have."""
     residual = config.transformer is not None and config.resampling == "residual"
     refuse_absent(
         config, "diffusers", {"model.resampling: residual with model.transformer": residual}
@@ -142,7 +142,7 @@ def _block(block: nn.Module, ours: str, theirs: str, *, linear: bool) -> Sequenc
         case PlainResampling():
             return layer(f"{ours}.conv", f"{theirs}.conv")
         case _:
-            raise ModelError(f"{ours}: diffusers has no such block")
+            raise UserError(f"{ours}: diffusers has no such block")
 
 
 def _attention(ours: str, theirs: str) -> Iterator[Weight]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from mezzotint.common.errors import UserError
 from models.diffusion.unet.diffusers import refuse
 from models.diffusion.unet.network import UNetConfig
-from models.errors import ModelError
 
 Downwards = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"
@@ -126,12 +126,12 @@ def read_settings(content: Mapping[str, Any], source: str) -> Settings:
     """Their settings from the content of config.json.
 
     Raises:
-        ModelError: another class, or a key whose value ours has no network for.
+        UserError: another class, or a key whose value ours has no network for.
     """
     name = content.get("_class_name")
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ModelError(f"{source}: _class_name: {name} is not one of {', '.join(_KINDS)}")
+        raise UserError(f"{source}: _class_name: {name} is not one of {', '.join(_KINDS)}")
     try:
         return kind.model_validate(
             {key: value for key, value in content.items() if not key.startswith("_")}
@@ -139,7 +139,7 @@ def read_settings(content: Mapping[str, Any], source: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        raise ModelError(
+        raise UserError(
             f"{source}: {key}: {content.get(key)!r} has no network here ({first['msg']})"
         ) from error
 
@@ -151,11 +151,11 @@ def config_of(settings: Settings, source: str) -> dict[str, Any]:
     betas for a conditional one.
 
     Raises:
-        ModelError: blocks that ours cannot be made of.
+        UserError: blocks that ours cannot be made of.
     """
     first, outputs = settings.block_out_channels[0], settings.out_channels
     if outputs not in (settings.in_channels, 2 * settings.in_channels):
-        raise ModelError(
+        raise UserError(
             f"{source}: in_channels {settings.in_channels}, out_channels {outputs}: give --recipe, "
             "to say what the other channels are"
         )
@@ -199,13 +199,13 @@ def settings_of(config: UNetConfig) -> dict[str, Any]:
     """Content of config.json for the network.
 
     Raises:
-        ModelError: a network that diffusers does not have.
+        UserError: a network that diffusers does not have.
     """
     refuse(config)
     if config.transformer is not None:
         return {"_class_name": "UNet2DConditionModel", **_conditional(config)}
     if config.heads not in (None, 1):
-        raise ModelError(
+        raise UserError(
             f"model.heads: {config.heads}: UNet2DModel has heads of one width (head_width), or one"
         )
     residual = config.resampling == "residual"
@@ -267,9 +267,9 @@ def _whole(number: float) -> float:
 def _attending(settings: Settings, source: str) -> list[int]:
     down = settings.down_block_types
     if settings.up_block_types != tuple(_MIRROR[name] for name in reversed(down)):
-        raise ModelError(f"{source}: up_block_types: they do not mirror down_block_types")
+        raise UserError(f"{source}: up_block_types: they do not mirror down_block_types")
     if len(down) != len(settings.block_out_channels):
-        raise ModelError(f"{source}: block_out_channels: not one for each of down_block_types")
+        raise UserError(f"{source}: block_out_channels: not one for each of down_block_types")
     return [settings.sample_size // 2**level for level, name in enumerate(down) if "Attn" in name]
 
 
@@ -286,7 +286,7 @@ def _resampling(settings: Settings, source: str) -> str:
                 assert isinstance(settings, PlainSettings)
                 kinds |= {settings.downsample_type, settings.upsample_type}
     if len(kinds) > 1:
-        raise ModelError(f"{source}: down_block_types: levels halve in several ways")
+        raise UserError(f"{source}: down_block_types: levels halve in several ways")
     if kinds == {"resnet"}:
         return "residual"
     return "convolution" if settings.downsample_padding else "convolution_end"
@@ -296,7 +296,7 @@ def _check_middle(settings: PlainSettings, source: str) -> None:
     groups = settings.attn_norm_num_groups
     plain = groups is None and settings.resnet_time_scale_shift == "default"
     if not plain and groups != settings.norm_num_groups:
-        raise ModelError(
+        raise UserError(
             f"{source}: attn_norm_num_groups: {groups} has no network here (it must be "
             "norm_num_groups)"
         )
@@ -311,4 +311,4 @@ def _heads(settings: ConditionalSettings, source: str) -> dict[str, int]:
             found = {width // each for width, each in zip(widths, heads, strict=True)}
             if len(found) == 1:
                 return {"head_width": found.pop()}
-    raise ModelError(f"{source}: attention_head_dim: heads of several widths have no network here")
+    raise UserError(f"{source}: attention_head_dim: heads of several widths have no network here")

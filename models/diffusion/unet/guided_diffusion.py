@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from mezzotint.common.errors import UserError
 from models.conversion import Weight, exported, imported, layer, pointwise
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
@@ -22,7 +23,6 @@ from models.diffusion.unet.layout import (
 )
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
-from models.errors import ModelError
 
 PREFIX = "model.diffusion_model."
 _NAMES = Names(
@@ -39,7 +39,7 @@ def from_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> 
     """The state dict of `config`'s network from one with the names of guided-diffusion.
 
     Raises:
-        ModelError: weights that are missing, unexpected or of another shape, or a network that
+        UserError: weights that are missing, unexpected or of another shape, or a network that
             guided-diffusion does not have.
     """
     inside = {
@@ -55,7 +55,7 @@ def to_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> di
     """The inverse: our state dict under their names.
 
     Raises:
-        ModelError: a network that guided-diffusion does not have.
+        UserError: a network that guided-diffusion does not have.
     """
     return exported(_layout(skeleton(config)), weights)
 
@@ -111,7 +111,7 @@ def _layout(network: UNet) -> list[Weight]:
 
 
 def refuse(config: UNetConfig) -> None:
-    """Raises ModelError for what guided-diffusion and latent diffusion do not have."""
+    """Raises UserError for what guided-diffusion and latent diffusion do not have."""
     others = {
         "model.resampling: convolution_end": config.resampling == "convolution_end",
         "model.frequencies: closed": config.frequencies == "closed",
@@ -130,7 +130,7 @@ def _block(block: nn.Module, ours: str, theirs: str, resampling: str) -> Iterato
         case PlainResampling():
             yield from layer(f"{ours}.conv", f"{theirs}.{resampling}")
         case _:
-            raise ModelError(f"{ours}: guided-diffusion has no such block")
+            raise UserError(f"{ours}: guided-diffusion has no such block")
 
 
 def _attention(block: AttentionBlock, ours: str, theirs: str) -> Iterator[Weight]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.conversion import SAME, Form, Weight, joined, layer, pointwise, reordered
+from mezzotint.common.errors import UserError
+from models.conversion import SAME, Weight, WeightMapping, joined, layer, pointwise, reordered
 from models.diffusion.unet.blocks import ResidualBlock, Stage
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
-from models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
     """Refuse what the other `code` does not have: what none of them has, and `others`.
 
     Raises:
-        ModelError: it names the key.
+        UserError: it names the key.
     """
     low = config.low_resolution
     there = {
@@ -41,7 +41,7 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
     }
     for key, used in there.items():
         if used:
-            raise ModelError(f"{key}: {code} has no such network")
+            raise UserError(f"{key}: {code} has no such network")
 
 
 def skeleton(config: UNetConfig) -> UNet:
@@ -100,7 +100,7 @@ def _projections(ours: str, theirs: str, parts: str) -> Weight:
     return Weight(f"{ours}.weight", names, joined(len(parts)))
 
 
-def heads_first(width: int, heads: int, then: Form = SAME) -> Form:
+def heads_first(width: int, heads: int, then: WeightMapping = SAME) -> WeightMapping:
     """Rows that lie as (head, of query key value, feature) there and (of three, head, ...) here."""
     rows = torch.arange(3 * width).view(heads, 3, -1).transpose(0, 1).flatten()
     return reordered(rows, then)

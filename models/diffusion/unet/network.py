@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import (
     BlurAugmentationConfig,
@@ -26,12 +27,11 @@ from models.diffusion.unet.blocks import (
     joined,
 )
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
-from models.errors import ModelError
+from models.nn.conditioning_cache import once
 from models.nn.convolution import silence
-from models.nn.embedding import ScalarEmbedding
+from models.nn.embedding import TimestepEmbedding
 from models.nn.linear import as_type
 from models.nn.normalization import normed
-from models.nn.recall import once
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -183,7 +183,7 @@ class UNet(nn.Module):
         low = config.low_resolution
         self._augmentation = None if low is None else low.augmentation.build()
         vector = 4 * config.channels
-        self.time = ScalarEmbedding(
+        self.time = TimestepEmbedding(
             vector,
             config.channels,
             first=int(config.counts_from_zero),
@@ -195,7 +195,7 @@ class UNet(nn.Module):
             self.text = config.text.build()
             self.caption = nn.Linear(config.text.width, vector)
         if low is not None and low.tells_level:
-            self.level = ScalarEmbedding(vector, config.channels)
+            self.level = TimestepEmbedding(vector, config.channels)
         self.settings = BlockSettings(
             vector, config.groups, config.epsilon, config.dropout, config.modulation
         )
@@ -220,10 +220,10 @@ class UNet(nn.Module):
         """What spoils the low-resolution input.
 
         Raises:
-            ModelError: the network has no such input.
+            UserError: the network has no such input.
         """
         if self._augmentation is None:
-            raise ModelError("this unet has no low-resolution input: set model.low_resolution")
+            raise UserError("this unet has no low-resolution input: set model.low_resolution")
         return self._augmentation
 
     def _build_down(self) -> list[int]:
@@ -284,7 +284,7 @@ class UNet(nn.Module):
         The raw output has as many channels, or twice as many where the process learns its variance.
 
         Raises:
-            ModelError: the condition lacks what the network is told, or the size does not fit.
+            UserError: the condition lacks what the network is told, or the size does not fit.
         """
         vector, context = self._told(t, cond)
         image = self._image(x, cond).to(self.stem.weight.dtype)
@@ -303,20 +303,20 @@ class UNet(nn.Module):
         config, vector, context = self.config, self.time(t), None
         if config.classes is not None:
             if cond.label is None:
-                raise ModelError("this unet needs class labels")
+                raise UserError("this unet needs class labels")
             vector = vector + self.label(cond.label)
         if config.text is not None:
             if cond.text is None:
-                raise ModelError("this unet needs captions: set data.text")
+                raise UserError("this unet needs captions: set data.text")
             features = once(self.text, cond.text, self.text)
             vector, context = vector + self.caption(features.whole), features.places
         if config.features is not None:
             if cond.features is None:
-                raise ModelError("this unet needs features of captions, read by their encoder")
+                raise UserError("this unet needs features of captions, read by their encoder")
             context = once(self, cond.features, partial(as_type, dtype=vector.dtype))
         if config.low_resolution is not None and config.low_resolution.tells_level:
             if cond.level is None:
-                raise ModelError("this unet needs the level of its low-resolution image")
+                raise UserError("this unet needs the level of its low-resolution image")
             vector = vector + self.level(cond.level)
         return vector, context
 
@@ -324,14 +324,14 @@ class UNet(nn.Module):
         """The noisy image, with the enlarged low-resolution one where there is one."""
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
-            raise ModelError(
+            raise UserError(
                 f"this unet takes heights and widths that are multiples of {self.config.stride}, "
                 f"got {height} x {width}"
             )
         if self.config.low_resolution is None:
             return x
         if cond.low is None:
-            raise ModelError("this unet needs a low-resolution image")
+            raise UserError("this unet needs a low-resolution image")
         size = (height, width)
         enlarged = F.interpolate(cond.low.to(x.dtype), size, mode="bilinear", align_corners=False)
         return torch.cat([x, enlarged], dim=1)

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.attention import attend
+from models.nn.conditioning_cache import once
 from models.nn.convolution import silence
 from models.nn.linear import SplitLinear
 from models.nn.normalization import normed
-from models.nn.recall import once
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):

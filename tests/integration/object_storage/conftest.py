@@ -12,8 +12,9 @@ import s3fs
 from object_store import Outcome
 
 from data_pipeline.config import Selection
-from data_pipeline.pack import PackOptions, pack
-from launch import cli, guard
+from data_pipeline.packing.pack import PackOptions, pack
+from launch import guard
+from launch.cli import main
 
 PACK = ["--split", "composition", "--limit", "60", "--shard-size", "10"]
 COMPOSITION = tuple(Selection(split="composition", part=part) for part in ("train", "test"))
@@ -52,7 +53,7 @@ def mezzotint(monkeypatch, capfd) -> Callable[..., Outcome]:
     def command(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         code, (out, err) = ended.value.code, capfd.readouterr()
         return Outcome(code if isinstance(code, int) else bool(code), out, err)
 
@@ -82,7 +83,17 @@ def packed(s3_server, bucket, tmp_path_factory) -> dict[str, object]:
     """Sixty people in six shards, in S3 (`url`) and in a folder (`folder`): what pack says."""
     url, folder = f"{bucket}/people", str(tmp_path_factory.mktemp("people") / "set")
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", "data", "pack", "data/emoji", url, *PACK, "--json"],
+        [
+            sys.executable,
+            "-m",
+            "launch.cli.main",
+            "data",
+            "pack",
+            "data/emoji",
+            url,
+            *PACK,
+            "--json",
+        ],
         env={**os.environ, **s3_server.environment()},
         capture_output=True,
         text=True,

@@ -14,9 +14,9 @@ import pytest
 from data_pipeline.cache import ShardCache
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import read_manifest
 from data_pipeline.stream import Stream
+from mezzotint.common.errors import UserError
 
 pytestmark = pytest.mark.s3
 
@@ -138,7 +138,7 @@ def test_a_stalled_download_is_given_up_and_begun_again(proxy, people, talk_to, 
     assert time.monotonic() - began < 8
     proxy.inject(read_manifest(people).shards[1].name, "stall")
     began = time.monotonic()
-    with pytest.raises(DataError, match=rf"{people}/.*tar: cannot be read \(no answer for 1 s\)"):
+    with pytest.raises(UserError, match=rf"{people}/.*tar: cannot be read \(no answer for 1 s\)"):
         ShardCache(tmp_path / "c", patience=1.0, retry_wait=0.1).fetch(
             people, read_manifest(people).shards[1]
         )

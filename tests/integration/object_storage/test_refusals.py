@@ -22,14 +22,13 @@ from object_store import (
     wrong_secret,
 )
 
-from data_pipeline import storage
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import read_manifest
-from data_pipeline.text import Tokenizer
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
 from models import store
-from models.errors import ModelError
 
 pytestmark = pytest.mark.s3
 
@@ -57,10 +56,10 @@ def test_what_a_store_refuses_a_model_directory_is_said_in_one_sentence(
         unreachable: "cannot be reached; check AWS_ENDPOINT_URL",
         no_credentials: "there are no credentials; set AWS_ACCESS_KEY_ID",
     }[case]
-    with pytest.raises(ModelError, match=rf"{bucket}/model/config\.json: .*{words}") as caught:
+    with pytest.raises(UserError, match=rf"{bucket}/model/config\.json: .*{words}") as caught:
         store.describe(f"{bucket}/model")
     saved = model()
-    with pytest.raises(ModelError, match=rf"{bucket}/new: .*{words}"):
+    with pytest.raises(UserError, match=rf"{bucket}/new: .*{words}"):
         store.save(f"{bucket}/new", saved.config, saved.state_dict(), card="")
     assert not any(secret in str(caught.value) for secret in SECRETS)
 
@@ -72,10 +71,10 @@ def test_a_missing_bucket_is_named(mezzotint, tmp_path):
     check_manners(outcome, "s3://nowhere-at-all/set", words)
     outcome = mezzotint("data", "inspect", "s3://nowhere-at-all/set")
     check_manners(outcome, "s3://nowhere-at-all/set", words)
-    with pytest.raises(ModelError, match=r"s3://nowhere-at-all/m/config\.json: .*no such bucket"):
+    with pytest.raises(UserError, match=r"s3://nowhere-at-all/m/config\.json: .*no such bucket"):
         store.load("s3://nowhere-at-all/m")
     saved = model()
-    with pytest.raises(ModelError, match=r"s3://nowhere-at-all/m: .*no such bucket"):
+    with pytest.raises(UserError, match=r"s3://nowhere-at-all/m: .*no such bucket"):
         store.save("s3://nowhere-at-all/m", saved.config, saved.state_dict(), card="")
 
 
@@ -88,7 +87,7 @@ def test_a_missing_set_a_missing_model_and_a_missing_tokenizer_are_named(
     check_manners(mezzotint("data", "pack", gone, tmp_path / "o"), f"{gone}: no such folder")
     outcome = mezzotint("data", "derive", people, tmp_path / "o", "--model", gone)
     check_manners(outcome, f"{gone}/config.json: no such file; {gone} is not a model directory")
-    with pytest.raises(DataError, match=rf"{gone}/tokenizer\.model: no such file; train it"):
+    with pytest.raises(UserError, match=rf"{gone}/tokenizer\.model: no such file; train it"):
         Tokenizer.load(gone)
 
 
@@ -130,7 +129,7 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(mezzotint, tmp_path,
 
 def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, people, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", "data", "verify", people],
+        [sys.executable, "-m", "launch.cli.main", "data", "verify", people],
         env={**os.environ, **s3_server.environment(AWS_SECRET_ACCESS_KEY=TOKEN)},
         capture_output=True,
         text=True,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from object_store import SECRETS, model
 
-from data_pipeline import storage
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.manifest import read_manifest
-from data_pipeline.text import Tokenizer
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common import storage
 from models import store
 
 pytestmark = pytest.mark.s3

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from trainer.record import Opening, begin, end
+from trainer.tracking.run_log import RunInfo, begin, end
 
 FAST = {
     "OMP_NUM_THREADS": "1",
@@ -54,6 +54,6 @@ def recorded(tmp_path) -> Path:
     """A run that has something to send."""
     run = tmp_path / "recorded"
     run.mkdir()
-    begin(run, "refused", Opening("recorded", {"a": 1}))
+    begin(run, "refused", RunInfo("recorded", {"a": 1}))
     end(run, "FINISHED")
     return run

@@ -11,11 +11,11 @@ import time
 import pytest
 from tracked import STEPS, TRAIN, ended, found, mezzotint, runs_named, steps, until
 
-from launch.syncing import sync
-from launch.training import free_port, wait
+from launch.tracking.sync import sync
+from launch.train.local import free_port, wait
 from trainer.recipe import load as load_recipe
-from trainer.record import read_metrics
 from trainer.run import RunDirectory
+from trainer.tracking.run_log import read_metrics
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -103,7 +103,7 @@ def test_every_node_s_load_is_under_the_one_run_that_the_first_process_made(
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "launch.worker", str(run.path)],
+            [sys.executable, "-m", "launch.train.worker", str(run.path)],
             env={**shared, "RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
         )
         for rank in range(2)

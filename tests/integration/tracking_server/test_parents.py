@@ -9,12 +9,12 @@ import pytest
 import yaml
 from tracked import TRAIN, ended, found, mezzotint, runs_named, until
 
-from launch.parents import open_parent, resume, settle
-from launch.pipeline import load as load_pipeline
-from launch.runner import Runner
-from launch.runner import run as run_pipeline
-from launch.staging import run_stage
-from trainer.record import Link, read_account, read_metrics, read_sent
+from launch.pipeline.config import load as load_pipeline
+from launch.pipeline.runner import Runner
+from launch.pipeline.runner import run as run_pipeline
+from launch.pipeline.stage_process import run_stage
+from launch.pipeline.tracking import open_parent, resume, settle
+from trainer.tracking.run_log import TrackingConfig, read_account, read_metrics, read_sent
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
 MEET = """
 import sys
 from pathlib import Path
-from launch.training import link_from_environment
+from launch.train.local import link_from_environment
 from trainer.recipe import load as load_recipe
-from trainer.record import Opening, begin
+from trainer.tracking.run_log import Opening, begin
 from trainer.run import RunDirectory
-from trainer.tracking import Uploader, prepare
+from trainer.tracking.mlflow_client import Uploader, prepare
 root, stage = Path(sys.argv[1]), sys.argv[2]
 (root / stage).mkdir()
 begin(root / stage, root.name, Opening(stage))
@@ -43,7 +43,7 @@ def test_a_parent_that_could_not_be_made_at_the_start_is_made_once_by_whoever_co
 ):
     root = tmp_path / "gathered"
     root.mkdir()
-    dead = Link("http://127.0.0.1:1", "gathered")
+    dead = TrackingConfig("http://127.0.0.1:1", "gathered")
     open_parent(root, dead)
     assert "nothing listens" in caplog.text
     assert read_sent(root).run_id is None
@@ -68,7 +68,7 @@ def test_the_parent_is_running_failed_and_finished_as_its_stages_are(
     server, client, pipeline, tmp_path
 ):
     root = pipeline("states", str(tmp_path / "missing"))
-    link = Link(server.url, "states", root)
+    link = TrackingConfig(server.url, "states", root)
     run_stage(root, "first")
     assert found(client, root).info.status == "RUNNING"
     assert found(client, root / "first").info.status == "FINISHED"
@@ -91,13 +91,15 @@ def test_in_a_job_a_stage_that_will_be_queued_again_leaves_the_parent_running(
     server, client, pipeline, monkeypatch
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("launch.staging.execute", lambda *_: 1 / 0)
+    monkeypatch.setattr("launch.pipeline.stage_process.execute", lambda *_: 1 / 0)
     root = pipeline("queued", "data/emoji")
     with pytest.raises(ZeroDivisionError):
         run_stage(root, "first")
     assert found(client, root).info.status == "RUNNING"
     assert found(client, root / "first").data.tags["mezzotint.jobs"] == "7"
-    settle(root, Link(server.url, "queued", root), {"first": "FAILED"})  # the job gives up
+    settle(
+        root, TrackingConfig(server.url, "queued", root), {"first": "FAILED"}
+    )  # the job gives up
     assert found(client, root).info.status == "FAILED"
 
 

@@ -8,12 +8,12 @@ from gate import gate
 from mlflow import MlflowClient
 from tracked import ended, found, mezzotint
 
-from launch.staging import run_stage
-from launch.syncing import sync
-from trainer.errors import TrainError
-from trainer.record import Link, Opening
+from launch.pipeline.stage_process import run_stage
+from launch.tracking.sync import sync
+from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
-from trainer.tracker import Tracker
+from trainer.tracking.run_log import RunInfo, TrackingConfig
+from trainer.tracking.tracker import Tracker
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -25,7 +25,7 @@ def test_a_server_that_refuses_its_host_name_is_named_with_the_option_that_mends
 ):
     with gate(server.url, host="tracking.example:5000") as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url("canary:" + CANARY + "@"))
-        with pytest.raises(TrainError) as refused:
+        with pytest.raises(UserError) as refused:
             sync(recorded)
     message = str(refused.value)
     assert "Invalid Host header" in message
@@ -38,10 +38,10 @@ def test_a_wrong_password_is_a_warning_in_training_and_never_shown(
 ):
     with gate(server.url, password="right") as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url("canary:" + CANARY + "@"))
-        link = Link(proxy.url("canary:" + CANARY + "@"), "refused")
+        link = TrackingConfig(proxy.url("canary:" + CANARY + "@"), "refused")
         run = RunDirectory(tmp_path / "run")
         run.path.mkdir()
-        tracker = Tracker(run, link, Opening("run"), writes=True, samples=True)
+        tracker = Tracker(run, link, RunInfo("run"), writes=True, samples=True)
         tracker.log(1, {"loss/model": 1.0})
         tracker.close("FINISHED")
     assert "refuses the user or the password (401)" in caplog.text

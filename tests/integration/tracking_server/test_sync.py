@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tracked import found, runs_named, steps
 
-from launch.staging import run_stage
-from launch.syncing import sync
-from trainer.errors import TrainError
-from trainer.record import Link, Opening
+from launch.pipeline.stage_process import run_stage
+from launch.tracking.sync import sync
+from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
-from trainer.tracker import Tracker
-from trainer.tracking import Uploader
+from trainer.tracking.mlflow_client import Uploader
+from trainer.tracking.run_log import RunInfo, TrackingConfig
+from trainer.tracking.tracker import Tracker
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -41,18 +41,18 @@ def test_sync_sends_a_whole_pipeline_that_no_server_ever_heard_of(
 def test_a_run_that_another_server_knows_is_not_mixed_up(server, recorded, monkeypatch):
     state = {"run_id": "0" * 32, "store": "http://elsewhere:5000"}
     (recorded / "tracking.json").write_text(json.dumps(state))
-    with pytest.raises(TrainError, match="elsewhere:5000"):
+    with pytest.raises(UserError, match="elsewhere:5000"):
         sync(recorded)
 
 
 def test_two_that_send_at_once_send_each_step_once(server, client, tmp_path):
     run = RunDirectory(tmp_path / "at once")
     run.path.mkdir()
-    tracker = Tracker(run, None, Opening("at once"), writes=True, samples=False)
+    tracker = Tracker(run, None, RunInfo("at once"), writes=True, samples=False)
     for step in range(1, 200):
         tracker.log(step, {"loss/model": 1 / step})
     tracker.close("FINISHED")
-    link = Link(server.url, "at once")
+    link = TrackingConfig(server.url, "at once")
     senders = [threading.Thread(target=lambda: Uploader(run, link).sync()) for _ in range(3)]
     for sender in senders:
         sender.start()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from standing import NEEDS, PIPELINE, SUBMITTED
 
-from launch.cluster import Cluster
-from launch.submission import Job, Submission
+from launch.slurm.config import Cluster
+from launch.slurm.records import Job, Submission
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from standing import facts, finish, progress, reasons, states
 
-from launch import finding, slurm
-from launch.errors import LaunchError
 from launch.progress import Reporter, read_standing
-from launch.reasons import last_complaint, without_credentials
-from trainer.faults import held
+from launch.slurm import client
+from launch.status import lookup
+from launch.status.diagnosis import last_complaint, without_credentials
+from mezzotint.common.errors import UserError
 from trainer.run import write_json
+from trainer.signals import held
 
 
 def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
@@ -27,8 +28,8 @@ def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
     assert run.notes == ("is down",)
     assert not run.ended
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LaunchError, match=r"squeue: .* not installed here"):
-        slurm.states([1])
+    with pytest.raises(UserError, match=r"squeue: .* not installed here"):
+        client.states([1])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_pipeline_on_this_machine_runs_fails_and_drops_what_needs_it(root):
 
 def test_looking_does_not_keep_a_run_from_being_held(root):
     code = (
-        "import sys, time; from pathlib import Path; from trainer.faults import holder\n"
+        "import sys, time; from pathlib import Path; from trainer.signals import holder\n"
         "end = time.time() + 3\nwhile time.time() < end: holder(Path(sys.argv[1]))"
     )
     (root / "lock").touch()
@@ -124,14 +125,14 @@ def test_no_password_of_an_address_is_shown(root, monkeypatch):
 def test_runs_are_found_by_name_or_path_and_nearest_names_are_given(root, recipe):
     runs = root.parent
     os.utime(root / "pipeline.yaml", (1, 1))
-    assert finding.all_runs(runs) == [recipe, root]
-    assert finding.find_run("both", runs) == root
-    assert finding.find_run(str(root), Path("elsewhere")) == root
+    assert lookup.all_runs(runs) == [recipe, root]
+    assert lookup.find_run("both", runs) == root
+    assert lookup.find_run(str(root), Path("elsewhere")) == root
     (root / "train" / "recipe.yaml").touch()
-    assert finding.find_run(str(root / "train"), runs) == root
-    with pytest.raises(LaunchError, match=r"bohts: no such run in .*; there is both"):
-        finding.find_run("bohts", runs)
-    with pytest.raises(LaunchError, match="there is none yet"):
-        finding.find_run("both", Path("elsewhere"))
-    with pytest.raises(LaunchError, match=r"trian: no such stage in .*; there is train"):
-        finding.find_stage("trian", root)
+    assert lookup.find_run(str(root / "train"), runs) == root
+    with pytest.raises(UserError, match=r"bohts: no such run in .*; there is both"):
+        lookup.find_run("bohts", runs)
+    with pytest.raises(UserError, match="there is none yet"):
+        lookup.find_run("both", Path("elsewhere"))
+    with pytest.raises(UserError, match=r"trian: no such stage in .*; there is train"):
+        lookup.find_stage("trian", root)

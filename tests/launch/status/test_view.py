@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from standing import NEEDS, NOW, facts, progress, said
 
-from launch import status_view
-from trainer.faults import held
+from launch.status import table
 from trainer.run import write_json
+from trainer.signals import held
 
 
 def test_status_prints_one_json_object_of_a_run_or_of_all(mezzotint, root, recipe):
@@ -47,7 +47,7 @@ def test_a_crowded_table_fits_its_terminal(submitted, width):
     progress(submitted / "train", 123_400, 1_000_000, seconds_left=123_456, metrics=metrics)
     run = facts(submitted, said("train", "RUNNING", nodes=nodes, started=NOW, restarts=2))
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(status_view.view([run], listed=False, now=NOW, width=console.width))
+    console.print(table.view([run], listed=False, now=NOW, width=console.width))
     text = console.export_text()
     for words in ("123,400/1,000,000", "0.01235", "12,346", "1 d 10 h", "gpu-a-0012..0019 (8)"):
         assert words in text
@@ -57,7 +57,7 @@ def test_a_crowded_table_fits_its_terminal(submitted, width):
 
 def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
     progress(recipe, 40, 100)
-    command = [sys.executable, "-m", "launch.cli", "status", "alone", "--watch", "--json"]
+    command = [sys.executable, "-m", "launch.cli.main", "status", "alone", "--watch", "--json"]
     command += ["--runs", str(recipe.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching, held(recipe):
         first = json.loads(watching.stdout.readline())
@@ -73,7 +73,7 @@ def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
 
 def test_watching_is_left_with_ctrl_c(recipe):
     # tests that run in a shell's background ignore the signal, and so would what they start
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "launch.cli"]
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "launch.cli.main"]
     command += ["status", "alone", "--watch", "--runs", str(recipe.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with held(recipe), subprocess.Popen(command, **pipes) as watching:
@@ -84,7 +84,7 @@ def test_watching_is_left_with_ctrl_c(recipe):
 
 def test_status_answers_without_torch():
     code = (
-        "import sys, launch.status_view, launch.cancelling, launch.following\n"
+        "import sys, launch.status.table, launch.submit.cancel, launch.status.logs\n"
         "sys.exit(int('torch' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,6 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from mezzotint.common.errors import UserError
+from models.activation_checkpointing import recompute
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, Identity, kl_to_normal
 from models.autoencoders.dvae import DVAEConfig
@@ -14,8 +16,6 @@ from models.autoencoders.quantizer import EmaVectorQuantizerConfig, VectorQuanti
 from models.autoencoders.resnet import ResnetPyramid
 from models.autoencoders.strided import StridedPyramid
 from models.config import ModelConfig
-from models.errors import ModelError
-from models.recompute import recompute
 
 RESNET = ResnetPyramid(width=8, multipliers=(1, 2), blocks=1, groups=4, attention=(8,))
 PATCHED = ResnetPyramid(width=8, multipliers=(1, 2), blocks=1, groups=4, patch=2)
@@ -89,7 +89,7 @@ def test_every_pyramid_goes_with_every_bottleneck(pyramid, bottleneck):
         assert torch.allclose(model.reconstruct(image), model.decode_tokens(codes), atol=1e-5)
     else:
         assert model.code_arrays(image) == {}
-        with pytest.raises(ModelError, match="use vq or ema_vq"):
+        with pytest.raises(UserError, match="use vq or ema_vq"):
             model.tokens(image)
 
 

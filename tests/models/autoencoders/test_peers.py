@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, moments
 from models.autoencoders.dvae import DVAEConfig
 from models.autoencoders.quantizer import VectorQuantizerConfig
 from models.autoencoders.resnet import ResnetPyramid
 from models.autoencoders.strided import StridedPyramid
-from models.autoencoders.taming import from_taming
-from models.errors import ModelError
+from models.autoencoders.taming_weights import from_taming
 
 PEERS = Path(__file__).with_name("peers")
 
@@ -84,10 +84,10 @@ def test_training_networks_in_a_checkpoint_are_left_out_and_strange_names_refuse
     _, weights = read("vq_model", "weights.")
     more = {**weights, "loss.discriminator.main.0.weight": torch.zeros(1)}
     assert set(from_taming(more, VQ)) == set(VQ.build().state_dict())
-    with pytest.raises(ModelError, match=r"unet\.conv: is not a weight"):
+    with pytest.raises(UserError, match=r"unet\.conv: is not a weight"):
         from_taming({"unet.conv": torch.zeros(1)}, VQ)
     strided = VQ.model_copy(update={"pyramid": StridedPyramid()})
-    with pytest.raises(ModelError, match="pyramid"):
+    with pytest.raises(UserError, match="pyramid"):
         from_taming(weights, strided)
 
 

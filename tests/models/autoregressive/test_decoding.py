@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from models.autoregressive import decoding
+from models.autoregressive.cpu_decoder import SingleSteps, bare
+from models.autoregressive.cuda_graph_decoder import StaticSteps
 from models.autoregressive.decoding import Sampling, generate, restricted, steps
 from models.autoregressive.prior import PriorConfig
-from models.autoregressive.single import SingleSteps, bare
-from models.autoregressive.stepping import StaticSteps
-from models.errors import ModelError
 
 CONFIG = PriorConfig(
     text_vocab=11,
@@ -138,9 +138,9 @@ def test_progress_counts_the_codes(prior, text):
 
 
 def test_captions_and_prefixes_of_the_wrong_length_are_refused(prior, text):
-    with pytest.raises(ModelError, match="text_length is 4"):
+    with pytest.raises(UserError, match="text_length is 4"):
         generate(prior, text[:, :3], rng(), sampling=Sampling())
-    with pytest.raises(ModelError, match="17 codes"):
+    with pytest.raises(UserError, match="17 codes"):
         generate(
             prior, text, rng(), sampling=Sampling(), prefix=torch.zeros(6, 17, dtype=torch.int64)
         )

@@ -5,9 +5,9 @@ import torch
 
 from models.autoregressive.patterns import Column, Convolution, Corner, OwnRow, Row
 from models.autoregressive.prior import PriorConfig
-from models.autoregressive.ring import RingCache
+from models.autoregressive.rolling_kv_cache import RingCache
 from models.autoregressive.sparse import (
-    SparseReach,
+    SparseAttention,
     attend_blocks,
     attend_dense,
     attend_flex,
@@ -157,6 +157,6 @@ def test_no_layer_of_a_prior_reads_the_future(flavor):
 
 
 def test_a_reach_builds_the_cache_of_its_pattern():
-    cache = SparseReach(Row(32), 257, 1024).new_cache(2, 3, 8)
+    cache = SparseAttention(Row(32), 257, 1024).new_cache(2, 3, 8)
     assert cache.kept == 33
     assert cache.filled == 0

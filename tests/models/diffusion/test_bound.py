@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from models.diffusion.condition import Condition
-from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.exploding import EDMScheduleConfig
 from models.diffusion.losses import denoising_loss, hybrid_loss, simple_loss
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.timesteps import Importance, LogNormal, Stratified, Uniform
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.times import uniform_times
-from models.diffusion.timesteps import Importance, LogNormal, Stratified, Uniform
 from models.diffusion.variational_bound import (
     Gaussian,
     bound_terms,

@@ -4,17 +4,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifierConfig, class_log_probability
 from models.diffusion.condition import Condition
-from models.diffusion.discrete import DiscreteScheduleConfig
 from models.diffusion.guidance import classifier_gradient, classifier_guided
 from models.diffusion.parameterization import from_noise
 from models.diffusion.process import ProcessConfig, denoiser
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.unet.network import UNetConfig
-from models.errors import ModelError
 
 SIX = (1, 1, 2, 2, 4, 4)
 PUBLISHED = {
@@ -122,7 +122,7 @@ def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
 
 
 def test_what_does_not_fit_is_refused(classifier, x):
-    with pytest.raises(ModelError, match="reads images of 8 x 8, got 4 x 8"):
+    with pytest.raises(UserError, match="reads images of 8 x 8, got 4 x 8"):
         classifier(x[:, :, :4], T)
     for change, fault in (
         ({"image_size": 9}, "cannot be halved 1 times"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.dit import DiTConfig
 from models.diffusion.process import ProcessConfig
-from models.errors import ModelError
 from models.nn.embedding import grid_waves
 
 LEARNED = ProcessConfig(predicts="noise", variance="learned")
@@ -115,9 +115,9 @@ def test_it_runs_in_bf16_and_under_autocast_and_answers_in_fp32():
 
 
 def test_wrong_conditions_and_sizes_are_refused():
-    with pytest.raises(ModelError, match="class labels"):
+    with pytest.raises(UserError, match="class labels"):
         TINY.build()(X, TIMES, Condition())
-    with pytest.raises(ModelError, match="takes 8 x 8, got 8 x 4"):
+    with pytest.raises(UserError, match="takes 8 x 8, got 8 x 4"):
         TINY.build()(X[..., :4], TIMES, LABEL)
     with pytest.raises(ValidationError, match="multiple of patch 3"):
         DiTConfig(image_size=8, patch=3)

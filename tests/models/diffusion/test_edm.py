@@ -5,12 +5,12 @@ import torch
 from pydantic import ValidationError
 
 from models.diffusion.condition import Condition
-from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.losses import denoising_loss, simple_loss
 from models.diffusion.parameterization import Prediction, edm_input, from_edm, from_v, to_edm
 from models.diffusion.process import ProcessConfig, denoiser
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.weighting import EDM

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from models.diffusion.condition import Condition
-from models.diffusion.discrete import DiscreteScheduleConfig
 from models.diffusion.guidance import (
     clamped,
     classifier_gradient,
@@ -22,7 +21,8 @@ from models.diffusion.guidance import (
 from models.diffusion.likelihood import ExactTrace, log_likelihood
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction, from_noise, score, to_v
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.exploding import EDMScheduleConfig
 from models.diffusion.inversion import encoding_times, noise_statistics, round_trip
 from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 
 

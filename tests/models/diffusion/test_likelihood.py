@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from models.diffusion.exploding import EDMScheduleConfig
 from models.diffusion.likelihood import (
     ExactTrace,
     Hutchinson,
@@ -14,11 +13,12 @@ from models.diffusion.likelihood import (
     log_likelihood,
 )
 from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.schedule import (
+from models.diffusion.schedules.schedule import (
     CosineScheduleConfig,
     LinearScheduleConfig,
     VPScheduleConfig,
 )
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 
 

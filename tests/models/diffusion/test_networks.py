@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import BlurAugmentationConfig
 from models.diffusion.guidance import guided, without_text
@@ -12,7 +13,6 @@ from models.diffusion.process import ProcessConfig, denoiser
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.weighting import SnrClamped
-from models.errors import ModelError
 
 BASE = TextDiffusionConfig(
     image_size=16, patch=4, width=32, layers=4, heads=2, text_vocab=20, text_length=5
@@ -89,11 +89,11 @@ def test_the_upsampler_takes_crops_in_training_and_whole_images_later():
 
 
 def test_wrong_conditions_and_sizes_are_refused():
-    with pytest.raises(ModelError, match="captions"):
+    with pytest.raises(UserError, match="captions"):
         BASE.build()(images(), TIMES, Condition())
-    with pytest.raises(ModelError, match="low-resolution"):
+    with pytest.raises(UserError, match="low-resolution"):
         UPSAMPLER.build()(images(side=32), TIMES, Condition(low=images()))
-    with pytest.raises(ModelError, match="multiples of 4"):
+    with pytest.raises(UserError, match="multiples of 4"):
         UPSAMPLER.build()(
             images(side=18), TIMES, Condition(low=images(side=9), level=torch.zeros(2))
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.schedule import CosineScheduleConfig, EDMScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig, EDMScheduleConfig
 from models.diffusion.solvers import (
     ddim,
     ddpm,

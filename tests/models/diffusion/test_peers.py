@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.diffusion.discrete import (
+from models.diffusion.guidance import dynamically_clamped
+from models.diffusion.parameterization import Prediction, from_noise, from_v
+from models.diffusion.schedules.discrete import (
     CosineBetasConfig,
     DiscreteScheduleConfig,
     LinearBetasConfig,
     SqrtLinearBetasConfig,
 )
-from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
-from models.diffusion.guidance import dynamically_clamped
-from models.diffusion.parameterization import Prediction, from_noise, from_v
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.dpm_solver_2 import DPMSolver2

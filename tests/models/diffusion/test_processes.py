@@ -7,17 +7,6 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from models.diffusion.discrete import (
-    CosineBetasConfig,
-    DiscreteSchedule,
-    DiscreteScheduleConfig,
-    LinearBetasConfig,
-    SqrtLinearBetasConfig,
-    respaced,
-    zero_terminal_snr,
-)
-from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
-from models.diffusion.marginal import statistics
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import (
     Prediction,
@@ -30,12 +19,23 @@ from models.diffusion.parameterization import (
     to_x0,
 )
 from models.diffusion.process import ProcessConfig
-from models.diffusion.schedule import (
+from models.diffusion.schedules.discrete import (
+    CosineBetasConfig,
+    DiscreteSchedule,
+    DiscreteScheduleConfig,
+    LinearBetasConfig,
+    SqrtLinearBetasConfig,
+    respaced,
+    zero_terminal_snr,
+)
+from models.diffusion.schedules.marginal import statistics
+from models.diffusion.schedules.schedule import (
     CosineScheduleConfig,
     LinearScheduleConfig,
     ScheduleConfig,
     VPScheduleConfig,
 )
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
 from models.diffusion.solvers.churn import Churn
 from models.diffusion.solvers.ddim import DDIM

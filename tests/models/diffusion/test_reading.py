@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.exploding import EDMScheduleConfig
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig, _Reading
-from models.diffusion.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.solver import combined, grid, scalars
 
 

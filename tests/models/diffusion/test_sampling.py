@@ -7,26 +7,26 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from models.diffusion.discrete import DiscreteScheduleConfig
-from models.diffusion.exploding import EDMScheduleConfig, VEScheduleConfig
+from mezzotint.common.errors import UserError
 from models.diffusion.guidance import clamped, classifier_gradient, guided
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction
 from models.diffusion.sampling import (
-    Calls,
+    NFE,
     DiffusionSampling,
     counted,
     counted_classifier,
     remembering,
     started,
 )
-from models.diffusion.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
 from models.diffusion.solvers.analytic_dpm import noise_moments
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.grids import TimesConfig, noisy_end
 from models.diffusion.solvers.times import uniform_log_snr_times
-from models.errors import ModelError
 
 
 def numbers(*values):
@@ -88,7 +88,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
 def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
     settings = sampling(times={"kind": kind}, steps=12)
     if kind in ("trailing", "leading") and schedule != "discrete":
-        with pytest.raises(ModelError, match=f"times of kind {kind} count discrete steps"):
+        with pytest.raises(UserError, match=f"times of kind {kind} count discrete steps"):
             settings.plan(SCHEDULES[schedule])
         return
     times = settings.plan(SCHEDULES[schedule]).times
@@ -129,14 +129,14 @@ def test_equal_log_snr_ends_at_the_first_discrete_step():
 )
 def test_what_does_not_suit_a_schedule_is_refused_before_a_step(settings, message):
     silent = DiscreteScheduleConfig(steps=10, zero_terminal_snr=True).build()
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         sampling(**settings).plan(silent)
 
 
 def test_analytic_dpm_needs_a_moment_for_each_step():
-    with pytest.raises(ModelError, match="needs moments"):
+    with pytest.raises(UserError, match="needs moments"):
         sampling(solver={"kind": "analytic_dpm"}).plan(COSINE)
-    with pytest.raises(ModelError, match="2 steps need as many moments, got 1"):
+    with pytest.raises(UserError, match="2 steps need as many moments, got 1"):
         sampling(solver={"kind": "analytic_dpm", "moments": [0.5]}, steps=2).plan(COSINE)
 
 
@@ -175,11 +175,11 @@ def free(x, t, cond):
     ],
 )
 def test_calls_of_the_network_are_counted(settings, calls):
-    seen = Calls()
+    seen = NFE()
     settings = sampling(steps=6, **settings)
     course = settings.course(counted(told, seen), counted(free, seen), COSINE)
     course.solve(X, None, rng())
-    assert seen == Calls(network=calls)
+    assert seen == NFE(network=calls)
 
 
 def test_steering_is_guidance_then_thresholding():
@@ -199,7 +199,7 @@ def classify(x, t):
 
 
 def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others():
-    seen = Calls()
+    seen = NFE()
     counting = counted_classifier(classify, seen)
     settings = sampling(solver={"kind": "ddpm"}, steps=4, classifier_scale=2.0)
     open_ended = {"thresholding": {"kind": "none"}}
@@ -216,7 +216,7 @@ def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others(
 
 
 def test_the_same_question_twice_in_a_row_is_one_call():
-    seen = Calls()
+    seen = NFE()
     asked = remembering(counted(told, seen))
     first = asked(X, T, None)
     assert asked(X, T, None) is first

@@ -7,7 +7,7 @@ import torch
 
 from models.diffusion.guidance import clamped, guided
 from models.diffusion.parameterization import Prediction, from_x0
-from models.diffusion.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.times import uniform_times

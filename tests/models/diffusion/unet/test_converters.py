@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
 
+from mezzotint.common.errors import UserError
 from models.config import ModelConfig
 from models.diffusion.condition import Condition
 from models.diffusion.dit_weights import from_dit, to_dit
@@ -20,7 +21,6 @@ from models.diffusion.unet.guided_diffusion import (
     to_guided_diffusion,
 )
 from models.diffusion.unet.network import UNetConfig
-from models.errors import ModelError
 
 HOME = Path(__file__).parent / "peers"
 READ = {
@@ -154,11 +154,11 @@ def test_missing_unexpected_and_misshapen_weights_are_named(name):
     case = Case(name)
     read, (first, *_, last) = READ[case.code], sorted(case.weights)
     without = {key: value for key, value in case.weights.items() if key != first}
-    with pytest.raises(ModelError, match=f"missing {first}; unexpected none"):
+    with pytest.raises(UserError, match=f"missing {first}; unexpected none"):
         read(without, case.config)
-    with pytest.raises(ModelError, match=r"missing none; unexpected more\.weight"):
+    with pytest.raises(UserError, match=r"missing none; unexpected more\.weight"):
         read({**case.weights, "more.weight": torch.ones(1)}, case.config)
-    with pytest.raises(ModelError, match=f"{last} has shape .*7,.*the model needs"):
+    with pytest.raises(UserError, match=f"{last} has shape .*7,.*the model needs"):
         read({**case.weights, last: torch.ones(7, 7)}, case.config)
 
 
@@ -172,7 +172,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named(name):
 def test_networks_that_the_others_do_not_have_are_refused(change, key):
     config = UNetConfig.model_validate({**Case("diffusers.plain").config.model_dump(), **change})
     for write in (to_guided_diffusion, to_diffusers):
-        with pytest.raises(ModelError, match=key):
+        with pytest.raises(UserError, match=key):
             write({}, config)
 
 
@@ -195,5 +195,5 @@ def test_settings_that_have_no_network_here_are_refused_by_key(name, change, mes
     case = Case(f"diffusers.{name}")
     kind = "UNet2DModel" if name == "plain" else "UNet2DConditionModel"
     content = {"_class_name": kind, **case.settings, **change}
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         config_of(read_settings(content, "config.json"), "config.json")

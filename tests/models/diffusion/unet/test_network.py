@@ -4,10 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.network import UNetConfig
-from models.errors import ModelError
 
 LEARNED = ProcessConfig(predicts="noise", variance="learned")
 SIX = (1, 1, 2, 2, 4, 4)
@@ -245,7 +245,7 @@ def test_ready_features_are_read_and_empty_ones_are_zeros():
     plain.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
-    with pytest.raises(ModelError, match="features of captions"):
+    with pytest.raises(UserError, match="features of captions"):
         model(x, TIMES, Condition(text=TEXT))
     joint = woken(UNetConfig(**TINY, features={"width": 12}))
     assert not torch.allclose(joint(X, TIMES, FEATURES), joint(X, TIMES, other), atol=1e-4)
@@ -353,13 +353,13 @@ def test_networks_train_in_bf16_and_under_autocast_and_answer_in_fp32(config, co
 
 def test_what_the_network_is_told_must_be_there_and_fit():
     for config, missing in ((CLASSES, "class"), (CAPTIONS, "captions"), (UPSAMPLER, "level")):
-        with pytest.raises(ModelError, match=missing):
+        with pytest.raises(UserError, match=missing):
             config.build()(X, TIMES, Condition(low=LOW))
-    with pytest.raises(ModelError, match="low-resolution"):
+    with pytest.raises(UserError, match="low-resolution"):
         UPSAMPLER.build()(X, TIMES, Condition(level=LEVEL))
-    with pytest.raises(ModelError, match="multiples of 2, got 15 x 16"):
+    with pytest.raises(UserError, match="multiples of 2, got 15 x 16"):
         CLASSES.build()(X[:, :, 1:], TIMES, Condition(label=torch.tensor([1, 2])))
-    with pytest.raises(ModelError, match="no low-resolution input"):
+    with pytest.raises(UserError, match="no low-resolution input"):
         _ = CLASSES.build().augmentation
 
 

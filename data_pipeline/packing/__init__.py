@@ -1,0 +1,1 @@
+"""Images and captions from folders, tables and tars, written as shard sets."""

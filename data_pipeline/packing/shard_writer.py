@@ -1,0 +1,195 @@
+"""Writing shards: whole files under their final names, the manifest last."""
+
+import errno
+import gzip
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from data_pipeline.cache import file_digest
+from data_pipeline.manifest import (
+    MANIFEST_NAME,
+    Attribute,
+    Manifest,
+    SampleEntry,
+    ShardEntry,
+    Split,
+    write_manifest,
+)
+from data_pipeline.tar import index_tar, split_name
+from mezzotint.common import storage
+from mezzotint.common.disk_space import check_space
+from mezzotint.common.errors import UserError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+_TAR_OVERHEAD = 1024
+"""Header and padding of a member, at most."""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it will lie in the tar: member extension to content."""
+
+    key: str
+    members: Mapping[str, bytes]
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        extension = next(iter(self.members), "txt")
+        if split_name(f"{self.key}.{extension}") != (self.key, extension):
+            raise UserError(f"key '{self.key}': a key is a name without dots; rename it")
+
+
+def write_shard(
+    samples: Sequence[RawSample], url: str, name: str, *, compress: bool = False
+) -> ShardEntry:
+    """Write ``samples`` as the shard ``name`` of the set at ``url``.
+
+    The same samples give the same bytes. The file appears under its name when it is complete.
+
+    Args:
+        samples: At least one.
+        url: Directory of the set, local or any fsspec URL.
+        name: File name; ends with ``.tar``, or ``.tar.gz`` with ``compress``.
+        compress: Gzip the tar. Small sets shrink (a tar spends about 1 kB on every member), but
+            are expanded into the cache before use.
+
+    Raises:
+        UserError: No space, or the target cannot be written.
+    """
+    needed = sum(
+        len(content) + _TAR_OVERHEAD for sample in samples for content in sample.members.values()
+    )
+    with _scratch(url, needed) as scratch:
+        plain = scratch / "shard.tar"
+        try:
+            _write_tar(samples, plain)
+            stored = _compress(plain) if compress else plain
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(f"{url}: no disk space left while writing '{name}'") from error
+            raise UserError(f"{url}: '{name}' cannot be written ({error})") from error
+        by_key = {sample.key: dict(sample.attributes) for sample in samples}
+        entry = ShardEntry(
+            name=name,
+            bytes=stored.stat().st_size,
+            sha256=file_digest(stored),
+            expanded_bytes=plain.stat().st_size if compress else None,
+            samples=tuple(
+                SampleEntry(key=found.key, members=found.members, attributes=by_key[found.key])
+                for found in index_tar(plain, name)
+            ),
+        )
+        storage.upload(stored, storage.join(url, name))
+    return entry
+
+
+def write_shards(
+    samples: Iterable[RawSample],
+    url: str,
+    *,
+    name: str,
+    licence: str,
+    provenance: Mapping[str, str],
+    shard_size: int,
+    fields: Mapping[str, str],
+    encoder: str | None = None,
+    splits: Mapping[str, Split] | None = None,
+    compress: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write a whole shard set: ``NAME-000000.tar``, ... and ``manifest.json``.
+
+    An older manifest at ``url`` is removed first: a directory with a manifest is a finished set.
+
+    Args:
+        samples: Consumed once, ``shard_size`` at a time in memory.
+        url: Directory of the set, local or any fsspec URL.
+        name: Name of the set and start of its files' names.
+        licence: Licence of the contents.
+        provenance: Where the contents come from.
+        shard_size: Samples per shard.
+        fields: Member extension to description.
+        encoder: Digest of the model that made the arrays of a derived set.
+        splits: Fixed divisions by key.
+        compress: Gzip the shards.
+        progress: Called with the number of samples written so far.
+    """
+    storage.remove(storage.join(url, MANIFEST_NAME))
+    shards: list[ShardEntry] = []
+    written = 0
+    for number, group in enumerate(batched(samples, shard_size)):
+        file = shard_name(name, number, compress=compress)
+        shards.append(write_shard(group, url, file, compress=compress))
+        written += len(group)
+        if progress is not None:
+            progress(written)
+    manifest = Manifest(
+        name=name,
+        fields=dict(fields),
+        licence=licence,
+        provenance=dict(provenance),
+        encoder=encoder,
+        splits=dict(splits or {}),
+        shards=tuple(shards),
+    )
+    write_manifest(url, manifest)
+    return manifest
+
+
+def shard_name(name: str, number: int, *, compress: bool = False) -> str:
+    """``NAME-000042.tar`` (``.tar.gz``)."""
+    return f"{name}-{number:06d}.tar{'.gz' if compress else ''}"
+
+
+def batched(samples: Iterable[RawSample], size: int) -> Iterator[tuple[RawSample, ...]]:
+    """``samples`` in tuples of ``size``, the last one shorter."""
+    iterator = iter(samples)
+    while group := tuple(itertools.islice(iterator, size)):
+        yield group
+
+
+def _write_tar(samples: Sequence[RawSample], path: Path) -> None:
+    # webdataset reads this once, at its import: it disables its pickle and shell handlers.
+    os.environ.setdefault("WDS_SECURE", "1")
+    import webdataset
+
+    with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write({"__key__": sample.key, **sample.members})
+
+
+def _compress(plain: Path) -> Path:
+    stored = plain.with_suffix(".tar.gz")
+    target: BinaryIO
+    with (
+        plain.open("rb") as source,
+        stored.open("wb") as target,
+        gzip.GzipFile("", "wb", compresslevel=9, fileobj=target, mtime=0) as archive,
+    ):
+        shutil.copyfileobj(source, archive)
+    return stored
+
+
+@contextmanager
+def _scratch(url: str, needed: int) -> Iterator[Path]:
+    """A directory to write in, on the disk of a local target so that a rename ends the work."""
+    parent = storage.local_path(url) if storage.is_local(url) else Path(tempfile.gettempdir())
+    check_space(parent, needed, purpose="the next shard")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.mkdtemp(prefix=".writing-", dir=parent)
+    except OSError as error:
+        raise UserError(f"{url}: cannot be written ({error})") from error
+    try:
+        yield Path(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""Captions as token ids: a sentencepiece BPE model, and BPE dropout with a keyed generator."""
+
+import hashlib
+import heapq
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+import sentencepiece
+import torch
+from torch import Tensor
+
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
+
+TOKENIZER_NAME = "tokenizer.model"
+
+_LONGEST_CAPTION = 1 << 16
+"""Bytes; sentencepiece would leave longer training sentences out."""
+
+
+def normalise(caption: str) -> str:
+    """NFKC, lower case, single spaces: the only form of a caption that a tokenizer sees."""
+    return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
+
+
+class Tokenizer:
+    """A trained BPE model. Its ids 0 to 3 are padding, unknown, beginning and end.
+
+    Picklable. Encoded captions are ``length`` ids: the pieces, the end mark if it fits, padding.
+    """
+
+    pad_id: ClassVar[int] = 0
+    unknown_id: ClassVar[int] = 1
+    begin_id: ClassVar[int] = 2
+    end_id: ClassVar[int] = 3
+
+    def __init__(self, model_bytes: bytes, name: str = TOKENIZER_NAME) -> None:
+        self.model_bytes = model_bytes
+        self._name = name
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(model_bytes)
+        except RuntimeError as error:
+            raise UserError(
+                f"{name}: not a sentencepiece model; train one with `mezzotint data tokenizer`"
+            ) from error
+        model = self._model
+        if (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id()) != (0, 1, 2, 3):
+            raise UserError(
+                f"{name}: padding, unknown, beginning and end must be ids 0, 1, 2 and 3; train "
+                "the model with `mezzotint data tokenizer`"
+            )
+        self._pieces = {
+            model.IdToPiece(id_): (model.GetScore(id_), id_)
+            for id_ in range(model.GetPieceSize())
+            if not (model.IsControl(id_) or model.IsUnknown(id_) or model.IsUnused(id_))
+        }
+
+    def __getstate__(self) -> tuple[bytes, str]:
+        return self.model_bytes, self._name
+
+    def __setstate__(self, state: tuple[bytes, str]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """The tokenizer at ``path``: a directory that holds ``tokenizer.model``, or a file.
+
+        Raises:
+            UserError: It is not there, or not a tokenizer of this project.
+        """
+        inside = storage.join(path, TOKENIZER_NAME)
+        file = inside if storage.exists(inside) else path
+        if not storage.is_file(file):
+            raise UserError(f"{inside}: no such file; train it with `mezzotint data tokenizer`")
+        return cls(storage.read_bytes(file), file)
+
+    @staticmethod
+    def train(captions: Iterable[str], vocab: int) -> bytes:
+        """A BPE model of exactly ``vocab`` pieces, as the content of ``tokenizer.model``.
+
+        The same captions give the same bytes.
+
+        Raises:
+            UserError: ``captions`` cannot fill, or do not fit into, such a vocabulary.
+        """
+        written = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=map(normalise, captions),
+                model_writer=written,
+                model_type="bpe",
+                vocab_size=vocab,
+                character_coverage=1.0,
+                normalization_rule_name="identity",  # `normalise` has done it
+                max_sentence_length=_LONGEST_CAPTION,
+                num_threads=1,
+                pad_id=Tokenizer.pad_id,
+                unk_id=Tokenizer.unknown_id,
+                bos_id=Tokenizer.begin_id,
+                eos_id=Tokenizer.end_id,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"vocab={vocab}: no tokenizer of this size can be trained on these captions "
+                f"({reason}); choose another size"
+            ) from error
+        return written.getvalue()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return int(self._model.GetPieceSize())
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of the model file."""
+        return hashlib.sha256(self.model_bytes).hexdigest()
+
+    def __call__(self, captions: Sequence[str], length: int) -> Tensor:
+        """(B, length) int64 ids of B captions."""
+        rows = [self.encode(caption, length) for caption in captions]
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+
+    def encode(self, caption: str, length: int) -> list[int]:
+        """``length`` ids of one caption."""
+        return self._fit(self._model.EncodeAsIds(normalise(caption)), length)
+
+    def encode_dropout(
+        self, caption: str, length: int, probability: float, rng: np.random.Generator
+    ) -> list[int]:
+        """``length`` ids; every merge is left out with ``probability`` (BPE dropout).
+
+        Provilkov et al. 2020, algorithm 1, drawn the way sentencepiece does: once per candidate
+        pair when its turn comes. Its own sampler has one global generator, this has ``rng``.
+        """
+        symbols = list(self._model.Normalize(normalise(caption)))
+        return self._fit(self._ids(self._merge(symbols, probability, rng)), length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The (normalised) caption of ``ids``; marks and padding are left out."""
+        return str(self._model.DecodeIds([id_ for id_ in ids if id_ > self.end_id]))
+
+    def _fit(self, ids: list[int], length: int) -> list[int]:
+        ids = [*ids, self.end_id][:length]
+        return ids + [self.pad_id] * (length - len(ids))
+
+    def _merge(self, symbols: list[str], probability: float, rng: np.random.Generator) -> list[str]:
+        """Merge neighbours, best score first, the left one of equals, until none is a piece."""
+        following = [*range(1, len(symbols)), -1]
+        previous = list(range(-1, len(symbols) - 1))
+        agenda: list[tuple[float, int, int, str]] = []
+
+        def propose(left: int, right: int) -> None:
+            if left < 0 or right < 0:
+                return
+            merged = symbols[left] + symbols[right]
+            if merged in self._pieces:
+                heapq.heappush(agenda, (-self._pieces[merged][0], left, right, merged))
+
+        for left in range(len(symbols) - 1):
+            propose(left, left + 1)
+        while agenda:
+            _, left, right, merged = heapq.heappop(agenda)
+            if not symbols[left] or symbols[left] + symbols[right] != merged:
+                continue  # one of the two was merged elsewhere meanwhile
+            if following[left] != right:
+                continue
+            if probability > 0 and rng.random() < probability:
+                continue
+            symbols[left], symbols[right] = merged, ""
+            following[left] = following[right]
+            if following[right] >= 0:
+                previous[following[right]] = left
+            propose(previous[left], left)
+            propose(left, following[left])
+        return [symbol for symbol in symbols if symbol]
+
+    def _ids(self, symbols: list[str]) -> list[int]:
+        """Ids of pieces; a run of unknown symbols is one unknown id, as in sentencepiece."""
+        ids: list[int] = []
+        for symbol in symbols:
+            id_ = self._pieces[symbol][1] if symbol in self._pieces else self.unknown_id
+            if id_ != self.unknown_id or ids[-1:] != [self.unknown_id]:
+                ids.append(id_)
+        return ids
+
+
+def check_vocabulary(tokenizer: Tokenizer, expected: int) -> None:
+    """Make sure ``tokenizer`` has the vocabulary a model was made for.
+
+    Raises:
+        UserError: It has another one.
+    """
+    if tokenizer.vocab_size != expected:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's text_vocab is {expected}: "
+            "set text_vocab to the tokenizer's size or use the tokenizer the model was trained with"
+        )

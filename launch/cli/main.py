@@ -1,0 +1,205 @@
+"""The command line. Every command imports its work inside, so that `--help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli.average import averaging_app
+from launch.cli.cluster import cluster_app
+from launch.cli.convert import export_app
+from launch.cli.data import data_app
+from launch.cli.prior import prior_app
+from launch.cli.sample import sampling_app
+from launch.cli.tracking import tracking_app
+from launch.guard import guarded
+
+app = typer.Typer(
+    name="mezzotint",
+    help="Train, sample and judge text-to-image systems.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(cluster_app)
+app.add_typer(sampling_app)
+app.add_typer(prior_app)
+app.add_typer(averaging_app)
+app.add_typer(export_app)
+app.add_typer(data_app, name="data")
+app.add_typer(tracking_app, name="tracking")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."),
+]
+Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command(
+    epilog="Examples:  [bold]mezzotint train recipes/emoji_dvae.yaml[/]  ·  "
+    "[bold]mezzotint train recipes/emoji_base.yaml steps=200 engine.zero=2 --name try[/]"
+)
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Run name; the recipe's by default.")] = None,
+) -> None:
+    """Train one recipe; the same command again resumes it, or finds it finished."""
+    from launch.progress import Reporter
+    from launch.train.local import link_from_environment
+    from launch.train.local import train as train_recipe
+    from trainer.recipe import load
+    from trainer.run import RunDirectory
+    from trainer.tracking.mlflow_client import default_uri
+
+    settings = [*(overrides or []), *([f"name={name}"] if name else [])]
+    loaded = load(recipe, settings)
+    run = RunDirectory(runs / loaded.name)
+    talk()
+    with Reporter(run.path) as reporter:
+        train_recipe(loaded, run, link_from_environment(default_uri(runs)), reporter)
+    typer.echo(f"{run.model}: the trained model")
+
+
+@app.command(
+    epilog="Examples:  [bold]mezzotint run recipes/pipelines/quickstart.yaml[/]  ·  "
+    "[bold]mezzotint run recipes/pipelines/quickstart.yaml --redo prior[/]"
+)
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline, one YAML file.")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(help="Move a finished stage and all that reads it aside, and run them again."),
+    ] = None,
+) -> None:
+    """Run the stages of a pipeline on this machine; finished stages are skipped."""
+    from launch.pipeline.config import load
+    from launch.pipeline.runner import run as run_pipeline
+
+    loaded = load(pipeline, overrides or [])
+    result = run_pipeline(loaded, runs, redo=redo or [])
+    root = runs / loaded.name
+    if result.skipped:
+        typer.echo(f"already finished: {', '.join(result.skipped)}")
+    if result.failed:
+        hint = f"; not started: {', '.join(result.cancelled)}" if result.cancelled else ""
+        raise SystemExit(
+            f"failed: {', '.join(result.failed)}{hint}. Logs are in {root}/STAGE/logs; "
+            "the same command goes on from here"
+        )
+    typer.echo(f"{len(result.done)} stages run in {result.seconds:.0f} s")
+    if (root / "index.html").is_file():
+        typer.echo(f"Result page: {root / 'index.html'}")
+    typer.echo(f"Dashboard: mezzotint dashboard --runs {runs}")
+
+
+@app.command(hidden=True)
+def stage(
+    root: Annotated[Path, typer.Argument(help="A pipeline's run directory.")],
+    name: Annotated[str, typer.Argument(help="One of its stages.")],
+) -> None:
+    """Run one stage of a started pipeline (what `run` starts for each stage)."""
+    from launch.pipeline.stage_process import run_stage
+
+    talk()
+    run_stage(root, name)
+
+
+@app.command(
+    epilog="Examples:  [bold]mezzotint check recipes/emoji_base.yaml batch=64 engine.zero=3[/]  ·  "
+    "[bold]mezzotint check recipes/dalle_prior_12b.yaml --cluster cluster.yaml --nodes 32[/]"
+)
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    cluster: Annotated[
+        Path | None, typer.Option(help="Plan for a training job on this cluster.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Its nodes; the cluster file's by default.", min=1)
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Without a cluster: processes on this machine.", min=1)
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe would do: exact parameters, memory, DeepSpeed, job. Starts nothing."""
+    from launch.dry_run.report import check_recipe
+    from launch.dry_run.text import to_text
+    from launch.slurm.config import load as load_cluster
+    from trainer.recipe import load
+
+    report = check_recipe(
+        load(recipe, overrides or []),
+        runs,
+        processes=processes,
+        cluster=None if cluster is None else load_cluster(cluster),
+        nodes=nodes,
+    )
+    typer.echo(report.to_json() if as_json else to_text(report))
+
+
+@app.command(
+    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/judged limit.test=50[/]"
+)
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="An evaluation, one YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where report, samples and grids go.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Judge a system, or an autoencoder, from its model directories."""
+    from launch.evaluate import judge_file
+
+    judge_file(config, overrides or [], out)
+    typer.echo(f"{out / 'evaluation.json'}: the scores")
+
+
+@app.command(epilog="Example:  [bold]mezzotint dashboard --port 5001[/]")
+def dashboard(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Show all runs in MLflow's web page (the sqlite store under the runs directory)."""
+    from launch.tracking.ui import serve
+
+    sys.exit(serve(runs, host, port))
+
+
+def talk() -> None:
+    """Send the project's own messages to stderr, and keep libraries quiet."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for room in ("trainer", "launch", "data_pipeline", "evaluation", "models"):
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+def main() -> None:
+    """The `mezzotint` command."""
+
+    def entry() -> None:
+        from launch.errors import Stopped
+
+        try:
+            app()
+        except Stopped as stopped:
+            sys.exit(stopped.code)
+
+    guarded(entry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""`mezzotint inspect-mask` and `complete`: the transformer prior looked at and put to use."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+prior_app = typer.Typer()
+
+
+@prior_app.command(
+    "inspect-mask",
+    epilog="Examples:  [bold]mezzotint inspect-mask recipes/dalle_prior_12b.yaml --out masks"
+    "[/]  ·  [bold]mezzotint inspect-mask recipes/emoji_prior.yaml model.mask_flavor=paper "
+    "--json[/]",
+)
+def inspect_mask(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of a prior, one YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like model.layers=8."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for a PNG of each mask.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a prior's layers read: pictures, density, what is saved, a proof of causality."""
+    from launch.dry_run.attention_masks import inspect_masks
+    from trainer.recipe import load
+
+    inspection = inspect_masks(load(recipe, overrides or []), out)
+    typer.echo(inspection.to_json() if as_json else inspection.to_text())
+
+
+@prior_app.command(
+    epilog="Examples:  [bold]mezzotint complete runs/quickstart photo.png 'man pilot'[/]  ·  "
+    "[bold]mezzotint complete runs/quickstart face.png 'woman artist: dark skin tone' --rows 4[/]"
+)
+def complete(
+    run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],
+    image: Annotated[Path, typer.Argument(help="The picture whose upper part is kept.")],
+    captions: Annotated[list[str], typer.Argument(help="What the picture should show.")],
+    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("completed.png"),
+    system: Annotated[
+        str, typer.Option(help="An evaluate stage's system of kind dalle.")
+    ] = "dalle",
+    rows: Annotated[
+        int | None, typer.Option(help="Rows of codes kept; 7 of 16 by default.", min=0)
+    ] = None,
+    number: Annotated[int, typer.Option(help="Pictures shown per caption.", min=1)] = 4,
+    candidates: Annotated[int, typer.Option(help="Pictures drawn to choose from.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; the pipeline's by default.", min=0)
+    ] = None,
+) -> None:
+    """Complete a picture from its upper part, as each caption says, with a trained prior."""
+    from launch.sampling.complete import Completing, complete_sheet
+
+    options = Completing(
+        system=system,
+        rows=rows,
+        number=number,
+        candidates=candidates,
+        seed=seed,
+        guidance=guidance,
+    )
+    kept = complete_sheet(run, image, captions, out, options)
+    typer.echo(f"{out}: the upper {kept} rows kept, {number} completions of each caption")

@@ -1,0 +1,137 @@
+"""`mezzotint sample`: pictures of captions and classes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli.invert import invert_app
+
+sampling_app = typer.Typer()
+sampling_app.add_typer(invert_app)
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A pipeline's run directory, a training run or a model directory (also s3://).",
+    ),
+]
+Captions = Annotated[list[str] | None, typer.Argument(help="What to draw.")]
+Out = Annotated[Path, typer.Option(help="Where the PNG goes.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", help="A class, by name or number; again for another."),
+]
+System = Annotated[
+    str | None, typer.Option(help="A pipeline's evaluate stage; cascade by default.")
+]
+Number = Annotated[int, typer.Option(help="Pictures shown per caption.", min=1)]
+Candidates = Annotated[
+    int | None,
+    typer.Option(help="Pictures dalle draws per caption, of which the best are shown.", min=1),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that draw candidates, one thread each; same pictures by any number.",
+        min=1,
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Pictures a diffusion model draws together.", min=1)]
+Seed = Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale, 1 is none; the pipeline's by default.", min=0),
+]
+Solver = Annotated[
+    str | None, typer.Option(help="ddim, ddpm, heun, dpm_solver_pp_2m, unipc and others.")
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of the solver.", min=1)]
+Negative = Annotated[str | None, typer.Option(help="A caption that guidance leads away from.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any other setting: times=karras, eta=1, rescale=0.7, thresholding=dynamic."
+    ),
+]
+Classifier = Annotated[
+    str | None, typer.Option(help="A noisy classifier's run, which steers to --class.")
+]
+ClassifierScale = Annotated[
+    float | None, typer.Option(help="How strongly it steers; 1 by default.", min=0)
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(help="One or two settings, 'guidance=1,2,4 steps=10,25': a labelled grid."),
+]
+Film = Annotated[
+    Path | None, typer.Option(help="How the first pictures form: a .png strip or a .gif.")
+]
+FromNoise = Annotated[
+    Path | None, typer.Option(help="Start from noise that `mezzotint invert` has written.")
+]
+DataSet = Annotated[
+    str | None, typer.Option("--data", help="A set to estimate analytic_dpm's variances on.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@sampling_app.command(
+    epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"'
+    "[/]  ·  [bold]mezzotint sample runs/quickstart --system dalle --candidates 64 --processes 2 "
+    "'man pilot'[/]  ·  [bold]mezzotint sample runs/emoji_base 'man pilot' --solver "
+    "dpm_solver_pp_2m --steps 12 --film film.gif[/]  ·  [bold]mezzotint sample runs/emoji_base "
+    "'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  [bold]mezzotint sample "
+    "runs/emoji_class --class food-drink --guidance 3[/]"
+)
+def sample(
+    where: Where,
+    captions: Captions = None,
+    out: Out = Path("sample.png"),
+    classes: Classes = None,
+    system: System = None,
+    number: Number = 4,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    negative: Negative = None,
+    others: Set = None,
+    classifier: Classifier = None,
+    classifier_scale: ClassifierScale = None,
+    sweep: Sweep = None,
+    film: Film = None,
+    from_noise: FromNoise = None,
+    data: DataSet = None,
+    candidates: Candidates = None,
+    processes: Processes = None,
+    batch: Batch = 32,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures with a trained pipeline or model, as one labelled sheet or grid."""
+    from launch.sampling.overrides import chosen
+    from launch.sampling.sample import Drawing, draw_sheet
+
+    named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}
+    drawing = Drawing(
+        captions=tuple(captions or ()),
+        classes=tuple(classes or ()),
+        system=system,
+        number=number,
+        seed=seed,
+        batch=batch,
+        candidates=candidates,
+        processes=processes,
+        settings=chosen(named | {"classifier-scale": classifier_scale}, others or ()),
+        classifier=classifier,
+        sweep=tuple(sweep or ()),
+        film=film,
+        noise=from_noise,
+        data=data,
+        shows_progress=not as_json,
+    )
+    drawn = draw_sheet(where, out, drawing)
+    if drawn is not None:
+        typer.echo(drawn.to_json() if as_json else drawn.to_text())

@@ -1,0 +1,1 @@
+"""What a recipe would train and need, computed without starting it."""

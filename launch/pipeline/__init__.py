@@ -1,0 +1,1 @@
+"""Pipelines: stages that read each other's directories, run on this machine."""

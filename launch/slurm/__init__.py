@@ -1,0 +1,1 @@
+"""SLURM: its commands, the cluster file, the job script, records of submitted jobs."""

@@ -1,0 +1,272 @@
+"""SLURM as this machine's commands answer: jobs sent, their state, and their end."""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.common.errors import UserError
+
+TIMEOUT = 60.0
+"""Seconds after which a command of SLURM counts as not answering."""
+SQUEUE = ("JobID", "State", "NodeList", "Reason", "RestartCnt", "exit_code")
+SACCT = ("JobIDRaw", "State", "NodeList", "ExitCode")
+TIMES = ("SubmitTime", "StartTime", "EndTime")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM says of one job. Times are seconds since 1970, None where SLURM knows none."""
+
+    id: int
+    name: str
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, ..."""
+    nodes: tuple[str, ...] = ()
+    reason: str = ""
+    """SLURM's word for why it waits or failed; empty where there is none."""
+    restarts: int = 0
+    exit_code: int | None = None
+    """Exit status of the batch script; None while it has not ended, or when a signal ended it."""
+    signal: int | None = None
+    """What ended the job otherwise; 53: its log could not be opened on the node."""
+    submitted: float | None = None
+    """Moves with every requeue."""
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the job still waits, runs or is leaving."""
+        return self.state not in ENDED
+
+
+ENDED = frozenset(
+    {
+        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"),
+    }
+)
+
+
+REFUSALS = {
+    "account": "account",
+    "partition": "partition or serial_partition",
+    "time limit": "time",
+    "memory": "memory",
+    "gres": "gpus_per_node",
+    "node configuration": "nodes, tasks_per_node, cpus_per_task, gpus_per_node or memory",
+    "node count": "nodes",
+    "processors": "tasks_per_node or cpus_per_task",
+    "qos": "options",
+    "feature": "options",
+    "option": "options",
+}
+"""Words in what sbatch says, and the keys of the cluster file that they speak of."""
+LATER = ("Requested nodes are busy", "Required node not available")
+"""Complaints about now: such a job waits in the queue."""
+SILENT = ("contact slurm controller", "configuration source")
+"""Complaints of a machine that is part of no cluster, or of one that is down."""
+
+
+def check(script: str, arguments: Sequence[str]) -> None:
+    """Ask SLURM whether it would take a job; nothing is submitted.
+
+    Raises:
+        UserError: SLURM is not installed here, does not answer, or refuses the job.
+    """
+    done = call(("sbatch", "--test-only", *arguments), script)
+    if done.returncode != 0 and not any(word in done.stderr for word in LATER):
+        raise UserError(refusal(said(done)))
+
+
+def submit(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
+    """Submit a batch script whose job waits for the success of others; returns the job's id.
+
+    Raises:
+        UserError: SLURM is not installed here, does not answer, or refuses the job.
+    """
+    waits = ":".join(map(str, after))
+    dependency = (f"--dependency=afterok:{waits}",) if waits else ()
+    done = call(("sbatch", "--parsable", *dependency, *arguments, str(script)))
+    if done.returncode != 0:
+        raise UserError(refusal(said(done)))
+    return int(done.stdout.strip().partition(";")[0])
+
+
+def refusal(text: str) -> str:
+    """A refusal of sbatch as one sentence that names a key of the cluster file."""
+    for words in ("sbatch: ", "fatal: ", "error: ", "Batch job submission failed: "):
+        text = text.removeprefix(words)
+    text = text.removeprefix("allocation failure: ")
+    if any(words in text for words in SILENT):
+        return f"SLURM does not answer ({text}); submit on a login node of the cluster"
+    keys = next((keys for word, keys in REFUSALS.items() if word in text.lower()), None)
+    hint = f"; change {keys} in the cluster file" if keys else ""
+    return f"SLURM refuses the job: {text}{hint}"
+
+
+def states(ids: Iterable[int]) -> Mapping[int, JobState]:
+    """What SLURM still knows of these jobs: its memory, else its accounting.
+
+    Ended jobs are forgotten after MinJobAge (5 minutes by default) where there is no accounting.
+
+    Raises:
+        UserError: SLURM is not installed here or does not answer.
+    """
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    fields = ",".join(f"{field}:|" for field in (*SQUEUE, *TIMES, "Name"))
+    listed = ",".join(map(str, wanted))
+    command = ("squeue", "--noheader", "--states=all", f"--jobs={listed}", f"--Format={fields}")
+    done = call(command)
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+        raise UserError(f"squeue: {said(done)}")
+    found = {}
+    for line in done.stdout.splitlines():
+        job = parse_squeue(line)
+        if job is not None and job.id in wanted:
+            found[job.id] = job
+    missing = [each for each in wanted if each not in found]
+    return {**found, **(accounted(missing) if missing else {})}
+
+
+def accounted(ids: Sequence[int]) -> Mapping[int, JobState]:
+    """What SLURM's accounting says of these jobs; empty where accounting is off."""
+    if shutil.which("sacct") is None:
+        return {}
+    fields = ",".join((*SACCT, "Submit", "Start", "End", "JobName"))
+    listed = ",".join(map(str, ids))
+    done = call(("sacct", "-X", "-n", "-P", f"--jobs={listed}", f"--format={fields}"))
+    jobs = (parse_sacct(line) for line in done.stdout.splitlines() if done.returncode == 0)
+    return {job.id: job for job in jobs if job is not None and job.id in ids}
+
+
+def cancel(ids: Iterable[int]) -> None:
+    """End jobs; those that have ended already are no fault.
+
+    Raises:
+        UserError: SLURM is not installed here, does not answer, or refuses.
+    """
+    wanted = [str(each) for each in sorted(set(ids))]
+    if not wanted:
+        return
+    done = call(("scancel", "--quiet", *wanted))
+    if done.returncode != 0 and "already completing or completed" not in done.stderr:
+        raise UserError(f"scancel: {said(done)}")
+
+
+def call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM; its times are seconds since 1970.
+
+    Raises:
+        UserError: it is not installed, or does not answer.
+    """
+    try:
+        return subprocess.run(
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+            env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{command[0]}: SLURM is not installed here; submit on the cluster's login node, or "
+            "load its module"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{command[0]}: SLURM did not answer in {TIMEOUT:.0f} s") from error
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command of SLURM complained of, in one line."""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    lines = [line for line in lines if not line.startswith("Try ")]  # "... --help"
+    return lines[-1] if lines else f"ended with exit code {done.returncode}"
+
+
+def parse_squeue(line: str) -> JobState | None:
+    """One line of squeue; None where it is not one of a job (a name may hold line breaks)."""
+    parts = line.split("|", len(SQUEUE) + len(TIMES))
+    if len(parts) <= len(SQUEUE) + len(TIMES) or not parts[0].isdecimal():
+        return None
+    number, state, nodes, reason, restarts, status, submitted, started, ended, name = parts
+    ran = state in ENDED and status.isdecimal()
+    code, signal = ended_with(int(status)) if ran else (None, None)
+    return JobState(
+        int(number),
+        name.removesuffix("|"),
+        state,
+        expand(nodes),
+        "" if reason == "None" else reason,
+        int(restarts) if restarts.isdecimal() else 0,
+        code,
+        signal,
+        moment(submitted),
+        moment(started),
+        moment(ended),
+    )
+
+
+def parse_sacct(line: str) -> JobState | None:
+    """One line of sacct; None where it is not one of a job."""
+    parts = line.split("|", len(SACCT) + len(TIMES))
+    if len(parts) <= len(SACCT) + len(TIMES) or not parts[0].isdecimal():
+        return None
+    number, state, nodes, status, submitted, started, ended, name = parts
+    word = state.partition(" ")[0]  # CANCELLED by 1000
+    code, _, signal = status.partition(":")
+    killed = int(signal) if signal.isdecimal() and signal != "0" else None
+    return JobState(
+        int(number),
+        name,
+        word,
+        () if nodes == "None assigned" else expand(nodes),
+        exit_code=int(code) if word in ENDED and code.isdecimal() and not killed else None,
+        signal=killed,
+        submitted=moment(submitted),
+        started=moment(started),
+        ended=moment(ended),
+    )
+
+
+def ended_with(status: int) -> tuple[int | None, int | None]:
+    """Exit code or signal of a wait status as the kernel packs it."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None
+
+
+def moment(text: str) -> float | None:
+    """A time of SLURM; None for N/A, NONE, Unknown."""
+    return float(text) if text.isdecimal() else None
+
+
+def expand(nodes: str) -> tuple[str, ...]:
+    """Names in a node list: `n[1-3,7],gpu[08-10]`."""
+    names: list[str] = []
+    for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        parts = re.split(r"\[([^\]]*)\]", word)
+        choices = [
+            [part] if place % 2 == 0 else [one for each in part.split(",") for one in numbers(each)]
+            for place, part in enumerate(parts)
+        ]
+        names += ["".join(each) for each in itertools.product(*choices)]
+    return tuple(names)
+
+
+def numbers(text: str) -> list[str]:
+    """`08-10` as 08, 09, 10."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        return [text]
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

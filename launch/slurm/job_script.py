@@ -1,0 +1,153 @@
+"""The batch script of a job: one template, in which every value is quoted for the shell."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from launch.slurm.config import Cluster, Shape
+from mezzotint.common.errors import UserError
+
+USUAL = re.compile(r"(AWS|MLFLOW|MEZZOTINT)_[A-Za-z0-9_]+")
+"""Variables that reach a job whenever they are set in the shell that submits."""
+OWN = frozenset(
+    {
+        *("MEZZOTINT_CACHE", "MEZZOTINT_JOB"),  # the script sets them
+        *("MEZZOTINT_PIPELINE", "MEZZOTINT_WATCH_PARENT"),  # of a process started here
+    }
+)
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f']")
+"""What a quoted word of an #SBATCH line cannot hold."""
+
+
+class Raw(str):
+    """Shell that stands in the script as it is."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job does, and where."""
+
+    run: str
+    stage: str
+    root: Path
+    """The run directory that was submitted."""
+    directory: Path
+    """Where the stage works."""
+    command: tuple[str, ...]
+    """A module of ours and its arguments."""
+    shape: Shape
+    trains: bool
+    """Whether it can save a checkpoint when it is told to leave."""
+
+    @property
+    def name(self) -> str:
+        """SLURM's job name."""
+        return f"{self.run}/{self.stage}"
+
+    @property
+    def path(self) -> Path:
+        """Where its script lies."""
+        return self.directory / "job.sh"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A batch script, and the options that a line of it cannot hold."""
+
+    text: str
+    arguments: tuple[str, ...]
+
+
+def render(
+    task: Task, cluster: Cluster, *, python: str, cwd: str, environment: Mapping[str, str]
+) -> Script:
+    """The script of one job.
+
+    Raises:
+        UserError: a path holds a backslash, in which SLURM sees an order.
+    """
+    lines: list[str] = []
+    arguments: list[str] = []
+    for option in options(task, cluster, cwd, environment):
+        (arguments if UNWRITABLE.search(option) else lines).append(option)
+    text = _ENVIRONMENT.get_template("job.sh.j2").render(
+        title=Raw(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
+        stage=task.stage,
+        options=lines,
+        root=task.root,
+        directory=task.directory,
+        cwd=cwd,
+        python=python,
+        setup=[Raw(line) for line in cluster.setup],
+        tasks=task.shape.tasks,
+        scratch=cluster.scratch,
+        cpus=task.shape.cpus_per_task,
+        command=Raw(" ".join(_word(task, word) for word in task.command)),
+        train=task.trains,
+    )
+    return Script(text, tuple(arguments))
+
+
+def options(task: Task, cluster: Cluster, cwd: str, environment: Mapping[str, str]) -> list[str]:
+    """sbatch's options, the cluster file's own last."""
+    shape = task.shape
+    names = exported(cluster, environment)
+    found: dict[str, object] = {
+        "job-name": task.name,
+        "partition": shape.partition,
+        "account": cluster.account,
+        "nodes": shape.nodes,
+        "ntasks-per-node": shape.tasks_per_node,
+        "cpus-per-task": shape.cpus_per_task,
+        "gpus-per-node": shape.gpus_per_node or None,
+        "mem": shape.memory,
+        "time": cluster.time,
+        "signal": f"B:USR2@{cluster.signal_seconds}" if task.trains else None,
+        "export": ",".join(names) or "NONE",
+        "chdir": cwd,
+        "output": pattern(str(task.directory / "logs" / "job.log")),
+        "open-mode": "append",
+    }
+    own = [f"--{name}={value}" for name, value in found.items() if value is not None]
+    return [*own, "--requeue", "--kill-on-invalid-dep=yes", *cluster.options]
+
+
+def pattern(path: str) -> str:
+    """A path as SLURM's file name pattern."""
+    if "\\" in path:
+        raise UserError(
+            f"{path}: SLURM cannot write its log there, a backslash means something to it; "
+            "choose another runs directory"
+        )
+    return path.replace("%", "%%")
+
+
+def exported(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
+    """Names of the variables that a job takes over: values never enter a script."""
+    usual = {name for name in environment if USUAL.fullmatch(name)} - OWN
+    return sorted(usual | (set(cluster.export) & set(environment)))
+
+
+def _word(task: Task, word: str) -> str:
+    """A word of the command; the script has names for its directories."""
+    names = {str(task.root): '"$root"', str(task.directory): '"$directory"'}
+    return names.get(word) or shlex.quote(word)
+
+
+def _quoted(value: object) -> str:
+    return value if isinstance(value, Raw) else shlex.quote(str(value))
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("launch.slurm", ""),
+    undefined=StrictUndefined,
+    finalize=_quoted,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # this is shell: `finalize` quotes
+)

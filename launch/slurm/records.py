@@ -1,0 +1,108 @@
+"""What a submitted run leaves on disk, for later commands: its jobs, their starts and their ends.
+
+    ROOT/submission.json        the cluster and the jobs, by stage
+    DIRECTORY/job.sh            the batch script of a job
+    DIRECTORY/attempts.jsonl    one line per start of the job: nodes, restart, checkpoint
+    DIRECTORY/exit_code         written by the script when it ends by itself
+    DIRECTORY/refused           what its input was refused for (exit code 2)
+    DIRECTORY/cancelled         made by `mezzotint cancel`
+    DIRECTORY/logs/job.log      what the job prints, all attempts
+
+DIRECTORY is the run directory of a stage; of a submitted recipe it is ROOT itself.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launch.slurm.config import Cluster
+from mezzotint.common.errors import UserError
+from trainer.run import write_json
+
+TRAIN = "train"
+"""The only stage of a submitted recipe."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SLURM job of a run. Ids start at 1 again on a fresh cluster: never rely on one alone."""
+
+    id: int
+    stage: str
+    name: str
+    """SLURM's job name, `RUN/STAGE`."""
+    submitted: float
+    """Seconds since 1970."""
+    nodes: int
+    tasks: int
+    after: tuple[str, ...] = ()
+    """Stages whose jobs it waits for."""
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """One start of a job."""
+
+    job: int
+    restart: int
+    """SLURM_RESTART_COUNT."""
+    nodes: tuple[str, ...]
+    step: int
+    """Newest checkpoint when it started; 0 without one."""
+    time: float
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The last `submit` of a run directory."""
+
+    run: str
+    cluster: Cluster
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    def write(self, root: Path) -> None:
+        """Keep it in a run directory."""
+        jobs = {name: asdict(job) for name, job in self.jobs.items()}
+        tree = {"run": self.run, "cluster": self.cluster.model_dump(mode="json"), "jobs": jobs}
+        write_json(root / "submission.json", tree)
+
+
+def read(root: Path) -> Submission | None:
+    """The submission of a run directory; None where it was never submitted."""
+    path = root / "submission.json"
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        jobs = {
+            name: Job(**{**job, "after": tuple(job["after"])}) for name, job in tree["jobs"].items()
+        }
+        return Submission(tree["run"], Cluster.model_validate(tree["cluster"]), jobs)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read; remove the file, and cancel with scancel what it spoke of"
+        ) from error
+
+
+def directory(root: Path, stage: str) -> Path:
+    """Where a stage of a submitted run works: its own directory, or that of a lone recipe."""
+    return root / stage if (root / "pipeline.yaml").is_file() else root
+
+
+def attempts(path: Path) -> list[JobStart]:
+    """The starts of the job of a stage's directory, oldest first."""
+    file = path / "attempts.jsonl"
+    if not file.is_file():
+        return []
+    data = file.read_bytes()
+    entries = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    return [JobStart(**{**entry, "nodes": tuple(entry["nodes"])}) for entry in entries]
+
+
+def append(path: Path, attempt: JobStart) -> None:
+    """Note one more start."""
+    with (path / "attempts.jsonl").open("ab") as file:
+        file.write(json.dumps(asdict(attempt)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""The state of runs and pipelines, and their logs."""

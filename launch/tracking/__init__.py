@@ -1,0 +1,1 @@
+"""The local MLflow store: late uploads and the dashboard."""

@@ -1,0 +1,1 @@
+"""Training processes on this machine."""

@@ -1,0 +1,178 @@
+"""`mezzotint import` and `export`: networks with the weights of other code, and for other code."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mezzotint.common.errors import UserError
+from models import store
+from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.taming_weights import from_taming
+from models.config import ModelConfig
+from models.diffusion.dit import DiTConfig
+from models.diffusion.dit_weights import dit_settings, from_dit, to_dit
+from models.diffusion.unet.diffusers import from_diffusers, to_diffusers
+from models.diffusion.unet.diffusers_settings import config_of, read_settings, settings_of
+from models.diffusion.unet.guided_diffusion import (
+    flags,
+    from_guided_diffusion,
+    to_guided_diffusion,
+)
+from models.diffusion.unet.network import UNetConfig
+from trainer.recipe import apply_override, explain, load
+
+Source = Literal["guided_diffusion", "diffusers", "dit", "taming"]
+Target = Literal["guided_diffusion", "diffusers", "dit"]
+Weights = Mapping[str, Tensor]
+_FILES: Mapping[Target, str] = {
+    "guided_diffusion": "model.safetensors",
+    "diffusers": "diffusion_pytorch_model.safetensors",
+    "dit": "model.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    kind: str
+    code: str
+    """Whose weights they were, or became."""
+    parameters: int
+    files: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """One object."""
+        return json.dumps(asdict(self))
+
+
+def import_weights(
+    file: Path, out: str, source: Source, recipe: Path | None, overrides: Sequence[str]
+) -> Converted:
+    """Write a model directory from weights of other code.
+
+    Raises:
+        UserError: no such file, or nothing that says what network they belong to.
+        UserError: weights that are not those of the network.
+        UserError: a recipe, or an override, that says no network.
+    """
+    file, settings = _found(file, source)
+    config = _config(settings, str(file.with_name("config.json")), source, recipe, overrides)
+    weights = _read(file)
+    reader = _reader(config, source, settings)
+    state = {name: value.float() for name, value in reader(weights).items()}
+    parameters = sum(value.numel() for value in state.values())
+    card = (
+        f"# {config.kind} from {source}\n\nWeights of `{file.name}`, under the names of this "
+        f"library: {parameters:,} numbers. What they were trained on is not known here.\n"
+    )
+    store.save(out, config, state, card=card)
+    return Converted(config.kind, source, parameters, (out,))
+
+
+def export_model(directory: str, out: Path, target: Target) -> Converted:
+    """Write a model directory's weights and settings for other code.
+
+    Raises:
+        UserError: a network that other code does not have, or `out` that holds something.
+        UserError: no model directory, or a network with parts that other code does not have.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name a new directory")
+    config = store.describe(directory).config
+    write, settings = _writer(config, target)
+    network = store.load(directory)
+    weights = write(dict(network.state_dict()))
+    out.mkdir(parents=True, exist_ok=True)
+    where = out / _FILES[target]
+    save_file(dict(weights), where, metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Converted(config.kind, target, parameters, (str(where), str(out / "config.json")))
+
+
+def _found(file: Path, source: Source) -> tuple[Path, dict[str, Any] | None]:
+    """The weights' file, and diffusers' settings where they lie beside it."""
+    if file.is_dir():
+        file = file / _FILES["diffusers" if source == "diffusers" else "dit"]
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a .safetensors file")
+    beside = file.with_name("config.json")
+    if source != "diffusers" or not beside.is_file():
+        return file, None
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{beside}: is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{beside}: must hold an object")
+    return file, content
+
+
+def _config(
+    settings: dict[str, Any] | None,
+    where: str,
+    source: Source,
+    recipe: Path | None,
+    overrides: Sequence[str],
+) -> ModelConfig:
+    """From the recipe, or from diffusers' settings, which lie at `where`."""
+    if recipe is not None:
+        return load(recipe, overrides).model
+    if settings is None:
+        beside = " or config.json beside the file" if source == "diffusers" else ""
+        raise UserError(f"--recipe: give the recipe that says the network{beside}")
+    tree: dict[str, Any] = {"model": config_of(read_settings(settings, where), where)}
+    for override in overrides:
+        apply_override(tree, override)
+    adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+    try:
+        return adapter.validate_python(tree["model"])
+    except ValidationError as error:
+        raise UserError(explain(error, where, tree["model"])) from error
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt, .bin) "
+            "can run code when it is read, so convert it where it came from"
+        ) from error
+
+
+def _reader(
+    config: ModelConfig, source: Source, settings: dict[str, Any] | None
+) -> Callable[[Weights], Weights]:
+    match source, config:
+        case "guided_diffusion", UNetConfig() as unet:
+            return lambda weights: from_guided_diffusion(weights, unet)
+        case "diffusers", UNetConfig() as unet:
+            sines = settings is not None and settings.get("flip_sin_to_cos") is False
+            return lambda weights: from_diffusers(weights, unet, sines_first=sines)
+        case "dit", DiTConfig() as dit:
+            return lambda weights: from_dit(weights, dit)
+        case "taming", AutoencoderConfig() as autoencoder:
+            return lambda weights: from_taming(weights, autoencoder)
+    raise UserError(f"--from {source}: has no weights for a model of kind {config.kind}")
+
+
+def _writer(
+    config: ModelConfig, target: Target
+) -> tuple[Callable[[Weights], Weights], dict[str, Any]]:
+    match target, config:
+        case "guided_diffusion", UNetConfig() as unet:
+            return lambda weights: to_guided_diffusion(weights, unet), flags(unet)
+        case "diffusers", UNetConfig() as unet:
+            return lambda weights: to_diffusers(weights, unet), settings_of(unet)
+        case "dit", DiTConfig() as dit:
+            return lambda weights: to_dit(weights, dit), dit_settings(dit)
+    raise UserError(f"--to {target}: has no network of kind {config.kind}")

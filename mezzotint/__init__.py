@@ -1,0 +1,1 @@
+"""Text-to-image systems of the VAE-and-diffusion lineage, trained at scale."""

@@ -1,0 +1,1 @@
+"""Trained models as generators of images, and as encoders."""

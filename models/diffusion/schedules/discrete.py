@@ -1,0 +1,135 @@
+"""Schedules of discrete steps, given by their betas (DDPM, arXiv 2006.11239, eq. 2 to 4).
+
+Step k of N is the time k / N, so t = 0 is the clean image itself (alpha 1, sigma 0) and t = 1 the
+last step. Between steps alpha is linear in t. A peer that counts its steps from 0 calls time
+(k + 1) / N its step k.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from models.diffusion.schedules.marginal import Marginal
+
+
+class LinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
+    """Betas in equal steps: DDPM's are 1e-4 to 0.02."""
+
+    kind: Literal["linear"] = "linear"
+    first: float = Field(default=1e-4, gt=0, lt=1)
+    last: float = Field(default=0.02, gt=0, lt=1)
+
+    def betas(self, steps: int) -> Tensor:
+        """(steps,), fp64."""
+        return torch.linspace(self.first, self.last, steps, dtype=torch.float64)
+
+
+class SqrtLinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
+    """Square roots of betas in equal steps: latent diffusion's (arXiv 2112.10752)."""
+
+    kind: Literal["sqrt_linear"] = "sqrt_linear"
+    first: float = Field(default=0.00085, gt=0, lt=1)
+    last: float = Field(default=0.012, gt=0, lt=1)
+
+    def betas(self, steps: int) -> Tensor:
+        """(steps,), fp64."""
+        ends = math.sqrt(self.first), math.sqrt(self.last)
+        return torch.linspace(*ends, steps, dtype=torch.float64) ** 2
+
+
+class CosineBetasConfig(BaseModel, frozen=True, extra="forbid"):
+    """alpha^2 = cos^2((t + s) / (1 + s) pi / 2), betas capped (arXiv 2102.09672, eq. 17)."""
+
+    kind: Literal["cosine"] = "cosine"
+    offset: float = Field(default=0.008, ge=0)
+    cap: float = Field(default=0.999, gt=0, lt=1)
+
+    def betas(self, steps: int) -> Tensor:
+        """(steps,), fp64."""
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        kept = ((t + self.offset) / (1 + self.offset) * (math.pi / 2)).cos() ** 2
+        return (1 - kept[1:] / kept[:-1]).clamp(max=self.cap)
+
+
+BetasConfig = Annotated[
+    LinearBetasConfig | SqrtLinearBetasConfig | CosineBetasConfig, Field(discriminator="kind")
+]
+
+
+class DiscreteScheduleConfig(BaseModel, frozen=True, extra="forbid"):
+    """Betas of `steps` steps.
+
+    `zero_terminal_snr` moves the last step to pure noise (arXiv 2305.08891, algorithm 1); the
+    network must then predict v or x0, and be sampled by DDIM or DDPM.
+    """
+
+    kind: Literal["discrete"] = "discrete"
+    betas: BetasConfig = LinearBetasConfig()
+    steps: int = Field(default=1000, gt=1)
+    zero_terminal_snr: bool = False
+
+    def build(self) -> "DiscreteSchedule":
+        """The schedule."""
+        betas = self.betas.betas(self.steps)
+        return DiscreteSchedule(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
+
+
+class DiscreteSchedule:
+    """alpha^2 after step k is the product of the first k (1 - beta)."""
+
+    def __init__(self, betas: Tensor) -> None:
+        """Betas (N,) in (0, 1]."""
+        one = torch.ones(1, dtype=torch.float64)
+        self._alphas = torch.cat([one, (1 - betas.to(torch.float64)).cumprod(0).sqrt()])
+        self.steps = len(betas)
+
+    def at(self, t: Tensor) -> Marginal:
+        """The marginal at times in [0, 1]."""
+        alpha = self._alpha(t)
+        return Marginal(alpha.to(t.dtype), ((1 - alpha) * (1 + alpha)).sqrt().to(t.dtype))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """ln(alpha^2 / sigma^2): inf at 0."""
+        alpha = self._alpha(t)
+        return (2 * alpha.log() - ((1 - alpha) * (1 + alpha)).log()).to(t.dtype)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`."""
+        alpha = log_snr.to(torch.float64).sigmoid().sqrt()
+        table = self._alphas.to(alpha.device)
+        place = torch.searchsorted(-table, -alpha, right=True) - 1
+        place = place.clamp(0, self.steps - 1)
+        share = (table[place] - alpha) / (table[place] - table[place + 1])
+        return ((place + share) / self.steps).to(log_snr.dtype)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        table = self._alphas.to(t.device)
+        position = t.to(torch.float64) * self.steps
+        place = position.floor().clamp(0, self.steps - 1).long()
+        share = position - place
+        return torch.lerp(table[place], table[place + 1], share)
+
+
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Betas (N,) whose alpha keeps its first value and falls to 0 (arXiv 2305.08891, alg. 1)."""
+    alphas = (1 - betas).cumprod(0).sqrt()
+    first, last = alphas[0], alphas[-1]
+    kept = ((alphas - last) * first / (first - last)) ** 2
+    return 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
+
+
+def respaced(betas: Tensor, steps: Tensor) -> Tensor:
+    """Betas (n,) of the chain that visits only the rising `steps` (n,), counted from 1.
+
+    1 - beta is the ratio of neighbouring alpha^2 (arXiv 2102.09672, section 4, "strided").
+
+    Raises:
+        ValueError: steps that do not rise, or lie outside 1 to N.
+    """
+    if bool((steps.diff() <= 0).any()) or int(steps[0]) < 1 or int(steps[-1]) > len(betas):
+        raise ValueError(f"steps must rise within 1 to {len(betas)}")
+    kept = (1 - betas).cumprod(0)[steps - 1]
+    return 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])

@@ -1,0 +1,1 @@
+"""Layers and kernels that exist only to be fast on a CPU."""

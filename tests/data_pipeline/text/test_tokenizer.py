@@ -1,0 +1,105 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.text.tokenizer import Tokenizer, check_vocabulary, normalise
+from mezzotint.common.errors import UserError
+
+RNG = np.random.default_rng(0)
+KNOWN = st.lists(
+    st.sampled_from(["red", "dark", "woman", "firefighter:", "squares", "squid", "7", "tone"]),
+    max_size=8,
+).map(" ".join)
+ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(st.one_of(KNOWN, ANY))
+def test_without_dropout_the_own_merge_loop_equals_sentencepiece(tokenizer, caption):
+    assert tokenizer.encode_dropout(caption, 40, 0.0, RNG) == tokenizer.encode(caption, 40)
+
+
+@given(KNOWN, st.floats(0.0, 0.99))
+def test_dropout_spells_the_same_caption(tokenizer, caption, probability):
+    ids = tokenizer.encode_dropout(caption, 80, probability, np.random.default_rng(1))
+    plain = tokenizer.encode(caption, 80)
+    assert tokenizer.decode(ids) == tokenizer.decode(plain)
+
+
+def test_dropout_is_the_generators_alone(tokenizer):
+    caption = "woman firefighter: dark skin tone"
+    draws = [
+        tokenizer.encode_dropout(caption, 60, 0.5, np.random.default_rng(seed))
+        for seed in (5, 5, 6, 7)
+    ]
+    assert draws[0] == draws[1]
+    assert len({tuple(ids) for ids in draws}) == 3
+
+
+def test_certain_dropout_leaves_characters(tokenizer):
+    almost_one = np.nextafter(1.0, 0.0)
+    ids = tokenizer.encode_dropout("dark tone", 40, almost_one, np.random.default_rng(0))
+    assert ids.index(tokenizer.end_id) == len("▁dark▁tone")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 10])
+def test_captions_are_cut_and_padded_to_length_and_end_when_there_is_room(tokenizer, length):
+    whole = [id_ for id_ in tokenizer.encode("red square", 40) if id_ > 0]
+    ids = tokenizer.encode("red square", length)
+    assert ids == (whole + [0] * length)[:length]
+    assert whole[-1] == tokenizer.end_id
+
+
+def test_captions_are_compared_in_lower_case_nfkc(tokenizer):
+    assert normalise("  Red\n SQUARE\tﬁ ") == "red square fi"
+    assert tokenizer.encode("RED  Square", 9) == tokenizer.encode("red square", 9)
+
+
+def test_a_batch_of_captions_is_an_int64_tensor(tokenizer):
+    text = tokenizer(["red square", "dark"], 7)
+    assert text.dtype == torch.int64
+    assert text.tolist() == [tokenizer.encode("red square", 7), tokenizer.encode("dark", 7)]
+    assert tokenizer([], 7).shape == (0, 7)
+
+
+def test_training_again_gives_the_same_bytes():
+    captions = [f"a picture of {number}" for number in range(50)]
+    assert Tokenizer.train(captions, 40) == Tokenizer.train(captions, 40)
+    assert Tokenizer(Tokenizer.train(captions, 40)).vocab_size == 40
+
+
+@pytest.mark.parametrize("vocab", [5, 100_000])
+def test_a_vocabulary_the_captions_cannot_fill_is_refused(vocab):
+    with pytest.raises(UserError, match=f"vocab={vocab}: .*choose another size"):
+        Tokenizer.train(["one caption", "another"], vocab)
+
+
+def test_the_wrong_vocabulary_is_refused(tokenizer):
+    check_vocabulary(tokenizer, 90)
+    with pytest.raises(UserError, match="90 ids, the model's text_vocab is 512"):
+        check_vocabulary(tokenizer, 512)
+
+
+def test_a_tokenizer_loads_from_its_directory_or_file(tokenizer_directory, tokenizer):
+    for path in (tokenizer_directory, f"{tokenizer_directory}/tokenizer.model"):
+        assert Tokenizer.load(path).sha256 == tokenizer.sha256
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"tokenizer\.model: no such file"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x00\x01 not a model")
+    with pytest.raises(UserError, match=r"tokenizer\.model: not a sentencepiece model"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_a_tokenizer_survives_the_way_to_a_worker(tokenizer):
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode("red square", 9) == tokenizer.encode("red square", 9)

@@ -1,0 +1,287 @@
+"""Both systems from model directories to evaluation.json, with untrained networks of a few kB."""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.manifest import Split
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.text.tokenizer import Tokenizer
+from evaluation import samples
+from evaluation.config import EvaluationConfig
+from evaluation.text_to_image import evaluate
+from mezzotint.common.errors import UserError
+from mezzotint.inference.build import build_system
+from mezzotint.inference.images import from_bytes, to_bytes
+from models import store
+from models.autoencoders.dvae import DVAEConfig
+from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.quantizer import EmaVectorQuantizerConfig
+from models.autoencoders.strided import StridedPyramid
+from models.autoregressive.prior import PriorConfig
+from models.clip import ClipConfig
+from models.diffusion.super_resolution import SuperResolutionConfig
+from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.systems.hierarchy import level_shapes
+
+LENGTH = 6
+CAPTIONS = [
+    f"{who} {what}: {tone} skin tone"
+    for who in ("woman", "man", "person")
+    for what in ("pilot", "cook", "judge")
+    for tone in ("light", "dark")
+]
+
+
+def picture(index):
+    rng = torch.Generator().manual_seed(index)
+    pixels = torch.randint(0, 256, (16, 16, 3), generator=rng, dtype=torch.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(written, "PNG")
+    return written.getvalue()
+
+
+def save(directory, config, tokenizer=None):
+    torch.manual_seed(0)
+    network = config.build()
+    # What starts at zero would make every network the same blank one.
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape))
+    length = LENGTH if tokenizer else None
+    store.save(
+        str(directory),
+        config,
+        network.state_dict(),
+        card="tiny",
+        tokenizer=tokenizer,
+        text_length=length,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A shard set of 18 pictures and untrained model directories."""
+    root = tmp_path_factory.mktemp("home")
+    keys = [f"k{index:02d}" for index in range(len(CAPTIONS))]
+    write_shards(
+        [
+            RawSample(key, {"png": picture(index), "txt": caption.encode(), "json": b"{}"})
+            for index, (key, caption) in enumerate(zip(keys, CAPTIONS, strict=True))
+        ],
+        str(root / "set"),
+        name="tiny",
+        licence="none",
+        provenance={},
+        shard_size=10,
+        fields={"png": "picture", "txt": "caption", "json": "nothing"},
+        splits={"composition": Split(description="", train=tuple(keys[5:]), test=tuple(keys[:5]))},
+    )
+    tokenizer = Tokenizer.train(CAPTIONS, 60)
+    text = {"text_vocab": 60, "text_length": LENGTH}
+    save(root / "dvae", DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8))
+    prior = PriorConfig(image_vocab=16, grid=(4, 4), width=16, layers=2, heads=2, **text)
+    save(root / "prior", prior, tokenizer)
+    pyramid = StridedPyramid(width=8, halvings=1, blocks=1, residual_width=8, patch=2)
+    codes = EmaVectorQuantizerConfig(codes=16)
+    levels = VQVAE2Config(image_size=16, channels=8, pyramid=pyramid, bottleneck=codes)
+    save(root / "vqvae2", levels)
+    for name, shape in level_shapes(levels, text_vocab=60, text_length=LENGTH).items():
+        save(root / name, PriorConfig(width=16, layers=1, heads=2, **asdict(shape)), tokenizer)
+    clip = {"vision_width": 16, "vision_layers": 1, "text_width": 16, "text_layers": 1}
+    save(
+        root / "clip",
+        ClipConfig(image_size=16, patch=8, head_width=8, embed=8, **clip, **text),
+        tokenizer,
+    )
+    base = TextDiffusionConfig(image_size=8, patch=4, width=16, layers=2, heads=2, **text)
+    save(root / "base", base, tokenizer)
+    save(
+        root / "upsampler",
+        SuperResolutionConfig(low_size=8, image_size=16, channels=(8,), blocks=1),
+    )
+    return root
+
+
+def system(home, kind):
+    systems = {
+        "dalle": {
+            "prior": str(home / "prior"),
+            "dvae": str(home / "dvae"),
+            "ranker": str(home / "clip"),
+            "candidates": 3,
+            "sampling": {"guidance": 1.5},
+        },
+        "hierarchy": {
+            "priors": [str(home / "top"), str(home / "bottom")],
+            "autoencoder": str(home / "vqvae2"),
+            "ranker": str(home / "clip"),
+            "candidates": 2,
+            "sampling": {"guidance": 1.5},
+        },
+        "cascade": {
+            "base": str(home / "base"),
+            "upsampler": str(home / "upsampler"),
+            "base_sampling": {"steps": 2, "guidance": 2.0},
+            "upsampler_sampling": {"steps": 2, "level": 0.1},
+        },
+    }
+    return {"kind": kind, **systems[kind]}
+
+
+def configured(home, kind, **changes):
+    tree = {
+        "name": kind,
+        "system": system(home, kind),
+        "reference": {"url": str(home / "set")},
+        "clip": str(home / "clip"),
+        "limit": {"test": 4, "train": 3},
+        "batch": 2,
+        "retrieval_choices": 6,
+    }
+    return EvaluationConfig.model_validate(tree | changes)
+
+
+@dataclass(frozen=True)
+class Judged:
+    directory: Path
+    tree: dict[str, Any]
+    phases: set[str]
+
+
+@pytest.fixture(scope="module", params=["dalle", "hierarchy", "cascade"])
+def judged(request, home, tmp_path_factory):
+    """Each system, judged once."""
+    out = tmp_path_factory.mktemp(request.param)
+    phases = set()
+    evaluate(configured(home, request.param), out, lambda phase, *_: phases.add(phase))
+    return Judged(out, json.loads((out / "evaluation.json").read_text()), phases)
+
+
+def test_every_figure_comes_with_its_interval_and_number_of_captions(judged):
+    for figure in ("exact_match", "clip_retrieval", "clip_score", "exact_match_real_images"):
+        for part, count in (("composition", 4), ("train", 3)):
+            score = judged.tree[figure][part]
+            assert score["low"] <= score["value"] <= score["high"]
+            assert score["n"] == count
+    assert judged.tree["clip_score"]["shuffled_captions"].keys() == {"composition", "train"}
+
+
+def test_figures_name_the_networks_and_settings_behind_them(judged):
+    protocol = judged.tree["protocol"]
+    assert protocol["images"] == {"composition": 4, "train": 3}
+    assert protocol["features"]["weights_sha256"].startswith("579344248a93")
+    assert protocol["reference"]["images"] == 18
+    assert {"sampler", "steps", "guidance", "digests", "precision"} <= protocol["system"].keys()
+    assert "Wilson" in protocol["intervals"]
+    assert len(judged.tree["clip_score"]["clip"]["digest"]) == 64
+    against = "real images" if judged.tree["system"] == "cascade" else "reconstructions"
+    assert f"distinct {against}" in protocol["exact_match"]
+
+
+def test_the_distance_says_how_few_images_it_rests_on(judged):
+    distance = judged.tree["fd_efficientnet_lite0"]
+    assert (distance["images"], distance["reference_images"]) == (4, 5)
+    assert distance["baselines"]["real_train"]["images"] == 4
+    assert "1280 feature dimensions" in distance["caution"]
+
+
+def test_pictures_and_a_summary_for_people_are_left(judged):
+    written = {path.name for path in judged.directory.iterdir()}
+    assert {"grid_held_out.png", "grid_train.png", "samples.jsonl", "report.md"} <= written
+    assert "exact match" in (judged.directory / "report.md").read_text()
+    assert len(samples.read(judged.directory).rows) == 7
+    assert {"reference", "draw", "features"} <= judged.phases
+
+
+def test_priors_are_reranked_and_the_cascade_is_not(judged):
+    table = judged.tree["reranking"]
+    if judged.tree["system"] == "cascade":
+        assert table == []
+        return
+    drawn = samples.read(judged.directory).pictures.shape[1]
+    assert [row["best_of"] for row in table] == [1, 2, 3][:drawn]
+    means = [row["clip_score"]["value"] for row in table]
+    assert means == sorted(means)
+    assert (judged.directory / "grid_candidates.png").is_file()
+
+
+def test_the_same_evaluation_again_gives_the_same_pictures_and_figures(judged, home, tmp_path):
+    evaluate(configured(home, judged.tree["system"]), tmp_path)
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again | {"seconds": {}} == judged.tree | {"seconds": {}}
+    assert torch.equal(samples.read(tmp_path).pictures, samples.read(judged.directory).pictures)
+
+
+def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_path):
+    config = configured(home, "cascade", samples_per_caption=3, limit={"test": 2, "train": 0})
+    evaluate(config, tmp_path)
+    tree = json.loads((tmp_path / "evaluation.json").read_text())
+    assert tree["protocol"]["images"] == {"composition": 6}
+    assert tree["exact_match"]["composition"]["n"] == 2
+
+
+@pytest.mark.parametrize("kind", ["dalle", "hierarchy"])
+def test_pictures_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
+    drawer = build_system(configured(home, kind).system)
+    pictures = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
+    reconstructed = drawer.reconstruct(pictures)
+    assert (reconstructed == reconstructed[:1]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "wrong"),
+    [
+        ("dalle", "prior", "dvae"),
+        ("dalle", "dvae", "vqvae2"),
+        ("hierarchy", "autoencoder", "dvae"),
+        ("cascade", "upsampler", "base"),
+        ("cascade", "base", "clip"),
+    ],
+)
+def test_a_directory_with_another_kind_of_model_is_named(home, kind, setting, wrong):
+    tree = system(home, kind) | {setting: str(home / wrong)}
+    config = configured(home, kind, system=tree)
+    with pytest.raises(UserError, match=f"system.{setting}: .*{wrong} holds a"):
+        build_system(config.system)
+
+
+def test_a_hierarchy_is_drawn_and_reconstructed_as_its_parts_do(home):
+    config = configured(home, "hierarchy").system
+    drawer = build_system(config, "fp32")
+    drawn = drawer.draw(CAPTIONS[:3], seed=2)
+    assert drawn.pictures.shape == (3, 2, 16, 16, 3)
+    assert drawn.scores is not None
+    text = drawer.text(CAPTIONS[:3]).repeat_interleave(2, dim=0)
+    with torch.inference_mode():
+        plain = drawer.hierarchy.sample(
+            text, torch.Generator().manual_seed(2), sampling=config.sampling
+        )
+        real = from_bytes(drawn.pictures[:, 0])
+        back = drawer.hierarchy.autoencoder.reconstruct(real)
+    assert torch.equal(drawn.pictures.flatten(0, 1), to_bytes(plain.images))
+    assert torch.equal(drawer.reconstruct(drawn.pictures[:, 0]), to_bytes(back))
+
+
+def test_a_clip_setting_without_a_clip_model_is_named(home, tmp_path):
+    config = configured(home, "cascade", clip=str(home / "base"))
+    with pytest.raises(UserError, match="not a CLIP model"):
+        evaluate(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_candidates_without_a_ranker_are_refused(home):
+    tree = system(home, "dalle") | {"ranker": None}
+    with pytest.raises(ValueError, match="set ranker"):
+        configured(home, "dalle", system=tree)
+
+
+def test_more_retrieval_choices_than_captions_are_refused(home, tmp_path):
+    with pytest.raises(UserError, match="retrieval_choices"):
+        evaluate(configured(home, "cascade", retrieval_choices=50), tmp_path / "out")

@@ -1,0 +1,163 @@
+"""What the commands print, and that asking for help costs nothing."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.text.tokenizer import Tokenizer
+from trainer.recipe import load
+
+COMMANDS = ["train", "run", "check", "sample", "evaluate", "dashboard"]
+DATA_COMMANDS = ["pack", "inspect", "verify", "index", "tokenizer", "derive"]
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize(
+    "command", [*([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+)
+def test_every_command_explains_itself_with_an_example(mezzotint, command):
+    outcome = mezzotint(*command, "--help")
+    assert outcome.code == 0
+    text = " ".join(plain(outcome.out).split())
+    assert "Usage: " in text
+    assert re.search(rf"Examples?: mezzotint {' '.join(command)} \S", text), text
+
+
+@pytest.mark.parametrize(("group", "commands"), [([], COMMANDS), (["data"], DATA_COMMANDS)])
+def test_help_lists_every_command_and_no_inner_one(mezzotint, group, commands):
+    text = plain(mezzotint(*group, "--help").out)
+    for name in commands:
+        assert re.search(rf"\b{name} +[A-Z]", text), name
+    assert "Run one stage" not in text
+
+
+def test_help_comes_before_anything_heavy_is_imported():
+    began = time.monotonic()
+    code = (
+        "import sys, launch.cli.main\n"
+        "heavy = {'torch', 'numpy', 'mlflow', 'deepspeed', 'PIL', 'fsspec', 'sentencepiece'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 10  # torch alone takes seconds where the rest takes a third
+
+
+def test_an_unknown_command_or_option_is_named_with_exit_code_2(mezzotint):
+    for words in (["trian"], ["train", "recipe.yaml", "--run", "x"], ["data", "pak"]):
+        outcome = mezzotint(*words)
+        assert outcome.code == 2
+        assert re.search("trian|--run|pak", plain(outcome.err))
+        assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_check_counts_exactly_the_parameters_that_are_built(mezzotint, tmp_path, path):
+    report = json.loads(mezzotint("check", path, "--json", "--runs", tmp_path).out)
+    recipe = load(path)
+    with torch.device("meta"):
+        model = recipe.model.build()
+    counted = sum(weight.numel() for weight in model.parameters())
+    assert sum(report["parameters"]["model"].values()) == counted
+    assert report["total"] == sum(sum(part.values()) for part in report["parameters"].values())
+    assert report["steps"] == recipe.steps
+    assert report["per_step"]["images"] == recipe.batch
+    assert report["recipe"] == json.loads(json.dumps(recipe.model_dump(mode="json")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_all_that_check_writes_to_stdout(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli.main",
+        "check",
+        "recipes/emoji_dvae.yaml",
+        "--json",
+    ]
+    done = subprocess.run(
+        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout)["recipe"]["name"] == "emoji_dvae"
+
+
+def test_check_plans_for_more_processes_and_overrides(mezzotint, tmp_path):
+    words = ["check", "recipes/emoji_base.yaml", "batch=64", "engine.zero=3", "--processes", "4"]
+    report = json.loads(mezzotint(*words, "--json", "--runs", tmp_path).out)
+    assert report["per_step"]["samples per forward"] == 16
+    assert report["deepspeed"]["model"]["train_micro_batch_size_per_gpu"] == 16
+    assert report["deepspeed"]["model"]["zero_optimization"]["stage"] == 3
+    assert f"{tmp_path}/emoji_base/model" in report["writes"]
+
+
+def test_check_is_readable_without_json(mezzotint, tmp_path):
+    text = mezzotint("check", "recipes/emoji_dvae.yaml", "--runs", tmp_path).out
+    assert "parameters (exact, trainable):" in text
+    assert re.search(r"total: \d+,\d{3},\d{3}", text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_says_what_a_set_holds(mezzotint, write_set, tmp_path):
+    url, sheet = write_set(), tmp_path / "sheet.png"
+    found = json.loads(mezzotint("data", "inspect", url, "--json").out)
+    assert (found["name"], found["samples"], found["shards"]) == ("squares", 12, 3)
+    assert found["splits"]["halves"] == {"description": "even", "train": 6, "test": 6}
+    text = mezzotint("data", "inspect", url, "--sheet", sheet, "--count", 4).out
+    assert "12 samples in 3 shards" in text
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_says_that_a_set_is_whole(mezzotint, write_set):
+    url = write_set()
+    assert json.loads(mezzotint("data", "verify", url, "--json").out) == {
+        "url": str(url),
+        "shards": 3,
+        "samples": 12,
+        "whole": True,
+    }
+    assert mezzotint("data", "verify", url).out == f"{url}: whole, 12 samples in 3 shards\n"
+
+
+def test_index_makes_a_set_of_plain_tars(mezzotint, write_set):
+    url = write_set(changes={3: {"txt": None}})
+    (url / "manifest.json").unlink()
+    found = json.loads(mezzotint("data", "index", url, "--name", "mine", "--json").out)
+    assert found["samples"] == 11
+    assert len(found["left_out"]) == 1
+    assert "0003" in found["left_out"][0]
+    assert json.loads(mezzotint("data", "verify", url, "--json").out)["whole"] is True
+
+
+def test_tokenizer_is_trained_on_the_captions(mezzotint, write_set, tmp_path):
+    out = tmp_path / "tokenizer"
+    outcome = mezzotint("data", "tokenizer", write_set(), out, "--vocab", 40)
+    assert outcome.out == f"{out}/tokenizer.model: 40 pieces from 12 captions\n"
+    assert Tokenizer.load(str(out)).vocab_size == 40
+
+
+def test_pack_and_read_back(mezzotint, picture, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(5):
+        (photos / f"{number}.png").write_bytes(picture())
+        (photos / f"{number}.txt").write_text(f"picture {number}")
+    (photos / "4.txt").unlink()
+    out = tmp_path / "out"
+    report = json.loads(mezzotint("data", "pack", photos, out, "--json").out)
+    assert (report["samples"], report["shards"]) == (4, 1)
+    assert [one["name"] for one in report["rejected"]] == ["4.png"]
+    assert json.loads(mezzotint("data", "verify", out, "--json").out)["samples"] == 4
+    again = mezzotint("data", "pack", photos, out).out
+    assert "left out 1 pairs: 1 caption missing" in again
+    assert f"{out}/rejected.jsonl" in again

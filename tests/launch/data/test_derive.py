@@ -1,0 +1,227 @@
+"""Derived sets of every autoencoder: priors train on their codes, diffusion on their latents."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.config import DataConfig, ImageConfig, Selection
+from data_pipeline.dataset import open_dataset
+from mezzotint.common.errors import UserError
+from mezzotint.inference.encode import derive_with, encoder_size, spread
+from models import store
+from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.bottleneck import Gaussian, moments
+from models.autoencoders.discriminator import PatchDiscriminatorConfig
+from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.quantizer import EmaVectorQuantizerConfig
+from models.autoencoders.strided import StridedPyramid
+from models.systems.hierarchy import level_shapes
+from trainer.recipe import load
+from trainer.setup import open_materials
+from trainer.task import Step
+from trainer.tasks.denoising import Array
+
+STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
+EMA = EmaVectorQuantizerConfig(codes=16)
+HIERARCHY = VQVAE2Config(image_size=16, channels=8, pyramid=STRIDED, bottleneck=EMA)
+
+RECIPE = """
+name: bottom
+steps: 1
+batch: 4
+model: {{kind: prior, text_vocab: 18, text_length: 5, image_vocab: 16, grid: [4, 4], width: 16,
+  layers: 1, heads: 1, head_width: 16}}
+task: {{kind: level_prior, codes: bottom, given: [{{codes: top, vocab: 16, places: 4}}]}}
+data: {{url: {url}, arrays: [top, bottom]}}
+optimizer: {{lr: {{peak: 1.0e-3}}}}
+"""
+
+
+def saved(directory, config):
+    torch.manual_seed(0)
+    store.save(str(directory), config, config.build().state_dict(), card="tiny")
+    return str(directory)
+
+
+def small():
+    """The pictures of one emoji."""
+    everything = Selection(split="composition", part="test")
+    base = open_dataset(DataConfig(url="data/emoji", select=(everything,))).attributes(0)["base"]
+    chosen = Selection(split="composition", part="test", where={"base": (base,)})
+    return DataConfig(url="data/emoji", select=(chosen,), image=ImageConfig(size=16))
+
+
+def test_a_hierarchys_codes_are_derived_per_level_and_a_prior_trains_on_them(tmp_path):
+    model = saved(tmp_path / "model", HIERARCHY)
+    data = small()
+    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
+    assert manifest.encoder == store.describe(model).digest
+    derived = open_dataset(DataConfig(url=str(tmp_path / "codes"), arrays=("top", "bottom")))
+    batch = derived.batch(range(len(derived)))
+    wanted = store.load(model).codes(open_dataset(data).batch(range(len(derived))).images)
+    for name, codes in zip(("top", "bottom"), wanted, strict=True):
+        assert np.array_equal(batch.array(name).numpy(), codes.numpy())
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(url=tmp_path / "codes"))
+    loaded = load(recipe)
+    shape = level_shapes(HIERARCHY)["bottom"]
+    assert (shape.text_vocab, shape.text_length, shape.grid) == (18, 5, loaded.model.grid)
+    task = loaded.task.build(loaded.model.build())
+    (loss,) = task.losses(task.parts(), batch, Step(0, torch.Generator()))
+    assert loss.value.item() == pytest.approx(np.log(16), rel=0.05)
+    loss.value.backward()
+    drawn = task.preview(task.parts(), batch, torch.Generator())["codes"]
+    assert drawn.shape == (len(derived), 3, 4, 4)
+
+
+class Recorded:
+    """Stands for an engine; keeps what the prior was given."""
+
+    def __init__(self, model):
+        self.module = model
+        self.read = []
+
+    def __call__(self, *given):
+        self.read.append(given)
+        return self.module(*given)
+
+
+def test_code_noise_spoils_what_is_read_and_not_what_is_predicted(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(url="data/emoji"))
+    codes = {"top": torch.zeros(64, 2, 2), "bottom": torch.zeros(64, 4, 4)}
+    batch = Batch(keys=("",) * 64, captions=("",) * 64, arrays=codes)
+
+    def loss(noise):
+        loaded = load(recipe, [f"task.code_noise={noise}"])
+        torch.manual_seed(0)
+        task = loaded.task.build(loaded.model.build())
+        engine = Recorded(task.parts()["model"])
+        (found,) = task.losses({"model": engine}, batch, Step(0, torch.Generator().manual_seed(1)))
+        ((prefix, read),) = engine.read
+        return prefix, read, found.value
+
+    clean_prefix, clean, value = loss(0.0)
+    prefix, read, noisy_value = loss(0.5)
+    assert not clean.any()
+    assert (clean_prefix[:, 1:] == 2).all()
+    assert torch.equal(prefix[:, :1], clean_prefix[:, :1])
+    assert ((prefix[:, 1:] >= 2) & (prefix[:, 1:] < 18)).all()
+    for spoiled in ((prefix[:, 1:] != 2), (read != 0)):
+        assert spoiled.float().mean().item() == pytest.approx(0.5 * 15 / 16, abs=0.12)
+    assert noisy_value.item() != value.item()
+    assert noisy_value.item() == pytest.approx(np.log(16), rel=0.05)
+
+
+def test_a_level_prior_without_room_for_the_coarser_codes_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(url="data/emoji"))
+    loaded = load(recipe, ["model.text_length=4"])
+    with pytest.raises(UserError, match=r"task\.given: 4 codes of 16 kinds do not fit"):
+        loaded.task.build(loaded.model.build())
+
+
+def test_a_vq_vae_derives_codes_and_latents_where_they_are_asked_for(tmp_path):
+    vq = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA)
+    model, data = saved(tmp_path / "vq", vq), small()
+    assert encoder_size(model) == 16
+    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
+    assert "codes.npy" in manifest.fields
+    out = str(tmp_path / "latents")
+    manifest = derive_with(data, model, out, 8, latents=True)
+    assert {"latents.npy", "txt", "json"} <= manifest.fields.keys()
+    found = open_dataset(DataConfig(url=out, arrays=("latents",))).batch(range(2))
+    wanted = store.load(model).encode(open_dataset(data).batch(range(2)).images)
+    assert torch.allclose(found.array("latents"), wanted, atol=1e-6)
+
+
+KL = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian())
+SMALLER = (
+    *("model.width=16", "model.layers=1", "model.heads=1", "model.image_size=4", "model.classes=5"),
+    *(
+        "data.select=[]",
+        "batch=4",
+        "micro_batch=null",
+        "steps=1",
+        "data.workers=0",
+        "engine.zero=0",
+    ),
+    "data.label={attribute: tone, values: [light, medium-light, medium, medium-dark, dark]}",
+)
+
+
+@pytest.mark.parametrize("name", ["emoji_dit", "imagenet_dit_xl2"])
+@torch.no_grad()
+def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, name):
+    model, data, out = saved(tmp_path / "kl", KL), small(), str(tmp_path / "latents")
+    manifest = derive_with(data, model, out, 8)
+    first_stage, pictures = store.load(model), open_dataset(data)
+    images = pictures.batch(range(len(pictures))).images
+    overrides = [f"data.url={out}", f"data.encoder={model}", *SMALLER]
+    loaded = load(f"recipes/{name}.yaml", overrides)
+    materials = open_materials(loaded)
+    batch = materials.dataset.batch(range(len(materials.dataset)))
+    mean, log_variance = moments(first_stage.hidden(images))
+    assert torch.allclose(batch.array("latents"), mean, atol=1e-6)
+    assert torch.allclose(batch.array("latent_deviations"), (log_variance / 2).exp(), atol=1e-6)
+    assert batch.labels.tolist() == [TONES.index(each) for each in tones(pictures)]
+    decoded = first_stage.decode(batch.array("latents"))
+    assert torch.allclose(decoded, first_stage.reconstruct(images), atol=1e-5)
+
+    found = spread(out, manifest)
+    drawn = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
+    assert found.deviation == pytest.approx(float(drawn.std()), rel=0.1)
+    assert found.scale * found.deviation == pytest.approx(1.0)
+    with torch.enable_grad():
+        parts = materials.task.parts()
+        (loss,) = materials.task.losses(parts, batch, Step(0, torch.Generator().manual_seed(0)))
+        loss.value.backward()
+    assert loss.value.item() > 0
+    assert all(
+        weight.grad is not None for weight in parts["model"].parameters() if weight.requires_grad
+    )
+    other = saved(tmp_path / "other", KL.model_copy(update={"channels": 3}))
+    with pytest.raises(UserError, match="encoder"):
+        open_materials(load(f"recipes/{name}.yaml", [*overrides, f"data.encoder={other}"]))
+
+
+TONES = ["light", "medium-light", "medium", "medium-dark", "dark"]
+
+
+def tones(dataset):
+    return [dataset.attributes(index)["tone"] for index in range(len(dataset))]
+
+
+def test_a_latent_is_drawn_anew_each_time_it_comes():
+    arrays = {"latents": torch.ones(500, 4, 2, 2), "spread": torch.full((500, 4, 2, 2), 0.5)}
+    batch = Batch(keys=("",) * 500, captions=("",) * 500, arrays=arrays)
+    fixed = Array(name="latents", mean=0.5, scale=2.0)
+    assert torch.equal(fixed.clean(batch, torch.Generator()), torch.ones(500, 4, 2, 2))
+    drawing = fixed.model_copy(update={"deviations": "spread"})
+    rng = torch.Generator().manual_seed(0)
+    one, two = drawing.clean(batch, rng), drawing.clean(batch, rng)
+    assert not torch.equal(one, two)
+    assert float(one.mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(one.std()) == pytest.approx(2 * 0.5, rel=0.05)
+
+
+def test_the_command_says_how_to_scale_latents(mezzotint, refused, tmp_path, write_set):
+    model = saved(tmp_path / "kl", KL)
+    words = ["data", "derive", write_set(), tmp_path / "out", "--model", model]
+    said = json.loads(mezzotint(*words, "--json").out)
+    assert said["samples"] == 12
+    plain = mezzotint(*words)  # made already
+    assert f"deviation {said['deviation']:.4g}; train on them with task.of.scale=" in plain.out
+    codes = saved(tmp_path / "codes", HIERARCHY)
+    wrong = refused(
+        "data", "derive", tmp_path / "set", tmp_path / "no", "--model", codes, "--latents"
+    )
+    assert "a vqvae2 has codes and no latents of its own; leave out --latents" in wrong
+    clip = saved(tmp_path / "d", PatchDiscriminatorConfig(width=8, layers=1))
+    assert "pictures are encoded by an autoencoder" in refused(
+        "data", "derive", tmp_path / "set", tmp_path / "no", "--model", clip
+    )

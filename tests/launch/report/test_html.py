@@ -1,0 +1,257 @@
+"""The result page: self-contained, escaped, and open about what is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from launch.report.html import StageView, duration, loss_series, write_page
+
+EVIL = 'woman <script>alert("x")</script> & co: dark'
+
+
+def score(value, n=40):
+    return {"value": value, "low": max(0.0, value - 0.1), "high": min(1.0, value + 0.1), "n": n}
+
+
+def fabricate(directory, system="dalle", caption=EVIL):
+    """An evaluation as evaluation.text_to_image leaves it, in a few kilobytes."""
+    for folder in ("samples", "real", "candidates"):
+        (directory / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(directory / folder / "000000.png")
+    line = {
+        "part": "composition",
+        "key": "../../k",
+        "caption": caption,
+        "repeat": 0,
+        "sample": "samples/000000.png",
+        "real": "real/000000.png",
+        "candidates": "candidates/000000.png",
+        "nearest": "another caption",
+        "scores": [0.3],
+    }
+    (directory / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    both = {"composition": score(0.55), "train": score(0.8)}
+    tree = {
+        "name": system,
+        "system": system,
+        "held_out": "composition",
+        "protocol": {"seed": 0, "features": {"metric": "fd_efficientnet_lite0"}},
+        "exact_match": both,
+        "clip_retrieval": both,
+        "clip_score": {**both, "shuffled_captions": both},
+        "fd_efficientnet_lite0": {"value": 12.5, "images": 220, "reference_images": 238},
+        "reranking": [
+            {"best_of": n, "exact_match": score(0.2 + n / 100), "clip_score": score(0.5)}
+            for n in (1, 2, 4, 8, 16)
+        ],
+    }
+    (directory / "evaluation.json").write_text(json.dumps(tree))
+
+
+def stage(root, name="dvae", kind="train", metrics=True):
+    directory = root / name
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "metrics.jsonl"
+    if metrics:
+        lines = [
+            {"step": step, "metrics": {"loss/model": 2.0 / (step + 1), "lr": 1.0}}
+            for step in range(0, 100, 10)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    return StageView(
+        name=name,
+        kind=kind,
+        status="finished",
+        seconds=83.2,
+        run_dir=directory,
+        model_dir=None,
+        metrics=path if metrics else None,
+        facts={"steps": "100", "ZeRO": "2"},
+    )
+
+
+@pytest.fixture
+def page(tmp_path):
+    fabricate(tmp_path / "dalle")
+    fabricate(tmp_path / "cascade", "cascade")
+    stages = [stage(tmp_path), stage(tmp_path, "spaced name")]
+    evaluations = {name: tmp_path / name / "evaluation.json" for name in ("cascade", "dalle")}
+    target = write_page(tmp_path, "Pictures <from> captions", stages, evaluations)
+    assert target == tmp_path / "index.html"
+    return target.read_text(encoding="utf-8")
+
+
+class Links(HTMLParser):
+    """Collects everything a browser would fetch or follow, and checks that tags close."""
+
+    VOID = frozenset({"meta", "img", "link", "br", "line"})
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.followed, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.fetched += [values[name] for name in ("src", "srcset", "data") if name in values]
+        if tag == "a":
+            self.followed.append(values["href"])
+        elif "href" in values:
+            self.fetched.append(values["href"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_nothing_is_loaded_from_elsewhere_and_links_stay_in_the_run(page):
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    assert links.fetched
+    assert all(source.startswith("data:image/png;base64,") for source in links.fetched)
+    assert links.followed
+    assert all(not re.match(r"[a-z]+:|/", target) for target in links.followed)
+    assert "spaced%20name/" in links.followed
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_captions_and_titles_are_escaped(page):
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "Pictures &lt;from&gt; captions" in page
+
+
+def test_held_out_samples_come_first_and_are_marked_as_never_seen(page):
+    assert page.index("Never seen in training") < page.index("Seen in training</span>")
+    assert page.index('id="unseen"') < page.index('id="seen"') < page.index('id="scores"')
+    assert "nearest: another caption" in page
+
+
+def test_scores_carry_interval_count_and_protocol(page):
+    assert "55.0%" in page
+    assert "45.0 to 65.0, n = 40" in page
+    assert "features.metric" in page
+    assert "220 against 238 images" in page
+
+
+def test_the_page_says_what_nobody_can_draw(page):
+    assert "Nobody can draw those from this data" in page
+
+
+def test_reranking_and_losses_are_drawn_in_the_page(page):
+    assert page.count('<svg class="chart"') == 2 * 2 + 2
+    assert "candidates per caption" in page
+    assert 'class="key c0">loss/model' in page
+
+
+def test_missing_pieces_are_shown_as_missing(tmp_path):
+    (tmp_path / "cascade").mkdir()
+    fabricate(tmp_path / "dalle")
+    (tmp_path / "dalle" / "samples" / "000000.png").unlink()
+    stages = [
+        stage(tmp_path, "prior", metrics=False),
+        stage(tmp_path, "cascade", "evaluate", metrics=False),
+    ]
+    page = write_page(tmp_path, "t", stages, {"dalle": tmp_path / "dalle"}).read_text()
+    assert "evaluation.json is missing: the evaluation has not finished" in page
+    assert '<div class="gap">missing</div>' in page
+    assert "No metrics recorded." in page
+    assert "No samples of training captions." in page
+    assert "not measured" in page
+
+
+def fabricate_reconstruction(directory):
+    directory.mkdir()
+    Image.new("RGB", (8, 8), "blue").save(directory / "grid_reconstructions.png")
+    tree = {
+        "name": "VQ <GAN>",
+        "kind": "reconstruction",
+        "protocol": {"autoencoder": {"kind": "autoencoder"}},
+        "psnr": {"value": 23.44, "low": 23.0, "high": 24.04, "n": 40},
+        "ssim": {"value": 0.8, "low": 0.79, "high": 0.81, "n": 40},
+        "reconstruction_fid": {"value": 12.34, "images": 40},
+        "codebooks": {"codes": {"used": 7, "codes": 8, "perplexity": 6.4}},
+        "bits_per_pixel": 0.5,
+    }
+    (directory / "evaluation.json").write_text(json.dumps(tree))
+
+
+def test_judged_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp_path):
+    fabricate(tmp_path / "dalle")
+    fabricate_reconstruction(tmp_path / "back")
+    stages = [
+        stage(tmp_path, "dalle", "evaluate", metrics=False),
+        stage(tmp_path, "back", "evaluate", metrics=False),
+    ]
+    page = write_page(tmp_path, "t", stages, {}).read_text()
+    assert "VQ &lt;GAN&gt;" in page
+    assert "23.4 (23.0 to 24.0) dB" in page
+    assert "fid 12.3, n = 40" in page
+    assert "codes: 7 of 8 codes used, perplexity 6" in page
+    assert "0.50 bits a pixel" in page
+    assert "is missing" not in page
+    assert page.count("data:image/png;base64,") == 4
+    (tmp_path / "back" / "grid_reconstructions.png").unlink()
+    assert (
+        "The sheet of reconstructions is missing."
+        in write_page(tmp_path, "t", stages, {}).read_text()
+    )
+
+
+def test_a_prior_over_another_autoencoders_codes_is_called_by_its_name(tmp_path):
+    fabricate(tmp_path / "drawn")
+    path = tmp_path / "drawn" / "evaluation.json"
+    tree = json.loads(path.read_text())
+    tree["name"] = "VQ-GAN"
+    tree["protocol"]["system"] = {"decoder": "autoencoder"}
+    path.write_text(json.dumps(tree))
+    page = write_page(tmp_path, "t", [], {"drawn": path}).read_text()
+    assert "Transformer prior + VQ-GAN" in page
+    assert "dVAE" not in page
+
+
+def test_a_page_without_any_evaluation_is_still_a_page(tmp_path):
+    page = write_page(tmp_path, "t", [], {}).read_text()
+    assert "Nothing has been judged yet." in page
+    assert "No samples of held-out captions." in page
+
+
+def test_damaged_evaluations_are_said_to_be_damaged(tmp_path):
+    fabricate(tmp_path / "dalle")
+    (tmp_path / "dalle" / "evaluation.json").write_text("{")
+    page = write_page(tmp_path, "t", [], {"dalle": tmp_path / "dalle"}).read_text()
+    assert "its files are damaged" in page
+
+
+def test_pictures_outside_the_evaluation_are_never_embedded(tmp_path):
+    fabricate(tmp_path / "run" / "dalle")
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "secret.png")
+    index = tmp_path / "run" / "dalle" / "samples.jsonl"
+    line = json.loads(index.read_text()) | {"sample": "../../secret.png"}
+    index.write_text(json.dumps(line) + "\n")
+    page = write_page(tmp_path / "run", "t", [], {"dalle": tmp_path / "run" / "dalle"}).read_text()
+    assert '<div class="gap">missing</div>' in page
+
+
+def test_losses_are_read_by_name_and_a_cut_line_is_left_out(tmp_path):
+    series = loss_series(stage(tmp_path).metrics)
+    assert [line.label for line in series] == ["loss/model"]
+    assert [point.x for point in series[0].points] == list(range(0, 100, 10))
+    assert loss_series(Path("nowhere")) == []
+
+
+def test_durations_are_minutes_and_seconds():
+    assert [duration(None), duration(59.6), duration(3.2)] == ["–", "1 min 00 s", "3 s"]

@@ -1,0 +1,112 @@
+"""`invert` and `likelihood`, and `sample --from-noise`."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.text.tokenizer import Tokenizer
+from launch.sampling.noise_file import NoiseFile, read_noise
+from mezzotint.common.errors import UserError
+from models import store
+from models.diffusion.text_diffusion import TextDiffusionConfig
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model directory of an untrained model of captions, which draws grey squares."""
+    words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
+    config = TextDiffusionConfig(
+        image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=40, text_length=6
+    )
+    directory = tmp_path_factory.mktemp("captioned") / "model"
+    torch.manual_seed(0)
+    store.save(
+        str(directory),
+        config,
+        config.build().state_dict(),
+        card="tiny",
+        tokenizer=Tokenizer.train(words, 40),
+        text_length=6,
+    )
+    return directory
+
+
+@pytest.fixture
+def faces(tmp_path, picture):
+    paths = []
+    for colour in ("red", "gray"):
+        path = tmp_path / f"{colour}.png"
+        path.write_bytes(picture(colour))
+        paths.append(path)
+    return paths
+
+
+def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces, tmp_path):
+    out = tmp_path / "looked" / "at.png"
+    words = ("invert", model, *faces, "--caption", "man cook", "--out", out)
+    outcome = mezzotint(*words, "--steps", "20,5", "--json")
+    assert outcome.code == 0, outcome.err
+    said = json.loads(outcome.out)
+    assert said["pictures"] == ["red.png", "gray.png"]
+    assert [run["steps"] for run in said["runs"]] == [5, 20]
+    assert [run["network_calls"] for run in said["runs"]] == [10, 40]
+    assert all(len(run["psnr"]) == 2 for run in said["runs"])
+    assert {"mean", "deviation", "kurtosis", "distance"} <= said["runs"][0]["noise"].keys()
+    with Image.open(out) as sheet:
+        assert sheet.width > 3 * 96
+    kept = read_noise(out.with_suffix(".safetensors"))
+    assert (kept.steps, kept.times) == (20, "log_snr")
+    assert kept.captions == ("man cook", "man cook")
+    assert kept.noise.shape == (2, 3, 8, 8)
+    drawn = mezzotint(
+        "sample", model, "woman cook", "--from-noise", out.with_suffix(".safetensors"), "--json",
+        "--out", tmp_path / "again.png",
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    again = json.loads(drawn.out)
+    assert again["number"] == 2
+    assert again["system"]["sampling"]["steps"] == 20
+    assert again["system"]["sampling"]["times"]["kind"] == "log_snr"
+    assert again["cells"][0]["pictures"] == "from noise given"
+    assert "PSNR" in mezzotint(*words, "--steps", "4").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--steps", "ten"), "--steps ten: looks like 10,25,50"),
+        (("--times", "cubic"), "there is no 'cubic'"),
+        (("--caption", "a", "--caption", "b", "--caption", "c"), "3 given for 2 pictures"),
+        (("--noise", "x.pt"), "--noise x.pt: ends with .safetensors"),
+        (("--class", "0"), "is told no class"),
+    ],
+)
+def test_what_cannot_be_inverted_is_refused(refused, model, faces, words, message, tmp_path):
+    said = refused("invert", model, *faces, *words, "--out", tmp_path / "no.png")
+    assert message in said
+
+
+def test_noise_of_other_making_is_refused(tmp_path, refused, model):
+    path = tmp_path / "noise.safetensors"
+    made = NoiseFile(torch.zeros(1, 3, 8, 8), "f" * 64, 5, "log_snr", ("",), ())
+    made.save(path)
+    message = refused("sample", model, "man", "--from-noise", path, "--out", tmp_path / "no.png")
+    assert "is noise of another model" in message
+    path.write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not noise that"):
+        read_noise(path)
+
+
+def test_the_likelihood_comes_with_its_interval_and_protocol(mezzotint, model, write_set):
+    words = ("likelihood", model, write_set(), "--limit", "4", "--steps", "4")
+    outcome = mezzotint(*words, "--json")
+    assert outcome.code == 0, outcome.err
+    said = json.loads(outcome.out)
+    bits = said["bits_per_dimension"]
+    assert bits["n"] == 4
+    assert bits["low"] <= bits["value"] <= bits["high"]
+    assert said["protocol"]["dequantisation"] == "uniform over 256 levels"
+    assert mezzotint(*words, "--json").out == outcome.out
+    assert "bits per dimension" in mezzotint(*words).out

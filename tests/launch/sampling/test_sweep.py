@@ -1,0 +1,257 @@
+"""`sample` with single diffusion models: classes, solvers, sweeps, films, and other settings."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.text.tokenizer import Tokenizer
+from launch.sampling.model_lookup import target_of
+from launch.sampling.overrides import changed, chosen, sweep_of
+from mezzotint.common.errors import UserError
+from mezzotint.inference.config import CascadeSystem, DalleSystem, DiffusionSystem
+from models import store
+from models.diffusion.classifier import NoisyClassifierConfig
+from models.diffusion.process import ProcessConfig
+from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.diffusion.unet.network import UNetConfig
+
+SMALL = {"image_size": 8, "channels": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}
+
+
+def saved(directory, config, **reads):
+    """A model directory with an untrained network that is not blank."""
+    torch.manual_seed(0)
+    network = config.build()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape))
+    store.save(str(directory), config, network.state_dict(), card="tiny", **reads)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """A model directory of a model of captions."""
+    words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
+    config = TextDiffusionConfig(
+        image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=40, text_length=6
+    )
+    directory = tmp_path_factory.mktemp("captioned") / "model"
+    return saved(directory, config, tokenizer=Tokenizer.train(words, 40), text_length=6)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A training run of a model of three classes with names."""
+    run = tmp_path_factory.mktemp("run") / "shapes"
+    config = UNetConfig(
+        **SMALL, attention=(), head_width=4, classes=3, null_class=True, process=ProcessConfig()
+    )
+    run.mkdir()
+    saved(run / "model", config)
+    (run / "recipe.yaml").write_text(
+        "data:\n  url: x\n  label: {attribute: shape, values: [disc, square, star]}\n"
+    )
+    return run
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A model directory of a noisy classifier of the three classes."""
+    config = NoisyClassifierConfig(**SMALL, attention=(), head_width=8, classes=3)
+    return saved(tmp_path_factory.mktemp("classifier") / "model", config)
+
+
+@pytest.fixture
+def sample(mezzotint, tmp_path):
+    """Runs the command quickly; returns what its JSON says."""
+
+    def command(*words):
+        outcome = mezzotint(
+            "sample", *words, "--steps", "3", "--number", "2", "--json",
+            "--out", tmp_path / "out.png",
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)
+
+    return command
+
+
+def test_classes_are_drawn_by_name_and_calls_of_the_network_are_told(sample, classes, tmp_path):
+    said = sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
+    assert [subject["label"] for subject in said["subjects"]] == [2, 0]
+    assert [subject["title"] for subject in said["subjects"]] == ["star", "disc"]
+    (cell,) = said["cells"]
+    assert (cell["network_calls"], cell["classifier_calls"]) == (6, 0)
+    assert said["system"]["sampling"]["guidance"] == 2
+    first = (tmp_path / "out.png").read_bytes()
+    sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
+    assert (tmp_path / "out.png").read_bytes() == first
+    sample(classes, "--class", "star", "--class", "0", "--guidance", "2", "--seed", "9")
+    assert (tmp_path / "out.png").read_bytes() != first
+
+
+def test_a_classifier_steers_to_the_class_and_its_calls_are_told(
+    sample, classes, classifier, captioned, refused, tmp_path
+):
+    words = (classes, "--class", "star", "--classifier", classifier)
+    said = sample(*words, "--classifier-scale", "3")
+    assert said["system"]["sampling"]["classifier_scale"] == 3
+    assert said["cells"][0]["classifier_calls"] == said["cells"][0]["network_calls"] == 3
+    steered = (tmp_path / "out.png").read_bytes()
+    sample(classes, "--class", "star")
+    assert (tmp_path / "out.png").read_bytes() != steered
+    out = ("--out", tmp_path / "no.png")
+    message = refused("sample", classes, "--class", "star", "--classifier", classes, *out)
+    assert "system.classifier: " in message
+    assert "holds a unet, not a NoisyClassifier" in message
+    message = refused("sample", captioned, "man", "--classifier", classifier, *out)
+    assert "classifier_scale needs a noisy classifier and a class" in message
+
+
+def test_a_model_draws_without_being_told_anything(sample, classes, captioned):
+    assert sample(classes)["subjects"][0]["title"] == "nothing in particular"
+    assert sample(captioned)["subjects"][0]["caption"] is None
+
+
+def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tmp_path):
+    said = sample(captioned, "man cook", "--sweep", "guidance=1,2 solver=ddim,heun,ddpm")
+    assert [cell["settings"] for cell in said["cells"]][:4] == [
+        {"guidance": 1, "solver": "ddim"},
+        {"guidance": 1, "solver": "heun"},
+        {"guidance": 1, "solver": "ddpm"},
+        {"guidance": 2, "solver": "ddim"},
+    ]
+    assert [cell["network_calls"] for cell in said["cells"]] == [3, 6, 3, 6, 12, 6]
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.width > 3 * 2 * 96
+    # equal values give equal pictures: the same noise starts every cell
+    same = sample(captioned, "man cook", "woman pilot", "--sweep", "guidance=2,2")
+    assert len(same["cells"]) == 2
+    with Image.open(tmp_path / "out.png") as picture:
+        colours = picture.convert("RGB")
+        left = colours.width - 2 * 99 - 16 - 12 - 2 * 99
+        assert colours.height > 2 * 96
+        assert left > 0
+
+
+def test_a_film_shows_the_way_from_noise(sample, captioned, tmp_path):
+    film = tmp_path / "films" / "way.gif"
+    said = sample(captioned, "man cook", "woman pilot", "--film", film)
+    assert said["film"] == str(film)
+    with Image.open(film) as animation:
+        assert animation.n_frames == 4
+    sample(captioned, "man cook", "--film", film.with_suffix(".png"))
+    with Image.open(film.with_suffix(".png")) as strip:
+        assert strip.width > 4 * 96
+
+
+def test_analytic_variances_are_estimated_on_a_set(sample, captioned, write_set, refused, tmp_path):
+    words = ("man cook", "--solver", "analytic_dpm")
+    assert sample(captioned, *words, "--data", write_set())["cells"][0]["network_calls"] == 3
+    message = refused("sample", captioned, *words, "--out", tmp_path / "no.png")
+    assert message.startswith("--solver analytic_dpm: its variances are estimated on pictures")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--solver", "rk4"), "--solver rk4: there is no 'rk4'; choose 'ddpm', 'ddim'"),
+        (("--set", "times=trailing"), "times of kind trailing count discrete steps"),
+        (("--set", "colour=3"), "--set colour: a system of kind diffusion has no such setting"),
+        (("--set", "colour"), "--set colour: looks like times=karras"),
+        (("--sweep", "guidance"), "--sweep guidance: looks like guidance=1,2,4"),
+        (("--sweep", "steps=0,5"), "--sweep steps 0: Input should be greater than 0"),
+        (("--sweep", "steps=1 guidance=1 eta=0"), "two settings at most"),
+        (("--sweep", "steps=1,2", "--film", "a.gif"), "--film: shows one run"),
+        (("--film", "a.mp4"), "--film a.mp4: ends with one of .png, .gif"),
+        (("--class", "moon"), "--class moon: the names of classes are in the recipe"),
+        (("--class", "1"), "is told no class"),
+        (("--negative", "man"), "set a guidance above 1"),
+        (("--system", "dalle"), "is no pipeline's run directory"),
+        (("--from-noise", "none.safetensors"), "none.safetensors: no such file"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_its_option(
+    refused, captioned, words, message, tmp_path
+):
+    said = refused("sample", captioned, "man", *words, "--out", tmp_path / "no.png")
+    assert message in said
+    assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--class", "moon"), "--class moon: there is no such class; there is"),
+        (("--class", "7"), "there is no class 7, classes are 0 to 2"),
+        (("a caption",), "is told no captions"),
+    ],
+)
+def test_what_a_model_of_classes_does_not_draw_is_refused(
+    refused, classes, words, message, tmp_path
+):
+    assert message in refused("sample", classes, *words, "--out", tmp_path / "no.png")
+
+
+def test_places_without_a_model_say_what_they_are(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        target_of(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="neither a model directory"):
+        target_of(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="has not written a model yet"):
+        target_of(str(tmp_path))
+
+
+def test_a_model_directory_finds_the_names_in_the_run_around_it(classes):
+    target = target_of(str(classes / "model"))
+    assert target == target_of(str(classes))
+    assert target.label("square") == 1
+    assert target.name(2) == "star"
+
+
+def test_a_model_in_object_storage_is_found_by_its_run_or_its_directory():
+    config = TextDiffusionConfig(
+        image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=40, text_length=6
+    )
+    saved("memory://sweep/base/model", config)
+    assert target_of("memory://sweep/base").model == "memory://sweep/base/model"
+    assert target_of("memory://sweep/base/model").model == "memory://sweep/base/model"
+    with pytest.raises(UserError, match=r"none/config\.json: no such file"):
+        target_of("memory://sweep/none")
+
+
+def test_settings_reach_the_system_they_belong_to():
+    cascade = changed(
+        CascadeSystem(base="b", upsampler="u"),
+        {"guidance": 3, "steps": 7, "solver": "heun", "level": 0.5},
+    )
+    assert isinstance(cascade, CascadeSystem)
+    assert cascade.base_sampling.sampling().solver.kind == "heun"
+    assert (cascade.base_sampling.guidance, cascade.base_sampling.steps) == (3, 7)
+    assert cascade.upsampler_sampling.level == 0.5
+    dalle = changed(DalleSystem(prior="p", dvae="d", candidates=1), {"temperature": 0.5})
+    assert isinstance(dalle, DalleSystem)
+    assert dalle.sampling.temperature == 0.5
+    one = changed(DiffusionSystem(model="m"), {"eta": 0.5, "solver": "ddim", "rescale": 0.7})
+    assert isinstance(one, DiffusionSystem)
+    assert one.sampling.solver.eta == 0.5
+    assert one.sampling.rescale == 0.7
+
+
+def test_words_become_settings():
+    assert chosen({"steps": 4, "solver": None}, ["classifier_scale=2"]) == {
+        "steps": 4,
+        "classifier-scale": 2,
+    }
+    assert sweep_of(["guidance=1,2.5", "solver=ddim,heun"]) == {
+        "guidance": (1, 2.5),
+        "solver": ("ddim", "heun"),
+    }
+    with pytest.raises(UserError, match="is set already"):
+        chosen({"steps": 4}, ["steps=5"])
+    with pytest.raises(UserError, match="is swept already"):
+        sweep_of(["steps=1", "steps=2"])

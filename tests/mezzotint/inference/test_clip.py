@@ -1,0 +1,168 @@
+"""A pretrained open_clip checkpoint in the place of a CLIP model directory."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from data_pipeline.text.tokenizer import Tokenizer
+from evaluation.config import EvaluationConfig
+from mezzotint.common.errors import UserError
+from mezzotint.inference.build import build_system
+from mezzotint.inference.clip import ClipEmbedder
+from mezzotint.inference.config import OpenClip
+from models import store
+from models.autoencoders.dvae import DVAEConfig
+from models.autoregressive.prior import PriorConfig
+from models.torchvision_compat import ensure_torchvision
+
+CAPTIONS = ["woman pilot", "a man who cooks", "judge"]
+NAME, WIDER = "mezzotint-judge", "mezzotint-wider-judge"
+
+
+def shape(width):
+    text = {"context_length": 16, "vocab_size": 49408, "width": width, "heads": 1, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    return {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights of a small architecture that open_clip is told of; another is wider."""
+    root = tmp_path_factory.mktemp("open_clip")
+    ensure_torchvision()
+    import open_clip
+    from safetensors.torch import save_file
+
+    for name, width in ((NAME, 16), (WIDER, 32)):
+        (root / f"{name}.json").write_text(json.dumps(shape(width)))
+    open_clip.add_model_config(root)
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(NAME, load_weights=False).state_dict(), root / "w.safetensors")
+    return root / "w.safetensors"
+
+
+def source(path, **changes):
+    tree = {"kind": "open_clip", "architecture": NAME, "checkpoint": str(path)}
+    return tree | changes
+
+
+def configured(clip, system=None):
+    return EvaluationConfig.model_validate(
+        {
+            "name": "x",
+            "system": system or {"kind": "cascade", "base": "base", "upsampler": "upsampler"},
+            "reference": {"url": "set"},
+            "clip": clip,
+        }
+    )
+
+
+def test_a_checkpoint_embeds_pictures_and_captions_with_its_own_tokenizer(checkpoint):
+    import open_clip
+
+    clip = ClipEmbedder.load(configured(source(checkpoint)).clip)
+    tokens = clip.text(CAPTIONS)
+    assert torch.equal(tokens, open_clip.get_tokenizer(NAME)(CAPTIONS))
+    assert tokens.shape == (3, 16)
+    rng = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (3, 20, 20, 3), generator=rng, dtype=torch.uint8)
+    images, texts = clip.images(pictures, batch=2), clip.texts(tuple(CAPTIONS), batch=2)
+    assert torch.allclose(texts, clip.model.encode_text(tokens), atol=1e-6)
+    for features in (images, texts):
+        assert features.shape == (3, 16)
+        assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_a_protocol_names_architecture_file_and_its_hash(checkpoint):
+    clip = ClipEmbedder.load(OpenClip(architecture=NAME, checkpoint=str(checkpoint)))
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert clip.protocol() == source(checkpoint) | {"digest": digest}
+
+
+def test_a_checkpoint_ranks_the_candidates_of_the_prior(checkpoint, tmp_path):
+    text = {"text_vocab": 40, "text_length": 6}
+    sizes = {"image_vocab": 16, "grid": (4, 4), "width": 16, "layers": 1, "heads": 2}
+    dvae = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8)
+    save(tmp_path / "dvae", dvae)
+    save(tmp_path / "prior", PriorConfig(**sizes, **text), Tokenizer.train(CAPTIONS, 40))
+    system = {
+        "kind": "dalle",
+        "prior": str(tmp_path / "prior"),
+        "dvae": str(tmp_path / "dvae"),
+        "ranker": source(checkpoint),
+        "candidates": 2,
+    }
+    config = configured(source(checkpoint), system)
+    drawer = build_system(config.system, "fp32")
+    drawn = drawer.draw(CAPTIONS, 0)
+    clip = ClipEmbedder.load(config.clip)
+    images = clip.images(drawn.pictures.flatten(0, 1)).view(3, 2, -1)
+    wanted = torch.einsum("bnd,bd->bn", images, clip.texts(CAPTIONS))
+    # the ranker sees pictures before they are rounded to 8 bits
+    assert torch.allclose(drawn.scores, wanted, atol=0.01)
+    assert drawer.protocol()["ranker"] == clip.protocol()
+    assert drawer.protocol()["digests"]["ranker"] == clip.digest
+
+
+def save(directory, config, tokenizer=None):
+    torch.manual_seed(0)
+    store.save(
+        str(directory),
+        config,
+        config.build().state_dict(),
+        card="tiny",
+        tokenizer=tokenizer,
+        text_length=6 if tokenizer else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": "/nowhere/w.safetensors"}, r"^/nowhere/w\.safetensors: no such file"),
+        ({"architecture": "ViT-nothing"}, "no architecture 'ViT-nothing'"),
+        ({"architecture": "ViT-B-16-SigLIP"}, "'ViT-B-16-SigLIP' takes a tokenizer from Hugging"),
+        ({"architecture": WIDER}, rf"w\.safetensors: not a checkpoint of {WIDER}; give the archi"),
+    ],
+)
+def test_a_checkpoint_that_is_missing_or_does_not_fit_is_refused_in_one_line(
+    checkpoint, changes, message
+):
+    with pytest.raises(UserError, match=message) as refusal:
+        ClipEmbedder.load(configured(source(checkpoint, **changes)).clip)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 500
+
+
+def test_a_checkpoint_of_another_depth_is_refused_in_one_line(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint)
+    kept = {name: each for name, each in weights.items() if "resblocks" not in name}
+    save_file(kept, tmp_path / "shallow.safetensors")
+    with pytest.raises(UserError, match=r"shallow\.safetensors: not a checkpoint") as refusal:
+        ClipEmbedder.load(configured(source(tmp_path / "shallow.safetensors")).clip)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"pretrained": "openai"}, "pretrained"), ({"kind": "clip"}, "kind")],
+)
+def test_a_mapping_with_a_wrong_key_is_refused_with_that_key_alone(checkpoint, changes, key):
+    with pytest.raises(ValidationError) as refusal:
+        configured(source(checkpoint, **changes))
+    assert [fault["loc"] for fault in refusal.value.errors()] == [("clip", "open_clip", key)]
+    system = {"kind": "dalle", "prior": "p", "dvae": "d", "ranker": source(checkpoint, **changes)}
+    with pytest.raises(ValidationError) as refusal:
+        configured("clip", system)
+    assert [fault["loc"][-1] for fault in refusal.value.errors()] == [key]
+
+
+def test_a_string_is_a_model_directory_as_before():
+    config = configured("runs/clip/model")
+    assert config.clip == "runs/clip/model"
+    assert EvaluationConfig.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,1 @@
+"""Exponential moving averages of weights, kept while training or computed afterwards."""

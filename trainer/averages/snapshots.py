@@ -1,0 +1,119 @@
+"""Snapshots of averages by powers of time: `averages/` in a run directory.
+
+A file holds the whole weights of the exported part; its metadata say which average they are, of
+which update.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mezzotint.common.errors import UserError
+from trainer.averages.config import EmaConfig, PowerEma
+from trainer.averages.ema import Ema
+from trainer.averages.post_hoc_ema import Combination, EmaProfile, combine
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Takes snapshots of a run's averages; every process calls it, one of them writes."""
+
+    root: Path
+    settings: EmaConfig | None
+    steps: int
+    """Updates of the run: the last one has a snapshot."""
+    writes: bool
+
+    def take(self, update: int, ema: Ema) -> None:
+        """Keep the averages after an update, where one is due."""
+        settings = self.settings
+        if not isinstance(settings, PowerEma):
+            return
+        if update % settings.every and update != self.steps:
+            return
+        dtype = torch.float16 if settings.stored == "fp16" else torch.float32
+        for track, sigma_rel in enumerate(settings.sigma_rel):
+            weights = ema.whole(track)
+            if self.writes:
+                write(self.root, EmaProfile(sigma_rel, update), weights, dtype)
+
+
+def write(
+    root: Path, profile: EmaProfile, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> None:
+    """One snapshot, whole or not at all."""
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step-{profile.update:08d}-{profile.sigma_rel:g}.safetensors"
+    temporary = final.with_name(f".{final.name}.tmp")
+    words = {"sigma_rel": repr(profile.sigma_rel), "update": str(profile.update)}
+    save_file(
+        {key: value.to(dtype).contiguous() for key, value in weights.items()}, temporary, words
+    )
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(final)
+
+
+@dataclass(frozen=True)
+class SynthesizedEma:
+    """An average made from snapshots."""
+
+    weights: dict[str, Tensor]
+    """Whole, fp32, by name."""
+    profile: EmaProfile
+    combination: Combination
+    snapshots: int
+
+
+def make(root: Path, sigma_rel: float, update: int | None = None) -> SynthesizedEma:
+    """The average of a relative width that ends at an update, by default the last snapshot's.
+
+    Raises:
+        UserError: there are no snapshots, one cannot be read, or the update lies beyond them.
+    """
+    found = [(path, _profile(path)) for path in sorted(root.glob("step-*.safetensors"))]
+    if not found:
+        raise UserError(
+            f"{root}: holds no snapshots of averages; train with ema={{kind: power}} to keep some"
+        )
+    last = max(profile.update for _, profile in found)
+    wanted = EmaProfile(sigma_rel, last if update is None else update)
+    if not 0 < wanted.update <= last:
+        raise UserError(f"{root}: the snapshots end at update {last}, not at {wanted.update}")
+    # later ones weigh updates that the wanted average does not know
+    used = [(path, profile) for path, profile in found if profile.update <= wanted.update]
+    if not used:
+        first = min(profile.update for _, profile in found)
+        raise UserError(f"{root}: the first snapshot is of update {first}, later than {update}")
+    combination = combine([profile for _, profile in used], wanted)
+    weights = _sum([path for path, _ in used], combination.coefficients)
+    return SynthesizedEma(weights, wanted, combination, len(used))
+
+
+def _sum(paths: Sequence[Path], coefficients: Tensor) -> dict[str, Tensor]:
+    """The combination of snapshots, added up in fp64, one file after the other."""
+    total: dict[str, Tensor] = {}
+    for path, factor in zip(paths, coefficients.tolist(), strict=True):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_tensor(name).double().mul_(factor)
+                total[name] = total[name].add_(part) if name in total else part
+    return {name: value.float() for name, value in total.items()}
+
+
+def _profile(path: Path) -> EmaProfile:
+    """Which average a file holds."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            words = file.metadata() or {}
+        return EmaProfile(float(words["sigma_rel"]), int(words["update"]))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: is no snapshot of an average ({error}); remove the file"
+        ) from error

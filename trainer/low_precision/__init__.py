@@ -1,0 +1,1 @@
+"""16-bit states, gradient scaling, gradient compression, the optimizer inside backward."""

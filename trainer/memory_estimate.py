@@ -1,0 +1,252 @@
+"""How many bytes training holds per process, and writes per checkpoint.
+
+What DeepSpeed 0.19 keeps at each ZeRO stage (arXiv 1910.02054) as `trainer.engine` configures it,
+with the averages of `trainer.averages.ema`. Activations are not counted. Real engines are measured
+against these numbers in tests/integration/test_footprint.py.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from torch import nn
+
+from trainer.low_precision.adamw import PIECE
+from trainer.low_precision.fp32_params import matrices
+from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
+from trainer.optimizers.schedules import Moments
+from trainer.recipe import Precision, Recipe
+
+FLOAT = 4
+"""Bytes of a number in fp32: master weights, moments and averages are kept in it."""
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reserves room for to reduce them together (reduce_bucket_size)."""
+LIVE = 1_000_000_000
+"""Weights that ZeRO-3 may keep whole at once (max_live_parameters)."""
+SMALL = 100_000
+"""Weights up to this size stay whole under ZeRO-3 (param_persistence_threshold)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Trainable numbers of one part."""
+
+    weights: tuple[int, ...]
+    """Of each parameter."""
+    largest_layer: int
+    """Of the layer that has most."""
+    matrices: tuple[int, ...]
+    """Those of the weights whose moments may be 16-bit."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.weights)
+
+    @property
+    def small(self) -> int:
+        """Those in parameters that ZeRO-3 does not shard for long."""
+        return sum(size for size in self.weights if size <= SMALL)
+
+    @property
+    def inner(self) -> int:
+        """Numbers whose moments may be 16-bit."""
+        return sum(self.matrices)
+
+
+def padded(size: int, world: int) -> int:
+    """Weights in one row whose shares begin at even places (ZeRO 1 and 2)."""
+    unit = 2 * world
+    return -(-size // unit) * unit
+
+
+def sizes(part: nn.Module) -> Sizes:
+    """Count a part, which may be on the meta device."""
+    return Sizes(
+        tuple(weight.numel() for weight in part.parameters() if weight.requires_grad),
+        max(
+            sum(weight.numel() for weight in module.parameters(recurse=False))
+            for module in part.modules()
+        ),
+        tuple(weight.numel() for weight in matrices(part)),
+    )
+
+
+@dataclass(frozen=True)
+class States:
+    """What the bytes of one part depend on besides its sizes; `precision` is not auto."""
+
+    zero: int
+    precision: Precision
+    averages: int
+    """Kept of every weight."""
+    moments: Moments = "fp32"
+    master: Literal["fp32", "bf16"] = "fp32"
+    errors: int = 0
+    """Bytes of a number in the error buffers of compression; 0 without any."""
+    in_backward: bool = False
+    """Whether weights are updated inside backward, and nothing is kept in fp32."""
+
+    @property
+    def number(self) -> int:
+        """Bytes of a weight as the network computes with it."""
+        return stored_bytes(self.precision)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether the optimizer has weights of its own."""
+        return self.zero > 0 or (self.number < FLOAT and not self.in_backward)
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of a weight of its own."""
+        return 2 if self.master == "bf16" else FLOAT
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of a moment of a matrix."""
+        return FLOAT if self.moments == "fp32" else 2
+
+    def groups(self, part: Sizes) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Weights that the optimizer keeps together, and the bytes of a moment of theirs."""
+        if self.moments == "fp32" or self.in_backward:
+            return ((part.weights, self.moment_bytes),)
+        islands = list(part.weights)
+        for size in part.matrices:
+            islands.remove(size)
+        return ((part.matrices, self.moment_bytes), (tuple(islands), FLOAT))
+
+
+def states(recipe: Recipe, part: str, precision: Precision) -> States:
+    """Those of a recipe's part."""
+    errors = 0
+    match recipe.engine.compression:
+        case PowerSGDConfig() as config:
+            errors = FLOAT if config.errors == "fp32" else 2
+        case WholeGradients():
+            pass
+    return States(
+        zero=recipe.engine.zero_of(part),
+        precision=precision,
+        averages=0 if recipe.ema is None else recipe.ema.tracks,
+        moments=recipe.optimizer_of(part).moments,
+        master=recipe.engine.master,
+        errors=errors,
+        in_backward=recipe.engine.update == "in_backward",
+    )
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one process; each of the lines at its highest."""
+
+    weights: int
+    """What the network computes with."""
+    master: int
+    """Weights beside them that the optimizer updates."""
+    moments: int
+    """AdamW's two."""
+    averages: int
+    """The moving averages."""
+    gradients: int
+    """Between backward and update."""
+    buckets: int
+    """Room to reduce gradients in."""
+    gathered: int
+    """ZeRO-3: weights that are whole for a while, with those that always are."""
+    update: int
+    """fp32 copies made during an update: of gradients for AdamW, of a weight for the averages."""
+    errors: int
+    """What compression of gradients still owes."""
+
+    @property
+    def total(self) -> int:
+        """All of it; not all is there at the same moment, so this is an upper bound."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __add__(self, other: "Footprint") -> "Footprint":
+        """Two parts in one process."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Footprint(*(one + two for one, two in pairs))
+
+
+NOTHING = Footprint(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def footprint(part: Sizes, how: States, world: int) -> Footprint:
+    """What each of `world` processes holds for one part."""
+    number, zero = how.number, how.zero
+    groups = how.groups(part)
+    match zero:
+        case 0:
+            shares = [sum(weights) for weights, _ in groups]
+            kept = sum(shares)
+        case 3:
+            shares = [_cut(weights, world) for weights, _ in groups]
+            kept = sum(shares)
+        case _:
+            rows = [padded(sum(weights), world) for weights, _ in groups]
+            kept, shares = sum(rows), [row // world for row in rows]
+    share = sum(shares)
+    averages = (_cut(part.weights, world) if zero == 3 else part.total) * FLOAT
+    largest = max(part.weights) * FLOAT
+    whole = min(part.total, part.small + LIVE + part.largest_layer) if zero == 3 else 0
+    return Footprint(
+        weights=kept * number,
+        master=share * how.master_bytes if how.wrapped else 0,
+        moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),
+        averages=averages * how.averages,
+        gradients=(part.largest_layer if how.in_backward else share) * number,
+        buckets=BUCKET * _bucket_bytes(zero, how.precision),
+        gathered=whole * number,
+        update=max(
+            share * how.master_bytes if how.wrapped else 0,
+            largest if how.averages and number < FLOAT else 0,
+            (12 if how.in_backward else 8) * PIECE * FLOAT if how.moments != "fp32" else 0,
+        ),
+        errors=part.inner * how.errors,
+    )
+
+
+def start_bytes(part: Sizes, how: States, world: int, *, drawn: bool) -> int:
+    """What a process holds of a part before its engine shares it out.
+
+    The whole part in fp32; where weights are drawn one by one (for ZeRO-3, and for updates inside
+    backward), what is kept of them and twice the largest weight.
+    """
+    if not drawn or (how.zero < 3 and not how.in_backward):
+        return part.total * FLOAT
+    return _cut(part.weights, world) * how.number + 2 * FLOAT * max(part.weights)
+
+
+def _cut(weights: tuple[int, ...], world: int) -> int:
+    """What one of `world` processes keeps under ZeRO-3: every weight is cut evenly."""
+    return sum(-(-size // world) for size in weights)
+
+
+def stored_bytes(precision: Precision) -> int:
+    """Bytes of a weight as the network computes with it."""
+    return 2 if precision in ("bf16", "fp16") else FLOAT
+
+
+def _bucket_bytes(zero: int, precision: Precision) -> int:
+    """Bytes per place of the buckets; under autocast there is one for either kind of number."""
+    match zero, precision:
+        case 0, _:
+            return 0
+        case 3, "autocast_bf16":
+            return FLOAT + 2
+        case _, "autocast_bf16":
+            return 2 * FLOAT
+        case _:
+            return stored_bytes(precision)
+
+
+def checkpoint_bytes(part: Sizes, how: States, world: int) -> int:
+    """Bytes of one part in a checkpoint, all processes together, without its small files.
+
+    Under ZeRO-3 the master weights stand for the weights.
+    """
+    each = (how.number if how.zero < 3 else 0) + (how.master_bytes if how.wrapped else 0)
+    moments = 2 * sum(sum(weights) * number for weights, number in how.groups(part))
+    averages = part.total * FLOAT * how.averages
+    return part.total * each + moments + averages + world * part.inner * how.errors

@@ -1,0 +1,43 @@
+"""Metrics between two logged steps."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trainer import distributed
+
+
+class MetricAccumulator:
+    """Sums of metrics between two logged steps, kept as tensors so that no step waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+        self._count: dict[str, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        self._sums, self._count = {}, {}
+        self._started = time.perf_counter()
+        self.waited, self.samples, self.steps = 0.0, 0, 0
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add one micro-batch's metrics (scalars)."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._count[name] = self._count.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Means over the interval and all processes, and speeds; every process calls it."""
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name] / self._count[name] for name in names])
+        seconds = time.perf_counter() - self._started
+        values = dict(zip(names, distributed.mean(means.to(self._device)).tolist(), strict=True))
+        values["images_per_second"] = self.samples / seconds
+        values["steps_per_second"] = self.steps / seconds
+        values["data_wait_share"] = self.waited / seconds
+        return values

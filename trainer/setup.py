@@ -1,0 +1,128 @@
+"""What a recipe stands for once its files are opened: data, tokenizer and task."""
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.errors import UserError
+from models import frozen_text, store
+from models.config import text_shape
+from models.diffusion.network import ClassConditional
+from models.diffusion.unet.network import UNetConfig
+from models.text_source import TextSource
+from trainer.deferred_init import Sketch
+from trainer.recipe import Recipe
+from trainer.task import Task
+from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.hierarchical_prior import LevelPriorConfig
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a recipe stands for once its files are opened."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer | None
+    task: Task
+    sketch: Sketch | None = None
+    """Knows the weights of a model that no process may hold whole."""
+    text_encoder: TextSource | None = None
+    """The frozen encoder that reads the captions, with its digest."""
+
+
+def open_materials(recipe: Recipe) -> TrainingInputs:
+    """Open the data set and tokenizer and build the task; refuses what does not fit together.
+
+    Raises:
+        UserError: the tokenizer's vocabulary or length is not the model's, or the data set lacks
+            what the task reads.
+    """
+    encoder = recipe.data.encoder
+    if encoder is not None and not _is_digest(encoder):
+        encoder = store.describe(encoder).digest
+    dataset = open_dataset(recipe.data, expected_encoder=encoder)
+    check_labels(recipe)
+    tokenizer = None
+    if recipe.data.text is not None:
+        tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
+        check_text(recipe, tokenizer)
+    text_encoder = check_reading(recipe)
+    torch.manual_seed(recipe.seed)
+    sketch = Sketch() if _one_by_one(recipe) else None
+    with sketch or nullcontext():
+        model = recipe.model.build()
+    return TrainingInputs(dataset, tokenizer, recipe.task.build(model), sketch, text_encoder)
+
+
+def _one_by_one(recipe: Recipe) -> bool:
+    """Whether weights are not to be whole in fp32 together: for shards, or for bf16 ones alone."""
+    stages = {recipe.engine.zero, *recipe.engine.zeros.values()}
+    alone = recipe.engine.update == "in_backward"
+    return (3 in stages or alone) and torch.get_default_device().type != "meta"
+
+
+def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the one the model is shaped for."""
+    shape = text_shape(recipe.model)
+    assert recipe.data.text is not None
+    if shape is None:
+        return
+    if isinstance(recipe.task, LevelPriorConfig):  # part of the text is coarser codes
+        vocab, length = recipe.task.given_vocab, recipe.task.given_length
+        shape = replace(shape, vocab=shape.vocab - vocab, length=shape.length - length)
+    if tokenizer.vocab_size != shape.vocab:
+        raise UserError(
+            f"data.text.tokenizer: {recipe.data.text.tokenizer} has {tokenizer.vocab_size} pieces "
+            f"and {shape.keys}vocab is {shape.vocab}; set {shape.keys}vocab={tokenizer.vocab_size} "
+            "or train a tokenizer of the wanted size (mezzotint data tokenizer)"
+        )
+    if recipe.data.text.length != shape.length:
+        raise UserError(
+            f"data.text.length is {recipe.data.text.length} and {shape.keys}length "
+            f"is {shape.length}; make them equal"
+        )
+
+
+def check_labels(recipe: Recipe) -> None:
+    """Refuse labels of another number of classes than the model knows."""
+    label, model = recipe.data.label, recipe.model
+    if label is None or not isinstance(model, ClassConditional) or model.classes is None:
+        return
+    if label.count != model.classes:
+        raise UserError(
+            f"data.label gives {label.count} classes and model.classes is {model.classes}; set "
+            f"model.classes={label.count}"
+        )
+
+
+def check_reading(recipe: Recipe) -> TextSource | None:
+    """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
+    task, model = recipe.task, recipe.model
+    if not isinstance(task, DenoisingConfig) or task.reads is None:
+        return None
+    found = frozen_text.describe(task.reads)
+    told = model.features if isinstance(model, UNetConfig) else None
+    if told is not None and told.width != found.width:
+        raise UserError(
+            f"model.features.width is {told.width} and {found.source.place} gives features of "
+            f"{found.width}; set model.features.width={found.width}"
+        )
+    return found.source
+
+
+def check(recipe: Recipe) -> None:
+    """Open everything a recipe names, building the networks without memory.
+
+    Raises:
+        UserError: whatever training would refuse.
+    """
+    with torch.device("meta"):
+        open_materials(recipe)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == hashlib.sha256().digest_size * 2 and set(text) <= set("0123456789abcdef")

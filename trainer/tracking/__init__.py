@@ -1,0 +1,1 @@
+"""Metrics and artifacts in MLflow; the only package that imports it."""
