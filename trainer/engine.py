@@ -127,7 +127,7 @@ class Engine:
                 return optimizer.norm()
             case _:
                 return torch.nn.utils.clip_grad_norm_(
-                    self.module.parameters(), self._settings.clip or float("inf")
+                    self.module.parameters(), self._settings.max_grad_norm or float("inf")
                 )
 
     def learning_rate(self, index: int) -> float:

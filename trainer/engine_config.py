@@ -59,7 +59,7 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
     """DeepSpeed's JSON for one part, derived from the recipe and the number of processes."""
     micro = recipe.micro_batch_for(world)
     zero = recipe.engine.zero_of(part)
-    clip = recipe.optimizer_of(part).clip
+    clip = recipe.optimizer_of(part).max_grad_norm
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -80,7 +80,7 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
             pass
         case "bf16":
             config["bf16"] = {"enabled": True}
-            if recipe.engine.master == "bf16":
+            if recipe.engine.master_dtype == "bf16":
                 config["bf16"]["bf16_master_weights_and_grads"] = True
                 config["bf16"]["bf16_optimizer_states"] = True
         case "fp16":
@@ -98,8 +98,11 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
     """
     settings, zero = recipe.optimizer_of(part), recipe.engine.zero_of(part)
     if recipe.engine.update == "after_backward":
-        if settings.clip_each is not None:
-            raise UserError("optimizer.clip_each: needs engine.update=in_backward; use clip")
+        if settings.max_grad_norm_per_parameter is not None:
+            raise UserError(
+                "optimizer.max_grad_norm_per_parameter: needs engine.update=in_backward; use "
+                "optimizer.max_grad_norm"
+            )
         return
     micro = recipe.micro_batch_for(world)
     needs = (
@@ -117,9 +120,10 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
             f"micro_batch={recipe.batch}, not {micro}",
         ),
         (
-            settings.clip is not None,
+            settings.max_grad_norm is not None,
             "no global norm, which is known too late",
-            "optimizer.clip=null, and optimizer.clip_each to bound each weight's own",
+            "optimizer.max_grad_norm=null, and optimizer.max_grad_norm_per_parameter to clip each "
+            "parameter's own",
         ),
     )
     for missing, what, key in needs:
@@ -136,9 +140,9 @@ def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
     settings, zero = recipe.engine, recipe.engine.zero_of(part)
     moments = recipe.optimizer_of(part).moments
     whole_weights = precision in ("fp32", "autocast_bf16", "autocast_fp16")
-    if settings.master == "bf16" and (precision != "bf16" or zero == 0 or moments == "fp32"):
+    if settings.master_dtype == "bf16" and (precision != "bf16" or zero == 0 or moments == "fp32"):
         raise UserError(
-            "engine.master: bf16 needs engine.precision=bf16, engine.zero of 1 to 3 and "
+            "engine.master_dtype: bf16 needs engine.precision=bf16, engine.zero of 1 to 3 and "
             f"optimizer.moments bf16 or codec_16, not {precision}, {zero} and {moments}"
         )
     if settings.fp32_logits and not whole_weights:
@@ -179,7 +183,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
         UserError: the recipe speaks of a part the task does not have, or asks for activation
             checkpointing of a part without blocks.
     """
-    named = {"optimizers": recipe.optimizers, "engine.zeros": recipe.engine.zeros}
+    named = {"optimizers": recipe.optimizers, "engine.zero_per_part": recipe.engine.zero_per_part}
     for key, settings in named.items():
         unknown = sorted(set(settings) - set(parts))
         if unknown:

@@ -129,7 +129,7 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
         precision=precision,
         averages=0 if recipe.ema is None else recipe.ema.tracks,
         moments=recipe.optimizer_of(part).moments,
-        master=recipe.engine.master,
+        master=recipe.engine.master_dtype,
         errors=errors,
         in_backward=recipe.engine.update == "in_backward",
     )

@@ -13,6 +13,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import check_no_credentials
 from models.config import ModelConfig
 from trainer.averages.config import EmaConfig, ExponentialEma
+from trainer.config_utils import RENAMED_KEYS
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.optimizers.schedules import OptimizerConfig
@@ -28,10 +29,10 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     """How DeepSpeed runs the parts; its JSON is derived from this (see `trainer.engine`)."""
 
     zero: Literal[0, 1, 2, 3] = 0
-    zeros: Mapping[str, Literal[0, 1, 2, 3]] = Field(default_factory=dict)
+    zero_per_part: Mapping[str, Literal[0, 1, 2, 3]] = Field(default_factory=dict)
     """ZeRO stages of single parts, by name, where they differ from `zero`."""
     precision: Precision = "auto"
-    master: Literal["fp32", "bf16"] = "fp32"
+    master_dtype: Literal["fp32", "bf16"] = "fp32"
     """What the optimizer updates under bf16: fp32 copies, or the 16-bit weights themselves."""
     update: Update = "after_backward"
     """In backward each weight is updated once its gradient is whole: 6 bytes a weight in all."""
@@ -47,7 +48,7 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
 
     def zero_of(self, part: str) -> Literal[0, 1, 2, 3]:
         """The ZeRO stage of one part."""
-        return self.zeros.get(part, self.zero)
+        return self.zero_per_part.get(part, self.zero)
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
@@ -227,12 +228,18 @@ def explain(error: ValidationError, source: str, tree: object = None) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         match fault["type"]:
             case "extra_forbidden":
-                message = "unknown key; remove it or check its spelling"
+                message = _unknown_key(keys[-1])
             case "union_tag_invalid":
                 keys.append(context["discriminator"].strip("'"))
                 message = f"there is no '{context['tag']}'; choose {context['expected_tags']}"
         lines.append(f"{source}: {'.'.join(keys) or '(whole file)'}: {message}")
     return "\n".join(lines)
+
+
+def _unknown_key(key: str) -> str:
+    if key in RENAMED_KEYS:
+        return f"was renamed to {RENAMED_KEYS[key]}; use the new name"
+    return "unknown key; remove it or check its spelling"
 
 
 def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:

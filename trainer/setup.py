@@ -60,7 +60,7 @@ def open_materials(recipe: Recipe) -> TrainingInputs:
 
 def _one_by_one(recipe: Recipe) -> bool:
     """Whether weights are not to be whole in fp32 together: for shards, or for bf16 ones alone."""
-    stages = {recipe.engine.zero, *recipe.engine.zeros.values()}
+    stages = {recipe.engine.zero, *recipe.engine.zero_per_part.values()}
     alone = recipe.engine.update == "in_backward"
     return (3 in stages or alone) and torch.get_default_device().type != "meta"
 

@@ -157,6 +157,6 @@ def derive(
         result |= {"mean": found.mean, "deviation": found.deviation}
         words += (
             f"\nlatents: mean {found.mean:.4g}, deviation {found.deviation:.4g}; train on them "
-            f"with task.of.scale={found.scale:.4g}"
+            f"with task.target.scale={found.scale:.4g}"
         )
     typer.echo(json.dumps(result) if as_json else words)

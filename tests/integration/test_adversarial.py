@@ -33,7 +33,7 @@ task:
   kind: adversarial
   discriminator: {{width: 8, layers: 2}}
   perceptual: {{kind: random, widths: [8, 16], weight: 0.1}}
-  starts: 4
+  start_step: 4
   weight: 0.5
 data:
   url: data/emoji
@@ -42,7 +42,7 @@ data:
   memory: true
 optimizer: {{lr: {{peak: 1.0e-3}}}}
 optimizers: {{discriminator: {{lr: {{peak: 5.0e-4}}, betas: [0.5, 0.9]}}}}
-engine: {{zero: {zero}, zeros: {zeros}, precision: fp32}}
+engine: {{zero: {zero}, zero_per_part: {zeros}, precision: fp32}}
 log: {{every: 1}}
 checkpoint: {{every: 6}}
 """
@@ -151,5 +151,5 @@ def test_a_stage_for_a_part_that_is_not_there_is_refused(tmp_path):
     loaded = load(recipe)
     with torch.device("meta"):
         parts = loaded.task.build(loaded.model.build()).parts()
-    with pytest.raises(UserError, match=r"engine\.zeros\.critic: no such part"):
+    with pytest.raises(UserError, match=r"engine\.zero_per_part\.critic: no such part"):
         prepare(parts, loaded)

@@ -48,7 +48,7 @@ def overrides(name: str) -> list[str]:
         *SMALL,
         f"engine.precision={precision}",
         f"engine.zero={zero}",
-        f"engine.master={states['master']}",
+        f"engine.master_dtype={states['master']}",
         f"optimizer.moments={states['moments']}",
         *([f"engine.compression={{kind: powersgd, rank: {rank}}}"] if rank else []),
     ]

@@ -18,7 +18,7 @@ SMALL = [
         "batch=8",
         "engine.zero=0",
         "optimizer.lr={peak: 1e-3, decay: constant}",
-        "optimizer.clip=null",
+        "optimizer.max_grad_norm=null",
     ),
 ]
 INSIDE = ["engine.precision=bf16", "engine.update=in_backward", "optimizer.moments=bf16"]

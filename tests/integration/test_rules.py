@@ -17,7 +17,7 @@ FULL = "engine.compression={kind: powersgd, rank: 128, errors: fp32}"
 LOW = "engine.compression={kind: powersgd, rank: 4}"
 FP32, AUTOCAST, BF16 = (f"engine.precision={each}" for each in ("fp32", "autocast_bf16", "bf16"))
 CODEC, HALVES = "optimizer.moments=codec_16", "optimizer.moments=bf16"
-MASTER = "engine.master=bf16"
+MASTER = "engine.master_dtype=bf16"
 SETTINGS = {
     "plain": [FP32],
     **{f"scales-{zero}": [FP32, SCALES, f"engine.zero={zero}"] for zero in (0, 1, 2, 3)},

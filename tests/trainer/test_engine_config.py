@@ -18,7 +18,7 @@ from trainer.recipe import load
 DVAE = "recipes/emoji_dvae.yaml"
 INSIDE = [
     *("engine.update=in_backward", "engine.zero=0", "batch=8"),
-    *("optimizer.moments=bf16", "optimizer.clip=null"),
+    *("optimizer.moments=bf16", "optimizer.max_grad_norm=null"),
 ]
 
 
@@ -54,7 +54,7 @@ def test_the_batch_is_shared_by_processes_and_accumulation():
 @pytest.mark.parametrize("precision", ["fp32", "autocast_bf16", "bf16", "fp16"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_deepspeed_clips_exactly_where_it_wraps_the_optimizer(zero, precision):
-    recipe = load(DVAE, [f"engine.zero={zero}", "optimizer.clip=2.5"])
+    recipe = load(DVAE, [f"engine.zero={zero}", "optimizer.max_grad_norm=2.5"])
     config = deepspeed_config(recipe, "model", 1, precision)
     wrapped = zero > 0 or precision in {"bf16", "fp16"}
     assert wraps_optimizer(zero, precision) == wrapped
@@ -93,7 +93,12 @@ def test_updates_inside_backward_leave_deepspeed_no_copies_to_make():
         ([], "autocast_bf16", 1, "bf16 weights: set engine.precision=bf16, not autocast_bf16"),
         (["optimizer.moments=codec_16"], "bf16", 1, "set optimizer.moments=bf16, not codec_16"),
         (["micro_batch=4"], "bf16", 1, "one backward: set micro_batch=8, not 4"),
-        (["optimizer.clip=1.0"], "bf16", 1, "set optimizer.clip=null, and optimizer.clip_each"),
+        (
+            ["optimizer.max_grad_norm=1.0"],
+            "bf16",
+            1,
+            "set optimizer.max_grad_norm=null, and optimizer.max_grad_norm_per_parameter",
+        ),
     ],
 )
 def test_what_cannot_go_with_updates_inside_backward_is_refused(changes, precision, world, message):
@@ -104,15 +109,18 @@ def test_what_cannot_go_with_updates_inside_backward_is_refused(changes, precisi
 
 
 def test_a_bound_for_each_weight_needs_updates_inside_backward():
-    recipe = load(DVAE, ["optimizer.clip_each=1.0"])
-    with pytest.raises(UserError, match=r"optimizer.clip_each: needs engine.update=in_backward"):
+    recipe = load(DVAE, ["optimizer.max_grad_norm_per_parameter=1.0"])
+    with pytest.raises(
+        UserError,
+        match=r"optimizer.max_grad_norm_per_parameter: needs engine.update=in_backward",
+    ):
         check_update(recipe, "model", "fp32", 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "precision", "message"),
     [
-        (["engine.master=bf16"], "bf16", "engine.master: bf16 needs"),
+        (["engine.master_dtype=bf16"], "bf16", "engine.master_dtype: bf16 needs"),
         (["engine.fp32_logits=true"], "bf16", "engine.fp32_logits: with engine.precision=bf16"),
         (
             ["engine.gradient_scaling={kind: per_block}"],

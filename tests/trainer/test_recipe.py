@@ -46,6 +46,18 @@ def test_a_misspelt_key_is_named_by_its_full_path(key):
 
 
 @pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("optimizer.clip", "max_grad_norm"),
+        ("engine.zeros", "zero_per_part"),
+        ("optimizers.model.clip_each", "max_grad_norm_per_parameter"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(key, new):
+    assert f"{DVAE}: {key}: was renamed to {new}; use the new name" in refusal(f"{key}=1")
+
+
+@pytest.mark.parametrize(
     ("override", "fault"),
     [
         ("steps=0", "steps: Input should be greater than 0"),

@@ -48,6 +48,6 @@ def build_in_backward(module: nn.Module, settings: OptimizerConfig, key: str) ->
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        clip=settings.clip_each,
+        clip=settings.max_grad_norm_per_parameter,
         seed=int.from_bytes(hashlib.sha256(f"rounding/{key}".encode()).digest()[:8], "little"),
     )

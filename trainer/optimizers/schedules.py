@@ -95,8 +95,8 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
-    clip_each: float | None = Field(default=None, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    max_grad_norm_per_parameter: float | None = Field(default=None, gt=0)
     """Bound of the norm of each weight's gradient; for engine.update=in_backward."""
     moments: Moments = "fp32"
     """Of the matrices in residual blocks; gains, biases and embeddings keep fp32 ones, unless

@@ -23,11 +23,11 @@ LARGEST_RATIO = 1e4
 
 
 class AdversarialConfig(Objective, frozen=True, extra="forbid"):
-    """Reconstruction, plus `weight` x the generator's adversarial loss from step `starts` on.
+    """Reconstruction, plus `weight` x the generator's adversarial loss from step `start_step` on.
 
     `adaptive` multiplies the weight by the ratio of gradient norms at the decoder's last layer
     (2012.09841, eq. 7): the adversarial term then pulls `weight` times as hard as the distance,
-    whatever their units. `ramp` steps raise the weight from 0, so that a discriminator that starts
+    whatever their units. `ramp_steps` raise the weight from 0, so that a discriminator that starts
     late does not ruin what was learnt.
     """
 
@@ -37,8 +37,8 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
     loss: Literal["hinge", "logistic"] = "hinge"
     weight: float = Field(default=0.8, ge=0)
     adaptive: bool = True
-    starts: int = Field(default=0, ge=0)
-    ramp: int = Field(default=0, ge=0)
+    start_step: int = Field(default=0, ge=0)
+    ramp_steps: int = Field(default=0, ge=0)
 
     def build(self, model: nn.Module) -> "Adversarial":
         """The task over `model` and a new discriminator.
@@ -52,9 +52,9 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
 
     def weight_at(self, index: int) -> float:
         """The adversarial term's weight at step `index`, before any adaptive ratio."""
-        if index < self.starts:
+        if index < self.start_step:
             return 0.0
-        return self.weight * min(1.0, (index - self.starts + 1) / max(self.ramp, 1))
+        return self.weight * min(1.0, (index - self.start_step + 1) / max(self.ramp_steps, 1))
 
 
 class Adversarial:
@@ -86,7 +86,7 @@ class Adversarial:
         distance, more = terms.distance(leaf, image)
         (gradient,) = torch.autograd.grad(distance, leaf)
         value, metrics = distance.detach(), {**metrics, **more}
-        if step.index >= self._config.starts:
+        if step.index >= self._config.start_step:
             judged, adversarial = self._judged(engines, leaf)
             weight = torch.tensor(self._config.weight_at(step.index), device=image.device)
             if self._config.adaptive:
@@ -114,7 +114,7 @@ class Adversarial:
         return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_RATIO)
 
     def _discriminate(self, engines: Engines, real: Tensor, fake: Tensor, step: Step) -> Loss:
-        started = step.index >= self._config.starts
+        started = step.index >= self._config.start_step
         if not started:
             # its engine has to keep step with the other one: one picture, at no weight
             real, fake = real[:1], fake[:1]

@@ -87,7 +87,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     kind: Literal["denoising"]
-    of: Annotated[Images | Array, Field(discriminator="kind")] = Images()
+    target: Annotated[Images | Array, Field(discriminator="kind")] = Images()
     condition: ConditionConfig = NoCondition()
     loss: LossConfig = WeightedLoss()
     weight: Weight | None = None
@@ -214,9 +214,9 @@ class Denoising:
 
         Where small images are enlarged, also those enlarged without a model.
         """
-        if not isinstance(self._config.of, Images):
+        if not isinstance(self._config.target, Images):
             return {}
-        clean = self._config.of.clean(batch, rng)
+        clean = self._config.target.clean(batch, rng)
         scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
             cond = each.shown(cond, scene)
@@ -248,7 +248,7 @@ class Denoising:
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """What is noised: a crop of it where the task says so."""
-        clean = self._config.of.clean(batch, rng)
+        clean = self._config.target.clean(batch, rng)
         for each in self._conditions:
             if isinstance(each, LowResolutionCondition) and each.crop is not None:
                 clean = cropped(clean, each.crop, factor_of(self._model), rng)

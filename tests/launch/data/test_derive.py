@@ -215,7 +215,7 @@ def test_the_command_says_how_to_scale_latents(mezzotint, refused, tmp_path, wri
     said = json.loads(mezzotint(*words, "--json").out)
     assert said["samples"] == 12
     plain = mezzotint(*words)  # made already
-    assert f"deviation {said['deviation']:.4g}; train on them with task.of.scale=" in plain.out
+    assert f"deviation {said['deviation']:.4g}; train on them with task.target.scale=" in plain.out
     codes = saved(tmp_path / "codes", HIERARCHY)
     wrong = refused(
         "data", "derive", tmp_path / "set", tmp_path / "no", "--model", codes, "--latents"

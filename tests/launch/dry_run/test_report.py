@@ -230,7 +230,7 @@ def test_sizes_are_written_in_the_unit_that_fits():
 
 
 def test_parts_with_stages_of_their_own_are_weighed_by_them(checked):
-    words = ["engine.zero=0", "engine.zeros={model: 2}", "engine.precision=fp32"]
+    words = ["engine.zero=0", "engine.zero_per_part={model: 2}", "engine.precision=fp32"]
     report = checked("emoji_vqgan", *words, "--processes", 2)
     held = report["memory"]["parts"]
     for part, settings in report["deepspeed"].items():

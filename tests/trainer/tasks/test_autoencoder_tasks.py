@@ -170,7 +170,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer(py
 
 def test_before_its_start_the_discriminator_neither_learns_nor_is_heard():
     config = AdversarialConfig(
-        kind="adversarial", discriminator=DISCRIMINATOR, likelihood="l2", starts=3, ramp=4
+        kind="adversarial", discriminator=DISCRIMINATOR, likelihood="l2", start_step=3, ramp_steps=4
     )
     task, engines = built(config, autoencoder(Identity()))
     generator, discriminator = losses(task, engines, 2)

@@ -61,7 +61,7 @@ CASES = {
     ),
     "latents": (
         {**UNET, "image_channels": 4},
-        {"of": {"kind": "array", "name": "latents", "scale": 0.5}},
+        {"target": {"kind": "array", "name": "latents", "scale": 0.5}},
     ),
 }
 
@@ -185,7 +185,7 @@ def test_vectors_are_denoised_by_a_network_of_any_kind():
     model = Vectors()
     trained = task(
         model,
-        of={"kind": "array", "name": "vectors", "mean": 1.0, "scale": 0.25},
+        target={"kind": "array", "name": "vectors", "mean": 1.0, "scale": 0.25},
         condition={"kind": "class"},
         loss={"kind": "simple"},
     )
@@ -272,7 +272,7 @@ def test_what_does_not_fit_the_model_is_refused_by_its_key(model, settings, mess
         ({"condition": {"kind": "several", "of": [BY_TEXT]}}, "at least 2 items"),
         ({"condition": {"kind": "several", "of": [BY_TEXT, BY_TEXT]}}, "more than once"),
         ({"weight": {"low": 2.0, "high": 1.0}}, "low must not be above high"),
-        ({"of": {"kind": "array", "name": "z", "scale": 0}}, "greater than 0"),
+        ({"target": {"kind": "array", "name": "z", "scale": 0}}, "greater than 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):
