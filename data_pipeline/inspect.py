@@ -1,15 +1,15 @@
 """A look into a shard set: what it holds, and a sheet of its pictures."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
 from data_pipeline.manifest import Attribute
 from mezzotint.common.errors import UserError
@@ -110,25 +110,16 @@ def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
 def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128) -> Image.Image:
     """``n`` pictures of ``dataset``, evenly spaced, each above its caption.
 
-    Pictures are shrunk to fit ``side`` x ``side`` pixels whatever ``data.image`` says.
+    Pictures are scaled to fit ``side`` x ``side`` pixels whatever ``data.image`` says.
 
     Raises:
         UserError: The set has no images, or one is damaged.
     """
-    indices = _spread(len(dataset), n)
-    font = ImageFont.load_default(10)
-    cell = side + 48
-    rows = -(-len(indices) // columns)
-    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, index in enumerate(indices):
-        left, top = place % columns * cell, place // columns * cell
-        picture = _picture(dataset, index)
-        picture.thumbnail((side, side))
-        sheet.paste(picture, (left + (cell - picture.width) // 2, top + side - picture.height))
-        lines = textwrap.wrap(dataset.caption(index), 30)[:3]
-        draw.multiline_text((left + 4, top + side + 4), "\n".join(lines), "black", font)
-    return sheet
+    cells = [
+        GridCell([[_picture(dataset, index)]], dataset.caption(index))
+        for index in _spread(len(dataset), n)
+    ]
+    return image_grid(in_columns(cells, columns), tile=side)
 
 
 def _picture(dataset: Dataset, index: int) -> Image.Image:

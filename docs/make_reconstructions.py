@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.config import PicturesConfig
 from evaluation.reconstruction import open_pictures, read_autoencoder
 from evaluation.samples import choose
-from evaluation.tables import Axis, Table
 from mezzotint.inference.images import to_bytes
 
 COMMAND = [sys.executable, "-m", "launch.cli.main"]
@@ -85,16 +85,16 @@ def table(judged: dict[str, tuple[Path, Path]]) -> Image.Image:
         with torch.inference_mode():
             back = to_bytes(autoencoder.reconstruct(images))
         if not cells:
-            cells.append([to_bytes(images)[None]])
-        cells.append([back[None]])
+            cells.append([GridCell(to_bytes(images)[None])])
+        cells.append([GridCell(back[None])])
         labels.append(f"{name} {words(scores)}")
-    return Table(
-        cells=cells,
-        rows=Axis("", labels),
-        columns=Axis("", [""]),
-        title="Held-out emoji, 32 pixels, there and back",
-        notes=["PSNR over all held-out pictures; bits a pixel. The first pictures, not the best."],
-    ).draw(tile=64, widest=150)
+    return image_grid(
+        cells,
+        rows=GridAxis(labels),
+        title="Held-out emoji, 32 pixels, and their reconstructions",
+        notes=["PSNR over all held-out images; bits per pixel. The first images, not the best."],
+        tile=64,
+    )
 
 
 def first(dataset: Dataset) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from data_pipeline.config import LabelConfig
 from data_pipeline.dataset import open_dataset
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.config import ClassEvaluation, ReferenceConfig
 from evaluation.metrics import fid
 from evaluation.metrics.intervals import wilson
 from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.report import FILE
 from evaluation.samples import write_text
-from evaluation.tables import Axis, Table
 from evaluation.text_to_image import Progress, phase
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator, keyed_seed
@@ -223,20 +223,22 @@ def write(
     columns = shown // rows
     cells = [
         [
-            each.pictures[place : place + rows * columns].view(
-                rows, columns, *each.pictures.shape[1:]
+            GridCell(
+                each.pictures[place : place + rows * columns].view(
+                    rows, columns, *each.pictures.shape[1:]
+                )
             )
             for each in drawn
         ]
         for place in range(0, len(names) * config.per_class, config.per_class)
     ]
-    table = Table(
+    grid = image_grid(
         cells,
-        Axis("class", names),
-        Axis("guidance", [f"{scale:g}" for scale in config.guidances]),
-        f"{config.name}: the first pictures of each class",
+        rows=GridAxis(names, "class"),
+        columns=GridAxis([f"{scale:g}" for scale in config.guidances], "guidance"),
+        title=f"{config.name}: the first images of each class",
     )
-    table.draw(tile=64).save(out / SHEET)
+    grid.save(out / SHEET)
     write_text(out / "report.md", to_markdown(tree))
     write_text(out / FILE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
 

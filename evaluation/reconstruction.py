@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.dataset import Dataset, open_dataset
-from evaluation import grids
+from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from evaluation.config import PicturesConfig, ReconstructionEvaluation
 from evaluation.metrics import fid
 from evaluation.metrics.features import FeatureNetwork
@@ -46,7 +46,7 @@ class Accumulator:
     nats: float = 0.0
     """Divergence of continuous latents, summed over pictures."""
     pictures: int = 0
-    panels: list[grids.Panel] = field(default_factory=list)
+    cells: list[GridCell] = field(default_factory=list)
 
 
 def evaluate_reconstruction(
@@ -76,10 +76,13 @@ def evaluate_reconstruction(
     tree = report(config, model, dataset, network, arithmetic, tally)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    if tally.panels:
-        title = f"{config.name}: original and reconstruction"
-        sheet = grids.sheet(tally.panels, columns=4, title=title, headings=["real", "back"])
-        sheet.save(directory / "grid_reconstructions.png")
+    if tally.cells:
+        grid = image_grid(
+            in_columns(tally.cells, 4),
+            title=f"{config.name}: originals and reconstructions",
+            image_labels=("real", "reconstructed"),
+        )
+        grid.save(directory / "grid_reconstructions.png")
     write_text(directory / "report.md", to_markdown(tree))
     write_text(directory / FILE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
     return tree
@@ -135,9 +138,9 @@ def take(
     if network is not None:
         tally.originals.append(network(real))
         tally.reconstructions.append(network(drawn))
-    left = max(config.shown - len(tally.panels), 0)
-    tally.panels += [
-        grids.Panel(caption, [a.clone(), b.clone()])
+    left = max(config.shown - len(tally.cells), 0)
+    tally.cells += [
+        GridCell([[a.clone(), b.clone()]], caption)
         for caption, a, b in list(zip(batch.captions, real, drawn, strict=True))[:left]
     ]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evaluation import grids, reference, samples
+from data_pipeline.image_grid import GridCell, image_grid, in_columns
+from evaluation import reference, samples
 from evaluation.config import EvaluationConfig
 from evaluation.metrics import clip_score, text_to_image
 from evaluation.metrics.text_to_image import Embedder, ExactMatches
@@ -173,18 +174,18 @@ def write_sheets(
         shown = drawn.of(part)[: config.shown]
         if not shown:
             continue
-        panels = [
-            grids.Panel(
-                caption=drawn.rows[index].caption,
-                pictures=[chosen[index], real.pictures[place[drawn.rows[index].key]]],
-                exact=bool(exact[index]),
+        cells = [
+            GridCell(
+                [[chosen[index], real.pictures[place[drawn.rows[index].key]]]],
+                drawn.rows[index].caption,
+                bool(exact[index]),
             )
             for index in shown
         ]
-        picture = grids.sheet(
-            panels, columns=4, title=f"{config.name}: {words}", headings=["drawn", "real"], tile=128
+        grid = image_grid(
+            in_columns(cells, 4), title=f"{config.name}: {words}", image_labels=("sample", "real")
         )
-        picture.save(out / f"grid_{'train' if part == 'train' else 'held_out'}.png")
+        grid.save(out / f"grid_{'train' if part == 'train' else 'held_out'}.png")
     if drawn.scores is not None and drawn.pictures.shape[1] > 1:
         write_candidate_sheet(config, drawn, drawn.of(real.held_out)[:8], out)
 
@@ -196,14 +197,12 @@ def write_candidate_sheet(
     if drawn.scores is None or not rows:
         return
     order = drawn.scores.argsort(dim=1, descending=True, stable=True)
-    panels = [
-        grids.Panel(drawn.rows[index].caption, list(drawn.pictures[index][order[index]]))
+    cells = [
+        [GridCell(drawn.pictures[index][order[index]][None], drawn.rows[index].caption)]
         for index in rows
     ]
     title = f"{config.name}: candidates, ranked by CLIP from left to right"
-    grids.sheet(panels, columns=1, title=title, headings=["best"], tile=64).save(
-        out / "grid_candidates.png"
-    )
+    image_grid(cells, title=title, image_labels=("best",)).save(out / "grid_candidates.png")
 
 
 def phase(progress: Progress, name: str) -> Callable[[int, int], None]:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.stream import Batch
 from trainer.averages.ema import Ema
 from trainer.engine import Engine
@@ -65,16 +66,8 @@ def averaged(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator
             weight.copy_(live)
 
 
-def grid(images: Tensor, *, columns: int = 8, gap: int = 2) -> Image.Image:
-    """Images (N, 3, H, W) in [-1, 1] as one picture, `columns` a row on white."""
-    count, _, height, width = images.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    for number, array in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy()):
-        row, column = divmod(number, columns)
-        sheet.paste(
-            Image.fromarray(array), (gap + column * (width + gap), gap + row * (height + gap))
-        )
-    return sheet
+def grid(images: Tensor) -> Image.Image:
+    """Images (N, 3, H, W) in [-1, 1] as one image, eight a row."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
+    cell = GridCell([list(row) for row in torch.split(pixels, 8)])
+    return image_grid([[cell]], tile=images.shape[-1])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.config import ImageConfig
+from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.images import decode
-from evaluation.grids import Panel, sheet
 from launch.progress import Reporter
 from launch.sampling.model_lookup import system_of
 from launch.sampling.overrides import changed
@@ -69,10 +69,12 @@ def complete_sheet(
         pictures = draw(drawer, given, captions, rows, options, reporter.counted("codes"))
     shown = given.clone()
     shown[size * rows // height :] = HIDDEN
-    panels = [Panel(caption, [shown, *pictures[place]]) for place, caption in enumerate(captions)]
+    cells = [
+        [GridCell([[shown, *pictures[place]]], caption)] for place, caption in enumerate(captions)
+    ]
     title = f"{options.system}: {rows} of {height} rows given, seed {options.seed}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(panels, columns=1, title=title, headings=("given",)).save(out)
+    image_grid(cells, title=title, image_labels=("given",)).save(out)
     return rows
 
 

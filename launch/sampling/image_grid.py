@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.grids import Panel, sheet
-from evaluation.tables import Axis, Table, tile_for
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from launch.sampling.overrides import Settings, Value
 from launch.sampling.sampler import Order, Shown
 from mezzotint.inference.config import SystemConfig
@@ -75,36 +74,39 @@ class Drawn:
 
 def plain_sheet(name: str, order: Order, shown: Shown) -> Image.Image:
     """A row of pictures for each subject."""
-    panels = [
-        Panel(subject.title, list(pictures))
-        for subject, pictures in zip(order.subjects, shown.pictures, strict=True)
+    cells = [
+        GridCell(images[None], subject.title)
+        for subject, images in zip(order.subjects, shown.pictures, strict=True)
     ]
     columns = 1 if order.number > 3 else 2
-    return sheet(panels, columns=columns, title=f"{name}, {shown.words}", headings=())
+    return image_grid(in_columns(cells, columns), title=f"{name}, {shown.words}")
 
 
 def grid(
     name: str, order: Order, axes: Mapping[str, Sequence[Value]], cells: Sequence[Cell]
 ) -> Image.Image:
     """A table of cells; with one setting swept, subjects are the rows."""
-    swept = [Axis(key, [str(value) for value in values]) for key, values in axes.items()]
+    swept = [GridAxis([str(value) for value in values], key) for key, values in axes.items()]
     words = cells[0].shown.words
     pictures = [cell.shown.pictures for cell in cells]
     titles = [subject.title for subject in order.subjects]
-    side = pictures[0].shape[-2]
     if len(swept) == 1:
-        rows, columns = Axis("", titles), swept[0]
+        rows, columns = GridAxis(titles), swept[0]
         blocks = [[each[place : place + 1] for each in pictures] for place in range(len(titles))]
         notes = [words]
     else:
         rows, columns = swept
-        width = len(columns.values)
+        width = len(columns.labels)
         blocks = [pictures[start : start + width] for start in range(0, len(pictures), width)]
         notes = [f"In each cell: {words}; from above: {'; '.join(titles)}."]
-    abreast = len(columns.values) * order.number
     notes.append(calls_in_words(cells))
-    table = Table(blocks, rows, columns, f"{name}: {' by '.join(axes)}", [n for n in notes if n])
-    return table.draw(tile=tile_for(side, abreast))
+    return image_grid(
+        [[GridCell(block) for block in row] for row in blocks],
+        title=f"{name}: {' by '.join(axes)}",
+        rows=rows,
+        columns=columns,
+        notes=[note for note in notes if note],
+    )
 
 
 def calls_in_words(cells: Sequence[Cell]) -> str:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.metrics.image_similarity import psnr
-from evaluation.tables import Axis, Table, tile_for
 from launch.progress import Reporter
 from launch.sampling.inputs import Pictures, pictures_of_files
 from launch.sampling.model_lookup import Target, target_of
@@ -215,10 +215,10 @@ def sheet(
     cells, labels = [], []
     for place, label in enumerate(names):
         shown = [blank, *(to_bytes(trip.noise[place] / 2) for trip in trips)]
-        cells.append([each[None, None] for each in shown])
+        cells.append([GridCell([[each]]) for each in shown])
         labels.append("noise, at half its size")
         shown = [real[place], *(trip.back[place] for trip in trips)]
-        cells.append([each[None, None] for each in shown])
+        cells.append([GridCell([[each]]) for each in shown])
         labels.append(label)
     columns = ["original", *(f"{trip.steps} steps" for trip in trips)]
     notes = [
@@ -226,5 +226,11 @@ def sheet(
         + ", ".join(f"{trip.mean_psnr:.1f} dB in {trip.steps} steps" for trip in trips)
         + "."
     ]
-    table = Table(cells, Axis("", labels), Axis("", columns), f"{name}: there and back", notes)
-    return table.draw(tile=tile_for(real.shape[1], len(columns), 800))
+    return image_grid(
+        cells,
+        title=f"{name}: there and back",
+        rows=GridAxis(labels),
+        columns=GridAxis(columns),
+        notes=notes,
+        max_width=800,
+    )

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.grids import Panel, sheet
-from evaluation.tables import Axis, Table, tile_for
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from mezzotint.common.errors import UserError
 from mezzotint.inference.images import to_bytes
 from models.systems.diffusion import SamplerStep
@@ -67,28 +66,28 @@ class Film:
         for picture in range(self.pictures):
             for part, name in (("noisy", "x at t"), ("guess", "guess of the picture")):
                 frames: list[Tensor] = [getattr(frame, part)[picture] for frame in shown]
-                cells.append([frame[None, None] for frame in frames])
+                cells.append([GridCell([[frame]]) for frame in frames])
                 labels.append(captions[picture] if part == "noisy" else name)
-        columns = Axis("time, and steps done", [f"{f.time:.2f} · {f.done}" for f in shown])
-        side = self.frames[0].noisy.shape[1]
-        table = Table(cells, Axis("", labels), columns, title)
-        return table.draw(tile=tile_for(side, len(shown)))
+        columns = GridAxis([f"{f.time:.2f} · {f.done}" for f in shown], "time, and steps done")
+        return image_grid(cells, title=title, rows=GridAxis(labels), columns=columns)
 
     def _animation(self, path: Path, captions: Sequence[str]) -> None:
         """A frame per step, x beside the guess; the last one stays for a while."""
         pages = []
-        side = self.frames[0].noisy.shape[1]
         columns = min(4, self.pictures)
         for frame in self.frames:
-            panels = [
-                Panel(captions[place], [frame.noisy[place], frame.guess[place]])
+            cells = [
+                GridCell([[frame.noisy[place], frame.guess[place]]], captions[place])
                 for place in range(self.pictures)
             ]
             words = f"step {frame.done:>3} of {frame.total},  t = {frame.time:.2f}"
-            tile = tile_for(side, 2 * columns, 1000)
-            pages.append(
-                sheet(panels, columns=columns, title=words, headings=("x", "guess"), tile=tile)
+            grid = image_grid(
+                in_columns(cells, columns),
+                title=words,
+                image_labels=("x", "guess"),
+                max_width=1000,
             )
+            pages.append(grid)
         still = max(40, min(200, 4000 // len(pages)))
         durations = [still] * (len(pages) - 1) + [2000]
         first, *rest = [page.quantize(128) for page in pages]

@@ -315,6 +315,6 @@ def test_an_inspection_tells_what_a_set_holds(squares):
 
 def test_a_contact_sheet_shows_pictures_above_captions(squares):
     sheet = contact_sheet(open_dataset(DataConfig(url=squares)), 10, columns=4, side=32)
-    assert sheet.size == (4 * 80, 3 * 80)
-    colors = {sheet.getpixel((x, y)) for x in range(320) for y in range(80)}
+    assert sheet.size == (2 * 16 + 4 * 32 + 3 * 16, 2 * 16 + 3 * (32 + 34) + 2 * 16)
+    colors = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(80)}
     assert (0, 7, 9) in colors

@@ -92,7 +92,7 @@ def test_two_ranks_draw_what_one_process_draws(request_of, tmp_path):
     code = (
         "import sys, torch\n"
         "from launch.sampling.parallel import Request, draw_candidates\n"
-        "from evaluation.config import DalleSystem\n"
+        "from mezzotint.inference.config import DalleSystem\n"
         "system = DalleSystem.model_validate_json(sys.argv[1])\n"
         "request = Request(system, tuple(sys.argv[3:]), candidates=20, seed=4)\n"
         "samples = draw_candidates(request, 1, lambda done, total: None)\n"
