@@ -45,7 +45,7 @@ showcase: $(READY)
 
 test: $(READY_DEV)
 	@.ci/install-slurm
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -P -m pytest $(TESTS)
 
 lab: $(READY_DEV)
 	@.ci/install-slurm

@@ -188,7 +188,7 @@ def dashboard(runs: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "launch.cli.main", "dashboard"]
+    command = [sys.executable, "-P", "-m", "launch.cli.main", "dashboard"]
     command += ["--runs", str(runs), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -23,7 +23,7 @@ from evaluation.reconstruction import open_pictures, read_autoencoder
 from evaluation.samples import choose
 from mezzotint.inference.images import to_bytes
 
-COMMAND = [sys.executable, "-m", "launch.cli.main"]
+COMMAND = [sys.executable, "-P", "-m", "launch.cli.main"]
 SHOWCASE = "recipes/pipelines/autoencoders.yaml"
 IMAGES = Path(__file__).parent / "images"
 PICTURES = PicturesConfig(url="data/emoji")

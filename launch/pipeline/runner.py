@@ -222,7 +222,7 @@ class Runner:
         root = self._ledger.root
         with (logs / "stage.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launch.cli.main", "stage", str(root), name],
+                [sys.executable, "-P", "-m", "launch.cli.main", "stage", str(root), name],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies
                 stdout=log,
                 stderr=subprocess.STDOUT,

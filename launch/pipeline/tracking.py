@@ -119,7 +119,7 @@ def push(directory: Path, link: TrackingConfig | None) -> None:
 
 
 def main() -> None:
-    """`python -m launch.pipeline.tracking ROOT STAGE FAILED|KILLED`: a stage has ended for good."""
+    """`python -P -m launch.pipeline.tracking ROOT STAGE FAILED|KILLED`: record a final status."""
     root, stage, word = sys.argv[1:]
     words: dict[str, Status] = {"FAILED": "FAILED", "KILLED": "KILLED"}
     path = Path(root)

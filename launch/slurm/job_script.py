@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from launch.slurm.config import Cluster, Shape
 from mezzotint.common.errors import UserError
 
-USUAL = re.compile(r"(AWS|MLFLOW|MEZZOTINT)_[A-Za-z0-9_]+")
-"""Variables that reach a job whenever they are set in the shell that submits."""
+ALWAYS_EXPORTED = re.compile(r"PYTHONPATH|(AWS|MLFLOW|MEZZOTINT)_[A-Za-z0-9_]+")
+"""Variables that a job inherits whenever they are set in the shell that submits."""
 OWN = frozenset(
     {
         *("MEZZOTINT_CACHE", "MEZZOTINT_JOB"),  # the script sets them
@@ -128,7 +128,7 @@ def pattern(path: str) -> str:
 
 def exported(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
     """Names of the variables that a job takes over: values never enter a script."""
-    usual = {name for name in environment if USUAL.fullmatch(name)} - OWN
+    usual = {name for name in environment if ALWAYS_EXPORTED.fullmatch(name)} - OWN
     return sorted(usual | (set(cluster.export) & set(environment)))
 
 

@@ -1,6 +1,6 @@
 """Note one start of a job, and give up after too many.
 
-Run as `python -m launch.slurm.restart_limit DIRECTORY`.
+Run as `python -P -m launch.slurm.restart_limit DIRECTORY`.
 """
 
 import os
@@ -66,7 +66,7 @@ def newest_step(checkpoints: Path) -> int:
 def main() -> None:
     """Entry point."""
     if len(sys.argv) != 2:
-        raise UserError("usage: python -m launch.slurm.restart_limit DIRECTORY")
+        raise UserError("usage: python -P -m launch.slurm.restart_limit DIRECTORY")
     attempt = begin(Path(sys.argv[1]), os.environ)
     again = f" (restart {attempt.restart})" if attempt.restart else ""
     words = f"job: {attempt.job}{again} starts on {', '.join(attempt.nodes)}"

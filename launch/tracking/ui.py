@@ -28,7 +28,7 @@ def serve(runs: Path, host: str, port: int) -> int:
     if not store.is_file():
         raise UserError(f"{store}: no runs are tracked there yet; train something first")
     environment = {**BOUNDS, **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", (store.parent / "mlartifacts").as_uri()]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", ",".join(allowed_hosts(host))]

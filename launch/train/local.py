@@ -89,7 +89,7 @@ def spawn(run: RunDirectory, link: TrackingConfig | None, count: int) -> None:
         environment.update(link_environment(link))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "launch.train.worker", str(run.path)],
+            [sys.executable, "-P", "-m", "launch.train.worker", str(run.path)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

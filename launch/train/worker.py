@@ -1,4 +1,4 @@
-"""One of several processes of a run: `python -m launch.train.worker RUN_DIRECTORY`."""
+"""One of several processes of a run: `python -P -m launch.train.worker RUN_DIRECTORY`."""
 
 import logging
 import sys
@@ -35,7 +35,7 @@ def silent(directory: Path) -> Reporter:
 def main() -> None:
     """Entry point."""
     if len(sys.argv) != 2:
-        raise UserError("usage: python -m launch.train.worker RUN_DIRECTORY")
+        raise UserError("usage: python -P -m launch.train.worker RUN_DIRECTORY")
     sys.exit(work(Path(sys.argv[1])))
 
 

@@ -93,7 +93,7 @@ def call(
 ) -> "subprocess.CompletedProcess[str]":
     """One `mezzotint` command, as a user gives it."""
     return subprocess.run(
-        [sys.executable, "-m", "launch.cli.main", *words],
+        [sys.executable, "-P", "-m", "launch.cli.main", *words],
         env=dict(environment),
         capture_output=True,
         text=True,

@@ -34,7 +34,14 @@ SETTINGS = [
 def run(runs: Path) -> str:
     environment = dict(os.environ)
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "launch.cli.main", "run", "recipes/pipelines/quickstart.yaml"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.cli.main",
+        "run",
+        "recipes/pipelines/quickstart.yaml",
+    ]
     done = subprocess.run(
         [*command, *SETTINGS, "--runs", str(runs)],
         env=environment,
@@ -118,7 +125,14 @@ def test_the_same_command_again_trains_nothing(runs):
 
 
 def test_a_changed_setting_of_a_finished_stage_is_refused_by_name(runs):
-    command = [sys.executable, "-m", "launch.cli.main", "run", "recipes/pipelines/quickstart.yaml"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.cli.main",
+        "run",
+        "recipes/pipelines/quickstart.yaml",
+    ]
     changed = [*SETTINGS, "stages.base.set.steps=7", "--runs", str(runs)]
     done = subprocess.run([*command, *changed], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -127,7 +141,7 @@ def test_a_changed_setting_of_a_finished_stage_is_refused_by_name(runs):
 
 
 def test_pictures_can_be_drawn_from_the_finished_run(runs, tmp_path):
-    command = [sys.executable, "-m", "launch.cli.main", "sample", str(runs / "quickstart")]
+    command = [sys.executable, "-P", "-m", "launch.cli.main", "sample", str(runs / "quickstart")]
     out = tmp_path / "pictures.png"
     done = subprocess.run(
         [*command, "woman pilot: dark skin tone", "--out", str(out), "--number", "2"],

@@ -16,7 +16,7 @@ from trainer.tracking.run_log import read_metrics
 
 pytestmark = pytest.mark.processes
 STEPS = 60
-COMMAND = [sys.executable, "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
+COMMAND = [sys.executable, "-P", "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
 SETTINGS = [
     f"steps={STEPS}",
     "batch=8",

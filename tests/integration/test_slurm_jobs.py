@@ -50,7 +50,7 @@ class Cluster:
     def call(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run a command of ours."""
         return subprocess.run(
-            [sys.executable, "-m", "launch.cli.main", *map(str, words)],
+            [sys.executable, "-P", "-m", "launch.cli.main", *map(str, words)],
             capture_output=True,
             text=True,
             timeout=100,

@@ -61,6 +61,7 @@ class Runs:
         """Run a command of ours."""
         command = [
             sys.executable,
+            "-P",
             "-m",
             "launch.cli.main",
             *map(str, words),
@@ -217,7 +218,7 @@ def test_cancel_ends_what_lives_and_what_waits_and_nothing_is_requeued(runs, go)
     runs.until("unwanted", "first", "running")
     following = subprocess.Popen(
         [
-            *(sys.executable, "-m", "launch.cli.main", "logs", "unwanted", "first"),
+            *(sys.executable, "-P", "-m", "launch.cli.main", "logs", "unwanted", "first"),
             *("--follow", "--runs", str(runs.path)),
         ],
         env=runs.environment,

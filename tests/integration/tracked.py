@@ -21,7 +21,7 @@ TRAIN += ["checkpoint.every=10", "log.previews=20"]
 def mezzotint(*words: object, **variables: str) -> "subprocess.Popen[str]":
     """A command of a user, just started."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.cli.main", *map(str, words)],
+        [sys.executable, "-P", "-m", "launch.cli.main", *map(str, words)],
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -51,7 +51,7 @@ TORN = b"\x89PNG\r\n\x1a\nnothing"
 
 
 def test_the_process_itself_ends_with_code_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
+    command = [sys.executable, "-P", "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
     done = subprocess.run(
         [*command, "model.vocabb=3", "--runs", str(tmp_path)],
         capture_output=True,
@@ -156,7 +156,7 @@ def test_training_ends_at_an_unusable_image_with_its_name(train, write_set, monk
     url = write_set(changes={2: {"png": TORN}})
     words = [str(word) for word in train(f"data.url={url}", "steps=9", "log.every=9")]
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli.main", *words],
+        [sys.executable, "-P", "-m", "launch.cli.main", *words],
         capture_output=True,
         text=True,
         timeout=120,

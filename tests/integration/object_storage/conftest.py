@@ -85,6 +85,7 @@ def packed(s3_server, bucket, tmp_path_factory) -> dict[str, object]:
     done = subprocess.run(
         [
             sys.executable,
+            "-P",
             "-m",
             "launch.cli.main",
             "data",

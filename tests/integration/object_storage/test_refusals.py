@@ -129,7 +129,7 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(mezzotint, tmp_path,
 
 def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, people, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli.main", "data", "verify", people],
+        [sys.executable, "-P", "-m", "launch.cli.main", "data", "verify", people],
         env={**os.environ, **s3_server.environment(AWS_SECRET_ACCESS_KEY=TOKEN)},
         capture_output=True,
         text=True,

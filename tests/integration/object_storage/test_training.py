@@ -34,7 +34,7 @@ def test_a_shard_that_does_not_match_its_manifest_is_refused(
 ):
     url = f"{bucket}/damaged-{longer}"
     name = damaged(people, url, longer=longer)
-    command = [sys.executable, "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
+    command = [sys.executable, "-P", "-m", "launch.cli.main", "train", "recipes/emoji_dvae.yaml"]
     command += [f"data.url={url}", "steps=2", "batch=60", "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr

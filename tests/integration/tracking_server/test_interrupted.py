@@ -103,7 +103,7 @@ def test_every_node_s_load_is_under_the_one_run_that_the_first_process_made(
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "launch.train.worker", str(run.path)],
+            [sys.executable, "-P", "-m", "launch.train.worker", str(run.path)],
             env={**shared, "RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
         )
         for rank in range(2)

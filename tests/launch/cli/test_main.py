@@ -80,6 +80,7 @@ def test_check_counts_exactly_the_parameters_that_are_built(mezzotint, tmp_path,
 def test_json_is_all_that_check_writes_to_stdout(tmp_path):
     command = [
         sys.executable,
+        "-P",
         "-m",
         "launch.cli.main",
         "check",

@@ -82,7 +82,7 @@ def test_a_lone_recipe_is_trained_by_the_worker_in_its_run_directory():
         True,
     )
     text = script(task, cluster, Path("/shared")).text
-    assert '"$python" -m launch.train.worker "$directory" &' in text
+    assert '"$python" -P -m launch.train.worker "$directory" &' in text
     assert "#SBATCH --output=/shared/runs/emoji_dvae/logs/job.log" in text
 
 
@@ -136,6 +136,13 @@ def test_variables_are_exported_by_name_and_no_value_is_written():
         in made.text
     )
     assert CANARY not in made.text + "".join(made.arguments)
+
+
+def test_a_job_runs_the_code_that_the_submitting_process_runs():
+    cluster = load("recipes/clusters/lab.yaml")
+    task = stage(cluster, "dvae", Path("/shared"))
+    made = render(task, cluster, python="python", cwd="/", environment={"PYTHONPATH": "/code"})
+    assert "#SBATCH --export=PYTHONPATH\n" in made.text
 
 
 def test_without_variables_to_take_over_a_job_gets_none():

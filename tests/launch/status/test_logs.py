@@ -66,7 +66,17 @@ def test_a_stage_without_a_log_and_unknown_names_are_refused(refused, root):
 def test_following_ends_with_the_stage_and_misses_nothing(root):
     log = root / "train" / "logs" / "stage.log"
     (root / "train" / "exit_code").unlink()
-    command = [sys.executable, "-m", "launch.cli.main", "logs", "both", "--follow", "--lines", "1"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.cli.main",
+        "logs",
+        "both",
+        "--follow",
+        "--lines",
+        "1",
+    ]
     command += ["--runs", str(root.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with held(root / "train"), subprocess.Popen(command, **pipes) as following:

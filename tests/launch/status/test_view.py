@@ -57,7 +57,16 @@ def test_a_crowded_table_fits_its_terminal(submitted, width):
 
 def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
     progress(recipe, 40, 100)
-    command = [sys.executable, "-m", "launch.cli.main", "status", "alone", "--watch", "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.cli.main",
+        "status",
+        "alone",
+        "--watch",
+        "--json",
+    ]
     command += ["--runs", str(recipe.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching, held(recipe):
         first = json.loads(watching.stdout.readline())
@@ -73,7 +82,7 @@ def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
 
 def test_watching_is_left_with_ctrl_c(recipe):
     # tests that run in a shell's background ignore the signal, and so would what they start
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "launch.cli.main"]
+    command = ["env", "--default-signal=INT", sys.executable, "-P", "-m", "launch.cli.main"]
     command += ["status", "alone", "--watch", "--runs", str(recipe.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with held(recipe), subprocess.Popen(command, **pipes) as watching:

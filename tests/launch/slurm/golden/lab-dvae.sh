@@ -33,7 +33,7 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 # The job ends here, with exit code $1.
 finish() {
     echo "$1" >"$directory/exit_code"
-    [ "$1" = 0 ] || "$python" -m launch.pipeline.tracking "$root" dvae FAILED
+    [ "$1" = 0 ] || "$python" -P -m launch.pipeline.tracking "$root" dvae FAILED
     exit "$1"
 }
 
@@ -52,7 +52,7 @@ requeue() {
         *" RUNNING "* | "75 COMPLETING INVALID") ;;
         *)
             echo "job: exit code $1; ended from outside ($state), not put back into the queue"
-            "$python" -m launch.pipeline.tracking "$root" dvae KILLED
+            "$python" -P -m launch.pipeline.tracking "$root" dvae KILLED
             exit "$1"
             ;;
     esac
@@ -63,7 +63,7 @@ requeue() {
 trap 'requeue 75' USR2 TERM
 
 # Note this start; after too many without a newer checkpoint the job gives up.
-"$python" -m launch.slurm.restart_limit "$directory" || finish $?
+"$python" -P -m launch.slurm.restart_limit "$directory" || finish $?
 
 # Every node must see what the work needs.
 srun --export=ALL --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
@@ -82,7 +82,7 @@ esac
 # The work. A signal is passed on to it; it saves a checkpoint at the end of its step and leaves
 # with exit code 75.
 srun --export=ALL --kill-on-bad-exit=1 --wait=0 --cpus-per-task=1 \
-    "$python" -m launch.cli.main stage "$root" dvae &
+    "$python" -P -m launch.cli.main stage "$root" dvae &
 trap 'told=1; kill -USR2 $!' USR2 TERM
 told=1
 while ((told)); do
