@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fontTools.ttLib import TTFont
 
-from data_pipeline.cache import file_digest
 from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from mezzotint.common.digests import sha256_file
 
 TONES = ("none", "light", "medium-light", "medium", "medium-dark", "dark")
 TONE_IN_LABEL = re.compile(r"(?:: |, )((?:medium-)?(?:light|dark)|medium) skin tone")
@@ -236,9 +236,9 @@ def main() -> None:
         provenance={
             "built by": "data/build_emoji.py",
             "images": f"Noto Color Emoji, {glyphs.version}",
-            "images sha256": file_digest(options.font),
+            "images sha256": sha256_file(options.font),
             "captions": f"{package['name']} {package['version']} (CLDR short names and keywords)",
-            "captions sha256": file_digest(options.annotations / "en" / "data.json"),
+            "captions sha256": sha256_file(options.annotations / "en" / "data.json"),
         },
         shard_size=SHARD_SIZE,
         fields={

@@ -6,7 +6,6 @@ different sets share a copy and no name from outside becomes a path.
 """
 
 import gzip
-import hashlib
 import logging
 import os
 import queue
@@ -17,13 +16,13 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from data_pipeline.manifest import ShardEntry
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
-from mezzotint.common.storage_errors import TransientError
+from mezzotint.common.locks import file_lock
+from mezzotint.common.storage_errors import NotFoundError, TransientError
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +50,6 @@ def cache_limit() -> int | None:
     return int(text)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class ShardCache:
     """Fetches shards into ``directory`` and forgets the least recently used beyond ``limit``.
 
@@ -69,7 +62,7 @@ class ShardCache:
     Args:
         directory: On a disk of this node.
         limit: Bytes of finished copies to keep at most.
-        patience: Seconds in which at least one byte of a transfer must arrive.
+        timeout: Seconds in which at least one byte of a transfer must arrive.
         retry_wait: Seconds before the second attempt, doubled before every later one.
     """
 
@@ -78,12 +71,12 @@ class ShardCache:
         directory: Path,
         limit: int | None = None,
         *,
-        patience: float = storage.ANSWER_SECONDS,
+        timeout: float = storage.REQUEST_TIMEOUT,
         retry_wait: float = 1.0,
     ) -> None:
         self.directory = directory
         self.limit = limit
-        self.patience = patience
+        self.timeout = timeout
         self.retry_wait = retry_wait
         self._ahead: _Prefetcher | None = None
         self._tidy = False
@@ -102,7 +95,7 @@ class ShardCache:
         if not self._touch(target, shard):
             self._make_directory(target.parent)
             self._clean()
-            with FileLock(_lock(target)):
+            with file_lock(_lock(target)):
                 if not self._touch(target, shard):
                     self._make_room(shard)
                     self._fetch(storage.join(url, shard.name), shard, target)
@@ -123,9 +116,9 @@ class ShardCache:
         target = self._target(shard)
         self._make_directory(target.parent)
         try:
-            with FileLock(_lock(target), blocking=False):
+            with file_lock(_lock(target), wait=0):
                 pass
-        except Timeout:
+        except TimeoutError:
             return
         self.fetch(url, shard)
 
@@ -149,9 +142,9 @@ class ShardCache:
         self._tidy = True
         for path in self.directory.glob("*/*.tar.*"):
             try:
-                with FileLock(_lock(path.with_name(f"{path.name[:64]}.tar")), blocking=False):
+                with file_lock(_lock(path.with_name(f"{path.name[:64]}.tar")), wait=0):
                     path.unlink(missing_ok=True)
-            except Timeout:
+            except TimeoutError:
                 continue
 
     def _make_directory(self, directory: Path) -> None:
@@ -172,7 +165,7 @@ class ShardCache:
                     f"MEZZOTINT_CACHE_BYTES={self.limit}: shard '{shard.name}' alone needs "
                     f"{needed} bytes; raise it"
                 )
-            with FileLock(self.directory / "evict.lock"):
+            with file_lock(self.directory / "evict.lock"):
                 self._evict(self.limit - needed)
         check_space(self.directory, needed, purpose=f"the cached shard '{shard.name}'")
 
@@ -199,7 +192,7 @@ class ShardCache:
             # a name of its own: a transfer that was given up may still write to the one before
             partial = target.with_suffix(f".tar.{os.getpid()}-{attempt}")
             try:
-                storage.download(url, partial, patience=self.patience)
+                storage.download(url, partial, timeout=self.timeout)
                 _check(url, shard, partial)
                 if shard.expanded_bytes is not None:
                     _expand(url, shard, partial)
@@ -211,6 +204,8 @@ class ShardCache:
                 _log.warning("%s; trying again in %.0f s", error, wait)
                 time.sleep(wait)
                 wait *= 2
+            except NotFoundError as error:
+                raise UserError(f"{error}; copy it there again") from error
             except OSError as error:
                 raise UserError(f"{partial}: cannot be written ({error})") from error
             finally:
@@ -248,7 +243,7 @@ def _lock(target: Path) -> Path:
 
 
 def _check(url: str, shard: ShardEntry, path: Path) -> None:
-    size, digest = path.stat().st_size, file_digest(path)
+    size, digest = path.stat().st_size, sha256_file(path)
     if size != shard.bytes or digest != shard.sha256:
         raise _Mismatch(
             f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]}, where "

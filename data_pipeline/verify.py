@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_pipeline.cache import file_digest
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import (
     Manifest,
@@ -18,6 +17,7 @@ from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.sources import json_attributes
 from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import CredentialsError, TransientError
 
@@ -104,7 +104,7 @@ def index(
 def _differences(path: str, shard: ShardEntry) -> list[str]:
     try:
         with local_tar(path) as tar:
-            if file_digest(tar.stored) != shard.sha256:
+            if sha256_file(tar.stored) != shard.sha256:
                 return [f"{path}: another sha256 than promised"]
             found = {one.key: one.members for one in index_tar(tar.plain, shard.name)}
     except (CredentialsError, TransientError):
@@ -132,7 +132,7 @@ def _index_shard(url: str, file: str, left_out: list[str]) -> ShardEntry:
         return ShardEntry(
             name=file,
             bytes=tar.stored.stat().st_size,
-            sha256=file_digest(tar.stored),
+            sha256=sha256_file(tar.stored),
             expanded_bytes=tar.plain.stat().st_size if file.endswith(".gz") else None,
             samples=tuple(entries),
         )

@@ -4,10 +4,7 @@ Directories are local paths or fsspec URLs. A local directory appears whole or n
 config.json, without which nothing is a model directory, is written last.
 """
 
-import hashlib
 import json
-import os
-import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,8 +18,10 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from mezzotint.common import files, storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from models import storage
+from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
 from models.text_source import TextSource
 
@@ -82,12 +81,12 @@ def save(
         UserError: weights that are not the model's, or a directory that cannot be written.
     """
     chosen = _persistent(config, weights)
-    files = _files(config, chosen, card, tokenizer, text_length, text_encoder)
+    contents = _contents(config, chosen, card, tokenizer, text_length, text_encoder)
     try:
         if storage.is_local(directory):
-            _write_local(Path(directory.removeprefix("file://")), files)
+            _write_local(storage.local_path(directory), contents)
         else:
-            _write_remote(directory, files)
+            _write_remote(directory, contents)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error})") from error
 
@@ -109,7 +108,7 @@ def describe(directory: str) -> ModelInfo:
         text_length=header.text_length,
         text_encoder=header.text_encoder,
         weights_sha256=weights,
-        digest=_sha256(f"{config}\n{weights}".encode()),
+        digest=sha256(f"{config}\n{weights}"),
     )
 
 
@@ -124,11 +123,11 @@ def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
         model = header.model.build()
     state: dict[str, Tensor] = {}
     for entry in header.weights:
-        content = _verified(directory, entry.file, entry.sha256)
+        content = _verified(directory, entry.file, entry.sha256, entry.bytes)
         try:
             state.update(parse_safetensors(content))
         except SafetensorError as error:
-            raise UserError(f"{_join(directory, entry.file)}: {error}") from error
+            raise UserError(f"{storage.join(directory, entry.file)}: {error}") from error
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -170,7 +169,7 @@ def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
     return {name: weights[name].detach().cpu().contiguous() for name in expected}
 
 
-def _files(
+def _contents(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     card: str,
@@ -185,7 +184,7 @@ def _files(
         many = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
         name = many if len(groups) > 1 else "model.safetensors"
         content = safetensors_bytes(group, metadata={"format": "pt"})
-        entries.append(WeightFile(file=name, bytes=len(content), sha256=_sha256(content)))
+        entries.append(WeightFile(file=name, bytes=len(content), sha256=sha256(content)))
         yield name, content
     yield CARD, card.encode()
     if tokenizer is not None:
@@ -193,7 +192,7 @@ def _files(
     header = Header(
         model=config,
         weights=tuple(entries),
-        tokenizer_sha256=None if tokenizer is None else _sha256(tokenizer),
+        tokenizer_sha256=None if tokenizer is None else sha256(tokenizer),
         text_length=text_length,
         text_encoder=text_encoder,
     )
@@ -215,7 +214,7 @@ def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _header(directory: str) -> Header:
-    where = _join(directory, CONFIG)
+    where = storage.join(directory, CONFIG)
     content = _read(directory, CONFIG)
     try:
         return TypeAdapter(Header).validate_json(content)
@@ -227,29 +226,27 @@ def _header(directory: str) -> Header:
 
 def _weights_sha256(header: Header) -> str:
     hashes = [entry.sha256 for entry in header.weights]
-    return hashes[0] if len(hashes) == 1 else _sha256("\n".join(hashes).encode())
+    return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes))
 
 
-def _verified(directory: str, name: str, sha256: str) -> bytes:
-    content = _read(directory, name)
-    if _sha256(content) != sha256:
+def _verified(directory: str, name: str, digest: str, size: int = 0) -> bytes:
+    content = _read(directory, name, size)
+    if sha256(content) != digest:
         raise UserError(
-            f"{_join(directory, name)}: does not match {CONFIG} (changed or damaged); export the "
-            "model again or restore the file"
+            f"{storage.join(directory, name)}: does not match {CONFIG} (changed or damaged); "
+            "export the model again or restore the file"
         )
     return content
 
 
-def _read(directory: str, name: str) -> bytes:
-    where = _join(directory, name)
+def _read(directory: str, name: str, size: int = 0) -> bytes:
     try:
-        with storage.opened(where, "read") as (system, path):
-            return bytes(system.cat_file(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: no such file; {directory} is not a model directory") from error
+        return storage.read_bytes(storage.join(directory, name), expected=size)
+    except NotFoundError as error:
+        raise UserError(f"{error}; {directory} is not a model directory") from error
 
 
-def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
+def _write_local(directory: Path, contents: Iterator[tuple[str, bytes]]) -> None:
     """Everything into a temporary sibling, then one rename."""
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -258,11 +255,8 @@ def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
     old = directory.with_name(f".{directory.name}.{unique}.old")
     fresh.mkdir()
     try:
-        for name, content in files:
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        for name, content in contents:
+            files.write_bytes(fresh / name, content)
         if directory.exists():
             directory.rename(old)
         fresh.rename(directory)
@@ -273,19 +267,8 @@ def _write_local(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_remote(directory: str, files: Iterator[tuple[str, bytes]]) -> None:
-    """config.json goes first when it is old and comes last when it is new."""
-    with storage.opened(directory, "written") as (system, path):
-        stale = posixpath.join(path, CONFIG)
-        if system.exists(stale):
-            system.rm_file(stale)
-        for name, content in files:
-            system.pipe_file(posixpath.join(path, name), content)
-
-
-def _join(directory: str, name: str) -> str:
-    return f"{directory.rstrip('/')}/{name}"
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _write_remote(directory: str, contents: Iterator[tuple[str, bytes]]) -> None:
+    """An old config.json is deleted first, the new one is written last."""
+    storage.remove(storage.join(directory, CONFIG))
+    for name, content in contents:
+        storage.write_bytes(storage.join(directory, name), content)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.cache import file_digest
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     Attribute,
@@ -24,6 +23,7 @@ from data_pipeline.manifest import (
 )
 from data_pipeline.tar import index_tar, split_name
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
 
@@ -81,7 +81,7 @@ def write_shard(
         entry = ShardEntry(
             name=name,
             bytes=stored.stat().st_size,
-            sha256=file_digest(stored),
+            sha256=sha256_file(stored),
             expanded_bytes=plain.stat().st_size if compress else None,
             samples=tuple(
                 SampleEntry(key=found.key, members=found.members, attributes=by_key[found.key])

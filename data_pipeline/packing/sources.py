@@ -22,7 +22,7 @@ from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
-from mezzotint.common.storage_errors import CredentialsError, TransientError, scrubbed
+from mezzotint.common.storage_errors import CredentialsError, TransientError, redact
 
 Fault = Literal["caption missing", "image missing", "image unreadable"]
 
@@ -204,7 +204,7 @@ class TableSource:
             {name: _attribute(row.get(name)) for name in attribute_columns} for row in rows
         ]
         self.names: Sequence[str] = [
-            f"row {number}: {scrubbed(image)}" for number, image in enumerate(self._images, 1)
+            f"row {number}: {redact(image)}" for number, image in enumerate(self._images, 1)
         ]
         self.identity = hashlib.sha256(content).hexdigest()
 

@@ -10,9 +10,10 @@ from data_pipeline.config import LabelConfig
 from evaluation.config import EvaluationConfig
 from launch.pipeline.config import EvaluateStage, resolve, started
 from launch.status.lookup import suggest
+from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import SystemConfig
-from models import storage, store
+from models import store
 from trainer.recipe import read_tree
 
 
@@ -70,7 +71,7 @@ def target_of(where: str) -> Target:
     """
     if not storage.is_local(where):
         return Target(_remote_model(where))
-    path = Path(where.removeprefix("file://"))
+    path = storage.local_path(where)
     if (path / store.CONFIG).is_file():
         beside = path.parent / "recipe.yaml" if path.name == "model" else None
         return _with_classes(str(path), beside)

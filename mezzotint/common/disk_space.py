@@ -1,4 +1,4 @@
-"""Room on disk, asked for before anything is written."""
+"""Free disk space, checked before anything is written."""
 
 import os
 import shutil
@@ -6,27 +6,28 @@ from pathlib import Path
 
 from mezzotint.common.errors import UserError
 
-_RESERVE = 16 << 20
-"""Bytes left free, for the file system's own tables and everybody's logs."""
+_RESERVED_BYTES = 16 << 20
+_RESERVED_INODES = 1000
+"""Left free for the file system's own tables and for logs."""
 
 
 def check_space(directory: Path, needed: int, *, purpose: str) -> None:
-    """Make sure ``needed`` bytes and one inode are free where ``directory`` is (or will be).
+    """Check that ``needed`` bytes are free where ``directory`` is or will be.
 
     Raises:
-        UserError: They are not; a full disk otherwise shows as an unrelated error halfway.
+        UserError: Too few bytes or inodes are free; the message names ``purpose``.
     """
     existing = directory.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if free < needed + _RESERVE:
+    if free < needed + _RESERVED_BYTES:
         raise UserError(
-            f"{directory}: no disk space for {purpose}: {needed + _RESERVE:,} bytes needed, "
-            f"{free:,} free; make room or choose another directory"
+            f"{directory}: no disk space for {purpose}: {needed + _RESERVED_BYTES:,} bytes needed, "
+            f"{free:,} free; delete files or choose another directory"
         )
     inodes = os.statvfs(existing)
-    if inodes.f_files > 0 and inodes.f_favail < 1:
+    if inodes.f_files > 0 and inodes.f_favail < _RESERVED_INODES:
         raise UserError(
             f"{directory}: no inodes left for {purpose}; delete files or choose another directory"
         )

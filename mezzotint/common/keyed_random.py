@@ -1,16 +1,26 @@
-"""Random numbers keyed by what they are for: no draw depends on the batch it falls into."""
+"""Random generators keyed by what their numbers are for, not by the order of their use.
 
-import hashlib
+The same labels give the same numbers in every process, in a batch of any size.
+"""
 
-import torch
+from typing import TYPE_CHECKING
+
+from mezzotint.common.digests import sha256
+
+if TYPE_CHECKING:
+    import torch
 
 
 def keyed_seed(seed: int, *labels: str | int) -> int:
-    """A 63-bit seed from the evaluation's seed and labels, by SHA-256."""
-    text = "\x1f".join([str(seed), *(str(label) for label in labels)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+    """A 63-bit seed: the first bits of the SHA-256 of `seed` and `labels`."""
+    digest = sha256("\x1f".join(map(str, (seed, *labels))))
+    return int(digest[:16], 16) >> 1
 
 
-def keyed_generator(seed: int, *labels: str | int) -> torch.Generator:
-    """A CPU generator of its own for these labels."""
-    return torch.Generator().manual_seed(keyed_seed(seed, *labels))
+def keyed_generator(
+    seed: int, *labels: str | int, device: "torch.device | str" = "cpu"
+) -> "torch.Generator":
+    """A generator on `device`, seeded by `keyed_seed`."""
+    import torch  # deferred: importing mezzotint loads no torch
+
+    return torch.Generator(device).manual_seed(keyed_seed(seed, *labels))

@@ -1,7 +1,7 @@
-"""Files behind local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``).
+"""Files at local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``).
 
-Endpoint, credentials and profile of an object store come from the environment alone (``AWS_*``).
-Whatever goes wrong there is a UserError, and nothing hangs for ever.
+Endpoint, credentials and profile of an object store come from the environment (``AWS_*``). Every
+storage failure is raised as a UserError, and every remote call has a time limit.
 """
 
 import os
@@ -15,27 +15,36 @@ from typing import TypeVar
 import fsspec.core
 from fsspec import AbstractFileSystem
 
+from mezzotint.common import files
 from mezzotint.common.errors import UserError
-from mezzotint.common.storage_errors import BARE, check_no_credentials, code, reason
+from mezzotint.common.storage_errors import (
+    BARE_CODES,
+    NotFoundError,
+    check_no_credentials,
+    error_code,
+    explain,
+)
 
 T = TypeVar("T")
 
 _S3 = ("s3://", "s3a://")
 
-ANSWER_SECONDS = 60.0
-"""How long one answer, or one more byte of a transfer, may take. Stores that stall hang clients
-far beyond their own timeouts."""
-LIST_SECONDS = 600.0
-"""How long a listing or a small file may take."""
+REQUEST_TIMEOUT = 60.0
+"""Seconds for one response, or for the next byte of a transfer. The clients' own timeouts do not
+end a transfer that stalls."""
+_LIST_TIMEOUT = 600.0
+"""Seconds for a listing or a small file."""
+_SLOWEST = 1e6
+"""Bytes per second that a transfer of a whole file is given time for."""
 
 
 def is_local(url: str) -> bool:
-    """Whether ``url`` names this machine's file system."""
+    """Whether ``url`` is in this machine's file system."""
     return "://" not in url or url.startswith("file://")
 
 
 def local_path(url: str) -> Path:
-    """The path behind a local ``url``."""
+    """The path of a local ``url``."""
     return Path(url.removeprefix("file://"))
 
 
@@ -47,11 +56,11 @@ def join(url: str, name: str) -> str:
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of ``url`` and the path of ``url`` inside it.
 
-    Ask for it where it is used and never keep it: fsspec makes one per process, while an
-    asynchronous file system (s3fs) carried through a fork hangs on its parent's event loop.
+    Not to be kept: fsspec caches one per process, and an asynchronous file system (s3fs) that is
+    used after a fork hangs on its parent's event loop.
 
     Raises:
-        UserError: Nothing serves such URLs, or it holds credentials.
+        UserError: No file system supports this URL, or it holds credentials.
     """
     try:
         check_no_credentials(url)
@@ -62,7 +71,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     except ValueError as error:
         raise UserError(f"{url}: no file system for this URL ({error})") from error
     except ImportError as error:
-        raise UserError(f"{url}: {error}; install the package that serves it") from error
+        raise UserError(f"{url}: {error}; install the package that supports it") from error
     return system, str(path)
 
 
@@ -71,77 +80,72 @@ def _options(url: str) -> dict[str, object]:
         return {}
     settings: dict[str, object] = {"connect_timeout": 5}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
-        # an endpoint that is not there is known in 20 s
+        # so that an endpoint that is not there is reported within 20 s
         settings["retries"] = {"mode": "standard", "total_max_attempts": 3}
-    # listings are not kept: other processes write to the store too
+    # no listings cache: other processes write to the store too
     return {"config_kwargs": settings, "use_listings_cache": False}
 
 
-def _in_one_request(url: str) -> dict[str, int]:
-    """Options that keep S3's client from asking for the size first and then for ranges."""
+def _single_request(url: str) -> dict[str, int]:
+    """Options that keep s3fs from requesting the size first and then ranges."""
     return {"max_concurrency": 1} if url.startswith(_S3) else {}
 
 
 def exists(url: str) -> bool:
-    """Whether a file or directory is at ``url``."""
+    """Whether there is a file or directory at ``url``."""
     return _kind(url) is not None
 
 
 def is_file(url: str) -> bool:
-    """Whether a file is at ``url``."""
+    """Whether there is a file at ``url``."""
     return _kind(url) == "file"
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole file at ``url``.
+def read_bytes(url: str, *, expected: int = 0) -> bytes:
+    """The content of the file at ``url``.
+
+    Args:
+        url: The file.
+        expected: Its size in bytes if it may be large: the time limit grows with it.
 
     Raises:
-        UserError: The file is not there or cannot be read.
+        NotFoundError: There is no such file.
+        UserError: It cannot be read.
     """
-    try:
-        options = _in_one_request(url)
-        return _ask(
-            url, "read", lambda system, path: bytes(system.cat_file(path, **options)), LIST_SECONDS
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such file") from error
+    options = _single_request(url)
+    seconds = _LIST_TIMEOUT + expected / _SLOWEST
+    return _call(url, "read", lambda system, path: bytes(system.cat_file(path, **options)), seconds)
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Put ``content`` at ``url``, whole or not at all.
+    """Write the file at ``url``, whole or not at all (an object store replaces whole objects).
 
-    Locally through a temporary file and a rename; object stores replace whole objects anyway.
+    Raises:
+        UserError: It cannot be written.
     """
     if is_local(url):
         path = local_path(url)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            files.write_bytes(path, content)
         except OSError as error:
             raise UserError(f"{url}: cannot be written ({error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return
-    seconds = LIST_SECONDS
-    _ask(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
+    seconds = _LIST_TIMEOUT + len(content) / _SLOWEST
+    _call(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
 
 
 def walk(url: str) -> dict[str, int]:
-    """Bytes of every file below the directory ``url``, by the path relative to it, sorted.
+    """Sizes in bytes of all files below the directory ``url``, by relative path, sorted.
 
     Raises:
         UserError: The directory cannot be listed.
     """
-    root, found = _ask(
+    root, found = _call(
         url,
         "listed",
         lambda system, path: (path.rstrip("/") + "/", system.find(path, detail=True)),
-        LIST_SECONDS,
+        _LIST_TIMEOUT,
     )
     return {
         str(name).removeprefix(root): int(entry["size"] or 0)
@@ -149,37 +153,35 @@ def walk(url: str) -> dict[str, int]:
     }
 
 
-def download(url: str, target: Path, *, patience: float = ANSWER_SECONDS) -> None:
+def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> None:
     """Copy the file at ``url`` to the local path ``target``, in one request.
 
     Args:
-        url: What to copy.
-        target: A local path; it holds anything if this raises.
-        patience: Seconds in which at least one byte must arrive.
+        url: The file.
+        target: A local path; its content is undefined if this raises.
+        timeout: Seconds in which at least one byte must arrive.
 
     Raises:
-        UserError: It is not there or cannot be read.
-        TransientError: The same, but trying again may help.
+        NotFoundError: There is no such file.
+        TransientError: It cannot be read; retrying may help.
+        UserError: It cannot be read.
     """
-    options = _in_one_request(url)
+    options = _single_request(url)
 
-    def arrived() -> tuple[int, int] | None:
+    def progress() -> tuple[int, int] | None:
         try:
             status = target.stat()
         except FileNotFoundError:
             return None
         return status.st_size, status.st_mtime_ns
 
-    try:
-        _ask(
-            url,
-            "read",
-            lambda system, path: system.get_file(path, str(target), **options),
-            patience,
-            moved=arrived,
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such file; copy it there again") from error
+    _call(
+        url,
+        "read",
+        lambda system, path: system.get_file(path, str(target), **options),
+        timeout,
+        progress,
+    )
 
 
 def upload(source: Path, url: str) -> None:
@@ -192,35 +194,36 @@ def upload(source: Path, url: str) -> None:
         except OSError as error:
             raise UserError(f"{url}: cannot be written ({error})") from error
         return
-    seconds = LIST_SECONDS + source.stat().st_size / 1e6
-    _ask(url, "written", lambda system, path: system.put_file(str(source), path), seconds)
+    seconds = _LIST_TIMEOUT + source.stat().st_size / _SLOWEST
+    _call(url, "written", lambda system, path: system.put_file(str(source), path), seconds)
     source.unlink()
 
 
 def remove(url: str) -> None:
-    """Delete the file at ``url`` if it is there."""
+    """Delete the file at ``url`` if it exists."""
     if exists(url):
-        _ask(url, "deleted", lambda system, path: system.rm_file(path))
+        _call(url, "deleted", lambda system, path: system.rm_file(path))
 
 
 def remove_directory(url: str) -> None:
-    """Delete the empty directory ``url``; object stores have none."""
+    """Delete the empty directory ``url``; object stores have no directories."""
     if is_local(url):
         local_path(url).rmdir()
 
 
 def sizes(url: str) -> dict[str, int]:
-    """Bytes of every file directly inside the directory ``url``: one listing, no reads.
+    """Sizes in bytes of the files directly in the directory ``url``, by name: one listing.
 
     Raises:
-        UserError: The directory is not there.
+        NotFoundError: There is no such directory.
+        UserError: It cannot be listed.
     """
     try:
-        listing = _ask(
-            url, "listed", lambda system, path: system.ls(path, detail=True), LIST_SECONDS
+        listing = _call(
+            url, "listed", lambda system, path: system.ls(path, detail=True), _LIST_TIMEOUT
         )
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such directory") from error
+    except NotFoundError as error:
+        raise NotFoundError(f"{url}: no such directory") from error
     return {
         posixpath.basename(str(entry["name"])): int(entry["size"] or 0)
         for entry in listing
@@ -229,100 +232,102 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of those of the files ``names`` that are inside the directory ``url``.
+    """Sizes in bytes of those of the files ``names`` that are in the directory ``url``.
 
-    One listing, except over HTTP: a web server lists nothing reliable, so each is asked for.
+    One listing; over HTTP, where there are no reliable listings, one request per file.
     """
     if not url.startswith(("http://", "https://")):
         return sizes(url)
     found = {}
     for name in names:
         try:
-            found[name] = _ask(
+            found[name] = _call(
                 join(url, name), "read", lambda system, path: int(system.info(path)["size"] or 0)
             )
-        except FileNotFoundError:
+        except NotFoundError:
             continue
     return found
 
 
 def _kind(url: str) -> str | None:
-    """``file`` or ``directory``; None where nothing is."""
+    """``file`` or ``directory``; None if nothing is there."""
     try:
-        return _ask(url, "read", lambda system, path: str(system.info(path)["type"]))
-    except FileNotFoundError:
+        return _call(url, "read", lambda system, path: str(system.info(path)["type"]))
+    except NotFoundError:
         return None
 
 
-def _ask(
+def _call(
     url: str,
-    doing: str,
+    action: str,
     call: Callable[[AbstractFileSystem, str], T],
-    seconds: float = ANSWER_SECONDS,
-    moved: Callable[[], object] = lambda: None,
+    seconds: float = REQUEST_TIMEOUT,
+    progress: Callable[[], object] = lambda: None,
 ) -> T:
-    """What ``call`` says of ``url``; faults become one sentence.
+    """The result of ``call(file system, path)`` for ``url``, its errors as UserErrors.
 
     Raises:
-        FileNotFoundError: Nothing is there; every caller has its own words for it.
-        UserError: All else.
+        NotFoundError: There is nothing at ``url``.
+        UserError: Everything else that `explain` knows.
     """
     system, path = filesystem(url)
     if is_local(url):
         try:
             return call(system, path)
-        except FileNotFoundError:
-            raise
-        except NotADirectoryError as error:
-            raise FileNotFoundError(url) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(f"{url}: no such file") from error
         except OSError as error:
-            raise UserError(f"{url}: cannot be {doing} ({error})") from error
+            raise UserError(f"{url}: cannot be {action} ({error})") from error
     try:
-        return within(seconds, lambda: call(system, path), moved)
+        return with_timeout(seconds, lambda: call(system, path), progress)
     except Exception as error:
-        known = reason(_in_words(error, system, path), doing)
-        if known is None:
-            raise
-        raise known.error(url) from error
+        known = explain(_explained_by_listing(error, system, path), url, action)
+        if known is not None:
+            raise known from error
+        if isinstance(error, FileNotFoundError):
+            raise NotFoundError(f"{url}: no such file") from error
+        raise
 
 
-def _in_words(error: Exception, system: AbstractFileSystem, path: str) -> Exception:
-    """``error``, or what a listing says where the store gave a number without a reason."""
-    if code(error) not in BARE:
+def _explained_by_listing(error: Exception, system: AbstractFileSystem, path: str) -> Exception:
+    """``error``, or that of a listing where the response had a code but no reason."""
+    if error_code(error) not in BARE_CODES:
         return error
     try:
-        within(ANSWER_SECONDS, lambda: system.ls(posixpath.dirname(path)))
-    except Exception as told:  # noqa: BLE001 (looked at, and the first error is raised)
-        if code(told) not in {*BARE, None}:
-            return told
+        with_timeout(REQUEST_TIMEOUT, lambda: system.ls(posixpath.dirname(path)))
+    except Exception as listing:  # noqa: BLE001 (only inspected; the caller raises)
+        if error_code(listing) not in {*BARE_CODES, None}:
+            return listing
     return error
 
 
-def within(seconds: float, call: Callable[[], T], moved: Callable[[], object] = lambda: None) -> T:
-    """What ``call`` gives.
+def with_timeout(
+    seconds: float, call: Callable[[], T], progress: Callable[[], object] = lambda: None
+) -> T:
+    """The result of ``call()``, run in a thread.
 
     Raises:
-        TimeoutError: It took longer, and ``moved()`` stayed the same for so long. The call goes
-            on in a thread that nobody waits for.
+        TimeoutError: For ``seconds`` it did not return and ``progress()`` did not change. The
+            thread is abandoned.
     """
     results: list[T] = []
-    faults: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(call())
         except BaseException as error:  # noqa: BLE001 (raised again in the waiting thread)
-            faults.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True, name="storage")
     thread.start()
-    seen, since = moved(), time.monotonic()
+    seen, since = progress(), time.monotonic()
     while thread.is_alive() and time.monotonic() < since + seconds:
         thread.join(min(1.0, seconds / 4))
-        if (now := moved()) != seen:
+        if (now := progress()) != seen:
             seen, since = now, time.monotonic()
-    if faults:
-        raise faults[0]
+    if errors:
+        raise errors[0]
     if not results:
-        raise TimeoutError(f"no answer for {seconds:.0f} s")
+        raise TimeoutError(f"no response for {seconds:.0f} s")
     return results[0]

@@ -1,14 +1,13 @@
-"""What a remote file system's error means, in one sentence with the next step.
+"""The one table of storage errors: what a file system's exception means, and what to do.
 
-Clients raise their own classes, wrap them in others, and answer a HEAD without a reason. What
-counts is the store's error code or the innermost cause, wherever in the chain it stands.
+Client libraries raise classes of their own, wrap them in others, and answer a HEAD request without
+a reason. What counts is the store's error code, or else the innermost exception of the chain.
 """
 
 import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from mezzotint.common.errors import UserError
@@ -40,7 +39,7 @@ _REFUSED = {
     "AuthorizationHeaderMalformed": _REGION,
     "ProfileNotFound": "the profile in AWS_PROFILE is in no configuration file; correct it",
 }
-"""By error code or class: nothing passes by waiting."""
+"""Message by error code or exception class; retrying does not help."""
 
 _FAILING = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown"}
 _FAILING |= {"429", "RequestTimeout", "OperationAborted"}
@@ -48,102 +47,104 @@ _UNREACHED = {
     *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"),
     *("ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError"),
 }
-_USER = re.compile(r"(?<=://)[^/\s@]*@")
+_USER = re.compile(r"(?<=://)[^/\s]*@")
 _SECRET_PARAMETER = re.compile(
     r"([?&][\w-]*(?:signature|credential|token|secret|password|sig|key|keyid))=[^&\s\"')]*", re.I
 )
-BARE = frozenset({"400", "403"})
-"""Codes of an answer without a body: asking in another way tells the reason."""
+BARE_CODES = frozenset({"400", "403"})
+"""Codes of a response without a body; a listing of the same place states the reason."""
+
+
+class NotFoundError(UserError):
+    """There is nothing at a URL."""
 
 
 class TransientError(UserError):
-    """A fault of the network or of an overloaded store, which may pass."""
+    """A network error or an overloaded store: retrying may help."""
 
 
 class CredentialsError(UserError):
-    """A store refuses these credentials altogether: nothing in it can be had."""
+    """The store rejects the credentials, so nothing in it can be read."""
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why something failed, for after ``URL: ``."""
-
-    sentence: str
-    kind: type[UserError] = UserError
-
-    def error(self, url: str) -> UserError:
-        """As an exception about ``url``."""
-        return self.kind(f"{url}: {self.sentence}")
-
-
-def reason(error: BaseException, doing: str) -> Reason | None:
-    """Why a call of a file system failed.
+def explain(error: BaseException, url: str, action: str) -> UserError | None:
+    """The error to raise after a call of a file system failed.
 
     Args:
-        error: What it raised.
-        doing: What was tried, as in "cannot be ``doing``".
+        error: The exception of the call.
+        url: Where it happened.
+        action: What failed, as in "cannot be ``action``".
 
     Returns:
-        None for an error that is no store's: a file that is not there, a mistake of ours.
+        None if the exception is not the store's: a missing file, a programming error.
     """
     chain = list(_chain(error))
-    said = code(error)
-    names = [name for name in (said, *(type(one).__name__ for one in chain)) if name]
-    if said == "NoSuchBucket":
-        return Reason(f"there is no such bucket{_at(chain)}; create it, or correct the URL")
+    code = error_code(error)
+    names = [name for name in (code, *(type(one).__name__ for one in chain)) if name]
+    failed = f"{url}: cannot be {action}"
+    if code == "NoSuchBucket":
+        return UserError(
+            f"{url}: there is no such bucket{_at(chain)}; create it, or correct the URL"
+        )
     if isinstance(error, FileNotFoundError):
         return None
     for name in names:
         if name in _REFUSED:
-            words = _REFUSED[name]
-            kind = UserError if words == _FORBIDDEN else CredentialsError
-            return Reason(f"cannot be {doing} ({name}): {words}", kind)
+            message = _REFUSED[name]
+            kind = UserError if message == _FORBIDDEN else CredentialsError
+            return kind(f"{failed} ({name}): {message}")
     if set(names) & _UNREACHED or "Invalid endpoint" in str(error):
-        return Reason(
-            f"the object store{_at(chain)} cannot be reached ({_cause(chain)}); check "
-            "AWS_ENDPOINT_URL and the network",
-            TransientError,
+        return TransientError(
+            f"{url}: the object store{_at(chain)} cannot be reached ({_cause(chain)}); check "
+            "AWS_ENDPOINT_URL and the network"
         )
-    if said in _FAILING:
-        return Reason(
-            f"cannot be {doing}: the object store{_at(chain)} fails or is overloaded ({said}); "
-            "try again later",
-            TransientError,
+    if code in _FAILING:
+        return TransientError(
+            f"{failed}: the object store{_at(chain)} fails or is overloaded ({code}); "
+            "try again later"
         )
-    local = error if isinstance(error, OSError) and not _foreign(chain) else None
-    if local is not None and local.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Reason(f"cannot be {doing}: no disk space left here; make room")
-    if isinstance(error, OSError) or _foreign(chain):
-        words = f"cannot be {doing} ({_cause(chain)}); check the URL and the network"
-        return Reason(words, TransientError)
+    foreign = any(type(one).__module__.partition(".")[0] in _CLIENTS for one in chain)
+    if isinstance(error, OSError) and not foreign and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{failed}: no disk space left on this machine; delete files")
+    if isinstance(error, OSError) or foreign:
+        return TransientError(f"{failed} ({_cause(chain)}); check the URL and the network")
     return None
 
 
-def code(error: BaseException) -> str | None:
-    """The error code in a store's answer, or the answer's HTTP status."""
+def error_code(error: BaseException) -> str | None:
+    """The error code in a store's response, or its HTTP status."""
     for one in _chain(error):
-        answer = getattr(one, "response", None)
-        if isinstance(answer, dict) and "Code" in answer.get("Error", {}):
-            return str(answer["Error"]["Code"])
+        response = getattr(one, "response", None)
+        if isinstance(response, dict) and "Code" in response.get("Error", {}):
+            return str(response["Error"]["Code"])
         if isinstance(status := getattr(one, "status", None), int):
             return str(status)
     return None
 
 
-def scrubbed(text: str) -> str:
-    """``text`` without the credentials that URLs in it may carry."""
+def redact(text: str) -> str:
+    """``text`` without credentials in URLs and without MLflow's password or token."""
+    for secret in _mlflow_secrets():
+        text = text.replace(secret, "...")
     return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub("", text))
+
+
+def _mlflow_secrets() -> list[str]:
+    found = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
+    userinfo, _, _ = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")
+    found.append(userinfo.rpartition("://")[2].partition(":")[2])
+    return [secret for secret in found if len(secret) > 3]  # a shorter one would garble text
 
 
 def check_no_credentials(url: str) -> str:
     """``url`` itself.
 
     Raises:
-        ValueError: It holds credentials; they would be written into recipes and logs.
+        ValueError: It holds credentials, which would get into recipes and logs.
     """
     if _USER.search(url):
         raise ValueError(
-            f"{scrubbed(url)}: a URL must not hold credentials; set AWS_ACCESS_KEY_ID and "
+            f"{redact(url)}: a URL must not hold credentials; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     return url
@@ -159,12 +160,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def _foreign(chain: list[BaseException]) -> bool:
-    return any(type(one).__module__.partition(".")[0] in _CLIENTS for one in chain)
-
-
 def _at(chain: list[BaseException]) -> str:
-    """`` at HOST`` of the endpoint that was asked, if it is known."""
+    """`` at HOST``, the endpoint of the request, if it is known."""
     tried = next((one.kwargs.get("endpoint_url") for one in chain if hasattr(one, "kwargs")), None)
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     host = urlsplit(str(tried or named or "")).netloc.rpartition("@")[2]
@@ -172,10 +169,10 @@ def _at(chain: list[BaseException]) -> str:
 
 
 def _cause(chain: list[BaseException]) -> str:
-    """The innermost error in words, on one line."""
+    """The message of the innermost error, on one line."""
     last = next((one for one in reversed(chain) if str(one)), chain[-1])
     if isinstance(last, OSError) and last.errno and last.errno > 0:
         text = os.strerror(last.errno)
     else:
         text = str(last.args[-1] if isinstance(last, OSError) and last.args else last)
-    return scrubbed(" ".join(text.split())) or type(last).__name__
+    return redact(" ".join(text.split())) or type(last).__name__

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from filelock import FileLock
 
 from data_pipeline.cache import ShardCache, cache_limit
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.manifest import read_manifest
 from mezzotint.common.errors import UserError
+from mezzotint.common.locks import file_lock
 
 
 def copies(cache):
@@ -63,8 +63,8 @@ def test_a_transfer_that_stalls_is_given_up_with_its_name(remote, squares, tmp_p
     release = threading.Event()
     store = type(fsspec.filesystem("memory"))
     monkeypatch.setattr(store, "get_file", lambda *_, **__: release.wait(10))
-    cache = ShardCache(tmp_path / "c", patience=0.05, retry_wait=0.01)
-    with pytest.raises(UserError, match=r"squares-000000.tar: cannot be read \(no answer for"):
+    cache = ShardCache(tmp_path / "c", timeout=0.05, retry_wait=0.01)
+    with pytest.raises(UserError, match=r"squares-000000.tar: cannot be read \(no response for"):
         cache.fetch(remote, shard)
     release.set()
 
@@ -82,7 +82,7 @@ def test_a_slow_transfer_is_no_stalled_one(remote, squares, tmp_path, monkeypatc
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", drip)
     began = time.monotonic()
-    ShardCache(tmp_path / "c", patience=0.4).fetch(remote, shard)
+    ShardCache(tmp_path / "c", timeout=0.4).fetch(remote, shard)
     assert time.monotonic() - began > 0.5
 
 
@@ -120,7 +120,7 @@ def test_what_killed_processes_left_is_deleted_and_what_lives_is_not(remote, squ
         target.parent.mkdir(parents=True, exist_ok=True)
         partials[shard.name] = target.with_suffix(".tar.123-1")
         partials[shard.name].write_bytes(b"torn")
-    with FileLock(cache / third.sha256[:2] / f"{third.sha256}.lock"):  # someone is fetching it
+    with file_lock(cache / third.sha256[:2] / f"{third.sha256}.lock"):  # someone is fetching it
         assert ShardCache(cache, limit=10**6).fetch(remote, first).read_bytes()
         left = [name for name, path in partials.items() if path.exists()]
     assert left == [third.name]

@@ -7,6 +7,7 @@ import fsspec
 import pytest
 import torch
 
+from mezzotint.common import files
 from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.dvae import DVAEConfig
@@ -157,7 +158,7 @@ def test_a_failed_write_leaves_the_old_directory_whole(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         save(tmp_path / "m", built(seed=1))
     assert store.describe(str(tmp_path / "m")).digest == before

@@ -133,13 +133,13 @@ def test_a_stalled_download_is_given_up_and_begun_again(proxy, people, talk_to, 
     shard = read_manifest(people).shards[0]
     proxy.inject(shard.name, "stall", times=1)
     began = time.monotonic()
-    cache = ShardCache(tmp_path / "c", patience=1.0, retry_wait=0.1)
+    cache = ShardCache(tmp_path / "c", timeout=1.0, retry_wait=0.1)
     assert cache.fetch(people, shard).stat().st_size == shard.bytes
     assert time.monotonic() - began < 8
     proxy.inject(read_manifest(people).shards[1].name, "stall")
     began = time.monotonic()
-    with pytest.raises(UserError, match=rf"{people}/.*tar: cannot be read \(no answer for 1 s\)"):
-        ShardCache(tmp_path / "c", patience=1.0, retry_wait=0.1).fetch(
+    with pytest.raises(UserError, match=rf"{people}/.*tar: cannot be read \(no response for 1 s\)"):
+        ShardCache(tmp_path / "c", timeout=1.0, retry_wait=0.1).fetch(
             people, read_manifest(people).shards[1]
         )
     assert time.monotonic() - began < 16

@@ -4,7 +4,7 @@ import pytest
 from data_pipeline.config import DataConfig, TextConfig
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
-from mezzotint.common.storage_errors import check_no_credentials, reason, scrubbed
+from mezzotint.common.storage_errors import check_no_credentials, explain, redact
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from mezzotint.common.storage_errors import check_no_credentials, reason, scrubb
     ],
 )  # fmt: skip
 def test_what_is_repeated_of_a_url_holds_no_secret(text, clean):
-    assert scrubbed(text) == clean
+    assert redact(text) == clean
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/set", "https://user:secret@host/set"])
@@ -48,7 +48,7 @@ def test_a_mistake_of_ours_is_no_fault_of_the_store(monkeypatch):
     def wrong(self, path, **options):
         raise KeyError("name")
 
-    assert reason(KeyError("name"), "read") is None
+    assert explain(KeyError("name"), "memory://x/y", "read") is None
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", wrong)
     with pytest.raises(KeyError):
         storage.read_bytes("memory://x/y")
@@ -58,7 +58,7 @@ def test_a_call_that_never_answers_is_given_up():
     import threading
 
     release = threading.Event()
-    with pytest.raises(TimeoutError, match=r"no answer for 0 s"):
-        storage.within(0.1, release.wait)
+    with pytest.raises(TimeoutError, match=r"no response for 0 s"):
+        storage.with_timeout(0.1, release.wait)
     release.set()
-    assert storage.within(5, lambda: 7) == 7
+    assert storage.with_timeout(5, lambda: 7) == 7

@@ -1,0 +1,100 @@
+"""Locks between processes, on all nodes that share the file system; they end with their holder."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mezzotint.common.errors import UserError
+
+_PROBING = 0.6
+"""Seconds for which `lock_owner` may be in the way of `run_lock`."""
+
+
+@contextmanager
+def file_lock(path: Path, wait: float | None = None) -> Iterator[IO[str]]:
+    """Hold an exclusive lock on a file, which is created if missing and yielded open.
+
+    Args:
+        path: The lock file; its content is not touched.
+        wait: Seconds to wait for another holder at most; None: for ever.
+
+    Raises:
+        TimeoutError: Another process or thread holds it for longer.
+    """
+    deadline = None if wait is None else time.monotonic() + wait
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError(f"{path}: another process holds this lock") from error
+                time.sleep(0.05)
+        try:
+            yield file
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may have the file open still
+
+
+@dataclass(frozen=True)
+class LockOwner:
+    """The live process that holds a run directory; host and pid are None if not yet written."""
+
+    host: str | None
+    pid: int | None
+    since: float
+    """Seconds since 1970."""
+
+
+@contextmanager
+def run_lock(directory: Path) -> Iterator[None]:
+    """Hold a run directory, so that two live processes never write into one.
+
+    Raises:
+        UserError: Another live process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "lock"
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(file_lock(path, _PROBING))
+        except TimeoutError as error:
+            owner = path.read_text(encoding="utf-8", errors="replace") or "unknown"
+            raise UserError(
+                f"{directory}: is held by another live process ({owner}); wait for it, stop it, or "
+                "give this run another directory"
+            ) from error
+        file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        file.flush()
+        yield
+
+
+def lock_owner(directory: Path) -> LockOwner | None:
+    """The live process that holds a run directory now, if any."""
+    try:
+        file = (directory / "lock").open(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            since = os.fstat(file.fileno()).st_mtime
+        except OSError:  # a file system without locks
+            return None
+        else:
+            return None
+        try:
+            written = json.loads(file.read())
+            return LockOwner(str(written["host"]), int(written["pid"]), since)
+        except (ValueError, TypeError, KeyError):
+            return LockOwner(None, None, since)
