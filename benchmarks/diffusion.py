@@ -9,7 +9,7 @@
 diffusers' networks get our weights and must give our outputs and gradients before anything is timed
 (`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
 no ratio is called a result. The optimizer, the same for all, is left out of the step. All of them
-run in memory as processes that train hold it (`trainer.memory.keep_freed`).
+run in memory as processes that train hold it (`models.nn.cpu.malloc.set_malloc_thresholds`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ from models.diffusion.solvers.euler import Euler  # noqa: E402
 from models.diffusion.solvers.solver import IterativeSolver  # noqa: E402
 from models.diffusion.solvers.unipc import UniPC  # noqa: E402
 from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
-from trainer.memory import keep_freed  # noqa: E402
+from models.nn.cpu.malloc import set_malloc_thresholds  # noqa: E402
 
 Call = Callable[[Tensor, Tensor, Condition], Tensor]
 GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--threads", type=int, help="torch's threads")
     options = parser.parse_args()
-    keep_freed()
+    set_malloc_thresholds()
     if options.threads:
         torch.set_num_threads(options.threads)
     found = measure(quick=options.quick, only=options.only)

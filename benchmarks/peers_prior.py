@@ -102,10 +102,10 @@ class DallePytorch:
         # its first token is text token 0; the prior has a start of its own
         yield theirs.text_emb.weight[1:], ours.text_token.weight[1:]
         yield theirs.image_emb.weight, ours.image_token.weight
-        yield theirs.text_pos_emb.weight[1 : length + 1], ours.text_place.table.weight
+        yield theirs.text_pos_emb.weight[1 : length + 1], ours.text_position.table.weight
         rows, columns = theirs.image_pos_emb.weights
-        yield rows.view(side, -1), ours.image_place.row.weight
-        yield columns.view(side, -1), ours.image_place.column.weight
+        yield rows.view(side, -1), ours.image_position.row.weight
+        yield columns.view(side, -1), ours.image_position.column.weight
         for block, (attention, feed_forward) in zip(
             ours.blocks, theirs.transformer.layers.layers, strict=True
         ):
@@ -210,7 +210,11 @@ class XTransformers:
             torch.cat([ours.text_token.weight, ours.image_token.weight, ours.start.table.weight])
         )
         count = ours.config.image_length - 1
-        places = [torch.zeros(1, width), ours.text_place.table.weight, ours.image_place(0, count)]
+        places = [
+            torch.zeros(1, width),
+            ours.text_position.table.weight,
+            ours.image_position(0, count),
+        ]
         theirs.pos_emb.emb.weight.copy_(torch.cat(places) / theirs.pos_emb.scale)
         layers = theirs.attn_layers.layers
         for place, block in enumerate(ours.blocks):
@@ -276,7 +280,7 @@ class XTransformers:
         yield theirs.token_emb.emb.weight.grad, torch.cat([each.grad for each in embedded])
         text = ours.config.text_length
         places = theirs.pos_emb.emb.weight.grad / theirs.pos_emb.scale
-        yield places[1 : text + 1], ours.text_place.table.weight.grad
+        yield places[1 : text + 1], ours.text_position.table.weight.grad
         layers = theirs.attn_layers.layers
         for place, block in enumerate(ours.blocks):
             attention = layers[2 * place][1]

@@ -32,7 +32,7 @@ from models.autoregressive.decoding import Sampling, generate  # noqa: E402
 from models.autoregressive.patterns import joint_mask  # noqa: E402
 from models.autoregressive.prior import Prior, PriorConfig, weighted  # noqa: E402
 from models.autoregressive.sparse import attend_blocks, attend_dense  # noqa: E402
-from models.nn.attention import attend  # noqa: E402
+from models.nn.cpu.dispatch import attention  # noqa: E402
 
 Peer = DallePytorch | XTransformers
 GOALS = {"step fp32": 1.7, "step bf16": 2.7, "draw fp32": 1.9, "draw bf16": 3.4}
@@ -197,7 +197,7 @@ def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
     def run(way: Callable[..., Tensor]) -> Callable[[], None]:
         return lambda: way(*x).sum().backward()
 
-    work = {"dense, causal": run(lambda q, k, v: attend(q, k, v, causal=True))}
+    work = {"dense, causal": run(lambda q, k, v: attention(q, k, v, causal=True))}
     table: dict[str, dict[str, object]] = {}
     causal = int(joint_mask(None, prefix, length).sum())
     for pattern in dict.fromkeys(config.patterns):

@@ -25,7 +25,7 @@ BLOCKS = (
 """What is computed again as a whole."""
 
 
-def recompute(module: nn.Module) -> int:
+def enable_activation_checkpointing(module: nn.Module) -> int:
     """Let every block inside `module` do so from now on; returns how many there are.
 
     Outputs and gradients stay the same, dropout included. Without gradients nothing changes.

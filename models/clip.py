@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
-from models.nn.patchify import resized
+from models.nn.patchify import resize
 from models.torchvision_compat import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -132,16 +132,16 @@ class Clip(nn.Module):
         """Captions (B, L) int64 to unit vectors (B, D) in fp32."""
         return at_end(self.clip.encode_text(tokens, normalize=True), tokens)
 
-    def text_places(self, tokens: Tensor) -> Tensor:
+    def token_features(self, tokens: Tensor) -> Tensor:
         """Captions (B, L) int64 to a vector per token (B, L, text_width), in fp32."""
-        return text_places(self.clip, tokens)
+        return token_features(self.clip, tokens)
 
     def _sized(self, image: Tensor) -> Tensor:
         side = self.config.image_size
-        return resized(image, side, side).to(self.clip.visual.conv1.weight.dtype)
+        return resize(image, side, side).to(self.clip.visual.conv1.weight.dtype)
 
 
-def text_places(clip: "CLIP", tokens: Tensor) -> Tensor:
+def token_features(clip: "CLIP", tokens: Tensor) -> Tensor:
     """A vector per token (B, L, width), fp32, as open_clip's CLIP has them before it pools.
 
     They have passed the last norm and not the projection, as latent diffusion's text encoders give
@@ -262,7 +262,7 @@ class PretrainedClip(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""
         height, width = self.clip.visual.image_size
-        image = (resized(image, height, width) + 1) / 2
+        image = (resize(image, height, width) + 1) / 2
         mean = torch.tensor(self._mean, device=image.device)[:, None, None]
         std = torch.tensor(self._std, device=image.device)[:, None, None]
         return self.clip.encode_image((image - mean) / std, normalize=True).float()
@@ -271,9 +271,9 @@ class PretrainedClip(nn.Module):
         """Tokens (B, L) to unit vectors (B, D) in fp32."""
         return self.clip.encode_text(tokens, normalize=True).float()
 
-    def text_places(self, tokens: Tensor) -> Tensor:
+    def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to a vector each, (B, L, width) in fp32."""
-        return text_places(self.clip, tokens)
+        return token_features(self.clip, tokens)
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Captions to unit vectors (B, D) in fp32."""

@@ -29,7 +29,7 @@ class Tokenizers(Protocol):
 class TextTower(Protocol):
     """What a frozen encoder does with tokens."""
 
-    def text_places(self, tokens: Tensor) -> Tensor:
+    def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each, (B, L, width) in fp32."""
         ...
 
@@ -50,7 +50,7 @@ class CaptionReader:
         """Features (B, L, width) in fp32, computed in fp32 and where the weights are."""
         device = next(self._module.parameters()).device
         with torch.autocast(device.type, enabled=False):
-            return self.tower.text_places(self.tokens(captions).to(device))
+            return self.tower.token_features(self.tokens(captions).to(device))
 
     def to(self, device: torch.device) -> "CaptionReader":
         """Move the weights."""

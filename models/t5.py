@@ -39,7 +39,7 @@ class T5Settings(BaseModel, frozen=True, extra="forbid"):
         return T5Encoder(self)
 
 
-class RootMeanSquareNorm(nn.Module):
+class RMSNorm(nn.Module):
     """x / sqrt(mean x^2 + epsilon) x weight, over the last dimension, in fp32."""
 
     def __init__(self, width: int, epsilon: float) -> None:
@@ -103,9 +103,9 @@ class T5Block(nn.Module):
     def __init__(self, settings: T5Settings) -> None:
         super().__init__()
         width, epsilon = settings.d_model, settings.layer_norm_epsilon
-        self.attention_norm = RootMeanSquareNorm(width, epsilon)
+        self.attention_norm = RMSNorm(width, epsilon)
         self.attention = T5Attention(settings)
-        self.forward_norm = RootMeanSquareNorm(width, epsilon)
+        self.forward_norm = RMSNorm(width, epsilon)
         self.feed_forward = T5FeedForward(settings)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ class T5Encoder(nn.Module):
         self.token = nn.Embedding(settings.vocab_size, settings.d_model)
         self.bias = nn.Embedding(settings.relative_attention_num_buckets, settings.num_heads)
         self.blocks = nn.ModuleList(T5Block(settings) for _ in range(settings.num_layers))
-        self.norm = RootMeanSquareNorm(settings.d_model, settings.layer_norm_epsilon)
+        self.norm = RMSNorm(settings.d_model, settings.layer_norm_epsilon)
 
-    def text_places(self, tokens: Tensor) -> Tensor:
+    def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each (B, L, d_model), fp32; 0 where padding is."""
         settings, length = self.settings, tokens.shape[1]
         place = torch.arange(length, device=tokens.device)

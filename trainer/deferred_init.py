@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mezzotint.common.errors import UserError
-from trainer import memory
+from models.nn.cpu import malloc
 
 SMALL = 1 << 12
 """Tensors below this many numbers are simply held."""
@@ -220,7 +220,7 @@ def _advance(func: Callable[..., Any], args: tuple[Any, ...], options: dict[str,
         return value
 
     func(*tree_map(scratch, args), **options)
-    memory.give_back()
+    malloc.malloc_trim()
 
 
 def _is_large(shape: Sequence[int], options: dict[str, Any]) -> bool:

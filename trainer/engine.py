@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
-from trainer import distributed, memory
+from models.nn.cpu import malloc
+from trainer import distributed
 from trainer.deferred_init import Sketch
 from trainer.distributed import World
 from trainer.engine_config import (
@@ -189,7 +190,7 @@ def _placed(
         weight.data = weight.detach().to(device, dtype)
         yield weight
         if sketch is not None:
-            memory.give_back()
+            malloc.malloc_trim()
     if sketch is not None:
         sketch.fill_buffers(module)
 
@@ -232,5 +233,5 @@ def build(
         name: Engine(name, module, recipe, world, precision, sketch)
         for name, module in parts.items()
     }
-    memory.keep_freed()
+    malloc.set_malloc_thresholds()
     return engines

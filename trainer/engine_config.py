@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mezzotint.common.errors import UserError
-from models.activation_checkpointing import recompute
+from models.activation_checkpointing import enable_activation_checkpointing
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, branches
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.recipe import Precision, Recipe, Update
@@ -204,7 +204,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
     if not recipe.engine.activation_checkpointing:
         return
     for name, part in parts.items():
-        if not recompute(part):
+        if not enable_activation_checkpointing(part):
             raise UserError(
                 f"engine.activation_checkpointing: {name} has no blocks that can be computed "
                 "again; leave it out"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from models.autoregressive.patterns import Pattern, joint_mask
-from models.autoregressive.prior import PriorConfig, reach_of
-from models.nn.attention import attend
+from models.autoregressive.prior import PriorConfig, sparse_attention_of
+from models.nn.cpu.dispatch import attention
 from trainer.recipe import Recipe
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -174,9 +174,9 @@ def report(
 
 def way_of(config: PriorConfig, pattern: Pattern | None) -> Attend:
     """How layers with this pattern attend here."""
-    reach = reach_of(config, pattern)
+    reach = sparse_attention_of(config, pattern)
     if reach is None:
-        return lambda query, key, value: attend(query, key, value, causal=True)
+        return lambda query, key, value: attention(query, key, value, causal=True)
     return reach.attend
 
 

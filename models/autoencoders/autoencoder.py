@@ -115,7 +115,7 @@ class Autoencoder(nn.Module):
         if isinstance(quantizer, VectorQuantizer | EmaVectorQuantizer):
             latent = quantizer.lookup(quantizer.tokens(latent))
         output = self.decoder.project(self.decoder.features(self._from(latent)))
-        return self.picture(output).clamp(-1, 1)
+        return self.to_image(output).clamp(-1, 1)
 
     def tokens(self, image: Tensor) -> Tensor:
         """Codes (B, h, w) int64.
@@ -132,14 +132,14 @@ class Autoencoder(nn.Module):
             UserError: the latent is continuous.
         """
         latent = self._from(self._quantizer().lookup(codes))
-        return self.picture(self.decoder.project(self.decoder.features(latent))).clamp(-1, 1)
+        return self.to_image(self.decoder.project(self.decoder.features(latent))).clamp(-1, 1)
 
     @property
     def discrete(self) -> bool:
         """Whether the latent is made of codes."""
         return self.config.discrete
 
-    def picture(self, output: Tensor) -> Tensor:
+    def to_image(self, output: Tensor) -> Tensor:
         """The decoder's output is the image itself."""
         return output.float()
 

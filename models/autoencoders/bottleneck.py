@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
 from models.autoencoders.gumbel_softmax import SMALL, relaxed
-from models.nn.random import gumbel_like, normal_like
+from models.nn.random import gumbel_like, randn_like
 
 Penalty = Literal["kl", "codebook"]
 """What a bottleneck's loss is, and so by which weight of an objective it is multiplied."""
@@ -114,7 +114,7 @@ class GaussianBottleneck(nn.Module):
     def forward(self, h: Tensor, rng: Generator) -> Latent:
         """Means and log variances (B, 2 C, h, w) to a sample (B, C, h, w) in fp32."""
         mean, log_variance = moments(h)
-        value = mean + (0.5 * log_variance).exp() * normal_like(mean, rng)
+        value = mean + (0.5 * log_variance).exp() * randn_like(mean, rng)
         channels = kl_to_normal(mean, log_variance).mean(dim=(0, 2, 3))
         return Latent(value, channels.clamp(min=self.free_nats).sum(), rate=channels.sum())
 

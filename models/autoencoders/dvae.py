@@ -113,7 +113,7 @@ class DVAE(nn.Module):
         """Side of the images it is shaped for."""
         return self.config.image_size
 
-    def picture(self, output: Tensor) -> Tensor:
+    def to_image(self, output: Tensor) -> Tensor:
         """The image that the means stand for."""
         return reconstruction(output)
 

@@ -149,7 +149,7 @@ class VQVAE2(nn.Module):
         assert known is not None
         return self.decoder(known).float().clamp(-1, 1)
 
-    def picture(self, output: Tensor) -> Tensor:
+    def to_image(self, output: Tensor) -> Tensor:
         """The decoder's output is the image itself."""
         return output.float()
 

@@ -12,7 +12,7 @@ class Reconstruction(NamedTuple):
     """What a forward pass gives the loss."""
 
     output: Tensor
-    """What the decoder says, (B, 3 or 6, H, W) in fp32; `picture` turns it into an image."""
+    """What the decoder says, (B, 3 or 6, H, W) in fp32; `to_image` turns it into an image."""
     latents: tuple[Latent, ...]
     """One per codebook or latent, the coarsest first."""
     features: Tensor
@@ -37,7 +37,7 @@ class FirstStage(Protocol):
         """Side of the images it is shaped for."""
         ...
 
-    def picture(self, output: Tensor) -> Tensor:
+    def to_image(self, output: Tensor) -> Tensor:
         """The image an output means: (B, 3, H, W) around [-1, 1], not clamped."""
         ...
 

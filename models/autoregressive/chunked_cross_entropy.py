@@ -13,15 +13,15 @@ LARGE = 2**22
 """Fewer logits are kept as they are."""
 
 
-def head_loss(head: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
+def chunked_cross_entropy(head: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy in fp32 of targets (B, L) from (B, L, width) through the head."""
-    if keeps_no_logits(head, hidden):
+    if uses_chunks(head, hidden):
         flat = hidden.flatten(0, 1)
         return _HeadLoss.apply(flat, head.weight, head.bias, target.flatten())  # type: ignore[no-untyped-call]
     return F.cross_entropy(head(hidden).float().flatten(0, 1), target.flatten())
 
 
-def keeps_no_logits(head: nn.Linear, hidden: Tensor) -> bool:
+def uses_chunks(head: nn.Linear, hidden: Tensor) -> bool:
     """Whether it pays to keep the head's gradient instead of the logits and theirs.
 
     Not where positions are few beside the width, not in fp16 (its range needs the scale of the

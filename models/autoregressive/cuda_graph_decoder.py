@@ -14,7 +14,7 @@ from models.autoregressive.patterns import Pattern
 from models.autoregressive.prior import Prior
 
 
-class StaticCache:
+class StaticKVCache:
     """Keys and values in the ring that the pattern needs; what is not read is masked.
 
     `place` (one int64 element) is the image place of the next `attend`.
@@ -58,7 +58,7 @@ class StaticCache:
         return F.pad(reads, (self.prefix, 0), value=True)[None]
 
 
-class StaticSteps:
+class CudaGraphDecoder:
     """Logits of the next code, one place at a time, from caption and known codes."""
 
     def __init__(self, prior: Prior, text: Tensor) -> None:
@@ -67,7 +67,7 @@ class StaticSteps:
         self._code = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
         self._place = torch.zeros(1, dtype=torch.int64, device=text.device)
         self._caches = [
-            StaticCache(pattern, config.prefix_length, config.image_length, self._place)
+            StaticKVCache(pattern, config.prefix_length, config.image_length, self._place)
             for pattern in config.patterns
         ]
         self._logits: Tensor | None = None
@@ -97,7 +97,7 @@ class StaticSteps:
         """The step itself, at the place and for the code in the fixed tensors."""
         prior = self._prior
         with self._uncached_casts():
-            x = prior.image_token(self._code) + prior.image_place.at(self._place)
+            x = prior.image_token(self._code) + prior.image_position.at(self._place)
             return prior.image_head(prior.run(x, list(self._caches))[:, -1])
 
     def _uncached_casts(self) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""Drawing image tokens from the prior, one after the other."""
+"""Sampling image tokens from the prior, one after the other."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,19 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from mezzotint.common.errors import UserError
-from models.autoregressive.cpu_decoder import SingleSteps, bare
-from models.autoregressive.cuda_graph_decoder import StaticSteps
+from models.autoregressive.cuda_graph_decoder import CudaGraphDecoder
 from models.autoregressive.prior import PAD, Prior
-from models.nn.attention import Memory
+from models.nn.attention import KVCache
+from models.nn.cpu import is_enabled
+from models.nn.cpu.decoder import TokenDecoder, has_no_hooks
+from models.nn.transformer import Block
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and the total."""
+"""Called with the number of tokens sampled and the total."""
 
 
 class Sampling(BaseModel, frozen=True, extra="forbid"):
-    """How the next token is drawn.
+    """How the next token is sampled.
 
     Logits are guided, divided by `temperature`, cut to the `top_k` best and then to the smallest
     set with probability `top_p` (arXiv 1904.09751). Guidance 1 is the plain conditional
@@ -65,46 +67,44 @@ def generate(
         codes[:, :given] = prefix
     guided = sampling.guidance != 1.0
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
-    step = steps(prior, branches, cache=sampling.cache)
-    for place in range(given, total):
-        known = codes.narrow(1, 0, place)
-        logits = step(torch.cat([known, known]) if guided else known)
+    next_logits = token_predictor(prior, branches, cache=sampling.cache)
+    for position in range(given, total):
+        known = codes.narrow(1, 0, position)
+        logits = next_logits(torch.cat([known, known]) if guided else known)
         if guided:
             conditional, unconditional = logits.float().chunk(2)
             logits = unconditional + sampling.guidance * (conditional - unconditional)
-        codes[:, place] = drawn(logits, sampling, rng)
+        codes[:, position] = sample_token(logits, sampling, rng)
         if progress is not None:
-            progress(place + 1 - given, total - given)
+            progress(position + 1 - given, total - given)
     return codes
 
 
-def steps(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tensor]:
-    """What gives the logits (B, V) of the next code for ever more known codes (B, n).
+def token_predictor(prior: Prior, text: Tensor, *, cache: bool) -> Callable[[Tensor], Tensor]:
+    """Gives the logits (B, V) of the next code for ever more known codes (B, n).
 
     With a cache on a GPU the steps after the first are one recorded graph.
     """
     if not cache:
         return _Uncached(prior, text)
-    if text.device.type == "cuda":
-        return StaticSteps(prior, text)
-    return SingleSteps(prior, text) if bare(prior) else _Cached(prior, text)
+    return (CudaGraphDecoder if text.device.type == "cuda" else _Cached)(prior, text)
 
 
-def drawn(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
+def sample_token(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
     """One token (B,) for logits (B, V) in any precision."""
     if sampling.top_k == 1:
         return logits.max(dim=-1).indices
     logits = logits.float()
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
-        probabilities = restricted(logits, sampling).softmax(dim=-1)
+        probabilities = filter_logits(logits, sampling).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
-    # only the few that are left take part in what follows
+    # only the tokens that are left take part in what follows
     best, tokens = logits.topk(sampling.top_k, dim=-1)
-    probabilities = restricted(best, sampling).softmax(dim=-1)
+    probabilities = filter_logits(best, sampling).softmax(dim=-1)
     return tokens.gather(1, torch.multinomial(probabilities, 1, generator=rng))[:, 0]
 
 
-def restricted(logits: Tensor, sampling: Sampling) -> Tensor:
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (B, V) after temperature, top-k and top-p; what is cut off is -inf."""
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
@@ -132,21 +132,36 @@ class _Uncached:
 
 
 class _Cached:
-    """Logits of the next code from the places that are new since the last call."""
+    """Logits of the next code from the positions that are new since the last call."""
 
     def __init__(self, prior: Prior, text: Tensor) -> None:
-        self._prior = prior
-        self._text: Tensor | None = prior.embed_text(text)
-        self._caches: list[Memory] | None = None
+        self._prior, self._text = prior, text
+        self._caches: list[KVCache] = []
+        self._decoder: TokenDecoder | None = None
         self._seen = 0
 
     def __call__(self, known: Tensor) -> Tensor:
-        prior = self._prior
-        embedded = prior.embed_image(known[:, self._seen :], self._seen)
-        if self._caches is None:
-            assert self._text is not None
-            embedded = torch.cat([self._text, embedded], dim=1)
+        prior, first, self._seen = self._prior, self._seen, known.shape[1]
+        if self._decoder is not None:
+            return self._decoder(known.select(1, self._seen - 1), self._seen - 1)
+        embedded = prior.embed_image(known[:, first:], first)
+        if not self._caches:
+            embedded = torch.cat([prior.embed_text(self._text), embedded], dim=1)
             self._caches = prior.new_caches(len(embedded))
-            self._text = None
-        self._seen = known.shape[1]
-        return prior.image_head(prior.run(embedded, self._caches)[:, -1])
+        logits = prior.image_head(prior.run(embedded, self._caches)[:, -1])
+        if known.device.type == "cpu" and is_enabled("decoder") and has_no_hooks(prior):
+            self._decoder = self._token_decoder(len(embedded))
+        return logits
+
+    def _token_decoder(self, rows: int) -> TokenDecoder:
+        prior = self._prior
+        blocks = [block for block in prior.blocks if isinstance(block, Block)]
+        return TokenDecoder(
+            prior.image_token,
+            prior.image_position(0, prior.config.image_length),
+            blocks,
+            self._caches,
+            prior.norm,
+            prior.image_head,
+            rows=rows,
+        )

@@ -231,7 +231,7 @@ def layer_patterns(
     return (*patterns[:-1], convolution)
 
 
-def joint_reads(pattern: Pattern | None, prefix: int, query: Tensor, key: Tensor) -> Tensor:
+def joint_allowed(pattern: Pattern | None, prefix: int, query: Tensor, key: Tensor) -> Tensor:
     """The same over the joint sequence, whose first `prefix` places are start and caption."""
     before = key <= query
     if pattern is None:
@@ -243,4 +243,4 @@ def joint_reads(pattern: Pattern | None, prefix: int, query: Tensor, key: Tensor
 def joint_mask(pattern: Pattern | None, prefix: int, length: int) -> Tensor:
     """The mask (length, length) of the joint sequence, True where the row reads the column."""
     places = torch.arange(length)
-    return joint_reads(pattern, prefix, places[:, None], places)
+    return joint_allowed(pattern, prefix, places[:, None], places)

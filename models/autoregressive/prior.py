@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.autoregressive.chunked_cross_entropy import head_loss
+from models.autoregressive.chunked_cross_entropy import chunked_cross_entropy
 from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
 from models.autoregressive.sparse import SparseAttention
-from models.nn.attention import Cache, Memory
+from models.nn.attention import FullKVCache, KVCache
 from models.nn.embedding import AxialPositionEmbedding, LearnedPositionEmbedding
 from models.nn.linear import FastLinear
 from models.nn.transformer import Block
@@ -101,9 +101,9 @@ class Prior(nn.Module):
         self.start = LearnedPositionEmbedding(1, width)
         self.text_token = nn.Embedding(config.text_vocab, width)
         self.text_pad = LearnedPositionEmbedding(config.text_length, width)
-        self.text_place = LearnedPositionEmbedding(config.text_length, width)
+        self.text_position = LearnedPositionEmbedding(config.text_length, width)
         self.image_token = nn.Embedding(config.image_vocab, width)
-        self.image_place = AxialPositionEmbedding(*config.grid, width)
+        self.image_position = AxialPositionEmbedding(*config.grid, width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
@@ -144,7 +144,8 @@ class Prior(nn.Module):
         if target is None:
             return PriorLogits(self.text_head(before).float(), self.image_head(after).float())
         return PriorLosses(
-            head_loss(self.text_head, before, text), head_loss(self.image_head, after, target)
+            chunked_cross_entropy(self.text_head, before, text),
+            chunked_cross_entropy(self.image_head, after, target),
         )
 
     def embed_text(self, text: Tensor) -> Tensor:
@@ -153,33 +154,33 @@ class Prior(nn.Module):
         padding = self.text_pad(0, length)
         tokens = torch.where((text == PAD)[..., None], padding, self.text_token(text))
         start = self.start(0, 1).expand(len(text), 1, -1)
-        return torch.cat([start, tokens + self.text_place(0, length)], dim=1)
+        return torch.cat([start, tokens + self.text_position(0, length)], dim=1)
 
     def embed_image(self, codes: Tensor, first: int) -> Tensor:
         """Image tokens (B, n) at the places first..first+n-1: (B, n, width)."""
-        return self.image_token(codes) + self.image_place(first, first + codes.shape[1])
+        return self.image_token(codes) + self.image_position(first, first + codes.shape[1])
 
-    def run(self, x: Tensor, caches: list[Memory] | None = None) -> Tensor:
+    def run(self, x: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Embedded tokens through all blocks: (B, L, width) to (B, L, width), normalised."""
         x = self.dropout(x)
         for place, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[place])
         return self.norm(x)
 
-    def new_caches(self, batch: int) -> list[Memory]:
+    def new_caches(self, batch: int) -> list[KVCache]:
         """Empty caches, one per block."""
         config = self.config
         length = config.text_length + config.image_length
-        reaches = (reach_of(config, pattern) for pattern in config.patterns)
+        reaches = (sparse_attention_of(config, pattern) for pattern in config.patterns)
         return [
-            Cache(batch, config.heads, length, config.head_width)
+            FullKVCache(batch, config.heads, length, config.head_width)
             if reach is None
             else reach.new_cache(batch, config.heads, config.head_width)
             for reach in reaches
         ]
 
 
-def reach_of(config: PriorConfig, pattern: Pattern | None) -> SparseAttention | None:
+def sparse_attention_of(config: PriorConfig, pattern: Pattern | None) -> SparseAttention | None:
     """How a layer with this pattern attends; None: densely."""
     if pattern is None:
         return None
@@ -193,7 +194,7 @@ def _block(config: PriorConfig, pattern: Pattern | None) -> Block:
         config.head_width,
         causal=True,
         dropout=config.dropout,
-        reach=reach_of(config, pattern),
+        reach=sparse_attention_of(config, pattern),
     )
 
 

@@ -9,7 +9,7 @@ from models.autoregressive.patterns import Pattern
 from models.nn.attention import KVBuffer
 
 
-class RingCache:
+class RollingKVCache:
     """The caption's keys and values, then a ring of those of the newest image places.
 
     Image place p lies in slot p mod `kept`. A row layer of the paper's shape keeps 33 of 1,024.

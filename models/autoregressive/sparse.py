@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from models.autoregressive.patterns import Pattern, joint_mask, joint_reads
-from models.autoregressive.rolling_kv_cache import RingCache
-from models.nn.attention import attend
+from models.autoregressive.patterns import Pattern, joint_allowed, joint_mask
+from models.autoregressive.rolling_kv_cache import RollingKVCache
+from models.nn.cpu.dispatch import attention
 
 FLEX_CAPABILITY = (8, 0)
 """The oldest GPU on which FlexAttention's kernels are used."""
@@ -36,17 +36,17 @@ class SparseAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """softmax(q k / sqrt(C)) v over the places that may be read."""
-        if flex_serves(query.device):
+        if flex_is_supported(query.device):
             return attend_flex(query, key, value, self.prefix, self.pattern)
-        way = attend_blocks if blocks_pay(self.pattern, self.places) else attend_dense
+        way = attend_blocks if blocks_are_faster(self.pattern, self.places) else attend_dense
         return way(query, key, value, self.prefix, self.pattern)
 
-    def new_cache(self, batch: int, heads: int, head_width: int) -> RingCache:
+    def new_cache(self, batch: int, heads: int, head_width: int) -> RollingKVCache:
         """An empty cache of the places that are read again."""
-        return RingCache(self.pattern, self.prefix, self.places, batch, heads, head_width)
+        return RollingKVCache(self.pattern, self.prefix, self.places, batch, heads, head_width)
 
 
-def blocks_pay(pattern: Pattern, places: int) -> bool:
+def blocks_are_faster(pattern: Pattern, places: int) -> bool:
     """Whether blocks are faster on a CPU: where a window is at most a quarter of the image.
 
     Measured forward and backward, fp32, heads of 64: with rows of 32 about 2.5 times as fast as
@@ -56,7 +56,7 @@ def blocks_pay(pattern: Pattern, places: int) -> bool:
     return 4 * (pattern.back + 1) * size <= places
 
 
-def flex_serves(device: torch.device) -> bool:
+def flex_is_supported(device: torch.device) -> bool:
     """Whether FlexAttention's kernels run on this device."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLEX_CAPABILITY
 
@@ -73,7 +73,7 @@ def attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, prefix: int, pattern: Pattern
 ) -> Tensor:
     """A block of the image, one row or column, reads the caption and the few blocks it reaches."""
-    caption = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], causal=True)
+    caption = attention(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], causal=True)
     count = query.shape[2] - prefix
     if not count:
         return caption
@@ -144,7 +144,7 @@ def attend_flex(query: Tensor, key: Tensor, value: Tensor, prefix: int, pattern:
     """By FlexAttention, compiled on a GPU; on a CPU it runs without gradients, as a check."""
     mask = flex_mask(pattern, prefix, query.shape[2], query.device)
     kernel: Callable[..., Tensor] = flex_attention
-    if flex_serves(query.device):
+    if flex_is_supported(query.device):
         kernel = compiled_flex()
     return kernel(query, key, value, block_mask=mask)
 
@@ -154,7 +154,7 @@ def flex_mask(pattern: Pattern, prefix: int, length: int, device: torch.device) 
     """The blocks of 128 x 128 scores that hold an unmasked one."""
 
     def reads(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return joint_reads(pattern, prefix, query, key)
+        return joint_allowed(pattern, prefix, query, key)
 
     # kept for later calls: under inference mode it could not be used in training afterwards
     with torch.inference_mode(mode=False):

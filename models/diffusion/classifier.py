@@ -18,7 +18,7 @@ from models.diffusion.unet.blocks import (
     Stage,
     check_levels,
 )
-from models.nn.attention import attend
+from models.nn.cpu.dispatch import attention
 from models.nn.embedding import TimestepEmbedding
 
 
@@ -93,7 +93,7 @@ class AttentionPool(nn.Module):
         places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.place
         qkv = self.qkv(places).unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return self.out(attend(query[:, :, :1], key, value, causal=False).flatten(1))
+        return self.out(attention(query[:, :, :1], key, value, causal=False).flatten(1))
 
 
 class NoisyClassifier(nn.Module):

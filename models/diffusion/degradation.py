@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 
 class Degradation(Protocol):
@@ -54,7 +54,7 @@ class GaussianAugmentation:
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """q(z_s | z_0)."""
         angle = (level.to(low.dtype) * (math.pi / 2))[:, None, None, None]
-        return angle.cos() * low + angle.sin() * normal_like(low, rng)
+        return angle.cos() * low + angle.sin() * randn_like(low, rng)
 
 
 class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):

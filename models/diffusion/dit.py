@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
-from models.nn.convolution import silence
-from models.nn.embedding import TimestepEmbedding, grid_waves
-from models.nn.patchify import from_patches, patches
-from models.nn.transformer import DiTBlock, modulated
+from models.nn.convolution import zero_module
+from models.nn.embedding import TimestepEmbedding, sincos_positions
+from models.nn.patchify import patchify, unpatchify
+from models.nn.transformer import DiTBlock, modulate
 
 
 class DiTConfig(BaseModel, frozen=True, extra="forbid"):
@@ -68,7 +68,7 @@ class DiT(nn.Module):
         width, values = config.width, config.image_channels * config.patch**2
         self.image_in = nn.Linear(values, width)
         side = config.image_size // config.patch
-        self.place = nn.Parameter(grid_waves(side, width), requires_grad=False)
+        self.place = nn.Parameter(sincos_positions(side, width), requires_grad=False)
         self.time = TimestepEmbedding(width, first=int(config.counts_from_zero))
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
@@ -101,8 +101,8 @@ class DiT(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         if self.config.classes is not None:
             nn.init.normal_(self.label.weight, std=0.02)
-        silence(self.modulation)
-        silence(self.image_out)
+        zero_module(self.modulation)
+        zero_module(self.image_out)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noisy (B, C, H, W), times (B,) in [0, 1] and labels to the raw output, in fp32.
@@ -118,7 +118,9 @@ class DiT(nn.Module):
                 f"this dit takes {config.image_size} x {config.image_size}, got "
                 f"{x.shape[2]} x {x.shape[3]}"
             )
-        tokens = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch)) + self.place
+        tokens = (
+            self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch)) + self.place
+        )
         vector = self.time(t)
         if config.classes is not None:
             if cond.label is None:
@@ -127,5 +129,5 @@ class DiT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, vector)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
-        out = self.image_out(modulated(self.norm(tokens), shift, scale))
-        return from_patches(out.float(), config.patch, x.shape[2], x.shape[3])
+        out = self.image_out(modulate(self.norm(tokens), shift, scale))
+        return unpatchify(out.float(), config.patch, x.shape[2], x.shape[3])

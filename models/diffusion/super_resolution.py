@@ -15,7 +15,7 @@ from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import DegradationConfig, GaussianAugmentationConfig
 from models.diffusion.process import ProcessConfig
-from models.nn.convolution import FiLMResBlock, silence
+from models.nn.convolution import FiLMResBlock, zero_module
 from models.nn.embedding import TimestepEmbedding
 
 
@@ -93,7 +93,7 @@ class SuperResolution(nn.Module):
         )
         self.norm = nn.GroupNorm(8, channels[0])
         self.out = nn.Conv2d(channels[0], 3 * 4, 3, padding=1)
-        silence(self.out)
+        zero_module(self.out)
 
     @staticmethod
     def _stack(width: int, vector: int, blocks: int) -> nn.ModuleList:

@@ -16,8 +16,8 @@ from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
-from models.nn.patchify import from_patches, patches
-from models.nn.transformer import DiTBlock, modulated
+from models.nn.patchify import patchify, unpatchify
+from models.nn.transformer import DiTBlock, modulate
 
 
 class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -98,15 +98,15 @@ class TextDiffusion(nn.Module):
         if cond.text is None:
             raise UserError("text_diffusion needs captions: set data.text")
         config = self.config
-        image = self.image_in(patches(x.to(self.image_in.weight.dtype), config.patch))
+        image = self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch))
         image = image + self.image_place(0, image.shape[1])
         words = self.text_token(cond.text)
         text = self.text_norm(words + self.text_place(0, cond.text.shape[1]))
         vector = self.time(t) + self.caption(mean_word(words, cond.text))
         tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
-        out = self.image_out(modulated(self.norm(tokens), shift, scale))
-        return from_patches(out.float(), config.patch, x.shape[2], x.shape[3])
+        out = self.image_out(modulate(self.norm(tokens), shift, scale))
+        return unpatchify(out.float(), config.patch, x.shape[2], x.shape[3])
 
     def _blocks(self, tokens: Tensor, vector: Tensor, text: Tensor) -> Tensor:
         """All blocks; block `layers - 1 - i` also reads what block i read."""

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Marginal, Schedule
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -163,6 +163,6 @@ def variational_bound(
     terms = []
     for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         t, s = x0.new_full((len(x0),), now), x0.new_full((len(x0),), then)
-        x = schedule.at(t).noisy(x0, normal_like(x0, rng))
+        x = schedule.at(t).noisy(x0, randn_like(x0, rng))
         terms.append(bound_terms(denoiser(x, t, cond), schedule, x0, x, t, s))
     return Bound(prior_term(x0, schedule), torch.stack(terms))

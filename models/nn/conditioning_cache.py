@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-READINGS = 4
+MAX_ENTRIES = 4
 """Results a module keeps: a drawing has captions, those that are not to be shown, or none."""
 
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class ActivationCache:
 
     def of(self, module: nn.Module, given: Tensor, compute: Callable[[Tensor], R]) -> R:
         """compute(given), or what it was."""
-        known = self._known.setdefault(module, deque(maxlen=READINGS))
+        known = self._known.setdefault(module, deque(maxlen=MAX_ENTRIES))
         for reading in known:
             if reading.answers(given):
                 found: R = reading.result
@@ -64,7 +64,7 @@ class ActivationCache:
 _RECALL: ContextVar[ActivationCache | None] = ContextVar("recall", default=None)
 
 
-def once(module: nn.Module, given: Tensor, compute: Callable[[Tensor], R]) -> R:
+def cached(module: nn.Module, given: Tensor, compute: Callable[[Tensor], R]) -> R:
     """What a module computes of a tensor alone, recalled where a `ActivationCache` is used.
 
     With gradients it is computed. A module has one computation at most.

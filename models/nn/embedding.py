@@ -74,7 +74,7 @@ class AxialPositionEmbedding(nn.Module):
         return self.row(place // self.columns) + self.column(place % self.columns)
 
 
-def grid_waves(side: int, features: int) -> Tensor:
+def sincos_positions(side: int, features: int) -> Tensor:
     """Sines and cosines of the places of a square grid, in raster order: (side^2, features), fp32.
 
     The first half of the features tells the column, the second the row, each by `features` / 4

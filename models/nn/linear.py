@@ -1,34 +1,22 @@
-"""Linear layers that keep less for backward, or read their weights better for a few rows."""
+"""Linear layers that keep less for backward, or are faster for a few rows on a CPU."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-FEW = 8
-"""Up to this many rows a product's time is that of reading its weights."""
-PACKED_ROWS = 64
-"""Up to this many rows weights are read as `MkldnnLinear` holds them."""
-
-WEIGHTS_FIRST = "Intel" not in str(torch.cpu.get_capabilities().get("cpu_name"))
-"""Whether W x^T is the faster order of a few rows in fp32 on this machine's CPU.
-
-torch's products are MKL's, which has a kernel for few rows on Intel's processors alone. At 2 rows,
-256 to 8,192 features, this order took a fifth of the time on an AMD EPYC and twice the time on an
-Intel Xeon. It rounds differently in the last bit.
-"""
-
-Gelu = Literal["tanh", "none"]
+from models.nn.cpu import dispatch
+from models.nn.cpu.linear import Gelu
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear`; without gradients a few rows in fp32 may take another order: WEIGHTS_FIRST."""
+    """`nn.Linear`; on a CPU a few rows in fp32 may be computed in another order."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return linear(x, self.weight, self.bias)
+        return dispatch.linear(x, self.weight, self.bias)
 
 
 class GeluLinear(nn.Linear):
@@ -40,7 +28,7 @@ class GeluLinear(nn.Linear):
     def forward(self, x: Tensor, gelu: Gelu) -> Tensor:  # type: ignore[override]
         """(..., in) to (..., out)."""
         if not torch.is_grad_enabled():
-            return linear(F.gelu(x, approximate=gelu), self.weight, self.bias)
+            return dispatch.linear(F.gelu(x, approximate=gelu), self.weight, self.bias)
         return _GeluLinear.apply(x, self.weight, self.bias, gelu)  # type: ignore[no-untyped-call]
 
 
@@ -52,79 +40,8 @@ class SplitLinear(nn.Linear):
         self.parts = parts
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(..., inputs) to (..., outputs) of each.
-
-        On a CPU each by itself: parts of one product are slow to read, and backward would have to
-        join their gradients.
-        """
-        if x.device.type != "cpu":
-            return super().forward(x).chunk(self.parts, dim=-1)
-        each = (whole.view(self.parts, -1, *whole.shape[1:]) for whole in self.parameters())
-        return tuple(F.linear(x, *part) for part in zip(*each, strict=True))
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x times weight transposed, plus bias."""
-    rows = x.numel() // x.shape[-1]
-    if (
-        bias is None
-        or rows > FEW
-        or not WEIGHTS_FIRST
-        or x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-    ):
-        return F.linear(x, weight, bias)
-    product = weight @ x.reshape(rows, -1).T
-    return (product.T + bias).view(*x.shape[:-1], len(weight))
-
-
-class MkldnnLinear:
-    """A layer for up to 64 rows in bf16 on a CPU, its weights held again in the kernel's order.
-
-    A bf16 product reorders them each time otherwise, which for a few rows takes longer than the
-    product.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        weight = layer.weight.detach().to(torch.bfloat16)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-        self._bias = layer.bias.detach().to(torch.bfloat16)
-        self._plain = torch.ops.mkldnn._linear_pointwise.default
-        self._adding = torch.ops.mkldnn._linear_pointwise.binary
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The layer of (B, in), bit for bit: (B, out)."""
-        return self._plain(as_type(x, torch.bfloat16), self._weight, self._bias, "none", [], "")
-
-    def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
-        """GELU of the layer, which is not rounded before: (B, out)."""
-        return self._plain(as_type(x, torch.bfloat16), self._weight, self._bias, "gelu", [], gelu)
-
-    def added(self, x: Tensor, to: Tensor) -> Tensor:
-        """The layer added to (B, out), and not rounded before where that is bf16 too."""
-        if to.dtype != torch.bfloat16:
-            return to + self(x)
-        return self._adding(as_type(x, torch.bfloat16), to, self._weight, self._bias, "add")
-
-    @staticmethod
-    def serves(weight: Tensor) -> bool:
-        """Whether products with such weights are in bf16 now and on a CPU that can."""
-        at_hand = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return at_hand and in_bf16(weight)
-
-
-def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, which takes longer to find that there is nothing to do."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def in_bf16(weight: Tensor) -> bool:
-    """Whether a product with these weights is in bf16, by itself or by autocast."""
-    if torch.is_autocast_enabled(weight.device.type):
-        return torch.get_autocast_dtype(weight.device.type) == torch.bfloat16
-    return weight.dtype == torch.bfloat16
+        """(..., inputs) to (..., outputs) of each."""
+        return dispatch.split_linear(x, self.weight, self.bias, self.parts)
 
 
 class _GeluLinear(torch.autograd.Function):

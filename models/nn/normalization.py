@@ -1,168 +1,34 @@
-"""Group norm and the SiLU behind it as one step, for 16-bit channels that come last on a CPU.
-
-torch's own group norm is slow there: its backward takes up to 30 times as long as where channels
-come first, whose convolutions are the slower ones. In fp32 its own is as fast as this.
-"""
-
-from typing import Any
+"""Group norm with the shift, the modulation and the SiLU around it."""
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SMALL = 64
-"""Up to this many places reordering them, for torch's own norm of channels first, is faster."""
+from models.nn.cpu import dispatch
 
 
-def normed(
+def norm_act(
     norm: nn.GroupNorm,
     x: Tensor,
     *,
-    active: bool,
-    added: Tensor | None = None,
-    scaled: tuple[Tensor, Tensor] | None = None,
+    silu: bool,
+    input_bias: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The norm of x + added (B, C, H, W), times 1 + scale, plus shift; SiLU of it if `active`.
+    """norm(x + input_bias) (1 + scale) + shift of x (B, C, H, W), and SiLU of it if `silu`.
 
-    `added`, and the scale and the shift in `scaled`, are (B, C). Where something is added, x may be
-    changed in place: nothing else is to read it.
+    `input_bias`, scale and shift are (B, C). With an `input_bias`, x may be changed in place:
+    nothing else is to read it.
     """
-    reorders = x.device.type == "cpu" and x.dtype.itemsize == 2 and _ends_in_channels(x)
-    if reorders and x.shape[2] * x.shape[3] > SMALL:
-        return fused(norm, x, active=active, added=added, scaled=scaled)
-    return _plain(norm, x, active=active, added=added, scaled=scaled, reorders=reorders)
-
-
-def _ends_in_channels(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _plain(
-    norm: nn.GroupNorm,
-    x: Tensor,
-    *,
-    active: bool,
-    added: Tensor | None,
-    scaled: tuple[Tensor, Tensor] | None,
-    reorders: bool,
-) -> Tensor:
-    y = x if added is None else x.add_(added.to(x.dtype)[:, :, None, None])
-    y = norm(y.contiguous() if reorders else y)
-    if reorders:
-        # back at once: what follows is to get its gradient in the order that it saved
-        y = y.contiguous(memory_format=torch.channels_last)
-    if scaled is not None:
-        scale, shift = (each.to(x.dtype)[:, :, None, None] for each in scaled)
-        y = y * (1 + scale) + shift
-    # backward reads what was activated
-    return F.silu(y, inplace=not torch.is_grad_enabled()) if active else y
-
-
-def fused(
-    norm: nn.GroupNorm,
-    x: Tensor,
-    *,
-    active: bool,
-    added: Tensor | None = None,
-    scaled: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """The same in one step; its numbers per channel are in fp32."""
-    weight, bias = norm.weight.float(), norm.bias.float()
-    if scaled is not None:
-        scale, shift = (each.float() for each in scaled)
-        weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
-    moved = None if added is None else added.float()
-    return _Normed.apply(  # type: ignore[no-untyped-call]
-        x, moved, weight, bias, norm.num_groups, norm.eps, active
+    fused = dispatch.fused_group_norm(
+        norm, x, silu=silu, input_bias=input_bias, scale_shift=scale_shift
     )
-
-
-class _Normed(torch.autograd.Function):
-    """silu(z), z = factor x + constant, both (B, C) and of x's statistics, which are in fp32.
-
-    It keeps x alone, and computes z again for backward. Numbers per channel are (B, G, C / G).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        added: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        groups: int,
-        epsilon: float,
-        active: bool,  # noqa: FBT001
-    ) -> Tensor:
-        mean, variance = _statistics(x).view(2, len(x), groups, -1).unbind()
-        moved = mean if added is None else mean + added.view(mean.shape)
-        middle = moved.mean(2, keepdim=True)
-        away = moved - middle
-        inverse = torch.addcmul(variance, away, away).mean(2, keepdim=True).add_(epsilon).rsqrt_()
-        if added is not None:
-            middle = middle - added.view(mean.shape)
-        ctx.given = weight.shape
-        weight = weight.view(-1, *mean.shape[1:])
-        factor = weight * inverse
-        constant = torch.addcmul(bias.view(weight.shape), factor, middle, value=-1)
-        factor, constant = _like(x, factor), _like(x, constant)
-        y = torch.empty_like(x)
-        z = torch.addcmul(constant, _rows(x), factor, out=_rows(y))
-        if active:
-            F.silu(z, inplace=True)
-        ctx.save_for_backward(x, weight, mean, middle, inverse, factor, constant)
-        ctx.active, ctx.moved = active, added is not None
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        gradient: Tensor,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None, None, None]:
-        x, weight, mean, middle, inverse, factor, constant = ctx.saved_tensors
-        rows, slope = _rows(x), _rows(gradient)
-        if ctx.active:
-            z = torch.addcmul(constant, rows, factor)
-            slope = torch.ops.aten.silu_backward.grad_input(slope, z, grad_input=z)
-        sums = torch.stack([slope.sum(1), (slope * rows).sum(1)])
-        for_bias, along = sums.float().view(2, *mean.shape).unbind()
-        for_weight = torch.addcmul(along, middle, for_bias, value=-1).mul_(inverse)
-        # x acts through its group's deviation and mean, too
-        share = inverse / -rows.shape[1]
-        deviation = (weight * for_weight).mean(2, keepdim=True) * share * inverse
-        level = (weight * for_bias).mean(2, keepdim=True) * share - deviation * middle
-        for_x = torch.empty_like(x)
-        change = torch.addcmul(_like(x, level), rows, _like(x, deviation), out=_rows(for_x))
-        change.addcmul_(slope, factor)
-        for_added = None
-        if ctx.moved:
-            changes = weight * inverse * for_bias + (deviation * mean + level) * rows.shape[1]
-            for_added = changes.view(len(x), -1)
-        for_weight, for_bias = (
-            each.view(len(x), -1).sum_to_size(ctx.given) for each in (for_weight, for_bias)
-        )
-        return for_x, for_added, for_weight, for_bias, None, None, None
-
-
-def _statistics(x: Tensor) -> Tensor:
-    """Means, then variances, of the channels of every picture: (2 B, C), by batch norm's kernel."""
-    unused = x.new_zeros(2, x.shape[1], dtype=torch.float32).unbind()
-    found = [
-        torch.ops.aten.batch_norm_update_stats(each, *unused, 0.0) for each in torch.split(x, 1)
-    ]
-    mean, variance = zip(*found, strict=True)
-    return torch.stack([*mean, *variance])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H W, C)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
-
-
-def _like(x: Tensor, values: Tensor) -> Tensor:
-    """(B, G, 1 or C / G) to what multiplies the rows of x: (B, 1, C), in its precision."""
-    groups = values.shape[1]
-    each = values.to(x.dtype).expand(len(x), groups, x.shape[1] // groups)
-    return each.reshape(len(x), 1, -1)
+    if fused is not None:
+        return fused
+    y = x if input_bias is None else x.add_(input_bias.to(x.dtype)[:, :, None, None])
+    y = dispatch.plain_group_norm(norm, y)
+    if scale_shift is not None:
+        scale, shift = (each.to(x.dtype)[:, :, None, None] for each in scale_shift)
+        y = y * (1 + scale) + shift
+    # backward reads the input of SiLU
+    return F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y

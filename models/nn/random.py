@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 
-def normal_like(x: Tensor, rng: Generator) -> Tensor:
+def randn_like(x: Tensor, rng: Generator) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `x`."""
     return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
 

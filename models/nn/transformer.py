@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from models.nn.attention import AttentionPattern, ContextAttention, Memory, SelfAttention
-from models.nn.linear import FastLinear, Gelu, GeluLinear
+from models.nn.attention import AttentionPattern, ContextAttention, KVCache, SelfAttention
+from models.nn.cpu.linear import Gelu
+from models.nn.linear import FastLinear, GeluLinear
 
 
 class FeedForward(nn.Module):
@@ -44,7 +45,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width, gelu=gelu)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: Memory | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, L, width) to (B, L, width)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         return x + self.dropout(self.feed_forward(self.forward_norm(x)))
@@ -87,12 +88,12 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(
             nn.functional.silu(vector)
         )[:, None].chunk(6, dim=-1)
-        branch = self.attention(modulated(self.attention_norm(x), shift_a, scale_a), context)
+        branch = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), context)
         x = x + gate_a * self.dropout(branch)
-        branch = self.feed_forward(modulated(self.forward_norm(x), shift_f, scale_f))
+        branch = self.feed_forward(modulate(self.forward_norm(x), shift_f, scale_f))
         return x + gate_f * self.dropout(branch)
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
     return x * (1 + scale) + shift

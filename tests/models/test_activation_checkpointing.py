@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.activation_checkpointing import recompute
+from models.activation_checkpointing import enable_activation_checkpointing
 from models.autoencoders.dvae import DVAEConfig
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
@@ -80,7 +80,7 @@ def run(config, loss, *, recomputed):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise(*parameter.shape) * 0.02)
-    count = recompute(model) if recomputed else 0
+    count = enable_activation_checkpointing(model) if recomputed else 0
     kept = []
 
     def pack(tensor):
@@ -114,7 +114,7 @@ def test_names_stay_and_sampling_with_a_cache_works():
     config, _, _ = CASES["prior"]
     model = config.build().eval()
     names = list(model.state_dict())
-    recompute(model)
+    enable_activation_checkpointing(model)
     assert list(model.state_dict()) == names
     with torch.no_grad():
         x = model.embed_text(TEXT)
@@ -124,4 +124,4 @@ def test_names_stay_and_sampling_with_a_cache_works():
 def test_a_network_without_such_blocks_is_counted_as_none():
     with torch.device("meta"):
         clip = ClipConfig(image_size=8, patch=4, text_vocab=9, text_length=3).build()
-    assert recompute(clip) == 0
+    assert enable_activation_checkpointing(clip) == 0

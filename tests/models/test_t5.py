@@ -67,14 +67,14 @@ def test_features_are_those_of_transformers(directory, kind):
     assert not network.training
     assert not any(weight.requires_grad for weight in network.parameters())
     wanted = load_file(PEERS / "t5.safetensors")[kind]
-    found = network.text_places(tokens())
+    found = network.token_features(tokens())
     assert torch.allclose(found[:3], wanted, atol=1e-5, rtol=1e-5)
     assert torch.equal(found[3], torch.zeros(30, 16))
 
 
 def test_padding_is_not_read_and_has_no_features(directory):
     network = load_t5(directory())
-    short, long = network.text_places(tokens()[1:2, :7]), network.text_places(tokens()[1:2])
+    short, long = network.token_features(tokens()[1:2, :7]), network.token_features(tokens()[1:2])
     assert torch.allclose(long[:, :7], short, atol=1e-6)
     assert not long[:, 7:].any()
 
@@ -86,7 +86,7 @@ def test_buckets_are_single_near_by_and_logarithmic_far_away():
 
 
 def test_weights_in_several_files_are_found_by_their_index(directory, tmp_path):
-    whole = load_t5(directory("gated")).text_places(tokens())
+    whole = load_t5(directory("gated")).token_features(tokens())
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     half = len(state) // 2
@@ -95,7 +95,7 @@ def test_weights_in_several_files_are_found_by_their_index(directory, tmp_path):
         save_file({key: state[key] for key in keys}, tmp_path / name)
     index = {"weight_map": {key: name for name, keys in files.items() for key in keys}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert torch.equal(load_t5(str(tmp_path)).text_places(tokens()), whole)
+    assert torch.equal(load_t5(str(tmp_path)).token_features(tokens()), whole)
 
 
 def test_the_digest_names_settings_weights_and_pieces(directory, tmp_path):

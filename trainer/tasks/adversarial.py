@@ -95,13 +95,13 @@ class Adversarial:
             gradient = gradient + weight * adversarial
             metrics.update(adversarial=judged, adversarial_weight=weight)
         yield Loss("model", through(output, gradient, value) + penalty, metrics)
-        yield self._discriminate(engines, image, terms.model.picture(output.detach()), step)
+        yield self._discriminate(engines, image, terms.model.to_image(output.detach()), step)
 
     def _judged(self, engines: Engines, leaf: Tensor) -> tuple[Tensor, Tensor]:
         """What the discriminator says of the pictures, negated, and its gradient at the output."""
         # only scores here: through the bare module, and without gradients of its own
         self._discriminator.requires_grad_(requires_grad=False)
-        scores = engines["discriminator"].module(self._terms.model.picture(leaf)).float()
+        scores = engines["discriminator"].module(self._terms.model.to_image(leaf)).float()
         # of the sum, then divided: small gradients would vanish in 16 bits
         (gradient,) = torch.autograd.grad(-scores.sum(), leaf)
         self._discriminator.requires_grad_(requires_grad=True)

@@ -86,7 +86,7 @@ class AutoencoderLoss:
 
     def distance(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """How far a decoder's output is from the image: a scalar, and its terms as metrics."""
-        picture = self.model.picture(output)
+        picture = self.model.to_image(output)
         image = image.float()
         match self.objective.likelihood:
             case "logit_laplace":

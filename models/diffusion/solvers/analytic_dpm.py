@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -48,7 +48,7 @@ class AnalyticDPM(IterativeSolver):
             x = path.alpha[step + 1] * guess.x0 + kept * guess.noise
             if not path.ends_clean(step + 1):
                 variance = optimal_variance(path, step, self._moments[step])
-                x = x + math.sqrt(variance) * normal_like(x, rng)
+                x = x + math.sqrt(variance) * randn_like(x, rng)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
 
@@ -74,6 +74,6 @@ def noise_moments(
     path = grid(schedule, times)
     moments = []
     for step in range(path.total):
-        x = path.alpha[step] * x0 + path.sigma[step] * normal_like(x0, rng)
+        x = path.alpha[step] * x0 + path.sigma[step] * randn_like(x0, rng)
         moments.append(float(ask(denoiser, x, path.t[step], cond).noise.square().mean()))
     return moments

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import Grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ def start(
     added = churn.noise * math.sqrt(raised * raised - level * level)
     time = schedule.time_of(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
     earlier = float(schedule.at(time).alpha)
-    noisier = earlier * (x / alpha + added * normal_like(x, rng))
+    noisier = earlier * (x / alpha + added * randn_like(x, rng))
     return Start(float(time), earlier, raised, noisier)

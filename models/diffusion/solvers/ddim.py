@@ -17,7 +17,7 @@ from models.diffusion.solvers.solver import (
     scalars,
     told_times,
 )
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -57,7 +57,7 @@ class DDIM(IterativeSolver):
             guess = denoiser(x, told[step], cond)
             x = combined(guess.noise, kept[step], (guess.x0, path.alpha[step + 1]))
             if self._eta:
-                x = x + new[step] * normal_like(x, rng)
+                x = x + new[step] * randn_like(x, rng)
             yield SolverStep(step + 1, total, path.t[step + 1], x, guess)
 
     def _deviation(self, path: Grid, step: int) -> float:

@@ -11,7 +11,7 @@ from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -65,7 +65,7 @@ class DDPM(IterativeSolver):
                 mean = mean + deviation**2 * slope
             x = mean
             if not path.ends_clean(step + 1):
-                x = mean + deviation * normal_like(x, rng)
+                x = mean + deviation * randn_like(x, rng)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
     def _deviation(self, path: Grid, step: int, guess: Prediction) -> Tensor | float:

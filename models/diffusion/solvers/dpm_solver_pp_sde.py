@@ -10,7 +10,7 @@ from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import growth
 from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -49,6 +49,6 @@ class DPMSolverPPSDE(IterativeSolver):
                 x0 = x0 + (x0 - before) * (h / growth(path, s - 1, s) / 2)
             x = sigma / path.sigma[s] * math.exp(-h) * x + alpha * fresh * x0
             if not path.ends_clean(s + 1):
-                x = x + sigma * math.sqrt(fresh) * normal_like(x, rng)
+                x = x + sigma * math.sqrt(fresh) * randn_like(x, rng)
             before = guess.x0
             yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)

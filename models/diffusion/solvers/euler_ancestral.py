@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -47,6 +47,6 @@ class EulerAncestral(IterativeSolver):
             down = math.sqrt(max(then**2 - noise**2, 0.0))
             scaled = x / path.alpha[step] + (down - now) * guess.noise
             if noise:
-                scaled = scaled + noise * normal_like(x, rng)
+                scaled = scaled + noise * randn_like(x, rng)
             x = path.alpha[step + 1] * scaled
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
-from models.nn.random import normal_like
+from models.nn.random import randn_like
 
 C = TypeVar("C")
 
@@ -50,13 +50,13 @@ class PredictorCorrector(IterativeSolver):
             fresh = now * now - then * then
             scaled = scaled - fresh / now * guess.noise
             if step + 1 < path.total:
-                scaled = scaled + math.sqrt(fresh) * normal_like(x, rng)
+                scaled = scaled + math.sqrt(fresh) * randn_like(x, rng)
             x = path.alpha[step + 1] * scaled
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
     def _langevin(self, scaled: Tensor, score: Tensor, rng: Generator) -> Tensor:
         """Algorithm 4 or 5; the step's size is one for the batch, 2 (r |noise| / |score|)^2."""
-        noise = normal_like(scaled, rng)
+        noise = randn_like(scaled, rng)
         sizes = (_length(noise) / _length(score) * self._snr) ** 2 * 2
         return scaled + sizes * score + torch.sqrt(2 * sizes) * noise
 

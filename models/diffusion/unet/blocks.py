@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.attention import ContextAttention, SelfAttention
-from models.nn.convolution import Convolution1x1, Convolution3x3, silence
-from models.nn.normalization import normed
+from models.nn.convolution import Conv1x1, Conv3x3, zero_module
+from models.nn.normalization import norm_act
 
 Resampling = Literal["keep", "halve", "double"]
 
@@ -18,7 +18,7 @@ Resampling = Literal["keep", "halve", "double"]
 def check_levels(
     sides: Sequence[int], widths: Sequence[int], attention: Sequence[int], groups: int
 ) -> None:
-    """Refuse levels of these sides and widths that cannot attend at, or be normed as, asked.
+    """Refuse levels of these sides and widths that cannot attend at, or be normalised as, asked.
 
     Raises:
         ValueError: a side to attend at that no level has, or a width that groups do not divide.
@@ -67,27 +67,27 @@ class ResidualBlock(nn.Module):
         self.resampling = resampling
         self.scales = settings.modulation == "scale_shift"
         self.norm_in = settings.norm(inputs)
-        self.conv_in = Convolution3x3(inputs, outputs)
+        self.conv_in = Conv3x3(inputs, outputs)
         self.modulation = nn.Linear(settings.vector, 2 * outputs if self.scales else outputs)
         self.norm_out = settings.norm(outputs)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv_out = Convolution3x3(outputs, outputs)
-        silence(self.conv_out)
-        self.skip = nn.Identity() if inputs == outputs else Convolution1x1(inputs, outputs)
+        self.conv_out = Conv3x3(outputs, outputs)
+        zero_module(self.conv_out)
+        self.skip = nn.Identity() if inputs == outputs else Conv1x1(inputs, outputs)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, inputs, H, W) and (B, vector) to (B, outputs, H', W')."""
-        hidden = normed(self.norm_in, x, active=True)
+        hidden = norm_act(self.norm_in, x, silu=True)
         if self.resampling == "double":
-            hidden = self.conv_in.doubled(hidden)
+            hidden = self.conv_in.upsample_conv(hidden)
         else:
             hidden = self.conv_in(resampled(hidden, self.resampling))
         told = self.modulation(F.silu(vector))
         if self.scales:
             scale, shift = told.chunk(2, dim=1)
-            hidden = normed(self.norm_out, hidden, active=True, scaled=(scale, shift))
+            hidden = norm_act(self.norm_out, hidden, silu=True, scale_shift=(scale, shift))
         else:
-            hidden = normed(self.norm_out, hidden, active=True, added=told)
+            hidden = norm_act(self.norm_out, hidden, silu=True, input_bias=told)
         kept = self.skip(resampled(x, self.resampling))
         return self.conv_out(self.dropout(hidden)).add_(kept)
 
@@ -120,15 +120,15 @@ class PlainResampling(nn.Module):
         self.doubles = resampling == "double"
         self.shifts = pads == "end" and not self.doubles
         self.conv = (
-            Convolution3x3(width, width)
+            Conv3x3(width, width)
             if self.doubles
             else nn.Conv2d(width, width, 3, stride=2, padding=1)
         )
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) to (B, width, H', W')."""
-        if isinstance(self.conv, Convolution3x3):
-            return self.conv.doubled(x)
+        if isinstance(self.conv, Conv3x3):
+            return self.conv.upsample_conv(x)
         if self.shifts:
             return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
         return self.conv(x)
@@ -150,11 +150,11 @@ class AttentionBlock(nn.Module):
             if context is None
             else ContextAttention(width, heads, width // heads, context=context)
         )
-        silence(self.attention.out)
+        zero_module(self.attention.out)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = normed(self.norm, x, active=False).flatten(2).transpose(1, 2)
+        places = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
         mixed = self.attention(places) if context is None else self.attention(places, context)
         return x + mixed.transpose(1, 2).view(x.shape)
 

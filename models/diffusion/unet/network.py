@@ -27,11 +27,11 @@ from models.diffusion.unet.blocks import (
     joined,
 )
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
-from models.nn.conditioning_cache import once
-from models.nn.convolution import silence
+from models.nn.conditioning_cache import cached
+from models.nn.convolution import zero_module
+from models.nn.cpu.linear import cast
 from models.nn.embedding import TimestepEmbedding
-from models.nn.linear import as_type
-from models.nn.normalization import normed
+from models.nn.normalization import norm_act
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
@@ -213,7 +213,7 @@ class UNet(nn.Module):
         self.norm = self.settings.norm(first)
         outputs = config.process.outputs * config.image_channels
         self.out = nn.Conv2d(first, outputs, 3, padding=1)
-        silence(self.out)
+        zero_module(self.out)
 
     @property
     def augmentation(self) -> Degradation:
@@ -296,7 +296,7 @@ class UNet(nn.Module):
         hidden = self.middle(hidden, vector, context)
         for stage in self.up:
             hidden = stage(joined(hidden, kept.pop()), vector, context)
-        return self.out(normed(self.norm, hidden, active=True)).float()
+        return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
     def _told(self, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
         """The vector of time, class, caption and level, and the caption's tokens."""
@@ -308,12 +308,12 @@ class UNet(nn.Module):
         if config.text is not None:
             if cond.text is None:
                 raise UserError("this unet needs captions: set data.text")
-            features = once(self.text, cond.text, self.text)
+            features = cached(self.text, cond.text, self.text)
             vector, context = vector + self.caption(features.whole), features.places
         if config.features is not None:
             if cond.features is None:
                 raise UserError("this unet needs features of captions, read by their encoder")
-            context = once(self, cond.features, partial(as_type, dtype=vector.dtype))
+            context = cached(self, cond.features, partial(cast, dtype=vector.dtype))
         if config.low_resolution is not None and config.low_resolution.tells_level:
             if cond.level is None:
                 raise UserError("this unet needs the level of its low-resolution image")

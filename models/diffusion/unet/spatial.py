@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.diffusion.unet.blocks import BlockSettings
-from models.nn.attention import attend
-from models.nn.conditioning_cache import once
-from models.nn.convolution import silence
+from models.nn.conditioning_cache import cached
+from models.nn.convolution import zero_module
+from models.nn.cpu.dispatch import attention
 from models.nn.linear import SplitLinear
-from models.nn.normalization import normed
+from models.nn.normalization import norm_act
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
@@ -41,8 +41,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(B, L, width) with a context (B, M, context) to (B, L, width)."""
-        key, value = once(self, context, self._read)
-        mixed = attend(in_heads(self.query(x), self.heads), key, value, causal=False)
+        key, value = cached(self, context, self._read)
+        mixed = attention(in_heads(self.query(x), self.heads), key, value, causal=False)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _read(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class WholeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, width) to (B, L, width)."""
         query, key, value = (in_heads(each, self.heads) for each in self.qkv(x))
-        mixed = attend(query, key, value, causal=False)
+        mixed = attention(query, key, value, causal=False)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -118,11 +118,11 @@ class SpatialTransformer(nn.Module):
         self.enter = nn.Linear(width, width)
         self.blocks = nn.ModuleList(SpatialBlock(width, heads, context) for _ in range(depth))
         self.out = nn.Linear(width, width)
-        silence(self.out)
+        zero_module(self.out)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = self.enter(normed(self.norm, x, active=False).flatten(2).transpose(1, 2))
+        places = self.enter(norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2))
         for block in self.blocks:
             places = block(places, context)
         return x + self.out(places).transpose(1, 2).view(x.shape)

@@ -1,1 +1,42 @@
-"""Layers and kernels that exist only to be fast on a CPU."""
+"""What exists only to be fast on a CPU: networks call `dispatch`, whose default is plain torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Piece = Literal[
+    "winograd",
+    "channels_last",
+    "group_norm",
+    "weights_first",
+    "split_linear",
+    "short_attention",
+    "decode_attention",
+    "avx512",
+    "mkldnn_linear",
+    "decoder",
+]
+"""The pieces that can be switched off; README.md in this directory describes each."""
+PIECES: tuple[Piece, ...] = get_args(Piece)
+
+_disabled: frozenset[Piece] = frozenset()
+
+
+def is_enabled(piece: Piece) -> bool:
+    """Whether a piece may be used where it is supported."""
+    return piece not in _disabled
+
+
+@contextmanager
+def plain_torch(*pieces: Piece) -> Iterator[None]:
+    """Use plain torch instead of these pieces, or of all: to test and to measure them.
+
+    The choice holds for all threads. A decoder keeps what it chose when it was made.
+    """
+    global _disabled
+    before = _disabled
+    _disabled = before | set(pieces or PIECES)
+    try:
+        yield
+    finally:
+        _disabled = before

@@ -1,7 +1,7 @@
 """A decoding step's products and attention in bf16 on a CPU, at the speed of reading.
 
 The kernel is `bf16_kernels.c`, which installing the project compiles where there are a C compiler
-and Python's headers. Without it, or without AVX-512, torch's operators serve (`linear.Packed`).
+and Python's headers. Without it, or without AVX-512, torch's operators do (`linear.MkldnnLinear`).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from models.nn.linear import Gelu, as_type
+from models.nn.cpu import is_enabled
+from models.nn.cpu.linear import Gelu, cast
 
 KERNEL = False
 """Whether the kernel was compiled and this machine can run it."""
@@ -27,8 +28,8 @@ MOST_ROWS = 8
 """And at most so many rows, whose sums fit the processor's registers."""
 HEAD_WIDTHS = (32, 64, 128)
 """Attention is compiled for heads so wide."""
-ONE_THREADS_WORK = 2**21
-"""What reads more numbers is left to the threads of torch: the kernel has none."""
+SINGLE_THREAD_NUMEL = 2**21
+"""Larger weights and caches are left to torch, which has threads: the kernel has none."""
 
 
 class Avx512Linear:
@@ -36,29 +37,29 @@ class Avx512Linear:
 
     def __init__(self, layer: nn.Linear) -> None:
         self._outputs, self._inputs = layer.weight.shape
-        self._weight = paired(layer.weight.detach().to(torch.bfloat16))
+        self._weight = pack_pairs(layer.weight.detach().to(torch.bfloat16))
         # as bf16 would hold it, in the precision of the sums
         self._bias = layer.bias.detach().to(torch.bfloat16).float()
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layer of (B, in), summed in fp32 and rounded once: (B, out) in bf16."""
-        return self._computed(_bf16_kernels.linear, x, None)
+        return self._compute(_bf16_kernels.linear, x, None)
 
-    def activated(self, x: Tensor, gelu: Gelu) -> Tensor:
+    def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
         """GELU of the layer, which is not rounded before: (B, out)."""
-        form = _bf16_kernels.tanh_linear if gelu == "tanh" else _bf16_kernels.erf_linear
-        return self._computed(form, x, None)
+        form = _bf16_kernels.tanh_linear if approximate == "tanh" else _bf16_kernels.erf_linear
+        return self._compute(form, x, None)
 
-    def added(self, x: Tensor, to: Tensor) -> Tensor:
+    def add(self, x: Tensor, to: Tensor) -> Tensor:
         """The layer added to (B, out), and not rounded before where that is bf16 too."""
         if to.dtype != torch.bfloat16:
             return to + self(x)
-        return self._computed(_bf16_kernels.linear, x, to.contiguous())
+        return self._compute(_bf16_kernels.linear, x, to.contiguous())
 
-    def _computed(self, form: Callable[..., None], x: Tensor, to: Tensor | None) -> Tensor:
-        x = as_type(x, torch.bfloat16).contiguous()
+    def _compute(self, form: Callable[..., None], x: Tensor, to: Tensor | None) -> Tensor:
+        x = cast(x, torch.bfloat16).contiguous()
         rows = len(x)
-        # the kernel trusts what it is told, and has no backward
+        # the kernel does not check its arguments, and has no backward
         assert not x.requires_grad
         assert rows <= MOST_ROWS
         assert x.shape[1] == self._inputs
@@ -77,18 +78,19 @@ class Avx512Linear:
         return out
 
     @staticmethod
-    def serves(weight: Tensor, rows: int) -> bool:
-        """Whether the kernel is here and made for so many rows and such weights in bf16."""
+    def is_supported(weight: Tensor, rows: int) -> bool:
+        """Whether the kernel was compiled, for so many rows and such weights in bf16."""
         return (
             KERNEL
+            and is_enabled("avx512")
             and weight.device.type == "cpu"
             and rows <= MOST_ROWS
             and len(weight) % OUTPUTS == 0
-            and _for_one_thread(weight)
+            and _suits_one_thread(weight)
         )
 
 
-def paired(weight: Tensor) -> Tensor:
+def pack_pairs(weight: Tensor) -> Tensor:
     """(out, in) as the kernel reads it: (out / 32, in, 16, 2), with n and n + 16 side by side."""
     blocks = weight.view(-1, 2, OUTPUTS // 2, weight.shape[1])
     return blocks.permute(0, 3, 2, 1).contiguous()
@@ -103,10 +105,10 @@ class Avx512Attention:
         self._scores = store.new_empty(store.shape[3] + 16, dtype=torch.float32)
 
     def __call__(self, qkv: Tensor, slot: int, count: int) -> Tensor:
-        """See `models.nn.attention.Slots.attend`; scores, softmax and sums are in fp32."""
+        """See `dispatch.cached_attention`; scores, softmax and sums are in fp32."""
         _, batch, heads, slots, width = self._store.shape
-        qkv = as_type(qkv, torch.bfloat16).contiguous()
-        # the kernel trusts what it is told, and has no backward
+        qkv = cast(qkv, torch.bfloat16).contiguous()
+        # the kernel does not check its arguments, and has no backward
         assert not qkv.requires_grad
         assert qkv.shape == (batch, 3, heads, 1, width)
         assert 0 <= slot < slots
@@ -127,20 +129,20 @@ class Avx512Attention:
         return out
 
     @staticmethod
-    def serves(store: Tensor) -> bool:
+    def is_supported(store: Tensor) -> bool:
         """Whether it is the faster way for keys and values (2, B, H, slots, C) like these."""
         return (
             has_attention(store.shape[-1])
             and store.device.type == "cpu"
             and store.dtype == torch.bfloat16
-            and (_for_one_thread(store) or not MATRIX_UNITS)
+            and (_suits_one_thread(store) or not MATRIX_UNITS)
         )
 
 
 def has_attention(head_width: int) -> bool:
-    """Whether the kernel is here and made for heads so wide."""
-    return KERNEL and head_width in HEAD_WIDTHS
+    """Whether the kernel was compiled, for heads so wide."""
+    return KERNEL and is_enabled("avx512") and head_width in HEAD_WIDTHS
 
 
-def _for_one_thread(numbers: Tensor) -> bool:
-    return numbers.numel() <= ONE_THREADS_WORK or torch.get_num_threads() == 1
+def _suits_one_thread(numbers: Tensor) -> bool:
+    return numbers.numel() <= SINGLE_THREAD_NUMEL or torch.get_num_threads() == 1

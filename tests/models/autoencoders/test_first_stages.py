@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from mezzotint.common.errors import UserError
-from models.activation_checkpointing import recompute
+from models.activation_checkpointing import enable_activation_checkpointing
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, Identity, kl_to_normal
 from models.autoencoders.dvae import DVAEConfig
@@ -169,7 +169,7 @@ def test_blocks_computed_again_give_the_same_gradients(config):
         torch.manual_seed(0)
         model = config.build()
         if again:
-            assert recompute(model) > 0
+            assert enable_activation_checkpointing(model) > 0
         result = model(pictures(), rng())
         result.output.square().mean().backward()
         return [p.grad for p in model.parameters() if p.grad is not None]

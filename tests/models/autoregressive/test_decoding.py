@@ -1,16 +1,17 @@
 """Drawing codes: cache, guidance, restriction and completion."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 
 from mezzotint.common.errors import UserError
-from models.autoregressive import decoding
-from models.autoregressive.cpu_decoder import SingleSteps, bare
-from models.autoregressive.cuda_graph_decoder import StaticSteps
-from models.autoregressive.decoding import Sampling, generate, restricted, steps
+from models.autoregressive.cuda_graph_decoder import CudaGraphDecoder
+from models.autoregressive.decoding import Sampling, filter_logits, generate, token_predictor
 from models.autoregressive.prior import PriorConfig
+from models.nn.cpu import plain_torch
+from models.nn.cpu.decoder import has_no_hooks
 
 CONFIG = PriorConfig(
     text_vocab=11,
@@ -103,25 +104,25 @@ def test_guidance_one_is_conditional_and_zero_is_the_empty_caption(prior, text):
 
 def test_top_k_keeps_the_k_best():
     logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
-    kept = restricted(logits, Sampling(top_k=2))
+    kept = filter_logits(logits, Sampling(top_k=2))
     assert torch.equal(kept.isfinite(), torch.tensor([[False, True, True, False]]))
-    assert torch.equal(restricted(logits, Sampling(top_k=9)), logits)
+    assert torch.equal(filter_logits(logits, Sampling(top_k=9)), logits)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p():
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
     assert torch.equal(
-        restricted(logits, Sampling(top_p=0.6)).isfinite(), torch.tensor([[False, True, True]])
+        filter_logits(logits, Sampling(top_p=0.6)).isfinite(), torch.tensor([[False, True, True]])
     )
     assert torch.equal(
-        restricted(logits, Sampling(top_p=0.4)).isfinite(), torch.tensor([[False, True, False]])
+        filter_logits(logits, Sampling(top_p=0.4)).isfinite(), torch.tensor([[False, True, False]])
     )
-    assert torch.equal(restricted(logits, Sampling(top_p=1.0)), logits)
+    assert torch.equal(filter_logits(logits, Sampling(top_p=1.0)), logits)
 
 
 def test_temperature_divides_the_logits():
     logits = torch.tensor([[1.0, 2.0]])
-    assert torch.equal(restricted(logits, Sampling(temperature=0.5)), logits * 2)
+    assert torch.equal(filter_logits(logits, Sampling(temperature=0.5)), logits * 2)
 
 
 def test_progress_counts_the_codes(prior, text):
@@ -181,13 +182,19 @@ def test_steps_of_fixed_shapes_give_the_same_tokens(masked, text, known, monkeyp
     prefix = torch.randint(13, (6, known), generator=rng(9))
     wanted = generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix)
     monkeypatch.setattr(
-        "models.autoregressive.decoding.steps", lambda prior, text, cache: StaticSteps(prior, text)
+        "models.autoregressive.decoding.token_predictor",
+        lambda prior, text, cache: CudaGraphDecoder(prior, text),
     )
     assert torch.equal(generate(masked, text, rng(1), sampling=Sampling(), prefix=prefix), wanted)
 
 
-def logits_of(step, codes):
-    return torch.stack([step(codes[:, :place]) for place in range(20)])
+def logits_of(predictor, codes):
+    return torch.stack([predictor(codes[:, :position]) for position in range(20)])
+
+
+def logits_by_modules(prior, text, codes):
+    with plain_torch("decoder"):
+        return logits_of(token_predictor(prior, text, cache=True), codes)
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
@@ -198,13 +205,13 @@ def test_single_places_give_the_logits_of_whole_modules(masked, kind):
     for weight in prior.parameters():
         weight.data = weight.bfloat16().float()
     with torch.no_grad():
-        exact = logits_of(decoding._Cached(prior, text), codes)
+        exact = logits_by_modules(prior, text, codes)
     if kind == "bf16":
         prior.bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        step = steps(prior, text, cache=True)
-        assert isinstance(step, SingleSteps)
-        single, modules = logits_of(step, codes), logits_of(decoding._Cached(prior, text), codes)
+        predictor = token_predictor(prior, text, cache=True)
+        single, modules = logits_of(predictor, codes), logits_by_modules(prior, text, codes)
+        assert predictor._decoder is not None
     if kind == "fp32":
         assert torch.equal(single, modules)
     # rounded at fewer places
@@ -219,21 +226,25 @@ def test_a_prior_with_hooks_or_another_forward_is_called_module_by_module(text):
     assert torch.equal(generate(prior, text, rng(1), sampling=Sampling()), wanted)
     assert len(seen) == CONFIG.image_length
     handle.remove()
-    assert bare(prior)
+    assert has_no_hooks(prior)
     prior.image_head.forward = prior.image_head.forward
-    assert not bare(prior)
+    assert not has_no_hooks(prior)
 
 
 def test_a_step_of_a_single_place_takes_fewer_operations_than_the_modules(prior, text, counting):
     codes = torch.randint(13, (6, 16), generator=rng(9))
     counts = []
     with torch.no_grad():
-        for step in (steps(prior, text, cache=True), decoding._Cached(prior, text)):
-            step(codes[:, :5])
+        for pieces in (["decoder"], []):
+            predictor = token_predictor(prior, text, cache=True)
+            with contextlib.ExitStack() as stack:
+                if pieces:
+                    stack.enter_context(plain_torch(*pieces))
+                predictor(codes[:, :5])
             with counting() as counted:
-                step(codes[:, :6])
+                predictor(codes[:, :6])
             counts.append(counted.count)
-    single, modules = counts
+    modules, single = counts
     assert single < modules
 
 

@@ -139,7 +139,7 @@ def test_an_empty_place_has_a_vector_of_its_own():
     model = TINY.build()
     text = torch.tensor([[3, 4, 0, 0]])
     embedded = model.embed_text(text)[0, 1:]
-    place = model.text_place(0, 4)
+    place = model.text_position(0, 4)
     assert torch.allclose(embedded[2:], model.text_pad(2, 4) + place[2:])
     assert torch.allclose(embedded[0], model.text_token.weight[3] + place[0])
 

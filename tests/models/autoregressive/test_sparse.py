@@ -5,13 +5,13 @@ import torch
 
 from models.autoregressive.patterns import Column, Convolution, Corner, OwnRow, Row
 from models.autoregressive.prior import PriorConfig
-from models.autoregressive.rolling_kv_cache import RingCache
+from models.autoregressive.rolling_kv_cache import RollingKVCache
 from models.autoregressive.sparse import (
     SparseAttention,
     attend_blocks,
     attend_dense,
     attend_flex,
-    blocks_pay,
+    blocks_are_faster,
 )
 
 PREFIX = 5
@@ -81,7 +81,7 @@ def test_a_ring_gives_what_the_whole_sequence_gives(pattern, first):
     places = 6 * pattern.width
     x = states(PREFIX + places).detach()
     wanted = attend_dense(*x, PREFIX, pattern)
-    cache = RingCache(pattern, PREFIX, places, 2, 2, 8)
+    cache = RollingKVCache(pattern, PREFIX, places, 2, 2, 8)
     cache.fill(*x[1:, :, :, : PREFIX + first])
     for place in range(PREFIX + first, PREFIX + places):
         got = cache.attend(x[:, :, :, place : place + 1].transpose(0, 1))
@@ -108,9 +108,9 @@ def test_gradients_reach_exactly_the_places_that_are_read(pattern, way):
 
 
 def test_blocks_are_used_where_their_windows_are_small():
-    assert blocks_pay(Row(32), 1024)
-    assert blocks_pay(Convolution(32, 11), 1024)
-    assert not blocks_pay(Convolution(8, 11), 64)
+    assert blocks_are_faster(Row(32), 1024)
+    assert blocks_are_faster(Convolution(32, 11), 1024)
+    assert not blocks_are_faster(Convolution(8, 11), 64)
 
 
 CONFIG = PriorConfig(
@@ -129,7 +129,8 @@ def test_a_whole_prior_gives_the_same_whichever_way_its_layers_attend(flavor, mo
     found = []
     for pays in (True, False):
         monkeypatch.setattr(
-            "models.autoregressive.sparse.blocks_pay", lambda pattern, places, pays=pays: pays
+            "models.autoregressive.sparse.blocks_are_faster",
+            lambda pattern, places, pays=pays: pays,
         )
         logits = model(text, codes)
         loss = logits.text.square().mean() + logits.image.square().mean()

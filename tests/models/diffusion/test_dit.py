@@ -11,7 +11,7 @@ from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.dit import DiTConfig
 from models.diffusion.process import ProcessConfig
-from models.nn.embedding import grid_waves
+from models.nn.embedding import sincos_positions
 
 LEARNED = ProcessConfig(predicts="noise", variance="learned")
 TINY = DiTConfig(
@@ -77,7 +77,7 @@ def test_without_classes_it_is_told_nothing():
 
 
 def test_places_are_columns_then_rows_in_four_families_of_waves():
-    waves = grid_waves(3, 8).view(3, 3, 8)
+    waves = sincos_positions(3, 8).view(3, 3, 8)
     assert torch.equal(waves[0, 1, :4], waves[2, 1, :4])
     assert torch.equal(waves[1, 0, 4:], waves[1, 2, 4:])
     angle = torch.tensor([2.0, 0.02], dtype=torch.float64)

@@ -151,7 +151,7 @@ class Units:
 
 def variance_error(module, solver, times, monkeypatch):
     """Of samples of the gaussian, without sampling."""
-    monkeypatch.setattr(module, "normal_like", Units())
+    monkeypatch.setattr(module, "randn_like", Units())
     x = torch.zeros(len(times) + 1, 1, dtype=torch.float64)
     x[1] = 1
     out = solved(solver, GAUSSIAN, COSINE, x, times)[:, 0]
@@ -207,7 +207,7 @@ def test_a_stochastic_solver_has_strong_order_one_on_a_mixture(name, monkeypatch
         while len(noises) > steps:
             noises = coarser(noises, span / len(noises))
         drawn = iter(noises)
-        monkeypatch.setattr(module, "normal_like", lambda x, rng, drawn=drawn: next(drawn))
+        monkeypatch.setattr(module, "randn_like", lambda x, rng, drawn=drawn: next(drawn))
         ends.append(solved(make(), MIXTURE, COSINE, x, times))
     gaps = [float((end - ends[0]).square().mean().sqrt()) for end in ends[1:]]
     assert math.log2(gaps[1] / gaps[0]) == pytest.approx(1, abs=0.15)

@@ -8,7 +8,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.guidance import guided, without_text
 from models.diffusion.process import denoiser
 from models.diffusion.unet.network import UNet, UNetConfig
-from models.nn.conditioning_cache import READINGS, ActivationCache, once
+from models.nn.conditioning_cache import MAX_ENTRIES, ActivationCache, cached
 
 
 class Counting(nn.Linear):
@@ -24,38 +24,38 @@ class Counting(nn.Linear):
 def test_a_module_computes_once_of_a_tensor_and_again_of_another_or_a_changed_one():
     layer, given, recall = Counting(), torch.ones(1, 2), ActivationCache()
     with torch.no_grad(), recall.used():
-        first = once(layer, given, layer)
-        assert once(layer, given, layer) is first
+        first = cached(layer, given, layer)
+        assert cached(layer, given, layer) is first
         assert layer.calls == 1
-        once(layer, given.clone(), layer)
+        cached(layer, given.clone(), layer)
         assert layer.calls == 2
         given.mul_(2)
-        assert torch.equal(once(layer, given, layer), nn.Linear.forward(layer, given))
+        assert torch.equal(cached(layer, given, layer), nn.Linear.forward(layer, given))
 
 
 def test_it_serves_in_inference_mode_too():
     layer, recall = Counting(), ActivationCache()
     with torch.inference_mode(), recall.used():
         given = torch.ones(1, 2)
-        assert once(layer, given, layer) is once(layer, given, layer)
+        assert cached(layer, given, layer) is cached(layer, given, layer)
     assert layer.calls == 1
 
 
 def test_it_forgets_the_oldest_of_many():
     layer, recall = Counting(), ActivationCache()
-    several = [torch.ones(1, 2) for _ in range(READINGS + 1)]
+    several = [torch.ones(1, 2) for _ in range(MAX_ENTRIES + 1)]
     with torch.no_grad(), recall.used():
         for given in [*several, several[0]]:
-            once(layer, given, layer)
-    assert layer.calls == READINGS + 2
+            cached(layer, given, layer)
+    assert layer.calls == MAX_ENTRIES + 2
 
 
 def test_without_a_drawing_and_with_gradients_everything_is_computed():
     layer, given = Counting(), torch.ones(1, 2)
     with torch.no_grad():
-        once(layer, given, layer), once(layer, given, layer)
+        cached(layer, given, layer), cached(layer, given, layer)
     with ActivationCache().used():
-        once(layer, given, layer), once(layer, given, layer)
+        cached(layer, given, layer), cached(layer, given, layer)
     assert layer.calls == 4
 
 

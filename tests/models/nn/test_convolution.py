@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.convolution import Convolution1x1, Convolution3x3
+from models.nn.convolution import Conv1x1, Conv3x3
 from models.nn.cpu import winograd
-from models.nn.normalization import fused, normed
+from models.nn.cpu.group_norm import fused
+from models.nn.normalization import norm_act
 
 
 def noise(*shape, seed=0):
@@ -36,37 +37,39 @@ def distances(one, other, leaves):
 
 @pytest.mark.parametrize("at_once", [1, 2**20])
 @pytest.mark.parametrize(
-    ("basis", "before"),
-    [(winograd.LARGE, lambda x: x), (winograd.SMALL, lambda x: x), (winograd.DOUBLED, doubled)],
+    ("transform", "before"),
+    [(winograd.LARGE, lambda x: x), (winograd.SMALL, lambda x: x), (winograd.UPSAMPLED, doubled)],
 )
-def test_fewer_products_give_the_same_and_the_same_gradients(basis, before, at_once, monkeypatch):
-    monkeypatch.setattr(winograd, "AT_ONCE", at_once)
+def test_fewer_products_give_the_same_and_the_same_gradients(
+    transform, before, at_once, monkeypatch
+):
+    monkeypatch.setattr(winograd, "CHUNK", at_once)
     x, weight, bias = last(noise(3, 5, 8, 12)), noise(7, 5, 3, 3), noise(7)
     leaves = [x, weight.requires_grad_(), bias.requires_grad_()]
-    got = winograd.convolved(*leaves, basis)
+    got = winograd.convolve(*leaves, transform)
     wanted = F.conv2d(before(x), weight, bias, padding=1)
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert max(distances(got, wanted, leaves)) < 3e-6
     with torch.no_grad():
-        assert torch.equal(winograd.convolved(*leaves, basis), got), "drawing as training"
+        assert torch.equal(winograd.convolve(*leaves, transform), got), "drawing as training"
 
 
-@pytest.mark.parametrize(("count", "basis"), [(4, winograd.LARGE), (2, winograd.SMALL)])
-def test_a_wide_layer_takes_them_and_stays_within_rounding(count, basis):
+@pytest.mark.parametrize(("count", "transform"), [(4, winograd.LARGE), (2, winograd.SMALL)])
+def test_a_wide_layer_takes_them_and_stays_within_rounding(count, transform):
     torch.manual_seed(0)
-    layer = Convolution3x3(128, 128)
+    layer = Conv3x3(128, 128)
     x = last(noise(count, 128, 16, 16))
     leaves = [x, *layer.parameters()]
-    assert winograd.tiles_for(x, layer.weight) is basis
+    assert winograd.tiles_for(x, layer.weight) is transform
     assert max(distances(layer(x), nn.Conv2d.forward(layer, x), leaves)) < 3e-6
     wanted = nn.Conv2d.forward(layer, doubled(x))
-    assert max(distances(layer.doubled(x), wanted, leaves)) < 3e-6
+    assert max(distances(layer.upsample_conv(x), wanted, leaves)) < 3e-6
 
 
 def test_where_they_do_not_pay_layers_are_plain_bit_for_bit():
     torch.manual_seed(0)
-    layer = Convolution3x3(128, 128)
-    narrow = Convolution3x3(8, 8)
+    layer = Conv3x3(128, 128)
+    narrow = Conv3x3(8, 8)
     x = last(noise(2, 128, 16, 16))
     for own, given in (
         (layer, x.detach().contiguous()),
@@ -77,12 +80,12 @@ def test_where_they_do_not_pay_layers_are_plain_bit_for_bit():
         assert torch.equal(own(given), nn.Conv2d.forward(own, given))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
-    assert torch.equal(narrow.doubled(x[:, :8]), narrow(doubled(x[:, :8])))
+    assert torch.equal(narrow.upsample_conv(x[:, :8]), narrow(doubled(x[:, :8])))
 
 
 def test_a_1x1_convolution_of_channels_that_come_last_is_one_product():
     torch.manual_seed(0)
-    layer = Convolution1x1(6, 10)
+    layer = Conv1x1(6, 10)
     x = last(noise(2, 6, 4, 5))
     wanted = nn.Conv2d.forward(layer, x)
     got = layer(x)
@@ -101,7 +104,10 @@ def new_norm():
 
 def settings(*, adds, scales, batch=3):
     numbers = [noise(batch, 16, seed=seed).requires_grad_() for seed in (3, 4, 5)]
-    chosen = {"added": numbers[0] if adds else None, "scaled": numbers[1:] if scales else None}
+    chosen = {
+        "input_bias": numbers[0] if adds else None,
+        "scale_shift": numbers[1:] if scales else None,
+    }
     return chosen, numbers[:1] * adds + numbers[1:] * scales
 
 
@@ -113,7 +119,7 @@ def test_a_norm_in_one_step_is_the_norm(active, adds, scales, batch):
     norm, x = new_norm(), last(2 * noise(batch, 16, 6, 5) + 1)
     chosen, told = settings(adds=adds, scales=scales, batch=batch)
     leaves = [x, *norm.parameters(), *told]
-    got, wanted = (each(norm, x.clone(), active=active, **chosen) for each in (fused, normed))
+    got, wanted = (each(norm, x.clone(), silu=active, **chosen) for each in (fused, norm_act))
     assert max(distances(got, wanted, leaves)) < 1e-6
 
 
@@ -127,8 +133,8 @@ def test_in_16_bits_it_is_as_exact_as_they_allow(dtype, same, side):
     norm = norm.to(dtype) if same else norm
     chosen, told = settings(adds=True, scales=True)
     true_x = last(x.detach().double())
-    got = normed(norm, x.clone(), active=True, **chosen)
-    wanted = normed(exact, true_x.clone(), active=True, **chosen)
+    got = norm_act(norm, x.clone(), silu=True, **chosen)
+    wanted = norm_act(exact, true_x.clone(), silu=True, **chosen)
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=torch.channels_last)
     seed = noise(*x.shape, seed=7).to(dtype)
@@ -147,5 +153,5 @@ def test_a_norm_in_one_step_keeps_its_input_alone():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        normed(norm, x, active=True)
+        norm_act(norm, x, silu=True)
     assert sum(kept) < 1.1 * x.nbytes

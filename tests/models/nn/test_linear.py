@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn import linear
-from models.nn.linear import FEW, PACKED_ROWS, FastLinear, GeluLinear, MkldnnLinear
+from models.nn.cpu import linear
+from models.nn.cpu.linear import FEW, PACKED_ROWS, MkldnnLinear
+from models.nn.linear import FastLinear, GeluLinear
 
 
 def rng(seed=0):
@@ -95,21 +96,21 @@ def test_what_follows_a_packed_layer_is_rounded_once(gelu):
     x = x[:, :48]
     with torch.no_grad():
         exact = F.linear(x.float(), layer.weight.float(), layer.bias.float())
-        active = MkldnnLinear(layer).activated(x, gelu)
+        active = MkldnnLinear(layer).gelu(x, gelu)
         assert torch.allclose(
             active.float(), F.gelu(exact, approximate=gelu), rtol=2**-8, atol=1e-3
         )
-        added = MkldnnLinear(layer).added(x, to)
+        added = MkldnnLinear(layer).add(x, to)
         assert added.dtype == torch.bfloat16
         assert torch.allclose(added.float(), exact + to.float(), rtol=2**-8, atol=1e-6)
-        assert torch.equal(MkldnnLinear(layer).added(x, to.float()), to.float() + layer(x))
+        assert torch.equal(MkldnnLinear(layer).add(x, to.float()), to.float() + layer(x))
 
 
 @needs_bf16
 def test_weights_are_packed_where_products_are_in_bf16():
     weight = torch.ones(2, 2)
-    assert not MkldnnLinear.serves(weight)
-    assert MkldnnLinear.serves(weight.bfloat16())
-    assert not MkldnnLinear.serves(weight.bfloat16().to("meta"))
+    assert not MkldnnLinear.is_supported(weight)
+    assert MkldnnLinear.is_supported(weight.bfloat16())
+    assert not MkldnnLinear.is_supported(weight.bfloat16().to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert MkldnnLinear.serves(weight)
+        assert MkldnnLinear.is_supported(weight)

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.nn.attention import SHORT, Cache, SelfAttention, attend, cached_dtype
+from models.nn.attention import FullKVCache, SelfAttention
+from models.nn.cpu.attention import SHORT
+from models.nn.cpu.bf16_kernels import Avx512Attention
+from models.nn.cpu.dispatch import attention, kv_cache_dtype
 from models.nn.embedding import AxialPositionEmbedding, TimestepEmbedding, sinusoidal
-from models.nn.patchify import from_patches, patches, resized
+from models.nn.patchify import patchify, resize, unpatchify
 from models.nn.random import gumbel_like
 from models.nn.transformer import DiTBlock
 
@@ -20,7 +23,7 @@ def rng(seed=0):
 def test_both_ways_of_attending_agree(causal, length):
     query, key, value = torch.randn(3, 2, 2, length, 8, generator=rng())
     wanted = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    assert torch.allclose(attend(query, key, value, causal=causal), wanted, atol=1e-5)
+    assert torch.allclose(attention(query, key, value, causal=causal), wanted, atol=1e-5)
 
 
 def test_a_cache_filled_in_two_ways_gives_the_same():
@@ -28,7 +31,7 @@ def test_a_cache_filled_in_two_ways_gives_the_same():
     torch.manual_seed(0)
     layer = SelfAttention(16, 2, 8, causal=True)
     x = torch.randn(2, length, 16, generator=rng())
-    cache = Cache(2, 2, length, 8)
+    cache = FullKVCache(2, 2, length, 8)
     with torch.no_grad():
         steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, length))]
         assert torch.allclose(torch.cat(steps, dim=1), layer(x), atol=1e-6)
@@ -38,21 +41,21 @@ def test_a_cache_filled_in_two_ways_gives_the_same():
 
 def test_patches_are_undone():
     image = torch.randn(2, 3, 8, 12, generator=rng())
-    tokens = patches(image, 4)
+    tokens = patchify(image, 4)
     assert tokens.shape == (2, 6, 48)
-    assert torch.equal(from_patches(tokens, 4, 8, 12), image)
+    assert torch.equal(unpatchify(tokens, 4, 8, 12), image)
 
 
 def test_a_patch_holds_its_own_pixels_in_raster_order():
     image = torch.zeros(1, 3, 8, 12)
     image[:, :, 4:8, 8:12] = 1
-    assert patches(image, 4).sum(dim=2).tolist() == [[0, 0, 0, 0, 0, 48]]
+    assert patchify(image, 4).sum(dim=2).tolist() == [[0, 0, 0, 0, 0, 48]]
 
 
 def test_resizing_keeps_flat_images_and_leaves_the_right_size_alone():
     image = torch.full((1, 3, 12, 12), 0.25)
-    assert torch.allclose(resized(image, 5, 5), torch.full((1, 3, 5, 5), 0.25))
-    assert resized(image, 12, 12) is image
+    assert torch.allclose(resize(image, 5, 5), torch.full((1, 3, 5, 5), 0.25))
+    assert resize(image, 12, 12) is image
 
 
 def test_time_waves_are_computed_in_fp32_for_a_network_in_bf16():
@@ -87,16 +90,18 @@ def test_gumbel_noise_has_its_mean_and_variance():
 
 @pytest.mark.parametrize(("units", "kernel"), [(True, False), (False, True), (False, False)])
 def test_a_bf16_network_on_a_cpu_caches_in_fp32_where_bf16_is_slow(units, kernel, monkeypatch):
-    monkeypatch.setattr("models.nn.attention.MATRIX_UNITS", units)
-    monkeypatch.setattr("models.nn.attention.has_attention", lambda width: kernel)
+    monkeypatch.setattr("models.nn.cpu.bf16_kernels.MATRIX_UNITS", units)
+    monkeypatch.setattr("models.nn.cpu.bf16_kernels.has_attention", lambda width: kernel)
+    # heads of 8 have no compiled kernel
+    monkeypatch.setattr(Avx512Attention, "is_supported", lambda store: False)
     torch.manual_seed(0)
     layer = SelfAttention(16, 2, 8, causal=True).bfloat16()
     x = torch.randn(2, 9, 16, generator=rng()).bfloat16()
-    cache = Cache(2, 2, 9, 8)
+    cache = FullKVCache(2, 2, 9, 8)
     with torch.no_grad():
         steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, 9))]
         whole = layer(x)
-    assert cached_dtype(x) == (torch.bfloat16 if units or kernel else torch.float32)
+    assert kv_cache_dtype(x) == (torch.bfloat16 if units or kernel else torch.float32)
     got = torch.cat(steps, dim=1)
     assert got.dtype == torch.bfloat16
     assert torch.allclose(got.float(), whole.float(), atol=0.02)

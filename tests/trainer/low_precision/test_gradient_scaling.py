@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.activation_checkpointing import recompute
+from models.activation_checkpointing import enable_activation_checkpointing
 from models.autoregressive.prior import PriorConfig, prior_loss
 from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling, filtered
 
@@ -72,7 +72,7 @@ def test_blocks_that_are_computed_again_are_scaled_once():
     module, _ = scaled()
     loss(module).backward()
     again, _ = scaled()
-    recompute(again)
+    enable_activation_checkpointing(again)
     loss(again).backward()
     wanted = gradients(module)
     for name, grad in gradients(again).items():

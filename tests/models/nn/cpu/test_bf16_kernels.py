@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.autoregressive import cpu_decoder
 from models.autoregressive.prior import PriorConfig
 from models.nn.cpu import bf16_kernels
 from models.nn.cpu.bf16_kernels import (
     HEAD_WIDTHS,
     MOST_ROWS,
-    ONE_THREADS_WORK,
     OUTPUTS,
+    SINGLE_THREAD_NUMEL,
     Avx512Attention,
     Avx512Linear,
 )
-from models.nn.linear import MkldnnLinear
+from models.nn.cpu.decoder import select_kernel
+from models.nn.cpu.linear import MkldnnLinear
 
 needs_kernel = pytest.mark.skipif(
     not bf16_kernels.KERNEL, reason="this CPU has no AVX-512, or nothing compiled the kernel"
@@ -67,7 +67,7 @@ def test_products_are_summed_in_fp32_and_rounded_once(rows, inputs, blocks, addi
     layer = a_layer(inputs, OUTPUTS * blocks, seed)
     x = torch.randn(rows, inputs, generator=rng(seed)).bfloat16()
     to = torch.randn(rows, OUTPUTS * blocks, generator=rng(seed + 1)).bfloat16()
-    got = Avx512Linear(layer).added(x, to) if adding else Avx512Linear(layer)(x)
+    got = Avx512Linear(layer).add(x, to) if adding else Avx512Linear(layer)(x)
     wanted = exact(layer, x) + (to.double() if adding else 0)
     # half a unit of bf16's last place, and the sums' own rounding
     size = x.double().abs() @ layer.weight.double().abs().T + 4
@@ -93,7 +93,7 @@ def test_rounding_is_torchs():
             assert Avx512Linear(layer)(alone)[0, at] == x[0, at]
             continue
         assert torch.equal(Avx512Linear(layer)(alone), alone + 0)
-        assert torch.equal(Avx512Linear(layer).added(alone, to), alone + to)
+        assert torch.equal(Avx512Linear(layer).add(alone, to), alone + to)
 
 
 @needs_kernel
@@ -104,8 +104,8 @@ def test_other_precisions_and_orders_give_the_same():
     assert torch.equal(ours(x.float()), ours(x))
     assert torch.equal(ours(x.T.contiguous().T), ours(x))
     to = torch.randn(3, 64, generator=rng(2))
-    assert torch.equal(ours.added(x, to), to + ours(x))
-    assert torch.equal(ours.added(x, to.bfloat16().T.contiguous().T), ours.added(x, to.bfloat16()))
+    assert torch.equal(ours.add(x, to), to + ours(x))
+    assert torch.equal(ours.add(x, to.bfloat16().T.contiguous().T), ours.add(x, to.bfloat16()))
 
 
 @needs_kernel
@@ -119,11 +119,11 @@ def test_gelu_is_exact_before_it_is_rounded(gelu):
     bits = torch.arange(0x3580, 0x41A0, dtype=torch.int16)
     values = torch.cat([bits.view(torch.bfloat16), -bits.view(torch.bfloat16)])
     for some in values.split(MOST_ROWS):
-        got = Avx512Linear(layer).activated(some[:, None], gelu)[:, 0].double()
+        got = Avx512Linear(layer).gelu(some[:, None], gelu)[:, 0].double()
         wanted = nn.functional.gelu(some.double(), approximate=gelu)
         assert ((got - wanted).abs() <= wanted.abs() * 2**-8 + 1e-6).all()
     extremes = torch.tensor([1e13, -1e13, torch.nan]).bfloat16()[:, None]
-    got = Avx512Linear(layer).activated(extremes, gelu)[:, 0]
+    got = Avx512Linear(layer).gelu(extremes, gelu)[:, 0]
     assert torch.allclose(got[:2], torch.tensor([1e13, 0.0]).bfloat16())
     assert got[2].isnan()
 
@@ -177,16 +177,16 @@ def test_attention_serves_what_it_was_compiled_for(monkeypatch):
     monkeypatch.setattr(bf16_kernels, "MATRIX_UNITS", True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     store = torch.empty(2, 1, 1, 9, 64, dtype=torch.bfloat16)
-    assert Avx512Attention.serves(store)
-    assert not Avx512Attention.serves(store.float())
-    assert not Avx512Attention.serves(store.to("meta"))
-    assert not Avx512Attention.serves(store[..., :48])
-    large = store.expand(2, ONE_THREADS_WORK, 1, 9, 64)
-    assert not Avx512Attention.serves(large)
+    assert Avx512Attention.is_supported(store)
+    assert not Avx512Attention.is_supported(store.float())
+    assert not Avx512Attention.is_supported(store.to("meta"))
+    assert not Avx512Attention.is_supported(store[..., :48])
+    large = store.expand(2, SINGLE_THREAD_NUMEL, 1, 9, 64)
+    assert not Avx512Attention.is_supported(large)
     monkeypatch.setattr(bf16_kernels, "MATRIX_UNITS", False)
-    assert Avx512Attention.serves(large)
+    assert Avx512Attention.is_supported(large)
     monkeypatch.setattr(bf16_kernels, "KERNEL", False)
-    assert not Avx512Attention.serves(store)
+    assert not Avx512Attention.is_supported(store)
 
 
 @needs_kernel
@@ -201,17 +201,17 @@ def test_gradients_do_not_get_lost():
 @needs_kernel
 def test_it_serves_few_rows_whole_blocks_and_what_one_thread_reads_well(monkeypatch):
     weight = torch.empty(64, 48)
-    assert Avx512Linear.serves(weight, MOST_ROWS)
-    assert not Avx512Linear.serves(weight, MOST_ROWS + 1)
-    assert not Avx512Linear.serves(torch.empty(65, 48), 1)
-    assert not Avx512Linear.serves(weight.to("meta"), 1)
-    large = torch.empty(OUTPUTS, ONE_THREADS_WORK // OUTPUTS + 1)
+    assert Avx512Linear.is_supported(weight, MOST_ROWS)
+    assert not Avx512Linear.is_supported(weight, MOST_ROWS + 1)
+    assert not Avx512Linear.is_supported(torch.empty(65, 48), 1)
+    assert not Avx512Linear.is_supported(weight.to("meta"), 1)
+    large = torch.empty(OUTPUTS, SINGLE_THREAD_NUMEL // OUTPUTS + 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert not Avx512Linear.serves(large, 1)
+    assert not Avx512Linear.is_supported(large, 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert Avx512Linear.serves(large, 1)
+    assert Avx512Linear.is_supported(large, 1)
     monkeypatch.setattr(bf16_kernels, "KERNEL", False)
-    assert not Avx512Linear.serves(weight, 1)
+    assert not Avx512Linear.is_supported(weight, 1)
 
 
 @torch.no_grad()
@@ -220,10 +220,10 @@ def test_without_the_kernel_the_librarys_products_draw(monkeypatch):
         text_vocab=40, text_length=4, image_vocab=64, grid=(2, 2), width=64, layers=1
     )
     prior = config.build().bfloat16().eval()
-    with_kernel = cpu_decoder.way_of(prior, 2)(prior.image_head)
+    with_kernel = select_kernel(prior, prior.image_head.weight, 2)(prior.image_head)
     assert isinstance(with_kernel, Avx512Linear) == bf16_kernels.KERNEL
     monkeypatch.setattr(bf16_kernels, "KERNEL", False)
-    without = cpu_decoder.way_of(prior, 2)(prior.image_head)
-    assert isinstance(without, MkldnnLinear) == MkldnnLinear.serves(prior.image_head.weight)
+    without = select_kernel(prior, prior.image_head.weight, 2)(prior.image_head)
+    assert isinstance(without, MkldnnLinear) == MkldnnLinear.is_supported(prior.image_head.weight)
     x = torch.randn(2, 64, generator=rng()).bfloat16()
     assert torch.allclose(with_kernel(x).float(), without(x).float(), atol=0.02)

@@ -21,7 +21,7 @@ def _glibc(name: str) -> Callable[..., Any] | None:
     return function
 
 
-def give_back() -> None:
+def malloc_trim() -> None:
     """Hand pages that nothing uses back to the system.
 
     glibc keeps them in its heap otherwise: a process that drew and dropped one large tensor after
@@ -32,7 +32,7 @@ def give_back() -> None:
         trim(0)
 
 
-def keep_freed() -> None:
+def set_malloc_thresholds() -> None:
     """Keep what is freed at the end of the heap, for what is taken next: up to `KEPT`.
 
     glibc hands back what exceeds 64 MiB there, and a step of training takes as much again: finding

@@ -9,7 +9,7 @@ import pytest
 ALONE = """
 from pathlib import Path
 import torch
-from trainer.memory import give_back
+from models.nn.cpu.malloc import malloc_trim
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -18,14 +18,14 @@ before = resident()
 held = [torch.ones(1 << 14) for _ in range(2000)]  # 64 KiB each, too small for mmap
 grown = resident() - before
 del held[:-1]  # the last stands above them in the heap
-give_back()
+malloc_trim()
 print(grown, resident() - before, float(held[0].sum()))
 """
 
 AGAIN = """
 import resource
 import torch
-from trainer.memory import keep_freed
+from models.nn.cpu.malloc import set_malloc_thresholds
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,7 +33,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if {keeps}:
-    keep_freed()
+    set_malloc_thresholds()
 print(*(faults() for _ in range(4)))
 """
 

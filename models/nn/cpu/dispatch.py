@@ -1,0 +1,124 @@
+"""Operations of the networks: by a CPU kernel where one is faster, by plain torch otherwise."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.nn.cpu import attention as cpu_attention
+from models.nn.cpu import bf16_kernels, group_norm, is_enabled, winograd
+from models.nn.cpu import linear as cpu_linear
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.conv2d` with padding 1: (B, C, H, W) to (B, D, H, W)."""
+    transform = winograd.tiles_for(x, weight) if is_enabled("winograd") else None
+    if bias is not None and transform is not None:
+        return winograd.convolve(x, weight, bias, transform)
+    if _is_channels_last(x):
+        # or oneDNN would reorder the weight twice, forward and backward
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`conv3x3` of the image upsampled by 2 (nearest): (B, C, H, W) to (B, D, 2 H, 2 W)."""
+    if bias is not None and is_enabled("winograd") and winograd.UPSAMPLED.is_supported(x, weight):
+        return winograd.convolve(x, weight, bias, winograd.UPSAMPLED)
+    return conv3x3(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
+
+
+def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.conv2d` with a 1 x 1 kernel: (B, C, H, W) to (B, D, H, W)."""
+    if _is_channels_last(x):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and is_enabled("channels_last")
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def fused_group_norm(
+    norm: nn.GroupNorm,
+    x: Tensor,
+    *,
+    silu: bool,
+    input_bias: Tensor | None,
+    scale_shift: tuple[Tensor, Tensor] | None,
+) -> Tensor | None:
+    """`normalization.norm_act` as one operation; None where torch's operations are as fast."""
+    if group_norm.is_supported(x) and x.shape[2] * x.shape[3] > group_norm.SMALL:
+        return group_norm.fused(norm, x, silu=silu, input_bias=input_bias, scale_shift=scale_shift)
+    return None
+
+
+def plain_group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """The norm of (B, C, H, W)."""
+    if not group_norm.is_supported(x):
+        return norm(x)
+    # back at once: what follows is to get its gradient in the memory format that it saved
+    return norm(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`: (..., in) to (..., out)."""
+    if bias is not None and cpu_linear.weights_first_is_faster(x):
+        return cpu_linear.weights_first(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> tuple[Tensor, ...]:
+    """`F.linear`, its outputs cut into `parts` of equal width.
+
+    On a CPU each part by itself: parts of one product are slow to read, and backward would have to
+    join their gradients.
+    """
+    if x.device.type != "cpu" or not is_enabled("split_linear"):
+        return F.linear(x, weight, bias).chunk(parts, dim=-1)
+    weights = weight.view(parts, -1, weight.shape[1]).unbind()
+    if bias is None:
+        return tuple(F.linear(x, part) for part in weights)
+    return tuple(map(F.linear, (x,) * parts, weights, bias.view(parts, -1).unbind()))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    """`F.scaled_dot_product_attention` of (B, H, L, C)."""
+    if cpu_attention.products_are_faster(query, key):
+        return cpu_attention.by_products(query, key, value, causal=causal)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+def kv_cache_dtype(states: Tensor) -> torch.dtype:
+    """The precision in which keys and values of states (..., C) are kept: theirs.
+
+    On a CPU, fp32 instead of bf16 where one query's products with keys in bf16 take four times as
+    long: without matrix units (AMX), and without the compiled kernel.
+    """
+    if (
+        states.device.type != "cpu"
+        or states.dtype != torch.bfloat16
+        or not is_enabled("decode_attention")
+        or bf16_kernels.MATRIX_UNITS
+        or bf16_kernels.has_attention(states.shape[-1])
+    ):
+        return states.dtype
+    return torch.float32
+
+
+def cached_attention(store: Tensor) -> Callable[[Tensor, int, int], Tensor] | None:
+    """Attention of one query to keys and values (2, B, H, slots, C), or None for torch's.
+
+    It takes (qkv, slot, count), puts the key and the value of one position, (B, 3, H, 1, C), into
+    a slot, and returns softmax(q k / sqrt(C)) v over the first `count` slots, (B, H, 1, C).
+    """
+    if bf16_kernels.Avx512Attention.is_supported(store):
+        return bf16_kernels.Avx512Attention(store)
+    if cpu_attention.Fp32CachedAttention.is_supported(store):
+        return cpu_attention.Fp32CachedAttention(store)
+    return None
