@@ -53,7 +53,7 @@ from models.nn.cpu.malloc import set_malloc_thresholds  # noqa: E402
 Call = Callable[[Tensor, Tensor, Condition], Tensor]
 GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
 SOLVES = 10
-NOISE = ProcessConfig(schedule=DiscreteScheduleConfig(), predicts="noise")
+NOISE = ProcessConfig(schedule=DiscreteScheduleConfig(), prediction_type="noise")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def shapes(*, quick: bool) -> list[Shape]:
         "attention": (8,),
         "modulation": "add",
         "resampling": "convolution",
-        "counts_from_zero": True,
+        "timestep_offset": 1,
         "process": NOISE,
     }
     plain = UNetConfig.model_validate(settings)

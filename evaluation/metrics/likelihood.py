@@ -9,9 +9,9 @@ from torch import Tensor
 from evaluation.metrics.intervals import Score, bootstrap_mean
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.diffusion import DiffusionDrawer, Wish
-from models.diffusion.likelihood import bits_per_value, dequantised
+from models.diffusion.likelihood import bits_per_value, dequantized
 from models.diffusion.solvers.grids import LogSnrTimesConfig
-from models.diffusion.solvers.solver import Progress
+from models.diffusion.solvers.solver import ProgressCallback
 
 LEVELS = 256
 
@@ -45,7 +45,7 @@ def bits_per_dimension(
     levels: Tensor,
     wishes: Sequence[Wish],
     integration: Integration,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Bits:
     """Of pictures (n, H, W, 3) uint8, each under what its wish tells the model.
 
@@ -65,7 +65,7 @@ def bits_per_dimension(
                 progress(place * total + done, len(starts) * total)
 
         rng = keyed_generator(integration.seed, "likelihood", first)
-        images = dequantised(levels[block].movedim(-1, -3), rng, count=LEVELS)
+        images = dequantized(levels[block].movedim(-1, -3), rng, count=LEVELS)
         likelihood = diffusion.likelihood(
             images,
             drawer.condition(wishes[block]),

@@ -32,7 +32,7 @@ class Writes(StrEnum):
     epilog="Examples:  [bold]mezzotint import 256x256_diffusion.safetensors runs/adm --from "
     "guided_diffusion --recipe recipes/adm_256.yaml[/]  ·  [bold]mezzotint import "
     "ddpm-cifar10-32 runs/ddpm --from diffusers[/]  ·  [bold]mezzotint import "
-    "sd/unet runs/sd --from diffusers model.process.predicts=v[/]",
+    "sd/unet runs/sd --from diffusers model.process.prediction_type=v[/]",
 )
 def import_(
     file: Annotated[

@@ -55,7 +55,7 @@ def weigh(
     """
     target = target_of(where)
     drawer = DiffusionDrawer.load(DiffusionSystem(model=target.model), "fp32")
-    told = drawer.diffusion.told
+    told = drawer.diffusion.conditioning
     if "class" in told and target.labels is None and drawer.diffusion.null is None:
         raise UserError(
             f"{where}: is told classes, and how pictures get theirs is in its training's recipe; "

@@ -204,7 +204,7 @@ def sampler(base: StageSampling, upsampler: StageSampling) -> str:
     """The solvers of a cascade in words."""
     names = [
         f"{'DDIM' if stage.solver is None else stage.solver.kind}, "
-        f"{stage.sampling().grid.kind} times"
+        f"{stage.sampling().time_grid.kind} times"
         for stage in (base, upsampler)
     ]
     return f"{' and '.join(dict.fromkeys(names))}, x0 clamped"

@@ -76,7 +76,7 @@ class DiffusionDrawer:
         return cls(
             config=config,
             diffusion=diffusion,
-            captions=captions_of(config.model, diffusion.told),
+            captions=captions_of(config.model, diffusion.conditioning),
             arithmetic=AutocastPolicy(computes_in_bf16(precision)),
             digests=digests,
         )
@@ -133,7 +133,7 @@ class DiffusionDrawer:
         return told
 
     def _labels(self, labels: Sequence[int | None]) -> Tensor | None:
-        told, null = "class" in self.diffusion.told, self.diffusion.null
+        told, null = "class" in self.diffusion.conditioning, self.diffusion.null
         count = self.diffusion.classes
         known = [null if label is None else label for label in labels]
         given = [label for label in known if label is not None]
@@ -192,7 +192,7 @@ class DiffusionDrawer:
             "digests": dict(self.digests),
             "sampler": sampling.solver.kind,
             "sampling": sampling.model_dump(mode="json"),
-            "times": sampling.grid.kind,
+            "times": sampling.time_grid.kind,
             "steps": sampling.steps,
             "guidance": sampling.guidance,
             "negative": self.config.negative,

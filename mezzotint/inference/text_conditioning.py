@@ -48,7 +48,7 @@ class Features:
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
         """The condition with features, and those of an empty caption."""
         features = self.reader(["", *captions])
-        return replace(cond, features=features[1:], empty=features[0])
+        return replace(cond, features=features[1:], empty_features=features[0])
 
     def protocol(self) -> Mapping[str, object]:
         """The encoder with its digest."""

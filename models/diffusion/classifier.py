@@ -173,7 +173,7 @@ def class_log_probability(
     own = classifier.process.schedule
 
     def log_probability(x: Tensor, t: Tensor) -> Tensor:
-        time = own.time_of(schedule.log_snr(t.double())).clamp(0, 1)
+        time = own.inverse_log_snr(schedule.log_snr(t.double())).clamp(0, 1)
         here, there = schedule.at(t.double()).like(x), own.at(time).like(x)
         ratio = torch.hypot(there.alpha, there.sigma) / torch.hypot(here.alpha, here.sigma)
         logits = classifier(x * ratio.to(x.dtype), time.to(t.dtype))

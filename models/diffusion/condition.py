@@ -15,13 +15,13 @@ class Condition:
     """(B, L) int64."""
     label: Tensor | None = None
     """(B,) int64; a network trained to do without has one more, `classes`, for "no class"."""
-    low: Tensor | None = None
+    low_res: Tensor | None = None
     """(B, 3, h, w) in [-1, 1]."""
-    level: Tensor | None = None
+    noise_level: Tensor | None = None
     """(B,): how strongly `low` was degraded."""
     features: Tensor | None = None
     """(B, L, C): captions as a frozen encoder read them."""
-    empty: Tensor | None = None
+    empty_features: Tensor | None = None
     """(L, C): what that encoder makes of an empty caption."""
 
     def without_text(self) -> "Condition":
@@ -37,7 +37,9 @@ class Condition:
         # the same tensors at every step of a drawing: a network recalls what it made of them
         text, features = self.text, self.features
         if features is not None:
-            none = torch.zeros_like(features) if self.empty is None else self.empty
+            none = (
+                torch.zeros_like(features) if self.empty_features is None else self.empty_features
+            )
             features = none.to(features).expand_as(features)
         return replace(
             self,

@@ -28,10 +28,10 @@ class Degradation(Protocol):
 
 
 class GaussianAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Gaussian noise of levels drawn evenly from [0, highest]."""
+    """Gaussian noise of levels drawn evenly from [0, max_level]."""
 
     kind: Literal["gaussian"] = "gaussian"
-    highest: float = Field(default=0.4, ge=0, le=1)
+    max_level: float = Field(default=0.4, ge=0, le=1)
 
     def build(self) -> "GaussianAugmentation":
         """The augmentation."""
@@ -45,11 +45,11 @@ class GaussianAugmentation:
     """
 
     def __init__(self, config: GaussianAugmentationConfig) -> None:
-        self._highest = config.highest
+        self._max_level = config.max_level
 
     def levels(self, count: int, rng: Generator) -> Tensor:
-        """Even in [0, highest]."""
-        return self._highest * torch.rand(count, generator=rng, device=rng.device)
+        """Even in [0, max_level]."""
+        return self._max_level * torch.rand(count, generator=rng, device=rng.device)
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """q(z_s | z_0)."""
@@ -63,7 +63,7 @@ class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["blur"] = "blur"
     kernel: int = Field(default=3, gt=0)
     sigma: float = Field(default=0.6, gt=0)
-    share: float = Field(default=0.5, ge=0, le=1)
+    probability: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _centred(self) -> "BlurAugmentationConfig":
@@ -83,9 +83,9 @@ class BlurAugmentation:
         self._config = config
 
     def levels(self, count: int, rng: Generator) -> Tensor:
-        """1 for about `share` of the samples, else 0."""
+        """1 for about `probability` of the samples, else 0."""
         drawn = torch.rand(count, generator=rng, device=rng.device)
-        return (drawn < self._config.share).float()
+        return (drawn < self._config.probability).float()
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """low + level (blurred - low)."""

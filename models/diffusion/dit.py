@@ -29,12 +29,12 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
     classes: int | None = Field(default=None, gt=0)
     null_class: bool = True
     """One label more, `classes`, means that no class is told (classifier-free guidance)."""
-    counts_from_zero: bool = False
+    timestep_offset: Literal[0, 1] = 0
     """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
-    process: ProcessConfig = ProcessConfig(predicts="noise")
+    process: ProcessConfig = ProcessConfig(prediction_type="noise")
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What the network is told besides the time."""
         return frozenset() if self.classes is None else frozenset({"class"})
 
@@ -69,7 +69,7 @@ class DiT(nn.Module):
         self.image_in = nn.Linear(values, width)
         side = config.image_size // config.patch
         self.place = nn.Parameter(sincos_positions(side, width), requires_grad=False)
-        self.time = TimestepEmbedding(width, first=int(config.counts_from_zero))
+        self.time = TimestepEmbedding(width, first=config.timestep_offset)
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
         self.blocks = nn.ModuleList(

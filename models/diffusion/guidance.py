@@ -10,17 +10,16 @@ from models.diffusion.condition import Condition
 from models.diffusion.parameterization import Prediction, from_noise, from_v, to_v
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Schedule
-from models.diffusion.thresholding import clamped, dynamically_clamped
 
 __all__ = [
-    "clamped",
     "classifier_gradient",
-    "classifier_guided",
-    "dynamically_clamped",
-    "guided",
-    "guided_within",
-    "instead",
-    "rescaled",
+    "dynamic_threshold",
+    "static_threshold",
+    "with_classifier_guidance",
+    "with_condition",
+    "with_guidance",
+    "with_guidance_interval",
+    "with_guidance_rescale",
     "without_class",
     "without_text",
 ]
@@ -30,7 +29,7 @@ LogProbability = Callable[[Tensor, Tensor], Tensor]
 """Noisy (B, ...) and times (B,) to ln p(y | x_t) of the wanted class, (B,)."""
 
 
-def guided(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> Denoiser[C]:
+def with_guidance(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> Denoiser[C]:
     """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u).
 
     The scale is 1 + w of the paper: 1 is the conditional denoiser itself, 0 the unconditional one,
@@ -44,13 +43,13 @@ def guided(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: float) -> D
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         c, u = denoiser(x, t, cond), unconditional(x, t, cond)
         return Prediction(
-            u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise), c.spread
+            u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise), c.logvar_fraction
         )
 
     return denoise
 
 
-def guided_within(
+def with_guidance_interval(
     denoiser: Denoiser[C],
     unconditional: Denoiser[C],
     scale: float,
@@ -62,7 +61,7 @@ def guided_within(
 
     Elsewhere it is the conditional denoiser bit for bit, in one call when a batch shares its time.
     """
-    both = guided(denoiser, unconditional, scale)
+    both = with_guidance(denoiser, unconditional, scale)
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         inside = (t >= first) & (t <= last)
@@ -76,14 +75,14 @@ def guided_within(
         return Prediction(
             torch.where(here, steered.x0, plain.x0),
             torch.where(here, steered.noise, plain.noise),
-            plain.spread,
+            plain.logvar_fraction,
         )
 
     return denoise
 
 
-def rescaled(
-    guided: Denoiser[C], conditional: Denoiser[C], schedule: Schedule, share: float = 0.7
+def with_guidance_rescale(
+    with_guidance: Denoiser[C], conditional: Denoiser[C], schedule: Schedule, share: float = 0.7
 ) -> Denoiser[C]:
     """Guidance whose v has, by `share`, the standard deviation of the conditional v per sample.
 
@@ -92,22 +91,22 @@ def rescaled(
     the prediction.
     """
     if share == 0.0:
-        return guided
+        return with_guidance
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        strong, plain, here = guided(x, t, cond), conditional(x, t, cond), schedule.at(t)
+        strong, plain, here = with_guidance(x, t, cond), conditional(x, t, cond), schedule.at(t)
         v, wanted = to_v(strong, here), to_v(plain, here)
         ratio = _deviations(wanted) / _deviations(v)
         guess = from_v(share * v * ratio + (1 - share) * v, x, here)
-        return Prediction(guess.x0, guess.noise, strong.spread)
+        return Prediction(guess.x0, guess.noise, strong.logvar_fraction)
 
     return denoise
 
 
-def instead(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
-    """The denoiser told `other` whatever it is asked.
+def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
+    """The denoiser under the condition `other` whatever it is called with.
 
-    With a caption of what a picture should not show it is the unconditional side of `guided`.
+    With a negative prompt it is the unconditional side of `with_guidance`.
     """
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
@@ -148,7 +147,7 @@ def classifier_gradient(
     return gradient
 
 
-def classifier_guided(
+def with_classifier_guidance(
     denoiser: Denoiser[C], schedule: Schedule, log_probability: LogProbability, scale: float
 ) -> Denoiser[C]:
     """Classifier guidance for any solver: noise - sigma scale grad ln p(y | x_t).
@@ -163,7 +162,7 @@ def classifier_guided(
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         guess, here = denoiser(x, t, cond), schedule.at(t)
         steered = from_noise(guess.noise - here.like(x).sigma * gradient(x, t), x, here)
-        return Prediction(steered.x0, steered.noise, guess.spread)
+        return Prediction(steered.x0, steered.noise, guess.logvar_fraction)
 
     return denoise
 

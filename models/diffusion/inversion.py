@@ -11,7 +11,7 @@ from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.grids import noisy_end
-from models.diffusion.solvers.solver import Progress
+from models.diffusion.solvers.solver import ProgressCallback
 
 C = TypeVar("C")
 
@@ -21,7 +21,7 @@ class RoundTrip:
     """Noise that stands for pictures, and the pictures that are drawn from it."""
 
     noise: Tensor
-    """(B, ...): x at the noisiest time, divided as `sampling.started` multiplies."""
+    """(B, ...): x at the noisiest time, divided as `sampling.scale_initial_noise` multiplies."""
     back: Tensor
     """(B, ...)."""
 
@@ -42,7 +42,7 @@ def round_trip(
     x0: Tensor,
     times: Tensor,
     cond: C,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> RoundTrip:
     """Pictures (B, ...) to noise along the times backwards, and back along them; draws nothing.
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Schedule
-from models.diffusion.solvers.solver import Grid, Progress, ask, grid
+from models.diffusion.solvers.solver import ProgressCallback, TimeGrid, call_denoiser, time_grid
 
 C = TypeVar("C")
 Field = Callable[[Tensor], Tensor]
@@ -108,7 +108,7 @@ def log_likelihood(
     divergence: Divergence,
     *,
     prior: Callable[[Tensor], Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Likelihood:
     """ln p of x (B, ...), by Heun steps of the flow along rising times, two calls each.
 
@@ -122,7 +122,7 @@ def log_likelihood(
     """
     if not bool((times.diff() > 0).all()):
         raise ValueError("the likelihood needs rising times, from data to noise")
-    path = grid(schedule, times)
+    path = time_grid(schedule, times)
     scaled, size = x / path.alpha[0], x[0].numel()
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for step in range(path.total):
@@ -143,11 +143,11 @@ def log_likelihood(
     return Likelihood(end + change, latent, end, change)
 
 
-def _field(denoiser: Denoiser[C], path: Grid, place: int, cond: C) -> Field:
+def _field(denoiser: Denoiser[C], path: TimeGrid, place: int, cond: C) -> Field:
     """y to the noise in it, at one time."""
 
     def field(scaled: Tensor) -> Tensor:
-        return ask(denoiser, path.alpha[place] * scaled, path.t[place], cond).noise
+        return call_denoiser(denoiser, path.alpha[place] * scaled, path.t[place], cond).noise
 
     return field
 
@@ -164,7 +164,7 @@ def _normal(x: Tensor, deviation: float) -> Tensor:
     return -0.5 * (squares + size * math.log(2 * math.pi * deviation**2))
 
 
-def dequantised(levels: Tensor, rng: Generator, *, count: int = 256) -> Tensor:
+def dequantized(levels: Tensor, rng: Generator, *, count: int = 256) -> Tensor:
     """Whole levels 0 to count - 1, (B, ...), plus uniform noise in [0, 1), mapped to [-1, 1).
 
     Uniform dequantisation: E ln p of the result is a lower bound of the discrete ln P.
@@ -174,7 +174,7 @@ def dequantised(levels: Tensor, rng: Generator, *, count: int = 256) -> Tensor:
 
 
 def bits_per_value(log_density: Tensor, size: int, *, count: int = 256) -> Tensor:
-    """Bits per value of the discrete data behind `dequantised` samples of `size` values, (B,).
+    """Bits per value of the discrete data behind `dequantized` samples of `size` values, (B,).
 
     -ln p / (size ln 2) + log2(count / 2): a bin is 2 / count wide. For 256 levels the added
     constant is 7.

@@ -35,7 +35,7 @@ def denoising_loss(
     weight: Weighting,
 ) -> DenoisingLoss:
     """weight(t) |x0 - x0_hat|^2 per sample, in fp32, at given times (B,) and noise (B, ...)."""
-    x = process.noisy(x0, t, noise)
+    x = process.add_noise(x0, t, noise)
     raw = network(process.input(x, t), t, cond).float()
     guess = process.prediction(raw, x, t).x0
     mse = (guess - x0).square().flatten(1).mean(dim=1)
@@ -49,7 +49,7 @@ def simple_loss(
 
     For noise it is L_simple (arXiv 2006.11239, eq. 14), and needs no division where sigma is small.
     """
-    x = process.noisy(x0, t, noise)
+    x = process.add_noise(x0, t, noise)
     raw = network(process.input(x, t), t, cond).float()
     aim, *_ = raw.chunk(process.config.outputs, dim=1)
     return (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
@@ -75,26 +75,26 @@ def hybrid_loss(
     noise: Tensor,
     *,
     steps: int = 1000,
-    share: float = 0.001,
+    vlb_weight: float = 0.001,
 ) -> HybridLoss:
     """The loss of learned variances, at times (B,) of a chain of `steps` steps.
 
     L_vlb = steps x the term from t to t - 1 / steps; the term moves the variance only, no gradient
-    of it reaches the mean. `share` is lambda, for bits per value, as in the released code.
+    of it reaches the mean. `vlb_weight` is lambda, for bits per value, as in the released code.
 
     Raises:
         ValueError: the process has fixed variances.
     """
     if process.config.variance != "learned":
         raise ValueError("the hybrid loss needs process.variance: learned")
-    x = process.noisy(x0, t, noise)
+    x = process.add_noise(x0, t, noise)
     raw = network(process.input(x, t), t, cond).float()
     aim, _ = raw.chunk(process.config.outputs, dim=1)
     simple = (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
     guess = process.prediction(raw, x, t)
-    still = Prediction(guess.x0.detach(), guess.noise.detach(), guess.spread)
+    still = Prediction(guess.x0.detach(), guess.noise.detach(), guess.logvar_fraction)
     # half a step's tolerance: the first step ends at 0 whatever fp32 makes of t
     s = t.double() - 1 / steps
     s = s.where(s > 0.5 / steps, 0.0)
     bits = bound_terms(still, process.schedule, x0, x, t, s).float() / math.log(2)
-    return HybridLoss(simple + share * steps * bits, simple, bits)
+    return HybridLoss(simple + vlb_weight * steps * bits, simple, bits)

@@ -11,7 +11,7 @@ class NetworkConfig(Protocol):
     """The settings of a network."""
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What it is told besides the time: of class, text, features and low_resolution."""
         ...
 
@@ -47,7 +47,7 @@ class ClassConfig(ClassConditional, Protocol):
 
 
 @runtime_checkable
-class EnlargingConfig(Protocol):
+class UpsamplingConfig(Protocol):
     """Settings of a network that may enlarge images."""
 
     @property
@@ -57,7 +57,7 @@ class EnlargingConfig(Protocol):
 
 
 @runtime_checkable
-class Enlarging(Protocol):
+class UpsamplingNetwork(Protocol):
     """A network that spoils its low-resolution input in training."""
 
     @property

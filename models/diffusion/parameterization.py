@@ -13,7 +13,7 @@ class Prediction:
     Each is (B, ...), or given as what computes it when it is first read: few solvers need both.
     """
 
-    __slots__ = ("_noise", "_x0", "spread")
+    __slots__ = ("_noise", "_x0", "logvar_fraction")
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class Prediction:
     ) -> None:
         self._x0 = x0
         self._noise = noise
-        self.spread = spread
+        self.logvar_fraction = spread
         """Where a network learns the variance of reverse steps: the log variance's place between
         the smallest (0) and the largest (1) sensible one (arXiv 2102.09672, eq. 15)."""
 

@@ -55,10 +55,10 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
     """Schedule and target of a diffusion network."""
 
     schedule: ScheduleConfig = CosineScheduleConfig()
-    predicts: Literal["x0", "noise", "v", "edm"] = "x0"
+    prediction_type: Literal["x0", "noise", "v", "edm"] = "x0"
     """edm: a mixture of x0 and noise that has variance 1 at every time, as has what the network
     then sees (arXiv 2206.00364, 5). It is told t as ever."""
-    data_deviation: float = Field(default=0.5, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
     """Standard deviation of the data, which edm asks for."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Learned: the network gives as many channels again, -1 to 1, for `Prediction.spread`;
@@ -67,8 +67,8 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _possible(self) -> "ProcessConfig":
         exploding = isinstance(self.schedule, VEScheduleConfig | EDMScheduleConfig)
-        if self.predicts == "v" and exploding:
-            raise ValueError("predicts: v needs a schedule that preserves variance")
+        if self.prediction_type == "v" and exploding:
+            raise ValueError("prediction_type: v needs a schedule that preserves variance")
         return self
 
     @property
@@ -81,7 +81,7 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
         return Process(self)
 
 
-def as_it_is(x: Tensor, marginal: Marginal) -> Tensor:
+def identity(x: Tensor, marginal: Marginal) -> Tensor:
     """x_t itself."""
     return x
 
@@ -90,17 +90,17 @@ def as_it_is(x: Tensor, marginal: Marginal) -> Tensor:
 class Parameterization:
     """What a network sees and gives."""
 
-    read: Callable[[Tensor, Tensor, Marginal], Prediction]
+    to_prediction: Callable[[Tensor, Tensor, Marginal], Prediction]
     """Raw output (B, ...), noisy (B, ...) and marginal to the prediction."""
-    aim: Callable[[Prediction, Marginal], Tensor]
+    target: Callable[[Prediction, Marginal], Tensor]
     """The raw output that the truth would have."""
-    feed: Callable[[Tensor, Marginal], Tensor] = as_it_is
+    precondition: Callable[[Tensor, Marginal], Tensor] = identity
     """The noisy image as the network sees it."""
 
 
 def parameterization(config: ProcessConfig) -> Parameterization:
     """The one that a configuration names."""
-    match config.predicts:
+    match config.prediction_type:
         case "x0":
             return Parameterization(from_x0, to_x0)
         case "noise":
@@ -108,7 +108,7 @@ def parameterization(config: ProcessConfig) -> Parameterization:
         case "v":
             return Parameterization(from_v, to_v)
         case "edm":
-            s = config.data_deviation
+            s = config.sigma_data
             return Parameterization(
                 partial(from_edm, deviation=s),
                 partial(to_edm, deviation=s),
@@ -144,9 +144,9 @@ class _Reading:
     def at(cls, here: Marginal, how: Parameterization, dtype: torch.dtype) -> "_Reading":
         """At a marginal without dimensions, for values of a dtype."""
         one, none = torch.ones_like(here.alpha), torch.zeros_like(here.alpha)
-        of_x, of_raw = how.read(none, one, here), how.read(one, none, here)
+        of_x, of_raw = how.to_prediction(none, one, here), how.to_prediction(one, none, here)
         x0, noise = (of_x.x0, of_raw.x0), (of_x.noise, of_raw.noise)
-        return cls(_mix(*x0, dtype), _mix(*noise, dtype), how.feed(one, here).to(dtype))
+        return cls(_mix(*x0, dtype), _mix(*noise, dtype), how.precondition(one, here).to(dtype))
 
     def prediction(self, raw: Tensor, x: Tensor, spread: Tensor | None) -> Prediction:
         """From the raw output and x_t."""
@@ -171,22 +171,22 @@ class Process:
         self._outputs = config.outputs
         self._known: dict[tuple[float, torch.dtype], _Reading] = {}
 
-    def noisy(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t for clean (B, ...), times (B,) and noise (B, ...)."""
-        return self.schedule.at(t).noisy(x0, noise)
+        return self.schedule.at(t).add_noise(x0, noise)
 
     def input(self, x: Tensor, t: Tensor) -> Tensor:
         """What the network sees of x_t (B, ...) at times (B,); x_t itself but for edm."""
-        if self._parameterization.feed is as_it_is:
+        if self._parameterization.precondition is identity:
             return x
         known = self._shared(t)
         if known is not None:
             return x * known.fed
-        return self._parameterization.feed(x, self.schedule.at(t))
+        return self._parameterization.precondition(x, self.schedule.at(t))
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network should give for clean (B, ...), times (B,) and noise (B, ...)."""
-        return self._parameterization.aim(Prediction(x0, noise), self.schedule.at(t))
+        return self._parameterization.target(Prediction(x0, noise), self.schedule.at(t))
 
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
@@ -197,7 +197,7 @@ class Process:
         known = self._shared(t)
         if known is not None:
             return known.prediction(raw, x, spread)
-        guess = self._parameterization.read(raw, x, self.schedule.at(t))
+        guess = self._parameterization.to_prediction(raw, x, self.schedule.at(t))
         return Prediction(guess.x0, guess.noise, spread)
 
     def _shared(self, t: Tensor) -> _Reading | None:

@@ -12,13 +12,13 @@ from torch import Generator, Tensor
 from mezzotint.common.errors import UserError
 from models.diffusion.guidance import (
     LogProbability,
-    clamped,
     classifier_gradient,
-    classifier_guided,
-    dynamically_clamped,
-    guided,
-    guided_within,
-    rescaled,
+    dynamic_threshold,
+    static_threshold,
+    with_classifier_guidance,
+    with_guidance,
+    with_guidance_interval,
+    with_guidance_rescale,
 )
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
@@ -34,11 +34,11 @@ from models.diffusion.solvers.config import (
 from models.diffusion.solvers.grids import (
     LeadingTimesConfig,
     LogSnrTimesConfig,
-    TimesConfig,
+    TimeGridConfig,
     TrailingTimesConfig,
     UniformTimesConfig,
 )
-from models.diffusion.solvers.solver import IterativeSolver, Progress, SolverStep
+from models.diffusion.solvers.solver import IterativeSolver, ProgressCallback, SolverStep
 
 C = TypeVar("C")
 
@@ -60,7 +60,7 @@ class StaticThresholding(BaseModel, frozen=True, extra="forbid"):
 
     def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
         """The denoiser with its x_0 in range."""
-        return clamped(denoiser, schedule)
+        return static_threshold(denoiser, schedule)
 
 
 class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
@@ -71,7 +71,7 @@ class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
 
     def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
         """The denoiser with its x_0 in range."""
-        return dynamically_clamped(denoiser, schedule, percentile=self.percentile)
+        return dynamic_threshold(denoiser, schedule, percentile=self.percentile)
 
 
 ThresholdingConfig = Annotated[
@@ -83,7 +83,7 @@ _PLAIN = (DDIMConfig, DDPMConfig, EulerConfig, EulerAncestralConfig, AnalyticDPM
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplerPlan:
     """A solver and the times it visits (steps + 1,)."""
 
     solver: IterativeSolver
@@ -91,23 +91,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Course(Generic[C]):
+class SamplerRun(Generic[C]):
     """A denoiser and the way from noise to its pictures: only noise and condition are missing."""
 
-    plan: Plan
+    plan: SamplerPlan
     denoiser: Denoiser[C]
     schedule: Schedule
 
     def start(self, noise: Tensor) -> Tensor:
         """x at the first time, from standard normal noise (B, ...)."""
-        return started(noise, self.schedule, float(self.plan.times[0]))
+        return scale_initial_noise(noise, self.schedule, float(self.plan.times[0]))
 
     def steps(self, x: Tensor, cond: C, rng: Generator) -> Iterator[SolverStep]:
         """The steps from the start x, made as they are asked for."""
         return self.plan.solver.steps(self.denoiser, x, self.plan.times, cond, rng)
 
     def solve(
-        self, noise: Tensor, cond: C, rng: Generator, progress: Progress | None = None
+        self, noise: Tensor, cond: C, rng: Generator, progress: ProgressCallback | None = None
     ) -> Tensor:
         """From standard normal noise (B, ...) to what is drawn."""
         x = self.start(noise)
@@ -119,13 +119,13 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
 
     `guidance` is the scale of classifier-free guidance: 1 is the plain conditional model, 0 the
     unconditional one. `interval` limits it to times in [low, high], `rescale` gives back the
-    conditional deviation (`guidance.rescaled`). `classifier_scale` acts where a noisy classifier is
+    conditional deviation. `classifier_scale` acts where a noisy classifier is
     at hand: on the mean of DDPM's steps, on the guess of every other solver.
     """
 
     solver: SolverConfig = DDIMConfig()
     steps: int = Field(default=25, gt=0)
-    times: TimesConfig | None = None
+    times: TimeGridConfig | None = None
     """None: equal steps of t for solvers of order 1 in one call, which take them well; equal steps
     of the log signal-to-noise ratio for all others, which need short ones at the clean end."""
     guidance: float = Field(default=1.0, ge=0)
@@ -141,13 +141,15 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @property
-    def grid(self) -> TimesConfig:
+    def time_grid(self) -> TimeGridConfig:
         """The grid of times, chosen by the solver where none is set."""
         if self.times is not None:
             return self.times
         return UniformTimesConfig() if isinstance(self.solver, _PLAIN) else LogSnrTimesConfig()
 
-    def plan(self, schedule: Schedule, log_probability: LogProbability | None = None) -> Plan:
+    def plan(
+        self, schedule: Schedule, log_probability: LogProbability | None = None
+    ) -> SamplerPlan:
         """Solver and times; where a classifier steers, `log_probability` of the wanted class.
 
         Raises:
@@ -155,19 +157,19 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         """
         try:
             self._refuse_silence(schedule)
-            times = self.grid.build(schedule, self.steps)
+            times = self.time_grid.build(schedule, self.steps)
             solver = self._solver(schedule, log_probability)
         except ValueError as error:
             raise UserError(f"sampling: {error}") from error
-        return Plan(solver, times)
+        return SamplerPlan(solver, times)
 
-    def course(
+    def sampler_run(
         self,
         conditional: Denoiser[C],
         unconditional: Denoiser[C],
         schedule: Schedule,
         log_probability: LogProbability | None = None,
-    ) -> Course[C]:
+    ) -> SamplerRun[C]:
         """How noise becomes pictures; see `plan` and `steered`.
 
         Raises:
@@ -175,11 +177,11 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         """
         plan = self.plan(schedule, log_probability)
         asked = self.steered(conditional, unconditional, schedule, log_probability)
-        return Course(plan, asked, schedule)
+        return SamplerRun(plan, asked, schedule)
 
     def _refuse_silence(self, schedule: Schedule) -> None:
         """Only ddim and ddpm start where no signal is left."""
-        grid = self.grid
+        grid = self.time_grid
         if isinstance(grid, TrailingTimesConfig | LeadingTimesConfig):
             first = float(grid.build(schedule, self.steps)[0])
         else:
@@ -213,17 +215,19 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
 
         `unconditional` is asked only where the scale is not 1.
         """
-        told = remembering(conditional)
+        conditional = memoize_last(conditional)
         if self.interval is None:
-            steered = guided(told, unconditional, self.guidance)
+            steered = with_guidance(conditional, unconditional, self.guidance)
         else:
             low, high = self.interval
-            steered = guided_within(told, unconditional, self.guidance, first=low, last=high)
+            steered = with_guidance_interval(
+                conditional, unconditional, self.guidance, first=low, last=high
+            )
         if self.guidance != 1:
-            steered = rescaled(steered, told, schedule, self.rescale)
+            steered = with_guidance_rescale(steered, conditional, schedule, self.rescale)
         if log_probability is not None and not isinstance(self.solver, DDPMConfig):
             scale = self.classifier_scale
-            steered = classifier_guided(steered, schedule, log_probability, scale)
+            steered = with_classifier_guidance(steered, schedule, log_probability, scale)
         return self.thresholding.wrap(steered, schedule)
 
 
@@ -235,7 +239,7 @@ class NFE:
     classifier: int = 0
 
 
-def counted(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
+def count_nfe(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
     """The denoiser, its calls counted."""
 
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
@@ -245,7 +249,7 @@ def counted(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
     return denoise
 
 
-def counted_classifier(log_probability: LogProbability, calls: NFE) -> LogProbability:
+def count_classifier_nfe(log_probability: LogProbability, calls: NFE) -> LogProbability:
     """The classifier, its calls counted."""
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -255,7 +259,7 @@ def counted_classifier(log_probability: LogProbability, calls: NFE) -> LogProbab
     return ask
 
 
-def remembering(denoiser: Denoiser[C]) -> Denoiser[C]:
+def memoize_last(denoiser: Denoiser[C]) -> Denoiser[C]:
     """The denoiser; the same question twice in a row is one call."""
     last: list[tuple[Tensor, Tensor, C, Prediction]] = []
 
@@ -269,7 +273,7 @@ def remembering(denoiser: Denoiser[C]) -> Denoiser[C]:
     return denoise
 
 
-def started(noise: Tensor, schedule: Schedule, time: float) -> Tensor:
+def scale_initial_noise(noise: Tensor, schedule: Schedule, time: float) -> Tensor:
     """x (B, ...) at a time, of data that standard normal noise (B, ...) hides.
 
     Its deviation is that of normalised data there, sqrt(alpha^2 + sigma^2): 1 where the schedule

@@ -31,7 +31,7 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     augmentation: DegradationConfig = GaussianAugmentationConfig()
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What the network is told besides the time."""
         return frozenset({"low_resolution"})
 
@@ -57,9 +57,9 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if any(width <= 0 or width % 8 for width in self.channels):
             raise ValueError("channels must be positive multiples of 8")
-        if self.process.predicts != "x0" or self.process.variance != "fixed":
+        if self.process.prediction_type != "x0" or self.process.variance != "fixed":
             raise ValueError(
-                "process.predicts must be x0 and process.variance fixed: the output is a "
+                "process.prediction_type must be x0 and process.variance fixed: the output is a "
                 "correction of the enlarged input"
             )
         return self
@@ -105,7 +105,7 @@ class SuperResolution(nn.Module):
         Raises:
             UserError: no low-resolution image or level, or sizes that do not fit.
         """
-        if cond.low is None or cond.level is None:
+        if cond.low_res is None or cond.noise_level is None:
             raise UserError("super_resolution needs a low-resolution image and its level")
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
@@ -114,13 +114,13 @@ class SuperResolution(nn.Module):
                 f"{self.config.stride}, got {height} x {width}"
             )
         enlarged = F.interpolate(
-            cond.low.float(), (height, width), mode="bilinear", align_corners=False
+            cond.low_res.float(), (height, width), mode="bilinear", align_corners=False
         )
         both = F.pixel_unshuffle(torch.cat([x.to(enlarged.dtype), enlarged], dim=1), 2)
         hidden = self.stem(
             both.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         )
-        hidden = self._levels(hidden, self.time(t) + self.level(cond.level))
+        hidden = self._levels(hidden, self.time(t) + self.level(cond.noise_level))
         correction = F.pixel_shuffle(self.out(F.silu(self.norm(hidden))).float(), 2)
         return enlarged + correction
 

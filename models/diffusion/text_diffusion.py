@@ -35,7 +35,7 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     process: ProcessConfig = ProcessConfig()
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What the network is told besides the time."""
         return frozenset({"text"})
 

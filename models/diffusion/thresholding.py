@@ -15,7 +15,7 @@ from models.diffusion.schedules.marginal import Schedule
 C = TypeVar("C")
 
 
-def clamped(
+def static_threshold(
     denoiser: Denoiser[C], schedule: Schedule, low: float = -1.0, high: float = 1.0
 ) -> Denoiser[C]:
     """Static thresholding: x_0 clamped to the range, and the noise that then explains x_t."""
@@ -23,12 +23,12 @@ def clamped(
     def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
         guess = denoiser(x, t, cond)
         inside = from_x0(guess.x0.clamp(low, high), x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.spread)
+        return Prediction(inside.x0, inside.noise, guess.logvar_fraction)
 
     return denoise
 
 
-def dynamically_clamped(
+def dynamic_threshold(
     denoiser: Denoiser[C], schedule: Schedule, *, percentile: float = 0.995, least: float = 1.0
 ) -> Denoiser[C]:
     """Dynamic thresholding: x_0 clamped to [-s, s] and divided by s / least.
@@ -42,6 +42,6 @@ def dynamically_clamped(
         limit = torch.quantile(sizes, percentile, dim=1).clamp(min=least).to(x.dtype)
         limit = limit.view((-1,) + (1,) * (x.ndim - 1))
         inside = from_x0(guess.x0.clamp(-limit, limit) / limit * least, x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.spread)
+        return Prediction(inside.x0, inside.noise, guess.logvar_fraction)
 
     return denoise

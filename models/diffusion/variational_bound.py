@@ -73,9 +73,11 @@ def learned(guess: Prediction, x: Tensor, step: Reverse) -> Gaussian:
     """
     here = step.like(x)
     mean = here.kept * x + here.new * guess.x0
-    if guess.spread is None:
+    if guess.logvar_fraction is None:
         return Gaussian(mean, here.smallest)
-    return Gaussian(mean, guess.spread * here.largest + (1 - guess.spread) * here.smallest)
+    return Gaussian(
+        mean, guess.logvar_fraction * here.largest + (1 - guess.logvar_fraction) * here.smallest
+    )
 
 
 def divergence(p: Gaussian, q: Gaussian) -> Tensor:
@@ -163,6 +165,6 @@ def variational_bound(
     terms = []
     for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         t, s = x0.new_full((len(x0),), now), x0.new_full((len(x0),), then)
-        x = schedule.at(t).noisy(x0, randn_like(x0, rng))
+        x = schedule.at(t).add_noise(x0, randn_like(x0, rng))
         terms.append(bound_terms(denoiser(x, t, cond), schedule, x0, x, t, s))
     return Bound(prior_term(x0, schedule), torch.stack(terms))

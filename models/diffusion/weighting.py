@@ -92,11 +92,11 @@ class EDM(BaseModel, frozen=True, extra="forbid"):
     """
 
     kind: Literal["edm"] = "edm"
-    deviation: float = Field(default=0.5, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
         """Weights (B,)."""
-        return marginal.snr + 1 / self.deviation**2
+        return marginal.snr + 1 / self.sigma_data**2
 
 
 WeightingConfig = Annotated[

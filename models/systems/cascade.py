@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_text
 from models.diffusion.process import denoiser
-from models.diffusion.sampling import NFE, DiffusionSampling, counted
+from models.diffusion.sampling import NFE, DiffusionSampling, count_nfe
 from models.diffusion.solvers.config import DDIMConfig, SolverConfig
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
@@ -83,7 +83,7 @@ def upsample(
     spoiled = upsampler.augmentation(low, level, rng)
     shape = (len(low), 3, low.shape[2] * factor, low.shape[3] * factor)
     noise = torch.randn(shape, generator=rng, device=low.device)
-    cond = Condition(low=spoiled, level=level)
+    cond = Condition(low_res=spoiled, noise_level=level)
     return _solved(upsampler, noise, cond, rng, sampling, progress, calls or NFE())
 
 
@@ -98,9 +98,11 @@ def _solved(
 ) -> Tensor:
     """From noise to image, x_0 kept inside [-1, 1]."""
     schedule, sampling = network.process.schedule, stage.sampling()
-    plain = counted(denoiser(network), calls)
+    plain = count_nfe(denoiser(network), calls)
     free = plain if cond.text is None else without_text(plain)
-    return sampling.course(plain, free, schedule).solve(noise, cond, rng, progress).clamp(-1, 1)
+    return (
+        sampling.sampler_run(plain, free, schedule).solve(noise, cond, rng, progress).clamp(-1, 1)
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
     LogProbability,
-    instead,
+    with_condition,
     without_class,
     without_text,
 )
@@ -23,13 +23,13 @@ from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import (
     NFE,
     DiffusionSampling,
-    counted,
-    counted_classifier,
+    count_classifier_nfe,
+    count_nfe,
 )
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
 from models.diffusion.solvers.config import AnalyticDPMConfig
-from models.diffusion.solvers.solver import Progress
+from models.diffusion.solvers.solver import ProgressCallback
 
 
 class PainterConfig(NetworkConfig, Protocol):
@@ -99,9 +99,9 @@ class Diffusion:
         return self.network.process.schedule
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What the network is told: of class, text and features."""
-        return self.network.config.told
+        return self.network.config.conditioning
 
     def check(self) -> None:
         """Refuse a network that does not draw pictures by itself.
@@ -109,7 +109,7 @@ class Diffusion:
         Raises:
             UserError: it enlarges pictures, or draws latents.
         """
-        if "low_resolution" in self.told:
+        if "low_resolution" in self.conditioning:
             raise UserError("this model enlarges pictures: it draws only behind a base (cascade)")
         config = self.network.config
         if isinstance(config, ChannelsConfig) and config.image_channels != 3:
@@ -145,9 +145,9 @@ class Diffusion:
         """
         calls, schedule = NFE(), self.schedule
         wanted = self._wanted(cond, sampling, calls)
-        plain = counted(denoiser(self.network), calls)
+        plain = count_nfe(denoiser(self.network), calls)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
-        course = sampling.course(plain, free, schedule, wanted)
+        course = sampling.sampler_run(plain, free, schedule, wanted)
         x, time = course.start(noise), float(course.plan.times[0])
         for step in course.steps(x, cond, rng):
             if watch is not None:
@@ -162,11 +162,11 @@ class Diffusion:
     ) -> Denoiser[Condition]:
         """The side that guidance leads away from."""
         if negative is not None:
-            return instead(plain, negative)
+            return with_condition(plain, negative)
         null = self.null
         if null is not None:
             plain = without_class(plain, null)
-        elif not self.told & {"text", "features"}:
+        elif not self.conditioning & {"text", "features"}:
             raise UserError(
                 "guidance other than 1 needs a model that has also learnt to draw untold: one of "
                 "captions, or of classes with model.null_class"
@@ -197,7 +197,7 @@ class Diffusion:
         if classifier is None or label is None:
             raise UserError("classifier_scale needs a noisy classifier and a class")
         wanted = class_log_probability(classifier, label, self.schedule)
-        return counted_classifier(wanted, calls)
+        return count_classifier_nfe(wanted, calls)
 
     @torch.no_grad()
     def moments(
@@ -205,7 +205,7 @@ class Diffusion:
     ) -> DiffusionSampling:
         """The sampling with Analytic-DPM's moments, estimated on pictures (B, 3, H, W)."""
         schedule = self.schedule
-        times = sampling.grid.build(schedule, sampling.steps)
+        times = sampling.time_grid.build(schedule, sampling.steps)
         found = noise_moments(denoiser(self.network), schedule, images, times, cond, rng)
         solver = AnalyticDPMConfig(moments=tuple(found))
         return sampling.model_copy(update={"solver": solver})
@@ -217,7 +217,7 @@ class Diffusion:
         cond: Condition,
         *,
         sampling: DiffusionSampling,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> RoundTrip:
         """Pictures (B, 3, H, W) in [-1, 1] to noise by DDIM and back, without guidance.
 
@@ -226,7 +226,7 @@ class Diffusion:
         that is not normal.
         """
         schedule = self.schedule
-        times = encoding_times(schedule, sampling.grid.build(schedule, sampling.steps))
+        times = encoding_times(schedule, sampling.time_grid.build(schedule, sampling.steps))
         asked = sampling.thresholding.wrap(denoiser(self.network), schedule)
         return round_trip(asked, schedule, images, times, cond, progress)
 
@@ -238,7 +238,7 @@ class Diffusion:
         *,
         times: Tensor,
         probes: int = 1,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Likelihood:
         """ln p of pictures (B, 3, H, W), by Hutchinson's estimate along falling times."""
         rising = encoding_times(self.schedule, times).flip(0)

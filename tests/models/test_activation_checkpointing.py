@@ -22,7 +22,7 @@ TEXT = torch.tensor([[3, 4, 0], [5, 0, 0]])
 TIMES = torch.tensor([0.2, 0.7])
 IMAGES = noise(2, 3, 16, 16)
 FEATURES = Condition(features=noise(2, 3, 6))
-LOW = Condition(low=noise(2, 3, 8, 8), level=TIMES)
+LOW = Condition(low_res=noise(2, 3, 8, 8), noise_level=TIMES)
 CASES = {
     "prior": (
         PriorConfig(

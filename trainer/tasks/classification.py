@@ -48,9 +48,9 @@ class Classification:
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Cross-entropy of one micro-batch, in nats, and how often the likeliest class is right."""
         image, label, rng = batch.images, batch.labels, step.rng
-        times = self._times.draw(len(image), rng, part=step.place, parts=step.places)
+        times = self._times.sample(len(image), rng, part=step.place, parts=step.places)
         noise = torch.randn(image.shape, generator=rng, device=image.device)
-        logits = engines["model"](self._model.process.noisy(image, times.t, noise), times.t)
+        logits = engines["model"](self._model.process.add_noise(image, times.t, noise), times.t)
         losses = F.cross_entropy(logits.float(), label, reduction="none")
         right = (logits.argmax(dim=1) == label).float()
         yield Loss("model", (times.weight * losses).mean(), accuracies(right, times.t))
@@ -65,7 +65,7 @@ class Classification:
         image, label = batch.images, batch.labels
         t = (torch.arange(len(image), device=image.device) + 0.5) / len(image)
         noise = torch.randn(image.shape, generator=rng, device=image.device)
-        seen = self._model.process.noisy(image, t, noise)
+        seen = self._model.process.add_noise(image, t, noise)
         right = self._model(seen, t).argmax(dim=1) == label
         return {
             name: seen[chosen]

@@ -17,8 +17,8 @@ from models.diffusion.guidance import without_class, without_text
 from models.diffusion.network import (
     ClassConfig,
     ConditionalNetwork,
-    Enlarging,
-    EnlargingConfig,
+    UpsamplingConfig,
+    UpsamplingNetwork,
 )
 from models.diffusion.process import Denoiser
 from models.text_source import TextSource
@@ -63,18 +63,18 @@ class ClassCondition(BaseModel, frozen=True, extra="forbid"):
                 'has no label for "no class"; set model.null_class=true, or drop=0'
             )
 
-    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with labels, some of them dropped."""
         label = scene.batch.labels
         if self.drop:
             label = drop_class(label, self.drop, _classes(scene.network), scene.rng)
         return replace(cond, label=label)
 
-    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with all labels."""
         return replace(cond, label=scene.batch.labels)
 
-    def untold(
+    def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
         """The denoiser without classes, as far as it has learnt to do without."""
@@ -90,15 +90,15 @@ class TextCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Every network that reads captions reads empty ones."""
 
-    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with captions, some of them emptied."""
         return replace(cond, text=drop_text(scene.batch.tokens, self.drop, scene.rng))
 
-    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with all captions."""
         return replace(cond, text=scene.batch.tokens)
 
-    def untold(
+    def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
         """The denoiser without captions, as far as it has learnt to do without."""
@@ -115,19 +115,21 @@ class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Widths are compared when the encoder is opened."""
 
-    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with features, some of them those of an empty caption."""
-        cond = self.shown(cond, scene)
+        cond = self.eval_condition(cond, scene)
         assert cond.features is not None
-        assert cond.empty is not None
-        return replace(cond, features=drop_rows(cond.features, cond.empty, self.drop, scene.rng))
+        assert cond.empty_features is not None
+        return replace(
+            cond, features=drop_rows(cond.features, cond.empty_features, self.drop, scene.rng)
+        )
 
-    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the features of all captions."""
         read = scene.read(scene.batch.captions)
-        return replace(cond, features=read.features, empty=read.empty)
+        return replace(cond, features=read.features, empty_features=read.empty)
 
-    def untold(
+    def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
         """The denoiser of empty captions, as far as it has learnt them."""
@@ -148,19 +150,19 @@ class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
                 f"{factor_of(network)}"
             )
 
-    def told(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the small image, spoiled as the network's augmentation says."""
         augmentation = _augmentation(scene.network)
         low = reduced(scene.clean, factor_of(scene.network))
         level = augmentation.levels(len(low), scene.rng)
-        return replace(cond, low=augmentation(low, level, scene.rng), level=level)
+        return replace(cond, low_res=augmentation(low, level, scene.rng), noise_level=level)
 
-    def shown(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
         """The condition with the small image as it is."""
         low = reduced(scene.clean, factor_of(scene.network))
-        return replace(cond, low=low, level=low.new_zeros(len(low)))
+        return replace(cond, low_res=low, noise_level=low.new_zeros(len(low)))
 
-    def untold(
+    def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
         """The denoiser itself: the small image is never missing."""
@@ -183,12 +185,12 @@ class SeveralConditions(BaseModel, frozen=True, extra="forbid"):
     """Several of them at once, each dropped by itself."""
 
     kind: Literal["several"]
-    of: tuple[OneCondition, ...] = Field(min_length=2)
+    conditions: tuple[OneCondition, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len({each.kind for each in self.of}) < len(self.of):
-            raise ValueError("of names one kind more than once")
+        if len({each.kind for each in self.conditions}) < len(self.conditions):
+            raise ValueError("conditions: one kind is named more than once")
         return self
 
 
@@ -209,7 +211,7 @@ def single(config: ConditionConfig) -> tuple[OneCondition, ...]:
         case NoCondition():
             return ()
         case SeveralConditions():
-            return config.of
+            return config.conditions
         case _:
             return (config,)
 
@@ -235,12 +237,12 @@ def reduced(image: Tensor, factor: int) -> Tensor:
 
 def factor_of(network: ConditionalNetwork) -> int:
     """How many times larger than its small image the network's is, each way."""
-    assert isinstance(network.config, EnlargingConfig), "it is told low_resolution"
+    assert isinstance(network.config, UpsamplingConfig), "it is told low_resolution"
     return network.config.factor
 
 
 def _augmentation(network: ConditionalNetwork) -> Degradation:
-    assert isinstance(network, Enlarging), "it is told low_resolution"
+    assert isinstance(network, UpsamplingNetwork), "it is told low_resolution"
     return network.augmentation
 
 

@@ -15,11 +15,11 @@ from models.diffusion.network import ConditionalNetwork, NetworkConfig
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.schedules.timesteps import (
-    Importance,
     LogNormal,
+    LossSecondMomentSampler,
     Stratified,
-    TimeSampler,
-    TimesConfig,
+    TimestepSampler,
+    TimestepsConfig,
 )
 from models.diffusion.weighting import SnrClamped
 from models.text_source import TextSource
@@ -64,7 +64,7 @@ class Array(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["array"] = "array"
     name: str
-    deviations: str | None = None
+    std: str | None = None
     """An array of standard deviations: each time a sample comes it is drawn anew around `name`."""
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
@@ -72,9 +72,9 @@ class Array(BaseModel, frozen=True, extra="forbid"):
     def clean(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, ...), in fp32."""
         value = batch.array(self.name).float()
-        if self.deviations is not None:
+        if self.std is not None:
             noise = torch.randn(value.shape, generator=rng, device=value.device)
-            value = value + batch.array(self.deviations).float() * noise
+            value = value + batch.array(self.std).float() * noise
         return (value - self.mean) * self.scale
 
 
@@ -91,7 +91,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     condition: ConditionConfig = NoCondition()
     loss: LossConfig = WeightedLoss()
     weight: Weight | None = None
-    times: TimesConfig | None = None
+    times: TimestepsConfig | None = None
     preview: DiffusionSampling = DiffusionSampling(steps=10, guidance=2.0)
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @property
-    def draws(self) -> TimesConfig:
+    def draws(self) -> TimestepsConfig:
         """How times are drawn."""
         if self.times is not None:
             return self.times
@@ -134,7 +134,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
             raise UserError("task.kind: denoising trains a diffusion network, which model is not")
         conditions = single(self.condition)
         given: set[str] = {each.kind for each in conditions}
-        told = model.config.told
+        told = model.config.conditioning
         if given != told:
             raise UserError(
                 f"task.condition: gives {_listed(given)}, but this model is told {_listed(told)}; "
@@ -162,7 +162,7 @@ class Denoising:
         self._config, self._model = config, model
         self._conditions = single(config.condition)
         self._objective = Objective(config.loss, config.weight or SnrClamped())
-        self._times: TimeSampler = config.draws.build(model.process.schedule)
+        self._times: TimestepSampler = config.draws.build(model.process.schedule)
         self._seen: list[Tensor] = []
         self._reading = None if config.reads is None else Reading(config.reads)
 
@@ -177,31 +177,31 @@ class Denoising:
         clean = self._clean(batch, rng)
         scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
-            cond = each.told(cond, scene)
-        times = self._times.draw(len(clean), rng, part=step.place, parts=step.places)
+            cond = each.train_condition(cond, scene)
+        times = self._times.sample(len(clean), rng, part=step.place, parts=step.places)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         errors = self._objective(engines["model"], self._model.process, clean, cond, times.t, noise)
-        if isinstance(self._times, Importance):
+        if isinstance(self._times, LossSecondMomentSampler):
             self._seen.append(torch.stack([times.t, errors.value.detach()], dim=1))
         metrics = {name: values.mean() for name, values in errors.metrics.items()}
         yield Loss("model", (times.weight * errors.value).mean(), metrics)
 
     def after_update(self, step: Step) -> None:
         """Times drawn by importance learn from the losses of all processes."""
-        if isinstance(self._times, Importance):
+        if isinstance(self._times, LossSecondMomentSampler):
             rows = distributed.gather_rows(torch.cat(self._seen))
             self._seen = []
             self._times.record(rows[:, 0], rows[:, 1])
 
     def state(self) -> Mapping[str, Any]:
         """The losses that times are drawn by, for a checkpoint."""
-        if not isinstance(self._times, Importance):
+        if not isinstance(self._times, LossSecondMomentSampler):
             return {}
         return {name: values.tolist() for name, values in self._times.state().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        if state and isinstance(self._times, Importance):
+        if state and isinstance(self._times, LossSecondMomentSampler):
             self._times.restore(
                 {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
             )
@@ -219,25 +219,25 @@ class Denoising:
         clean = self._config.target.clean(batch, rng)
         scene, cond = self._scene(batch, clean, rng), Condition()
         for each in self._conditions:
-            cond = each.shown(cond, scene)
+            cond = each.eval_condition(cond, scene)
         pictures = {"real": clean}
-        if cond.low is not None:
+        if cond.low_res is not None:
             size = clean.shape[2:]
-            plain = F.interpolate(cond.low, size, mode="bilinear", align_corners=False)
+            plain = F.interpolate(cond.low_res, size, mode="bilinear", align_corners=False)
             pictures["bilinear"] = plain
         return {**pictures, "samples": self._drawn(clean, cond, rng)}
 
     def _drawn(self, like: Tensor, cond: Condition, rng: Generator) -> Tensor:
         """Images of the shape of `like`."""
         model, sampling = self._model, self._config.preview
-        told = untold = denoiser(model)
+        conditional = unconditional = denoiser(model)
         for each in self._conditions:
-            untold = each.untold(untold, model)
-        if untold is told:
+            unconditional = each.unconditional(unconditional, model)
+        if unconditional is conditional:
             sampling = sampling.model_copy(update={"guidance": 1.0})
         noise = torch.randn(like.shape, generator=rng, device=like.device)
-        course = sampling.course(told, untold, model.process.schedule)
-        return course.solve(noise, cond, rng).clamp(-1, 1)
+        run = sampling.sampler_run(conditional, unconditional, model.process.schedule)
+        return run.solve(noise, cond, rng).clamp(-1, 1)
 
     def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> ConditionInputs:
         def read(captions: Sequence[str]) -> Read:

@@ -37,11 +37,11 @@ class SimpleLoss(BaseModel, frozen=True, extra="forbid"):
 
 
 class HybridLoss(BaseModel, frozen=True, extra="forbid"):
-    """The simple one, and `share` x steps x a term of the bound (arXiv 2102.09672, eq. 16)."""
+    """The simple one, and `vlb_weight` x steps x a term of the bound (arXiv 2102.09672, eq. 16)."""
 
     kind: Literal["hybrid"] = "hybrid"
     steps: int = Field(default=1000, gt=1)
-    share: float = Field(default=0.001, gt=0)
+    vlb_weight: float = Field(default=0.001, gt=0)
 
 
 LossConfig = Annotated[WeightedLoss | SimpleLoss | HybridLoss, Field(discriminator="kind")]
@@ -74,8 +74,10 @@ class Objective:
             case SimpleLoss():
                 error = simple_loss(network, process, x0, cond, t, noise)
                 return PerSampleLoss(error, {"simple": error})
-            case HybridLoss(steps=steps, share=share):
-                both = hybrid_loss(network, process, x0, cond, t, noise, steps=steps, share=share)
+            case HybridLoss(steps=steps, vlb_weight=vlb_weight):
+                both = hybrid_loss(
+                    network, process, x0, cond, t, noise, steps=steps, vlb_weight=vlb_weight
+                )
                 # N terms make the bound, and the mean over their times is an N-th of it
                 bound = steps * both.bound
                 return PerSampleLoss(both.value, {"simple": both.simple, "bound_bits": bound})

@@ -96,7 +96,7 @@ class DiscreteSchedule:
         alpha = self._alpha(t)
         return (2 * alpha.log() - ((1 - alpha) * (1 + alpha)).log()).to(t.dtype)
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         alpha = log_snr.to(torch.float64).sigmoid().sqrt()
         table = self._alphas.to(alpha.device)

@@ -31,7 +31,7 @@ class Marginal:
         """ln(alpha^2 / sigma^2): -inf without signal, inf without noise."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
-    def noisy(self, x0: Tensor, noise: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor) -> Tensor:
         """alpha x_0 + sigma noise for a batch (B, ...)."""
         here = self.like(x0)
         return here.alpha * x0 + here.sigma * noise
@@ -50,7 +50,7 @@ class Schedule(Protocol):
         """ln(alpha^2 / sigma^2) at times in [0, 1]; falls with t."""
         ...
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         ...
 

@@ -63,7 +63,7 @@ class CosineSchedule:
         """ln(alpha^2 / sigma^2)."""
         return -2 * (self._first + self._span * t).tan().log()
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         return ((-log_snr / 2).exp().atan() - self._first) / self._span
 
@@ -114,7 +114,7 @@ class LinearSchedule:
         """ln(alpha^2 / sigma^2) = -ln(exp(B) - 1)."""
         return -torch.expm1(self._integral(t)).log()
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         config = self._config
         integral = torch.nn.functional.softplus(-log_snr)

@@ -15,7 +15,7 @@ EDGE = 1e-4
 
 
 @dataclass(frozen=True)
-class Times:
+class Timesteps:
     """Times of a batch."""
 
     t: Tensor
@@ -24,10 +24,10 @@ class Times:
     """(B,): multiply the loss of each by it."""
 
 
-class TimeSampler(Protocol):
+class TimestepSampler(Protocol):
     """Draws times."""
 
-    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+    def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times: those of one of the equal parts of a batch."""
         ...
 
@@ -38,11 +38,11 @@ class Uniform(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["uniform"] = "uniform"
     steps: int | None = Field(default=None, gt=0)
 
-    def build(self, schedule: Schedule) -> TimeSampler:
+    def build(self, schedule: Schedule) -> TimestepSampler:
         """The sampler: these settings themselves."""
         return self
 
-    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+    def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times of weight 1."""
         return _plain(torch.rand(count, generator=rng, device=rng.device), self.steps)
 
@@ -57,11 +57,11 @@ class Stratified(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["stratified"] = "stratified"
     steps: int | None = Field(default=None, gt=0)
 
-    def build(self, schedule: Schedule) -> TimeSampler:
+    def build(self, schedule: Schedule) -> TimestepSampler:
         """The sampler: these settings themselves."""
         return self
 
-    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+    def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times of weight 1, rising."""
         draws = torch.rand(count, generator=rng, device=rng.device)
         strata = torch.arange(count, device=rng.device) * parts + part
@@ -69,51 +69,51 @@ class Stratified(BaseModel, frozen=True, extra="forbid"):
 
 
 class LogNormal(BaseModel, frozen=True, extra="forbid"):
-    """ln(sigma / alpha) ~ N(mean, deviation^2), as EDM trains (arXiv 2206.00364, table 1)."""
+    """ln(sigma / alpha) ~ N(mean, std^2), as EDM trains (arXiv 2206.00364, table 1)."""
 
     kind: Literal["log_normal"] = "log_normal"
     mean: float = -1.2
-    deviation: float = Field(default=1.2, gt=0)
+    std: float = Field(default=1.2, gt=0)
 
-    def build(self, schedule: Schedule) -> TimeSampler:
+    def build(self, schedule: Schedule) -> TimestepSampler:
         """The sampler for a schedule."""
-        return LogNormalLevel(schedule, self.mean, self.deviation)
+        return LogNormalLevel(schedule, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class LogNormalLevel:
-    """ln(sigma / alpha) ~ N(mean, deviation^2) under a schedule."""
+    """ln(sigma / alpha) ~ N(mean, std^2) under a schedule."""
 
     schedule: Schedule
     mean: float = -1.2
-    deviation: float = 1.2
+    std: float = 1.2
 
-    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+    def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times of weight 1, those beyond the schedule's ends at its ends."""
         levels = torch.randn(count, generator=rng, dtype=torch.float64, device=rng.device)
-        t = self.schedule.time_of(-2 * (self.mean + self.deviation * levels)).clamp(0, 1)
-        return Times(t.float(), torch.ones(count, device=rng.device))
+        t = self.schedule.inverse_log_snr(-2 * (self.mean + self.std * levels)).clamp(0, 1)
+        return Timesteps(t.float(), torch.ones(count, device=rng.device))
 
 
-class ByImportance(BaseModel, frozen=True, extra="forbid"):
-    """Steps in proportion to the size of their last losses; see `Importance`."""
+class ImportanceConfig(BaseModel, frozen=True, extra="forbid"):
+    """Steps in proportion to the size of their last losses; see `LossSecondMomentSampler`."""
 
     kind: Literal["importance"] = "importance"
     steps: int = Field(default=1000, gt=0)
     history: int = Field(default=10, gt=0)
     uniform: float = Field(default=0.001, ge=0, le=1)
 
-    def build(self, schedule: Schedule) -> TimeSampler:
+    def build(self, schedule: Schedule) -> TimestepSampler:
         """A sampler that has seen nothing yet."""
-        return Importance(self.steps, history=self.history, uniform=self.uniform)
+        return LossSecondMomentSampler(self.steps, history=self.history, uniform=self.uniform)
 
 
-TimesConfig = Annotated[
-    Uniform | Stratified | LogNormal | ByImportance, Field(discriminator="kind")
+TimestepsConfig = Annotated[
+    Uniform | Stratified | LogNormal | ImportanceConfig, Field(discriminator="kind")
 ]
 
 
-class Importance:
+class LossSecondMomentSampler:
     """Steps in proportion to the root mean square of their last losses (arXiv 2102.09672, eq. 18).
 
     Uniform until every one of the N steps has `history` losses; `uniform` of the probability stays
@@ -137,11 +137,11 @@ class Importance:
             return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64)
         return (1 - self._uniform) * sizes / sizes.sum() + self._uniform / self._steps
 
-    def draw(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Times:
+    def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` steps k / N, with weight 1 / (N p)."""
         odds = self.probabilities.to(rng.device)
         places = torch.multinomial(odds, count, replacement=True, generator=rng)
-        return Times((places + 1) / self._steps, (1 / (self._steps * odds[places])).float())
+        return Timesteps((places + 1) / self._steps, (1 / (self._steps * odds[places])).float())
 
     def record(self, t: Tensor, losses: Tensor) -> None:
         """Unweighted losses (M,) at times (M,), from all processes and in one order."""
@@ -162,10 +162,10 @@ class Importance:
         self._counts.copy_(state["counts"])
 
 
-def _plain(t: Tensor, steps: int | None) -> Times:
+def _plain(t: Tensor, steps: int | None) -> Timesteps:
     """Times inside their edges, or moved up to the next of N steps."""
     if steps is None:
         t = t.clamp(EDGE, 1 - EDGE)
     else:
         t = ((t * steps).floor().clamp(max=steps - 1) + 1) / steps
-    return Times(t, torch.ones_like(t))
+    return Timesteps(t, torch.ones_like(t))

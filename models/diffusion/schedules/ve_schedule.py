@@ -43,7 +43,7 @@ class VESchedule:
         """-2 ln sigma."""
         return -2 * (self._first + self._span * t)
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         return (-log_snr / 2 - self._first) / self._span
 
@@ -83,6 +83,6 @@ class EDMSchedule:
         """-2 ln sigma."""
         return -2 * self._rho * (self._first + self._span * t).log()
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         return ((-log_snr / (2 * self._rho)).exp() - self._first) / self._span

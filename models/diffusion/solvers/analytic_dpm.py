@@ -8,7 +8,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    TimeGrid,
+    call_denoiser,
+    require_decreasing,
+    time_grid,
+)
 from models.nn.random import randn_like
 
 C = TypeVar("C")
@@ -37,12 +44,12 @@ class AnalyticDPM(IterativeSolver):
         Raises:
             ValueError: times that do not fall, or whose number is not that of the moments + 1.
         """
-        falling(times, "analytic-DPM")
-        path = grid(self._schedule, times)
+        require_decreasing(times, "analytic-DPM")
+        path = time_grid(self._schedule, times)
         if len(self._moments) != path.total:
             raise ValueError(f"{path.total} steps need as many moments, got {len(self._moments)}")
         for step in range(path.total):
-            guess = ask(denoiser, x, path.t[step], cond)
+            guess = call_denoiser(denoiser, x, path.t[step], cond)
             least = least_variance(path, step)
             kept = math.sqrt(max(path.sigma[step + 1] ** 2 - least, 0.0))
             x = path.alpha[step + 1] * guess.x0 + kept * guess.noise
@@ -52,14 +59,14 @@ class AnalyticDPM(IterativeSolver):
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
 
-def least_variance(path: Grid, step: int) -> float:
+def least_variance(path: TimeGrid, step: int) -> float:
     """lambda^2 = var_ts sigma_s^2 / sigma_t^2, the variance of q(x_s | x_t, x_0)."""
     ratio = path.alpha[step] / path.alpha[step + 1]
     now, then = path.sigma[step] ** 2, path.sigma[step + 1] ** 2
     return max((now - ratio**2 * then) * then / now, 0.0)
 
 
-def optimal_variance(path: Grid, step: int, moment: float) -> float:
+def optimal_variance(path: TimeGrid, step: int, moment: float) -> float:
     """Equation 7, with G clamped to [0, 1] (theorem 2: its true range)."""
     least = least_variance(path, step)
     ratio = path.alpha[step] / path.alpha[step + 1]
@@ -71,9 +78,9 @@ def noise_moments(
     denoiser: Denoiser[C], schedule: Schedule, x0: Tensor, times: Tensor, cond: C, rng: Generator
 ) -> list[float]:
     """G = E|noise guess|^2 / d at times[:-1], over data x0 (B, ...) noised once a time (eq. 8)."""
-    path = grid(schedule, times)
+    path = time_grid(schedule, times)
     moments = []
     for step in range(path.total):
         x = path.alpha[step] * x0 + path.sigma[step] * randn_like(x0, rng)
-        moments.append(float(ask(denoiser, x, path.t[step], cond).noise.square().mean()))
+        moments.append(float(call_denoiser(denoiser, x, path.t[step], cond).noise.square().mean()))
     return moments

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import Grid
+from models.diffusion.solvers.solver import TimeGrid
 from models.nn.random import randn_like
 
 
@@ -22,7 +22,7 @@ class Churn:
     noise: float = 1.0
     """S_noise: the new noise's standard deviation, a little above 1 for networks that blur."""
 
-    def growth(self, level: float, total: int) -> float:
+    def lambda_step(self, level: float, total: int) -> float:
         """gamma: by how much one of `total` steps raises its noise level."""
         inside = self.low <= level <= self.high
         return min(self.amount / total, math.sqrt(2) - 1) if inside else 0.0
@@ -41,16 +41,16 @@ class Start:
 
 
 def start(
-    churn: Churn, schedule: Schedule, path: Grid, step: int, x: Tensor, rng: Generator
+    churn: Churn, schedule: Schedule, path: TimeGrid, step: int, x: Tensor, rng: Generator
 ) -> Start:
     """x (B, ...) at the step's time, with more noise at an earlier time where there is churn."""
     level, alpha = path.ratio(step), path.alpha[step]
-    gamma = churn.growth(level, path.total)
+    gamma = churn.gamma(level, path.total)
     if not gamma:
         return Start(path.t[step], alpha, level, x)
     raised = level * (1 + gamma)
     added = churn.noise * math.sqrt(raised * raised - level * level)
-    time = schedule.time_of(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
+    time = schedule.inverse_log_snr(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
     earlier = float(schedule.at(time).alpha)
     noisier = earlier * (x / alpha + added * randn_like(x, rng))
     return Start(float(time), earlier, raised, noisier)

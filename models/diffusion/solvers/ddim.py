@@ -9,13 +9,13 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.solver import (
-    Grid,
     IterativeSolver,
     SolverStep,
-    combined,
-    grid,
+    TimeGrid,
+    batched_times,
+    lincomb,
     scalars,
-    told_times,
+    time_grid,
 )
 from models.nn.random import randn_like
 
@@ -47,20 +47,20 @@ class DDIM(IterativeSolver):
         """
         if self._eta and bool((times.diff() > 0).any()):
             raise ValueError("only eta 0 can be inverted")
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         total, steps = path.total, range(path.total)
         new = [self._deviation(path, step) if self._eta else 0.0 for step in steps]
         pairs = zip(path.sigma[1:], new, strict=True)
         kept = scalars((math.sqrt(max(whole**2 - part**2, 0.0)) for whole, part in pairs), x)
-        told = told_times(path, x)
+        batch_times = batched_times(path, x)
         for step in steps:
-            guess = denoiser(x, told[step], cond)
-            x = combined(guess.noise, kept[step], (guess.x0, path.alpha[step + 1]))
+            guess = denoiser(x, batch_times[step], cond)
+            x = lincomb(guess.noise, kept[step], (guess.x0, path.alpha[step + 1]))
             if self._eta:
                 x = x + new[step] * randn_like(x, rng)
             yield SolverStep(step + 1, total, path.t[step + 1], x, guess)
 
-    def _deviation(self, path: Grid, step: int) -> float:
+    def _deviation(self, path: TimeGrid, step: int) -> float:
         """Standard deviation of the new noise, equation 16, for any alpha and sigma."""
         ratio = path.alpha[step] / path.alpha[step + 1]
         now, then = path.sigma[step], path.sigma[step + 1]

@@ -10,7 +10,14 @@ from torch import Generator, Tensor
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, falling, grid
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    TimeGrid,
+    call_denoiser,
+    require_decreasing,
+    time_grid,
+)
 from models.nn.random import randn_like
 
 C = TypeVar("C")
@@ -49,10 +56,10 @@ class DDPM(IterativeSolver):
         Raises:
             ValueError: times that do not fall.
         """
-        falling(times, "ancestral sampling")
-        path = grid(self._schedule, times)
+        require_decreasing(times, "ancestral sampling")
+        path = time_grid(self._schedule, times)
         for step in range(path.total):
-            guess = ask(denoiser, x, path.t[step], cond)
+            guess = call_denoiser(denoiser, x, path.t[step], cond)
             alpha_t, alpha_s = path.alpha[step : step + 2]
             var_t, var_s = (sigma * sigma for sigma in path.sigma[step : step + 2])
             alpha_ts = alpha_t / alpha_s
@@ -68,7 +75,7 @@ class DDPM(IterativeSolver):
                 x = mean + deviation * randn_like(x, rng)
             yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
 
-    def _deviation(self, path: Grid, step: int, guess: Prediction) -> Tensor | float:
+    def _deviation(self, path: TimeGrid, step: int, guess: Prediction) -> Tensor | float:
         """Standard deviation of the step, a number or one per value (B, ...)."""
         alpha_ts = path.alpha[step] / path.alpha[step + 1]
         var_t, var_s = (sigma * sigma for sigma in path.sigma[step : step + 2])
@@ -76,7 +83,7 @@ class DDPM(IterativeSolver):
         smallest = math.sqrt(max(var_ts * var_s / var_t, 0.0))
         if path.ends_clean(step + 1):
             return smallest
-        if guess.spread is not None:
+        if guess.logvar_fraction is not None:
             # a^(1 - v) b^v of two deviations, whose ratio b / a is sigma_t / sigma_s
-            return smallest * torch.pow(math.sqrt(var_t / var_s), guess.spread)
+            return smallest * torch.pow(math.sqrt(var_t / var_s), guess.logvar_fraction)
         return math.sqrt(var_ts) if self._largest else smallest

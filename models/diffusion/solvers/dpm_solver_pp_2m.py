@@ -7,8 +7,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.exponential import data_weights, growth
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, combined, grid
+from models.diffusion.solvers.exponential import data_weights, lambda_step
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    call_denoiser,
+    lincomb,
+    time_grid,
+)
 
 C = TypeVar("C")
 
@@ -25,15 +31,15 @@ class DPMSolverPP2M(IterativeSolver):
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]."""
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         before: Tensor | None = None
         for s in range(path.total):
-            guess = ask(denoiser, x, path.t[s], cond)
+            guess = call_denoiser(denoiser, x, path.t[s], cond)
             kept, new = data_weights(path, s, s + 1)
             if before is None or path.ends_clean(s + 1):
-                x = combined(x, kept, (guess.x0, new))
+                x = lincomb(x, kept, (guess.x0, new))
             else:
-                slope = new / 2 * growth(path, s, s + 1) / growth(path, s - 1, s)
-                x = combined(x, kept, (guess.x0, new + slope), (before, -slope))
+                slope = new / 2 * lambda_step(path, s, s + 1) / lambda_step(path, s - 1, s)
+                x = lincomb(x, kept, (guess.x0, new + slope), (before, -slope))
             before = guess.x0
             yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)

@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.exponential import data_step, groups, growth
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, grid
+from models.diffusion.solvers.exponential import data_step, groups, lambda_step
+from models.diffusion.solvers.solver import IterativeSolver, SolverStep, call_denoiser, time_grid
 
 C = TypeVar("C")
 
@@ -26,19 +26,19 @@ class DPMSolverPP2S(IterativeSolver):
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]."""
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         s = 0
         for size in groups(path, 2):
-            guess = ask(denoiser, x, path.t[s], cond)
+            guess = call_denoiser(denoiser, x, path.t[s], cond)
             if size == 1:
                 x = data_step(path, s, s + 1, x, guess.x0)
             else:
                 m, t = s + 1, s + 2
                 inner = data_step(path, s, m, x, guess.x0)
                 yield SolverStep(m, path.total, path.t[m], inner, guess)
-                middle = ask(denoiser, inner, path.t[m], cond)
-                h = growth(path, s, t)
-                r = growth(path, s, m) / h
+                middle = call_denoiser(denoiser, inner, path.t[m], cond)
+                h = lambda_step(path, s, t)
+                r = lambda_step(path, s, m) / h
                 slope = (middle.x0 - guess.x0) / (2 * r)
                 x = data_step(path, s, t, x, guess.x0) - path.alpha[t] * math.expm1(-h) * slope
                 guess = middle

@@ -8,8 +8,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.exponential import data_step, growth
-from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, grid
+from models.diffusion.solvers.exponential import data_step, lambda_step
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    TimeGrid,
+    call_denoiser,
+    time_grid,
+)
 
 C = TypeVar("C")
 
@@ -32,25 +38,25 @@ class DPMSolverPP3M(IterativeSolver):
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]."""
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         known: list[Tensor] = []
         for s in range(path.total):
-            guess = ask(denoiser, x, path.t[s], cond)
+            guess = call_denoiser(denoiser, x, path.t[s], cond)
             known = [guess.x0, *known[:2]]
             x = data_step(path, s, s + 1, x, guess.x0)
             if len(known) > 1 and not path.ends_clean(s + 1):
                 x = x + path.alpha[s + 1] * self._correction(path, s, known)
             yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)
 
-    def _correction(self, path: Grid, s: int, known: list[Tensor]) -> Tensor:
+    def _correction(self, path: TimeGrid, s: int, known: list[Tensor]) -> Tensor:
         """What the change of x_0 over the step adds to x_t / alpha_t, from 2 or 3 guesses."""
-        h = growth(path, s, s + 1)
+        h = lambda_step(path, s, s + 1)
         phi1 = math.expm1(-h)
-        r0 = growth(path, s - 1, s) / h
+        r0 = lambda_step(path, s - 1, s) / h
         recent = (known[0] - known[1]) / r0
         if len(known) == 2:
             return -phi1 / 2 * recent
-        r1 = growth(path, s - 2, s - 1) / h
+        r1 = lambda_step(path, s - 2, s - 1) / h
         earlier = (known[1] - known[2]) / r1
         second = (recent - earlier) / (r0 + r1)
         slope, bend = recent + r0 * second, self._bend * second

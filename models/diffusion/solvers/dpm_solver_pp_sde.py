@@ -8,8 +8,14 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.exponential import growth
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
+from models.diffusion.solvers.exponential import lambda_step
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    call_denoiser,
+    require_decreasing,
+    time_grid,
+)
 from models.nn.random import randn_like
 
 C = TypeVar("C")
@@ -36,17 +42,17 @@ class DPMSolverPPSDE(IterativeSolver):
         Raises:
             ValueError: times that do not fall.
         """
-        falling(times, "the SDE solver")
-        path = grid(self._schedule, times)
+        require_decreasing(times, "the SDE solver")
+        path = time_grid(self._schedule, times)
         before: Tensor | None = None
         for s in range(path.total):
-            guess = ask(denoiser, x, path.t[s], cond)
-            h = growth(path, s, s + 1)
+            guess = call_denoiser(denoiser, x, path.t[s], cond)
+            h = lambda_step(path, s, s + 1)
             fresh = -math.expm1(-2 * h)
             sigma, alpha = path.sigma[s + 1], path.alpha[s + 1]
             x0 = guess.x0
             if self._slope and before is not None and not path.ends_clean(s + 1):
-                x0 = x0 + (x0 - before) * (h / growth(path, s - 1, s) / 2)
+                x0 = x0 + (x0 - before) * (h / lambda_step(path, s - 1, s) / 2)
             x = sigma / path.sigma[s] * math.exp(-h) * x + alpha * fresh * x0
             if not path.ends_clean(s + 1):
                 x = x + sigma * math.sqrt(fresh) * randn_like(x, rng)

@@ -11,10 +11,10 @@ from models.diffusion.solvers.churn import Churn, start
 from models.diffusion.solvers.solver import (
     IterativeSolver,
     SolverStep,
-    combined,
-    grid,
+    batched_times,
+    lincomb,
     scalars,
-    told_times,
+    time_grid,
 )
 
 C = TypeVar("C")
@@ -36,17 +36,22 @@ class Euler(IterativeSolver):
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]; rising times invert."""
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         total, steps = path.total, range(path.total)
         levels = [path.ratio(place) for place in range(total + 1)]
         kept = scalars((path.alpha[step + 1] / path.alpha[step] for step in steps), x)
-        told = told_times(path, x)
+        batch_times = batched_times(path, x)
         for step in steps:
-            t, alpha, level, scale = told[step], path.alpha[step + 1], levels[step], kept[step]
+            t, alpha, level, scale = (
+                batch_times[step],
+                path.alpha[step + 1],
+                levels[step],
+                kept[step],
+            )
             if self._churn.amount:
                 here = start(self._churn, self._schedule, path, step, x, rng)
                 x, level = here.x, here.level
                 t, scale = x.new_full((len(x),), here.time), scalars([alpha / here.alpha], x)[0]
             guess = denoiser(x, t, cond)
-            x = combined(x, scale, (guess.noise, alpha * (levels[step + 1] - level)))
+            x = lincomb(x, scale, (guess.noise, alpha * (levels[step + 1] - level)))
             yield SolverStep(step + 1, total, path.t[step + 1], x, guess)

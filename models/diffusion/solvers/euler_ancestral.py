@@ -8,7 +8,13 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    call_denoiser,
+    require_decreasing,
+    time_grid,
+)
 from models.nn.random import randn_like
 
 C = TypeVar("C")
@@ -37,11 +43,11 @@ class EulerAncestral(IterativeSolver):
         Raises:
             ValueError: times that do not fall.
         """
-        falling(times, "euler ancestral")
-        path = grid(self._schedule, times)
+        require_decreasing(times, "euler ancestral")
+        path = time_grid(self._schedule, times)
         for step in range(path.total):
             now, then = path.ratio(step), path.ratio(step + 1)
-            guess = ask(denoiser, x, path.t[step], cond)
+            guess = call_denoiser(denoiser, x, path.t[step], cond)
             share = math.sqrt(then**2 * (now**2 - then**2) / now**2)
             noise = min(then, self._eta * share)
             down = math.sqrt(max(then**2 - noise**2, 0.0))

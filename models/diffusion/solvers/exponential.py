@@ -10,34 +10,34 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.diffusion.solvers.solver import Grid, combined
+from models.diffusion.solvers.solver import TimeGrid, lincomb
 
 
-def growth(path: Grid, start: int, end: int) -> float:
+def lambda_step(path: TimeGrid, start: int, end: int) -> float:
     """h = lambda_end - lambda_start."""
     return path.half_log_snr[end] - path.half_log_snr[start]
 
 
-def data_weights(path: Grid, start: int, end: int) -> tuple[float, float]:
+def data_weights(path: TimeGrid, start: int, end: int) -> tuple[float, float]:
     """What x at `start` and a constant guess of x_0 count for at `end`."""
     kept = path.sigma[end] / path.sigma[start]
-    return kept, -path.alpha[end] * math.expm1(-growth(path, start, end))
+    return kept, -path.alpha[end] * math.expm1(-lambda_step(path, start, end))
 
 
-def data_step(path: Grid, start: int, end: int, x: Tensor, x0: Tensor) -> Tensor:
+def data_step(path: TimeGrid, start: int, end: int, x: Tensor, x0: Tensor) -> Tensor:
     """x (B, ...) at place `end`, from x at `start` and a constant guess of x_0."""
     kept, new = data_weights(path, start, end)
-    return combined(x, kept, (x0, new))
+    return lincomb(x, kept, (x0, new))
 
 
-def noise_step(path: Grid, start: int, end: int, x: Tensor, noise: Tensor) -> Tensor:
+def noise_step(path: TimeGrid, start: int, end: int, x: Tensor, noise: Tensor) -> Tensor:
     """x (B, ...) at place `end`, from x at `start` and a constant guess of the noise."""
     kept = path.alpha[end] / path.alpha[start]
-    new = -path.sigma[end] * math.expm1(growth(path, start, end))
-    return combined(x, kept, (noise, new))
+    new = -path.sigma[end] * math.expm1(lambda_step(path, start, end))
+    return lincomb(x, kept, (noise, new))
 
 
-def groups(path: Grid, size: int) -> Sequence[int]:
+def groups(path: TimeGrid, size: int) -> Sequence[int]:
     """How many grid steps each step of a singlestep solver of order `size` takes.
 
     As many whole groups as fit, then what is left; a step to a time without noise, where lambda is

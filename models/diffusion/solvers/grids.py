@@ -122,7 +122,7 @@ class LeadingTimesConfig(BaseModel, frozen=True, extra="forbid"):
         return leading_times(_discrete(schedule, steps, self.kind), steps, offset=self.offset)
 
 
-TimesConfig = Annotated[
+TimeGridConfig = Annotated[
     UniformTimesConfig
     | QuadraticTimesConfig
     | KarrasTimesConfig

@@ -9,7 +9,13 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, ask, falling, grid
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    call_denoiser,
+    require_decreasing,
+    time_grid,
+)
 from models.nn.random import randn_like
 
 C = TypeVar("C")
@@ -38,15 +44,15 @@ class PredictorCorrector(IterativeSolver):
         Raises:
             ValueError: times that do not fall.
         """
-        falling(times, "predictor-corrector sampling")
-        path = grid(self._schedule, times)
+        require_decreasing(times, "predictor-corrector sampling")
+        path = time_grid(self._schedule, times)
         for step in range(path.total):
             now, then, alpha = path.ratio(step), path.ratio(step + 1), path.alpha[step]
             scaled = x / alpha
             for _ in range(self._corrections):
-                guess = ask(denoiser, alpha * scaled, path.t[step], cond)
+                guess = call_denoiser(denoiser, alpha * scaled, path.t[step], cond)
                 scaled = self._langevin(scaled, guess.noise / -now, rng)
-            guess = ask(denoiser, alpha * scaled, path.t[step], cond)
+            guess = call_denoiser(denoiser, alpha * scaled, path.t[step], cond)
             fresh = now * now - then * then
             scaled = scaled - fresh / now * guess.noise
             if step + 1 < path.total:

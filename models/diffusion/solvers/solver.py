@@ -14,7 +14,7 @@ from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
 
 C = TypeVar("C")
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the steps done and their total."""
 
 
@@ -31,7 +31,7 @@ class Solver(Protocol):
         times: Tensor,
         cond: C,
         rng: Generator,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Tensor:
         """From x (B, ...) at times[0] to x at times[-1]."""
         ...
@@ -71,7 +71,7 @@ class IterativeSolver(ABC):
         times: Tensor,
         cond: C,
         rng: Generator,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Tensor:
         """From x (B, ...) at times[0] to x at times[-1]."""
         for step in self.steps(denoiser, x, times, cond, rng):
@@ -82,7 +82,7 @@ class IterativeSolver(ABC):
 
 
 @dataclass(frozen=True)
-class Grid:
+class TimeGrid:
     """Marginals at every time of a grid, as plain numbers in double precision."""
 
     t: tuple[float, ...]
@@ -111,20 +111,20 @@ class Grid:
         return self.sigma[place] == 0
 
 
-def grid(schedule: Schedule, times: Tensor) -> Grid:
+def time_grid(schedule: Schedule, times: Tensor) -> TimeGrid:
     """The marginals at times (n + 1,), computed on the CPU and in fp64, once for many batches."""
     return _grid(schedule, tuple(times.detach().to(torch.float64).tolist()))
 
 
 @lru_cache(maxsize=32)
-def _grid(schedule: Schedule, times: tuple[float, ...]) -> Grid:
+def _grid(schedule: Schedule, times: tuple[float, ...]) -> TimeGrid:
     t = torch.tensor(times, dtype=torch.float64)
     here = schedule.at(t)
     half = here.alpha.log() - here.sigma.log()
-    return Grid(times, *(tuple(each.tolist()) for each in (here.alpha, here.sigma, half)))
+    return TimeGrid(times, *(tuple(each.tolist()) for each in (here.alpha, here.sigma, half)))
 
 
-def falling(times: Tensor, who: str) -> None:
+def require_decreasing(times: Tensor, who: str) -> None:
     """Refuse times that do not fall.
 
     Raises:
@@ -134,17 +134,17 @@ def falling(times: Tensor, who: str) -> None:
         raise ValueError(f"{who} needs falling times")
 
 
-def ask(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
+def call_denoiser(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
     """The denoiser's guess for a batch that shares its time."""
     return denoiser(x, x.new_full(x.shape[:1], t), cond)
 
 
-def told_times(path: Grid, x: Tensor) -> tuple[Tensor, ...]:
+def batched_times(path: TimeGrid, x: Tensor) -> tuple[Tensor, ...]:
     """Every time of the grid for the batch x (B, ...), as a denoiser is told it: (B,) each."""
     return x.new_tensor(path.t)[:, None].expand(-1, len(x)).unbind()
 
 
-def combined(x: Tensor, weight: Tensor | float, *others: tuple[Tensor, float]) -> Tensor:
+def lincomb(x: Tensor, weight: Tensor | float, *others: tuple[Tensor, float]) -> Tensor:
     """weight x plus the others (B, ...) times theirs, in one pass over each."""
     total = x * weight
     for values, factor in others:

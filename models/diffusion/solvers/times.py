@@ -27,7 +27,7 @@ def uniform_log_snr_times(
     """Equal steps of the log signal-to-noise ratio (as DPM-Solver, arXiv 2206.00927)."""
     ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
     grid = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
-    times = schedule.time_of(grid)
+    times = schedule.inverse_log_snr(grid)
     times[0], times[-1] = first, last
     return times
 
@@ -39,7 +39,7 @@ def karras_times(
     ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
     low, high = (-ends / 2).exp().tolist()[::-1]
     levels = _powers(high, low, steps, 1 / rho)
-    times = schedule.time_of(-2 * levels.log())
+    times = schedule.inverse_log_snr(-2 * levels.log())
     times[0], times[-1] = first, last
     return times
 

@@ -8,8 +8,15 @@ from torch import Generator, Tensor
 
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.exponential import data_step, data_weights, growth
-from models.diffusion.solvers.solver import Grid, IterativeSolver, SolverStep, ask, combined, grid
+from models.diffusion.solvers.exponential import data_step, data_weights, lambda_step
+from models.diffusion.solvers.solver import (
+    IterativeSolver,
+    SolverStep,
+    TimeGrid,
+    call_denoiser,
+    lincomb,
+    time_grid,
+)
 
 C = TypeVar("C")
 
@@ -31,11 +38,11 @@ class UniPC(IterativeSolver):
         self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
     ) -> Iterator[SolverStep]:
         """From x (B, ...) at times[0] to x at times[-1]."""
-        path = grid(self._schedule, times)
+        path = time_grid(self._schedule, times)
         known: list[Tensor] = []
         points, origin = 1, x
         for s in range(path.total):
-            guess = ask(denoiser, x, path.t[s], cond)
+            guess = call_denoiser(denoiser, x, path.t[s], cond)
             if s:
                 x = self._corrected(path, s - 1, origin, known[:points], guess.x0)
             known = [guess.x0, *known[: self._points - 1]]
@@ -45,7 +52,7 @@ class UniPC(IterativeSolver):
             yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)
 
     @staticmethod
-    def _predicted(path: Grid, s: int, x: Tensor, known: list[Tensor]) -> Tensor:
+    def _predicted(path: TimeGrid, s: int, x: Tensor, known: list[Tensor]) -> Tensor:
         """UniP-p: x at s + 1 from x and the newest p guesses at s, s - 1, ..."""
         if len(known) == 1:
             return data_step(path, s, s + 1, x, known[0])
@@ -57,7 +64,7 @@ class UniPC(IterativeSolver):
         )
 
     @staticmethod
-    def _corrected(path: Grid, s: int, x: Tensor, known: list[Tensor], end: Tensor) -> Tensor:
+    def _corrected(path: TimeGrid, s: int, x: Tensor, known: list[Tensor], end: Tensor) -> Tensor:
         """UniC-p: x at s + 1 again, with the guess at s + 1 beside the newest p at s, s - 1, ..."""
         scale, ratios, moments = _conditions(path, s, len(known))
         ratios = [*ratios, 1.0]
@@ -66,19 +73,19 @@ class UniPC(IterativeSolver):
         return _moved(path, s, x, [*known, end], shares)
 
 
-def _moved(path: Grid, s: int, x: Tensor, known: list[Tensor], shares: list[float]) -> Tensor:
+def _moved(path: TimeGrid, s: int, x: Tensor, known: list[Tensor], shares: list[float]) -> Tensor:
     """The exact step with the first guess, less alpha times shares of the others' differences."""
     kept, new = data_weights(path, s, s + 1)
     first, *others = known
     alpha = path.alpha[s + 1]
     differences = [(other, -alpha * share) for other, share in zip(others, shares, strict=True)]
-    return combined(x, kept, (first, new + alpha * sum(shares)), *differences)
+    return lincomb(x, kept, (first, new + alpha * sum(shares)), *differences)
 
 
-def _conditions(path: Grid, s: int, points: int) -> tuple[float, list[float], list[float]]:
+def _conditions(path: TimeGrid, s: int, points: int) -> tuple[float, list[float], list[float]]:
     """B(h), the places of earlier guesses in steps, and the order conditions, 1 to p."""
-    h = -growth(path, s, s + 1)
-    ratios = [growth(path, s, s - back) / -h for back in range(1, points)]
+    h = -lambda_step(path, s, s + 1)
+    ratios = [lambda_step(path, s, s - back) / -h for back in range(1, points)]
     scale = math.expm1(h)
     moments, phi, factorial = [], scale / h - 1, 1
     for k in range(1, points + 1):

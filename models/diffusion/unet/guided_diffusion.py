@@ -114,7 +114,7 @@ def refuse(config: UNetConfig) -> None:
     """Raises UserError for what guided-diffusion and latent diffusion do not have."""
     others = {
         "model.resampling: convolution_end": config.resampling == "convolution_end",
-        "model.frequencies: closed": config.frequencies == "closed",
+        "model.freq_shift: 1": config.freq_shift == 1,
     }
     refuse_absent(config, "guided-diffusion", others)
 

@@ -36,7 +36,8 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
         "model.text": config.text is not None,
         "model.features without model.transformer": config.features is not None
         and config.transformer is None,
-        "model.low_resolution.tells_level": low is not None and low.tells_level,
+        "model.low_resolution.condition_on_noise_level": low is not None
+        and low.condition_on_noise_level,
         **others,
     }
     for key, used in there.items():

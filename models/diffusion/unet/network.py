@@ -39,7 +39,7 @@ class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
 
     size: int = Field(gt=0)
     augmentation: DegradationConfig = BlurAugmentationConfig()
-    tells_level: bool = False
+    condition_on_noise_level: bool = False
     """Whether the network is told how its input was spoiled; the published ones are not."""
 
 
@@ -89,11 +89,11 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     """What attends is a transformer that reads the caption apart; by default one attention does
     both (ADM, GLIDE)."""
     low_resolution: LowResolutionConfig | None = None
-    counts_from_zero: bool = False
+    timestep_offset: Literal[0, 1] = 0
     """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
-    frequencies: Literal["open", "closed"] = "open"
+    freq_shift: Literal[0, 1] = 0
     """Whether those that tell the time end just above 1/10,000 (ADM) or with it (DDPM)."""
-    process: ProcessConfig = ProcessConfig(predicts="noise")
+    process: ProcessConfig = ProcessConfig(prediction_type="noise")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         return int(2 ** (len(self.multipliers) - 1))
 
     @property
-    def told(self) -> frozenset[str]:
+    def conditioning(self) -> frozenset[str]:
         """What it is told besides the time: of class, text, features and low_resolution."""
         parts = {
             "class": self.classes,
@@ -186,15 +186,15 @@ class UNet(nn.Module):
         self.time = TimestepEmbedding(
             vector,
             config.channels,
-            first=int(config.counts_from_zero),
-            ends=config.frequencies == "closed",
+            first=config.timestep_offset,
+            ends=config.freq_shift == 1,
         )
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, vector)
         if config.text is not None:
             self.text = config.text.build()
             self.caption = nn.Linear(config.text.width, vector)
-        if low is not None and low.tells_level:
+        if low is not None and low.condition_on_noise_level:
             self.level = TimestepEmbedding(vector, config.channels)
         self.settings = BlockSettings(
             vector, config.groups, config.epsilon, config.dropout, config.modulation
@@ -314,10 +314,10 @@ class UNet(nn.Module):
             if cond.features is None:
                 raise UserError("this unet needs features of captions, read by their encoder")
             context = cached(self, cond.features, partial(cast, dtype=vector.dtype))
-        if config.low_resolution is not None and config.low_resolution.tells_level:
-            if cond.level is None:
+        if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
+            if cond.noise_level is None:
                 raise UserError("this unet needs the level of its low-resolution image")
-            vector = vector + self.level(cond.level)
+            vector = vector + self.level(cond.noise_level)
         return vector, context
 
     def _image(self, x: Tensor, cond: Condition) -> Tensor:
@@ -330,8 +330,10 @@ class UNet(nn.Module):
             )
         if self.config.low_resolution is None:
             return x
-        if cond.low is None:
+        if cond.low_res is None:
             raise UserError("this unet needs a low-resolution image")
         size = (height, width)
-        enlarged = F.interpolate(cond.low.to(x.dtype), size, mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(
+            cond.low_res.to(x.dtype), size, mode="bilinear", align_corners=False
+        )
         return torch.cat([x, enlarged], dim=1)

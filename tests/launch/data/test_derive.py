@@ -201,7 +201,7 @@ def test_a_latent_is_drawn_anew_each_time_it_comes():
     batch = Batch(keys=("",) * 500, captions=("",) * 500, arrays=arrays)
     fixed = Array(name="latents", mean=0.5, scale=2.0)
     assert torch.equal(fixed.clean(batch, torch.Generator()), torch.ones(500, 4, 2, 2))
-    drawing = fixed.model_copy(update={"deviations": "spread"})
+    drawing = fixed.model_copy(update={"std": "spread"})
     rng = torch.Generator().manual_seed(0)
     one, two = drawing.clean(batch, rng), drawing.clean(batch, rng)
     assert not torch.equal(one, two)

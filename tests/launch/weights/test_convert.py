@@ -14,7 +14,7 @@ from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.guided_diffusion import to_guided_diffusion
 from models.diffusion.unet.network import UNetConfig
 
-NOISE = ProcessConfig(schedule={"kind": "discrete"}, predicts="noise")
+NOISE = ProcessConfig(schedule={"kind": "discrete"}, prediction_type="noise")
 UNET = UNetConfig(
     image_size=8,
     channels=8,
@@ -23,7 +23,7 @@ UNET = UNetConfig(
     attention=(4,),
     head_width=8,
     groups=4,
-    counts_from_zero=True,
+    timestep_offset=1,
     modulation="add",
     resampling="convolution",
     process=NOISE,
@@ -34,8 +34,8 @@ name: imported
 steps: 1
 batch: 1
 model: {kind: unet, image_size: 8, channels: 8, multipliers: [1, 2], depth: 1, attention: [4],
-  head_width: 8, groups: 4, counts_from_zero: true, modulation: add, resampling: convolution,
-  process: {predicts: noise, schedule: {kind: discrete}}}
+  head_width: 8, groups: 4, timestep_offset: 1, modulation: add, resampling: convolution,
+  process: {prediction_type: noise, schedule: {kind: discrete}}}
 task: {kind: denoising}
 data: {url: data/emoji, image: {size: 8}}
 optimizer: {lr: {peak: 1.0e-3}}
@@ -97,12 +97,12 @@ def test_what_is_exported_can_be_imported_again(mezzotint, tmp_path, recipe, con
 def test_settings_of_diffusers_may_be_overridden(mezzotint, tmp_path):
     saved(UNET, tmp_path / "model")
     mezzotint("export", tmp_path / "model", tmp_path / "out", "--to", "diffusers")
-    words = ("import", tmp_path / "out", tmp_path / "v", "model.process.predicts=v")
+    words = ("import", tmp_path / "out", tmp_path / "v", "model.process.prediction_type=v")
     assert mezzotint(*words).code == 0
-    assert store.describe(str(tmp_path / "v")).config.process.predicts == "v"
-    bad = mezzotint("import", tmp_path / "out", tmp_path / "w", "model.process.predicts=w")
+    assert store.describe(str(tmp_path / "v")).config.process.prediction_type == "v"
+    bad = mezzotint("import", tmp_path / "out", tmp_path / "w", "model.process.prediction_type=w")
     assert bad.code == 2
-    assert "process.predicts" in bad.err
+    assert "process.prediction_type" in bad.err
 
 
 def test_an_imported_network_answers(mezzotint, tmp_path, recipe):

@@ -104,7 +104,9 @@ class Shrinks(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.process = ProcessConfig(predicts="noise", schedule=DiscreteScheduleConfig()).build()
+        self.process = ProcessConfig(
+            prediction_type="noise", schedule=DiscreteScheduleConfig()
+        ).build()
         self.config = UNetConfig(**SMALL, attention=(), head_width=4)
 
     def forward(self, x, t, cond):

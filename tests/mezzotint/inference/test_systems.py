@@ -168,7 +168,7 @@ def test_a_base_of_any_process_starts_from_noise_as_loud_as_its_own():
         "head_width": 8,
         "groups": 2,
         "text": {"vocab": 9, "length": 3, "width": 8, "layers": 1, "heads": 1},
-        "process": {"schedule": schedule, "predicts": "noise"},
+        "process": {"schedule": schedule, "prediction_type": "noise"},
     }
     base = UNetConfig.model_validate(config).build().eval()
     heard = []

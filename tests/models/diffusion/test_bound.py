@@ -13,7 +13,12 @@ from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig
-from models.diffusion.schedules.timesteps import Importance, LogNormal, Stratified, Uniform
+from models.diffusion.schedules.timesteps import (
+    LogNormal,
+    LossSecondMomentSampler,
+    Stratified,
+    Uniform,
+)
 from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.variational_bound import (
@@ -145,12 +150,12 @@ class Small(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.body, self.aim = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+            self.body, self.target = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
             self.variance = nn.Conv2d(4, 2, 1) if outputs == 2 else None
 
     def forward(self, x, t, cond):
         hidden = torch.tanh(self.body(x) + t[:, None, None, None])
-        parts = [self.aim(hidden)]
+        parts = [self.target(hidden)]
         if self.variance is not None:
             parts.append(self.variance(hidden.detach()))
         return torch.cat(parts, dim=1)
@@ -162,10 +167,10 @@ def batch(count=6):
     return x0, noise
 
 
-@pytest.mark.parametrize("predicts", ["noise", "x0", "v"])
+@pytest.mark.parametrize("prediction_type", ["noise", "x0", "v"])
 @pytest.mark.parametrize("schedule", [DiscreteScheduleConfig(steps=1000), CosineScheduleConfig()])
-def test_the_bound_moves_the_variance_and_never_the_mean(predicts, schedule):
-    config = ProcessConfig(schedule=schedule, predicts=predicts, variance="learned")
+def test_the_bound_moves_the_variance_and_never_the_mean(prediction_type, schedule):
+    config = ProcessConfig(schedule=schedule, prediction_type=prediction_type, variance="learned")
     process, network = config.build(), Small(2)
     x0, noise = batch()
     t = torch.tensor([0.001, 0.002, 0.1, 0.5, 0.9, 1.0])
@@ -173,7 +178,7 @@ def test_the_bound_moves_the_variance_and_never_the_mean(predicts, schedule):
     assert bool(torch.isfinite(loss.value).all())
     assert torch.allclose(loss.value, loss.simple + loss.bound)
     loss.bound.mean().backward(retain_graph=True)
-    assert network.aim.weight.grad is None or not bool(network.aim.weight.grad.any())
+    assert network.target.weight.grad is None or not bool(network.target.weight.grad.any())
     assert bool(torch.isfinite(network.variance.weight.grad).all())
     assert bool(network.variance.weight.grad.any())
     bound_gradient = network.variance.weight.grad.clone()
@@ -181,24 +186,24 @@ def test_the_bound_moves_the_variance_and_never_the_mean(predicts, schedule):
     loss.value.mean().backward()
     assert torch.allclose(network.variance.weight.grad, bound_gradient)
     alone = torch.autograd.grad(
-        simple_loss(network, process, x0, Condition(), t, noise).mean(), network.aim.weight
+        simple_loss(network, process, x0, Condition(), t, noise).mean(), network.target.weight
     )[0]
-    assert torch.allclose(network.aim.weight.grad, alone)
+    assert torch.allclose(network.target.weight.grad, alone)
 
 
 def test_the_first_step_of_a_chain_is_judged_by_the_decoder():
     process = ProcessConfig(
-        schedule=DiscreteScheduleConfig(steps=1000), predicts="noise", variance="learned"
+        schedule=DiscreteScheduleConfig(steps=1000), prediction_type="noise", variance="learned"
     ).build()
     x0, noise = batch(1)
     t = torch.tensor([0.001])
     network = Small(2)
     bound = hybrid_loss(network, process, x0, Condition(), t, noise).bound
-    x = process.noisy(x0, t, noise)
+    x = process.add_noise(x0, t, noise)
     guess = process.prediction(network(x, t, Condition()), x, t)
     one, two = (process.schedule.at(numbers(k / 1000)) for k in (1, 2))
     small, large = reverse(two, one).smallest, (one.sigma**2).log()
-    variance = guess.spread * large + (1 - guess.spread) * small
+    variance = guess.logvar_fraction * large + (1 - guess.logvar_fraction) * small
     wanted = -log_probability(x0, Gaussian(guess.x0, variance)).mean() / math.log(2)
     assert torch.allclose(bound, wanted.float(), rtol=1e-5)
 
@@ -210,10 +215,11 @@ def test_the_hybrid_loss_needs_a_learned_variance():
 
 
 @pytest.mark.parametrize(
-    ("predicts", "weight"), [("noise", Snr()), ("x0", lambda m: m.snr * 0 + 1), ("v", VLoss())]
+    ("prediction_type", "weight"),
+    [("noise", Snr()), ("x0", lambda m: m.snr * 0 + 1), ("v", VLoss())],
 )
-def test_the_simple_loss_is_a_weighted_error_of_x0(predicts, weight):
-    process = ProcessConfig(predicts=predicts).build()
+def test_the_simple_loss_is_a_weighted_error_of_x0(prediction_type, weight):
+    process = ProcessConfig(prediction_type=prediction_type).build()
     x0, noise = batch(3)
     t, network = torch.tensor([0.2, 0.5, 0.8]), Small(1)
     simple = simple_loss(network, process, x0, Condition(), t, noise)
@@ -226,20 +232,22 @@ def test_weights_are_those_of_their_papers():
     snr, level = here.snr, here.sigma / here.alpha
     assert torch.allclose(MinSnr(gamma=5.0)(here), torch.minimum(snr, numbers(5.0)))
     assert torch.allclose(P2(gamma=1.0, k=1.0)(here) / snr, 1 / (1 + snr))
-    assert torch.allclose(EDM(deviation=0.5)(here), (level**2 + 0.25) / (level * 0.5) ** 2)
+    assert torch.allclose(EDM(sigma_data=0.5)(here), (level**2 + 0.25) / (level * 0.5) ** 2)
     assert torch.allclose(Snr()(here), snr)
 
 
 def test_strata_over_all_parts_hold_one_time_each():
-    drawn = torch.cat([Stratified().draw(8, rng(part), part=part, parts=4).t for part in range(4)])
+    drawn = torch.cat(
+        [Stratified().sample(8, rng(part), part=part, parts=4).t for part in range(4)]
+    )
     assert sorted((drawn * 32).floor().int().tolist()) == list(range(32))
     discrete = Stratified(steps=32)
-    steps = torch.cat([discrete.draw(8, rng(part), part=part, parts=4).t for part in range(4)])
+    steps = torch.cat([discrete.sample(8, rng(part), part=part, parts=4).t for part in range(4)])
     assert sorted((steps * 32).round().int().tolist()) == list(range(1, 33))
 
 
 def test_uniform_times_fall_on_all_steps_and_on_no_other():
-    drawn = Uniform(steps=10).draw(5000, rng()).t
+    drawn = Uniform(steps=10).sample(5000, rng()).t
     counts = (drawn * 10).round().int().bincount(minlength=11)
     assert counts[0] == 0
     assert bool((counts[1:] > 400).all())
@@ -248,22 +256,22 @@ def test_uniform_times_fall_on_all_steps_and_on_no_other():
 
 def test_levels_are_log_normal_under_edm():
     schedule = EDMScheduleConfig().build()
-    t = LogNormal().build(schedule).draw(20_000, rng()).t.double()
+    t = LogNormal().build(schedule).sample(20_000, rng()).t.double()
     logs = schedule.at(t).sigma.log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=3 * 1.2 / math.sqrt(20_000))
     assert float(logs.std()) == pytest.approx(1.2, abs=0.03)
 
 
 def test_important_steps_are_drawn_more_often_and_weigh_less():
-    sampler = Importance(4, history=2, uniform=0.0)
+    sampler = LossSecondMomentSampler(4, history=2, uniform=0.0)
     t = torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(2)
     assert sampler.probabilities.tolist() == [0.25] * 4
     sampler.record(t, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2))
     assert torch.allclose(sampler.probabilities, numbers(0.1, 0.2, 0.3, 0.4))
-    drawn = sampler.draw(40_000, rng())
+    drawn = sampler.sample(40_000, rng())
     loss = drawn.t * 4  # what was recorded
     assert float((drawn.weight * loss).mean()) == pytest.approx(2.5, abs=1e-4)
     assert float((drawn.t == 1.0).float().mean()) == pytest.approx(0.4, abs=0.01)
-    other = Importance(4, history=2, uniform=0.0)
+    other = LossSecondMomentSampler(4, history=2, uniform=0.0)
     other.restore(sampler.state())
     assert torch.equal(other.probabilities, sampler.probabilities)

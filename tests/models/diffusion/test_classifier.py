@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifierConfig, class_log_probability
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import classifier_gradient, classifier_guided
+from models.diffusion.guidance import classifier_gradient, with_classifier_guidance
 from models.diffusion.parameterization import from_noise
 from models.diffusion.process import ProcessConfig, denoiser
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
@@ -79,9 +79,9 @@ def test_it_sees_images_of_another_schedule_as_its_own_would_have_them(classifie
     other, own = DiscreteScheduleConfig().build(), classifier.process.schedule
     ask = class_log_probability(classifier, torch.tensor([0, 1, 2]), other)
     noise = x.flip(0)
-    time = own.time_of(other.log_snr(T))
-    logits = classifier(own.at(time).noisy(x, noise), time).log_softmax(1)
-    assert torch.allclose(ask(other.at(T).noisy(x, noise), T), logits.diagonal(), atol=1e-6)
+    time = own.inverse_log_snr(other.log_snr(T))
+    logits = classifier(own.at(time).add_noise(x, noise), time).log_softmax(1)
+    assert torch.allclose(ask(other.at(T).add_noise(x, noise), T), logits.diagonal(), atol=1e-6)
 
 
 def test_it_guides_sampling(classifier):
@@ -95,7 +95,7 @@ def test_it_guides_sampling(classifier):
     noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
     near = []
     for scale in (0.0, 1.0, 4.0):
-        steered = classifier_guided(plain, schedule, ask, scale)
+        steered = with_classifier_guidance(plain, schedule, ask, scale)
         grid = uniform_times(8, first=0.9, last=0.1)
         drawn = DDIM(schedule, 0.0).solve(steered, noise, grid, Condition(), None)
         with torch.no_grad():
@@ -116,7 +116,7 @@ def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
     def denoise(x, t, cond):
         return from_noise(0 * x, x, schedule.at(t))
 
-    moved = classifier_guided(denoise, schedule, ask, 3.0)(x, T, None).noise
+    moved = with_classifier_guidance(denoise, schedule, ask, 3.0)(x, T, None).noise
     wanted = -schedule.at(T).like(x).sigma * classifier_gradient(ask, 3.0)(x, T)
     assert torch.allclose(moved, wanted, atol=1e-12)
 

@@ -27,7 +27,7 @@ def test_level_zero_changes_nothing(config):
 
 
 def test_gaussian_levels_are_even_up_to_the_highest():
-    levels = GaussianAugmentationConfig(highest=0.4).build().levels(20_000, rng())
+    levels = GaussianAugmentationConfig(max_level=0.4).build().levels(20_000, rng())
     assert float(levels.min()) >= 0
     assert float(levels.max()) <= 0.4
     assert float(levels.mean()) == pytest.approx(0.2, abs=3 * 0.4 / math.sqrt(12 * 20_000))

@@ -13,7 +13,7 @@ from models.diffusion.dit import DiTConfig
 from models.diffusion.process import ProcessConfig
 from models.nn.embedding import sincos_positions
 
-LEARNED = ProcessConfig(predicts="noise", variance="learned")
+LEARNED = ProcessConfig(prediction_type="noise", variance="learned")
 TINY = DiTConfig(
     image_size=8, image_channels=4, width=16, layers=2, heads=2, classes=3, process=LEARNED
 )
@@ -42,7 +42,7 @@ def test_dit_xl_2_has_exactly_its_parameters():
     with torch.device("meta"):
         model = config.build()
     assert sum(weight.numel() for weight in model.parameters()) == 675_129_632
-    assert config.told == {"class"}
+    assert config.conditioning == {"class"}
 
 
 def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter():
@@ -70,7 +70,7 @@ def test_the_output_depends_on_image_place_time_and_class():
 
 def test_without_classes_it_is_told_nothing():
     config = TINY.model_copy(update={"classes": None})
-    assert config.told == frozenset()
+    assert config.conditioning == frozenset()
     assert config.build()(X, TIMES, Condition()).shape == (2, 8, 8, 8)
     without_null = TINY.model_copy(update={"null_class": False}).build()
     assert without_null.label.weight.shape == (3, 16)

@@ -37,12 +37,12 @@ def test_the_coefficients_are_those_of_the_table():
 def test_the_target_reads_back_as_the_truth_and_noise_belongs_to_x0(schedule):
     here = schedule.build().at(T)
     x0, noise = normal(5, 2, 3), normal(5, 2, 3, seed=1)
-    x = here.noisy(x0, noise)
+    x = here.add_noise(x0, noise)
     back = from_edm(to_edm(Prediction(x0, noise), here, S), x, here, S)
     assert torch.allclose(back.x0, x0, atol=1e-9)
     assert torch.allclose(back.noise, noise, atol=1e-9)
     guess = from_edm(normal(5, 2, 3, seed=2), x, here, S)
-    assert torch.allclose(here.noisy(guess.x0, guess.noise), x, atol=1e-9)
+    assert torch.allclose(here.add_noise(guess.x0, guess.noise), x, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -50,7 +50,7 @@ def test_inputs_and_targets_have_variance_one_at_every_time(schedule):
     here = schedule.build().at(T)
     count = 200_000
     x0, noise = S * normal(5, count), normal(5, count, seed=1)
-    x = here.noisy(x0, noise)
+    x = here.add_noise(x0, noise)
     for values in (edm_input(x, here, S), to_edm(Prediction(x0, noise), here, S)):
         # the standard error of a variance is sqrt(2 / n)
         assert torch.allclose(
@@ -79,7 +79,7 @@ def test_it_needs_no_signal_and_no_noise():
 class Linear(torch.nn.Module):
     """Knows what it was fed."""
 
-    process = ProcessConfig(schedule=EDMScheduleConfig(), predicts="edm").build()
+    process = ProcessConfig(schedule=EDMScheduleConfig(), prediction_type="edm").build()
 
     def forward(self, x, t, cond):
         self.seen = x
@@ -113,5 +113,5 @@ def test_the_best_network_for_normal_data_is_zero_and_samples_have_its_deviation
 
 
 def test_a_deviation_of_nothing_is_refused():
-    with pytest.raises(ValidationError, match="data_deviation"):
-        ProcessConfig(predicts="edm", data_deviation=0.0)
+    with pytest.raises(ValidationError, match="sigma_data"):
+        ProcessConfig(prediction_type="edm", sigma_data=0.0)

@@ -7,14 +7,14 @@ import torch
 
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
-    clamped,
     classifier_gradient,
-    classifier_guided,
-    dynamically_clamped,
-    guided,
-    guided_within,
-    instead,
-    rescaled,
+    dynamic_threshold,
+    static_threshold,
+    with_classifier_guidance,
+    with_condition,
+    with_guidance,
+    with_guidance_interval,
+    with_guidance_rescale,
     without_class,
     without_text,
 )
@@ -65,22 +65,22 @@ def gradient(f, x):
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
 def test_the_guided_score_is_that_of_the_guided_density(scale):
-    got = score(guided(TOLD, FREE, scale)(X, T, None), SCHEDULE.at(T))
+    got = score(with_guidance(TOLD, FREE, scale)(X, T, None), SCHEDULE.at(T))
     wanted = gradient(lambda x: log_guided(x, T, scale), X)
     assert torch.allclose(got, wanted, atol=1e-8)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_guidance_by_the_true_classifier_is_classifier_free_guidance(scale):
-    by_classifier = classifier_guided(FREE, SCHEDULE, classify, scale)(X, T, None)
-    free = guided(TOLD, FREE, scale)(X, T, None)
+    by_classifier = with_classifier_guidance(FREE, SCHEDULE, classify, scale)(X, T, None)
+    free = with_guidance(TOLD, FREE, scale)(X, T, None)
     assert torch.allclose(by_classifier.x0, free.x0, atol=1e-9)
     assert torch.allclose(by_classifier.noise, free.noise, atol=1e-9)
 
 
 def test_the_density_guided_by_the_true_classifier_is_the_conditional_one():
     points = ONE.sample(24, rng(1))
-    steered = classifier_guided(FREE, SCHEDULE, classify, 1.0)
+    steered = with_classifier_guidance(FREE, SCHEDULE, classify, 1.0)
     times = uniform_log_snr_times(SCHEDULE, 256, first=0.0, last=1.0)
     got = log_likelihood(Differentiable(), SCHEDULE, points, times, None, ExactTrace())
     wanted = ONE.log_density(points, SCHEDULE.at(numbers(0.0)))
@@ -104,7 +104,7 @@ class Differentiable:
 def test_samples_guided_by_the_true_classifier_are_those_of_the_class():
     count = 4000
     x = torch.randn(count, 2, generator=rng(2), dtype=torch.float64)
-    steered = classifier_guided(FREE, SCHEDULE, classify, 1.0)
+    steered = with_classifier_guidance(FREE, SCHEDULE, classify, 1.0)
     times = uniform_log_snr_times(SCHEDULE, 40)
     got = Heun(SCHEDULE).solve(steered, x, times, None, rng())
     error = 3 * 0.5 / math.sqrt(count)
@@ -136,7 +136,7 @@ def test_ancestral_steps_move_their_mean_by_variance_times_gradient(variance):
 
 
 def test_no_scale_is_no_classifier_bit_for_bit():
-    assert classifier_guided(FREE, SCHEDULE, classify, 0.0) is FREE
+    assert with_classifier_guidance(FREE, SCHEDULE, classify, 0.0) is FREE
     plain = DDPM(SCHEDULE).solve(FREE, X, uniform_times(4), None, rng())
     silent = DDPM(SCHEDULE, gradient=classifier_gradient(classify, 0.0))
     assert torch.equal(silent.solve(FREE, X, uniform_times(4), None, rng()), plain)
@@ -152,7 +152,7 @@ def counting(denoiser, calls, name):
 
 @pytest.mark.parametrize(("scale", "branch"), [(1.0, TOLD), (0.0, FREE)])
 def test_one_and_zero_are_one_branch_bit_for_bit(scale, branch):
-    got = guided(TOLD, FREE, scale)(X.float(), T.float(), None)
+    got = with_guidance(TOLD, FREE, scale)(X.float(), T.float(), None)
     wanted = branch(X.float(), T.float(), None)
     assert torch.equal(got.x0, wanted.x0)
     assert torch.equal(got.noise, wanted.noise)
@@ -160,10 +160,10 @@ def test_one_and_zero_are_one_branch_bit_for_bit(scale, branch):
 
 def test_guidance_in_an_interval_leaves_other_times_alone():
     calls = []
-    wrapped = guided_within(
+    wrapped = with_guidance_interval(
         counting(TOLD, calls, "c"), counting(FREE, calls, "u"), 3.0, first=0.3, last=0.6
     )
-    full, plain = guided(TOLD, FREE, 3.0)(X, T, None), TOLD(X, T, None)
+    full, plain = with_guidance(TOLD, FREE, 3.0)(X, T, None), TOLD(X, T, None)
     inside = (T >= 0.3) & (T <= 0.6)
     got = wrapped(X, T, None)
     assert torch.equal(got.x0[inside], full.x0[inside])
@@ -175,7 +175,7 @@ def test_guidance_in_an_interval_leaves_other_times_alone():
     calls.clear()
     middle = torch.full_like(T, 0.5)
     assert torch.equal(
-        wrapped(X, middle, None).noise, guided(TOLD, FREE, 3.0)(X, middle, None).noise
+        wrapped(X, middle, None).noise, with_guidance(TOLD, FREE, 3.0)(X, middle, None).noise
     )
     assert calls == ["c", "u"]
 
@@ -191,14 +191,14 @@ def test_rescaling_gives_v_the_conditional_deviation():
     def free(x, t, cond):
         return from_noise(0.7 * x.sin(), x, SCHEDULE.at(t))
 
-    strong = guided(told, free, 5.0)
+    strong = with_guidance(told, free, 5.0)
     v, aim = to_v(strong(x, t, None), here), to_v(told(x, t, None), here)
-    got = rescaled(strong, told, SCHEDULE, 1.0)(x, t, None)
+    got = with_guidance_rescale(strong, told, SCHEDULE, 1.0)(x, t, None)
     assert torch.allclose(to_v(got, here).std(dim=1), aim.std(dim=1))
-    assert torch.allclose(here.noisy(got.x0, got.noise), x)
-    half = rescaled(strong, told, SCHEDULE, 0.5)(x, t, None)
+    assert torch.allclose(here.add_noise(got.x0, got.noise), x)
+    half = with_guidance_rescale(strong, told, SCHEDULE, 0.5)(x, t, None)
     assert torch.allclose(to_v(half, here), (to_v(got, here) + v) / 2)
-    assert rescaled(strong, told, SCHEDULE, 0.0) is strong
+    assert with_guidance_rescale(strong, told, SCHEDULE, 0.0) is strong
 
 
 def shows_caption(x, t, cond):
@@ -208,18 +208,18 @@ def shows_caption(x, t, cond):
 def test_a_negative_caption_takes_the_place_of_the_empty_one():
     wanted, unwanted = Condition(text=torch.full((1, 3), 5)), Condition(text=torch.full((1, 3), 2))
     x, t = torch.zeros(1, 2).double(), torch.full((1,), 0.5).double()
-    away = guided(shows_caption, instead(shows_caption, unwanted), 3.0)
+    away = with_guidance(shows_caption, with_condition(shows_caption, unwanted), 3.0)
     assert away(x, t, wanted).x0.tolist() == [[11.0, 11.0]]
-    empty = guided(shows_caption, without_text(shows_caption), 3.0)
+    empty = with_guidance(shows_caption, without_text(shows_caption), 3.0)
     assert empty(x, t, wanted).x0.tolist() == [[15.0, 15.0]]
 
 
 def test_wrappers_compose():
-    steered = classifier_guided(guided(TOLD, FREE, 2.0), SCHEDULE, classify, 1.0)
+    steered = with_classifier_guidance(with_guidance(TOLD, FREE, 2.0), SCHEDULE, classify, 1.0)
     got = score(steered(X, T, None), SCHEDULE.at(T))
     # scale 2 and the classifier's 1 more are scale 3
     assert torch.allclose(got, gradient(lambda x: log_guided(x, T, 3.0), X), atol=1e-8)
-    kept = clamped(steered, SCHEDULE)(X, T, None)
+    kept = static_threshold(steered, SCHEDULE)(X, T, None)
     assert float(kept.x0.abs().max()) <= 1.0
 
 
@@ -231,10 +231,10 @@ def test_dynamic_thresholding_divides_by_the_percentile_of_each_sample():
         return Prediction(x0, x)
 
     x, t = torch.randn(2, 201, generator=rng(), dtype=torch.float64), numbers(0.5, 0.5)
-    got = dynamically_clamped(denoise, schedule, percentile=0.5)(x, t, None)
+    got = dynamic_threshold(denoise, schedule, percentile=0.5)(x, t, None)
     assert torch.allclose(got.x0[0], (x0[0] / 2).clamp(max=1))
     assert torch.equal(got.x0[1], x0[1])
-    assert torch.allclose(schedule.at(t).noisy(got.x0, got.noise), x)
+    assert torch.allclose(schedule.at(t).add_noise(got.x0, got.noise), x)
 
 
 def test_the_unconditional_side_of_class_guidance_is_told_the_null_label():
@@ -242,7 +242,7 @@ def test_the_unconditional_side_of_class_guidance_is_told_the_null_label():
         return Prediction(cond.label.double()[:, None], x)
 
     cond = Condition(label=torch.tensor([0, 2, 5]), text=torch.ones(3, 4, dtype=torch.int64))
-    both = guided(shows_label, without_class(shows_label, 9), 3.0)
+    both = with_guidance(shows_label, without_class(shows_label, 9), 3.0)
     assert both(X[:3], T[:3], cond).x0.flatten().tolist() == [9 + 3 * (n - 9) for n in (0, 2, 5)]
     assert torch.equal(cond.without_class(9).text, cond.text)
     assert Condition(text=cond.text).without_class(9).label is None

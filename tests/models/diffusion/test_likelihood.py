@@ -9,7 +9,7 @@ from models.diffusion.likelihood import (
     ExactTrace,
     Hutchinson,
     bits_per_value,
-    dequantised,
+    dequantized,
     log_likelihood,
 )
 from models.diffusion.mixture import Mixture, MixtureDenoiser
@@ -124,7 +124,7 @@ def test_bits_count_the_bins_of_the_levels():
     density = torch.full((3,), size * math.log(0.5))
     assert bits_per_value(density, size).tolist() == pytest.approx([8.0] * 3)
     levels = torch.arange(256.0).repeat(40)
-    spread = dequantised(levels, rng())
+    spread = dequantized(levels, rng())
     assert float(spread.min()) >= -1
     assert float(spread.max()) <= 1
     assert torch.equal(((spread.double() + 1) * 128).floor(), levels.double())

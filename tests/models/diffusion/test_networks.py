@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import BlurAugmentationConfig
-from models.diffusion.guidance import guided, without_text
+from models.diffusion.guidance import with_guidance, without_text
 from models.diffusion.losses import denoising_loss
 from models.diffusion.process import ProcessConfig, denoiser
 from models.diffusion.super_resolution import SuperResolutionConfig
@@ -45,7 +45,9 @@ TIMES = torch.tensor([0.2, 0.7])
 def test_a_new_base_predicts_grey_and_a_new_upsampler_the_enlarged_input():
     assert float(BASE.build()(images(), TIMES, Condition(text=TEXT)).detach().abs().max()) == 0
     low = images()
-    got = UPSAMPLER.build()(images(side=32), TIMES, Condition(low=low, level=torch.zeros(2)))
+    got = UPSAMPLER.build()(
+        images(side=32), TIMES, Condition(low_res=low, noise_level=torch.zeros(2))
+    )
     wanted = torch.nn.functional.interpolate(low, scale_factor=2, mode="bilinear")
     assert torch.equal(got, wanted)
 
@@ -64,7 +66,7 @@ def test_every_parameter_of_both_networks_gets_a_gradient():
     level = torch.tensor([0.1, 0.3])
     for model, x, cond in (
         (woken(BASE), images(), Condition(text=TEXT)),
-        (woken(UPSAMPLER), images(side=32), Condition(low=images(), level=level)),
+        (woken(UPSAMPLER), images(side=32), Condition(low_res=images(), noise_level=level)),
     ):
         model(x, TIMES, cond).square().sum().backward()
         still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -74,16 +76,20 @@ def test_every_parameter_of_both_networks_gets_a_gradient():
 def test_the_upsampler_depends_on_its_input_and_the_level():
     model = woken(UPSAMPLER)
     x, low, level = images(side=32), images(seed=1), torch.tensor([0.1, 0.3])
-    plain = model(x, TIMES, Condition(low=low, level=level))
-    assert not torch.allclose(plain, model(x, TIMES, Condition(low=low, level=level + 0.2)))
-    assert not torch.allclose(plain, model(x, TIMES, Condition(low=low * 0.9, level=level)))
+    plain = model(x, TIMES, Condition(low_res=low, noise_level=level))
+    assert not torch.allclose(
+        plain, model(x, TIMES, Condition(low_res=low, noise_level=level + 0.2))
+    )
+    assert not torch.allclose(
+        plain, model(x, TIMES, Condition(low_res=low * 0.9, noise_level=level))
+    )
 
 
 def test_the_upsampler_takes_crops_in_training_and_whole_images_later():
     model = woken(UPSAMPLER)
     level = torch.zeros(2)
-    crop = model(images(side=16), TIMES, Condition(low=images(side=8), level=level))
-    whole = model(images(side=64), TIMES, Condition(low=images(side=32), level=level))
+    crop = model(images(side=16), TIMES, Condition(low_res=images(side=8), noise_level=level))
+    whole = model(images(side=64), TIMES, Condition(low_res=images(side=32), noise_level=level))
     assert crop.shape == (2, 3, 16, 16)
     assert whole.shape == (2, 3, 64, 64)
 
@@ -92,10 +98,10 @@ def test_wrong_conditions_and_sizes_are_refused():
     with pytest.raises(UserError, match="captions"):
         BASE.build()(images(), TIMES, Condition())
     with pytest.raises(UserError, match="low-resolution"):
-        UPSAMPLER.build()(images(side=32), TIMES, Condition(low=images()))
+        UPSAMPLER.build()(images(side=32), TIMES, Condition(low_res=images()))
     with pytest.raises(UserError, match="multiples of 4"):
         UPSAMPLER.build()(
-            images(side=18), TIMES, Condition(low=images(side=9), level=torch.zeros(2))
+            images(side=18), TIMES, Condition(low_res=images(side=9), noise_level=torch.zeros(2))
         )
 
 
@@ -109,7 +115,7 @@ def test_wrong_conditions_and_sizes_are_refused():
         (lambda: SuperResolutionConfig(low_size=8, image_size=16, channels=(9,)), "multiples of 8"),
         (
             lambda: SuperResolutionConfig(
-                low_size=8, image_size=16, process=ProcessConfig(predicts="v")
+                low_size=8, image_size=16, process=ProcessConfig(prediction_type="v")
             ),
             "predicts must be x0",
         ),
@@ -124,19 +130,19 @@ def test_guidance_at_one_returns_the_conditional_branch_of_a_network_bit_for_bit
     plain = denoiser(woken(BASE))
     x, cond = images(), Condition(text=TEXT)
     wanted = plain(x, TIMES, cond)
-    got = guided(plain, without_text(plain), 1.0)(x, TIMES, cond)
+    got = with_guidance(plain, without_text(plain), 1.0)(x, TIMES, cond)
     assert torch.equal(got.x0, wanted.x0)
-    empty = guided(plain, without_text(plain), 0.0)(x, TIMES, cond)
+    empty = with_guidance(plain, without_text(plain), 0.0)(x, TIMES, cond)
     assert torch.equal(empty.x0, plain(x, TIMES, cond.without_text()).x0)
 
 
-@pytest.mark.parametrize("predicts", ["x0", "noise", "v"])
-def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(predicts):
-    process = ProcessConfig(predicts=predicts).build()
+@pytest.mark.parametrize("prediction_type", ["x0", "noise", "v"])
+def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_type):
+    process = ProcessConfig(prediction_type=prediction_type).build()
     x0 = images().double()
     noise = torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
     here = process.schedule.at(TIMES.double()).like(x0)
-    truth = {"x0": x0, "noise": noise, "v": here.alpha * noise - here.sigma * x0}[predicts]
+    truth = {"x0": x0, "noise": noise, "v": here.alpha * noise - here.sigma * x0}[prediction_type]
 
     def perfect(x, t, cond):
         return truth
@@ -145,7 +151,9 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(predicts):
     args = (process, x0, Condition(), TIMES.double(), noise, weight)
     assert float(denoising_loss(perfect, *args).value.max()) < 1e-10
 
-    shift = {"x0": 0.1, "noise": 0.1 * here.alpha / here.sigma, "v": 0.1 / here.sigma}[predicts]
+    shift = {"x0": 0.1, "noise": 0.1 * here.alpha / here.sigma, "v": 0.1 / here.sigma}[
+        prediction_type
+    ]
     loss = denoising_loss(lambda x, t, cond: truth + shift, *args)
     assert loss.mse.tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
     snr = process.schedule.at(TIMES.double()).snr.clamp(0.05, 5.0)
@@ -157,7 +165,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(predicts):
 def test_networks_run_in_bf16_and_under_autocast_and_answer_in_fp32(config):
     model = woken(config)
     x = images(side=32 if config is UPSAMPLER else 16)
-    cond = Condition(text=TEXT, low=images(), level=torch.tensor([0.1, 0.2]))
+    cond = Condition(text=TEXT, low_res=images(), noise_level=torch.tensor([0.1, 0.2]))
     exact = model(x, TIMES, cond)
     with torch.autocast("cpu", torch.bfloat16):
         cast = model(x, TIMES, cond)

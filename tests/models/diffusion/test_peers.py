@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.diffusion.guidance import dynamically_clamped
+from models.diffusion.guidance import dynamic_threshold
 from models.diffusion.parameterization import Prediction, from_noise, from_v
 from models.diffusion.schedules.discrete import (
     CosineBetasConfig,
@@ -178,6 +178,6 @@ def test_dynamic_thresholding_is_that_of_diffusers():
         return Prediction(3 * x, x)
 
     t = torch.full((2,), 0.5, dtype=torch.float64)
-    guess = dynamically_clamped(denoise, SCHEDULE, percentile=0.9)(x, t, None)
+    guess = dynamic_threshold(denoise, SCHEDULE, percentile=0.9)(x, t, None)
     assert torch.allclose(guess.x0, PEER["thresholded"], atol=1e-6)
-    assert torch.allclose(SCHEDULE.at(t).noisy(guess.x0, guess.noise), x)
+    assert torch.allclose(SCHEDULE.at(t).add_noise(guess.x0, guess.noise), x)

@@ -45,7 +45,7 @@ from models.diffusion.solvers.euler import Euler
 from models.diffusion.solvers.euler_ancestral import EulerAncestral
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.predictor_corrector import PredictorCorrector
-from models.diffusion.solvers.solver import grid
+from models.diffusion.solvers.solver import time_grid
 from models.diffusion.solvers.times import (
     karras_times,
     leading_times,
@@ -88,7 +88,7 @@ def test_every_schedule_falls_in_log_snr_and_finds_its_times_again(name):
     here = schedule.at(inside)
     assert bool((ratios.diff() < 0).all())
     assert torch.allclose(here.log_snr, ratios, atol=1e-8)
-    assert torch.allclose(schedule.time_of(ratios), inside, atol=1e-9)
+    assert torch.allclose(schedule.inverse_log_snr(ratios), inside, atol=1e-9)
     single = schedule.at(inside.float())
     assert single.alpha.dtype is torch.float32
     assert torch.allclose(single.alpha.double(), here.alpha, atol=1e-5)
@@ -113,7 +113,7 @@ def test_ends_in_the_wrong_order_and_v_without_preserved_variance_are_refused():
     with pytest.raises(ValidationError, match="beta_min"):
         VPScheduleConfig(beta_min=2.0, beta_max=1.0)
     with pytest.raises(ValidationError, match="preserves variance"):
-        ProcessConfig(schedule=EDMScheduleConfig(), predicts="v")
+        ProcessConfig(schedule=EDMScheduleConfig(), prediction_type="v")
 
 
 def test_exploding_schedules_run_between_their_levels():
@@ -147,7 +147,7 @@ def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_noise():
     assert float(moved.at(numbers(1.0)).sigma) == 1.0
     assert float(moved.log_snr(numbers(1.0))) == -math.inf
     assert torch.allclose(moved.at(numbers(1e-3)).alpha, plain.at(numbers(1e-3)).alpha)
-    assert torch.allclose(moved.time_of(moved.log_snr(numbers(0.9995))), numbers(0.9995))
+    assert torch.allclose(moved.inverse_log_snr(moved.log_snr(numbers(0.9995))), numbers(0.9995))
 
 
 def test_a_respaced_chain_takes_the_steps_of_the_strided_one():
@@ -178,7 +178,7 @@ def test_statistics_integrate_to_all_of_time():
 def test_predictions_convert_into_each_other_and_back(name, dtype):
     marginal = SCHEDULES[name].at(torch.linspace(0.1, 0.7, 5, dtype=dtype))
     x0, noise = torch.randn(2, 5, 3, generator=rng(), dtype=dtype)
-    x = marginal.noisy(x0, noise)
+    x = marginal.add_noise(x0, noise)
     truth = Prediction(x0, noise)
     tolerance = 1e-6 if dtype is torch.float64 else 2e-4
     for to, read in ((to_x0, from_x0), (to_noise, from_noise), (to_v, from_v)):
@@ -297,7 +297,7 @@ def test_the_analytic_variance_is_that_of_the_true_reverse_step():
     for name in ("cosine", "discrete linear", "edm"):
         schedule = SCHEDULES[name]
         times = karras_times(schedule, 6, last=0.05)
-        path = grid(schedule, times)
+        path = time_grid(schedule, times)
         moments = [  # E noise^2 = sigma^2 / variance of x_t
             s**2 / (a**2 * 0.25 + s**2)
             for a, s in zip(path.alpha[:-1], path.sigma[:-1], strict=True)

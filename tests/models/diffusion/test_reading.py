@@ -8,7 +8,7 @@ from models.diffusion.process import ProcessConfig, _Reading
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
-from models.diffusion.solvers.solver import combined, grid, scalars
+from models.diffusion.solvers.solver import lincomb, scalars, time_grid
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
@@ -16,7 +16,7 @@ def noise(*shape, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    ("predicts", "schedule"),
+    ("prediction_type", "schedule"),
     [
         ("x0", CosineScheduleConfig()),
         ("noise", DiscreteScheduleConfig()),
@@ -26,8 +26,10 @@ def noise(*shape, seed=0, dtype=torch.float64):
     ],
 )
 @pytest.mark.parametrize("variance", ["fixed", "learned"])
-def test_a_shared_time_reads_as_different_times_do(predicts, schedule, variance):
-    process = ProcessConfig(predicts=predicts, schedule=schedule, variance=variance).build()
+def test_a_shared_time_reads_as_different_times_do(prediction_type, schedule, variance):
+    process = ProcessConfig(
+        prediction_type=prediction_type, schedule=schedule, variance=variance
+    ).build()
     x, raw = noise(2, 3, 4, 4), noise(2, 3 * process.config.outputs, 4, 4, seed=1)
     for time in (0.01, 0.4, 0.99):
         shared = torch.full((2,), time, dtype=torch.float64)
@@ -37,13 +39,13 @@ def test_a_shared_time_reads_as_different_times_do(predicts, schedule, variance)
             pairs = [(got.x0, wanted.x0), (got.noise, wanted.noise)]
             pairs.append((process.input(x, shared), process.input(x, apart)))
             if variance == "learned":
-                pairs.append((got.spread, wanted.spread))
+                pairs.append((got.logvar_fraction, wanted.logvar_fraction))
             for one, other in pairs:
                 assert torch.allclose(one[0], other[0], rtol=1e-10, atol=1e-10)
 
 
 def test_what_the_network_gives_is_handed_on_itself_and_the_rest_computed_when_read(counting):
-    process = ProcessConfig(predicts="noise", schedule=DiscreteScheduleConfig()).build()
+    process = ProcessConfig(prediction_type="noise", schedule=DiscreteScheduleConfig()).build()
     x, raw = noise(1, 3, 4, 4), noise(1, 3, 4, 4, seed=1)
     time = torch.full((1,), 0.5, dtype=torch.float64)
     process.prediction(raw, x, time)
@@ -56,7 +58,7 @@ def test_what_the_network_gives_is_handed_on_itself_and_the_rest_computed_when_r
 
 
 def test_gradients_pass_through_a_shared_time():
-    process = ProcessConfig(predicts="v").build()
+    process = ProcessConfig(prediction_type="v").build()
     x = noise(2, 3).requires_grad_()
     shared = torch.full((2,), 0.3, dtype=torch.float64)
     (slope,) = torch.autograd.grad(process.prediction(2 * x, x, shared).x0.sum(), x)
@@ -81,7 +83,7 @@ def test_a_prediction_takes_tensors_or_what_computes_them():
     guess = Prediction(lambda: x, x)
     assert guess.x0 is x
     assert guess.noise is x
-    assert guess.spread is None
+    assert guess.logvar_fraction is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -89,7 +91,7 @@ def test_sums_of_multiples_leave_their_parts_alone_and_keep_the_precision(dtype)
     x, one, other = (noise(2, 3, seed=seed, dtype=torch.float64).to(dtype) for seed in range(3))
     kept = x.clone()
     (weight,) = scalars([0.25], x)
-    got = combined(x, weight, (one, -2.0), (other, 0.5))
+    got = lincomb(x, weight, (one, -2.0), (other, 0.5))
     assert got.dtype == dtype
     assert torch.equal(x, kept)
     wanted = x.double() / 4 - 2 * one.double() + other.double() / 2
@@ -98,6 +100,8 @@ def test_sums_of_multiples_leave_their_parts_alone_and_keep_the_precision(dtype)
 
 def test_a_grid_is_computed_once_for_many_batches():
     schedule, times = CosineScheduleConfig().build(), torch.linspace(1, 0, 5)
-    assert grid(schedule, times) is grid(schedule, times.clone())
-    assert grid(schedule, times) is not grid(schedule, times[1:])
-    assert grid(schedule, times) is not grid(CosineScheduleConfig(log_snr_max=9.0).build(), times)
+    assert time_grid(schedule, times) is time_grid(schedule, times.clone())
+    assert time_grid(schedule, times) is not time_grid(schedule, times[1:])
+    assert time_grid(schedule, times) is not time_grid(
+        CosineScheduleConfig(log_snr_max=9.0).build(), times
+    )

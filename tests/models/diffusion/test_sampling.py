@@ -8,16 +8,16 @@ import torch
 from pydantic import TypeAdapter
 
 from mezzotint.common.errors import UserError
-from models.diffusion.guidance import clamped, classifier_gradient, guided
+from models.diffusion.guidance import classifier_gradient, static_threshold, with_guidance
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction
 from models.diffusion.sampling import (
     NFE,
     DiffusionSampling,
-    counted,
-    counted_classifier,
-    remembering,
-    started,
+    count_classifier_nfe,
+    count_nfe,
+    memoize_last,
+    scale_initial_noise,
 )
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
@@ -25,7 +25,7 @@ from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VESchedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddpm import DDPM
-from models.diffusion.solvers.grids import TimesConfig, noisy_end
+from models.diffusion.solvers.grids import TimeGridConfig, noisy_end
 from models.diffusion.solvers.times import uniform_log_snr_times
 
 
@@ -59,7 +59,7 @@ def sampling(**settings):
 
 
 def drawn(settings, schedule, denoiser, log_probability=None):
-    course = settings.course(denoiser, denoiser, schedule, log_probability)
+    course = settings.sampler_run(denoiser, denoiser, schedule, log_probability)
     return course.solve(X, None, rng(1))
 
 
@@ -70,7 +70,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
     denoiser = MixtureDenoiser(ALL, schedule)
     settings = sampling(solver={"kind": kind}, steps=24, times={"kind": "karras"})
     if kind == "analytic_dpm":
-        times = settings.grid.build(schedule, settings.steps)
+        times = settings.time_grid.build(schedule, settings.steps)
         moments = noise_moments(denoiser, schedule, ALL.sample(200, rng(2)), times, None, rng())
         settings = sampling(
             **settings.model_dump() | {"solver": {"kind": kind, "moments": moments}}
@@ -84,7 +84,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("kind", kinds(TimesConfig))
+@pytest.mark.parametrize("kind", kinds(TimeGridConfig))
 def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
     settings = sampling(times={"kind": kind}, steps=12)
     if kind in ("trailing", "leading") and schedule != "discrete":
@@ -98,10 +98,10 @@ def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
 
 
 def test_solvers_that_need_short_last_steps_get_them():
-    assert sampling().grid.kind == "uniform"
-    assert sampling(solver={"kind": "ddpm"}).grid.kind == "uniform"
-    assert sampling(solver={"kind": "heun"}).grid.kind == "log_snr"
-    assert sampling(solver={"kind": "heun"}, times={"kind": "karras"}).grid.kind == "karras"
+    assert sampling().time_grid.kind == "uniform"
+    assert sampling(solver={"kind": "ddpm"}).time_grid.kind == "uniform"
+    assert sampling(solver={"kind": "heun"}).time_grid.kind == "log_snr"
+    assert sampling(solver={"kind": "heun"}, times={"kind": "karras"}).time_grid.kind == "karras"
 
 
 def test_equal_log_snr_ends_at_the_first_discrete_step():
@@ -177,7 +177,7 @@ def free(x, t, cond):
 def test_calls_of_the_network_are_counted(settings, calls):
     seen = NFE()
     settings = sampling(steps=6, **settings)
-    course = settings.course(counted(told, seen), counted(free, seen), COSINE)
+    course = settings.sampler_run(count_nfe(told, seen), count_nfe(free, seen), COSINE)
     course.solve(X, None, rng())
     assert seen == NFE(network=calls)
 
@@ -185,7 +185,7 @@ def test_calls_of_the_network_are_counted(settings, calls):
 def test_steering_is_guidance_then_thresholding():
     settings = sampling(guidance=3.0)
     got = settings.steered(told, free, COSINE)(X, T, None)
-    wanted = clamped(guided(told, free, 3.0), COSINE)(X, T, None)
+    wanted = static_threshold(with_guidance(told, free, 3.0), COSINE)(X, T, None)
     assert torch.equal(got.x0, wanted.x0)
     assert torch.equal(got.noise, wanted.noise)
     plain = sampling(thresholding={"kind": "none"}).steered(told, free, COSINE)(X, T, None)
@@ -200,7 +200,7 @@ def classify(x, t):
 
 def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others():
     seen = NFE()
-    counting = counted_classifier(classify, seen)
+    counting = count_classifier_nfe(classify, seen)
     settings = sampling(solver={"kind": "ddpm"}, steps=4, classifier_scale=2.0)
     open_ended = {"thresholding": {"kind": "none"}}
     settings = sampling(**settings.model_dump() | open_ended)
@@ -217,7 +217,7 @@ def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others(
 
 def test_the_same_question_twice_in_a_row_is_one_call():
     seen = NFE()
-    asked = remembering(counted(told, seen))
+    asked = memoize_last(count_nfe(told, seen))
     first = asked(X, T, None)
     assert asked(X, T, None) is first
     assert seen.network == 1
@@ -227,8 +227,8 @@ def test_the_same_question_twice_in_a_row_is_one_call():
 
 @pytest.mark.parametrize(("schedule", "deviation"), [("cosine", 1.0), ("edm", math.hypot(1, 80))])
 def test_noise_starts_with_the_deviation_of_normalised_data(schedule, deviation):
-    assert torch.allclose(started(X, SCHEDULES[schedule], 1.0), X * deviation)
-    assert torch.equal(started(X.float(), COSINE, 1.0), X.float())
+    assert torch.allclose(scale_initial_noise(X, SCHEDULES[schedule], 1.0), X * deviation)
+    assert torch.equal(scale_initial_noise(X.float(), COSINE, 1.0), X.float())
 
 
 def test_a_sampling_reads_back_as_written():

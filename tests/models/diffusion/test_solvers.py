@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.diffusion.guidance import clamped, guided
+from models.diffusion.guidance import static_threshold, with_guidance
 from models.diffusion.parameterization import Prediction, from_x0
 from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
@@ -165,7 +165,7 @@ def constant(value, calls):
 def test_guidance_at_one_and_zero_is_one_branch_bit_for_bit_in_one_call():
     for scale, wanted in ((1.0, 0.1), (0.0, 0.7)):
         calls = []
-        wrapped = guided(constant(0.1, calls), constant(0.7, calls), scale)
+        wrapped = with_guidance(constant(0.1, calls), constant(0.7, calls), scale)
         x = torch.zeros(1, 2)
         assert torch.equal(wrapped(x, torch.zeros(1), None).x0, torch.full_like(x, wanted))
         assert calls == [wanted]
@@ -174,7 +174,7 @@ def test_guidance_at_one_and_zero_is_one_branch_bit_for_bit_in_one_call():
 def test_guidance_is_linear_in_its_scale():
     x, t = torch.zeros(1, 2), torch.zeros(1)
     for scale in (0.5, 2.0, 7.0):
-        guess = guided(constant(0.25, []), constant(0.75, []), scale)(x, t, None)
+        guess = with_guidance(constant(0.25, []), constant(0.75, []), scale)(x, t, None)
         assert torch.allclose(guess.x0, torch.full_like(x, 0.75 - 0.5 * scale))
         assert torch.allclose(guess.noise, torch.full_like(x, -0.75 + 0.5 * scale))
 
@@ -183,6 +183,6 @@ def test_clamping_keeps_images_in_range_and_the_prediction_consistent():
     schedule = SCHEDULES[0]
     t = torch.full((1,), 0.4, dtype=torch.float64)
     x = torch.randn(1, 5, generator=rng(), dtype=torch.float64) * 3
-    guess = clamped(constant(4.0, []), schedule)(x, t, None)
+    guess = static_threshold(constant(4.0, []), schedule)(x, t, None)
     assert float(guess.x0.max()) == 1.0
-    assert torch.allclose(schedule.at(t).noisy(guess.x0, guess.noise), x)
+    assert torch.allclose(schedule.at(t).add_noise(guess.x0, guess.noise), x)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import guided, without_text
+from models.diffusion.guidance import with_guidance, without_text
 from models.diffusion.process import denoiser
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.nn.conditioning_cache import MAX_ENTRIES, ActivationCache, cached
@@ -84,7 +84,7 @@ def test_drawing_with_guidance_recalls_captions_and_draws_the_same(told, autocas
             module.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain = denoiser(unet)
-        steered = guided(plain, without_text(plain), 3.0)
+        steered = with_guidance(plain, without_text(plain), 3.0)
         first = steered(x, t, cond).x0
         asked = len(calls)
         again = steered(x, t, cond).x0
@@ -92,9 +92,9 @@ def test_drawing_with_guidance_recalls_captions_and_draws_the_same(told, autocas
         assert len(calls) == asked, "a caption is read once in a drawing"
         fresh = denoiser(unet)
         assert torch.equal(first, again)
-        assert torch.equal(first, guided(fresh, without_text(fresh), 3.0)(x, t, cond).x0)
+        assert torch.equal(first, with_guidance(fresh, without_text(fresh), 3.0)(x, t, cond).x0)
         with torch.enable_grad():
-            direct = guided(fresh, without_text(fresh), 3.0)(x, t, cond).x0
+            direct = with_guidance(fresh, without_text(fresh), 3.0)(x, t, cond).x0
         assert float((direct - first).abs().max()) < (0.05 if autocast else 1e-5)
 
 

@@ -27,7 +27,7 @@ UNET = {
 }
 TEXT = {"vocab": 20, "length": 5, "width": 16, "layers": 1, "heads": 2}
 LABELS = {"classes": CLASSES, "null_class": True}
-LEARNED = {"predicts": "noise", "variance": "learned"}
+LEARNED = {"prediction_type": "noise", "variance": "learned"}
 PATCHES = {
     **{"kind": "text_diffusion", "image_size": 16, "patch": 4, "width": 32, "layers": 2},
     **{"heads": 2, "text_vocab": 20, "text_length": 5},
@@ -45,18 +45,18 @@ CASES = {
     "larger": (LARGER, {"condition": BY_IMAGE}),
     "class and image": (
         {**UNET, **LABELS, **SMALL_IMAGE},
-        {"condition": {"kind": "several", "of": [BY_CLASS, {"kind": "low_resolution"}]}},
+        {"condition": {"kind": "several", "conditions": [BY_CLASS, {"kind": "low_resolution"}]}},
     ),
     "hybrid": (
         {**UNET, **LABELS, "process": LEARNED},
         {"condition": BY_CLASS, "loss": {"kind": "hybrid", "steps": 100}},
     ),
     "edm": (
-        {**UNET, "process": {"predicts": "edm", "schedule": {"kind": "edm"}}},
+        {**UNET, "process": {"prediction_type": "edm", "schedule": {"kind": "edm"}}},
         {"loss": {"kind": "simple"}, "times": {"kind": "log_normal"}},
     ),
     "importance": (
-        {**UNET, "process": {"predicts": "noise"}},
+        {**UNET, "process": {"prediction_type": "noise"}},
         {"loss": {"kind": "simple"}, "times": {"kind": "importance", "steps": 4, "history": 2}},
     ),
     "latents": (
@@ -172,8 +172,8 @@ class Vectors(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.process = ProcessConfig(predicts="edm", schedule=EDMScheduleConfig()).build()
-        self.config = type("Settings", (), {"told": frozenset({"class"})})()
+        self.process = ProcessConfig(prediction_type="edm", schedule=EDMScheduleConfig()).build()
+        self.config = type("Settings", (), {"conditioning": frozenset({"class"})})()
         self.inner = nn.Linear(7 + CLASSES, 7)
 
     def forward(self, x, t, cond):
@@ -269,8 +269,8 @@ def test_what_does_not_fit_the_model_is_refused_by_its_key(model, settings, mess
         ({"loss": {"kind": "simple"}, "weight": {"kind": "snr"}}, "weight belongs to loss.kind"),
         ({"loss": {"kind": "hybrid"}, "times": {"kind": "uniform"}}, "set times.steps to 1000"),
         ({"loss": {"kind": "hybrid"}, "times": {"kind": "log_normal"}}, "times on those steps"),
-        ({"condition": {"kind": "several", "of": [BY_TEXT]}}, "at least 2 items"),
-        ({"condition": {"kind": "several", "of": [BY_TEXT, BY_TEXT]}}, "more than once"),
+        ({"condition": {"kind": "several", "conditions": [BY_TEXT]}}, "at least 2 items"),
+        ({"condition": {"kind": "several", "conditions": [BY_TEXT, BY_TEXT]}}, "more than once"),
         ({"weight": {"low": 2.0, "high": 1.0}}, "low must not be above high"),
         ({"target": {"kind": "array", "name": "z", "scale": 0}}, "greater than 0"),
     ],

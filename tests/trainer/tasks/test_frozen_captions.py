@@ -87,7 +87,7 @@ def test_a_step_is_told_features_and_some_of_them_are_those_of_nothing(recipe, c
     (cond,) = engine.seen
     reader = frozen_text.load(ClipText(model=clip), lambda style, content, name: Tokenizer(content))
     features, empty = reader(CAPTIONS), reader([""])[0]
-    assert torch.equal(cond.empty, empty)
+    assert torch.equal(cond.empty_features, empty)
     assert torch.equal(cond.features, drop_rows(features, empty, 0.5, rng(5)))
     dropped = [torch.equal(each, empty) for each in cond.features]
     assert 0 < sum(dropped) < 4
@@ -145,15 +145,15 @@ def test_a_t5_on_disk_takes_a_clips_place(recipe, t5):
     loss.value.backward()
     (cond,) = engine.seen
     assert cond.features.shape == (4, 9, 12)
-    assert cond.empty[0].any()  # the end mark
-    assert not cond.empty[1:].any()
+    assert cond.empty_features[0].any()  # the end mark
+    assert not cond.empty_features[1:].any()
     with pytest.raises(UserError, match=r"set model\.features\.width=12"):
         check(recipe(words))
 
 
 def test_the_side_without_captions_reads_the_empty_one():
     features, empty = torch.randn(2, 3, 4, generator=rng()), torch.ones(3, 4)
-    nothing = Condition(features=features, empty=empty).without_text().features
+    nothing = Condition(features=features, empty_features=empty).without_text().features
     assert torch.equal(nothing, torch.ones(2, 3, 4))
     assert not Condition(features=features).without_text().features.any()
 
@@ -168,7 +168,7 @@ def test_guidance_leads_away_from_the_empty_caption(recipe):
         features, empty = torch.randn(2, 6, 128, generator=rng()), torch.ones(6, 128)
         x, t = torch.randn(2, 3, 16, 16, generator=rng()), torch.full((2,), 0.5)
         told = denoiser(model)
-        untold = without_text(told)(x, t, Condition(features=features, empty=empty))
+        untold = without_text(told)(x, t, Condition(features=features, empty_features=empty))
         wanted = told(x, t, Condition(features=empty.expand(2, -1, -1)))
         assert torch.equal(untold.x0, wanted.x0)
         assert not torch.allclose(untold.x0, told(x, t, Condition(features=features)).x0)

@@ -27,7 +27,7 @@ def test_a_schedule_preserves_variance_and_falls_from_signal_to_noise(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_times_are_found_from_their_log_snr(schedule):
-    assert torch.allclose(schedule.time_of(schedule.log_snr(T)), T, atol=1e-9)
+    assert torch.allclose(schedule.inverse_log_snr(schedule.log_snr(T)), T, atol=1e-9)
 
 
 def test_the_cosine_schedule_ends_at_its_two_ratios():
@@ -61,7 +61,7 @@ def test_every_parameterization_recovers_the_truth(schedule):
     x0, noise = torch.randn(2, 5, 3, 4, 4, generator=rng, dtype=torch.float64)
     t = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
     marginal = schedule.at(t)
-    x = marginal.noisy(x0, noise)
+    x = marginal.add_noise(x0, noise)
     here = marginal.like(x)
     v = here.alpha * noise - here.sigma * x0
     for guess in (from_x0(x0, x, marginal), from_noise(noise, x, marginal), from_v(v, x, marginal)):

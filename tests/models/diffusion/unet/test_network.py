@@ -9,7 +9,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.network import UNetConfig
 
-LEARNED = ProcessConfig(predicts="noise", variance="learned")
+LEARNED = ProcessConfig(prediction_type="noise", variance="learned")
 SIX = (1, 1, 2, 2, 4, 4)
 ADM_256 = {"image_size": 256, "channels": 256, "multipliers": SIX, "process": LEARNED}
 PUBLISHED = {
@@ -178,7 +178,9 @@ LATENTS = UNetConfig(
     **TINY, image_channels=4, features={"width": 12}, transformer={"depth": 2}, **LATENT
 )
 UPSAMPLER = UNetConfig(
-    **{**TINY, "attention": ()}, heads=2, low_resolution={"size": 4, "tells_level": True}
+    **{**TINY, "attention": ()},
+    heads=2,
+    low_resolution={"size": 4, "condition_on_noise_level": True},
 )
 TEXT = torch.tensor([[3, 4, 5, 0, 0], [7, 8, 0, 0, 0]])
 TIMES = torch.tensor([0.25, 0.75])
@@ -204,7 +206,7 @@ FEATURES = Condition(features=noise(2, 5, 12, seed=2))
 EACH = [
     (CLASSES, Condition(label=torch.tensor([3, 1]))),
     (CAPTIONS, Condition(text=TEXT)),
-    (UPSAMPLER, Condition(low=LOW, level=LEVEL)),
+    (UPSAMPLER, Condition(low_res=LOW, noise_level=LEVEL)),
 ]
 
 
@@ -282,7 +284,7 @@ def test_latents_of_any_number_of_channels_are_denoised():
         ),
         (
             UNetConfig(**{**TINY, "attention": ()}, heads=2, low_resolution={"size": 4}),
-            Condition(low=LOW),
+            Condition(low_res=LOW),
             [0.10172, -0.66458, -0.00866, 0.09715, -0.50263, -0.00346],
         ),
         (
@@ -319,8 +321,16 @@ def test_the_output_depends_on_all_that_the_network_is_told():
         (classes, Condition(label=torch.tensor([3, 1])), Condition(label=torch.tensor([2, 1]))),
         (captions, Condition(text=TEXT), Condition(text=TEXT).without_text()),
         (captions, Condition(text=TEXT), Condition(text=TEXT.flip(1))),
-        (upsampler, Condition(low=LOW, level=LEVEL), Condition(low=LOW + 0.1, level=LEVEL)),
-        (upsampler, Condition(low=LOW, level=LEVEL), Condition(low=LOW, level=LEVEL + 0.2)),
+        (
+            upsampler,
+            Condition(low_res=LOW, noise_level=LEVEL),
+            Condition(low_res=LOW + 0.1, noise_level=LEVEL),
+        ),
+        (
+            upsampler,
+            Condition(low_res=LOW, noise_level=LEVEL),
+            Condition(low_res=LOW, noise_level=LEVEL + 0.2),
+        ),
     ):
         plain = model(X, TIMES, one)
         assert not torch.allclose(plain[0], model(X, TIMES, other)[0], atol=1e-4)
@@ -331,7 +341,7 @@ def test_the_output_depends_on_all_that_the_network_is_told():
 @torch.no_grad()
 def test_an_upsampler_trained_on_crops_runs_at_full_size():
     whole = woken(UPSAMPLER)(
-        noise(2, 3, 32, 32), TIMES, Condition(low=noise(2, 3, 8, 8), level=LEVEL)
+        noise(2, 3, 32, 32), TIMES, Condition(low_res=noise(2, 3, 8, 8), noise_level=LEVEL)
     )
     assert whole.shape == (2, 3, 32, 32)
 
@@ -354,9 +364,9 @@ def test_networks_train_in_bf16_and_under_autocast_and_answer_in_fp32(config, co
 def test_what_the_network_is_told_must_be_there_and_fit():
     for config, missing in ((CLASSES, "class"), (CAPTIONS, "captions"), (UPSAMPLER, "level")):
         with pytest.raises(UserError, match=missing):
-            config.build()(X, TIMES, Condition(low=LOW))
+            config.build()(X, TIMES, Condition(low_res=LOW))
     with pytest.raises(UserError, match="low-resolution"):
-        UPSAMPLER.build()(X, TIMES, Condition(level=LEVEL))
+        UPSAMPLER.build()(X, TIMES, Condition(noise_level=LEVEL))
     with pytest.raises(UserError, match="multiples of 2, got 15 x 16"):
         CLASSES.build()(X[:, :, 1:], TIMES, Condition(label=torch.tensor([1, 2])))
     with pytest.raises(UserError, match="no low-resolution input"):

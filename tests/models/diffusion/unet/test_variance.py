@@ -12,11 +12,13 @@ class Fixed:
     """A network of one colour whose spread is the same everywhere."""
 
     def __init__(self, spread):
-        self.process = ProcessConfig(predicts="x0", variance="learned").build()
-        self.spread = spread
+        self.process = ProcessConfig(prediction_type="x0", variance="learned").build()
+        self.logvar_fraction = spread
 
     def __call__(self, x, t, cond):
-        return torch.cat([torch.zeros_like(x), torch.full_like(x, 2 * self.spread - 1)], dim=1)
+        return torch.cat(
+            [torch.zeros_like(x), torch.full_like(x, 2 * self.logvar_fraction - 1)], dim=1
+        )
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.25, 1.0])

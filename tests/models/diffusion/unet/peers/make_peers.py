@@ -31,10 +31,10 @@ TINY = {
     "depth": 1,
     "attention": [8],
     "head_width": 8,
-    "counts_from_zero": True,
+    "timestep_offset": 1,
 }
 PLAIN = {"modulation": "add", "resampling": "convolution"}
-LEARNED = {"process": {"predicts": "noise", "variance": "learned"}}
+LEARNED = {"process": {"prediction_type": "noise", "variance": "learned"}}
 ADM = {
     "image_size": 16,
     "in_channels": 3,
@@ -174,7 +174,7 @@ def diffusers(book):
     plain(
         "released",
         {**ATTENDING, "freq_shift": 1, "downsample_padding": 0},
-        {**TINY, **PLAIN, "frequencies": "closed", "resampling": "convolution_end"},
+        {**TINY, **PLAIN, "freq_shift": 1, "resampling": "convolution_end"},
         {},
     )
     residual = {
@@ -277,7 +277,7 @@ def dit(book):
             "layers": 2,
             "heads": 4,
             "classes": 5,
-            "counts_from_zero": True,
+            "timestep_offset": 1,
             **LEARNED,
         },
         {"label": torch.tensor([1, 5])},
