@@ -7,10 +7,19 @@ from pydantic import BeforeValidator
 RENAMED_KEYS: Mapping[str, str] = {
     "clip": "max_grad_norm",
     "clip_each": "max_grad_norm_per_parameter",
+    "counts_from_zero": "timestep_offset (0 or 1)",
+    "data_deviation": "sigma_data",
+    "deviation": "std (sigma_data in a weight)",
+    "deviations": "std",
+    "frequencies": "freq_shift (open: 0, closed: 1)",
+    "highest": "max_level",
     "master": "master_dtype",
-    "of": "target",
+    "of": "target (conditions in a condition of kind several)",
+    "predicts": "prediction_type",
     "ramp": "ramp_steps",
+    "share": "vlb_weight (probability in an augmentation)",
     "starts": "start_step",
+    "tells_level": "condition_on_noise_level",
     "zeros": "zero_per_part",
 }
 """Recipe keys of earlier releases: old key name to new key name."""

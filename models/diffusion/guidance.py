@@ -11,19 +11,6 @@ from models.diffusion.parameterization import Prediction, from_noise, from_v, to
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Schedule
 
-__all__ = [
-    "classifier_gradient",
-    "dynamic_threshold",
-    "static_threshold",
-    "with_classifier_guidance",
-    "with_condition",
-    "with_guidance",
-    "with_guidance_interval",
-    "with_guidance_rescale",
-    "without_class",
-    "without_text",
-]
-
 C = TypeVar("C")
 LogProbability = Callable[[Tensor, Tensor], Tensor]
 """Noisy (B, ...) and times (B,) to ln p(y | x_t) of the wanted class, (B,)."""

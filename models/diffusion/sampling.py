@@ -13,8 +13,6 @@ from mezzotint.common.errors import UserError
 from models.diffusion.guidance import (
     LogProbability,
     classifier_gradient,
-    dynamic_threshold,
-    static_threshold,
     with_classifier_guidance,
     with_guidance,
     with_guidance_interval,
@@ -39,6 +37,7 @@ from models.diffusion.solvers.grids import (
     UniformTimesConfig,
 )
 from models.diffusion.solvers.solver import IterativeSolver, ProgressCallback, SolverStep
+from models.diffusion.thresholding import dynamic_threshold, static_threshold
 
 C = TypeVar("C")
 

@@ -10,12 +10,7 @@ from torch import Generator, Tensor
 from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import (
-    LogProbability,
-    with_condition,
-    without_class,
-    without_text,
-)
+from models.diffusion.guidance import LogProbability, with_condition, without_class, without_text
 from models.diffusion.inversion import RoundTrip, encoding_times, round_trip
 from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
 from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig

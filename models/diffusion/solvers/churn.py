@@ -22,7 +22,7 @@ class Churn:
     noise: float = 1.0
     """S_noise: the new noise's standard deviation, a little above 1 for networks that blur."""
 
-    def lambda_step(self, level: float, total: int) -> float:
+    def gamma(self, level: float, total: int) -> float:
         """gamma: by how much one of `total` steps raises its noise level."""
         inside = self.low <= level <= self.high
         return min(self.amount / total, math.sqrt(2) - 1) if inside else 0.0

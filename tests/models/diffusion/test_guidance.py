@@ -8,8 +8,6 @@ import torch
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
     classifier_gradient,
-    dynamic_threshold,
-    static_threshold,
     with_classifier_guidance,
     with_condition,
     with_guidance,
@@ -26,6 +24,7 @@ from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
+from models.diffusion.thresholding import dynamic_threshold, static_threshold
 
 
 def numbers(*values):

@@ -117,7 +117,7 @@ def test_wrong_conditions_and_sizes_are_refused():
             lambda: SuperResolutionConfig(
                 low_size=8, image_size=16, process=ProcessConfig(prediction_type="v")
             ),
-            "predicts must be x0",
+            "prediction_type must be x0",
         ),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.diffusion.guidance import dynamic_threshold
 from models.diffusion.parameterization import Prediction, from_noise, from_v
 from models.diffusion.schedules.discrete import (
     CosineBetasConfig,
@@ -35,6 +34,7 @@ from models.diffusion.solvers.times import (
     uniform_times,
 )
 from models.diffusion.solvers.unipc import UniPC
+from models.diffusion.thresholding import dynamic_threshold
 
 PEER = load_file(Path(__file__).with_name("peers") / "solvers.safetensors")
 LATENT = DiscreteScheduleConfig(betas=SqrtLinearBetasConfig())

@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 
 from mezzotint.common.errors import UserError
-from models.diffusion.guidance import classifier_gradient, static_threshold, with_guidance
+from models.diffusion.guidance import classifier_gradient, with_guidance
 from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction
 from models.diffusion.sampling import (
@@ -27,6 +27,7 @@ from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.grids import TimeGridConfig, noisy_end
 from models.diffusion.solvers.times import uniform_log_snr_times
+from models.diffusion.thresholding import static_threshold
 
 
 def numbers(*values):

@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.diffusion.guidance import static_threshold, with_guidance
+from models.diffusion.guidance import with_guidance
 from models.diffusion.parameterization import Prediction, from_x0
 from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.times import uniform_times
+from models.diffusion.thresholding import static_threshold
 
 SCHEDULES = [CosineScheduleConfig().build(), LinearScheduleConfig().build()]
 MEAN, DEVIATION = 0.3, 0.5
