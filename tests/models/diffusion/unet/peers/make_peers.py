@@ -125,9 +125,9 @@ def guided_diffusion(book):
     book.note(
         "guided_diffusion.upsampler",
         SuperResModel(*first, **heads),
-        lambda peer, given: peer(given["x"], STEPS, low_res=given["low"]),
+        lambda peer, given: peer(given["x"], STEPS, low_res=given["low_res"]),
         {**TINY, "heads": 4, "low_resolution": {"size": 4}},
-        {"low": noise(2, 3, 4, 4, seed=101)},
+        {"low_res": noise(2, 3, 4, 4, seed=101)},
     )
 
 
