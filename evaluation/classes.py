@@ -1,6 +1,5 @@
 """One evaluation of a class-conditional model: do its pictures show the classes asked for?"""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from evaluation.metrics import fid
 from evaluation.metrics.intervals import wilson
 from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.report import FILE
-from evaluation.samples import write_text
 from evaluation.text_to_image import Progress, phase
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_json, write_text
 from mezzotint.common.keyed_random import keyed_generator, keyed_seed
 from mezzotint.inference.diffusion import DiffusionDrawer, Painted, Wish
 from models.diffusion.sampling import NFE
@@ -240,7 +239,7 @@ def write(
     )
     grid.save(out / SHEET)
     write_text(out / "report.md", to_markdown(tree))
-    write_text(out / FILE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / FILE, tree)
 
 
 def to_markdown(tree: Mapping[str, Any]) -> str:

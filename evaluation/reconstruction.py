@@ -1,6 +1,5 @@
 """One evaluation of an autoencoder: how well pictures come back, and what they cost."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.image_similarity import PSNR_DEFINITION, SSIM_DEFINITION, psnr, ssim
 from evaluation.metrics.intervals import Score, bootstrap_mean
 from evaluation.report import FILE
-from evaluation.samples import choose, write_text
+from evaluation.samples import choose
 from evaluation.text_to_image import Progress, phase
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_json, write_text
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16
@@ -84,7 +84,7 @@ def evaluate_reconstruction(
         )
         grid.save(directory / "grid_reconstructions.png")
     write_text(directory / "report.md", to_markdown(tree))
-    write_text(directory / FILE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+    write_json(directory / FILE, tree)
     return tree
 
 

@@ -1,12 +1,11 @@
 """The result of an evaluation: numbers that never travel without their protocol."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.metrics.intervals import Score
-from evaluation.samples import write_text
+from mezzotint.common.files import write_json, write_text
 
 FILE = "evaluation.json"
 Scores = Mapping[str, Score]
@@ -112,8 +111,7 @@ class Evaluation:
     def write(self, directory: Path) -> None:
         """Write evaluation.json, whole or not at all, and its summary report.md."""
         write_text(directory / "report.md", self.to_markdown())
-        tree = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
-        write_text(directory / FILE, f"{tree}\n")
+        write_json(directory / FILE, self.to_json())
 
     def to_markdown(self) -> str:
         """A summary for people, one line per figure."""

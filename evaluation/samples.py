@@ -1,8 +1,6 @@
 """Sample sets: which captions are asked, what a system drew for them, and both on disk."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_text
 from mezzotint.common.keyed_random import keyed_seed
 from mezzotint.inference.generator import Drawn, System
 from mezzotint.inference.images import from_pil, to_pil
@@ -53,7 +53,7 @@ def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
     """Indices of `limit` keys in an order fixed by (seed, key): a larger limit only adds some."""
 
     def place(index: int) -> str:
-        return hashlib.sha256(f"{seed}\x1f{keys[index]}".encode()).hexdigest()
+        return sha256(f"{seed}\x1f{keys[index]}")
 
     return sorted(range(len(keys)), key=place)[:limit]
 
@@ -150,10 +150,3 @@ def read(directory: Path) -> SampleSet:
         pictures=torch.stack(pictures),
         scores=torch.tensor([entry["scores"] for entry in entries]) if ranked else None,
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary one in the same directory, then a rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trainer.run import write_json
+from mezzotint.common.files import write_json
 
 FILE = "progress.json"
 

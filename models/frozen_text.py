@@ -1,14 +1,13 @@
 """Captions as a frozen encoder reads them: CLIP's or T5's features through one interface."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
 
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from models import store, t5
 from models.clip import Clip, ClipConfig, PretrainedClip, text_width
@@ -134,7 +133,6 @@ def _of_length(tokenize: Tokenize, length: int) -> Callable[[Sequence[str]], Ten
 
 def _sha256(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise UserError(f"{path}: no such file; give a local open_clip checkpoint") from error

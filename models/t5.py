@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -232,8 +233,7 @@ def digest(directory: str) -> str:
     whole = hashlib.sha256(read_settings(directory).model_dump_json().encode())
     whole.update(pieces(directory))
     for path in _weight_files(directory):
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(sha256_file(path)))
     return whole.hexdigest()
 
 

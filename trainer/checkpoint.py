@@ -6,10 +6,8 @@ step whose manifest verifies, agreed by all processes; DeepSpeed unpickles its f
 that a manifest does not list and verify is ever loaded.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,12 +18,14 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
+from mezzotint.common import files
+from mezzotint.common.digests import sha256_file
+from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
 from trainer import distributed
 from trainer.averages.ema import Ema
 from trainer.distributed import World
 from trainer.engine import Engine
-from trainer.signals import need_space
 
 log = logging.getLogger(__name__)
 MANIFEST, STATE = "MANIFEST.json", "state.json"
@@ -71,7 +71,7 @@ class Checkpoints:
             self.root.mkdir(parents=True, exist_ok=True)
             for unfinished in self.root.glob(".step-*.tmp"):
                 shutil.rmtree(unfinished)
-            need_space(self.root, 2 * _size_of_newest(self.root))
+            check_space(self.root, 2 * _size_of_newest(self.root), purpose="the next checkpoint")
             temporary.mkdir()
         distributed.barrier()
         for name, engine in engines.items():
@@ -86,11 +86,12 @@ class Checkpoints:
             text = json.dumps({"step": step, "ema_updates": counts, **state}, indent=1)
             (temporary / STATE).write_text(text, encoding="utf-8")
         distributed.barrier()
-        own = {
-            name: _sync_and_hash(temporary / name)
-            for name in _files(temporary)
-            if _writer(name) == self.world.rank
-        }
+        own = {}
+        for name in _files(temporary):
+            if _writer(name) == self.world.rank:
+                path = temporary / name
+                files.sync(path)
+                own[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         gathered = distributed.gather_strings(json.dumps(own))
         if self.world.is_main:
             self._commit(temporary, final, gathered)
@@ -98,17 +99,16 @@ class Checkpoints:
         return final
 
     def _commit(self, temporary: Path, final: Path, gathered: list[str]) -> None:
-        files: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for text in gathered:
-            files.update(json.loads(text))
-        manifest = Manifest(world=self.world.size, files=files)
-        _write_synced(temporary / MANIFEST, manifest.model_dump_json(indent=1))
+            entries.update(json.loads(text))
+        manifest = Manifest(world=self.world.size, files=entries)
+        files.write_text(temporary / MANIFEST, manifest.model_dump_json(indent=1))
         if final.exists():  # left by a run whose checkpoint did not verify
             shutil.rmtree(final)
         temporary.rename(final)
-        _write_synced(self.root / ".latest.tmp", final.name)
-        (self.root / ".latest.tmp").rename(self.root / "latest")
-        _sync_directory(self.root)
+        files.write_text(self.root / "latest", final.name)
+        files.sync(self.root)
         steps = _steps(self.root)
         first = steps.index(final)  # later ones did not verify: they must not push this one out
         for old in [*steps[:first], *steps[first + self.keep :]]:
@@ -170,18 +170,18 @@ class Checkpoints:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is as its manifest says."""
     try:
-        files = _read_manifest(path).files
+        entries = _read_manifest(path).files
     except (OSError, ValidationError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    for name, expected in files.items():
+    for name, expected in entries.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != expected.bytes:
             return f"{name} has {file.stat().st_size} bytes instead of {expected.bytes}"
-        if _hash(file) != expected.sha256:
+        if sha256_file(file) != expected.sha256:
             return f"{name} has changed since it was written"
-    extra = set(_files(path)) - set(files) - {MANIFEST}
+    extra = set(_files(path)) - set(entries) - {MANIFEST}
     return f"{min(extra)} is not listed in its manifest" if extra else None
 
 
@@ -208,30 +208,3 @@ def _writer(name: str) -> int:
 def _size_of_newest(root: Path) -> int:
     steps = _steps(root)
     return sum(path.stat().st_size for path in steps[0].rglob("*")) if steps else 0
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_and_hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

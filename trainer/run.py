@@ -1,6 +1,5 @@
 """The run directory: what one training run leaves on disk."""
 
-import json
 import os
 import platform
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_json, write_text
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -111,18 +111,3 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": {name: version(name) for name in PACKAGES},
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from data_pipeline.stream import Stream
+from mezzotint.common.files import write_json
 from models import store
 from trainer import distributed, engine
 from trainer.averages.snapshots import Snapshots
@@ -17,7 +18,7 @@ from trainer.loop import TrainContext, TrainState, train
 from trainer.model_card import model_card
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.run import RunDirectory, write_json
+from trainer.run import RunDirectory
 from trainer.setup import TrainingInputs, open_materials
 from trainer.signals import Preemption
 from trainer.tracking.run_log import RunInfo, Status, TrackingConfig, read_metrics

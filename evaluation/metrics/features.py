@@ -1,6 +1,5 @@
 """Feature networks of the Fréchet distance, each named with the hash of its weights."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 
 Resize = Literal["pil_bicubic", "pil_bilinear", "torch_bilinear"]
@@ -127,7 +127,7 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
         return FeatureNetwork(
             metric="fd_efficientnet_lite0",
             network="EfficientNet-lite0, ImageNet, average-pooled last features",
-            weights_sha256=sha256_of(path),
+            weights_sha256=sha256_file(path),
             dimensions=1280,
             image_size=224,
             resize=self.resize,
@@ -177,7 +177,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
         return FeatureNetwork(
             metric="fid",
             network="InceptionV3 of FID (2015-12-05), pool3",
-            weights_sha256=sha256_of(self.path),
+            weights_sha256=sha256_file(self.path),
             dimensions=2048,
             image_size=299,
             resize=self.resize,
@@ -188,12 +188,6 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
 
 
 FeatureConfig = Annotated[EfficientNetLite0 | Inception, Field(discriminator="kind")]
-
-
-def sha256_of(path: str | Path) -> str:
-    """Hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:

@@ -22,8 +22,9 @@ from launch.pipeline.tracking import open_parent, settle
 from launch.progress import bar, read_standing
 from launch.train.local import link_environment, link_from_environment
 from mezzotint.common.errors import UserError
-from trainer.run import write_text
-from trainer.signals import PREEMPTED, held
+from mezzotint.common.files import write_text
+from mezzotint.common.locks import run_lock
+from trainer.signals import PREEMPTED
 from trainer.tracking.mlflow_client import default_uri
 from trainer.tracking.run_log import TrackingConfig
 
@@ -57,7 +58,7 @@ def run(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> Result:
         UserError: a finished stage has other settings, or another live process holds the run.
     """
     root = runs / pipeline.name
-    with held(root):
+    with run_lock(root):
         text = yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False)
         write_text(root / "pipeline.yaml", text)
         ledger = Ledger(root)

@@ -15,6 +15,7 @@ from launch.pipeline.config import (
     recipe_of,
 )
 from launch.progress import Reporter
+from mezzotint.common.files import write_bytes
 from trainer.tracking.run_log import TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ def make_tokenizer(stage: TokenizerStage, directory: Path) -> dict[str, str]:
     captions = open_dataset(stage.data).captions()
     model = directory / "model"
     model.mkdir(exist_ok=True)
-    path = model / "tokenizer.model"
-    path.with_suffix(".tmp").write_bytes(Tokenizer.train(captions, stage.vocab))
-    path.with_suffix(".tmp").rename(path)
+    write_bytes(model / "tokenizer.model", Tokenizer.train(captions, stage.vocab))
     return {"pieces": str(stage.vocab), "captions": f"{len(captions):,}"}
 
 

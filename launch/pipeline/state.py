@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.common.errors import UserError
-from trainer.run import first_difference, write_json
+from mezzotint.common.files import write_json
+from trainer.run import first_difference
 
 
 @dataclass(frozen=True)

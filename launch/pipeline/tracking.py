@@ -16,6 +16,7 @@ from launch.guard import guarded
 from launch.pipeline.config import started
 from launch.pipeline.state import Ledger
 from launch.train.local import link_from_environment
+from mezzotint.common.locks import file_lock
 from trainer.run import RunDirectory
 from trainer.tracking import tracker
 from trainer.tracking.run_log import (
@@ -25,7 +26,6 @@ from trainer.tracking.run_log import (
     TrackingConfig,
     begin,
     end,
-    locked,
     read_account,
     write_account,
 )
@@ -36,7 +36,7 @@ KIND = {"mezzotint.kind": "pipeline"}
 
 def open_parent(root: Path, link: TrackingConfig | None) -> None:
     """Start a pipeline's run, or start it again with all that ended badly forgotten."""
-    with locked(root / LOCK, LOCK_WAIT):
+    with file_lock(root / LOCK, LOCK_WAIT):
         begin(root, link.experiment if link else None, RunInfo(root.name, tags=KIND))
         forget(root, None)
     push(root, link)
@@ -44,7 +44,7 @@ def open_parent(root: Path, link: TrackingConfig | None) -> None:
 
 def resume(root: Path, link: TrackingConfig | None, stage: str) -> None:
     """Note that a stage starts: the pipeline is running (again). Sends nothing; the stage does."""
-    with locked(root / LOCK, LOCK_WAIT):
+    with file_lock(root / LOCK, LOCK_WAIT):
         if read_account(root) is None:
             begin(root, link.experiment if link else None, RunInfo(root.name, tags=KIND))
         forget(root, [stage])
@@ -75,7 +75,7 @@ def settle(
         return
     for stage, status in (ended or {}).items():
         close(root / stage, replace(link, root=root) if link else None, status)
-    with locked(root / LOCK, LOCK_WAIT):
+    with file_lock(root / LOCK, LOCK_WAIT):
         account = read_account(root)
         if account is None:
             return

@@ -15,6 +15,7 @@ from launch.report import svg_charts
 from launch.report.class_section import classes
 from launch.report.reconstruction_section import embedded, reconstructions
 from launch.report.svg_charts import Point, Series
+from mezzotint.common.files import write_text
 
 HELD_OUT_SHOWN, TRAINING_SHOWN, STRIPS_SHOWN = 24, 12, 6
 SYSTEMS = {
@@ -148,10 +149,8 @@ def write_page(
         flatten=flatten,
     )
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / ".index.html.partial"
-    temporary.write_text(html, encoding="utf-8")
     target = run_dir / "index.html"
-    os.replace(temporary, target)
+    write_text(target, html)
     return target
 
 

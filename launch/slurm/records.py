@@ -12,13 +12,12 @@ DIRECTORY is the run directory of a stage; of a submitted recipe it is ROOT itse
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launch.slurm.config import Cluster
 from mezzotint.common.errors import UserError
-from trainer.run import write_json
+from mezzotint.common.files import append_json, read_lines, write_json
 
 TRAIN = "train"
 """The only stage of a submitted recipe."""
@@ -92,17 +91,10 @@ def directory(root: Path, stage: str) -> Path:
 
 def attempts(path: Path) -> list[JobStart]:
     """The starts of the job of a stage's directory, oldest first."""
-    file = path / "attempts.jsonl"
-    if not file.is_file():
-        return []
-    data = file.read_bytes()
-    entries = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    entries = [json.loads(line) for line in read_lines(path / "attempts.jsonl")]
     return [JobStart(**{**entry, "nodes": tuple(entry["nodes"])}) for entry in entries]
 
 
 def append(path: Path, attempt: JobStart) -> None:
     """Note one more start."""
-    with (path / "attempts.jsonl").open("ab") as file:
-        file.write(json.dumps(asdict(attempt)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json(path / "attempts.jsonl", asdict(attempt))

@@ -26,7 +26,7 @@ from launch.status.run_files import (
 )
 from launch.status.stage import LIVE, StageEvidence, StageStatus, State, is_of, stage_status
 from mezzotint.common.errors import UserError
-from trainer.signals import LockOwner, holder
+from mezzotint.common.locks import LockOwner, lock_owner
 
 OVERALL: tuple[State, ...] = (*LIVE, "failed", "cancelled", "unknown", "stopped", "not submitted")
 """What a run as a whole is: the first of these that one of its stages is."""
@@ -101,7 +101,7 @@ def run_status(
     submission, fault = submitted(root)
     planned = plans(root)
     pipeline = (root / "pipeline.yaml").is_file()
-    held = holder(root)
+    held = lock_owner(root)
     # `submit` holds a run too, for a moment; `run` holds it and has started something
     runner = held if held and pipeline and started_since(planned, held.since) else None
     stages: dict[str, StageStatus] = {}

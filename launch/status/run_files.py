@@ -13,7 +13,7 @@ from launch.progress import ProgressState, read_standing
 from launch.slurm import records
 from launch.slurm.records import TRAIN, JobStart, Submission, directory
 from mezzotint.common.errors import UserError
-from trainer.signals import LockOwner, holder
+from mezzotint.common.locks import LockOwner, lock_owner
 
 TAIL_BYTES = 65536
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -114,7 +114,7 @@ def trace(plan: Plan, root: Path) -> StageFiles:
         planned_steps(place) if standing is None else None,
         log,
         written(log) if log else None,
-        holder(place),
+        lock_owner(place),
     )
 
 

@@ -12,7 +12,7 @@ from launch.slurm.client import JobState
 from launch.slurm.records import Job, JobStart
 from launch.status.diagnosis import ended_outside, why_again, why_failed, why_waiting
 from launch.status.run_files import Plan, StageFiles
-from trainer.signals import LockOwner
+from mezzotint.common.locks import LockOwner
 
 State = Literal[
     "finished",

@@ -14,7 +14,7 @@ from launch.status.run import RunStatus, look
 from launch.status.run_files import plans
 from launch.status.stage import StageStatus
 from mezzotint.common.errors import UserError
-from trainer.run import write_text
+from mezzotint.common.files import write_text
 
 if TYPE_CHECKING:
     from trainer.tracking.run_log import Status

@@ -22,10 +22,11 @@ from launch.status.diagnosis import without_credentials
 from launch.submit.plan import Plan, Planned, plan_pipeline, plan_recipe, run_directory
 from launch.train.local import link_from_environment
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_text
+from mezzotint.common.locks import run_lock
 from trainer.recipe import Recipe, read_tree
 from trainer.recipe import load as load_recipe
-from trainer.run import RunDirectory, first_difference, write_text
-from trainer.signals import held
+from trainer.run import RunDirectory, first_difference
 
 Source = Recipe | Pipeline
 PATIENCE = 90.0
@@ -109,7 +110,7 @@ def submit(source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] 
             settings, or the run directory is held by another process.
     """
     root = run_directory(runs, source.name, cluster)
-    with held(root):
+    with run_lock(root):
         before = read(root) or Submission(source.name, cluster)
         live = settle(before)
         refuse_changes(source, root, live)

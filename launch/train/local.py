@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from launch.errors import Stopped
+from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
+from mezzotint.common.locks import run_lock
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run import RunDirectory
-from trainer.signals import PREEMPTED, held, need_space
+from trainer.signals import PREEMPTED
 from trainer.tracking.run_log import TrackingConfig
 
 
@@ -32,11 +34,11 @@ def train(
 
     with ExitStack() as stack:
         if not launched():
-            stack.enter_context(held(run.path))
+            stack.enter_context(run_lock(run.path))
         if leads():
             if not run.finished():
                 check(recipe)
-                need_space(run.path, 50_000_000)
+                check_space(run.path, 50_000_000, purpose="the run")
             run.claim(recipe)
         if run.finished():
             if leads():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_json
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.taming_weights import from_taming
@@ -93,7 +94,7 @@ def export_model(directory: str, out: Path, target: Target) -> Converted:
     out.mkdir(parents=True, exist_ok=True)
     where = out / _FILES[target]
     save_file(dict(weights), where, metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "config.json", settings)
     parameters = sum(weight.numel() for weight in network.parameters())
     return Converted(config.kind, target, parameters, (str(where), str(out / "config.json")))
 

@@ -21,10 +21,11 @@ def check_space(directory: Path, needed: int, *, purpose: str) -> None:
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if free < needed + _RESERVED_BYTES:
+    needed += _RESERVED_BYTES
+    if free < needed:
         raise UserError(
-            f"{directory}: no disk space for {purpose}: {needed + _RESERVED_BYTES:,} bytes needed, "
-            f"{free:,} free; delete files or choose another directory"
+            f"{directory}: no disk space for {purpose}: {needed / 1e6:,.0f} MB are needed and "
+            f"{free / 1e6:,.0f} MB are free; delete files or choose another directory"
         )
     inodes = os.statvfs(existing)
     if inodes.f_files > 0 and inodes.f_favail < _RESERVED_INODES:

@@ -1,15 +1,14 @@
 """A CLIP model, from a directory or a checkpoint, as a judge of pictures and captions."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.images import from_bytes
@@ -95,8 +94,7 @@ class ClipEmbedder:
             UserError: unknown architecture, or a file that is not there or does not fit it.
         """
         model = PretrainedClip(config.architecture, config.checkpoint)
-        with Path(config.checkpoint).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_file(config.checkpoint)
         return cls(model, lambda texts: model.tokens(list(texts)), digest, config.model_dump())
 
     def images(self, pictures: Tensor, *, batch: int = 128) -> Tensor:

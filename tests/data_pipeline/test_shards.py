@@ -73,7 +73,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
         mezzotint.common.disk_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
     )
     with pytest.raises(
-        UserError, match=r"no disk space for the next shard: .* bytes needed, 1,000"
+        UserError, match=r"no disk space for the next shard: 17 MB are needed and 0 MB are free"
     ):
         write_shard([RawSample("a", {"txt": b"x" * 5000})], str(tmp_path / "out"), "a-000000.tar")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import pytest
 
 from launch.slurm.config import Cluster
 from launch.slurm.records import Job, Submission
-from trainer.run import write_json
+from mezzotint.common.files import write_json
 
 pytestmark = [pytest.mark.processes, pytest.mark.slurm]
 FINISH = 'echo "{\\"id\\": \\"1\\"}" >"$D/stage.json"'

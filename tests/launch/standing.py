@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launch.slurm.client import JobState
 from launch.status.run import RunStatus, run_status
-from trainer.run import write_json
+from mezzotint.common.files import write_json
 
 NOW = float(round(time.time()))
 SUBMITTED = NOW - 1000

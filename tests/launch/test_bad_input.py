@@ -274,8 +274,8 @@ def full(monkeypatch) -> None:
 def test_a_full_disk_is_named_before_training(refused, train, tmp_path):
     message = refused(*train())
     assert message == (
-        f"{tmp_path}/runs/tiny: 50 MB are needed and 0 MB are free; free some space or choose "
-        "another runs directory"
+        f"{tmp_path}/runs/tiny: no disk space for the run: 67 MB are needed and 0 MB are free; "
+        "delete files or choose another directory"
     )
 
 
@@ -299,8 +299,8 @@ def test_a_full_disk_is_named_before_packing_and_deriving(
 def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_path):
     directory = tmp_path / "runs" / "tiny"
     code = (
-        "import sys; from pathlib import Path; from trainer.signals import held\n"
-        "with held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from mezzotint.common.locks import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(directory)],

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from trainer import signals
 from trainer.checkpoint import MANIFEST, Checkpoints, verify
 from trainer.distributed import World
 
@@ -182,7 +181,7 @@ def test_a_crash_before_the_rename_leaves_the_newest_as_it_was(checkpoints, monk
         case "engine":
             monkeypatch.setattr(FakeEngine, "save", crash)
         case "manifest":
-            monkeypatch.setattr("trainer.checkpoint._write_synced", crash)
+            monkeypatch.setattr("mezzotint.common.files.write_text", crash)
         case "rename":
             monkeypatch.setattr(Path, "rename", crash)
     with pytest.raises(Crash):
@@ -218,7 +217,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(checkpoints):
 def test_a_full_disk_is_refused_and_the_checkpoints_stay(checkpoints, monkeypatch):
     before = names(checkpoints)
     usage = shutil.disk_usage(checkpoints.root)
-    monkeypatch.setattr(signals.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(UserError, match=rf"{checkpoints.root}: .* needed and 0 MB are free"):
         write(checkpoints, 30)
     monkeypatch.undo()

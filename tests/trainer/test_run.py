@@ -1,26 +1,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from mezzotint.common.errors import UserError
 from trainer.recipe import flatten
 from trainer.run import first_difference
-from trainer.signals import held, need_space
 from trainer.tracking.run_log import Record, read_metrics
-
-
-def test_a_directory_held_by_a_live_process_is_refused(tmp_path: Path):
-    refusal = pytest.raises(UserError, match=r"held by another live process .*pid")
-    with held(tmp_path), refusal, held(tmp_path):
-        pass
-    with held(tmp_path):
-        pass
-
-
-def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(UserError, match=r"MB are needed and .* MB are free"):
-        need_space(tmp_path, 10**18)
 
 
 def test_the_first_differing_key_is_named_with_both_values():

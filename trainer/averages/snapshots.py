@@ -4,7 +4,6 @@ A file holds the whole weights of the exported part; its metadata say which aver
 which update.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import sync
 from trainer.averages.config import EmaConfig, PowerEma
 from trainer.averages.ema import Ema
 from trainer.averages.post_hoc_ema import Combination, EmaProfile, combine
@@ -55,8 +55,7 @@ def write(
     save_file(
         {key: value.to(dtype).contiguous() for key, value in weights.items()}, temporary, words
     )
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(temporary)
     temporary.rename(final)
 
 

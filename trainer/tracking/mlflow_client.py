@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from mezzotint.common.errors import UserError
-from trainer.run import RunDirectory, write_json
+from mezzotint.common.files import read_lines, write_json
+from mezzotint.common.locks import file_lock
+from trainer.run import RunDirectory
 from trainer.tracking.errors import TrackingError, check_uri, explain
 from trainer.tracking.run_log import (
     OPENING,
@@ -26,8 +28,6 @@ from trainer.tracking.run_log import (
     TrackingConfig,
     UploadState,
     clean,
-    lines_after,
-    locked,
     read_account,
     read_sent,
     write_sent,
@@ -84,7 +84,7 @@ class Uploader:
             Refused: what MLflow answers, in a sentence; or another process sends for too long.
         """
         lock, store = self._directory.path / "tracking.lock", read_sent(self._directory.path).store
-        with explained(self._link.uri, store), locked(lock, wait):
+        with explained(self._link.uri, store), file_lock(lock, wait):
             account = read_account(self._directory.path)
             if account is None:
                 raise TrackingError(f"{self._directory.path}: has recorded nothing for MLflow yet")
@@ -165,7 +165,7 @@ class Uploader:
         self, mlflow: "MlflowClient", sent: UploadState, delivery: UploadSummary
     ) -> None:
         assert sent.run_id is not None
-        lines = lines_after(self._directory.metrics, sent.metrics_bytes)
+        lines = read_lines(self._directory.metrics, sent.metrics_bytes)
         for metrics, size, steps in batches(lines, ""):
             log_metrics(mlflow, sent.run_id, metrics)
             sent.metrics_bytes += size
@@ -231,9 +231,9 @@ class LoadUploader:
         run_id = read_sent(self._directory).run_id
         state = self._lines.with_name(f"{self._host}.sent")
         lock = self._lines.with_name(f"{self._host}.lock")
-        with explained(self._link.uri, None), locked(lock, wait):
+        with explained(self._link.uri, None), file_lock(lock, wait):
             place = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
-            lines = lines_after(self._lines, place)
+            lines = read_lines(self._lines, place)
             if run_id is None or not lines:
                 return 0
             if self._client is None:

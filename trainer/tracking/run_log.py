@@ -10,22 +10,20 @@ A pipeline's run directory has the first and the last, for the run that its stag
 can send what an earlier one could not.
 """
 
-import fcntl
 import json
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import append_json, read_lines, write_json
 from trainer.recipe import flatten
-from trainer.run import write_json
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 OPENING, SENT = "opening.json", "tracking.json"
@@ -221,26 +219,6 @@ def _secrets() -> list[str]:
     return [secret for secret in found if len(secret) > 3]  # a shorter one would garble words
 
 
-@contextmanager
-def locked(path: Path, wait: float) -> Iterator[None]:
-    """Hold a lock among all processes, on all nodes that share the file system.
-
-    Raises:
-        TimeoutError: another process holds it for longer than `wait` seconds.
-    """
-    deadline = time.monotonic() + wait
-    with path.open("a", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"another process is sending {path.parent}") from error
-                time.sleep(0.05)
-        yield
-
-
 class Record:
     """The local metrics of a run: JSON lines, appended, synced, never a step twice."""
 
@@ -248,11 +226,8 @@ class Record:
         self._path = path
         self._last = -1
         if path.is_file():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) != len(data):  # torn by a crash in mid-write
-                os.truncate(path, len(whole))
-            lines = whole.splitlines()
+            lines = read_lines(path)
+            os.truncate(path, sum(map(len, lines)))  # drops a line cut off by a crash
             self._last = json.loads(lines[-1])["step"] if lines else -1
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -260,23 +235,10 @@ class Record:
         if step <= self._last:
             return
         entry = {"step": step, "time": time.time(), "metrics": dict(metrics)}
-        with self._path.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json(self._path, entry)
         self._last = step
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file."""
-    return [json.loads(line) for line in lines_after(path, 0)]
-
-
-def lines_after(path: Path, place: int) -> list[bytes]:
-    """The whole lines of a file beyond its first `place` bytes; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        file.seek(place)
-        data = file.read()
-    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    return [json.loads(line) for line in read_lines(path)]

@@ -15,8 +15,8 @@ from launch.slurm import client
 from launch.status import lookup
 from launch.status.diagnosis import last_complaint, without_credentials
 from mezzotint.common.errors import UserError
-from trainer.run import write_json
-from trainer.signals import held
+from mezzotint.common.files import write_json
+from mezzotint.common.locks import run_lock
 
 
 def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_lone_recipe_is_stopped_then_running_then_finished(recipe):
     progress(recipe, 40, 100)
     (stage,) = facts(recipe).stages
     assert (stage.stage, stage.state, stage.step) == ("train", "stopped", 40)
-    with held(recipe):
+    with run_lock(recipe):
         run = facts(recipe)
         assert (run.state, run.kind, run.holder.pid) == ("running", "recipe", os.getpid())
     write_json(recipe / "summary.json", {"steps": 100})
@@ -67,7 +67,7 @@ def test_a_lone_recipe_is_stopped_then_running_then_finished(recipe):
 
 def test_a_pipeline_on_this_machine_runs_fails_and_drops_what_needs_it(root):
     run_on = root / "words"
-    with held(root):
+    with run_lock(root):
         (run_on / "logs" / "stage.log").touch()
         assert states(facts(root)) == {"words": "running", "train": "waiting", "judge": "waiting"}
         (run_on / "logs" / "stage.log").write_text("error: no captions\n")
@@ -81,13 +81,14 @@ def test_a_pipeline_on_this_machine_runs_fails_and_drops_what_needs_it(root):
 
 def test_looking_does_not_keep_a_run_from_being_held(root):
     code = (
-        "import sys, time; from pathlib import Path; from trainer.signals import holder\n"
-        "end = time.time() + 3\nwhile time.time() < end: holder(Path(sys.argv[1]))"
+        "import sys, time; from pathlib import Path\n"
+        "from mezzotint.common.locks import lock_owner\n"
+        "end = time.time() + 3\nwhile time.time() < end: lock_owner(Path(sys.argv[1]))"
     )
     (root / "lock").touch()
     looking = subprocess.Popen([sys.executable, "-c", code, str(root)])
     for _ in range(200):
-        with held(root):
+        with run_lock(root):
             pass
     looking.kill()
     looking.wait()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mezzotint.common.locks import run_lock
 from trainer.run import write_json
-from trainer.signals import held
 
 PIPELINE = """\
 name: both
@@ -79,7 +79,7 @@ def test_following_ends_with_the_stage_and_misses_nothing(root):
     ]
     command += ["--runs", str(root.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with held(root / "train"), subprocess.Popen(command, **pipes) as following:
+    with run_lock(root / "train"), subprocess.Popen(command, **pipes) as following:
         assert following.stdout.readline() == "train line 99\n"
         with log.open("a") as file:
             file.write("more\n")

@@ -12,8 +12,8 @@ from rich.console import Console
 from standing import NEEDS, NOW, facts, progress, said
 
 from launch.status import table
+from mezzotint.common.locks import run_lock
 from trainer.run import write_json
-from trainer.signals import held
 
 
 def test_status_prints_one_json_object_of_a_run_or_of_all(mezzotint, root, recipe):
@@ -68,7 +68,7 @@ def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
         "--json",
     ]
     command += ["--runs", str(recipe.parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching, held(recipe):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching, run_lock(recipe):
         first = json.loads(watching.stdout.readline())
         progress(recipe, 60, 100)
         second = json.loads(watching.stdout.readline())
@@ -85,7 +85,7 @@ def test_watching_is_left_with_ctrl_c(recipe):
     command = ["env", "--default-signal=INT", sys.executable, "-P", "-m", "launch.cli.main"]
     command += ["status", "alone", "--watch", "--runs", str(recipe.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with held(recipe), subprocess.Popen(command, **pipes) as watching:
+    with run_lock(recipe), subprocess.Popen(command, **pipes) as watching:
         assert "alone  running" in watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
         assert (watching.wait(10), watching.stderr.read()) == (0, "")

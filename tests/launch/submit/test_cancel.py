@@ -13,8 +13,8 @@ from launch.slurm.config import Cluster
 from launch.slurm.records import Job, Submission
 from launch.submit import cancel
 from mezzotint.common.errors import UserError
+from mezzotint.common.locks import run_lock
 from trainer.run import write_json
-from trainer.signals import held
 
 PIPELINE = """\
 name: both
@@ -92,7 +92,7 @@ def test_without_slurm_it_cannot_be_known_whether_jobs_live(refused, root, monke
 def test_a_run_of_this_machine_is_left_to_its_own_terminal(refused, root):
     (root / "submission.json").unlink()
     (root / "words" / "logs").mkdir(parents=True)
-    with held(root):
+    with run_lock(root):
         (root / "words" / "logs" / "stage.log").touch()
         message = refused("cancel", "both", "--runs", root.parent)
     assert f"kill -TERM {os.getpid()}" in message
