@@ -8,7 +8,6 @@ The same two inputs give the same bytes.
 """
 
 import argparse
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -20,7 +19,7 @@ from fontTools.ttLib import TTFont
 
 from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
-from mezzotint.common.digests import sha256_file
+from mezzotint.common.digests import sha256, sha256_file
 
 TONES = ("none", "light", "medium-light", "medium", "medium-dark", "dark")
 TONE_IN_LABEL = re.compile(r"(?:: |, )((?:medium-)?(?:light|dark)|medium) skin tone")
@@ -174,7 +173,7 @@ def lowest(names: set[str], share: float, salt: str) -> set[str]:
     """The ``share`` of ``names`` with the lowest hashes: fixed for good, no generator."""
 
     def rank(name: str) -> str:
-        return hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()
+        return sha256(f"{salt}/{name}")
 
     return set(sorted(names, key=rank)[: round(share * len(names))])
 

@@ -1,6 +1,5 @@
 """A shard set as a sequence of samples, any of which can be read at any time."""
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 __all__ = ["Batch", "Dataset", "Sample", "collate", "open_dataset"]
@@ -259,9 +259,8 @@ def _image_extension(entry: SampleEntry) -> str:
 
 
 def _fingerprint(manifest: Manifest, positions: NDArray[np.int64], block: int) -> str:
-    digest = hashlib.sha256(f"{manifest.fingerprint} {block} ".encode())
-    digest.update(positions.astype("<i8").tobytes())
-    return digest.hexdigest()
+    chosen = positions.astype("<i8").tobytes()
+    return sha256(f"{manifest.fingerprint} {block} ".encode() + chosen)
 
 
 def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:

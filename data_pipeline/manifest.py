@@ -5,7 +5,6 @@ of what must be there notices. Everything is in one JSON file, about 300 bytes a
 millions of samples, not for billions.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -126,7 +126,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         canonical = json.dumps(
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return sha256(canonical)
 
 
 def read_manifest(url: str) -> Manifest:

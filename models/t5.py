@@ -1,6 +1,5 @@
 """T5's encoder (arXiv 1910.10683), read from a directory with the published names; frozen."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mezzotint.common.digests import sha256_file
+from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -230,11 +229,9 @@ def digest(directory: str) -> str:
     Raises:
         UserError: a file is missing.
     """
-    whole = hashlib.sha256(read_settings(directory).model_dump_json().encode())
-    whole.update(pieces(directory))
-    for path in _weight_files(directory):
-        whole.update(bytes.fromhex(sha256_file(path)))
-    return whole.hexdigest()
+    settings = read_settings(directory).model_dump_json().encode()
+    weights = [bytes.fromhex(sha256_file(path)) for path in _weight_files(directory)]
+    return sha256(b"".join([settings, pieces(directory), *weights]))
 
 
 def _published(network: T5Encoder) -> Mapping[str, str]:

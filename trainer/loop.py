@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.stream import Batch, Stream, StreamState
 from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
 from trainer import distributed
 from trainer.averages.ema import Ema
 from trainer.averages.snapshots import Snapshots
@@ -19,7 +20,7 @@ from trainer.metrics import MetricAccumulator
 from trainer.previews import preview
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.rng import micro_batches, random_at, seed_dropout
+from trainer.rng import micro_batches, seed_dropout
 from trainer.signals import Preemption
 from trainer.task import StatefulTask, Step, Task
 from trainer.tracking.tracker import Tracker
@@ -135,7 +136,7 @@ def update(
     accumulation = recipe.batch // (micro * world.size)
     for number, part in enumerate(micro_batches(batch, micro, world.device)):
         place = world.rank * accumulation + number
-        rng = random_at(recipe.seed, index, place, world.device)
+        rng = keyed_generator(recipe.seed, index, place, device=world.device)
         step = Step(index, rng, place, accumulation * world.size)
         seed_dropout(step.rng)
         for loss in task.losses(engines, part, step):
@@ -143,7 +144,7 @@ def update(
             engine.backward(loss.value)
             engine.step(index)
             meter.add({f"loss/{loss.part}": loss.value, **loss.metrics})
-    task.after_update(Step(index, random_at(recipe.seed, index, 0, world.device)))
+    task.after_update(Step(index, keyed_generator(recipe.seed, index, 0, device=world.device)))
 
 
 def report(

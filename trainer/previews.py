@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.stream import Batch
+from mezzotint.common.keyed_random import keyed_generator
 from trainer.averages.ema import Ema
 from trainer.engine import Engine
 from trainer.recipe import Recipe
-from trainer.rng import micro_batches, random_at
+from trainer.rng import micro_batches
 from trainer.task import Task
 
 
@@ -38,7 +39,7 @@ def preview(
             averaged(engines, emas),
             torch.autocast(device.type, first.autocast) if first.autocast else nullcontext(),
         ):
-            drawn = task.preview(parts, few, random_at(recipe.seed, step, 0, device))
+            drawn = task.preview(parts, few, keyed_generator(recipe.seed, step, 0, device=device))
     finally:
         for name, module in parts.items():
             module.train(training[name])

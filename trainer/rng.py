@@ -1,6 +1,5 @@
 """Randomness by place, and the cutting of batches."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,12 +7,6 @@ import torch
 from torch import Generator, Tensor
 
 from data_pipeline.stream import Batch
-
-
-def random_at(seed: int, index: int, place: int, device: torch.device) -> Generator:
-    """The generator of one micro-batch: a function of run seed, step index and place alone."""
-    digest = hashlib.sha256(f"{seed}/{index}/{place}".encode()).digest()
-    return Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:

@@ -1,6 +1,5 @@
 """From what users have to a shard set: parallel, resumable, and no pair lost without a word."""
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -25,6 +24,7 @@ from data_pipeline.packing.shard_writer import Progress, RawSample, shard_name, 
 from data_pipeline.packing.sources import Fault, InvalidSample, Part, Source, open_source
 from data_pipeline.selection import select
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 REJECTED_NAME = "rejected.jsonl"
@@ -154,7 +154,7 @@ def _chosen(src: str, source: Source, options: PackOptions) -> Source:
 
 
 def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+    return sha256(name)
 
 
 def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
@@ -169,7 +169,7 @@ def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
 def _plan(source: Source, options: PackOptions) -> str:
     described = options.model_dump(mode="json", exclude={"workers"})
     text = json.dumps([described, source.identity], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text)
 
 
 def _begin(out: str, plan: str) -> None:
@@ -259,8 +259,7 @@ def _image(content: bytes, name: str, options: PackOptions) -> dict[str, bytes]:
 
 
 def _held_out(sample: RawSample, fraction: float) -> bool:
-    digest = hashlib.sha256(sample.members["txt"]).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    return int(sha256(sample.members["txt"])[:16], 16) < fraction * 2**64
 
 
 def _finish(

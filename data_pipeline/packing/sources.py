@@ -1,7 +1,6 @@
 """Where people have their image-caption pairs: folders, tables, tar sets."""
 
 import csv
-import hashlib
 import io
 import json
 import posixpath
@@ -21,6 +20,7 @@ from data_pipeline.manifest import MANIFEST_NAME, Attribute, Manifest, read_mani
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import CredentialsError, TransientError, redact
 
@@ -206,7 +206,7 @@ class TableSource:
         self.names: Sequence[str] = [
             f"row {number}: {redact(image)}" for number, image in enumerate(self._images, 1)
         ]
-        self.identity = hashlib.sha256(content).hexdigest()
+        self.identity = sha256(content)
 
     def read(self, index: int) -> Pair:
         """The image and caption of row ``index`` + 1."""
@@ -381,4 +381,4 @@ def _suffix(name: str) -> str:
 
 
 def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return sha256("\n".join(lines))

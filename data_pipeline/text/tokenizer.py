@@ -1,6 +1,5 @@
 """Captions as token ids: a sentencepiece BPE model, and BPE dropout with a keyed generator."""
 
-import hashlib
 import heapq
 import io
 import unicodedata
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 TOKENIZER_NAME = "tokenizer.model"
@@ -120,7 +120,7 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         """Digest (hex) of the model file."""
-        return hashlib.sha256(self.model_bytes).hexdigest()
+        return sha256(self.model_bytes)
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """(B, length) int64 ids of B captions."""

@@ -5,6 +5,7 @@ import re
 from launch.guard import BAD_INPUT
 from launch.slurm.client import JobState
 from launch.status.run_files import StageFiles, tail
+from mezzotint.common.storage_errors import redact
 from trainer.signals import PREEMPTED
 
 LOG_NOT_OPENED = 53
@@ -45,7 +46,6 @@ _FAULT = re.compile(_RANK + r"(?:error: (.+)|((?:\w+\.)*\w*(?:Error|Exception|In
 _START = re.compile(r"^job: \d+ .*starts on ", re.MULTILINE)
 _OUTSIDE = re.compile(r"^job: exit code (\d+); ended from outside \((\w*).*\)", re.MULTILINE)
 _AGAIN = re.compile(r"^job: exit code (\d+); back into the queue$", re.MULTILINE)
-_ADDRESS = re.compile(r"(\w://)[^\s'\"]*@")
 
 
 def why_waiting(said: JobState) -> str | None:
@@ -97,7 +97,7 @@ def why_failed(said: JobState | None, code: int | None, trace: StageFiles) -> st
         ended = f"exit code {code}"
     complaint = last_complaint(tail(trace.log), code) if trace.log else None
     if code == BAD_INPUT and trace.refused:
-        complaint = without_credentials(trace.refused.splitlines()[0])
+        complaint = redact(trace.refused.splitlines()[0])
     return f"{ended}: {complaint}" if complaint else ended
 
 
@@ -110,10 +110,5 @@ def last_complaint(log: str, code: int | None) -> str | None:
     for line in reversed(log.splitlines()):
         found = pattern.match(line)
         if found is not None:
-            return without_credentials((found[1] or found[2]).strip())
+            return redact((found[1] or found[2]).strip())
     return None
-
-
-def without_credentials(text: str) -> str:
-    """The text without user names and passwords of addresses in it."""
-    return _ADDRESS.sub(r"\1", text)

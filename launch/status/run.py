@@ -14,7 +14,6 @@ from typing import Literal
 from launch.slurm import client
 from launch.slurm.client import JobState
 from launch.slurm.records import Job, Submission
-from launch.status.diagnosis import without_credentials
 from launch.status.run_files import (
     Plan,
     is_finished,
@@ -27,6 +26,7 @@ from launch.status.run_files import (
 from launch.status.stage import LIVE, StageEvidence, StageStatus, State, is_of, stage_status
 from mezzotint.common.errors import UserError
 from mezzotint.common.locks import LockOwner, lock_owner
+from mezzotint.common.storage_errors import redact
 
 OVERALL: tuple[State, ...] = (*LIVE, "failed", "cancelled", "unknown", "stopped", "not submitted")
 """What a run as a whole is: the first of these that one of its stages is."""
@@ -169,4 +169,4 @@ def tracking_of(root: Path) -> Tracking | None:
     run_id = sent.get("run_id")
     if uri is None:
         return None
-    return Tracking(without_credentials(uri), run_id if isinstance(run_id, str) else None)
+    return Tracking(redact(uri), run_id if isinstance(run_id, str) else None)

@@ -18,12 +18,12 @@ from launch.pipeline.tracking import open_parent
 from launch.slurm import client
 from launch.slurm.config import Cluster
 from launch.slurm.records import TRAIN, Job, Submission, read
-from launch.status.diagnosis import without_credentials
 from launch.submit.plan import Plan, Planned, plan_pipeline, plan_recipe, run_directory
 from launch.train.local import link_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
+from mezzotint.common.storage_errors import redact
 from trainer.recipe import Recipe, read_tree
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory, first_difference
@@ -255,7 +255,7 @@ def tracked() -> str:
             "MLFLOW_TRACKING_URI is not set; the jobs keep their records, and `mezzotint tracking "
             "sync` sends them"
         )
-    return without_credentials(uri)
+    return redact(uri)
 
 
 def _said(chosen: Plan) -> list[str]:

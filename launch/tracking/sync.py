@@ -7,9 +7,10 @@ from pathlib import Path
 from launch.pipeline.config import started
 from launch.train.local import link_from_environment
 from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
 from trainer.tracking.mlflow_client import LoadUploader, Uploader, UploadSummary, default_uri
-from trainer.tracking.run_log import TrackingConfig, clean, read_account
+from trainer.tracking.run_log import TrackingConfig, read_account
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def sync(run: Path) -> Report:
     known = [directory for directory in directories if read_account(directory)]
     if not known:
         raise UserError(f"{run}: nothing is recorded there for MLflow yet; start the run first")
-    return Report(clean(link.uri), {str(each): send(each, link) for each in known})
+    return Report(redact(link.uri), {str(each): send(each, link) for each in known})
 
 
 def send(directory: Path, link: TrackingConfig) -> UploadSummary:

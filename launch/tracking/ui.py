@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import redact
 from trainer.tracking.mlflow_client import BOUNDS, default_uri
-from trainer.tracking.run_log import clean
 
 
 def serve(runs: Path, host: str, port: int) -> int:
@@ -20,7 +20,7 @@ def serve(runs: Path, host: str, port: int) -> int:
     uri = default_uri(runs)
     if uri.startswith("http"):
         raise UserError(
-            f"MLFLOW_TRACKING_URI names a server: open its address {clean(uri)} in a browser"
+            f"MLFLOW_TRACKING_URI names a server: open its address {redact(uri)} in a browser"
         )
     if not uri.startswith("sqlite:///"):
         raise UserError("MLFLOW_TRACKING_URI names no sqlite file: use that store's own page")

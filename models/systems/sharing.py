@@ -4,14 +4,14 @@ All candidates of all captions are one list, cut into blocks of a fixed size. A 
 whole with a generator of its own, so its pictures are the same whichever process draws it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
 from models.autoregressive.decoding import Sampling, generate
 from models.systems.dalle import Dalle, DalleSamples, Progress, ranked
 
@@ -39,12 +39,6 @@ def blocks(count: int, size: int, rank: int, world: int) -> tuple[range, ...]:
         raise UserError(f"rank {rank} of {world} processes does not exist; count from 0")
     firsts = range(0, count, size)[rank::world]
     return tuple(range(first, min(first + size, count)) for first in firsts)
-
-
-def keyed(seed: int, first: int, device: torch.device) -> Generator:
-    """The generator of the block that begins at `first`."""
-    digest = hashlib.sha256(f"{seed}\x1f{first}".encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @torch.no_grad()
@@ -77,7 +71,7 @@ def draw_share(
     told = _Told(progress, dalle.prior.config.image_length, sum(map(len, share)))
     for rows in share:
         captions = torch.tensor([row // candidates for row in rows], device=text.device)
-        rng = keyed(seed, rows.start, text.device)
+        rng = keyed_generator(seed, rows.start, device=text.device)
         codes = generate(
             dalle.prior, text[captions], rng, sampling=sampling, progress=told.of(len(rows))
         )

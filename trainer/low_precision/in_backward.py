@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
 from trainer.low_precision.adamw import MEANS, VARIANCES, advanced, moved, pieces
-from trainer.rng import random_at
 
 STORED = torch.bfloat16
 UPDATES = "updates"
@@ -89,7 +89,9 @@ class InBackwardAdamW(torch.optim.Optimizer):
                 )
             self._done.add(place)
             with torch.no_grad():
-                self._update(weight, random_at(self._seed, self.updates, place, weight.device))
+                self._update(
+                    weight, keyed_generator(self._seed, self.updates, place, device=weight.device)
+                )
             weight.grad = None
 
         return update

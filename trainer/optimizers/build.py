@@ -1,10 +1,10 @@
 """The optimizer of one part."""
 
-import hashlib
 from typing import Any
 
 from torch import nn
 
+from mezzotint.common.keyed_random import keyed_seed
 from trainer.low_precision.adamw import SmallMomentAdamW
 from trainer.low_precision.fp32_params import matrices
 from trainer.low_precision.in_backward import InBackwardAdamW
@@ -49,5 +49,5 @@ def build_in_backward(module: nn.Module, settings: OptimizerConfig, key: str) ->
         eps=settings.eps,
         weight_decay=settings.weight_decay,
         clip=settings.max_grad_norm_per_parameter,
-        seed=int.from_bytes(hashlib.sha256(f"rounding/{key}".encode()).digest()[:8], "little"),
+        seed=keyed_seed(0, "rounding", key),
     )

@@ -4,7 +4,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 from mezzotint.common.errors import UserError
-from trainer.tracking.run_log import clean
+from mezzotint.common.storage_errors import redact
 
 STORES = {"sqlite", "postgresql", "mysql", "mssql"}
 EXAMPLES = "like http://HOST:5000, or sqlite:////FOLDER/mlflow.db"
@@ -21,13 +21,13 @@ def check_uri(uri: str) -> None:
     Raises:
         Refused: it has no known scheme, or no host.
     """
-    shown = f"MLFLOW_TRACKING_URI={clean(uri)!r}"
+    shown = f"MLFLOW_TRACKING_URI={redact(uri)!r}"
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise TrackingError(
-            f"{shown}: {clean(str(error))}; set it to an address {EXAMPLES}"
+            f"{shown}: {redact(str(error))}; set it to an address {EXAMPLES}"
         ) from None
     kind = parts.scheme.partition("+")[0]
     if kind in {"http", "https"}:
@@ -41,9 +41,9 @@ def check_uri(uri: str) -> None:
 
 def explain(error: Exception, uri: str, store: str | None = None) -> str:
     """What to do about an error of MLflow's client; `store` is where the run was made."""
-    said = clean(str(error)).strip()
+    said = redact(str(error)).strip()
     parts = urlsplit(uri)
-    server = f"the MLflow server at {clean(f'{parts.scheme}://{parts.netloc}')}"
+    server = f"the MLflow server at {redact(f'{parts.scheme}://{parts.netloc}')}"
     code = re.search(r"error code (\d{3})|(\d{3}) (?:Client|Server) Error", said)
     status = next((int(each) for each in code.groups() if each), 0) if code else 0
     if "Invalid Host header" in said:

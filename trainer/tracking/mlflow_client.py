@@ -19,6 +19,7 @@ from PIL import Image
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import read_lines, write_json
 from mezzotint.common.locks import file_lock
+from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
 from trainer.tracking.errors import TrackingError, check_uri, explain
 from trainer.tracking.run_log import (
@@ -27,7 +28,6 @@ from trainer.tracking.run_log import (
     RunRecord,
     TrackingConfig,
     UploadState,
-    clean,
     read_account,
     read_sent,
     write_sent,
@@ -100,7 +100,7 @@ class Uploader:
         delivery = UploadSummary(sent.run_id or "")
         if sent.run_id is None:
             sent.run_id = open_run(mlflow, self._link, account, self._parent_id())
-            sent.store = clean(self._link.uri)
+            sent.store = redact(self._link.uri)
             delivery = UploadSummary(sent.run_id, opened=True)
             self._keep(sent)
         elif self._link.root:

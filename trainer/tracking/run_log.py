@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import append_json, read_lines, write_json
+from mezzotint.common.storage_errors import redact
 from trainer.recipe import flatten
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 OPENING, SENT = "opening.json", "tracking.json"
 VALUE_LIMIT = 500
-USERINFO = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def begin(
     if read_sent(directory).run_id is None:
         account.name, account.experiment = opening.name, experiment
         account.params = plain(opening.params)
-        account.tags = {key: clean(value) for key, value in opening.tags.items()}
+        account.tags = {key: redact(value) for key, value in opening.tags.items()}
         if opening.dataset:
-            account.dataset = [clean(each) for each in opening.dataset]
+            account.dataset = [redact(each) for each in opening.dataset]
     account.starts.append({"processes": str(processes), "nodes": node(), **job_facts()})
     account.tags |= {
         "mezzotint.directory": str(directory.resolve()),
@@ -179,7 +179,7 @@ def end(
 
 def plain(tree: Mapping[str, Any]) -> dict[str, str]:
     """A tree as MLflow's flat parameters, without the passwords of URLs."""
-    return {key: clean(str(value))[:VALUE_LIMIT] for key, value in flatten(tree).items()}
+    return {key: redact(str(value))[:VALUE_LIMIT] for key, value in flatten(tree).items()}
 
 
 def jobs_of(account: RunRecord) -> list[str]:
@@ -203,20 +203,6 @@ def node() -> str:
     """This machine's name, as SLURM or else the system knows it; fit for a file name."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip(".") or "node"
-
-
-def clean(text: str) -> str:
-    """Text without the user and password of URLs, nor the password of the tracking server."""
-    for secret in _secrets():
-        text = text.replace(secret, "...")
-    return USERINFO.sub("://", text)
-
-
-def _secrets() -> list[str]:
-    found = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
-    userinfo, _, _ = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")
-    found.append(userinfo.rpartition("://")[2].partition(":")[2])
-    return [secret for secret in found if len(secret) > 3]  # a shorter one would garble words
 
 
 class Record:

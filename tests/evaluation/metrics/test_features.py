@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from evaluation.metrics import features
 from evaluation.metrics.features import EfficientNetLite0, Inception, read_weights
 from evaluation.metrics.inception import InceptionV3
+from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_inception_weights_of_the_fid_layout_load_and_give_2048_features(tmp_pat
     network = Inception(path=str(path)).build()
     assert (network.metric, network.image_size) == ("fid", 299)
     assert network(noise(1, 16)).shape == (1, 2048)
-    assert network.weights_sha256 == features.sha256_of(path)
+    assert network.weights_sha256 == sha256_file(path)
 
 
 def test_inception_has_the_size_of_the_published_network():

@@ -13,10 +13,11 @@ from standing import facts, finish, progress, reasons, states
 from launch.progress import Reporter, read_standing
 from launch.slurm import client
 from launch.status import lookup
-from launch.status.diagnosis import last_complaint, without_credentials
+from launch.status.diagnosis import last_complaint
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
+from mezzotint.common.storage_errors import redact
 
 
 def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
@@ -119,7 +120,7 @@ def test_no_password_of_an_address_is_shown(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:geheim/@x@mlflow.example:5000/p")
     tracking = facts(root).tracking
     assert tracking.uri == "https://mlflow.example:5000/p"
-    assert without_credentials("see http://a:b@h/x, s3://k@b") == "see http://h/x, s3://b"
+    assert redact("see http://a:b@h/x, s3://k@b") == "see http://h/x, s3://b"
     assert last_complaint("error: http://a:b@h is shut\n", 2) == "http://h is shut"
 
 
