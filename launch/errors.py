@@ -1,9 +1,59 @@
-"""How training on this machine ends early."""
+"""How a command ends: one clear message and exit code 2 for bad input, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mezzotint.common.errors import UserError
+
+BAD_INPUT = 2
 
 
 class Stopped(Exception):
-    """Training ended before its last step; `code` is what the process exits with."""
+    """Training ended before its last step; `code` is the exit code of the process."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"training stopped with exit code {code}")
         self.code = code
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run an entry point and exit: bad input becomes `error: ...` on stderr and exit code 2."""
+    try:
+        command()
+    except Stopped as stopped:
+        sys.exit(stopped.code)
+    except UserError as error:
+        exit_with_error(str(error))
+    except ValidationError as error:
+        from trainer.recipe import explain
+
+        exit_with_error(explain(error, error.title))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command resumes from the last checkpoint\n")
+        exit_now(130)
+
+
+def exit_with_error(message: str) -> None:
+    """Print an error and exit with code 2.
+
+    SLURM may report the exit code of a rank that was stopped because this one failed, so the job
+    script looks for the message in a file.
+    """
+    sys.stderr.write(f"error: {message}\n")
+    job = os.environ.get("MEZZOTINT_JOB")
+    if job:
+        with suppress(OSError), (Path(job) / "refused").open("a", encoding="utf-8") as file:
+            file.write(f"{message}\n")
+    exit_now(BAD_INPUT)
+
+
+def exit_now(code: int) -> None:
+    """Exit without cleanup: other ranks may be waiting in a collective for this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -13,7 +13,7 @@ from launch.cli.data import data_app
 from launch.cli.prior import prior_app
 from launch.cli.sample import sampling_app
 from launch.cli.tracking import tracking_app
-from launch.guard import guarded
+from launch.errors import run_command
 
 app = typer.Typer(
     name="mezzotint",
@@ -189,16 +189,7 @@ def talk() -> None:
 
 def main() -> None:
     """The `mezzotint` command."""
-
-    def entry() -> None:
-        from launch.errors import Stopped
-
-        try:
-            app()
-        except Stopped as stopped:
-            sys.exit(stopped.code)
-
-    guarded(entry)
+    run_command(app)
 
 
 if __name__ == "__main__":

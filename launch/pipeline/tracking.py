@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from launch.guard import guarded
+from launch.errors import run_command
 from launch.pipeline.config import started
 from launch.pipeline.state import Ledger
 from launch.train.local import link_from_environment
@@ -130,4 +130,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    guarded(main)
+    run_command(main)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.guard import guarded
+from launch.errors import run_command
 from launch.slurm.client import expand
 from launch.slurm.records import JobStart, append, attempts, read
 from mezzotint.common.errors import UserError
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_command(main)

@@ -2,7 +2,7 @@
 
 import re
 
-from launch.guard import BAD_INPUT
+from launch.errors import BAD_INPUT
 from launch.slurm.client import JobState
 from launch.status.run_files import StageFiles, tail
 from mezzotint.common.storage_errors import redact

@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from launch.guard import guarded
+from launch.errors import run_command
 from launch.progress import Reporter
 from launch.train.local import check_recipe_directory, link_from_environment
 from mezzotint.common.errors import UserError
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_command(main)

@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
-from launch import guard
+from launch import errors
 from launch.cli import main
 from trainer import distributed
 
@@ -33,7 +33,7 @@ class Outcome:
 def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
     """Runs a command through the installed entry point; an exit ends the command, not the test."""
 
-    def leave(code: int) -> None:
+    def exit_now(code: int) -> None:
         raise SystemExit(code)
 
     def command(*words: object) -> Outcome:
@@ -44,7 +44,7 @@ def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
         return Outcome(code if isinstance(code, int) else bool(code), out, err)
 
     environment = dict(os.environ)
-    monkeypatch.setattr(guard, "leave", leave)
+    monkeypatch.setattr(errors, "exit_now", exit_now)
     monkeypatch.setenv("COLUMNS", "200")
     yield command
     os.environ.clear()
@@ -59,7 +59,7 @@ def refused(mezzotint, tmp_path):
         before = written(tmp_path)
         outcome = mezzotint(*words)
         distributed.leave()
-        assert outcome.code == guard.BAD_INPUT, outcome
+        assert outcome.code == errors.BAD_INPUT, outcome
         assert "Traceback" not in outcome.err
         (message,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
         for path in written(tmp_path) - before:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launch.guard import BAD_INPUT
+from launch.errors import BAD_INPUT
 from models import store
 from models.autoencoders.dvae import DVAEConfig
 from trainer.recipe import load

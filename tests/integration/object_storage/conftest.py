@@ -13,7 +13,7 @@ from object_store import Outcome
 
 from data_pipeline.config import Selection
 from data_pipeline.packing.pack import PackOptions, pack
-from launch import guard
+from launch import errors
 from launch.cli import main
 
 PACK = ["--split", "composition", "--limit", "60", "--shard-size", "10"]
@@ -47,7 +47,7 @@ def here(s3_server, talk_to, monkeypatch, tmp_path) -> Iterator[None]:
 def mezzotint(monkeypatch, capfd) -> Callable[..., Outcome]:
     """Runs a command in this process; an exit ends the command, not the test."""
 
-    def leave(code: int) -> None:
+    def exit_now(code: int) -> None:
         raise SystemExit(code)
 
     def command(*words: object) -> Outcome:
@@ -57,7 +57,7 @@ def mezzotint(monkeypatch, capfd) -> Callable[..., Outcome]:
         code, (out, err) = ended.value.code, capfd.readouterr()
         return Outcome(code if isinstance(code, int) else bool(code), out, err)
 
-    monkeypatch.setattr(guard, "leave", leave)
+    monkeypatch.setattr(errors, "exit_now", exit_now)
     monkeypatch.setenv("COLUMNS", "200")
     return command
 

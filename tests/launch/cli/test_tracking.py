@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launch import guard
+from launch import errors
 from trainer.tracking.run_log import RunInfo, begin, end
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # SQLAlchemy and alembic warn of MLflow's use
@@ -22,7 +22,7 @@ def recorded(tmp_path):
 
 
 def refused(outcome) -> str:
-    assert outcome.code == guard.BAD_INPUT, outcome
+    assert outcome.code == errors.BAD_INPUT, outcome
     assert "Traceback" not in outcome.err
     (line,) = outcome.err.splitlines()
     return line.removeprefix("error: ")

@@ -260,7 +260,10 @@ def test_a_torn_line_of_attempts_is_not_read(tmp_path):
 
 
 def test_what_a_job_is_refused_for_is_left_for_its_script(tmp_path):
-    command = ["-c", "from launch.guard import refuse; refuse('data.url: is not there')"]
+    command = [
+        "-c",
+        "from launch.errors import exit_with_error; exit_with_error('data.url: is not there')",
+    ]
     environment = {**os.environ, "MEZZOTINT_JOB": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, check=False
