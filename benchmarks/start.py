@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from launch.train.local import free_port, wait
+from launch.train.local import free_port, wait_for_ranks
 from trainer import distributed, engine
 from trainer.deferred_init import Sketch
 from trainer.recipe import load
@@ -82,7 +82,7 @@ def spawn(how: str, settings: list[str], folder: Path) -> list[dict[str, float]]
         own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, __file__, "--rank", how, str(folder / f"{how}{rank}.json")]
         ranks.append(subprocess.Popen([*command, *settings], env=own, stdout=subprocess.DEVNULL))
-    assert wait(ranks) == 0
+    assert wait_for_ranks(ranks) == 0
     return [json.loads((folder / f"{how}{rank}.json").read_text()) for rank in range(WORLD)]
 
 

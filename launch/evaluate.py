@@ -36,7 +36,7 @@ def judge_file(path: Path, overrides: Sequence[str], out: Path) -> None:
     except ValidationError as error:
         raise UserError(explain(error, str(path), tree)) from error
     with Reporter(out) as reporter:
-        judge(loaded, out, reporter.phases)
+        judge(loaded, out, reporter.report)
 
 
 def judge(evaluation: AnyEvaluation, out: Path, progress: Progress) -> None:

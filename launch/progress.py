@@ -1,4 +1,4 @@
-"""What a running stage tells whoever watches: a file for other processes, a bar or plain lines."""
+"""Progress of running work: a file for other processes, and a progress bar or plain lines."""
 
 import json
 import sys
@@ -21,39 +21,40 @@ from rich.progress import (
 
 from mezzotint.common.files import write_json
 
-FILE = "progress.json"
+PROGRESS_FILE = "progress.json"
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 @dataclass(frozen=True)
 class ProgressState:
-    """How far a stage is: `done` of `total` in the phase it is in, and a few words.
-
-    Times are seconds; `time` since 1970. What is not known yet is None.
-    """
+    """Progress of a stage: `done` of `total` in its current phase. None: not known yet."""
 
     phase: str
     done: int
     total: int
     note: str
     time: float
+    """Seconds since 1970."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the last interval of training: losses, speeds."""
+    """Of the last logging interval of training: losses, speeds."""
     seconds_left: float | None = None
     """Of this phase, at the mean speed since its first report."""
 
 
-def read_standing(directory: Path) -> ProgressState | None:
-    """The last standing a stage has written; None where there is none that can be read."""
+def read_progress(directory: Path) -> ProgressState | None:
+    """The last reported progress of a stage; None if there is no readable report."""
     try:
-        standing = ProgressState(**json.loads((directory / FILE).read_text(encoding="utf-8")))
-        counts = (standing.done, standing.total, standing.time)
-        return standing if all(isinstance(count, int | float) for count in counts) else None
+        text = (directory / PROGRESS_FILE).read_text(encoding="utf-8")
+        state = ProgressState(**json.loads(text))
+        numbers = (state.done, state.total, state.time)
+        return state if all(isinstance(number, int | float) for number in numbers) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
 class Reporter:
-    """Shows progress: a bar or a line now and then, and `progress.json` for other processes."""
+    """Shows a progress bar, or a line every `every` seconds, and writes `progress.json`."""
 
     def __init__(self, directory: Path | None, *, shows: bool = True, every: float = 10.0) -> None:
         self._directory = directory
@@ -64,7 +65,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if shows and sys.stdout.isatty():
-            self._bar = bar(Console())
+            self._bar = progress_bar(Console())
 
     def __enter__(self) -> "Reporter":
         if self._bar:
@@ -81,33 +82,29 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """Training: `step` of `steps` updates are done."""
-        self.show("train", step, steps, describe(metrics), metrics)
+        """Report that `step` of `steps` training steps are done."""
+        self.report("train", step, steps, format_metrics(metrics), metrics)
 
-    def counted(self, phase: str) -> Callable[[int, int], None]:
-        """A callback (done, total) for work of one phase."""
-        return lambda done, total: self.show(phase, done, total, "")
+    def callback(self, phase: str) -> ProgressCallback:
+        """A callback for work of one phase."""
+        return lambda done, total: self.report(phase, done, total)
 
-    def phases(self, phase: str, done: int, total: int) -> None:
-        """Work in several phases."""
-        self.show(phase, done, total, "")
-
-    def show(
+    def report(
         self,
         phase: str,
         done: int,
         total: int,
-        note: str,
+        note: str = "",
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Tell that `done` of `total` is reached."""
+        """Report that `done` of `total` are done in a phase."""
         now, last = time.time(), done >= total
         left = self._seconds_left(phase, done, total, now, metrics or {})
         if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
-            standing = ProgressState(phase, done, total, note, now, dict(metrics or {}), left)
-            write_json(self._directory / FILE, asdict(standing))
+            state = ProgressState(phase, done, total, note, now, dict(metrics or {}), left)
+            write_json(self._directory / PROGRESS_FILE, asdict(state))
         if self._bar:
             if self._task is None:
                 self._task = self._bar.add_task(phase, total=total, note=note)
@@ -122,15 +119,15 @@ class Reporter:
     ) -> float | None:
         if self._first is None or self._first[0] != phase or self._first[1] > done:
             self._first = (phase, done, now)
-        _, since_done, since = self._first
-        if done > since_done and now > since:
-            return (total - done) * (now - since) / (done - since_done)
+        _, first_done, first_time = self._first
+        if done > first_done and now > first_time:
+            return (total - done) * (now - first_time) / (done - first_done)
         speed = metrics.get("steps_per_second")
         return (total - done) / speed if speed else None
 
 
-def bar(console: Console) -> Progress:
-    """The look of every progress bar."""
+def progress_bar(console: Console) -> Progress:
+    """The layout of every progress bar."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -142,13 +139,13 @@ def bar(console: Console) -> Progress:
     )
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """Losses and speed, in a few words."""
-    words = [
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Losses and speed on one line."""
+    parts = [
         f"{name.removeprefix('loss/')} {value:.4g}"
         for name, value in metrics.items()
         if name.startswith("loss/")
     ]
     if "images_per_second" in metrics:
-        words.append(f"{metrics['images_per_second']:.0f} images/s")
-    return "  ".join(words)
+        parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    return "  ".join(parts)

@@ -385,17 +385,17 @@ def test_a_shipped_recipe_loads(path: str) -> None:
 
 @pytest.mark.parametrize("path", shipped("recipes/pipelines"))
 def test_a_shipped_pipeline_loads(path: str) -> None:
-    from launch.pipeline.config import load
+    from launch.pipeline.config import load_pipeline
 
-    pipeline = load(ROOT / path)
+    pipeline = load_pipeline(ROOT / path)
     assert pipeline.stages
 
 
 @pytest.mark.parametrize("path", shipped("recipes/clusters"))
 def test_a_shipped_cluster_file_loads(path: str) -> None:
-    from launch.slurm.config import load
+    from launch.slurm.config import load_cluster
 
-    cluster = load(ROOT / path)
+    cluster = load_cluster(ROOT / path)
     assert cluster.name == Path(path).stem
 
 

@@ -9,8 +9,8 @@ import typer
 cluster_app = typer.Typer()
 
 Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
-Run = Annotated[str, typer.Argument(help="A run: its name under --runs, or its directory.")]
-Stage = Annotated[str | None, typer.Argument(help="One of its stages.")]
+RunName = Annotated[str, typer.Argument(help="A run: its name under --runs, or its directory.")]
+StageName = Annotated[str | None, typer.Argument(help="One of its stages.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -42,12 +42,12 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Send a recipe or a pipeline to SLURM, one job per stage; the same command again goes on."""
-    from launch.slurm.config import load as load_cluster
-    from launch.submit.submit import load, plan
+    from launch.slurm.config import load_cluster as load_cluster
+    from launch.submit.submit import load_source, plan_submit
     from launch.submit.submit import submit as send
 
-    loaded, machines = load(source, overrides or []), load_cluster(cluster)
-    act = plan if dry_run else send
+    loaded, machines = load_source(source, overrides or []), load_cluster(cluster)
+    act = plan_submit if dry_run else send
     result = act(loaded, machines, runs, redo=redo or [])
     typer.echo(result.to_json() if as_json else result.to_text())
 
@@ -73,10 +73,10 @@ def status(
     """Show how runs stand: jobs, nodes, steps, losses, speed, time left, from SLURM and disk."""
     from launch.status import table
     from launch.status.lookup import all_runs, find_run
-    from launch.status.run import RunStatus, look
+    from launch.status.run import RunStatus, query
 
     def facts() -> list[RunStatus]:
-        return look(all_runs(runs) if run is None else [find_run(run, runs)])
+        return query(all_runs(runs) if run is None else [find_run(run, runs)])
 
     show = table.watch if watch else table.show
     show(facts, listed=run is None, as_json=as_json)
@@ -87,8 +87,8 @@ def status(
     "[bold]mezzotint logs quickstart dvae --lines 200[/]"
 )
 def logs(
-    run: Run,
-    stage: Stage = None,
+    run: RunName,
+    stage: StageName = None,
     runs: Runs = Path("runs"),
     lines: Annotated[int, typer.Option(help="How many of the last lines.", min=1)] = 40,
     *,
@@ -111,8 +111,8 @@ def logs(
     "[bold]mezzotint cancel quickstart prior[/]"
 )
 def cancel(
-    run: Run,
-    stage: Stage = None,
+    run: RunName,
+    stage: StageName = None,
     runs: Runs = Path("runs"),
     *,
     as_json: AsJson = False,
@@ -126,4 +126,4 @@ def cancel(
     root = find_run(run, runs)
     told = cancel.cancel(root, stage)
     plain = {"run": root.name, "cancelled": [asdict(each) for each in told]}
-    typer.echo(json.dumps(plain) if as_json else cancel.words(told, root.name))
+    typer.echo(json.dumps(plain) if as_json else cancel.to_text(told, root.name))

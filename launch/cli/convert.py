@@ -10,7 +10,7 @@ export_app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-class Reads(StrEnum):
+class SourceFormat(StrEnum):
     """Code whose weights are read."""
 
     guided_diffusion = "guided_diffusion"
@@ -19,7 +19,7 @@ class Reads(StrEnum):
     taming = "taming"
 
 
-class Writes(StrEnum):
+class TargetFormat(StrEnum):
     """Code for which weights are written."""
 
     guided_diffusion = "guided_diffusion"
@@ -44,8 +44,8 @@ def import_(
         typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like model.depth=3."),
     ] = None,
     source: Annotated[
-        Reads, typer.Option("--from", help="Whose names the weights have.")
-    ] = Reads.diffusers,
+        SourceFormat, typer.Option("--from", help="Whose names the weights have.")
+    ] = SourceFormat.diffusers,
     recipe: Annotated[
         Path | None,
         typer.Option(help="Says the network; not needed where diffusers' config.json is there."),
@@ -68,8 +68,8 @@ def export(
     model: Annotated[str, typer.Argument(help="A model directory, a path or URL.")],
     out: Annotated[Path, typer.Argument(help="A new directory.")],
     target: Annotated[
-        Writes, typer.Option("--to", help="Whose names the weights get.")
-    ] = Writes.diffusers,
+        TargetFormat, typer.Option("--to", help="Whose names the weights get.")
+    ] = TargetFormat.diffusers,
     *,
     as_json: AsJson = False,
 ) -> None:

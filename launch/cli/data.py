@@ -147,7 +147,7 @@ def derive(
 
     data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model, latents=latents)))
     with Reporter(None, shows=not as_json) as reporter:
-        tell = reporter.counted("samples")
+        tell = reporter.callback("samples")
         manifest = derive_with(data, model, out, batch, tell, latents=latents)
     samples = sum(len(shard.samples) for shard in manifest.shards)
     result = {"url": out, "samples": samples, "encoder": manifest.encoder}

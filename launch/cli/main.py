@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Train one recipe; the same command again resumes it, or finds it finished."""
     from launch.progress import Reporter
-    from launch.train.local import link_from_environment
+    from launch.train.local import tracking_from_environment
     from launch.train.local import train as train_recipe
     from trainer.recipe import load
     from trainer.run import RunDirectory
@@ -61,9 +61,9 @@ def train(
     settings = [*(overrides or []), *([f"name={name}"] if name else [])]
     loaded = load(recipe, settings)
     run = RunDirectory(runs / loaded.name)
-    talk()
+    setup_logging()
     with Reporter(run.path) as reporter:
-        train_recipe(loaded, run, link_from_environment(default_uri(runs)), reporter)
+        train_recipe(loaded, run, tracking_from_environment(default_uri(runs)), reporter)
     typer.echo(f"{run.model}: the trained model")
 
 
@@ -81,10 +81,10 @@ def run(
     ] = None,
 ) -> None:
     """Run the stages of a pipeline on this machine; finished stages are skipped."""
-    from launch.pipeline.config import load
-    from launch.pipeline.runner import run as run_pipeline
+    from launch.pipeline.config import load_pipeline
+    from launch.pipeline.runner import run_pipeline as run_pipeline
 
-    loaded = load(pipeline, overrides or [])
+    loaded = load_pipeline(pipeline, overrides or [])
     result = run_pipeline(loaded, runs, redo=redo or [])
     root = runs / loaded.name
     if result.skipped:
@@ -109,7 +109,7 @@ def stage(
     """Run one stage of a started pipeline (what `run` starts for each stage)."""
     from launch.pipeline.stage_process import run_stage
 
-    talk()
+    setup_logging()
     run_stage(root, name)
 
 
@@ -134,12 +134,12 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe would do: exact parameters, memory, DeepSpeed, job. Starts nothing."""
-    from launch.dry_run.report import check_recipe
+    from launch.dry_run.report import dry_run
     from launch.dry_run.text import to_text
-    from launch.slurm.config import load as load_cluster
+    from launch.slurm.config import load_cluster as load_cluster
     from trainer.recipe import load
 
-    report = check_recipe(
+    report = dry_run(
         load(recipe, overrides or []),
         runs,
         processes=processes,
@@ -173,12 +173,12 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Show all runs in MLflow's web page (the sqlite store under the runs directory)."""
-    from launch.tracking.ui import serve
+    from launch.tracking.ui import serve_ui
 
-    sys.exit(serve(runs, host, port))
+    sys.exit(serve_ui(runs, host, port))
 
 
-def talk() -> None:
+def setup_logging() -> None:
     """Send the project's own messages to stderr, and keep libraries quiet."""
     import logging
 

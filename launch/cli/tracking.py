@@ -26,7 +26,7 @@ def sync(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Send MLflow what it missed of a run while it was down; each step goes once."""
-    from launch.tracking.sync import sync as send_missing
+    from launch.tracking.sync import sync_run as send_missing
 
     named = runs / run
     report = send_missing(named if named.is_dir() else Path(run))

@@ -15,7 +15,7 @@ SHOWN = 10
 def pack_set(source: str, out: str, options: PackOptions, *, as_json: bool) -> str:
     """Pack pairs into shards; returns what to print."""
     with Reporter(None, shows=not as_json) as reporter:
-        report = pack(source, out, options, reporter.counted("pairs"))
+        report = pack(source, out, options, reporter.callback("pairs"))
     return to_json(report) if as_json else to_text(report)
 
 

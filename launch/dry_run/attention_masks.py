@@ -16,11 +16,11 @@ from models.nn.cpu.dispatch import attention
 from trainer.recipe import Recipe
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-INK = {"text": (72, 98, 140), "caption": (150, 178, 214), "image": (38, 38, 38)}
-PAPER, FUTURE = (250, 249, 246), (236, 233, 226)
-AT_LEAST = 640
+COLORS = {"text": (72, 98, 140), "caption": (150, 178, 214), "image": (38, 38, 38)}
+BACKGROUND, FUTURE = (250, 249, 246), (236, 233, 226)
+MIN_SIDE = 640
 """Pixels of a picture's side; smaller masks are enlarged by a whole factor."""
-TOGETHER = 8
+BATCH = 8
 """Places proved by one backward pass."""
 
 
@@ -61,7 +61,7 @@ class MaskReport:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class MaskInspection:
     """All masks of a recipe."""
 
     recipe: str
@@ -101,7 +101,7 @@ class Inspection:
         for mask in self.masks:
             proof = "proved by gradients" if mask.proof.causal and mask.proof.exact else "FAILED"
             lines += [
-                f"{mask.name}: {len(mask.layers)} layers ({spans(mask.layers)})",
+                f"{mask.name}: {len(mask.layers)} layers ({format_ranges(mask.layers)})",
                 f"  scores: {mask.image_scores:,} in the image, {mask.scores:,} in all, "
                 f"{mask.density:.1%} of a dense causal layer",
                 f"  attention: {mask.flop / 1e6:,.1f} MFLOP a sample, forward",
@@ -117,7 +117,7 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect_masks(recipe: Recipe, out: Path | None) -> Inspection:
+def inspect_masks(recipe: Recipe, out: Path | None) -> MaskInspection:
     """Inspect every mask of a recipe's prior; pictures go to the directory `out`.
 
     Raises:
@@ -132,8 +132,8 @@ def inspect_masks(recipe: Recipe, out: Path | None) -> Inspection:
     reports = []
     for pattern in dict.fromkeys(patterns):
         layers = tuple(place + 1 for place, each in enumerate(patterns) if each == pattern)
-        reports.append(report(config, pattern, layers, out))
-    return Inspection(
+        reports.append(inspect_mask(config, pattern, layers, out))
+    return MaskInspection(
         recipe=recipe.name,
         flavor=config.mask_flavor,
         text_places=config.prefix_length,
@@ -142,7 +142,7 @@ def inspect_masks(recipe: Recipe, out: Path | None) -> Inspection:
     )
 
 
-def report(
+def inspect_mask(
     config: PriorConfig, pattern: Pattern | None, layers: tuple[int, ...], out: Path | None
 ) -> MaskReport:
     """Numbers, proof and picture of one mask."""
@@ -155,7 +155,7 @@ def report(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         picture = str(out / f"{name}.png")
-        draw(mask, prefix).save(picture)
+        render_mask(mask, prefix).save(picture)
     scores = int(mask.sum())
     kept = places if pattern is None else pattern.kept(places)
     return MaskReport(
@@ -167,12 +167,12 @@ def report(
         flop=4 * scores * config.heads * config.head_width,
         cache_entries=prefix + min(kept, places - 1),
         dense_cache_entries=prefix + places - 1,
-        proof=prove(way_of(config, pattern), mask),
+        proof=check_mask_by_gradient(attention_of(config, pattern), mask),
         picture=picture,
     )
 
 
-def way_of(config: PriorConfig, pattern: Pattern | None) -> Attend:
+def attention_of(config: PriorConfig, pattern: Pattern | None) -> Attend:
     """How layers with this pattern attend here."""
     reach = sparse_attention_of(config, pattern)
     if reach is None:
@@ -180,7 +180,7 @@ def way_of(config: PriorConfig, pattern: Pattern | None) -> Attend:
     return reach.attend
 
 
-def prove(way: Attend, mask: Tensor) -> MaskCheck:
+def check_mask_by_gradient(way: Attend, mask: Tensor) -> MaskCheck:
     """Compare the Jacobian of an attention with its mask, place by place.
 
     Query, key and value are all the input, so that no path escapes. Each sample of a batch stands
@@ -190,8 +190,8 @@ def prove(way: Attend, mask: Tensor) -> MaskCheck:
     rng = torch.Generator().manual_seed(0)
     states = torch.randn(1, 1, length, 4, generator=rng)
     causal = exact = True
-    for first in range(0, length, TOGETHER):
-        places = torch.arange(first, min(first + TOGETHER, length))
+    for first in range(0, length, BATCH):
+        places = torch.arange(first, min(first + BATCH, length))
         x = states.repeat(len(places), 1, 1, 1).requires_grad_()
         chosen = way(x, x, x)[torch.arange(len(places)), 0, places]
         (gradient,) = torch.autograd.grad(chosen.sum(), x)
@@ -202,26 +202,26 @@ def prove(way: Attend, mask: Tensor) -> MaskCheck:
     return MaskCheck(causal=causal, exact=exact)
 
 
-def draw(mask: Tensor, prefix: int) -> Image.Image:
+def render_mask(mask: Tensor, prefix: int) -> Image.Image:
     """A row per query: text on text, image on caption, image on image, and the future shaded."""
     length = len(mask)
     places = torch.arange(length)
     query, key = places[:, None], places
-    picture = torch.tensor(PAPER, dtype=torch.uint8).expand(length, length, 3).clone()
+    picture = torch.tensor(BACKGROUND, dtype=torch.uint8).expand(length, length, 3).clone()
     picture[key > query] = torch.tensor(FUTURE, dtype=torch.uint8)
     for name, part in (
         ("text", query < prefix),
         ("caption", (query >= prefix) & (key < prefix)),
         ("image", (query >= prefix) & (key >= prefix)),
     ):
-        picture[mask & part] = torch.tensor(INK[name], dtype=torch.uint8)
-    factor = max(1, -(-AT_LEAST // length))
+        picture[mask & part] = torch.tensor(COLORS[name], dtype=torch.uint8)
+    factor = max(1, -(-MIN_SIDE // length))
     return Image.fromarray(picture.numpy()).resize(
         (length * factor, length * factor), Image.Resampling.NEAREST
     )
 
 
-def spans(numbers: tuple[int, ...]) -> str:
+def format_ranges(numbers: tuple[int, ...]) -> str:
     """1, 3-5, 7 …, at most six of them."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from launch.slurm.config import Cluster, Shape, memory_bytes
-from launch.submit.plan import recipe_task, run_directory, write
+from launch.slurm.config import Cluster, JobResources, memory_bytes
+from launch.submit.plan import job_script, recipe_job, run_directory
 from mezzotint.common.errors import UserError
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
@@ -68,7 +68,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Report:
+class DryRunReport:
     """A dry run: `parameters` by part and submodule, exact, counted on the meta device."""
 
     recipe: Mapping[str, Any]
@@ -97,14 +97,14 @@ class Report:
         return json.dumps(tree, indent=1)
 
 
-def check_recipe(
+def dry_run(
     recipe: Recipe,
     runs: Path,
     *,
     processes: int | None = None,
     cluster: Cluster | None = None,
     nodes: int | None = None,
-) -> Report:
+) -> DryRunReport:
     """Resolve, count and plan; nothing is started and nothing is written.
 
     For a cluster's training job (on `nodes` nodes, by default as many as the cluster file says), or
@@ -128,7 +128,7 @@ def check_recipe(
     notes: tuple[str, ...] = ()
     if cluster is not None and shape is not None:
         script, notes = _job(recipe, runs, cluster, shape)
-    return Report(
+    return DryRunReport(
         recipe=recipe.model_dump(mode="json"),
         resolved=dump(recipe),
         parameters=_parameters(parts),
@@ -157,7 +157,7 @@ def check_recipe(
 
 def _machines(
     recipe: Recipe, processes: int | None, cluster: Cluster | None, nodes: int | None
-) -> tuple[Machines, Shape | None]:
+) -> tuple[Machines, JobResources | None]:
     """Where the recipe would run; on a cluster with GPUs, `auto` is taken for bf16."""
     wanted = recipe.engine.precision
     if cluster is None:
@@ -240,11 +240,13 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     )
 
 
-def _job(recipe: Recipe, runs: Path, cluster: Cluster, shape: Shape) -> tuple[str, tuple[str, ...]]:
+def _job(
+    recipe: Recipe, runs: Path, cluster: Cluster, shape: JobResources
+) -> tuple[str, tuple[str, ...]]:
     """The script, and what submit would object to."""
     notes: tuple[str, ...] = ()
     try:
         root = run_directory(runs, recipe.name, cluster)
     except UserError as error:
         root, notes = (runs / recipe.name).absolute(), (str(error),)
-    return write(recipe_task(recipe, root, shape), cluster).text, notes
+    return job_script(recipe_job(recipe, root, shape), cluster).text, notes

@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from launch.dry_run.report import Report
+from launch.dry_run.report import DryRunReport
 
-LINES = {
+LABELS = {
     "weights": "weights",
     "master": "fp32 master weights",
     "moments": "optimizer moments",
@@ -17,7 +17,7 @@ LINES = {
 }
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes in the unit that leaves few digits."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
@@ -25,7 +25,7 @@ def size(count: int) -> str:
     return f"{value:,.1f} {units[0]}" if units[0] != "B" else f"{count} B"
 
 
-def to_text(report: Report) -> str:
+def to_text(report: DryRunReport) -> str:
     """The whole report."""
     lines = [report.resolved.rstrip(), "", "parameters (exact, trainable):"]
     for part, modules in report.parameters.items():
@@ -36,7 +36,7 @@ def to_text(report: Report) -> str:
     lines += [f"  total: {report.total:,}", "", f"steps: {report.steps:,}"]
     lines += [f"per step: {count:,} {unit}" for unit, count in report.per_step.items()]
     lines += ["", *machine_lines(report), "", *memory_lines(report)]
-    lines += ["", f"checkpoint: {size(report.checkpoint_bytes)} on disk"]
+    lines += ["", f"checkpoint: {format_bytes(report.checkpoint_bytes)} on disk"]
     for part, settings in report.deepspeed.items():
         lines += ["", f"deepspeed, {part}:", json.dumps(settings, indent=1)]
     lines += ["", "would write:", *(f"  {path}" for path in report.writes)]
@@ -47,7 +47,7 @@ def to_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def machine_lines(report: Report) -> list[str]:
+def machine_lines(report: DryRunReport) -> list[str]:
     """Where it would run."""
     machines = report.machines
     return [
@@ -56,7 +56,7 @@ def machine_lines(report: Report) -> list[str]:
     ]
 
 
-def memory_lines(report: Report) -> list[str]:
+def memory_lines(report: DryRunReport) -> list[str]:
     """Bytes of each process."""
     memory = report.memory
     lines = ["memory of each process, without activations:"]
@@ -65,13 +65,17 @@ def memory_lines(report: Report) -> list[str]:
     }
     for part, held in memory.parts.items():
         lines.append(f"  {part} at ZeRO {stages[part]}:")
-        lines += [f"    {LINES[name]} {size(n)}" for name, n in asdict(held).items() if n]
+        lines += [f"    {LABELS[name]} {format_bytes(n)}" for name, n in asdict(held).items() if n]
     if 3 in stages.values():
         lines.append(f"  (largest layer, gathered whole: {memory.largest_layer:,} weights)")
-    lines.append(f"  at most {size(memory.total)}; while it starts {size(memory.start)},")
+    lines.append(
+        f"  at most {format_bytes(memory.total)}; while it starts {format_bytes(memory.start)},"
+    )
     node = memory.start * report.machines.processes_per_node
-    lines.append(f"  built in the node's own memory first ({size(node)} per node)")
+    lines.append(f"  built in the node's own memory first ({format_bytes(node)} per node)")
     if memory.available is not None:
         verdict = "fits into" if memory.fits else "DOES NOT FIT into"
-        lines.append(f"  {verdict} {size(memory.available)} per {report.machines.device.upper()}")
+        lines.append(
+            f"  {verdict} {format_bytes(memory.available)} per {report.machines.device.upper()}"
+        )
     return lines

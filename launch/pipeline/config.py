@@ -1,8 +1,7 @@
-"""Pipelines: stages that hand each other directories, and the order they can run in.
+"""Pipelines: stages that pass directories to each other, and their dependencies.
 
-A stage's settings may hold `${NAME}`, the run directory of stage NAME; that reference is also the
-dependence. A train stage therefore waits for exactly what it reads. `${NAME}` can also be one of
-the pipeline's own values, such as where the data lies.
+A stage's settings may hold `${NAME}`, the run directory of stage NAME; the reference is also the
+dependency. `${NAME}` can also be one of the pipeline's own values, such as the URL of the data.
 """
 
 import re
@@ -24,25 +23,26 @@ REFERENCE = re.compile(r"\$\{([^}]*)\}")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
-class _Stage(BaseModel, frozen=True, extra="forbid"):
+class _BaseStage(BaseModel, frozen=True, extra="forbid"):
     after: tuple[str, ...] = ()
-    """Stages to wait for besides those referred to."""
+    """Stages to wait for besides those referenced."""
     cores: int | None = Field(default=None, gt=0)
-    """Cores of this machine the stage uses; stages run side by side while they fit. None = all."""
+    """CPU cores of this machine that the stage uses (None: all); stages run in parallel while they
+    fit."""
     nodes: int | None = Field(default=None, gt=0)
-    """Nodes of a cluster a train stage's job asks for. None = the cluster file's number."""
+    """Nodes of a train stage's SLURM job. None: the number in the cluster file."""
 
 
-class TokenizerStage(_Stage, frozen=True, extra="forbid"):
-    """Train a sentencepiece BPE model on a set's captions; leaves `model/tokenizer.model`."""
+class TokenizerStage(_BaseStage, frozen=True, extra="forbid"):
+    """Train a sentencepiece BPE model on a set's captions; writes `model/tokenizer.model`."""
 
     kind: Literal["tokenizer"]
     data: DataConfig
     vocab: int = Field(gt=0)
 
 
-class TrainStage(_Stage, frozen=True, extra="forbid"):
-    """Train a recipe; leaves a run directory with `model/`."""
+class TrainStage(_BaseStage, frozen=True, extra="forbid"):
+    """Train a recipe; writes a run directory with `model/`."""
 
     kind: Literal["train"]
     recipe: str
@@ -50,32 +50,32 @@ class TrainStage(_Stage, frozen=True, extra="forbid"):
     """Dotted overrides of the recipe's keys."""
 
 
-class DeriveStage(_Stage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder; leaves a set of codes or latents."""
+class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
+    """Encode a set's images with a trained autoencoder; writes a set of codes or latents."""
 
     kind: Literal["derive"]
     data: DataConfig
     model: str
     out: str | None = None
-    """Where the set goes, a directory or an fsspec URL; `set/` in the stage's directory if None."""
+    """Directory or fsspec URL of the new set. None: `set/` in the stage's directory."""
     batch: int = Field(default=64, gt=0)
 
 
-class EvaluateStage(_Stage, frozen=True, extra="forbid"):
-    """Judge a system, or an autoencoder; leaves `evaluation.json`, samples and grids."""
+class EvaluateStage(_BaseStage, frozen=True, extra="forbid"):
+    """Evaluate a system or an autoencoder; writes `evaluation.json`, samples and grids."""
 
     kind: Literal["evaluate"]
     evaluation: AnyEvaluation
 
 
-class PageStage(_Stage, frozen=True, extra="forbid"):
+class PageStage(_BaseStage, frozen=True, extra="forbid"):
     """Write the pipeline's result page, `index.html` in its run directory."""
 
     kind: Literal["page"]
     title: str
 
 
-Stage = Annotated[
+StageConfig = Annotated[
     TokenizerStage | TrainStage | DeriveStage | EvaluateStage | PageStage,
     Field(discriminator="kind"),
 ]
@@ -87,56 +87,56 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     description: str = ""
     values: Mapping[Annotated[str, Field(pattern=NAME)], str] = Field(default_factory=dict)
-    """What stages share, by name: `values.images=s3://bucket/set` moves all of them there."""
-    stages: Mapping[Annotated[str, Field(pattern=NAME)], Stage] = Field(min_length=1)
+    """Values that stages share: `values.images=s3://bucket/set` replaces every `${images}`."""
+    stages: Mapping[Annotated[str, Field(pattern=NAME)], StageConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_are_one_thing(self) -> "Pipeline":
-        twice = sorted(set(self.values) & set(self.stages))
-        if twice:
-            raise ValueError(f"values.{twice[0]}: is the name of a stage too; rename one of them")
+    def _names_are_unique(self) -> "Pipeline":
+        both = sorted(set(self.values) & set(self.stages))
+        if both:
+            raise ValueError(f"values.{both[0]}: is also the name of a stage; rename one of them")
         return self
 
     @model_validator(mode="after")
-    def _graph_is_sound(self) -> "Pipeline":
+    def _graph_is_acyclic(self) -> "Pipeline":
         for name, stage in self.stages.items():
-            for needed in references(stage):
-                if needed not in self.stages and needed not in self.values:
+            for reference in references(stage):
+                if reference not in self.stages and reference not in self.values:
                     raise ValueError(
-                        f"stages.{name}: refers to ${{{needed}}}, which is no stage and no value; "
-                        f"there are {', '.join([*self.stages, *self.values])}"
+                        f"stages.{name}: refers to ${{{reference}}}, which is neither a stage nor "
+                        f"a value; there are {', '.join([*self.stages, *self.values])}"
                     )
             after = sorted(set(stage.after) - set(self.stages))
             if after:
-                raise ValueError(f"stages.{name}.after: {after[0]} is no stage")
+                raise ValueError(f"stages.{name}.after: {after[0]} is not a stage")
         try:
-            order(self)
+            stage_order(self)
         except CycleError as error:
             raise ValueError(f"stages: {' waits for '.join(error.args[1])}") from error
         return self
 
 
 def references(stage: BaseModel) -> set[str]:
-    """Every name in a `${NAME}` of a stage's settings."""
+    """Every NAME in a `${NAME}` of a stage's settings."""
     return set(REFERENCE.findall(yaml.safe_dump(stage.model_dump(mode="json"), width=10**6)))
 
 
-def needs(pipeline: Pipeline, name: str) -> list[str]:
-    """The stages whose directories stage `name` reads, and those it waits for."""
+def dependencies(pipeline: Pipeline, name: str) -> list[str]:
+    """The stages that stage `name` reads or waits for."""
     stage = pipeline.stages[name]
     return sorted((references(stage) & set(pipeline.stages)) | set(stage.after))
 
 
-def order(pipeline: Pipeline) -> list[str]:
-    """The stages in an order in which each comes after what it needs."""
-    graph = {name: needs(pipeline, name) for name in pipeline.stages}
+def stage_order(pipeline: Pipeline) -> list[str]:
+    """The stages in a topological order."""
+    graph = {name: dependencies(pipeline, name) for name in pipeline.stages}
     return list(TopologicalSorter(graph).static_order())
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """Read a pipeline file, apply dotted overrides, validate it whole.
+def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read a pipeline file, apply dotted overrides, validate it with its recipes.
 
-    Recipe paths are relative to the working directory; the recipes are validated too.
+    Recipe paths are relative to the working directory.
 
     Raises:
         UserError: unreadable file, unknown key, impossible value, or a broken graph.
@@ -145,7 +145,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     for override in overrides:
         apply_override(tree, override)
     if "stages" not in tree:
-        raise UserError(f"{path}: is no pipeline, it has no stages; a recipe is for `train`")
+        raise UserError(f"{path}: is not a pipeline, it has no stages; use `train` for a recipe")
     try:
         pipeline = Pipeline.model_validate(tree)
     except ValidationError as error:
@@ -153,30 +153,38 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     for name, stage in pipeline.stages.items():
         if isinstance(stage, TrainStage):
             try:
-                recipe_of(stage)
+                stage_recipe(stage)
             except UserError as error:
                 raise UserError(f"{path}: stages.{name}: {error}") from error
     return pipeline
 
 
-def recipe_of(stage: TrainStage) -> Recipe:
-    """The recipe of a train stage with the stage's settings."""
-    return load_recipe(stage.recipe, overrides_of(stage))
+def load_run_pipeline(root: Path) -> Pipeline:
+    """The pipeline of a run directory."""
+    return load_pipeline(root / "pipeline.yaml")
 
 
-def started(root: Path) -> Pipeline:
-    """The pipeline a run directory was started with."""
-    return load(root / "pipeline.yaml")
+def stage_recipe(stage: TrainStage) -> Recipe:
+    """The recipe of a train stage with the stage's overrides."""
+    return load_recipe(stage.recipe, stage_overrides(stage))
 
 
-def resolve(pipeline: Pipeline, name: str, root: Path) -> Stage:
+def stage_overrides(stage: TrainStage) -> list[str]:
+    """The settings of a train stage as dotted overrides."""
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}"
+        for key, value in flatten(stage.set).items()
+    ]
+
+
+def resolve_stage(pipeline: Pipeline, name: str, root: Path) -> StageConfig:
     """Stage `name` with every `${NAME}` replaced by a value or by a stage's run directory."""
     directories = {each: str(root / each) for each in pipeline.stages}
-    return replace(pipeline.stages[name], {**pipeline.values, **directories})
+    return substitute(pipeline.stages[name], {**pipeline.values, **directories})
 
 
-def replace(stage: Stage, names: Mapping[str, str]) -> Stage:
-    """The stage with each `${NAME}` of `names` replaced; others stay as they are."""
+def substitute(stage: StageConfig, names: Mapping[str, str]) -> StageConfig:
+    """The stage with each `${NAME}` of `names` replaced; other references stay."""
 
     def replaced(value: object) -> object:
         if isinstance(value, str):
@@ -188,11 +196,3 @@ def replace(stage: Stage, names: Mapping[str, str]) -> Stage:
         return value
 
     return type(stage).model_validate(replaced(stage.model_dump(mode="json")))
-
-
-def overrides_of(stage: TrainStage) -> list[str]:
-    """A train stage's settings as dotted overrides."""
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}"
-        for key, value in flatten(stage.set).items()
-    ]

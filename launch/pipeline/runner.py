@@ -1,4 +1,4 @@
-"""Run a pipeline on this machine: stages side by side while they fit, finished ones skipped."""
+"""Run a pipeline on this machine: stages in parallel while they fit, finished ones skipped."""
 
 import os
 import signal
@@ -16,11 +16,18 @@ import yaml
 from rich.console import Console
 
 from launch.errors import Stopped
-from launch.pipeline.config import Pipeline, TrainStage, needs, order, recipe_of, replace
-from launch.pipeline.state import Ledger
-from launch.pipeline.tracking import open_parent, settle
-from launch.progress import bar, read_standing
-from launch.train.local import link_environment, link_from_environment
+from launch.pipeline.config import (
+    Pipeline,
+    TrainStage,
+    dependencies,
+    stage_order,
+    stage_recipe,
+    substitute,
+)
+from launch.pipeline.state import PipelineState
+from launch.pipeline.tracking import open_pipeline_run, update_status
+from launch.progress import progress_bar, read_progress
+from launch.train.local import tracking_environment, tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
@@ -30,8 +37,8 @@ from trainer.tracking.run_log import TrackingConfig
 
 
 @dataclass
-class Running:
-    """A stage's live process."""
+class RunningStage:
+    """A stage and its live process."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -41,8 +48,8 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a pipeline run ended."""
+class PipelineResult:
+    """How a pipeline run ended: names of stages, and seconds in all."""
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -51,48 +58,50 @@ class Result:
     seconds: float
 
 
-def run(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> Result:
+def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> PipelineResult:
     """Run every stage that is not finished with the same settings and inputs.
 
     Raises:
-        UserError: a finished stage has other settings, or another live process holds the run.
+        UserError: a finished stage has other settings, or another live process uses the run.
     """
     root = runs / pipeline.name
     with run_lock(root):
         text = yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False)
         write_text(root / "pipeline.yaml", text)
-        ledger = Ledger(root)
+        state = PipelineState(root)
         for name in redo:
-            forget(pipeline, ledger, name)
-        skipped = tuple(name for name in order(pipeline) if finished(pipeline, ledger, name))
+            archive_stage(pipeline, state, name)
+        order = stage_order(pipeline)
+        skipped = tuple(name for name in order if is_up_to_date(pipeline, state, name))
         if len(skipped) == len(pipeline.stages):
-            return Result((), skipped, (), (), 0.0)
-        link = link_from_environment(default_uri(runs), root)
-        assert link is not None
-        open_parent(root, link)
-        runner = Runner(pipeline, runs, ledger, link, skipped)
+            return PipelineResult((), skipped, (), (), 0.0)
+        tracking = tracking_from_environment(default_uri(runs), root)
+        assert tracking is not None
+        open_pipeline_run(root, tracking)
+        runner = Runner(pipeline, state, tracking, skipped)
         try:
-            with leaving_in_order():
+            with graceful_shutdown():
                 result = runner.run()
         except (KeyboardInterrupt, Stopped):
-            settle(root, link, dict.fromkeys(runner.unfinished, "KILLED"))
+            update_status(root, tracking, dict.fromkeys(runner.unfinished, "KILLED"))
             raise
-        settle(root, link, dict.fromkeys(result.failed, "FAILED"))
+        update_status(root, tracking, dict.fromkeys(result.failed, "FAILED"))
     return result
 
 
 @contextmanager
-def leaving_in_order() -> Iterator[None]:
-    """Let SIGTERM, and a terminal that is closed, end a run as Ctrl-C does: stages save and leave.
+def graceful_shutdown() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C: stages save a checkpoint and exit.
 
     Raises:
-        Stopped: told to leave.
+        Stopped: on one of these signals.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         raise Stopped(PREEMPTED)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in signals}
     try:
         yield
     finally:
@@ -100,68 +109,67 @@ def leaving_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def settings(pipeline: Pipeline, name: str) -> dict[str, Any]:
-    """A stage's settings as a plain tree; how it is scheduled is not part of them.
+def stage_settings(pipeline: Pipeline, name: str) -> dict[str, Any]:
+    """A stage's settings as a plain tree, without those of its scheduling.
 
-    Other stages stay `${NAME}`, so that a run directory can be named or moved as one likes.
+    References to stages stay `${NAME}`, so that a run directory can be renamed or moved.
     """
-    stage = replace(pipeline.stages[name], pipeline.values)
+    stage = substitute(pipeline.stages[name], pipeline.values)
     tree = stage.model_dump(mode="json")
     del tree["cores"], tree["nodes"], tree["after"]
     if isinstance(stage, TrainStage):
-        tree["resolved"] = recipe_of(stage).model_dump(mode="json")
+        tree["resolved"] = stage_recipe(stage).model_dump(mode="json")
     return tree
 
 
-def inputs(pipeline: Pipeline, ledger: Ledger, name: str) -> dict[str, str] | None:
-    """The ids of what a stage reads; None when some of it is not there yet."""
-    entries = {each: ledger.read(each) for each in needs(pipeline, name)}
-    if any(entry is None for entry in entries.values()):
+def input_ids(pipeline: Pipeline, state: PipelineState, name: str) -> dict[str, str] | None:
+    """The output ids of a stage's dependencies; None while one of them is not finished."""
+    records = {each: state.read(each) for each in dependencies(pipeline, name)}
+    if any(record is None for record in records.values()):
         return None
-    return {each: entry.id for each, entry in entries.items() if entry is not None}
+    return {each: record.id for each, record in records.items() if record is not None}
 
 
-def finished(pipeline: Pipeline, ledger: Ledger, name: str) -> bool:
+def is_up_to_date(pipeline: Pipeline, state: PipelineState, name: str) -> bool:
     """Whether a stage can be skipped."""
-    read = inputs(pipeline, ledger, name)
-    return read is not None and ledger.is_current(name, settings(pipeline, name), read)
+    inputs = input_ids(pipeline, state, name)
+    return inputs is not None and state.is_current(name, stage_settings(pipeline, name), inputs)
 
 
-def readers(pipeline: Pipeline, name: str) -> list[str]:
-    """A stage and all that read it, in the order in which they run."""
+def downstream_stages(pipeline: Pipeline, name: str) -> list[str]:
+    """A stage and all that depend on it, in topological order."""
     if name not in pipeline.stages:
         raise UserError(f"--redo {name}: no such stage; there are {', '.join(pipeline.stages)}")
     found = [name]
-    for each in order(pipeline):
-        if set(found) & set(needs(pipeline, each)):
+    for each in stage_order(pipeline):
+        if set(found) & set(dependencies(pipeline, each)):
             found.append(each)
     return found
 
 
-def forget(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
-    """Move a stage's directory, and those of all that read it, aside, so that they run again."""
-    for each in readers(pipeline, name):
-        directory = ledger.directory(each)
+def archive_stage(pipeline: Pipeline, state: PipelineState, name: str) -> None:
+    """Rename the directories of a stage and its downstream stages, so that they run again."""
+    for each in downstream_stages(pipeline, name):
+        directory = state.directory(each)
         if directory.is_dir():
             directory.rename(directory.with_name(f".{each}.{time.time_ns()}"))
 
 
 class Runner:
-    """Starts stages as their inputs appear, and watches them."""
+    """Starts stages as soon as their inputs are finished, and watches them."""
 
     def __init__(
         self,
         pipeline: Pipeline,
-        runs: Path,
-        ledger: Ledger,
-        link: TrackingConfig,
+        state: PipelineState,
+        tracking: TrackingConfig,
         skipped: tuple[str, ...],
     ) -> None:
-        self._pipeline, self._runs, self._ledger, self._link = pipeline, runs, ledger, link
+        self._pipeline, self._state, self._tracking = pipeline, state, tracking
         self._skipped = skipped
         self._cores = len(os.sched_getaffinity(0))
         self._waiting = [name for name in pipeline.stages if name not in skipped]
-        self._running: list[Running] = []
+        self._running: list[RunningStage] = []
         self._done: list[str] = []
         self._failed: list[str] = []
         self._cancelled: list[str] = []
@@ -169,13 +177,12 @@ class Runner:
 
     @property
     def unfinished(self) -> list[str]:
-        """Stages that have not come to an end of their own."""
         return [*self._waiting, *(running.name for running in self._running)]
 
-    def run(self) -> Result:
-        """Run to the end, or until nothing more can start."""
+    def run(self) -> PipelineResult:
+        """Run until nothing more can start."""
         started = time.monotonic()
-        display = Display(self._console, self._ledger)
+        display = ProgressDisplay(self._console, self._state)
         try:
             with display:
                 while self._waiting or self._running:
@@ -184,8 +191,8 @@ class Runner:
                     display.update([running.name for running in self._running])
                     time.sleep(0.2)
         finally:
-            stop([running.process for running in self._running])
-        return Result(
+            terminate([running.process for running in self._running])
+        return PipelineResult(
             tuple(self._done),
             self._skipped,
             tuple(self._failed),
@@ -197,42 +204,42 @@ class Runner:
         broken = {*self._failed, *self._cancelled}
         for name in list(self._waiting):
             stage = self._pipeline.stages[name]
-            if broken & set(needs(self._pipeline, name)):
+            if broken & set(dependencies(self._pipeline, name)):
                 self._waiting.remove(name)
                 self._cancelled.append(name)
                 continue
             cores = min(stage.cores or self._cores, self._cores)
             busy = sum(running.cores for running in self._running)
-            if busy + cores > self._cores or inputs(self._pipeline, self._ledger, name) is None:
+            if busy + cores > self._cores or input_ids(self._pipeline, self._state, name) is None:
                 continue
             self._waiting.remove(name)
             self._running.append(self._start(name, cores))
 
-    def _start(self, name: str, cores: int) -> Running:
-        logs = self._ledger.directory(name) / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / "stage.log").touch()  # its time says that the stage has started in this run
-        (logs.parent / "exit_code").unlink(missing_ok=True)
+    def _start(self, name: str, cores: int) -> RunningStage:
+        path = self._state.directory(name) / "logs" / "stage.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # its modification time says that the stage has started in this run
+        (self._state.directory(name) / "exit_code").unlink(missing_ok=True)
         environment = {
             **os.environ,
-            **link_environment(self._link),
+            **tracking_environment(self._tracking),
             "OMP_NUM_THREADS": str(cores),
             "PYTHONUNBUFFERED": "1",
             "MEZZOTINT_WATCH_PARENT": "1",
         }
-        root = self._ledger.root
-        with (logs / "stage.log").open("ab") as log:
+        command = [sys.executable, "-P", "-m", "launch.cli.main", "stage"]
+        with path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "launch.cli.main", "stage", str(root), name],
+                [*command, str(self._state.root), name],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
             )
-        return Running(name, process, cores, logs / "stage.log")
+        return RunningStage(name, process, cores, path)
 
-    def _collect(self, display: "Display") -> None:
+    def _collect(self, display: "ProgressDisplay") -> None:
         for running in list(self._running):
             code = running.process.poll()
             if code is None:
@@ -241,24 +248,24 @@ class Runner:
             seconds = time.monotonic() - running.started
             if code == 0:
                 self._done.append(running.name)
-                display.say(f"{running.name}: done in {seconds:.0f} s")
+                display.print(f"{running.name}: done in {seconds:.0f} s")
             else:
                 self._failed.append(running.name)
-                write_text(running.log.parent.parent / "exit_code", f"{code}\n")
-                display.say(f"{running.name}: failed ({code}); {running.log} ends with")
-                display.say(tail(running.log))
+                write_text(self._state.directory(running.name) / "exit_code", f"{code}\n")
+                display.print(f"{running.name}: failed ({code}); {running.log} ends with")
+                display.print(log_tail(running.log))
 
 
-class Display:
-    """A bar per running stage on a terminal; elsewhere a line now and then."""
+class ProgressDisplay:
+    """A progress bar per running stage on a terminal; else a line every `interval` seconds."""
 
-    def __init__(self, console: Console, ledger: Ledger, every: float = 15.0) -> None:
-        self._console, self._ledger, self._every = console, ledger, every
-        self._bar = bar(console) if console.is_terminal else None
+    def __init__(self, console: Console, state: PipelineState, interval: float = 15.0) -> None:
+        self._console, self._state, self._interval = console, state, interval
+        self._bar = progress_bar(console) if console.is_terminal else None
         self._tasks: dict[str, Any] = {}
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         if self._bar:
             self._bar.start()
         return self
@@ -267,37 +274,33 @@ class Display:
         if self._bar:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """One line for people."""
+    def print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, names: list[str]) -> None:
-        """Show how far the running stages are."""
-        standings = {name: read_standing(self._ledger.directory(name)) for name in names}
+        """Show the progress of the running stages."""
+        states = {name: read_progress(self._state.directory(name)) for name in names}
         if self._bar:
             for name in set(self._tasks) - set(names):
                 self._bar.remove_task(self._tasks.pop(name))
-            for name, standing in standings.items():
+            for name, state in states.items():
                 if name not in self._tasks:
                     self._tasks[name] = self._bar.add_task(name, total=None, note="")
-                if standing:
+                if state:
                     self._bar.update(
-                        self._tasks[name],
-                        completed=standing.done,
-                        total=standing.total,
-                        note=standing.note,
+                        self._tasks[name], completed=state.done, total=state.total, note=state.note
                     )
-        elif time.monotonic() - self._said > self._every:
-            self._said = time.monotonic()
-            for name, standing in standings.items():
-                words = "starting"
-                if standing:
-                    words = f"{standing.phase} {standing.done:,}/{standing.total:,} {standing.note}"
-                self.say(f"{name}: {words.rstrip()}")
+        elif time.monotonic() - self._printed > self._interval:
+            self._printed = time.monotonic()
+            for name, state in states.items():
+                text = "starting"
+                if state:
+                    text = f"{state.phase} {state.done:,}/{state.total:,} {state.note}"
+                self.print(f"{name}: {text.rstrip()}")
 
 
-def stop(processes: list[subprocess.Popen[bytes]], grace: float = 30.0) -> None:
-    """Ask stages to leave (training saves a checkpoint), then kill what is left."""
+def terminate(processes: list[subprocess.Popen[bytes]], grace: float = 30.0) -> None:
+    """Send SIGTERM (training saves a checkpoint), and SIGKILL after `grace` seconds."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -309,7 +312,7 @@ def stop(processes: list[subprocess.Popen[bytes]], grace: float = 30.0) -> None:
             process.kill()
 
 
-def tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log."""
+def log_tail(path: Path, lines: int = 12) -> str:
+    """The last lines of a log, indented."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])

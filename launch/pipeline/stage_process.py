@@ -1,4 +1,4 @@
-"""One stage of a pipeline in a process of its own: run, remember, track."""
+"""One stage of a pipeline in its own process: run it, record it, track it."""
 
 import json
 import os
@@ -12,14 +12,20 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from launch.errors import Stopped
-from launch.pipeline.config import Stage, TrainStage, recipe_of, resolve, started
-from launch.pipeline.runner import inputs, settings
-from launch.pipeline.stage_types import artifacts, execute
-from launch.pipeline.state import Entry, Ledger, new_id
-from launch.pipeline.tracking import resume, settle
+from launch.errors import BAD_INPUT, Stopped
+from launch.pipeline.config import (
+    StageConfig,
+    TrainStage,
+    load_run_pipeline,
+    resolve_stage,
+    stage_recipe,
+)
+from launch.pipeline.runner import input_ids, stage_settings
+from launch.pipeline.stage_types import execute_stage, stage_artifacts
+from launch.pipeline.state import PipelineState, StageRecord, new_id
+from launch.pipeline.tracking import mark_stage_started, update_status
 from launch.progress import Reporter
-from launch.train.local import leads, link_from_environment, train
+from launch.train.local import is_main_process, tracking_from_environment, train
 from mezzotint.common.errors import UserError
 from trainer.recipe import flatten
 from trainer.run import RunDirectory
@@ -27,71 +33,70 @@ from trainer.signals import PREEMPTED
 from trainer.tracking.run_log import RunInfo, Status, TrackingConfig
 from trainer.tracking.tracker import Tracker
 
-BAD_INPUT = (UserError, ValidationError)
-
 
 def run_stage(root: Path, name: str) -> None:
-    """Run stage `name` of the pipeline started in `root`; each process of its job calls this.
+    """Run stage `name` of the pipeline run in `root`; each process of its job calls this.
 
     Raises:
-        UserError: no such stage, or what it reads is not finished.
+        UserError: no such stage, or its dependencies are not finished.
     """
-    pipeline, ledger = started(root), Ledger(root)
+    pipeline, state = load_run_pipeline(root), PipelineState(root)
     if name not in pipeline.stages:
         stages = ", ".join(pipeline.stages)
         raise UserError(f"{name}: no such stage in {root}; there are {stages}")
-    read = inputs(pipeline, ledger, name)
-    if read is None:
-        raise UserError(f"{name}: what it reads is not finished; run the pipeline instead")
+    inputs = input_ids(pipeline, state, name)
+    if inputs is None:
+        raise UserError(f"{name}: its dependencies are not finished; run the pipeline instead")
     if os.environ.get("MEZZOTINT_WATCH_PARENT"):
-        leave_with_parent()
-    stage = resolve(pipeline, name, root)
-    link = link_from_environment(root=root)
-    if not leads():
-        help_training(stage, ledger.directory(name), link)
+        exit_with_parent()
+    stage, directory = resolve_stage(pipeline, name, root), state.directory(name)
+    tracking = tracking_from_environment(root=root)
+    if not is_main_process():
+        join_training(stage, directory, tracking)
         return
-    resume(root, link, name)
+    mark_stage_started(root, tracking, name)
     try:
-        began, plain = time.monotonic(), settings(pipeline, name)
-        with tracked(stage, ledger.directory(name), link, plain) as tracker:
-            with Reporter(ledger.directory(name)) as reporter:
-                facts = execute(stage, ledger.directory(name), link, reporter, root)
+        began, settings = time.monotonic(), stage_settings(pipeline, name)
+        with tracked_stage(stage, directory, tracking, settings) as tracker:
+            with Reporter(directory) as reporter:
+                facts = execute_stage(stage, directory, tracking, reporter, root)
             seconds = time.monotonic() - began
-            ledger.write(name, Entry(new_id(), stage.kind, plain, read, seconds, None, facts))
+            record = StageRecord(new_id(), stage.kind, settings, inputs, seconds, None, facts)
+            state.write(name, record)
             if tracker:
-                tracker.log(0, numbers(ledger.directory(name)))
-                kept = artifacts(stage, ledger.directory(name), root)
-                tracker.close("FINISHED", kept, facts)
+                tracker.log(0, evaluation_metrics(directory))
+                tracker.close("FINISHED", stage_artifacts(stage, directory, root), facts)
     except BaseException as error:
-        status = lasting(error)
+        status = final_status(error)
         if status:
-            settle(root, link, {name: status})
+            update_status(root, tracking, {name: status})
         raise
-    settle(root, link)
+    update_status(root, tracking)
 
 
-def help_training(stage: Stage, directory: Path, link: TrackingConfig | None) -> None:
-    """What the other processes of a stage's job do: they take part in training, and write nothing.
-
-    A stage of another kind is done by one process alone.
-    """
+def join_training(stage: StageConfig, directory: Path, tracking: TrackingConfig | None) -> None:
+    """Take part in training as one of the other ranks of a job; other stages need one process."""
     if isinstance(stage, TrainStage):
-        train(recipe_of(stage), RunDirectory(directory), link, lambda step, steps, metrics: None)
+        run = RunDirectory(directory)
+        train(stage_recipe(stage), run, tracking, lambda step, steps, metrics: None)
 
 
 @contextmanager
-def tracked(
-    stage: Stage, directory: Path, link: TrackingConfig | None, plain: dict[str, object]
+def tracked_stage(
+    stage: StageConfig,
+    directory: Path,
+    tracking: TrackingConfig | None,
+    settings: dict[str, object],
 ) -> Iterator[Tracker | None]:
-    """Track a stage that has no training loop to do it, and let signals end it in order."""
+    """Track a stage without a training loop; signals end it and its MLflow run."""
     if isinstance(stage, TrainStage):
         yield None
         return
     directory.mkdir(parents=True, exist_ok=True)
-    opening = RunInfo(directory.name, plain, {"mezzotint.kind": stage.kind})
-    tracker = Tracker(RunDirectory(directory), link, opening, writes=True, samples=True)
-    asked = (signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.signal(number, told_to_leave) for number in asked}
+    info = RunInfo(directory.name, settings, {"mezzotint.kind": stage.kind})
+    tracker = Tracker(RunDirectory(directory), tracking, info, writes=True, samples=True)
+    signals = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, on_terminate) for number in signals}
     try:
         yield tracker
     except BaseException as error:
@@ -103,26 +108,23 @@ def tracked(
             signal.signal(number, handler)
 
 
-def told_to_leave(number: int, frame: FrameType | None) -> None:
-    """A stage without checkpoints is left as it is, to be done again."""
+def on_terminate(number: int, frame: FrameType | None) -> None:
+    """Stop a stage that has no checkpoints; it starts over."""
     raise Stopped(PREEMPTED)
 
 
-def lasting(error: BaseException) -> Status | None:
-    """What an error makes of a stage for good; None where its job is put into the queue again."""
-    queued = "SLURM_JOB_ID" in os.environ
-    if isinstance(error, BAD_INPUT) or (isinstance(error, Stopped) and error.code == 2):
+def final_status(error: BaseException) -> Status | None:
+    """Final status of a stage after an error; None if its job will be requeued."""
+    code = error.code if isinstance(error, Stopped) else None
+    if isinstance(error, UserError | ValidationError) or code == BAD_INPUT:
         return "FAILED"
-    if queued:
+    if "SLURM_JOB_ID" in os.environ:
         return None
-    left = isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, Stopped) and error.code == PREEMPTED
-    )
-    return "KILLED" if left else "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) or code == PREEMPTED else "FAILED"
 
 
-def numbers(directory: Path) -> dict[str, float]:
-    """An evaluation's results, to be kept as metrics; none for other stages."""
+def evaluation_metrics(directory: Path) -> dict[str, float]:
+    """The numbers of an evaluation, to be tracked as metrics; empty for other stages."""
     path = directory / "evaluation.json"
     if not path.is_file():
         return {}
@@ -133,8 +135,8 @@ def numbers(directory: Path) -> dict[str, float]:
     }
 
 
-def leave_with_parent() -> None:
-    """Leave as on SIGTERM when standard input closes: the process that started this one is gone."""
+def exit_with_parent() -> None:
+    """Send SIGTERM to this process when its standard input closes: the parent process has died."""
 
     def watch() -> None:
         while os.read(0, 1):  # a buffered reader would hold a lock at shutdown

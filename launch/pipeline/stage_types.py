@@ -1,6 +1,5 @@
-"""What each kind of stage does, in a process of its own."""
+"""What each kind of stage does."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
@@ -9,28 +8,30 @@ from launch.pipeline.config import (
     DeriveStage,
     EvaluateStage,
     PageStage,
-    Stage,
+    StageConfig,
     TokenizerStage,
     TrainStage,
-    recipe_of,
+    stage_recipe,
 )
 from launch.progress import Reporter
 from mezzotint.common.files import write_bytes
 from trainer.tracking.run_log import TrackingConfig
 
-log = logging.getLogger(__name__)
 
-
-def execute(
-    stage: Stage, directory: Path, link: TrackingConfig | None, reporter: Reporter, root: Path
+def execute_stage(
+    stage: StageConfig,
+    directory: Path,
+    tracking: TrackingConfig | None,
+    reporter: Reporter,
+    root: Path,
 ) -> dict[str, str]:
-    """Run one resolved stage to its end; returns facts about it for people."""
+    """Run a resolved stage; returns facts about it for the result page."""
     directory.mkdir(parents=True, exist_ok=True)
     match stage:
         case TokenizerStage():
             return make_tokenizer(stage, directory)
         case TrainStage():
-            return train(stage, directory, link, reporter)
+            return train(stage, directory, tracking, reporter)
         case DeriveStage():
             return derive(stage, directory, reporter)
         case EvaluateStage():
@@ -54,16 +55,16 @@ def make_tokenizer(stage: TokenizerStage, directory: Path) -> dict[str, str]:
 
 
 def train(
-    stage: TrainStage, directory: Path, link: TrackingConfig | None, reporter: Reporter
+    stage: TrainStage, directory: Path, tracking: TrackingConfig | None, reporter: Reporter
 ) -> dict[str, str]:
     """Train a recipe in the stage's directory."""
     from launch.train.local import train as train_recipe
     from trainer.run import RunDirectory
     from trainer.session import read_summary
 
-    recipe = recipe_of(stage)
+    recipe = stage_recipe(stage)
     run = RunDirectory(directory)
-    train_recipe(recipe, run, link, reporter)
+    train_recipe(recipe, run, tracking, reporter)
     summary = read_summary(run)
     return {
         "steps": f"{summary['steps']:,}",
@@ -76,39 +77,39 @@ def train(
 
 
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Write the image tokens, or latents, of a set."""
+    """Write the codes or latents of a set."""
     from data_pipeline.manifest import write_manifest
     from mezzotint.inference.encode import derive_with
 
     out = stage.out or str(directory / "set")
-    manifest = derive_with(stage.data, stage.model, out, stage.batch, reporter.counted("samples"))
-    write_manifest(str(directory), manifest)  # what was made, also where the set lies elsewhere
+    manifest = derive_with(stage.data, stage.model, out, stage.batch, reporter.callback("samples"))
+    write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
     samples = sum(len(shard.samples) for shard in manifest.shards)
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Judge a system, an autoencoder or a model of classes from its model directories."""
+    """Evaluate a system, an autoencoder or a classifier from its model directories."""
     from evaluation.config import ReconstructionEvaluation
     from launch.evaluate import judge
 
-    judge(stage.evaluation, directory, reporter.phases)
+    judge(stage.evaluation, directory, reporter.report)
     if isinstance(stage.evaluation, ReconstructionEvaluation):
-        return {"judged": "reconstructions"}
+        return {"evaluated": "reconstructions"}
     return {"system": stage.evaluation.system.kind}
 
 
 def page(stage: PageStage, root: Path) -> dict[str, str]:
-    """Write the result page of the whole run."""
-    from launch.pipeline.views import evaluations, stage_views
+    """Write the result page of the pipeline run."""
+    from launch.pipeline.state import evaluation_files, stage_views
     from launch.report.html import write_page
 
-    write_page(root, stage.title, stage_views(root), evaluations(root))
+    write_page(root, stage.title, stage_views(root), evaluation_files(root))
     return {}
 
 
-def artifacts(stage: Stage, directory: Path, root: Path) -> Mapping[str, Path]:
-    """What MLflow keeps of a finished stage that does not track itself."""
+def stage_artifacts(stage: StageConfig, directory: Path, root: Path) -> Mapping[str, Path]:
+    """Files that MLflow keeps of a finished stage without a training loop, by name."""
     match stage:
         case TokenizerStage():
             return {"model": directory / "model"}

@@ -1,4 +1,4 @@
-"""What a pipeline remembers of its stages: which are finished, with which settings and inputs."""
+"""Which stages of a pipeline are finished, with which settings and inputs."""
 
 import json
 import secrets
@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.pipeline.config import load_run_pipeline
+from launch.report.html import StageView
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from trainer.run import first_difference
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A finished stage: an id of its outputs, its settings, and the ids of the inputs it read."""
+class StageRecord:
+    """A finished stage: the id of its output, its settings, and the ids of its inputs."""
 
     id: str
     kind: str
@@ -26,8 +28,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """`stage.json` in the directory of each stage of a pipeline run."""
+class PipelineState:
+    """The records of finished stages: `stage.json` in the directory of each."""
 
     root: Path
 
@@ -35,21 +37,21 @@ class Ledger:
         """The run directory of a stage."""
         return self.root / name
 
-    def read(self, name: str) -> Entry | None:
-        """What is remembered of a finished stage; None when it has not finished."""
+    def read(self, name: str) -> StageRecord | None:
+        """The record of a stage; None if it has not finished."""
         path = self.directory(name) / "stage.json"
         if not path.is_file():
             return None
         try:
-            return Entry(**json.loads(path.read_text(encoding="utf-8")))
+            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{path}: cannot be read; remove the file to run the stage again"
             ) from error
 
-    def write(self, name: str, entry: Entry) -> None:
-        """Remember a stage as finished, last of all that it writes."""
-        write_json(self.directory(name) / "stage.json", asdict(entry))
+    def write(self, name: str, record: StageRecord) -> None:
+        """Record a stage as finished; the last file that a stage writes."""
+        write_json(self.directory(name) / "stage.json", asdict(record))
 
     def is_current(self, name: str, settings: dict[str, Any], inputs: dict[str, str]) -> bool:
         """Whether a stage has finished with these settings and inputs.
@@ -57,12 +59,12 @@ class Ledger:
         Raises:
             UserError: it has finished with others; the first difference is named.
         """
-        entry = self.read(name)
-        if entry is None:
+        record = self.read(name)
+        if record is None:
             return False
-        difference = first_difference(entry.settings, settings)
-        if difference is None and entry.inputs != inputs:
-            difference = f"what it read has changed ({', '.join(sorted(inputs))})"
+        difference = first_difference(record.settings, settings)
+        if difference is None and record.inputs != inputs:
+            difference = f"its inputs have changed ({', '.join(sorted(inputs))})"
         if difference is not None:
             raise UserError(
                 f"{self.directory(name)}: is finished with other settings: {difference}; undo the "
@@ -73,5 +75,33 @@ class Ledger:
 
 
 def new_id() -> str:
-    """A fresh id for a stage's outputs."""
+    """A new id for the output of a stage."""
     return f"{int(time.time()):x}-{secrets.token_hex(4)}"
+
+
+def stage_views(root: Path) -> list[StageView]:
+    """The stages of a pipeline run, finished or not, for its result page."""
+    state = PipelineState(root)
+    views = []
+    for name, stage in load_run_pipeline(root).stages.items():
+        directory, record = state.directory(name), state.read(name)
+        metrics, model = directory / "metrics.jsonl", directory / "model"
+        views.append(
+            StageView(
+                name=name,
+                kind=stage.kind,
+                status="finished" if record else "not finished",
+                seconds=record.seconds if record else None,
+                run_dir=directory,
+                model_dir=model if model.is_dir() else None,
+                metrics=metrics if metrics.is_file() else None,
+                facts=record.facts if record else {},
+            )
+        )
+    return views
+
+
+def evaluation_files(root: Path) -> dict[str, Path]:
+    """The existing evaluation files of a pipeline run, by stage name."""
+    files = {name: root / name / "evaluation.json" for name in load_run_pipeline(root).stages}
+    return {name: path for name, path in files.items() if path.is_file()}

@@ -1,8 +1,8 @@
-"""The MLflow run of a whole pipeline: opened, set running again, and ended, by whoever comes first.
+"""The MLflow run of a whole pipeline, shared by the processes of its stages.
 
-It lives in the pipeline's run directory (`opening.json`, `tracking.json`). The processes that share
-it may be jobs on several nodes; locks on the shared file system keep them from making two. A server
-that does not answer costs seconds and a warning, and what it missed is sent later.
+Its record lies in the pipeline's run directory (`opening.json`, `tracking.json`). The processes may
+be jobs on several nodes: file locks on the shared file system keep them from opening two MLflow
+runs. A server that does not answer costs seconds and a warning; what it missed is uploaded later.
 """
 
 import logging
@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.errors import run_command
-from launch.pipeline.config import started
-from launch.pipeline.state import Ledger
-from launch.train.local import link_from_environment
+from launch.pipeline.config import load_run_pipeline
+from launch.pipeline.state import PipelineState
+from launch.train.local import tracking_from_environment
 from mezzotint.common.locks import file_lock
 from trainer.run import RunDirectory
 from trainer.tracking import tracker
@@ -30,102 +30,103 @@ from trainer.tracking.run_log import (
     write_account,
 )
 
-LOCK, LOCK_WAIT = "opening.lock", 20.0
-KIND = {"mezzotint.kind": "pipeline"}
+LOCK, LOCK_TIMEOUT = "opening.lock", 20.0
+TAGS = {"mezzotint.kind": "pipeline"}
 
 
-def open_parent(root: Path, link: TrackingConfig | None) -> None:
-    """Start a pipeline's run, or start it again with all that ended badly forgotten."""
-    with file_lock(root / LOCK, LOCK_WAIT):
-        begin(root, link.experiment if link else None, RunInfo(root.name, tags=KIND))
-        forget(root, None)
-    push(root, link)
+def open_pipeline_run(root: Path, tracking: TrackingConfig | None) -> None:
+    """Start the MLflow run of a pipeline, or reopen it without the failures of earlier starts."""
+    with file_lock(root / LOCK, LOCK_TIMEOUT):
+        begin(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
+        reset_status(root, None)
+    push(root, tracking)
 
 
-def resume(root: Path, link: TrackingConfig | None, stage: str) -> None:
-    """Note that a stage starts: the pipeline is running (again). Sends nothing; the stage does."""
-    with file_lock(root / LOCK, LOCK_WAIT):
+def mark_stage_started(root: Path, tracking: TrackingConfig | None, stage: str) -> None:
+    """Record that a stage, and so the pipeline, is running. The stage itself uploads this."""
+    with file_lock(root / LOCK, LOCK_TIMEOUT):
         if read_account(root) is None:
-            begin(root, link.experiment if link else None, RunInfo(root.name, tags=KIND))
-        forget(root, [stage])
+            begin(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
+        reset_status(root, [stage])
 
 
-def forget(root: Path, stages: Iterable[str] | None) -> None:
-    """Count stages (all of them with None) as not ended, and the pipeline as running."""
-    account = read_account(root)
-    assert account is not None
-    for stage in list(account.stages) if stages is None else stages:
-        account.stages.pop(stage, None)
-    account.status, account.ended = "RUNNING", None
-    write_account(root, account)
+def reset_status(root: Path, stages: Iterable[str] | None) -> None:
+    """Set stages (None: all) to not ended, and the pipeline to running."""
+    record = read_account(root)
+    assert record is not None
+    for stage in list(record.stages) if stages is None else stages:
+        record.stages.pop(stage, None)
+    record.status, record.ended = "RUNNING", None
+    write_account(root, record)
 
 
-def settle(
-    root: Path, link: TrackingConfig | None, ended: Mapping[str, Status] | None = None
+def update_status(
+    root: Path, tracking: TrackingConfig | None, ended: Mapping[str, Status] | None = None
 ) -> None:
-    """Bring the pipeline's run to what its stages came to, and MLflow to that.
+    """Derive the status of the pipeline's MLflow run from its stages, and upload it.
 
-    FINISHED when every stage is finished; FAILED or KILLED when one ended so for good, which
-    `ended` says by stage; else RUNNING. A run that such a stage left open is ended too. In the run
-    directory of a lone recipe, `ended` is about that run.
+    FINISHED when every stage is finished; FAILED or KILLED when a stage ended so for good, as
+    `ended` says by stage; else RUNNING. MLflow runs that such stages left open are ended too. For
+    the run directory of a single recipe, `ended` is the status of that run.
     """
     if not (root / "pipeline.yaml").is_file():
         for status in (ended or {}).values():
-            close(root, link, status)
+            end_run(root, tracking, status)
         return
     for stage, status in (ended or {}).items():
-        close(root / stage, replace(link, root=root) if link else None, status)
-    with file_lock(root / LOCK, LOCK_WAIT):
-        account = read_account(root)
-        if account is None:
+        end_run(root / stage, replace(tracking, root=root) if tracking else None, status)
+    with file_lock(root / LOCK, LOCK_TIMEOUT):
+        record = read_account(root)
+        if record is None:
             return
-        ledger = Ledger(root)
-        left = [stage for stage in started(root).stages if ledger.read(stage) is None]
-        known = account.stages | dict(ended or {})
-        account.stages = {stage: status for stage, status in known.items() if stage in left}
-        conclude(account, left, root)
-        write_account(root, account)
-    push(root, link)
+        state = PipelineState(root)
+        stages = load_run_pipeline(root).stages
+        unfinished = [stage for stage in stages if state.read(stage) is None]
+        statuses = record.stages | dict(ended or {})
+        record.stages = {stage: statuses[stage] for stage in statuses if stage in unfinished}
+        set_status(record, unfinished, root)
+        write_account(root, record)
+    push(root, tracking)
 
 
-def conclude(account: RunRecord, left: list[str], root: Path) -> None:
-    """The status of a pipeline with these stages not finished."""
-    before = account.status
-    account.status = "RUNNING" if left else "FINISHED"
+def set_status(record: RunRecord, unfinished: list[str], root: Path) -> None:
+    """Set the status of a pipeline with these unfinished stages."""
+    before = record.status
+    record.status = "RUNNING" if unfinished else "FINISHED"
     for status in ("KILLED", "FAILED"):
-        if status in account.stages.values():
-            account.status = "FAILED" if status == "FAILED" else "KILLED"
-    if account.status == "RUNNING":
-        account.ended = None
-    elif account.status != before or account.ended is None:
-        account.ended = time.time()
-    account.artifacts = {"page": "index.html"} if (root / "index.html").is_file() else {}
+        if status in record.stages.values():
+            record.status = "FAILED" if status == "FAILED" else "KILLED"
+    if record.status == "RUNNING":
+        record.ended = None
+    elif record.status != before or record.ended is None:
+        record.ended = time.time()
+    record.artifacts = {"page": "index.html"} if (root / "index.html").is_file() else {}
 
 
-def close(directory: Path, link: TrackingConfig | None, status: Status) -> None:
-    """End a run that its processes did not end themselves."""
-    account = read_account(directory)
-    if account is not None and account.status == "RUNNING":
+def end_run(directory: Path, tracking: TrackingConfig | None, status: Status) -> None:
+    """End an MLflow run that its own processes did not end."""
+    record = read_account(directory)
+    if record is not None and record.status == "RUNNING":
         end(directory, status)
-        push(directory, link)
+        push(directory, tracking)
 
 
-def push(directory: Path, link: TrackingConfig | None) -> None:
-    """Send what is new of one run, or say why not; never raises for the server's sake."""
-    if link is None:
+def push(directory: Path, tracking: TrackingConfig | None) -> None:
+    """Upload what is new of one run; a server that does not answer is only logged."""
+    if tracking is None:
         return
-    own = replace(link, root=None) if link.root == directory else link
+    own = replace(tracking, root=None) if tracking.root == directory else tracking
     tracker.push(RunDirectory(directory), own)
 
 
 def main() -> None:
     """`python -P -m launch.pipeline.tracking ROOT STAGE FAILED|KILLED`: record a final status."""
     root, stage, word = sys.argv[1:]
-    words: dict[str, Status] = {"FAILED": "FAILED", "KILLED": "KILLED"}
+    statuses: dict[str, Status] = {"FAILED": "FAILED", "KILLED": "KILLED"}
     path = Path(root)
-    lone = not (path / "pipeline.yaml").is_file()
-    link = link_from_environment(root=None if lone else path)
-    settle(path, link, {stage: words[word]})
+    is_pipeline = (path / "pipeline.yaml").is_file()
+    tracking = tracking_from_environment(root=path if is_pipeline else None)
+    update_status(path, tracking, {stage: statuses[word]})
 
 
 if __name__ == "__main__":

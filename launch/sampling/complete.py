@@ -66,7 +66,7 @@ def complete_sheet(
     height = drawer.dalle.dvae.grid[0]
     rows = height * 7 // 16 if options.rows is None else options.rows
     with Reporter(None) as reporter:
-        pictures = draw(drawer, given, captions, rows, options, reporter.counted("codes"))
+        pictures = draw(drawer, given, captions, rows, options, reporter.callback("codes"))
     shown = given.clone()
     shown[size * rows // height :] = HIDDEN
     cells = [

@@ -191,7 +191,7 @@ def there_and_back(
         pictures.images,
         drawer.condition(wishes),
         sampling=config.sampling,
-        progress=reporter.counted(f"invert in {steps} steps"),
+        progress=reporter.callback(f"invert in {steps} steps"),
     )
     back = to_bytes(trip.back)
     return Trip(

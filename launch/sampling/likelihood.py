@@ -75,6 +75,6 @@ def weigh(
     wishes = [Wish(0, caption, label) for caption, label in zip(captions, labels, strict=True)]
     with Reporter(None, shows=shows_progress) as reporter:
         bits = bits_per_dimension(
-            drawer, to_bytes(pictures.images), wishes, integration, reporter.counted("likelihood")
+            drawer, to_bytes(pictures.images), wishes, integration, reporter.callback("likelihood")
         )
     return LikelihoodResult(bits, pictures.source)

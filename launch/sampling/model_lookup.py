@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from data_pipeline.config import LabelConfig
 from evaluation.config import EvaluationConfig
-from launch.pipeline.config import EvaluateStage, resolve, started
+from launch.pipeline.config import EvaluateStage, load_run_pipeline, resolve_stage
 from launch.status.lookup import suggest
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
@@ -127,7 +127,7 @@ def systems_of(run: Path) -> Mapping[str, EvaluateStage]:
     """The evaluate stages of a pipeline's run that judge systems."""
     return {
         key: stage
-        for key, stage in started(run).stages.items()
+        for key, stage in load_run_pipeline(run).stages.items()
         if isinstance(stage, EvaluateStage) and isinstance(stage.evaluation, EvaluationConfig)
     }
 
@@ -145,7 +145,7 @@ def system_of(run: Path, name: str) -> SystemConfig:
     systems = systems_of(run)
     if name not in systems:
         raise UserError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
-    resolved = resolve(started(run), name, run)
+    resolved = resolve_stage(load_run_pipeline(run), name, run)
     assert isinstance(resolved, EvaluateStage)
     assert isinstance(resolved.evaluation, EvaluationConfig)
     return resolved.evaluation.system

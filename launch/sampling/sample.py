@@ -209,6 +209,6 @@ def draw_cells(
     cells = []
     for settings, config in asked:
         words = " ".join(f"{key}={value}" for key, value in settings.items())
-        tell = reporter.counted(f"draw {words}".strip())
+        tell = reporter.callback(f"draw {words}".strip())
         cells.append(Cell(settings, easel.draw(config, order, tell, film)))
     return cells

@@ -53,7 +53,7 @@ ENDED = frozenset(
 )
 
 
-REFUSALS = {
+CONFIG_KEYS = {
     "account": "account",
     "partition": "partition or serial_partition",
     "time limit": "time",
@@ -67,24 +67,24 @@ REFUSALS = {
     "option": "options",
 }
 """Words in what sbatch says, and the keys of the cluster file that they speak of."""
-LATER = ("Requested nodes are busy", "Required node not available")
+TEMPORARY = ("Requested nodes are busy", "Required node not available")
 """Complaints about now: such a job waits in the queue."""
-SILENT = ("contact slurm controller", "configuration source")
+UNREACHABLE = ("contact slurm controller", "configuration source")
 """Complaints of a machine that is part of no cluster, or of one that is down."""
 
 
-def check(script: str, arguments: Sequence[str]) -> None:
+def check_job(script: str, arguments: Sequence[str]) -> None:
     """Ask SLURM whether it would take a job; nothing is submitted.
 
     Raises:
         UserError: SLURM is not installed here, does not answer, or refuses the job.
     """
-    done = call(("sbatch", "--test-only", *arguments), script)
-    if done.returncode != 0 and not any(word in done.stderr for word in LATER):
-        raise UserError(refusal(said(done)))
+    done = run_slurm(("sbatch", "--test-only", *arguments), script)
+    if done.returncode != 0 and not any(word in done.stderr for word in TEMPORARY):
+        raise UserError(explain_refusal(error_line(done)))
 
 
-def submit(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
+def submit_job(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
     """Submit a batch script whose job waits for the success of others; returns the job's id.
 
     Raises:
@@ -92,25 +92,25 @@ def submit(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
     """
     waits = ":".join(map(str, after))
     dependency = (f"--dependency=afterok:{waits}",) if waits else ()
-    done = call(("sbatch", "--parsable", *dependency, *arguments, str(script)))
+    done = run_slurm(("sbatch", "--parsable", *dependency, *arguments, str(script)))
     if done.returncode != 0:
-        raise UserError(refusal(said(done)))
+        raise UserError(explain_refusal(error_line(done)))
     return int(done.stdout.strip().partition(";")[0])
 
 
-def refusal(text: str) -> str:
+def explain_refusal(text: str) -> str:
     """A refusal of sbatch as one sentence that names a key of the cluster file."""
     for words in ("sbatch: ", "fatal: ", "error: ", "Batch job submission failed: "):
         text = text.removeprefix(words)
     text = text.removeprefix("allocation failure: ")
-    if any(words in text for words in SILENT):
+    if any(words in text for words in UNREACHABLE):
         return f"SLURM does not answer ({text}); submit on a login node of the cluster"
-    keys = next((keys for word, keys in REFUSALS.items() if word in text.lower()), None)
+    keys = next((keys for word, keys in CONFIG_KEYS.items() if word in text.lower()), None)
     hint = f"; change {keys} in the cluster file" if keys else ""
     return f"SLURM refuses the job: {text}{hint}"
 
 
-def states(ids: Iterable[int]) -> Mapping[int, JobState]:
+def job_states(ids: Iterable[int]) -> Mapping[int, JobState]:
     """What SLURM still knows of these jobs: its memory, else its accounting.
 
     Ended jobs are forgotten after MinJobAge (5 minutes by default) where there is no accounting.
@@ -124,30 +124,30 @@ def states(ids: Iterable[int]) -> Mapping[int, JobState]:
     fields = ",".join(f"{field}:|" for field in (*SQUEUE, *TIMES, "Name"))
     listed = ",".join(map(str, wanted))
     command = ("squeue", "--noheader", "--states=all", f"--jobs={listed}", f"--Format={fields}")
-    done = call(command)
+    done = run_slurm(command)
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
-        raise UserError(f"squeue: {said(done)}")
+        raise UserError(f"squeue: {error_line(done)}")
     found = {}
     for line in done.stdout.splitlines():
         job = parse_squeue(line)
         if job is not None and job.id in wanted:
             found[job.id] = job
     missing = [each for each in wanted if each not in found]
-    return {**found, **(accounted(missing) if missing else {})}
+    return {**found, **(query_accounting(missing) if missing else {})}
 
 
-def accounted(ids: Sequence[int]) -> Mapping[int, JobState]:
+def query_accounting(ids: Sequence[int]) -> Mapping[int, JobState]:
     """What SLURM's accounting says of these jobs; empty where accounting is off."""
     if shutil.which("sacct") is None:
         return {}
     fields = ",".join((*SACCT, "Submit", "Start", "End", "JobName"))
     listed = ",".join(map(str, ids))
-    done = call(("sacct", "-X", "-n", "-P", f"--jobs={listed}", f"--format={fields}"))
+    done = run_slurm(("sacct", "-X", "-n", "-P", f"--jobs={listed}", f"--format={fields}"))
     jobs = (parse_sacct(line) for line in done.stdout.splitlines() if done.returncode == 0)
     return {job.id: job for job in jobs if job is not None and job.id in ids}
 
 
-def cancel(ids: Iterable[int]) -> None:
+def cancel_jobs(ids: Iterable[int]) -> None:
     """End jobs; those that have ended already are no fault.
 
     Raises:
@@ -156,12 +156,12 @@ def cancel(ids: Iterable[int]) -> None:
     wanted = [str(each) for each in sorted(set(ids))]
     if not wanted:
         return
-    done = call(("scancel", "--quiet", *wanted))
+    done = run_slurm(("scancel", "--quiet", *wanted))
     if done.returncode != 0 and "already completing or completed" not in done.stderr:
-        raise UserError(f"scancel: {said(done)}")
+        raise UserError(f"scancel: {error_line(done)}")
 
 
-def call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def run_slurm(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command of SLURM; its times are seconds since 1970.
 
     Raises:
@@ -187,7 +187,7 @@ def call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess
         raise UserError(f"{command[0]}: SLURM did not answer in {TIMEOUT:.0f} s") from error
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
     """What a command of SLURM complained of, in one line."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     lines = [line for line in lines if not line.startswith("Try ")]  # "... --help"
@@ -201,19 +201,19 @@ def parse_squeue(line: str) -> JobState | None:
         return None
     number, state, nodes, reason, restarts, status, submitted, started, ended, name = parts
     ran = state in ENDED and status.isdecimal()
-    code, signal = ended_with(int(status)) if ran else (None, None)
+    code, signal = decode_wait_status(int(status)) if ran else (None, None)
     return JobState(
         int(number),
         name.removesuffix("|"),
         state,
-        expand(nodes),
+        expand_nodes(nodes),
         "" if reason == "None" else reason,
         int(restarts) if restarts.isdecimal() else 0,
         code,
         signal,
-        moment(submitted),
-        moment(started),
-        moment(ended),
+        parse_time(submitted),
+        parse_time(started),
+        parse_time(ended),
     )
 
 
@@ -230,41 +230,43 @@ def parse_sacct(line: str) -> JobState | None:
         int(number),
         name,
         word,
-        () if nodes == "None assigned" else expand(nodes),
+        () if nodes == "None assigned" else expand_nodes(nodes),
         exit_code=int(code) if word in ENDED and code.isdecimal() and not killed else None,
         signal=killed,
-        submitted=moment(submitted),
-        started=moment(started),
-        ended=moment(ended),
+        submitted=parse_time(submitted),
+        started=parse_time(started),
+        ended=parse_time(ended),
     )
 
 
-def ended_with(status: int) -> tuple[int | None, int | None]:
+def decode_wait_status(status: int) -> tuple[int | None, int | None]:
     """Exit code or signal of a wait status as the kernel packs it."""
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     return os.WEXITSTATUS(status), None
 
 
-def moment(text: str) -> float | None:
+def parse_time(text: str) -> float | None:
     """A time of SLURM; None for N/A, NONE, Unknown."""
     return float(text) if text.isdecimal() else None
 
 
-def expand(nodes: str) -> tuple[str, ...]:
+def expand_nodes(nodes: str) -> tuple[str, ...]:
     """Names in a node list: `n[1-3,7],gpu[08-10]`."""
     names: list[str] = []
     for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = re.split(r"\[([^\]]*)\]", word)
         choices = [
-            [part] if place % 2 == 0 else [one for each in part.split(",") for one in numbers(each)]
+            [part]
+            if place % 2 == 0
+            else [one for each in part.split(",") for one in expand_range(each)]
             for place, part in enumerate(parts)
         ]
         names += ["".join(each) for each in itertools.product(*choices)]
     return tuple(names)
 
 
-def numbers(text: str) -> list[str]:
+def expand_range(text: str) -> list[str]:
     """`08-10` as 08, 09, 10."""
     first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal()):

@@ -11,13 +11,13 @@ from mezzotint.common.errors import UserError
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """The name of an environment variable."""
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")]
 """The name of a partition or an account."""
-Line = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
+SingleLine = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
 
 
 @dataclass(frozen=True)
-class Shape:
+class JobResources:
     """What one job asks for."""
 
     partition: str | None
@@ -36,16 +36,16 @@ class Shape:
 class Cluster(BaseModel, frozen=True, extra="forbid"):
     """A SLURM cluster as Mezzotint's jobs use it."""
 
-    name: Line = Field(min_length=1, max_length=100)
+    name: SingleLine = Field(min_length=1, max_length=100)
     """What people call it; jobs do not depend on it."""
     shared: str = Field(pattern=r"^/")
     """A directory that every node sees under this path; run directories must lie inside."""
     scratch: str = Field(pattern=r"^/")
     """A directory on each node's own disk; the shard cache lies there."""
-    partition: Word | None = None
-    serial_partition: Word | None = None
+    partition: Identifier | None = None
+    serial_partition: Identifier | None = None
     """Partition of the jobs that do not train (one process, no GPU); `partition` by default."""
-    account: Word | None = None
+    account: Identifier | None = None
     nodes: int = Field(default=1, gt=0)
     """Nodes of a training job whose stage does not name a number."""
     tasks_per_node: int = Field(default=1, gt=0)
@@ -64,7 +64,7 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     """How long before the time limit a training job is told to save and leave."""
     restarts: int = Field(default=3, ge=0)
     """Restarts in a row without a newer checkpoint, after which a job gives up."""
-    setup: tuple[Line, ...] = ()
+    setup: tuple[SingleLine, ...] = ()
     """Lines of shell that prepare the environment (modules, proxies)."""
     export: tuple[Variable, ...] = ()
     """Names of variables that jobs take over from the shell that submits, besides the usual."""
@@ -87,9 +87,9 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
             raise ValueError('put it into quotes, like "1:00:00": YAML reads it as a number')
         return value
 
-    def training(self, nodes: int | None = None) -> Shape:
+    def training(self, nodes: int | None = None) -> JobResources:
         """What a training job asks for, on `nodes` nodes where its stage names a number."""
-        return Shape(
+        return JobResources(
             self.partition,
             nodes or self.nodes,
             self.tasks_per_node,
@@ -98,14 +98,14 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
             self.memory,
         )
 
-    def serial(self) -> Shape:
+    def serial(self) -> JobResources:
         """What a job of one process asks for."""
         partition = self.serial_partition or self.partition
         memory = self.serial_memory or self.memory
-        return Shape(partition, 1, 1, self.cpus_per_task, 0, memory)
+        return JobResources(partition, 1, 1, self.cpus_per_task, 0, memory)
 
 
-def load(path: str | Path) -> Cluster:
+def load_cluster(path: str | Path) -> Cluster:
     """Read a cluster file.
 
     Raises:

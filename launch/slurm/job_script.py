@@ -8,27 +8,27 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from launch.slurm.config import Cluster, Shape
+from launch.slurm.config import Cluster, JobResources
 from mezzotint.common.errors import UserError
 
 ALWAYS_EXPORTED = re.compile(r"PYTHONPATH|(AWS|MLFLOW|MEZZOTINT)_[A-Za-z0-9_]+")
 """Variables that a job inherits whenever they are set in the shell that submits."""
-OWN = frozenset(
+NEVER_EXPORTED = frozenset(
     {
         *("MEZZOTINT_CACHE", "MEZZOTINT_JOB"),  # the script sets them
         *("MEZZOTINT_PIPELINE", "MEZZOTINT_WATCH_PARENT"),  # of a process started here
     }
 )
-UNWRITABLE = re.compile(r"[\x00-\x1f\x7f']")
+NOT_IN_COMMENT = re.compile(r"[\x00-\x1f\x7f']")
 """What a quoted word of an #SBATCH line cannot hold."""
 
 
-class Raw(str):
+class RawShell(str):
     """Shell that stands in the script as it is."""
 
 
 @dataclass(frozen=True)
-class Task:
+class JobSpec:
     """What a job does, and where."""
 
     run: str
@@ -39,7 +39,7 @@ class Task:
     """Where the stage works."""
     command: tuple[str, ...]
     """A module of ours and its arguments."""
-    shape: Shape
+    shape: JobResources
     trains: bool
     """Whether it can save a checkpoint when it is told to leave."""
 
@@ -55,16 +55,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Script:
+class JobScript:
     """A batch script, and the options that a line of it cannot hold."""
 
     text: str
     arguments: tuple[str, ...]
 
 
-def render(
-    task: Task, cluster: Cluster, *, python: str, cwd: str, environment: Mapping[str, str]
-) -> Script:
+def render_job_script(
+    task: JobSpec, cluster: Cluster, *, python: str, cwd: str, environment: Mapping[str, str]
+) -> JobScript:
     """The script of one job.
 
     Raises:
@@ -72,30 +72,32 @@ def render(
     """
     lines: list[str] = []
     arguments: list[str] = []
-    for option in options(task, cluster, cwd, environment):
-        (arguments if UNWRITABLE.search(option) else lines).append(option)
+    for option in sbatch_options(task, cluster, cwd, environment):
+        (arguments if NOT_IN_COMMENT.search(option) else lines).append(option)
     text = _ENVIRONMENT.get_template("job.sh.j2").render(
-        title=Raw(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
+        title=RawShell(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
         stage=task.stage,
         options=lines,
         root=task.root,
         directory=task.directory,
         cwd=cwd,
         python=python,
-        setup=[Raw(line) for line in cluster.setup],
+        setup=[RawShell(line) for line in cluster.setup],
         tasks=task.shape.tasks,
         scratch=cluster.scratch,
         cpus=task.shape.cpus_per_task,
-        command=Raw(" ".join(_word(task, word) for word in task.command)),
+        command=RawShell(" ".join(_argument(task, word) for word in task.command)),
         train=task.trains,
     )
-    return Script(text, tuple(arguments))
+    return JobScript(text, tuple(arguments))
 
 
-def options(task: Task, cluster: Cluster, cwd: str, environment: Mapping[str, str]) -> list[str]:
+def sbatch_options(
+    task: JobSpec, cluster: Cluster, cwd: str, environment: Mapping[str, str]
+) -> list[str]:
     """sbatch's options, the cluster file's own last."""
     shape = task.shape
-    names = exported(cluster, environment)
+    names = exported_variables(cluster, environment)
     found: dict[str, object] = {
         "job-name": task.name,
         "partition": shape.partition,
@@ -109,14 +111,14 @@ def options(task: Task, cluster: Cluster, cwd: str, environment: Mapping[str, st
         "signal": f"B:USR2@{cluster.signal_seconds}" if task.trains else None,
         "export": ",".join(names) or "NONE",
         "chdir": cwd,
-        "output": pattern(str(task.directory / "logs" / "job.log")),
+        "output": filename_pattern(str(task.directory / "logs" / "job.log")),
         "open-mode": "append",
     }
     own = [f"--{name}={value}" for name, value in found.items() if value is not None]
     return [*own, "--requeue", "--kill-on-invalid-dep=yes", *cluster.options]
 
 
-def pattern(path: str) -> str:
+def filename_pattern(path: str) -> str:
     """A path as SLURM's file name pattern."""
     if "\\" in path:
         raise UserError(
@@ -126,20 +128,20 @@ def pattern(path: str) -> str:
     return path.replace("%", "%%")
 
 
-def exported(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
+def exported_variables(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
     """Names of the variables that a job takes over: values never enter a script."""
-    usual = {name for name in environment if ALWAYS_EXPORTED.fullmatch(name)} - OWN
+    usual = {name for name in environment if ALWAYS_EXPORTED.fullmatch(name)} - NEVER_EXPORTED
     return sorted(usual | (set(cluster.export) & set(environment)))
 
 
-def _word(task: Task, word: str) -> str:
+def _argument(task: JobSpec, word: str) -> str:
     """A word of the command; the script has names for its directories."""
     names = {str(task.root): '"$root"', str(task.directory): '"$directory"'}
     return names.get(word) or shlex.quote(word)
 
 
 def _quoted(value: object) -> str:
-    return value if isinstance(value, Raw) else shlex.quote(str(value))
+    return value if isinstance(value, RawShell) else shlex.quote(str(value))
 
 
 _ENVIRONMENT = Environment(

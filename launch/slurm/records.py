@@ -67,7 +67,7 @@ class Submission:
         write_json(root / "submission.json", tree)
 
 
-def read(root: Path) -> Submission | None:
+def read_submission(root: Path) -> Submission | None:
     """The submission of a run directory; None where it was never submitted."""
     path = root / "submission.json"
     if not path.is_file():
@@ -84,17 +84,17 @@ def read(root: Path) -> Submission | None:
         ) from error
 
 
-def directory(root: Path, stage: str) -> Path:
+def stage_directory(root: Path, stage: str) -> Path:
     """Where a stage of a submitted run works: its own directory, or that of a lone recipe."""
     return root / stage if (root / "pipeline.yaml").is_file() else root
 
 
-def attempts(path: Path) -> list[JobStart]:
+def read_job_starts(path: Path) -> list[JobStart]:
     """The starts of the job of a stage's directory, oldest first."""
     entries = [json.loads(line) for line in read_lines(path / "attempts.jsonl")]
     return [JobStart(**{**entry, "nodes": tuple(entry["nodes"])}) for entry in entries]
 
 
-def append(path: Path, attempt: JobStart) -> None:
+def append_job_start(path: Path, attempt: JobStart) -> None:
     """Note one more start."""
     append_json(path / "attempts.jsonl", asdict(attempt))

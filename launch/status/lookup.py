@@ -4,29 +4,31 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from launch.status.run_files import Plan, plans, written
+from launch.status.run_files import StagePlan, mtime, planned_stages
 from mezzotint.common.errors import UserError
 
-MARKS = ("pipeline.yaml", "recipe.yaml", "submission.json")
+RUN_FILES = ("pipeline.yaml", "recipe.yaml", "submission.json")
 """A directory that holds one of these is a run's."""
 
 
-def is_run(path: Path) -> bool:
+def is_run_directory(path: Path) -> bool:
     """Whether a directory is that of a run."""
-    return any(written(path / mark) is not None for mark in MARKS)
+    return any(mtime(path / mark) is not None for mark in RUN_FILES)
 
 
 def all_runs(runs: Path) -> list[Path]:
     """The run directories under `runs`, the one started last first."""
     if not runs.is_dir():
         return []
-    found = [path for path in runs.iterdir() if not path.name.startswith(".") and is_run(path)]
-    return sorted(found, key=lambda path: (-started(path), path.name))
+    found = [
+        path for path in runs.iterdir() if not path.name.startswith(".") and is_run_directory(path)
+    ]
+    return sorted(found, key=lambda path: (-last_start_time(path), path.name))
 
 
-def started(root: Path) -> float:
+def last_start_time(root: Path) -> float:
     """When a run was last started or submitted, in seconds since 1970."""
-    return max(written(root / name) or 0.0 for name in (*MARKS, "lock"))
+    return max(mtime(root / name) or 0.0 for name in (*RUN_FILES, "lock"))
 
 
 def find_run(name: str, runs: Path) -> Path:
@@ -38,20 +40,20 @@ def find_run(name: str, runs: Path) -> Path:
         UserError: there is none; the names that come nearest are given.
     """
     for path in (runs / name, Path(name)):
-        if name and is_run(path):
-            within = written(path.parent / "pipeline.yaml") is not None
+        if name and is_run_directory(path):
+            within = mtime(path.parent / "pipeline.yaml") is not None
             return path.parent if within else path
     known = [path.name for path in all_runs(runs)]
     raise UserError(f"{name}: no such run in {runs}{suggest(Path(name).name, known)}")
 
 
-def find_stage(name: str, root: Path) -> Plan:
+def find_stage(name: str, root: Path) -> StagePlan:
     """A stage of a run.
 
     Raises:
         UserError: there is none of that name.
     """
-    planned = plans(root)
+    planned = planned_stages(root)
     for plan in planned:
         if plan.name == name:
             return plan

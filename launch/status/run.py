@@ -15,25 +15,32 @@ from launch.slurm import client
 from launch.slurm.client import JobState
 from launch.slurm.records import Job, Submission
 from launch.status.run_files import (
-    Plan,
+    StagePlan,
     is_finished,
-    plans,
+    planned_stages,
     read_json,
+    read_stage_files,
+    read_submission_safely,
     started_since,
-    submitted,
-    trace,
 )
-from launch.status.stage import LIVE, StageEvidence, StageStatus, State, is_of, stage_status
+from launch.status.stage import LIVE, StageEvidence, StageStatus, State, is_same_job, stage_status
 from mezzotint.common.errors import UserError
 from mezzotint.common.locks import LockOwner, lock_owner
 from mezzotint.common.storage_errors import redact
 
-OVERALL: tuple[State, ...] = (*LIVE, "failed", "cancelled", "unknown", "stopped", "not submitted")
+STATE_ORDER: tuple[State, ...] = (
+    *LIVE,
+    "failed",
+    "cancelled",
+    "unknown",
+    "stopped",
+    "not submitted",
+)
 """What a run as a whole is: the first of these that one of its stages is."""
 
 
 @dataclass(frozen=True)
-class Tracking:
+class TrackingInfo:
     """Where MLflow has a run; the address is shown without user name and password."""
 
     uri: str
@@ -51,7 +58,7 @@ class RunStatus:
     done: int
     stages: tuple[StageStatus, ...]
     cluster: str | None
-    tracking: Tracking | None
+    tracking: TrackingInfo | None
     page: Path | None
     holder: LockOwner | None
     """The process of this machine, or of one that shares the directory, that works on it."""
@@ -65,25 +72,25 @@ class RunStatus:
         return self.state not in LIVE and not unsure
 
 
-def look(roots: Sequence[Path]) -> list[RunStatus]:
+def query(roots: Sequence[Path]) -> list[RunStatus]:
     """How these run directories stand now; SLURM is asked once, and only where it has jobs."""
-    ids = [job.id for root in roots for job in open_jobs(root)]
+    ids = [job.id for root in roots for job in unfinished_jobs(root)]
     jobs: Mapping[int, JobState] | None = {}
     note = None
     try:
-        jobs = client.states(ids)
+        jobs = client.job_states(ids)
     except UserError as error:
         jobs, note = None, f"SLURM cannot be asked: {error}"
     now = time.time()
     return [run_status(root, jobs, now, note) for root in roots]
 
 
-def open_jobs(root: Path) -> list[Job]:
+def unfinished_jobs(root: Path) -> list[Job]:
     """The jobs of a run whose stages are not recorded as finished."""
-    submission, _ = submitted(root)
+    submission, _ = read_submission_safely(root)
     if submission is None:
         return []
-    finished = {plan.name for plan in plans(root) if is_finished(plan, root)}
+    finished = {plan.name for plan in planned_stages(root) if is_finished(plan, root)}
     return [job for name, job in submission.jobs.items() if name not in finished]
 
 
@@ -98,49 +105,49 @@ def run_status(
         now: seconds since 1970.
         note: why SLURM could not be asked.
     """
-    submission, fault = submitted(root)
-    planned = plans(root)
+    submission, fault = read_submission_safely(root)
+    planned = planned_stages(root)
     pipeline = (root / "pipeline.yaml").is_file()
     held = lock_owner(root)
     # `submit` holds a run too, for a moment; `run` holds it and has started something
     runner = held if held and pipeline and started_since(planned, held.since) else None
     stages: dict[str, StageStatus] = {}
-    for plan in in_order(planned):
+    for plan in dependency_order(planned):
         before = tuple(stages[name] for name in plan.needs if name in stages)
         job = submission.jobs.get(plan.name) if submission else None
         said = jobs.get(job.id) if job and jobs else None
-        known = said if job and said and is_of(job, said) else None
+        known = said if job and said and is_same_job(job, said) else None
         asked = jobs is not None
-        stage = StageEvidence(plan, trace(plan, root), job, known, asked, runner, before)
+        stage = StageEvidence(plan, read_stage_files(plan, root), job, known, asked, runner, before)
         stages[plan.name] = stage_status(stage, now)
     listed = tuple(stages[plan.name] for plan in planned)
     unread = None if planned else f"{root / 'pipeline.yaml'}: cannot be read"
-    concerned = note if jobs is None and has_jobs(submission, listed) else None
+    concerned = note if jobs is None and has_unfinished_jobs(submission, listed) else None
     page = root / "index.html"
     return RunStatus(
         root.name,
         root,
         "pipeline" if pipeline else "recipe",
-        overall(listed),
+        overall_state(listed),
         sum(stage.state == "finished" for stage in listed),
         listed,
         submission.cluster.name if submission else None,
-        tracking_of(root),
+        tracking_info(root),
         page if page.is_file() else None,
         held,
         tuple(each for each in (unread, fault, concerned) if each),
     )
 
 
-def has_jobs(submission: Submission | None, stages: Iterable[StageStatus]) -> bool:
+def has_unfinished_jobs(submission: Submission | None, stages: Iterable[StageStatus]) -> bool:
     """Whether SLURM would have something to say of an unfinished stage."""
     unfinished = {stage.stage for stage in stages if stage.state != "finished"}
     return submission is not None and bool(unfinished & set(submission.jobs))
 
 
-def in_order(planned: Sequence[Plan]) -> list[Plan]:
+def dependency_order(planned: Sequence[StagePlan]) -> list[StagePlan]:
     """Each stage after what it needs; those of a circle, which no pipeline has, at the end."""
-    placed: list[Plan] = []
+    placed: list[StagePlan] = []
     names: set[str] = set()
     rest = list(planned)
     while rest:
@@ -151,15 +158,15 @@ def in_order(planned: Sequence[Plan]) -> list[Plan]:
     return placed
 
 
-def overall(stages: Sequence[StageStatus]) -> State:
+def overall_state(stages: Sequence[StageStatus]) -> State:
     """The state of a run from those of its stages."""
     states = {stage.state for stage in stages}
     if states == {"finished"}:
         return "finished"
-    return next((state for state in OVERALL if state in states), "unknown")
+    return next((state for state in STATE_ORDER if state in states), "unknown")
 
 
-def tracking_of(root: Path) -> Tracking | None:
+def tracking_info(root: Path) -> TrackingInfo | None:
     """Where MLflow has a run; before it has one, where this shell would track it."""
     sent, store = read_json(root / "tracking.json"), root.parent / "mlflow.db"
     known = [sent.get("store"), os.environ.get("MLFLOW_TRACKING_URI")]
@@ -169,4 +176,4 @@ def tracking_of(root: Path) -> Tracking | None:
     run_id = sent.get("run_id")
     if uri is None:
         return None
-    return Tracking(redact(uri), run_id if isinstance(run_id, str) else None)
+    return TrackingInfo(redact(uri), run_id if isinstance(run_id, str) else None)

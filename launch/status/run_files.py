@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from launch.progress import ProgressState, read_standing
+from launch.progress import ProgressState, read_progress
 from launch.slurm import records
-from launch.slurm.records import TRAIN, JobStart, Submission, directory
+from launch.slurm.records import TRAIN, JobStart, Submission, stage_directory
 from mezzotint.common.errors import UserError
 from mezzotint.common.locks import LockOwner, lock_owner
 
@@ -20,7 +20,7 @@ _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """A stage as its run intends it."""
 
     name: str
@@ -50,84 +50,87 @@ class StageFiles:
     holder: LockOwner | None = None
 
 
-def plans(root: Path) -> tuple[Plan, ...]:
+def planned_stages(root: Path) -> tuple[StagePlan, ...]:
     """The stages of a run directory; none where its pipeline cannot be read.
 
     The pipeline is not validated, nor are its recipes read: whoever looks may stand elsewhere.
     """
     if not (root / "pipeline.yaml").is_file():
-        return (Plan(TRAIN, "train", root),)
+        return (StagePlan(TRAIN, "train", root),)
     stages = read_yaml(root / "pipeline.yaml").get("stages")
     if not isinstance(stages, Mapping):
         return ()
     found = []
     for name, stage in stages.items():
         settings = stage if isinstance(stage, Mapping) else {}
-        needed = {*_REFERENCE.findall(json.dumps(settings, default=str)), *after(settings)}
+        needed = {
+            *_REFERENCE.findall(json.dumps(settings, default=str)),
+            *explicit_dependencies(settings),
+        }
         needs = tuple(each for each in stages if each in needed)
-        found.append(Plan(str(name), str(settings.get("kind", "")), root / str(name), needs))
+        found.append(StagePlan(str(name), str(settings.get("kind", "")), root / str(name), needs))
     return tuple(found)
 
 
-def after(settings: Mapping[str, Any]) -> list[Any]:
+def explicit_dependencies(settings: Mapping[str, Any]) -> list[Any]:
     """Stages that a stage waits for without reading them."""
     named = settings.get("after")
     return list(named) if isinstance(named, list | tuple) else []
 
 
-def submitted(root: Path) -> tuple[Submission | None, str | None]:
+def read_submission_safely(root: Path) -> tuple[Submission | None, str | None]:
     """The last submission of a run; what is wrong with its file, where it cannot be read."""
     try:
-        return records.read(root), None
+        return records.read_submission(root), None
     except UserError as error:
         return None, str(error)
     except (OSError, AttributeError) as error:
         return None, f"{root / 'submission.json'}: cannot be read ({type(error).__name__})"
 
 
-def is_finished(plan: Plan, root: Path) -> bool:
+def is_finished(plan: StagePlan, root: Path) -> bool:
     """Whether a stage is recorded as finished."""
     return finished_at(plan, root) is not None
 
 
-def finished_at(plan: Plan, root: Path) -> float | None:
+def finished_at(plan: StagePlan, root: Path) -> float | None:
     """When a stage was recorded as finished: in the ledger, or by a lone recipe's summary."""
     path = plan.directory / ("summary.json" if plan.directory == root else "stage.json")
-    return written(path) if read_json(path) else None
+    return mtime(path) if read_json(path) else None
 
 
-def trace(plan: Plan, root: Path) -> StageFiles:
+def read_stage_files(plan: StagePlan, root: Path) -> StageFiles:
     """Read a stage's directory."""
-    place = directory(root, plan.name)
+    place = stage_directory(root, plan.name)
     log = newest_log(place)
-    standing, code = read_standing(place), exit_code(place)
+    standing, code = read_progress(place), exit_code(place)
     return StageFiles(
         finished_at(plan, root),
         any((place / name).exists() for name in ("metrics.jsonl", "checkpoints", "progress.json")),
-        written(place / "cancelled"),
+        mtime(place / "cancelled"),
         code,
-        None if code is None else written(place / "exit_code"),
+        None if code is None else mtime(place / "exit_code"),
         read_text(place / "refused").strip() or None,
-        attempts(place),
+        job_starts(place),
         standing,
         (standing.metrics if standing else None) or last_metrics(place / "metrics.jsonl"),
         planned_steps(place) if standing is None else None,
         log,
-        written(log) if log else None,
+        mtime(log) if log else None,
         lock_owner(place),
     )
 
 
-def started_since(planned: Sequence[Plan], moment: float) -> bool:
+def started_since(planned: Sequence[StagePlan], moment: float) -> bool:
     """Whether `mezzotint run` has started a stage of these since then."""
-    times = [written(plan.directory / "logs" / "stage.log") for plan in planned]
+    times = [mtime(plan.directory / "logs" / "stage.log") for plan in planned]
     return any(time is not None and time > moment - 1.0 for time in times)
 
 
 def newest_log(place: Path) -> Path | None:
     """The log of a stage's job, or of its process on this machine: the one written last."""
     logs = [place / "logs" / name for name in ("job.log", "stage.log")]
-    times = {log: time for log in logs if (time := written(log)) is not None}
+    times = {log: time for log in logs if (time := mtime(log)) is not None}
     return max(times, key=lambda log: times[log]) if times else None
 
 
@@ -137,17 +140,17 @@ def exit_code(place: Path) -> int | None:
     return int(text) if re.fullmatch(r"-?\d+\s*", text) else None
 
 
-def attempts(place: Path) -> tuple[JobStart, ...]:
+def job_starts(place: Path) -> tuple[JobStart, ...]:
     """The starts of a stage's jobs."""
     try:
-        return tuple(records.attempts(place))
+        return tuple(records.read_job_starts(place))
     except (OSError, ValueError, TypeError, KeyError):
         return ()
 
 
 def last_metrics(path: Path) -> dict[str, float]:
     """The metrics of the last whole line of a record."""
-    for line in reversed(tail(path).splitlines()):
+    for line in reversed(read_tail(path).splitlines()):
         try:
             metrics = json.loads(line)["metrics"]
             return {name: float(value) for name, value in metrics.items()}
@@ -162,7 +165,7 @@ def planned_steps(place: Path) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def tail(path: Path) -> str:
+def read_tail(path: Path) -> str:
     """The end of a text file; empty where it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -199,7 +202,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def written(path: Path) -> float | None:
+def mtime(path: Path) -> float | None:
     """When a file was last written; None where there is none."""
     try:
         return path.stat().st_mtime

@@ -10,8 +10,8 @@ from typing import Literal
 
 from launch.slurm.client import JobState
 from launch.slurm.records import Job, JobStart
-from launch.status.diagnosis import ended_outside, why_again, why_failed, why_waiting
-from launch.status.run_files import Plan, StageFiles
+from launch.status.diagnosis import external_end, failure_reason, pending_reason, requeue_reason
+from launch.status.run_files import StageFiles, StagePlan
 from mezzotint.common.locks import LockOwner
 
 State = Literal[
@@ -31,7 +31,7 @@ LIVE: tuple[State, ...] = ("running", "requeued", "pending", "waiting")
 STARTING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 ENDED: tuple[State, ...] = ("finished", "failed", "cancelled", "unknown")
 """Of these, the nodes of the last start are told."""
-SLACK = 120.0
+CLOCK_TOLERANCE = 120.0
 """Seconds by which the clocks of this machine and of SLURM's controller may differ."""
 
 
@@ -75,7 +75,7 @@ class StageVerdict:
 class StageEvidence:
     """All that is known when a stage is judged."""
 
-    plan: Plan
+    plan: StagePlan
     trace: StageFiles
     job: Job | None
     said: JobState | None
@@ -111,7 +111,7 @@ class StageEvidence:
 
 def stage_status(stage: StageEvidence, now: float) -> StageStatus:
     """How a stage stands."""
-    finding, trace, attempt = judge(stage), stage.trace, last_attempt(stage)
+    finding, trace, attempt = classify(stage), stage.trace, last_start(stage)
     standing, running = trace.standing, finding.state == "running"
     if running and standing and attempt and attempt.time > standing.time:
         standing = None  # it has not told anything since it was started again
@@ -141,29 +141,29 @@ def stage_status(stage: StageEvidence, now: float) -> StageStatus:
     )
 
 
-def last_attempt(stage: StageEvidence) -> JobStart | None:
+def last_start(stage: StageEvidence) -> JobStart | None:
     """The last start of the stage's present job."""
     if stage.job is None or not stage.trace.attempts:
         return None
     last = stage.trace.attempts[-1]
-    return last if last.time > stage.job.submitted - SLACK else None
+    return last if last.time > stage.job.submitted - CLOCK_TOLERANCE else None
 
 
-def judge(stage: StageEvidence) -> StageVerdict:
+def classify(stage: StageEvidence) -> StageVerdict:
     """What a stage is, and why."""
     if stage.trace.finished is not None:
         return StageVerdict("finished", None, stage.trace.finished)
     if stage.said is not None and stage.said.live:
-        return of_live_job(stage, stage.said)
-    local = of_local_process(stage)
+        return classify_live_job(stage, stage.said)
+    local = classify_local_process(stage)
     if local is not None:
         return local
     if stage.job is not None:
-        return of_ended_job(stage, stage.job)
-    return of_nobody(stage)
+        return classify_ended_job(stage, stage.job)
+    return classify_idle(stage)
 
 
-def of_live_job(stage: StageEvidence, said: JobState) -> StageVerdict:
+def classify_live_job(stage: StageEvidence, said: JobState) -> StageVerdict:
     """What a stage is whose job SLURM has."""
     if said.state not in STARTING:
         words = {"COMPLETING": "is ending", "SUSPENDED": "SLURM has suspended it"}.get(said.state)
@@ -176,12 +176,12 @@ def of_live_job(stage: StageEvidence, said: JobState) -> StageVerdict:
         return StageVerdict("waiting", stage.awaited, said.submitted)
     again = said.restarts > 0 or said.state != "PENDING"
     if not again:
-        return StageVerdict("pending", why_waiting(said), said.submitted)
-    told = "; ".join(filter(None, (why_again(stage.trace), why_waiting(said))))
+        return StageVerdict("pending", pending_reason(said), said.submitted)
+    told = "; ".join(filter(None, (requeue_reason(stage.trace), pending_reason(said))))
     return StageVerdict("requeued", told or None, said.submitted)
 
 
-def of_local_process(stage: StageEvidence) -> StageVerdict | None:
+def classify_local_process(stage: StageEvidence) -> StageVerdict | None:
     """What a stage is that a process works on without SLURM; None where there is no process."""
     trace, runner = stage.trace, stage.runner
     own = trace.holder
@@ -196,11 +196,11 @@ def of_local_process(stage: StageEvidence) -> StageVerdict | None:
             "waiting", stage.awaited if stage.unfinished_before else "waits for free cores"
         )
     if trace.exited is not None and trace.exited >= runner.since - 1.0:
-        return StageVerdict("failed", why_failed(None, trace.exit_code, trace), trace.exited)
+        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
     return StageVerdict("running", None, None, (runner.host,) if runner.host else ())
 
 
-def of_ended_job(stage: StageEvidence, job: Job) -> StageVerdict:
+def classify_ended_job(stage: StageEvidence, job: Job) -> StageVerdict:
     """What a stage is whose job has ended, is forgotten, or cannot be asked for."""
     trace, said = stage.trace, stage.said
     if is_cancelled(stage):
@@ -211,14 +211,14 @@ def of_ended_job(stage: StageEvidence, job: Job) -> StageVerdict:
             return StageVerdict("cancelled", stage.broken or "by scancel", said.ended)
         if said.state == "COMPLETED":
             return StageVerdict("unknown", unrecorded, said.ended, said.nodes)
-        return StageVerdict("failed", why_failed(said, None, trace), said.ended, said.nodes)
-    attempt = last_attempt(stage)
+        return StageVerdict("failed", failure_reason(said, None, trace), said.ended, said.nodes)
+    attempt = last_start(stage)
     begun = attempt.time if attempt else job.submitted
     if trace.exited is not None and trace.exited > begun - 1.0:
         if trace.exit_code == 0:
             return StageVerdict("unknown", unrecorded, trace.exited)
-        return StageVerdict("failed", why_failed(None, trace.exit_code, trace), trace.exited)
-    outside = ended_outside(trace)
+        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
+    outside = external_end(trace)
     if outside is not None and attempt is not None:
         if outside[1] == "CANCELLED":
             return StageVerdict("cancelled", "by scancel", trace.logged)
@@ -231,11 +231,11 @@ def of_ended_job(stage: StageEvidence, job: Job) -> StageVerdict:
     return StageVerdict("unknown", f"SLURM no longer knows job {job.id}, which left no exit code")
 
 
-def of_nobody(stage: StageEvidence) -> StageVerdict:
+def classify_idle(stage: StageEvidence) -> StageVerdict:
     """What an unfinished stage is that has no job and no process."""
     trace = stage.trace
     if trace.exit_code:
-        return StageVerdict("failed", why_failed(None, trace.exit_code, trace), trace.exited)
+        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
     if trace.begun:
         heard = trace.standing.time if trace.standing else None
         return StageVerdict(
@@ -252,11 +252,11 @@ def is_cancelled(stage: StageEvidence) -> bool:
     return mark is not None and job is not None and mark > job.submitted - 1.0
 
 
-def is_of(job: Job, said: JobState) -> bool:
+def is_same_job(job: Job, said: JobState) -> bool:
     """Whether SLURM speaks of this job: ids start at 1 again on a fresh cluster."""
     if said.name != job.name:
         return False
     if said.submitted is None:
         return True
     late = said.submitted - job.submitted
-    return late > -SLACK and (said.restarts > 0 or late < SLACK)
+    return late > -CLOCK_TOLERANCE and (said.restarts > 0 or late < CLOCK_TOLERANCE)

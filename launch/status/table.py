@@ -33,12 +33,12 @@ STYLES = {
 }
 VOLATILE = ("seconds_left", "heard")
 """What changes without anything having happened."""
-EVERY = 2.0
+INTERVAL = 2.0
 """Seconds between two looks."""
-NUMBERS = ("step", "loss", "images/s", "left")
-WIDE = 110
+NUMERIC_COLUMNS = ("step", "loss", "images/s", "left")
+WIDE_TERMINAL = 110
 """Characters from which on jobs and nodes have columns; else they stand below the table."""
-SILENT = 900.0
+REPORT_TIMEOUT = 900.0
 """Seconds without a word from a running stage that are worth telling."""
 
 
@@ -46,10 +46,12 @@ def show(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) ->
     """Print how runs stand; `listed` is one line per run instead of all stages of one."""
     runs = look()
     if as_json:
-        sys.stdout.write(json.dumps(tree(runs, listed=listed), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(
+            json.dumps(to_tree(runs, listed=listed), indent=1, ensure_ascii=False) + "\n"
+        )
     else:
         console = Console(highlight=False)
-        console.print(view(runs, listed=listed, now=time.time(), width=console.width))
+        console.print(render(runs, listed=listed, now=time.time(), width=console.width))
 
 
 def watch(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) -> None:
@@ -68,14 +70,14 @@ def watch_json(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
     before = None
     while True:
         runs = look()
-        facts = tree(runs, listed=listed)
-        if steady(facts) != before:
-            before = steady(facts)
+        facts = to_tree(runs, listed=listed)
+        if without_volatile(facts) != before:
+            before = without_volatile(facts)
             sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         if all(run.ended for run in runs):
             return
-        time.sleep(EVERY)
+        time.sleep(INTERVAL)
 
 
 def watch_table(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
@@ -85,8 +87,8 @@ def watch_table(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             runs = look()
-            shown = view(runs, listed=listed, now=time.time(), width=console.width)
-            facts = steady(tree(runs, listed=listed))
+            shown = render(runs, listed=listed, now=time.time(), width=console.width)
+            facts = without_volatile(to_tree(runs, listed=listed))
             if console.is_terminal:
                 live.update(shown, refresh=True)
             elif facts != before:
@@ -94,10 +96,10 @@ def watch_table(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
             before = facts
             if all(run.ended for run in runs):
                 return
-            time.sleep(EVERY)
+            time.sleep(INTERVAL)
 
 
-def tree(runs: Sequence[RunStatus], *, listed: bool) -> dict[str, Any]:
+def to_tree(runs: Sequence[RunStatus], *, listed: bool) -> dict[str, Any]:
     """Runs as plain values: one run, or all of a list under `runs`."""
     plain = [{**plain_value(asdict(run)), "stages_total": len(run.stages)} for run in runs]
     return {"runs": plain} if listed else plain[0]
@@ -116,19 +118,21 @@ def plain_value(value: Any) -> Any:  # noqa: ANN401 - whatever a dataclass holds
     return value
 
 
-def steady(facts: Any) -> Any:  # noqa: ANN401 - plain values of any shape
+def without_volatile(facts: Any) -> Any:  # noqa: ANN401 - plain values of any shape
     """The facts without what changes by itself."""
     if isinstance(facts, dict):
-        return {key: steady(value) for key, value in facts.items() if key not in VOLATILE}
-    return [steady(each) for each in facts] if isinstance(facts, list) else facts
+        return {key: without_volatile(value) for key, value in facts.items() if key not in VOLATILE}
+    return [without_volatile(each) for each in facts] if isinstance(facts, list) else facts
 
 
-def view(runs: Sequence[RunStatus], *, listed: bool, now: float, width: int) -> RenderableType:
+def render(runs: Sequence[RunStatus], *, listed: bool, now: float, width: int) -> RenderableType:
     """One run with its stages, or a list of runs."""
-    return run_list(runs, now) if listed else run_view(runs[0], now, wide=width >= WIDE)
+    return (
+        render_list(runs, now) if listed else render_run(runs[0], now, wide=width >= WIDE_TERMINAL)
+    )
 
 
-def run_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
+def render_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
     """One line per run."""
     if not runs:
         return Text("no runs yet")
@@ -141,25 +145,25 @@ def run_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
             run.name,
             Text(run.state, STYLES[run.state]),
             f"{run.done}/{len(run.stages)}",
-            doing(run),
+            activity(run),
             ago(since, now) if since and run.state != "waiting" else "",
         )
-    return Group(table, *remarks(run for run in runs))
+    return Group(table, *notes(run for run in runs))
 
 
-def doing(run: RunStatus) -> str:
+def activity(run: RunStatus) -> str:
     """What a run is at, in a few words."""
     if run.state == "finished":
         return ""
     words = [
-        " ".join(filter(None, [stage.stage, reached(stage), left(stage) and f"({left(stage)})"]))
+        " ".join(filter(None, [stage.stage, progress(stage), eta(stage) and f"({eta(stage)})"]))
         for stage in run.stages
         if stage.state == run.state and run.state != "not submitted"
     ]
     return ", ".join([*words[:2], *([f"{len(words) - 2} more"] if len(words) > 2 else [])])
 
 
-def run_view(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
+def render_run(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
     """A run with all its stages."""
     head = Text.assemble(
         (run.name, "bold"),
@@ -168,22 +172,22 @@ def run_view(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
         f"  {run.done} of {len(run.stages)} {'stages' if len(run.stages) > 1 else 'stage'} done",
         f"  on {run.cluster}" if run.cluster else "",
     )
-    table = stage_table([cells(stage, wide=wide) for stage in run.stages])
-    why = [told for stage in run.stages if (told := below(stage, now, wide=wide)) is not None]
-    return Group(head, table, *why, *links(run), *remarks([run]))
+    table = stage_table([stage_row(stage, wide=wide) for stage in run.stages])
+    why = [told for stage in run.stages if (told := details(stage, now, wide=wide)) is not None]
+    return Group(head, table, *why, *links(run), *notes([run]))
 
 
-def cells(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
+def stage_row(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
     """A stage's line in the table, by column."""
     return {
         "stage": Text(stage.stage),
         "state": Text(stage.state, STYLES[stage.state]),
         "job": str(stage.job) if wide and stage.job is not None else "",
-        "nodes": node_words(stage.nodes) if wide else "",
-        "step": reached(stage),
+        "nodes": format_nodes(stage.nodes) if wide else "",
+        "step": progress(stage),
         "loss": f"{stage.loss:.4g}" if stage.loss is not None else "",
         "images/s": f"{stage.images_per_second:,.0f}" if stage.images_per_second else "",
-        "left": left(stage) if stage.state == "running" else "",
+        "left": eta(stage) if stage.state == "running" else "",
     }
 
 
@@ -192,7 +196,7 @@ def stage_table(rows: Sequence[dict[str, str | Text]]) -> Table:
     names = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
     table = plain_table(*names)
     for column in table.columns:
-        column.justify = "right" if column.header in NUMBERS else "left"
+        column.justify = "right" if column.header in NUMERIC_COLUMNS else "left"
         column.no_wrap = column.header not in ("stage", "nodes")
         column.overflow = "fold"
     for row in rows:
@@ -208,20 +212,20 @@ def plain_table(*headers: str) -> Table:
     return table
 
 
-def below(stage: StageStatus, now: float, *, wide: bool) -> RenderableType | None:
+def details(stage: StageStatus, now: float, *, wide: bool) -> RenderableType | None:
     """What there is to say of a stage besides its line: why it is what it is, first of all."""
     words = [stage.reason or ""]
     if stage.reason and stage.since and stage.state == "failed":
         words = [f"{stage.reason} ({ago(stage.since, now)})"]
-    if stage.state == "running" and stage.heard and now - stage.heard > SILENT:
+    if stage.state == "running" and stage.heard and now - stage.heard > REPORT_TIMEOUT:
         words.append(f"has told nothing for {duration(now - stage.heard)}")
     if stage.restarts:
         words.append(f"restarted {stage.restarts} {'times' if stage.restarts > 1 else 'time'}")
     if not wide and stage.job is not None and stage.state != "finished":
-        on = f" on {node_words(stage.nodes)}" if stage.nodes else ""
+        on = f" on {format_nodes(stage.nodes)}" if stage.nodes else ""
         words.append(f"job {stage.job}{on}")
     elif not wide and stage.nodes and stage.state == "running":
-        words.append(f"on {node_words(stage.nodes)}")
+        words.append(f"on {format_nodes(stage.nodes)}")
     told = "; ".join(filter(None, words))
     if not told:
         return None
@@ -240,13 +244,13 @@ def links(run: RunStatus) -> list[RenderableType]:
     return lines
 
 
-def remarks(runs: Iterable[RunStatus]) -> list[RenderableType]:
+def notes(runs: Iterable[RunStatus]) -> list[RenderableType]:
     """What could not be asked or read, each once."""
     notes = dict.fromkeys(note for run in runs for note in run.notes)
     return [Text(note, "yellow") for note in notes]
 
 
-def reached(stage: StageStatus) -> str:
+def progress(stage: StageStatus) -> str:
     """How far a stage is; the phase is named where it is not training."""
     if stage.step is None:
         return f"of {stage.steps:,}" if stage.steps and stage.state != "finished" else ""
@@ -254,12 +258,12 @@ def reached(stage: StageStatus) -> str:
     return f"{phase}{stage.step:,}/{stage.steps:,}" if stage.steps else f"{phase}{stage.step:,}"
 
 
-def left(stage: StageStatus) -> str:
+def eta(stage: StageStatus) -> str:
     """Time left, in words."""
     return duration(stage.seconds_left) if stage.seconds_left is not None else ""
 
 
-def node_words(nodes: Sequence[str]) -> str:
+def format_nodes(nodes: Sequence[str]) -> str:
     """Nodes in one short word."""
     if len(nodes) < 3:
         return ", ".join(nodes)

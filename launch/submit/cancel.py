@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.slurm import client
-from launch.slurm.records import directory
+from launch.slurm.records import stage_directory
 from launch.status.lookup import find_stage
-from launch.status.run import RunStatus, look
-from launch.status.run_files import plans
+from launch.status.run import RunStatus, query
+from launch.status.run_files import planned_stages
 from launch.status.stage import StageStatus
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
@@ -38,57 +38,57 @@ def cancel(root: Path, stage: str | None) -> tuple[Cancelled, ...]:
         UserError: no such stage, SLURM cannot be asked or refuses, or the run is not SLURM's but
             held by a live process.
     """
-    wanted = {plan.name for plan in plans(root)}
+    wanted = {plan.name for plan in planned_stages(root)}
     if stage is not None:
-        wanted = downstream(find_stage(stage, root).name, root)
-    (run,) = look([root])
+        wanted = waiting_stages(find_stage(stage, root).name, root)
+    (run,) = query([root])
     chosen = [each for each in run.stages if each.stage in wanted and each.live_job]
     if not chosen:
-        refuse_what_is_not_slurms(run, wanted)
+        check_cancellable(run, wanted)
     told = tuple(
         Cancelled(each.stage, each.job, each.state) for each in chosen if each.job is not None
     )
-    marks = [directory(root, each.stage) / "cancelled" for each in told]
+    marks = [stage_directory(root, each.stage) / "cancelled" for each in told]
     try:
         for mark in marks:  # before scancel: a job's script that finds it does not requeue itself
             mark.parent.mkdir(parents=True, exist_ok=True)
             write_text(mark, f"{time.time():.0f}\n")
-        client.cancel(each.job for each in told)
+        client.cancel_jobs(each.job for each in told)
     except OSError as error:
-        remove(marks)
+        remove_marks(marks)
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     except UserError:
-        remove(marks)
+        remove_marks(marks)
         raise
-    tell_tracker(root, told)
+    record_killed(root, told)
     return told
 
 
-def tell_tracker(root: Path, told: Sequence[Cancelled]) -> None:
+def record_killed(root: Path, told: Sequence[Cancelled]) -> None:
     """End the runs of jobs that had not started; one that runs ends its own as it leaves."""
     ended: dict[str, Status] = {each.stage: "KILLED" for each in told if each.state != "running"}
     if not ended:
         return
-    from launch.pipeline.tracking import settle
-    from launch.train.local import link_from_environment
+    from launch.pipeline.tracking import update_status
+    from launch.train.local import tracking_from_environment
 
     pipeline = (root / "pipeline.yaml").is_file()
     try:
-        settle(root, link_from_environment(root=root if pipeline else None), ended)
+        update_status(root, tracking_from_environment(root=root if pipeline else None), ended)
     except UserError as error:  # from another working directory, say
         log.warning("cancelled all the same, but not noted as killed for MLflow: %s", error)
 
 
-def remove(marks: Sequence[Path]) -> None:
+def remove_marks(marks: Sequence[Path]) -> None:
     """Take marks back: the jobs go on."""
     for mark in marks:
         mark.unlink(missing_ok=True)
 
 
-def downstream(name: str, root: Path) -> set[str]:
+def waiting_stages(name: str, root: Path) -> set[str]:
     """A stage and all that wait for it."""
     found = {name}
-    planned = plans(root)
+    planned = planned_stages(root)
     while True:
         more = {plan.name for plan in planned if found & set(plan.needs)} - found
         if not more:
@@ -96,7 +96,7 @@ def downstream(name: str, root: Path) -> set[str]:
         found |= more
 
 
-def refuse_what_is_not_slurms(run: RunStatus, wanted: set[str]) -> None:
+def check_cancellable(run: RunStatus, wanted: set[str]) -> None:
     """Say why a run that works without SLURM, or cannot be asked for, is not cancelled."""
     alive = [each for each in run.stages if each.stage in wanted and each.state == "running"]
     if run.holder is not None and alive:
@@ -107,16 +107,16 @@ def refuse_what_is_not_slurms(run: RunStatus, wanted: set[str]) -> None:
             f"{run.name}: is run by {process}, not by SLURM; press Ctrl-C in its terminal{way}: it "
             "saves a checkpoint and leaves"
         )
-    if run.notes and not all(settled(each) for each in run.stages if each.stage in wanted):
+    if run.notes and not all(is_known(each) for each in run.stages if each.stage in wanted):
         raise UserError("; ".join(run.notes))
 
 
-def settled(stage: StageStatus) -> bool:
+def is_known(stage: StageStatus) -> bool:
     """Whether it is known that a stage has no live job."""
     return stage.state != "unknown"
 
 
-def words(told: Sequence[Cancelled], run: str) -> str:
+def to_text(told: Sequence[Cancelled], run: str) -> str:
     """What was done, for people."""
     if not told:
         return f"{run}: nothing of it waits or runs"

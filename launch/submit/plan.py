@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.pipeline.config import Pipeline, TrainStage, needs, order, recipe_of
-from launch.pipeline.runner import finished, readers
-from launch.pipeline.state import Ledger
-from launch.slurm.config import Cluster, Shape
-from launch.slurm.job_script import Script, Task, render
+from launch.pipeline.config import Pipeline, TrainStage, dependencies, stage_order, stage_recipe
+from launch.pipeline.runner import downstream_stages, is_up_to_date
+from launch.pipeline.state import PipelineState
+from launch.slurm.config import Cluster, JobResources
+from launch.slurm.job_script import JobScript, JobSpec, render_job_script
 from launch.slurm.records import TRAIN
 from mezzotint.common.errors import UserError
 from trainer.recipe import Recipe
@@ -18,48 +18,50 @@ from trainer.run import RunDirectory
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedJob:
     """One job to submit."""
 
-    task: Task
-    script: Script
+    task: JobSpec
+    script: JobScript
     after: tuple[str, ...]
     """Stages whose jobs it waits for."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SubmitPlan:
     """What a submit would do to a run directory."""
 
     run: str
     root: Path
-    jobs: Mapping[str, Planned] = field(default_factory=dict)
+    jobs: Mapping[str, PlannedJob] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     """Finished stages."""
     left: tuple[str, ...] = ()
     """Stages whose jobs wait or run already."""
 
 
-def plan_recipe(recipe: Recipe, cluster: Cluster, root: Path, live: Iterable[str] = ()) -> Plan:
+def plan_recipe(
+    recipe: Recipe, cluster: Cluster, root: Path, live: Iterable[str] = ()
+) -> SubmitPlan:
     """One job that trains `recipe` in `root`.
 
     Raises:
         UserError: it cannot run there.
     """
     if RunDirectory(root).finished():
-        return Plan(recipe.name, root, skipped=(TRAIN,))
+        return SubmitPlan(recipe.name, root, skipped=(TRAIN,))
     if TRAIN in live:
-        return Plan(recipe.name, root, left=(TRAIN,))
+        return SubmitPlan(recipe.name, root, left=(TRAIN,))
     shape = cluster.training()
-    share(recipe, shape.tasks, "batch")
-    task = recipe_task(recipe, root, shape)
-    return Plan(recipe.name, root, {TRAIN: Planned(task, write(task, cluster), ())})
+    check_batch(recipe, shape.tasks, "batch")
+    task = recipe_job(recipe, root, shape)
+    return SubmitPlan(recipe.name, root, {TRAIN: PlannedJob(task, job_script(task, cluster), ())})
 
 
-def recipe_task(recipe: Recipe, root: Path, shape: Shape) -> Task:
+def recipe_job(recipe: Recipe, root: Path, shape: JobResources) -> JobSpec:
     """The job that trains a recipe in `root`."""
     command = ("launch.train.worker", str(root))
-    return Task(recipe.name, TRAIN, root, root, command, shape, trains=True)
+    return JobSpec(recipe.name, TRAIN, root, root, command, shape, trains=True)
 
 
 def plan_pipeline(
@@ -68,7 +70,7 @@ def plan_pipeline(
     root: Path,
     live: Iterable[str] = (),
     redo: Iterable[str] = (),
-) -> Plan:
+) -> SubmitPlan:
     """A job for every stage that is not finished and has none.
 
     Args:
@@ -81,35 +83,35 @@ def plan_pipeline(
     Raises:
         UserError: a finished stage has other settings, or a stage cannot run there.
     """
-    ledger, alive = Ledger(root), set(live)
-    again = {stale for name in redo for stale in readers(pipeline, name)}
+    ledger, alive = PipelineState(root), set(live)
+    again = {stale for name in redo for stale in downstream_stages(pipeline, name)}
     skipped: list[str] = []
     left: list[str] = []
-    jobs: dict[str, Planned] = {}
-    for name in order(pipeline):
-        waits = tuple(each for each in needs(pipeline, name) if each not in skipped)
-        if not waits and name not in again and finished(pipeline, ledger, name):
+    jobs: dict[str, PlannedJob] = {}
+    for name in stage_order(pipeline):
+        waits = tuple(each for each in dependencies(pipeline, name) if each not in skipped)
+        if not waits and name not in again and is_up_to_date(pipeline, ledger, name):
             skipped.append(name)
         elif name in alive and not set(waits) & set(jobs):
             left.append(name)
         else:
-            task = stage_task(pipeline, cluster, root, name)
-            jobs[name] = Planned(task, write(task, cluster), waits)
-    return Plan(pipeline.name, root, jobs, tuple(skipped), tuple(left))
+            task = stage_job(pipeline, cluster, root, name)
+            jobs[name] = PlannedJob(task, job_script(task, cluster), waits)
+    return SubmitPlan(pipeline.name, root, jobs, tuple(skipped), tuple(left))
 
 
-def stage_task(pipeline: Pipeline, cluster: Cluster, root: Path, name: str) -> Task:
+def stage_job(pipeline: Pipeline, cluster: Cluster, root: Path, name: str) -> JobSpec:
     """The job of one stage."""
     stage = pipeline.stages[name]
     trains = isinstance(stage, TrainStage)
     shape = cluster.training(stage.nodes) if trains else cluster.serial()
     if isinstance(stage, TrainStage):
-        share(recipe_of(stage), shape.tasks, f"stages.{name}.set.batch")
+        check_batch(stage_recipe(stage), shape.tasks, f"stages.{name}.set.batch")
     command = ("launch.cli.main", "stage", str(root), name)
-    return Task(pipeline.name, name, root, root / name, command, shape, trains=trains)
+    return JobSpec(pipeline.name, name, root, root / name, command, shape, trains=trains)
 
 
-def share(recipe: Recipe, tasks: int, key: str) -> None:
+def check_batch(recipe: Recipe, tasks: int, key: str) -> None:
     """Refuse a batch that the processes of a job cannot share evenly."""
     try:
         recipe.micro_batch_for(tasks)
@@ -120,9 +122,11 @@ def share(recipe: Recipe, tasks: int, key: str) -> None:
         ) from error
 
 
-def write(task: Task, cluster: Cluster) -> Script:
+def job_script(task: JobSpec, cluster: Cluster) -> JobScript:
     """The script of a job submitted by this process."""
-    return render(task, cluster, python=sys.executable, cwd=os.getcwd(), environment=os.environ)
+    return render_job_script(
+        task, cluster, python=sys.executable, cwd=os.getcwd(), environment=os.environ
+    )
 
 
 def run_directory(runs: Path, name: str, cluster: Cluster) -> Path:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from launch.pipeline.config import Pipeline, started
-from launch.pipeline.config import load as load_pipeline
-from launch.pipeline.runner import forget, readers, settings
-from launch.pipeline.state import Ledger
-from launch.pipeline.tracking import open_parent
+from launch.pipeline.config import Pipeline, load_run_pipeline
+from launch.pipeline.config import load_pipeline as load_pipeline
+from launch.pipeline.runner import archive_stage, downstream_stages, stage_settings
+from launch.pipeline.state import PipelineState
+from launch.pipeline.tracking import open_pipeline_run
 from launch.slurm import client
 from launch.slurm.config import Cluster
-from launch.slurm.records import TRAIN, Job, Submission, read
-from launch.submit.plan import Plan, Planned, plan_pipeline, plan_recipe, run_directory
-from launch.train.local import link_from_environment
+from launch.slurm.records import TRAIN, Job, Submission, read_submission
+from launch.submit.plan import PlannedJob, SubmitPlan, plan_pipeline, plan_recipe, run_directory
+from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
@@ -29,20 +29,20 @@ from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory, first_difference
 
 Source = Recipe | Pipeline
-PATIENCE = 90.0
+ENDING_TIMEOUT = 90.0
 """Seconds to wait for jobs that are ending before others take their place."""
 
 
 @dataclass(frozen=True)
-class Scripts:
+class DryRun:
     """What would be submitted."""
 
-    plan: Plan
+    plan: SubmitPlan
 
     def to_text(self) -> str:
         """The scripts, one after the other."""
         parts = [planned.script.text for planned in self.plan.jobs.values()]
-        return "\n".join([*parts, *_said(self.plan)]).rstrip("\n")
+        return "\n".join([*parts, *_unsubmitted(self.plan)]).rstrip("\n")
 
     def to_json(self) -> str:
         """The scripts by stage, with what is not submitted."""
@@ -54,10 +54,10 @@ class Scripts:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmitResult:
     """What was submitted."""
 
-    plan: Plan
+    plan: SubmitPlan
     runs: Path
     jobs: Mapping[str, Job] = field(default_factory=dict)
 
@@ -72,20 +72,20 @@ class Submitted:
     def to_text(self) -> str:
         """Ids, and where to look."""
         width = max((len(name) for name in self.jobs), default=0)
-        lines = [_line(job, width) for job in self.jobs.values()]
+        lines = [_job_line(job, width) for job in self.jobs.values()]
         runs = "" if self.runs == Path("runs") else f" --runs {self.runs}"
         stage = "" if list(self.plan.jobs) == [TRAIN] else " STAGE"
-        lines += _said(self.plan)
+        lines += _unsubmitted(self.plan)
         if self.jobs or self.plan.left:
             lines += [
                 f"Status: mezzotint status {self.plan.run}{runs} --watch",
                 f"Logs:   mezzotint logs {self.plan.run}{stage}{runs}",
-                f"MLflow: {tracked()}",
+                f"MLflow: {tracking_address()}",
             ]
         return "\n".join(lines)
 
 
-def load(path: Path, overrides: Sequence[str]) -> Source:
+def load_source(path: Path, overrides: Sequence[str]) -> Source:
     """Read a pipeline (it has stages) or a recipe.
 
     Raises:
@@ -96,13 +96,17 @@ def load(path: Path, overrides: Sequence[str]) -> Source:
     return load_recipe(path, overrides)
 
 
-def plan(source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()) -> Scripts:
+def plan_submit(
+    source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
+) -> DryRun:
     """What `submit` would do where no job of the run is live; SLURM is not asked."""
     root = run_directory(runs, source.name, cluster)
-    return Scripts(_plan(source, cluster, root, (), redo))
+    return DryRun(_plan(source, cluster, root, (), redo))
 
 
-def submit(source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()) -> Submitted:
+def submit(
+    source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
+) -> SubmitResult:
     """Submit every stage that is not finished and has no live job.
 
     Raises:
@@ -111,18 +115,18 @@ def submit(source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] 
     """
     root = run_directory(runs, source.name, cluster)
     with run_lock(root):
-        before = read(root) or Submission(source.name, cluster)
-        live = settle(before)
-        refuse_changes(source, root, live)
+        before = read_submission(root) or Submission(source.name, cluster)
+        live = wait_for_ending_jobs(before)
+        check_unchanged(source, root, live)
         chosen = _plan(source, cluster, root, live, redo)
         for planned in chosen.jobs.values():
-            client.check(planned.script.text, planned.script.arguments)
+            client.check_job(planned.script.text, planned.script.arguments)
         _prepare(source, root, live, redo)
         jobs = _submit(chosen, cluster, before)
-    return Submitted(chosen, runs, jobs)
+    return SubmitResult(chosen, runs, jobs)
 
 
-def settle(before: Submission, patience: float = PATIENCE) -> tuple[str, ...]:
+def wait_for_ending_jobs(before: Submission, patience: float = ENDING_TIMEOUT) -> tuple[str, ...]:
     """Stages whose jobs wait or run; jobs that are just ending are waited for.
 
     Raises:
@@ -130,7 +134,7 @@ def settle(before: Submission, patience: float = PATIENCE) -> tuple[str, ...]:
     """
     deadline = time.monotonic() + patience
     while True:
-        states = client.states(job.id for job in before.jobs.values())
+        states = client.job_states(job.id for job in before.jobs.values())
         live = {
             name: states[job.id]
             for name, job in before.jobs.items()
@@ -148,7 +152,7 @@ def settle(before: Submission, patience: float = PATIENCE) -> tuple[str, ...]:
         time.sleep(1.0)
 
 
-def refuse_changes(source: Source, root: Path, live: Iterable[str]) -> None:
+def check_unchanged(source: Source, root: Path, live: Iterable[str]) -> None:
     """Refuse settings that differ from those with which a live job was submitted.
 
     Raises:
@@ -162,7 +166,10 @@ def refuse_changes(source: Source, root: Path, live: Iterable[str]) -> None:
             case Pipeline():
                 if name not in source.stages:
                     raise UserError(f"{root}: {name} has a live job and is no stage any more")
-                was, now = settings(started(root), name), settings(source, name)
+                was, now = (
+                    stage_settings(load_run_pipeline(root), name),
+                    stage_settings(source, name),
+                )
         difference = first_difference(was, now, name)
         if difference is not None:
             raise UserError(
@@ -173,7 +180,7 @@ def refuse_changes(source: Source, root: Path, live: Iterable[str]) -> None:
 
 def _plan(
     source: Source, cluster: Cluster, root: Path, live: Iterable[str], redo: Sequence[str]
-) -> Plan:
+) -> SubmitPlan:
     match source:
         case Recipe():
             if redo:
@@ -197,28 +204,28 @@ def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str
                 check(source)
             run.claim(source)
         case Pipeline():
-            busy = {stale for name in redo for stale in readers(source, name)} & set(live)
+            busy = {stale for name in redo for stale in downstream_stages(source, name)} & set(live)
             if busy:
                 raise UserError(
                     f"--redo: {min(busy)} has a live job; `mezzotint cancel {source.name}` first"
                 )
             for name in redo:
-                forget(source, Ledger(root), name)
+                archive_stage(source, PipelineState(root), name)
             text = yaml.safe_dump(source.model_dump(mode="json"), sort_keys=False)
             write_text(root / "pipeline.yaml", text)
-            open_parent(root, link_from_environment(root=root))
+            open_pipeline_run(root, tracking_from_environment(root=root))
 
 
-def _submit(chosen: Plan, cluster: Cluster, before: Submission) -> dict[str, Job]:
+def _submit(chosen: SubmitPlan, cluster: Cluster, before: Submission) -> dict[str, Job]:
     """Submit the planned jobs; when one is refused, those before it are cancelled."""
     known = {name: job for name, job in before.jobs.items() if name not in chosen.jobs}
     jobs: dict[str, Job] = {}
     Submission(chosen.run, cluster, known).write(chosen.root)  # the first job may start at once
     try:
         for name, planned in chosen.jobs.items():
-            _write(planned)
+            _write_script(planned)
             after = [({**known, **jobs})[each].id for each in planned.after]
-            number = client.submit(planned.task.path, planned.script.arguments, after)
+            number = client.submit_job(planned.task.path, planned.script.arguments, after)
             shape = planned.task.shape
             jobs[name] = Job(
                 number,
@@ -232,13 +239,13 @@ def _submit(chosen: Plan, cluster: Cluster, before: Submission) -> dict[str, Job
             Submission(chosen.run, cluster, {**known, **jobs}).write(chosen.root)
     except UserError:
         with suppress(UserError):
-            client.cancel(job.id for job in jobs.values())
+            client.cancel_jobs(job.id for job in jobs.values())
         Submission(chosen.run, cluster, known).write(chosen.root)
         raise
     return jobs
 
 
-def _write(planned: Planned) -> None:
+def _write_script(planned: PlannedJob) -> None:
     """A job's script, and a place for its log; what an earlier job left of its end goes."""
     directory = planned.task.directory
     (directory / "logs").mkdir(parents=True, exist_ok=True)
@@ -247,7 +254,7 @@ def _write(planned: Planned) -> None:
     write_text(planned.task.path, planned.script.text)
 
 
-def tracked() -> str:
+def tracking_address() -> str:
     """Where jobs submitted from this shell are tracked, without credentials."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -258,7 +265,7 @@ def tracked() -> str:
     return redact(uri)
 
 
-def _said(chosen: Plan) -> list[str]:
+def _unsubmitted(chosen: SubmitPlan) -> list[str]:
     """What a plan does not submit, in words."""
     lines = []
     if chosen.skipped:
@@ -268,13 +275,13 @@ def _said(chosen: Plan) -> list[str]:
     return lines
 
 
-def _line(job: Job, width: int) -> str:
+def _job_line(job: Job, width: int) -> str:
     nodes = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
     after = f"  after {', '.join(job.after)}" if job.after else ""
     return f"job {job.id}  {job.stage:<{width}}  {nodes}{after}"
 
 
-def _json(chosen: Plan, jobs: Mapping[str, object]) -> str:
+def _json(chosen: SubmitPlan, jobs: Mapping[str, object]) -> str:
     tree = {
         "run": chosen.run,
         "root": str(chosen.root),

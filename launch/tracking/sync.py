@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launch.pipeline.config import started
-from launch.train.local import link_from_environment
+from launch.pipeline.config import load_run_pipeline
+from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
@@ -14,7 +14,7 @@ from trainer.tracking.run_log import TrackingConfig, read_account
 
 
 @dataclass(frozen=True)
-class Report:
+class SyncReport:
     """What was sent, by run."""
 
     store: str
@@ -27,11 +27,11 @@ class Report:
 
     def to_text(self) -> str:
         """A line per run."""
-        lines = [f"{name}: {describe(delivery)}" for name, delivery in self.runs.items()]
+        lines = [f"{name}: {format_summary(delivery)}" for name, delivery in self.runs.items()]
         return "\n".join([*lines, f"MLflow at {self.store} has it all"])
 
 
-def describe(delivery: UploadSummary) -> str:
+def format_summary(delivery: UploadSummary) -> str:
     """What was sent of one run, in a few words."""
     counts = {
         "steps": delivery.steps,
@@ -43,7 +43,7 @@ def describe(delivery: UploadSummary) -> str:
     return ", ".join([*(["opened"] if delivery.opened else []), *words]) or "nothing was missing"
 
 
-def sync(run: Path) -> Report:
+def sync_run(run: Path) -> SyncReport:
     """Send what is missing of a run directory, or of a pipeline's and all its stages'.
 
     Raises:
@@ -55,20 +55,20 @@ def sync(run: Path) -> Report:
         raise UserError(f"{run}: is no run directory; give runs/NAME, or runs/NAME/STAGE")
     above = run.parent / "pipeline.yaml"
     root = run if pipeline.is_file() else run.parent if above.is_file() else None
-    if root and root != run and run.name not in started(root).stages:
+    if root and root != run and run.name not in load_run_pipeline(root).stages:
         root = None
-    link = link_from_environment(default_uri((root or run).parent), root)
+    link = tracking_from_environment(default_uri((root or run).parent), root)
     assert link is not None
     directories = [run]
     if root == run:
-        directories += [run / name for name in started(run).stages]
+        directories += [run / name for name in load_run_pipeline(run).stages]
     known = [directory for directory in directories if read_account(directory)]
     if not known:
         raise UserError(f"{run}: nothing is recorded there for MLflow yet; start the run first")
-    return Report(redact(link.uri), {str(each): send(each, link) for each in known})
+    return SyncReport(redact(link.uri), {str(each): upload_run(each, link) for each in known})
 
 
-def send(directory: Path, link: TrackingConfig) -> UploadSummary:
+def upload_run(directory: Path, link: TrackingConfig) -> UploadSummary:
     """Send what is missing of one run, and of the load of each of its nodes."""
     own = replace(link, root=None) if link.root == directory else link
     delivery = Uploader(RunDirectory(directory), own).sync()

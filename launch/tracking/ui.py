@@ -11,7 +11,7 @@ from mezzotint.common.storage_errors import redact
 from trainer.tracking.mlflow_client import BOUNDS, default_uri
 
 
-def serve(runs: Path, host: str, port: int) -> int:
+def serve_ui(runs: Path, host: str, port: int) -> int:
     """Run `mlflow server` until interrupted; returns its exit code.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Start a recipe on this machine: one process, or several that share each batch."""
+"""Train a recipe on this machine: in one process, or in several that share each batch."""
 
 import os
 import signal
@@ -21,52 +21,52 @@ from trainer.tracking.run_log import TrackingConfig
 
 
 def train(
-    recipe: Recipe, run: RunDirectory, link: TrackingConfig | None, progress: Progress
+    recipe: Recipe, run: RunDirectory, tracking: TrackingConfig | None, progress: Progress
 ) -> None:
-    """Train `recipe` in `run`, resuming what is there; returns when the model is handed over.
+    """Train `recipe` in `run`, resuming from its checkpoint; returns when the model is written.
 
     Raises:
-        Stopped: told to leave (exit code 75, a checkpoint is saved), or a process failed.
+        Stopped: a signal ended it (exit code 75, a checkpoint is saved), or a process failed.
         UserError: bad input.
     """
     from trainer.setup import check
     from trainer.tracking.tracker import catch_up
 
     with ExitStack() as stack:
-        if not launched():
+        if not is_launched():
             stack.enter_context(run_lock(run.path))
-        if leads():
+        if is_main_process():
             if not run.finished():
                 check(recipe)
                 check_space(run.path, 50_000_000, purpose="the run")
             run.claim(recipe)
         if run.finished():
-            if leads():
-                catch_up(run, link)
+            if is_main_process():
+                catch_up(run, tracking)
             return
-        count = 1 if launched() else processes(recipe)
+        count = 1 if is_launched() else num_processes(recipe)
         if count > 1:
-            spawn(run, link, count)
+            run_ranks(run, tracking, count)
             return
         from trainer.session import run as train_here
 
-        if train_here(recipe, run, link, progress).preempted and leads():
+        if train_here(recipe, run, tracking, progress).preempted and is_main_process():
             raise Stopped(PREEMPTED)
 
 
-def launched() -> bool:
-    """Whether this process was started as one of a run's: by its job, by torchrun, by srun."""
+def is_launched() -> bool:
+    """Whether a job script, torchrun or srun started this process as a rank of a run."""
     steps = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     return "RANK" in os.environ or "MEZZOTINT_JOB" in os.environ or steps > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what is written once per run."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    return not launched() or rank == "0"
+    return not is_launched() or rank == "0"
 
 
-def processes(recipe: Recipe) -> int:
+def num_processes(recipe: Recipe) -> int:
     """Processes to start on this machine: the recipe's number, else one per GPU, at least one."""
     if recipe.engine.processes is not None:
         return recipe.engine.processes
@@ -75,8 +75,12 @@ def processes(recipe: Recipe) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def spawn(run: RunDirectory, link: TrackingConfig | None, count: int) -> None:
-    """Run `count` data-parallel processes of a claimed run; when one fails, all are stopped."""
+def run_ranks(run: RunDirectory, tracking: TrackingConfig | None, count: int) -> None:
+    """Train in `count` data-parallel processes; when one fails, all are stopped.
+
+    Raises:
+        Stopped: with the exit code of the process that failed.
+    """
     environment = dict(os.environ)
     environment.update(
         MASTER_ADDR="127.0.0.1",
@@ -85,10 +89,10 @@ def spawn(run: RunDirectory, link: TrackingConfig | None, count: int) -> None:
         LOCAL_WORLD_SIZE=str(count),
     )
     if "OMP_NUM_THREADS" in environment:
-        share = max(1, int(environment["OMP_NUM_THREADS"]) // count)
-        environment["OMP_NUM_THREADS"] = str(share)
-    if link is not None:
-        environment.update(link_environment(link))
+        threads = max(1, int(environment["OMP_NUM_THREADS"]) // count)
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if tracking is not None:
+        environment.update(tracking_environment(tracking))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-P", "-m", "launch.train.worker", str(run.path)],
@@ -96,12 +100,12 @@ def spawn(run: RunDirectory, link: TrackingConfig | None, count: int) -> None:
         )
         for rank in range(count)
     ]
-    code = wait(ranks)
+    code = wait_for_ranks(ranks)
     if code != 0:
         raise Stopped(code)
 
 
-def wait(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
+def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
     """Exit code of a group of processes: the first that is not 0 stops the others."""
 
     def forward(number: int, frame: object) -> None:
@@ -114,7 +118,7 @@ def wait(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
             codes = [rank.poll() for rank in ranks]
             failed = [code for code in codes if code not in (None, 0)]
             if failed:
-                return _stop(ranks, failed[0] or 1, grace)
+                return _stop_ranks(ranks, failed[0] or 1, grace)
             if all(code == 0 for code in codes):
                 return 0
             time.sleep(0.1)
@@ -127,8 +131,8 @@ def wait(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
             signal.signal(number, handler)
 
 
-def _stop(ranks: list[subprocess.Popen[bytes]], code: int, grace: float) -> int:
-    """Let the others end by themselves for a moment (they may be leaving too), then kill them."""
+def _stop_ranks(ranks: list[subprocess.Popen[bytes]], code: int, grace: float) -> int:
+    """Wait for the others, which may be saving a checkpoint; the caller kills what is left."""
     deadline = time.monotonic() + (grace if code == PREEMPTED else 3.0)
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -143,21 +147,24 @@ def free_port() -> int:
         return port
 
 
-def link_environment(link: TrackingConfig) -> dict[str, str]:
-    """A tracking link as environment variables, for a process of ours."""
-    variables = {"MLFLOW_TRACKING_URI": link.uri, "MEZZOTINT_EXPERIMENT": link.experiment}
-    if link.root:
-        variables["MEZZOTINT_PIPELINE"] = str(link.root)
+def tracking_environment(tracking: TrackingConfig) -> dict[str, str]:
+    """Environment variables that pass a tracking configuration to a child process."""
+    variables = {
+        "MLFLOW_TRACKING_URI": tracking.uri,
+        "MEZZOTINT_EXPERIMENT": tracking.experiment,
+    }
+    if tracking.root:
+        variables["MEZZOTINT_PIPELINE"] = str(tracking.root)
     return variables
 
 
-def link_from_environment(
+def tracking_from_environment(
     default: str | None = None, root: Path | None = None
 ) -> TrackingConfig | None:
-    """Where to track, from the environment; `root` is the pipeline's run directory, if any.
+    """The tracking configuration of the environment; `root` is the pipeline's run directory.
 
-    None where neither MLFLOW_TRACKING_URI nor a default names a store: the record is then kept on
-    disk only. The experiment is the pipeline's name, or `mezzotint`, or MEZZOTINT_EXPERIMENT.
+    None if neither MLFLOW_TRACKING_URI nor a default names a store: the record then stays on disk.
+    The experiment is MEZZOTINT_EXPERIMENT, else the pipeline's name, else `mezzotint`.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default
     if not uri:
@@ -168,8 +175,8 @@ def link_from_environment(
     return TrackingConfig(uri, os.environ.get("MEZZOTINT_EXPERIMENT") or experiment, root)
 
 
-def check_recipe_directory(path: Path) -> RunDirectory:
-    """The run directory a worker is told to train in."""
+def open_run_directory(path: Path) -> RunDirectory:
+    """A run directory that holds a recipe."""
     run = RunDirectory(path)
     if not run.recipe.is_file():
         raise UserError(f"{path}: holds no recipe.yaml; start it with `mezzotint train`")

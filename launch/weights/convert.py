@@ -29,10 +29,10 @@ from models.diffusion.unet.guided_diffusion import (
 from models.diffusion.unet.network import UNetConfig
 from trainer.recipe import apply_override, explain, load
 
-Source = Literal["guided_diffusion", "diffusers", "dit", "taming"]
-Target = Literal["guided_diffusion", "diffusers", "dit"]
+SourceFormat = Literal["guided_diffusion", "diffusers", "dit", "taming"]
+TargetFormat = Literal["guided_diffusion", "diffusers", "dit"]
 Weights = Mapping[str, Tensor]
-_FILES: Mapping[Target, str] = {
+_FILES: Mapping[TargetFormat, str] = {
     "guided_diffusion": "model.safetensors",
     "diffusers": "diffusion_pytorch_model.safetensors",
     "dit": "model.safetensors",
@@ -55,7 +55,7 @@ class Converted:
 
 
 def import_weights(
-    file: Path, out: str, source: Source, recipe: Path | None, overrides: Sequence[str]
+    file: Path, out: str, source: SourceFormat, recipe: Path | None, overrides: Sequence[str]
 ) -> Converted:
     """Write a model directory from weights of other code.
 
@@ -64,9 +64,9 @@ def import_weights(
         UserError: weights that are not those of the network.
         UserError: a recipe, or an override, that says no network.
     """
-    file, settings = _found(file, source)
+    file, settings = _locate(file, source)
     config = _config(settings, str(file.with_name("config.json")), source, recipe, overrides)
-    weights = _read(file)
+    weights = _read_weights(file)
     reader = _reader(config, source, settings)
     state = {name: value.float() for name, value in reader(weights).items()}
     parameters = sum(value.numel() for value in state.values())
@@ -78,7 +78,7 @@ def import_weights(
     return Converted(config.kind, source, parameters, (out,))
 
 
-def export_model(directory: str, out: Path, target: Target) -> Converted:
+def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
     """Write a model directory's weights and settings for other code.
 
     Raises:
@@ -99,7 +99,7 @@ def export_model(directory: str, out: Path, target: Target) -> Converted:
     return Converted(config.kind, target, parameters, (str(where), str(out / "config.json")))
 
 
-def _found(file: Path, source: Source) -> tuple[Path, dict[str, Any] | None]:
+def _locate(file: Path, source: SourceFormat) -> tuple[Path, dict[str, Any] | None]:
     """The weights' file, and diffusers' settings where they lie beside it."""
     if file.is_dir():
         file = file / _FILES["diffusers" if source == "diffusers" else "dit"]
@@ -120,7 +120,7 @@ def _found(file: Path, source: Source) -> tuple[Path, dict[str, Any] | None]:
 def _config(
     settings: dict[str, Any] | None,
     where: str,
-    source: Source,
+    source: SourceFormat,
     recipe: Path | None,
     overrides: Sequence[str],
 ) -> ModelConfig:
@@ -140,7 +140,7 @@ def _config(
         raise UserError(explain(error, where, tree["model"])) from error
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
@@ -151,7 +151,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _reader(
-    config: ModelConfig, source: Source, settings: dict[str, Any] | None
+    config: ModelConfig, source: SourceFormat, settings: dict[str, Any] | None
 ) -> Callable[[Weights], Weights]:
     match source, config:
         case "guided_diffusion", UNetConfig() as unet:
@@ -167,7 +167,7 @@ def _reader(
 
 
 def _writer(
-    config: ModelConfig, target: Target
+    config: ModelConfig, target: TargetFormat
 ) -> tuple[Callable[[Weights], Weights], dict[str, Any]]:
     match target, config:
         case "guided_diffusion", UNetConfig() as unet:

@@ -12,7 +12,7 @@ from trainer.run import RunDirectory
 
 
 @dataclass(frozen=True)
-class Average:
+class AveragedModel:
     """What was made."""
 
     model: str
@@ -36,7 +36,7 @@ class Average:
         )
 
 
-def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | None) -> Average:
+def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | None) -> AveragedModel:
     """Write the model directory of an average of a finished run.
 
     Raises:
@@ -65,4 +65,4 @@ def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | Non
         text_encoder=known.text_encoder,
     )
     profile, error = made.profile, made.combination.error
-    return Average(str(place), profile.sigma_rel, profile.update, made.snapshots, error)
+    return AveragedModel(str(place), profile.sigma_rel, profile.update, made.snapshots, error)

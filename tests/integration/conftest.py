@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.train.local import free_port, wait
+from launch.train.local import free_port, wait_for_ranks
 
 PEOPLE = Selection(split="composition", part="train")
 VOCAB = 300
@@ -104,4 +104,4 @@ def start(file: Path, world: int, program: Path = SESSIONS) -> None:
             ranks.append(
                 subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
             )
-    assert wait(ranks) == 0, logs[0].read_text()[-3000:]
+    assert wait_for_ranks(ranks) == 0, logs[0].read_text()[-3000:]

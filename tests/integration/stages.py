@@ -8,19 +8,19 @@ from pathlib import Path
 
 import yaml
 
-from launch.pipeline.config import load, order, resolve
-from launch.pipeline.stage_types import execute
+from launch.pipeline.config import load_pipeline, resolve_stage, stage_order
+from launch.pipeline.stage_types import execute_stage
 from launch.progress import Reporter
 
 
 def main() -> None:
-    pipeline, root = load(sys.argv[1], sys.argv[3:]), Path(sys.argv[2])
+    pipeline, root = load_pipeline(sys.argv[1], sys.argv[3:]), Path(sys.argv[2])
     root.mkdir(parents=True)
     tree = yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False)
     (root / "pipeline.yaml").write_text(tree)
-    for name in order(pipeline):
+    for name in stage_order(pipeline):
         with Reporter(None, shows=False) as reporter:
-            execute(resolve(pipeline, name, root), root / name, None, reporter, root)
+            execute_stage(resolve_stage(pipeline, name, root), root / name, None, reporter, root)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def settled(status: Mapping[str, object]) -> bool:
 
 def left_in_queue(environment: Mapping[str, str], root: Path) -> set[str]:
     """Jobs of a run that SLURM still lists: a job closes its MLflow run after its stage is done."""
-    job = records.read(root)
+    job = records.read_submission(root)
     assert job is not None
     queue = subprocess.run(
         ["squeue", "--noheader", "--format=%i"],
@@ -204,7 +204,7 @@ def preempt(
     metrics = root / "base" / "metrics.jsonl"
     until("base trains", lambda: len(read_metrics(metrics)) >= STEPS["base"] // 6, 240)
     seen.append(answer(environment, "status", "story", *runs))
-    job = records.read(root)
+    job = records.read_submission(root)
     assert job is not None
     subprocess.run(
         ["scancel", "--batch", "--signal=USR2", str(job.jobs["base"].id)],
@@ -238,7 +238,7 @@ def test_status_tells_the_nodes_and_the_step_of_a_running_stage(story):
 
 
 def test_a_preempted_job_is_requeued_and_ends_at_the_right_step(story):
-    attempts = records.attempts(story.root / "base")
+    attempts = records.read_job_starts(story.root / "base")
     assert [attempt.restart for attempt in attempts] == [0, 1]
     assert 0 < attempts[1].step < STEPS["base"]
     assert json.loads((story.root / "base" / "summary.json").read_text())["steps"] == STEPS["base"]
@@ -254,7 +254,7 @@ def row(status: Mapping[str, object], stage: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("stage", "nodes", "zero"), [("base", 2, 2), ("dvae", 3, 3)])
 def test_a_stage_trains_on_its_nodes_with_its_zero_stage(story, stage, nodes, zero):
-    last = records.attempts(story.root / stage)[-1]
+    last = records.read_job_starts(story.root / stage)[-1]
     assert len(set(last.nodes)) == nodes
     summary = json.loads((story.root / stage / "summary.json").read_text())
     assert (summary["processes"], summary["zero"]) == (nodes, zero)
@@ -264,7 +264,7 @@ def test_independent_stages_run_side_by_side(story):
     spans = {}
     for stage in STEPS:
         directory = story.root / stage
-        first = records.attempts(directory)[0].time
+        first = records.read_job_starts(directory)[0].time
         spans[stage] = (first, (directory / "stage.json").stat().st_mtime)
     assert any(
         max(one[0], other[0]) < min(one[1], other[1])
@@ -287,7 +287,7 @@ def test_the_same_submit_goes_on_without_repeating_what_was_done(story):
     done = {"base", "dvae", "prior", "tokenizer", "tokens", "upsampler"}
     assert set(story.second["skipped"]) == done
     assert set(states(story.after).values()) == {"finished"}
-    assert len(records.attempts(story.root / "dvae")) == 1
+    assert len(records.read_job_starts(story.root / "dvae")) == 1
 
 
 @pytest.mark.parametrize("system", ["cascade", "dalle"])
@@ -330,7 +330,7 @@ def test_a_requeued_stage_keeps_its_run_with_every_step_once(story, tracked):
 
 def test_mlflow_shows_the_load_of_every_node(story, tracked):
     dvae = next(run for run in runs_of(tracked) if run.info.run_name == "dvae")
-    nodes = records.attempts(story.root / "dvae")[-1].nodes
+    nodes = records.read_job_starts(story.root / "dvae")[-1].nodes
     for node in nodes:
         assert f"system/{node}/cpu_utilization_percentage" in dvae.data.metrics
 

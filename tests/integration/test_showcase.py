@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.pipeline.config import TrainStage, load, recipe_of
+from launch.pipeline.config import TrainStage, load_pipeline, stage_recipe
 from models import store
 from models.systems.hierarchy import level_shapes
 
@@ -37,9 +37,9 @@ SETTINGS = [
 
 
 def test_the_priors_have_the_shapes_that_their_autoencoders_codes_ask_for():
-    stages = load(PIPELINE).stages
+    stages = load_pipeline(PIPELINE).stages
     recipes = {
-        name: recipe_of(stage) for name, stage in stages.items() if isinstance(stage, TrainStage)
+        name: stage_recipe(stage) for name, stage in stages.items() if isinstance(stage, TrainStage)
     }
     text = recipes["vqvae2_top"].data.text
     shapes = level_shapes(recipes["vqvae2"].model, 400, text.length)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.config import load as load_cluster
-from launch.slurm.records import attempts
-from launch.submit.submit import load, submit
+from launch.slurm.config import load_cluster as load_cluster
+from launch.slurm.records import read_job_starts
+from launch.submit.submit import load_source, submit
 from mezzotint.common.errors import UserError
 from trainer.tracking.run_log import read_metrics
 
@@ -61,7 +61,9 @@ class Cluster:
         """Submit, and return what is said of it."""
         place = runs or self.home / "runs"
         source, *overrides = words
-        report = submit(load(source, overrides), load_cluster(self.home / "cluster.yaml"), place)
+        report = submit(
+            load_source(source, overrides), load_cluster(self.home / "cluster.yaml"), place
+        )
         found: dict[str, object] = json.loads(report.to_json())
         return found
 
@@ -116,29 +118,31 @@ def test_a_job_outlives_a_signal_a_crash_and_a_power_cut_and_ends_with_the_same_
 
     reach(8)
     slurm.call("scancel", "--batch", "--signal=USR2", job)
-    until(lambda: len(attempts(root)) == 2, log)
+    until(lambda: len(read_job_starts(root)) == 2, log)
     assert "exit code 75; back into the queue" in log.read_text()
-    assert attempts(root)[1].step >= 8, "a checkpoint at the end of the step, not the last one"
+    assert read_job_starts(root)[1].step >= 8, (
+        "a checkpoint at the end of the step, not the last one"
+    )
 
     reach(22)
     os.kill(ranks(root)[0], signal.SIGKILL)
-    until(lambda: len(attempts(root)) == 3, log)
-    assert attempts(root)[2].step >= 20
+    until(lambda: len(read_job_starts(root)) == 3, log)
+    assert read_job_starts(root)[2].step >= 20
 
     reach(38)
     slurm.kill_node("n1")
     # SLURM takes its time to notice; meanwhile, the same on one undisturbed process
     one = cluster.call("train", *order, "--runs", cluster.home / "one")
     assert one.returncode == 0, one.stderr
-    until(lambda: len(attempts(root)) == 4, log)
-    assert attempts(root)[-1].nodes == ("n2", "n3")
+    until(lambda: len(read_job_starts(root)) == 4, log)
+    assert read_job_starts(root)[-1].nodes == ("n2", "n3")
     slurm.start_node("n1")
 
     slurm.wait_for(job, "COMPLETED")
     assert (root / "exit_code").read_text() == "0\n"
     assert steps(root) == list(range(1, STEPS + 1))
     assert json.loads((root / "summary.json").read_text())["steps"] == STEPS
-    assert [start.restart for start in attempts(root)] == [0, 1, 2, 3]
+    assert [start.restart for start in read_job_starts(root)] == [0, 1, 2, 3]
     again = cluster.submit(*order)
     assert (again["jobs"], again["skipped"]) == ({}, ["train"])
     slurm.wait_for_nodes(3)
@@ -175,7 +179,7 @@ def test_a_job_that_crashes_without_progress_gives_up_with_a_message(slurm, clus
     slurm.wait_for(job, "FAILED")
     said = (root / "logs" / "job.log").read_text()
     assert "2 starts in a row ended without a checkpoint newer than step 0" in said
-    assert [start.restart for start in attempts(root)] == [0, 1]
+    assert [start.restart for start in read_job_starts(root)] == [0, 1]
     assert (root / "exit_code").read_text() == "2\n"
 
 
@@ -219,7 +223,7 @@ def test_a_refused_stage_ends_its_dependents_and_the_same_submit_goes_on(
     assert "error: " in said
     assert "data/gone" in said
     assert "Traceback" not in said
-    assert len(attempts(root / "dvae")) == 1, "bad input is not tried again"
+    assert len(read_job_starts(root / "dvae")) == 1, "bad input is not tried again"
     slurm.wait_for(ids["words"], "COMPLETED")
     slurm.wait_for(ids["page"], "CANCELLED")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.dry_run.report import check_recipe
+from launch.dry_run.report import dry_run
 from trainer.recipe import load
 
 COUNTS = {
@@ -30,7 +30,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_recipe_has_the_published_size_and_says_so(name):
     recipe = load(f"recipes/{name}.yaml")
-    report = check_recipe(recipe, Path("runs"))
+    report = dry_run(recipe, Path("runs"))
     assert report.total == COUNTS[name]
     assert f"{COUNTS[name]:,} parameters" in recipe.description
 

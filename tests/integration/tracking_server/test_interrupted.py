@@ -11,8 +11,8 @@ import time
 import pytest
 from tracked import STEPS, TRAIN, ended, found, mezzotint, runs_named, steps, until
 
-from launch.tracking.sync import sync
-from launch.train.local import free_port, wait
+from launch.tracking.sync import sync_run
+from launch.train.local import free_port, wait_for_ranks
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory
 from trainer.tracking.run_log import read_metrics
@@ -83,7 +83,7 @@ def test_an_interrupted_run_is_one_run_though_the_server_froze_and_died_meanwhil
     assert len(runs_named(client, "interrupted")) == 1
     pictures = client.list_artifacts(after.info.run_id, "images")
     assert len([entry for entry in pictures if entry.path.endswith(".png")]) == 2 * 2
-    assert "nothing was missing" in sync(run).to_text()
+    assert "nothing was missing" in sync_run(run).to_text()
     assert steps(client, run) == list(range(1, STEPS + 1))
 
 
@@ -108,11 +108,11 @@ def test_every_node_s_load_is_under_the_one_run_that_the_first_process_made(
         )
         for rank in range(2)
     ]
-    assert wait(ranks) == 0
+    assert wait_for_ranks(ranks) == 0
     (only,) = runs_named(client, "two nodes")
     assert only.info.status == "FINISHED"
     assert only.data.tags["mezzotint.processes"] == "2"
-    sync(run.path)  # the last samples of the other node may have come before the run had an id
+    sync_run(run.path)  # the last samples of the other node may have come before the run had an id
     names = {"cpu_utilization_percentage", "network_receive_megabytes", "disk_usage_percentage"}
     kept = client.get_run(only.info.run_id).data.metrics
     for host in ("node0", "node1"):

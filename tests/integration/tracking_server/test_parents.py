@@ -9,11 +9,11 @@ import pytest
 import yaml
 from tracked import TRAIN, ended, found, mezzotint, runs_named, until
 
-from launch.pipeline.config import load as load_pipeline
+from launch.pipeline.config import load_pipeline as load_pipeline
 from launch.pipeline.runner import Runner
-from launch.pipeline.runner import run as run_pipeline
+from launch.pipeline.runner import run_pipeline as run_pipeline
 from launch.pipeline.stage_process import run_stage
-from launch.pipeline.tracking import open_parent, resume, settle
+from launch.pipeline.tracking import mark_stage_started, open_pipeline_run, update_status
 from trainer.tracking.run_log import TrackingConfig, read_account, read_metrics, read_sent
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
@@ -44,7 +44,7 @@ def test_a_parent_that_could_not_be_made_at_the_start_is_made_once_by_whoever_co
     root = tmp_path / "gathered"
     root.mkdir()
     dead = TrackingConfig("http://127.0.0.1:1", "gathered")
-    open_parent(root, dead)
+    open_pipeline_run(root, dead)
     assert "nothing listens" in caplog.text
     assert read_sent(root).run_id is None
     stages = ["one", "two"]
@@ -77,9 +77,9 @@ def test_the_parent_is_running_failed_and_finished_as_its_stages_are(
     assert found(client, root).info.status == "FAILED"
     assert found(client, root / "second").info.status == "FAILED"
     pipeline("states", "data/emoji")
-    resume(root, link, "second")
+    mark_stage_started(root, link, "second")
     assert read_account(root).status == "RUNNING"
-    settle(root, link)
+    update_status(root, link)
     assert found(client, root).info.status == "RUNNING"
     run_stage(root, "second")
     assert found(client, root).info.status == "FINISHED"
@@ -97,7 +97,7 @@ def test_in_a_job_a_stage_that_will_be_queued_again_leaves_the_parent_running(
         run_stage(root, "first")
     assert found(client, root).info.status == "RUNNING"
     assert found(client, root / "first").data.tags["mezzotint.jobs"] == "7"
-    settle(
+    update_status(
         root, TrackingConfig(server.url, "queued", root), {"first": "FAILED"}
     )  # the job gives up
     assert found(client, root).info.status == "FAILED"

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from tracked import ended, found, mezzotint
 
 from launch.pipeline.stage_process import run_stage
-from launch.tracking.sync import sync
+from launch.tracking.sync import sync_run
 from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
 from trainer.tracking.run_log import RunInfo, TrackingConfig
@@ -26,7 +26,7 @@ def test_a_server_that_refuses_its_host_name_is_named_with_the_option_that_mends
     with gate(server.url, host="tracking.example:5000") as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url("canary:" + CANARY + "@"))
         with pytest.raises(UserError) as refused:
-            sync(recorded)
+            sync_run(recorded)
     message = str(refused.value)
     assert "Invalid Host header" in message
     assert f"--allowed-hosts 127.0.0.1:{proxy.port}" in message

@@ -8,7 +8,7 @@ import pytest
 from tracked import found, runs_named, steps
 
 from launch.pipeline.stage_process import run_stage
-from launch.tracking.sync import sync
+from launch.tracking.sync import sync_run
 from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
 from trainer.tracking.mlflow_client import Uploader
@@ -28,7 +28,7 @@ def test_sync_sends_a_whole_pipeline_that_no_server_ever_heard_of(
         run_stage(root, stage)
     assert not list(root.rglob("tracking.json"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-    report = sync(root)
+    report = sync_run(root)
     assert [Path(name).name for name in report.runs] == ["unheard", "first", "second"]
     assert all(delivery.opened for delivery in report.runs.values())
     runs = runs_named(client, "unheard")
@@ -42,7 +42,7 @@ def test_a_run_that_another_server_knows_is_not_mixed_up(server, recorded, monke
     state = {"run_id": "0" * 32, "store": "http://elsewhere:5000"}
     (recorded / "tracking.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match="elsewhere:5000"):
-        sync(recorded)
+        sync_run(recorded)
 
 
 def test_two_that_send_at_once_send_each_step_once(server, client, tmp_path):

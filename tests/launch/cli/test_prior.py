@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.dry_run.attention_masks import prove, spans
+from launch.dry_run.attention_masks import check_mask_by_gradient, format_ranges
 from mezzotint.inference.config import CascadeSystem, DalleSystem
 from models.autoencoders.dvae import DVAEConfig
 from models.autoregressive.decoding import Sampling
@@ -58,19 +58,19 @@ def test_the_proof_fails_for_an_attention_that_reads_the_future_or_too_little():
     def leaking(query, key, value):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
-    assert not prove(leaking, mask).causal
+    assert not check_mask_by_gradient(leaking, mask).causal
 
     def dense(query, key, value):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-    assert prove(dense, mask).causal
-    assert not prove(dense, mask).exact
-    assert prove(lambda q, k, v: attend_blocks(q, k, v, 3, Row(4)), mask).exact
+    assert check_mask_by_gradient(dense, mask).causal
+    assert not check_mask_by_gradient(dense, mask).exact
+    assert check_mask_by_gradient(lambda q, k, v: attend_blocks(q, k, v, 3, Row(4)), mask).exact
 
 
 def test_long_lists_of_layers_are_shortened():
-    assert spans((1, 2, 3, 5)) == "1-3, 5"
-    assert spans(tuple(range(1, 20, 2))) == "1, 3, 5, 7, …, 19"
+    assert format_ranges((1, 2, 3, 5)) == "1-3, 5"
+    assert format_ranges(tuple(range(1, 20, 2))) == "1, 3, 5, 7, …, 19"
 
 
 @pytest.mark.parametrize(

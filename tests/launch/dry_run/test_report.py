@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.dry_run.text import size
+from launch.dry_run.text import format_bytes
 from trainer.memory_estimate import Sizes, States, checkpoint_bytes, footprint
 
 CLUSTER = """
@@ -224,7 +224,7 @@ def test_a_checkpoint_holds_each_thing_once():
 
 
 def test_sizes_are_written_in_the_unit_that_fits():
-    assert [size(n) for n in (0, 1023, 1536, 2**31, 2**50)] == [
+    assert [format_bytes(n) for n in (0, 1023, 1536, 2**31, 2**50)] == [
         *("0 B", "1023 B", "1.5 KiB", "2.0 GiB", "1,024.0 TiB")
     ]
 

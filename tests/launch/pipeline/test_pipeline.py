@@ -12,14 +12,14 @@ from launch.pipeline.config import (
     DeriveStage,
     Pipeline,
     TrainStage,
-    load,
-    needs,
-    order,
-    overrides_of,
-    replace,
-    resolve,
+    dependencies,
+    load_pipeline,
+    resolve_stage,
+    stage_order,
+    stage_overrides,
+    substitute,
 )
-from launch.pipeline.state import Entry, Ledger, new_id
+from launch.pipeline.state import PipelineState, StageRecord, new_id
 from mezzotint.common.errors import UserError
 from trainer.recipe import load as load_recipe
 
@@ -46,19 +46,19 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def ledger(tmp_path, pipeline) -> Ledger:
+def ledger(tmp_path, pipeline) -> PipelineState:
     """The ledger of a pipeline that has come to its end."""
-    ledger = Ledger(tmp_path)
-    for name in order(pipeline):
+    ledger = PipelineState(tmp_path)
+    for name in stage_order(pipeline):
         finish(pipeline, ledger, name)
     return ledger
 
 
-def finish(pipeline: Pipeline, ledger: Ledger, name: str) -> None:
+def finish(pipeline: Pipeline, ledger: PipelineState, name: str) -> None:
     ledger.directory(name).mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(runner.settings(pipeline, name)))
-    read = runner.inputs(pipeline, ledger, name)
-    ledger.write(name, Entry(new_id(), pipeline.stages[name].kind, settings, read, 1.0))
+    settings = json.loads(json.dumps(runner.stage_settings(pipeline, name)))
+    read = runner.input_ids(pipeline, ledger, name)
+    ledger.write(name, StageRecord(new_id(), pipeline.stages[name].kind, settings, read, 1.0))
 
 
 def changed(key: str, value: object) -> Pipeline:
@@ -72,7 +72,7 @@ def changed(key: str, value: object) -> Pipeline:
 
 
 def test_a_reference_anywhere_in_a_stage_is_a_dependence(pipeline):
-    assert {name: needs(pipeline, name) for name in pipeline.stages} == {
+    assert {name: dependencies(pipeline, name) for name in pipeline.stages} == {
         "text": [],
         "dvae": [],
         "tokens": ["dvae"],
@@ -82,24 +82,26 @@ def test_a_reference_anywhere_in_a_stage_is_a_dependence(pipeline):
 
 
 def test_every_stage_comes_after_what_it_needs():
-    pipeline = load(QUICKSTART)
-    found = order(pipeline)
+    pipeline = load_pipeline(QUICKSTART)
+    found = stage_order(pipeline)
     assert sorted(found) == sorted(pipeline.stages)
     for name in pipeline.stages:
-        assert all(found.index(needed) < found.index(name) for needed in needs(pipeline, name))
+        assert all(
+            found.index(needed) < found.index(name) for needed in dependencies(pipeline, name)
+        )
 
 
 def test_the_cascades_stages_wait_for_no_other_model():
-    pipeline = load(QUICKSTART)
-    assert needs(pipeline, "base") == ["tokenizer"]
-    assert needs(pipeline, "upsampler") == []
+    pipeline = load_pipeline(QUICKSTART)
+    assert dependencies(pipeline, "base") == ["tokenizer"]
+    assert dependencies(pipeline, "upsampler") == []
 
 
 def test_references_become_directories(pipeline, tmp_path):
-    tokens = resolve(pipeline, "tokens", tmp_path)
+    tokens = resolve_stage(pipeline, "tokens", tmp_path)
     assert isinstance(tokens, DeriveStage)
     assert tokens.model == f"{tmp_path}/dvae/model"
-    prior = resolve(pipeline, "prior", tmp_path)
+    prior = resolve_stage(pipeline, "prior", tmp_path)
     assert isinstance(prior, TrainStage)
     assert prior.set["data"]["url"] == f"{tmp_path}/tokens/set"
     assert "${" not in yaml.safe_dump(prior.model_dump(mode="json"))
@@ -111,8 +113,8 @@ def test_values_are_replaced_and_are_no_dependence():
     pipeline = Pipeline.model_validate(
         {"name": "small", "values": {"pairs": "s3://bucket"}, "stages": tree}
     )
-    assert needs(pipeline, "dvae") == []
-    dvae = replace(pipeline.stages["dvae"], pipeline.values)
+    assert dependencies(pipeline, "dvae") == []
+    dvae = substitute(pipeline.stages["dvae"], pipeline.values)
     assert isinstance(dvae, TrainStage)
     assert dvae.set["data.url"] == "s3://bucket/people"
 
@@ -123,12 +125,12 @@ def test_a_value_with_the_name_of_a_stage_is_refused():
 
 
 def test_what_is_remembered_of_a_stage_does_not_depend_on_where_runs_lie(pipeline):
-    assert runner.settings(pipeline, "prior")["set"]["data"]["url"] == "${tokens}/set"
+    assert runner.stage_settings(pipeline, "prior")["set"]["data"]["url"] == "${tokens}/set"
 
 
 def test_settings_of_any_depth_become_dotted_overrides(pipeline, tmp_path):
-    prior = resolve(pipeline, "prior", tmp_path)
-    assert overrides_of(prior) == [
+    prior = resolve_stage(pipeline, "prior", tmp_path)
+    assert stage_overrides(prior) == [
         f"data.url={tmp_path}/tokens/set",
         f"data.text.tokenizer={tmp_path}/text/model",
         f"data.encoder={tmp_path}/dvae/model",
@@ -148,7 +150,7 @@ def test_overrides_of_a_stage_say_to_a_recipe_what_the_file_said(tmp_path):
             "description": "one: two, #three 'four' " + "long " * 60,
         },
     )
-    recipe = load_recipe(stage.recipe, overrides_of(stage))
+    recipe = load_recipe(stage.recipe, stage_overrides(stage))
     assert (recipe.optimizer.lr.peak, recipe.optimizer.lr.decay) == (1e-5, "constant")
     assert recipe.optimizer.lr.warmup == load_recipe(stage.recipe).optimizer.lr.warmup
     assert recipe.optimizer.betas == (0.5, 0.75)
@@ -161,8 +163,8 @@ def test_overrides_of_a_stage_say_to_a_recipe_what_the_file_said(tmp_path):
 
 def test_overrides_of_a_pipeline_reach_into_its_stages():
     overrides = ["stages.base.set.steps=7", "stages.tokenizer.vocab=300", "name=other"]
-    pipeline = load(QUICKSTART, overrides)
-    assert overrides_of(pipeline.stages["base"])[-1] == "steps=7"
+    pipeline = load_pipeline(QUICKSTART, overrides)
+    assert stage_overrides(pipeline.stages["base"])[-1] == "steps=7"
     assert pipeline.stages["tokenizer"].vocab == 300
     assert pipeline.name == "other"
 
@@ -180,8 +182,8 @@ JUDGED = {
 def test_an_evaluate_stage_judges_a_system_or_an_autoencoder():
     pipeline = Pipeline.model_validate({"name": "small", "stages": {**STAGES, "back": JUDGED}})
     assert isinstance(pipeline.stages["back"].evaluation, ReconstructionEvaluation)
-    assert needs(pipeline, "back") == ["dvae"]
-    system = load(QUICKSTART).stages["dalle"]
+    assert dependencies(pipeline, "back") == ["dvae"]
+    system = load_pipeline(QUICKSTART).stages["dalle"]
     assert isinstance(system.evaluation, EvaluationConfig)
     again = Pipeline.model_validate(pipeline.model_dump(mode="json"))
     assert again == pipeline
@@ -209,26 +211,26 @@ def test_a_fault_of_an_evaluation_is_named_by_the_keys_that_were_written(
 
 def test_pipelines_and_recipes_are_told_apart():
     with pytest.raises(UserError, match="a recipe is for `train`"):
-        load("recipes/emoji_dvae.yaml")
+        load_pipeline("recipes/emoji_dvae.yaml")
     with pytest.raises(UserError, match="is a pipeline, not a recipe; use `mezzotint run"):
         load_recipe(QUICKSTART)
 
 
 def test_a_misspelt_recipe_key_is_refused_before_any_stage_starts():
     with pytest.raises(UserError, match=r"stages\.base: recipes/emoji_base\.yaml: stepz: unknown"):
-        load(QUICKSTART, ["stages.base.set.stepz=3"])
+        load_pipeline(QUICKSTART, ["stages.base.set.stepz=3"])
 
 
 def test_what_is_finished_with_the_same_settings_and_inputs_is_skipped(pipeline, ledger):
-    assert all(runner.finished(pipeline, ledger, name) for name in pipeline.stages)
+    assert all(runner.is_up_to_date(pipeline, ledger, name) for name in pipeline.stages)
 
 
 def test_what_has_not_finished_runs_and_what_reads_it_waits(pipeline, ledger):
     (ledger.directory("tokens") / "stage.json").unlink()
-    assert not runner.finished(pipeline, ledger, "tokens")
-    assert runner.inputs(pipeline, ledger, "prior") is None
-    assert not runner.finished(pipeline, ledger, "prior")
-    assert runner.finished(pipeline, ledger, "dvae")
+    assert not runner.is_up_to_date(pipeline, ledger, "tokens")
+    assert runner.input_ids(pipeline, ledger, "prior") is None
+    assert not runner.is_up_to_date(pipeline, ledger, "prior")
+    assert runner.is_up_to_date(pipeline, ledger, "dvae")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_what_has_not_finished_runs_and_what_reads_it_waits(pipeline, ledger):
 def test_a_finished_stage_with_other_settings_is_refused_by_the_key(ledger, key, value, difference):
     name = key.split(".")[0]
     with pytest.raises(UserError) as caught:
-        runner.finished(changed(key, value), ledger, name)
+        runner.is_up_to_date(changed(key, value), ledger, name)
     message = str(caught.value)
     assert message.startswith(f"{ledger.directory(name)}: is finished with other settings: ")
     assert difference in message
@@ -251,13 +253,13 @@ def test_a_finished_stage_with_other_settings_is_refused_by_the_key(ledger, key,
 
 
 def test_how_a_stage_is_scheduled_is_not_among_its_settings(ledger):
-    assert runner.finished(changed("dvae.cores", 2), ledger, "dvae")
+    assert runner.is_up_to_date(changed("dvae.cores", 2), ledger, "dvae")
 
 
 def test_a_stage_whose_input_was_made_anew_is_refused_with_the_inputs(pipeline, ledger):
     finish(pipeline, ledger, "dvae")
     with pytest.raises(UserError, match=r"tokens: is finished .* what it read has changed \(dvae"):
-        runner.finished(pipeline, ledger, "tokens")
+        runner.is_up_to_date(pipeline, ledger, "tokens")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"id": "a"}', '{"nonsense": 1}'])
@@ -265,45 +267,47 @@ def test_a_stage_file_that_cannot_be_read_is_named(pipeline, ledger, content):
     path = ledger.directory("dvae") / "stage.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
-        runner.finished(pipeline, ledger, "dvae")
+        runner.is_up_to_date(pipeline, ledger, "dvae")
     assert str(caught.value).startswith(f"{path}: cannot be read; remove the file to run")
 
 
 def test_redo_moves_a_stage_and_what_reads_it_aside_and_nothing_else(pipeline, ledger, tmp_path):
     (ledger.directory("tokens") / "set").mkdir()
-    runner.forget(pipeline, ledger, "tokens")
+    runner.archive_stage(pipeline, ledger, "tokens")
     assert sorted(path.name for path in tmp_path.glob("[a-z]*")) == ["dvae", "text"]
     aside = {path.name.split(".")[1]: path for path in tmp_path.glob(".*")}
     assert sorted(aside) == ["page", "prior", "tokens"]
     assert (aside["tokens"] / "set").is_dir()
-    unfinished = [name for name in pipeline.stages if not runner.finished(pipeline, ledger, name)]
+    unfinished = [
+        name for name in pipeline.stages if not runner.is_up_to_date(pipeline, ledger, name)
+    ]
     assert unfinished == ["tokens", "prior", "page"]
 
 
 def test_redo_twice_keeps_both_and_redo_of_an_unknown_stage_is_refused(pipeline, ledger, tmp_path):
-    runner.forget(pipeline, ledger, "page")
+    runner.archive_stage(pipeline, ledger, "page")
     finish(pipeline, ledger, "page")
-    runner.forget(pipeline, ledger, "page")
+    runner.archive_stage(pipeline, ledger, "page")
     assert len(list(tmp_path.glob(".page.*"))) == 2
     with pytest.raises(UserError, match="--redo pages: no such stage; there are text, dvae,"):
-        runner.forget(pipeline, ledger, "pages")
+        runner.archive_stage(pipeline, ledger, "pages")
 
 
 def test_a_finished_pipeline_starts_no_process_and_writes_no_tracking(tmp_path, monkeypatch):
     tree = {"name": "one", "stages": {"text": STAGES["text"]}}
-    pipeline, ledger = Pipeline.model_validate(tree), Ledger(tmp_path / "one")
+    pipeline, ledger = Pipeline.model_validate(tree), PipelineState(tmp_path / "one")
     finish(pipeline, ledger, "text")
     monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
-    result = runner.run(pipeline, tmp_path)
+    result = runner.run_pipeline(pipeline, tmp_path)
     assert (result.skipped, result.done, result.failed) == (("text",), (), ())
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_the_pipeline_a_run_was_started_with_can_be_read_again(tmp_path):
-    pipeline = load(QUICKSTART, ["stages.base.set.optimizer.lr.peak=1e-5"])
+    pipeline = load_pipeline(QUICKSTART, ["stages.base.set.optimizer.lr.peak=1e-5"])
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False))
-    assert load(path) == pipeline
+    assert load_pipeline(path) == pipeline
 
 
 def trains(**settings: object) -> dict[str, object]:

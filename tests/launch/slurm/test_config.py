@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.slurm.config import Cluster, load, memory_bytes
+from launch.slurm.config import Cluster, load_cluster, memory_bytes
 from mezzotint.common.errors import UserError
 
 LAB = "name: lab\nshared: /shared\nscratch: /scratch\n"
@@ -16,7 +16,7 @@ def refusal(tmp_path):
         path = tmp_path / "cluster.yaml"
         path.write_text(text)
         with pytest.raises(UserError) as refused:
-            load(path)
+            load_cluster(path)
         return str(refused.value).removeprefix(f"{path}: ")
 
     return read
@@ -59,13 +59,13 @@ def test_training_runs_one_process_per_gpu(refusal):
 
 
 def test_a_stage_may_name_its_nodes_and_other_jobs_take_one_process():
-    cluster = load("recipes/clusters/gpu.yaml")
+    cluster = load_cluster("recipes/clusters/gpu.yaml")
     assert cluster.training().tasks == 32
     assert cluster.training(2).tasks == 16
     serial = cluster.serial()
     assert (serial.tasks, serial.gpus_per_node) == (1, 0)
     assert (serial.partition, serial.memory) == ("cpu", "64G")
-    lab = load("recipes/clusters/lab.yaml").serial()
+    lab = load_cluster("recipes/clusters/lab.yaml").serial()
     assert (lab.partition, lab.memory) == ("batch", "3000M")
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.slurm.config import Cluster, load
-from launch.slurm.job_script import Script, Task, render
+from launch.slurm.config import Cluster, load_cluster
+from launch.slurm.job_script import JobScript, JobSpec, render_job_script
 from mezzotint.common.errors import UserError
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -43,16 +43,16 @@ PATHS = st.one_of(
 ).filter(lambda name: name not in (".", ".."))
 
 
-def stage(cluster: Cluster, name: str, base: Path, *, trains: bool = True) -> Task:
+def stage(cluster: Cluster, name: str, base: Path, *, trains: bool = True) -> JobSpec:
     shape = cluster.training() if trains else cluster.serial()
     root = base / "runs" / "quickstart"
     command = ("launch.cli.main", "stage", str(root), name)
-    return Task("quickstart", name, root, root / name, command, shape, trains)
+    return JobSpec("quickstart", name, root, root / name, command, shape, trains)
 
 
-def script(task: Task, cluster: Cluster, base: Path) -> Script:
+def script(task: JobSpec, cluster: Cluster, base: Path) -> JobScript:
     python = str(base / ".venv" / "bin" / "python")
-    return render(task, cluster, python=python, cwd=str(base), environment=ENVIRONMENT)
+    return render_job_script(task, cluster, python=python, cwd=str(base), environment=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def script(task: Task, cluster: Cluster, base: Path) -> Script:
     [("lab", "dvae", True), ("gpu", "base", True), ("gpu", "judge", False)],
 )
 def test_the_scripts_of_the_example_clusters_read_like_this(cluster, name, trains):
-    machines = load(f"recipes/clusters/{cluster}.yaml")
+    machines = load_cluster(f"recipes/clusters/{cluster}.yaml")
     base = Path(machines.shared) / "mezzotint"
     text = script(stage(machines, name, base, trains=trains), machines, base).text
     golden = GOLDEN / f"{cluster}-{name}.sh"
@@ -70,9 +70,9 @@ def test_the_scripts_of_the_example_clusters_read_like_this(cluster, name, train
 
 
 def test_a_lone_recipe_is_trained_by_the_worker_in_its_run_directory():
-    cluster = load("recipes/clusters/lab.yaml")
+    cluster = load_cluster("recipes/clusters/lab.yaml")
     root = Path("/shared/runs/emoji_dvae")
-    task = Task(
+    task = JobSpec(
         "emoji_dvae",
         "train",
         root,
@@ -139,21 +139,23 @@ def test_variables_are_exported_by_name_and_no_value_is_written():
 
 
 def test_a_job_runs_the_code_that_the_submitting_process_runs():
-    cluster = load("recipes/clusters/lab.yaml")
+    cluster = load_cluster("recipes/clusters/lab.yaml")
     task = stage(cluster, "dvae", Path("/shared"))
-    made = render(task, cluster, python="python", cwd="/", environment={"PYTHONPATH": "/code"})
+    made = render_job_script(
+        task, cluster, python="python", cwd="/", environment={"PYTHONPATH": "/code"}
+    )
     assert "#SBATCH --export=PYTHONPATH\n" in made.text
 
 
 def test_without_variables_to_take_over_a_job_gets_none():
-    cluster = load("recipes/clusters/lab.yaml")
+    cluster = load_cluster("recipes/clusters/lab.yaml")
     task = stage(cluster, "dvae", Path("/shared"))
-    made = render(task, cluster, python="python", cwd="/", environment={"HOME": "/root"})
+    made = render_job_script(task, cluster, python="python", cwd="/", environment={"HOME": "/root"})
     assert "#SBATCH --export=NONE\n" in made.text
 
 
 def test_processes_that_meet_nobody_get_no_meeting_point():
-    cluster = load("recipes/clusters/lab.yaml")
+    cluster = load_cluster("recipes/clusters/lab.yaml")
     task = stage(cluster, "judge", Path("/shared"), trains=False)
     assert "MASTER_PORT" not in script(task, cluster, Path("/shared")).text
     shape = replace(task.shape, nodes=2)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from standing import facts, finish, progress, reasons, states
 
-from launch.progress import Reporter, read_standing
+from launch.progress import Reporter, read_progress
 from launch.slurm import client
 from launch.status import lookup
-from launch.status.diagnosis import last_complaint
+from launch.status.diagnosis import last_error
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
@@ -30,7 +30,7 @@ def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
     assert not run.ended
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"squeue: .* not installed here"):
-        client.states([1])
+        client.job_states([1])
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_progress_tells_metrics_and_the_time_left_and_old_files_still_read(tmp_p
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     reporter = Reporter(tmp_path, shows=False)
     reporter(20, 100, {"loss/model": 1.0, "steps_per_second": 4.0})
-    assert read_standing(tmp_path).seconds_left == 20.0
+    assert read_progress(tmp_path).seconds_left == 20.0
     reporter(40, 100, {"loss/model": 0.5, "steps_per_second": 4.0})
-    standing = read_standing(tmp_path)
+    standing = read_progress(tmp_path)
     assert (standing.seconds_left, standing.metrics["loss/model"]) == (30.0, 0.5)
     old = {"phase": "train", "done": 1, "total": 2, "note": "", "time": 3.0}
     write_json(tmp_path / "progress.json", old)
-    assert read_standing(tmp_path).metrics == {}
+    assert read_progress(tmp_path).metrics == {}
 
 
 def test_the_loss_of_an_older_run_is_read_from_its_record(recipe):
@@ -121,7 +121,7 @@ def test_no_password_of_an_address_is_shown(root, monkeypatch):
     tracking = facts(root).tracking
     assert tracking.uri == "https://mlflow.example:5000/p"
     assert redact("see http://a:b@h/x, s3://k@b") == "see http://h/x, s3://b"
-    assert last_complaint("error: http://a:b@h is shut\n", 2) == "http://h is shut"
+    assert last_error("error: http://a:b@h is shut\n", 2) == "http://h is shut"
 
 
 def test_runs_are_found_by_name_or_path_and_nearest_names_are_given(root, recipe):

@@ -6,7 +6,7 @@ import pytest
 from standing import NOW, SUBMITTED, facts, finish, progress, reasons, said, states
 
 from launch.slurm import client
-from launch.slurm.records import JobStart, append
+from launch.slurm.records import JobStart, append_job_start
 
 
 def test_nothing_is_claimed_of_a_pipeline_that_was_never_submitted(root):
@@ -49,11 +49,11 @@ def test_the_time_left_goes_on_counting_between_two_reports(submitted):
 def test_a_requeued_job_stands_at_its_checkpoint_until_it_reports_again(submitted):
     progress(submitted / "train", 90, 120, metrics={"loss/model": 0.5})
     place = submitted / "train"
-    append(place, JobStart(2, 0, ("n1",), 0, SUBMITTED + 10))
+    append_job_start(place, JobStart(2, 0, ("n1",), 0, SUBMITTED + 10))
     waiting = said("train", "PENDING", reason="BeginTime", restarts=1, submitted=NOW - 3)
     stage = facts(submitted, waiting).stages[1]
     assert (stage.state, stage.restarts, stage.step) == ("requeued", 1, 90)
-    append(place, JobStart(2, 1, ("n2",), 80, NOW - 1))
+    append_job_start(place, JobStart(2, 1, ("n2",), 80, NOW - 1))
     stage = facts(submitted, said("train", "RUNNING", restarts=1, nodes=("n2",))).stages[1]
     assert (stage.step, stage.steps, stage.loss, stage.restarts) == (80, 120, None, 1)
 
@@ -147,7 +147,7 @@ def test_what_slurm_has_forgotten_is_told_by_what_the_job_left(submitted):
 def test_a_forgotten_job_that_was_ended_from_outside_is_told_by_its_log(
     submitted, word, state, reason
 ):
-    append(submitted / "words", JobStart(1, 0, ("n1",), 0, NOW - 60))
+    append_job_start(submitted / "words", JobStart(1, 0, ("n1",), 0, NOW - 60))
     (submitted / "words" / "logs" / "job.log").write_text(
         "job: 1 starts on n1\n"
         f"job: exit code 1; ended from outside ({word}), not put back into the queue\n"
@@ -182,8 +182,8 @@ def test_a_requeue_moves_the_time_at_which_a_job_was_submitted(submitted):
 
 def test_slurms_node_lists_and_lines_are_read():
     nodes = ("n1", "n2", "n3", "n7", "gpu08", "gpu09", "a1b3", "a1b4")
-    assert client.expand("n[1-3,7],gpu[08-09],a1b[3-4]") == nodes
-    assert client.expand("") == ()
+    assert client.expand_nodes("n[1-3,7],gpu[08-09],a1b[3-4]") == nodes
+    assert client.expand_nodes("") == ()
     line = "5|FAILED|n2|JobLaunchFailure|1|4021|1795544426|1795544432|1795544432|a|b/train|"
     job = client.parse_squeue(line)
     assert (job.name, job.restarts, job.exit_code, job.signal) == ("a|b/train", 1, None, 53)

@@ -47,7 +47,7 @@ def test_a_crowded_table_fits_its_terminal(submitted, width):
     progress(submitted / "train", 123_400, 1_000_000, seconds_left=123_456, metrics=metrics)
     run = facts(submitted, said("train", "RUNNING", nodes=nodes, started=NOW, restarts=2))
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(table.view([run], listed=False, now=NOW, width=console.width))
+    console.print(table.render([run], listed=False, now=NOW, width=console.width))
     text = console.export_text()
     for words in ("123,400/1,000,000", "0.01235", "12,346", "1 d 10 h", "gpu-a-0012..0019 (8)"):
         assert words in text

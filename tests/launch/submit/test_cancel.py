@@ -61,7 +61,7 @@ def test_a_stage_is_cancelled_with_those_that_wait_for_it_marks_first(root, live
     told = cancel.cancel(root, "train")
     assert [each.stage for each in told] == ["train", "judge"]
     assert seen == [([2, 3], {"train", "judge"})]
-    assert "train: job 2 cancelled, was pending" in cancel.words(told, "both")
+    assert "train: job 2 cancelled, was pending" in cancel.to_text(told, "both")
 
 
 def test_marks_are_taken_back_when_slurm_refuses(root, live, monkeypatch):

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.pipeline.config import load
-from launch.pipeline.runner import inputs, settings
-from launch.pipeline.state import Entry, Ledger
+from launch.pipeline.config import load_pipeline
+from launch.pipeline.runner import input_ids, stage_settings
+from launch.pipeline.state import PipelineState, StageRecord
 from launch.slurm import client
 from launch.slurm.config import Cluster
-from launch.slurm.records import JobStart, Submission, append, attempts
-from launch.slurm.restart_limit import begin, in_vain, newest_step
+from launch.slurm.records import JobStart, Submission, append_job_start, read_job_starts
+from launch.slurm.restart_limit import newest_step, record_start, restarts_without_progress
 from launch.submit.plan import plan_pipeline, run_directory
-from launch.submit.submit import tracked
+from launch.submit.submit import tracking_address
 from mezzotint.common.errors import UserError
 
 SMALL = ["recipes/emoji_dvae.yaml", "steps=1", "batch=12"]
@@ -55,10 +55,10 @@ def submit(home, mezzotint):
 
 
 def finish(root: Path, pipeline, name: str) -> None:
-    ledger = Ledger(root)
+    ledger = PipelineState(root)
     ledger.directory(name).mkdir(parents=True, exist_ok=True)
-    read = inputs(pipeline, ledger, name)
-    ledger.write(name, Entry(f"id-{name}", "kind", settings(pipeline, name), read, 1.0))
+    read = input_ids(pipeline, ledger, name)
+    ledger.write(name, StageRecord(f"id-{name}", "kind", stage_settings(pipeline, name), read, 1.0))
 
 
 def test_a_dry_run_prints_the_scripts_and_leaves_nothing(home, submit):
@@ -90,7 +90,7 @@ def test_a_dry_run_of_a_recipe_is_one_job_in_its_run_directory(home, submit):
 
 
 def test_finished_stages_are_skipped_and_live_ones_left_alone(home):
-    pipeline, root = load(home / "pipeline.yaml"), home / "runs" / "all"
+    pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
     finish(root, pipeline, "words")
     plan = plan_pipeline(pipeline, cluster, root, live=["dvae"])
@@ -102,7 +102,7 @@ def test_finished_stages_are_skipped_and_live_ones_left_alone(home):
 
 
 def test_a_job_that_waits_for_one_that_is_gone_is_submitted_anew(home):
-    pipeline, root = load(home / "pipeline.yaml"), home / "runs" / "all"
+    pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
     plan = plan_pipeline(pipeline, cluster, root, live=["page", "words"])
     assert plan.left == ("words",)
@@ -111,7 +111,7 @@ def test_a_job_that_waits_for_one_that_is_gone_is_submitted_anew(home):
 
 
 def test_redo_submits_a_finished_stage_and_all_that_reads_it(home):
-    pipeline, root = load(home / "pipeline.yaml"), home / "runs" / "all"
+    pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
     for name in STAGES:
         finish(root, pipeline, name)
@@ -195,7 +195,7 @@ def test_sbatch_refusals_name_the_key_of_the_cluster_file():
         "sbatch: unrecognized option '--nonsense'": "change options",
     }
     for said, hint in words.items():
-        assert hint in client.refusal(said), said
+        assert hint in client.explain_refusal(said), said
 
 
 @pytest.mark.parametrize(
@@ -206,15 +206,15 @@ def test_sbatch_refusals_name_the_key_of_the_cluster_file():
     ],
 )
 def test_a_machine_without_a_cluster_is_not_taken_for_a_refusal(said):
-    assert client.refusal(said).startswith("SLURM does not answer (")
-    assert "login node" in client.refusal(said)
+    assert client.explain_refusal(said).startswith("SLURM does not answer (")
+    assert "login node" in client.explain_refusal(said)
 
 
 def test_the_address_of_the_tracker_is_shown_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:5000/base")
-    assert tracked() == "https://mlflow.example:5000/base"
+    assert tracking_address() == "https://mlflow.example:5000/base"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert "mezzotint tracking sync" in tracked()
+    assert "mezzotint tracking sync" in tracking_address()
 
 
 def start(restart: int, step: int, job: int = 7) -> JobStart:
@@ -223,12 +223,12 @@ def start(restart: int, step: int, job: int = 7) -> JobStart:
 
 def test_starts_count_as_fruitless_until_a_newer_checkpoint_or_another_job():
     now = start(3, 40)
-    assert in_vain([], now) == 0
-    assert in_vain([start(0, 0), start(1, 20), start(2, 40)], now) == 1
-    assert in_vain([start(0, 40), start(1, 40), start(2, 40)], now) == 3
-    assert in_vain([start(0, 40, job=6), start(1, 40), start(2, 40)], now) == 2
+    assert restarts_without_progress([], now) == 0
+    assert restarts_without_progress([start(0, 0), start(1, 20), start(2, 40)], now) == 1
+    assert restarts_without_progress([start(0, 40), start(1, 40), start(2, 40)], now) == 3
+    assert restarts_without_progress([start(0, 40, job=6), start(1, 40), start(2, 40)], now) == 2
     # ids start again on a fresh cluster: a restart count that does not rise is another job
-    assert in_vain([start(0, 40), start(1, 40)], start(0, 40)) == 0
+    assert restarts_without_progress([start(0, 40), start(1, 40)], start(0, 40)) == 0
 
 
 def test_a_job_gives_up_after_the_cluster_files_restarts_in_a_row_without_progress(tmp_path):
@@ -237,26 +237,26 @@ def test_a_job_gives_up_after_the_cluster_files_restarts_in_a_row_without_progre
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "exit_code").write_text("1\n")
     environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
-    first = begin(tmp_path / "stage", environment)
+    first = record_start(tmp_path / "stage", environment)
     assert (first.job, first.restart, first.nodes, first.step) == (7, 0, ("n1", "n2"), 0)
     assert not (tmp_path / "stage" / "exit_code").exists()
-    begin(tmp_path / "stage", {**environment, "SLURM_RESTART_COUNT": "1"})
+    record_start(tmp_path / "stage", {**environment, "SLURM_RESTART_COUNT": "1"})
     third = {**environment, "SLURM_RESTART_COUNT": "2"}
     with pytest.raises(UserError, match="2 starts in a row ended without a checkpoint newer"):
-        begin(tmp_path / "stage", third)
+        record_start(tmp_path / "stage", third)
     step = tmp_path / "stage" / "checkpoints" / "step-00000040"
     step.mkdir(parents=True)
     assert newest_step(step.parent) == 0, "not committed"
     (step / "MANIFEST.json").write_text("{}")
-    assert begin(tmp_path / "stage", third).step == 40
-    assert [attempt.restart for attempt in attempts(tmp_path / "stage")] == [0, 1, 2]
+    assert record_start(tmp_path / "stage", third).step == 40
+    assert [attempt.restart for attempt in read_job_starts(tmp_path / "stage")] == [0, 1, 2]
 
 
 def test_a_torn_line_of_attempts_is_not_read(tmp_path):
-    append(tmp_path, start(0, 0))
+    append_job_start(tmp_path, start(0, 0))
     with (tmp_path / "attempts.jsonl").open("ab") as file:
         file.write(b'{"job": 7, "rest')
-    assert attempts(tmp_path) == [start(0, 0)]
+    assert read_job_starts(tmp_path) == [start(0, 0)]
 
 
 def test_what_a_job_is_refused_for_is_left_for_its_script(tmp_path):

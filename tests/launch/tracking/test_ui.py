@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from launch.tracking.ui import allowed_hosts, serve
+from launch.tracking.ui import allowed_hosts, serve_ui
 from mezzotint.common.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's server imports warn
@@ -36,4 +36,4 @@ def test_the_page_of_another_site_cannot_ask_for_it(is_allowed, header):
 def test_a_server_has_a_page_of_its_own_which_is_named_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:canary@tracking.example/mlflow")
     with pytest.raises(UserError, match=r"open its address https://tracking\.example/mlflow"):
-        serve(tmp_path, "127.0.0.1", 5000)
+        serve_ui(tmp_path, "127.0.0.1", 5000)
