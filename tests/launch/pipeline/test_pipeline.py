@@ -1,4 +1,4 @@
-"""Pipelines: what waits for what, what is remembered, and what runs again."""
+"""Pipelines: dependencies, records of finished stages, and stages that run again."""
 
 import json
 
@@ -46,19 +46,19 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def ledger(tmp_path, pipeline) -> PipelineState:
-    """The ledger of a pipeline that has come to its end."""
-    ledger = PipelineState(tmp_path)
+def state(tmp_path, pipeline) -> PipelineState:
+    """The state of a finished pipeline."""
+    state = PipelineState(tmp_path)
     for name in stage_order(pipeline):
-        finish(pipeline, ledger, name)
-    return ledger
+        finish(pipeline, state, name)
+    return state
 
 
-def finish(pipeline: Pipeline, ledger: PipelineState, name: str) -> None:
-    ledger.directory(name).mkdir(parents=True, exist_ok=True)
+def finish(pipeline: Pipeline, state: PipelineState, name: str) -> None:
+    state.directory(name).mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(runner.stage_settings(pipeline, name)))
-    read = runner.input_ids(pipeline, ledger, name)
-    ledger.write(name, StageRecord(new_id(), pipeline.stages[name].kind, settings, read, 1.0))
+    inputs = runner.input_ids(pipeline, state, name)
+    state.write(name, StageRecord(new_id(), pipeline.stages[name].kind, settings, inputs, 1.0))
 
 
 def changed(key: str, value: object) -> Pipeline:
@@ -71,7 +71,7 @@ def changed(key: str, value: object) -> Pipeline:
     return Pipeline.model_validate({"name": "small", "stages": tree})
 
 
-def test_a_reference_anywhere_in_a_stage_is_a_dependence(pipeline):
+def test_a_reference_anywhere_in_a_stage_is_a_dependency(pipeline):
     assert {name: dependencies(pipeline, name) for name in pipeline.stages} == {
         "text": [],
         "dvae": [],
@@ -81,7 +81,7 @@ def test_a_reference_anywhere_in_a_stage_is_a_dependence(pipeline):
     }
 
 
-def test_every_stage_comes_after_what_it_needs():
+def test_every_stage_comes_after_its_dependencies():
     pipeline = load_pipeline(QUICKSTART)
     found = stage_order(pipeline)
     assert sorted(found) == sorted(pipeline.stages)
@@ -107,7 +107,7 @@ def test_references_become_directories(pipeline, tmp_path):
     assert "${" not in yaml.safe_dump(prior.model_dump(mode="json"))
 
 
-def test_values_are_replaced_and_are_no_dependence():
+def test_values_are_replaced_and_are_no_dependency():
     tree = json.loads(json.dumps(STAGES))
     tree["dvae"]["set"] = {"data.url": "${pairs}/people"}
     pipeline = Pipeline.model_validate(
@@ -120,11 +120,11 @@ def test_values_are_replaced_and_are_no_dependence():
 
 
 def test_a_value_with_the_name_of_a_stage_is_refused():
-    with pytest.raises(ValidationError, match=r"values\.dvae: is the name of a stage"):
+    with pytest.raises(ValidationError, match=r"values\.dvae: is also the name of a stage"):
         Pipeline.model_validate({"name": "small", "values": {"dvae": "x"}, "stages": STAGES})
 
 
-def test_what_is_remembered_of_a_stage_does_not_depend_on_where_runs_lie(pipeline):
+def test_the_recorded_settings_do_not_depend_on_the_run_directory(pipeline):
     assert runner.stage_settings(pipeline, "prior")["set"]["data"]["url"] == "${tokens}/set"
 
 
@@ -137,7 +137,7 @@ def test_settings_of_any_depth_become_dotted_overrides(pipeline, tmp_path):
     ]
 
 
-def test_overrides_of_a_stage_say_to_a_recipe_what_the_file_said(tmp_path):
+def test_overrides_of_a_stage_keep_the_values_of_the_file(tmp_path):
     stage = TrainStage(
         kind="train",
         recipe="recipes/emoji_dvae.yaml",
@@ -169,7 +169,7 @@ def test_overrides_of_a_pipeline_reach_into_its_stages():
     assert pipeline.name == "other"
 
 
-JUDGED = {
+EVALUATED = {
     "kind": "evaluate",
     "evaluation": {
         "name": "back",
@@ -179,8 +179,8 @@ JUDGED = {
 }
 
 
-def test_an_evaluate_stage_judges_a_system_or_an_autoencoder():
-    pipeline = Pipeline.model_validate({"name": "small", "stages": {**STAGES, "back": JUDGED}})
+def test_an_evaluate_stage_takes_a_system_or_an_autoencoder():
+    pipeline = Pipeline.model_validate({"name": "small", "stages": {**STAGES, "back": EVALUATED}})
     assert isinstance(pipeline.stages["back"].evaluation, ReconstructionEvaluation)
     assert dependencies(pipeline, "back") == ["dvae"]
     system = load_pipeline(QUICKSTART).stages["dalle"]
@@ -196,10 +196,8 @@ def test_an_evaluate_stage_judges_a_system_or_an_autoencoder():
         (("batch",), "stages.back.evaluation.batch: Input should be a valid integer"),
     ],
 )
-def test_a_fault_of_an_evaluation_is_named_by_the_keys_that_were_written(
-    refused, tmp_path, keys, message
-):
-    tree = json.loads(json.dumps({"name": "wrong", "stages": {**STAGES, "back": JUDGED}}))
+def test_an_error_in_an_evaluation_names_the_keys_of_the_file(refused, tmp_path, keys, message):
+    tree = json.loads(json.dumps({"name": "wrong", "stages": {**STAGES, "back": EVALUATED}}))
     node = tree["stages"]["back"]["evaluation"]
     for key in keys[:-1]:
         node = node[key]
@@ -209,8 +207,8 @@ def test_a_fault_of_an_evaluation_is_named_by_the_keys_that_were_written(
     assert f"{path}: {message}" in refused("run", path, "--runs", tmp_path / "runs")
 
 
-def test_pipelines_and_recipes_are_told_apart():
-    with pytest.raises(UserError, match="a recipe is for `train`"):
+def test_pipelines_and_recipes_are_distinguished():
+    with pytest.raises(UserError, match="use `train` for a recipe"):
         load_pipeline("recipes/emoji_dvae.yaml")
     with pytest.raises(UserError, match="is a pipeline, not a recipe; use `mezzotint run"):
         load_recipe(QUICKSTART)
@@ -221,16 +219,16 @@ def test_a_misspelt_recipe_key_is_refused_before_any_stage_starts():
         load_pipeline(QUICKSTART, ["stages.base.set.stepz=3"])
 
 
-def test_what_is_finished_with_the_same_settings_and_inputs_is_skipped(pipeline, ledger):
-    assert all(runner.is_up_to_date(pipeline, ledger, name) for name in pipeline.stages)
+def test_finished_stages_with_the_same_settings_and_inputs_are_skipped(pipeline, state):
+    assert all(runner.is_up_to_date(pipeline, state, name) for name in pipeline.stages)
 
 
-def test_what_has_not_finished_runs_and_what_reads_it_waits(pipeline, ledger):
-    (ledger.directory("tokens") / "stage.json").unlink()
-    assert not runner.is_up_to_date(pipeline, ledger, "tokens")
-    assert runner.input_ids(pipeline, ledger, "prior") is None
-    assert not runner.is_up_to_date(pipeline, ledger, "prior")
-    assert runner.is_up_to_date(pipeline, ledger, "dvae")
+def test_unfinished_stages_run_and_their_downstream_stages_wait(pipeline, state):
+    (state.directory("tokens") / "stage.json").unlink()
+    assert not runner.is_up_to_date(pipeline, state, "tokens")
+    assert runner.input_ids(pipeline, state, "prior") is None
+    assert not runner.is_up_to_date(pipeline, state, "prior")
+    assert runner.is_up_to_date(pipeline, state, "dvae")
 
 
 @pytest.mark.parametrize(
@@ -242,68 +240,68 @@ def test_what_has_not_finished_runs_and_what_reads_it_waits(pipeline, ledger):
         ("page.title", "Other", "title was 'Result' and is now 'Other'"),
     ],
 )
-def test_a_finished_stage_with_other_settings_is_refused_by_the_key(ledger, key, value, difference):
+def test_a_finished_stage_with_other_settings_is_refused_by_the_key(state, key, value, difference):
     name = key.split(".")[0]
     with pytest.raises(UserError) as caught:
-        runner.is_up_to_date(changed(key, value), ledger, name)
+        runner.is_up_to_date(changed(key, value), state, name)
     message = str(caught.value)
-    assert message.startswith(f"{ledger.directory(name)}: is finished with other settings: ")
+    assert message.startswith(f"{state.directory(name)}: is finished with other settings: ")
     assert difference in message
     assert f"run the stage again with --redo {name}" in message
 
 
-def test_how_a_stage_is_scheduled_is_not_among_its_settings(ledger):
-    assert runner.is_up_to_date(changed("dvae.cores", 2), ledger, "dvae")
+def test_scheduling_keys_are_not_among_the_settings(state):
+    assert runner.is_up_to_date(changed("dvae.cores", 2), state, "dvae")
 
 
-def test_a_stage_whose_input_was_made_anew_is_refused_with_the_inputs(pipeline, ledger):
-    finish(pipeline, ledger, "dvae")
-    with pytest.raises(UserError, match=r"tokens: is finished .* what it read has changed \(dvae"):
-        runner.is_up_to_date(pipeline, ledger, "tokens")
+def test_a_finished_stage_with_changed_inputs_is_refused(pipeline, state):
+    finish(pipeline, state, "dvae")
+    with pytest.raises(UserError, match=r"tokens: is finished .* its inputs have changed \(dvae"):
+        runner.is_up_to_date(pipeline, state, "tokens")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"id": "a"}', '{"nonsense": 1}'])
-def test_a_stage_file_that_cannot_be_read_is_named(pipeline, ledger, content):
-    path = ledger.directory("dvae") / "stage.json"
+def test_an_unreadable_stage_file_is_named(pipeline, state, content):
+    path = state.directory("dvae") / "stage.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
-        runner.is_up_to_date(pipeline, ledger, "dvae")
+        runner.is_up_to_date(pipeline, state, "dvae")
     assert str(caught.value).startswith(f"{path}: cannot be read; remove the file to run")
 
 
-def test_redo_moves_a_stage_and_what_reads_it_aside_and_nothing_else(pipeline, ledger, tmp_path):
-    (ledger.directory("tokens") / "set").mkdir()
-    runner.archive_stage(pipeline, ledger, "tokens")
+def test_redo_archives_a_stage_and_its_downstream_stages_only(pipeline, state, tmp_path):
+    (state.directory("tokens") / "set").mkdir()
+    runner.archive_stage(pipeline, state, "tokens")
     assert sorted(path.name for path in tmp_path.glob("[a-z]*")) == ["dvae", "text"]
-    aside = {path.name.split(".")[1]: path for path in tmp_path.glob(".*")}
-    assert sorted(aside) == ["page", "prior", "tokens"]
-    assert (aside["tokens"] / "set").is_dir()
+    archived = {path.name.split(".")[1]: path for path in tmp_path.glob(".*")}
+    assert sorted(archived) == ["page", "prior", "tokens"]
+    assert (archived["tokens"] / "set").is_dir()
     unfinished = [
-        name for name in pipeline.stages if not runner.is_up_to_date(pipeline, ledger, name)
+        name for name in pipeline.stages if not runner.is_up_to_date(pipeline, state, name)
     ]
     assert unfinished == ["tokens", "prior", "page"]
 
 
-def test_redo_twice_keeps_both_and_redo_of_an_unknown_stage_is_refused(pipeline, ledger, tmp_path):
-    runner.archive_stage(pipeline, ledger, "page")
-    finish(pipeline, ledger, "page")
-    runner.archive_stage(pipeline, ledger, "page")
+def test_redo_twice_keeps_both_archives_and_refuses_an_unknown_stage(pipeline, state, tmp_path):
+    runner.archive_stage(pipeline, state, "page")
+    finish(pipeline, state, "page")
+    runner.archive_stage(pipeline, state, "page")
     assert len(list(tmp_path.glob(".page.*"))) == 2
     with pytest.raises(UserError, match="--redo pages: no such stage; there are text, dvae,"):
-        runner.archive_stage(pipeline, ledger, "pages")
+        runner.archive_stage(pipeline, state, "pages")
 
 
 def test_a_finished_pipeline_starts_no_process_and_writes_no_tracking(tmp_path, monkeypatch):
     tree = {"name": "one", "stages": {"text": STAGES["text"]}}
-    pipeline, ledger = Pipeline.model_validate(tree), PipelineState(tmp_path / "one")
-    finish(pipeline, ledger, "text")
+    pipeline, state = Pipeline.model_validate(tree), PipelineState(tmp_path / "one")
+    finish(pipeline, state, "text")
     monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
     result = runner.run_pipeline(pipeline, tmp_path)
     assert (result.skipped, result.done, result.failed) == (("text",), (), ())
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_the_pipeline_a_run_was_started_with_can_be_read_again(tmp_path):
+def test_the_pipeline_file_of_a_run_round_trips(tmp_path):
     pipeline = load_pipeline(QUICKSTART, ["stages.base.set.optimizer.lr.peak=1e-5"])
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False))
@@ -322,9 +320,9 @@ def trains(**settings: object) -> dict[str, object]:
                 "base": trains(**{"data.text.tokenizer": "${tokeniser}/model"}),
                 "text": STAGES["text"],
             },
-            "stages.base: refers to ${tokeniser}, which is no stage and no value; there are base",
+            "stages.base: refers to ${tokeniser}, which is neither a stage nor a value; there are base",
         ),
-        ({"base": {**trains(), "after": ["none"]}}, "stages.base.after: none is no stage"),
+        ({"base": {**trains(), "after": ["none"]}}, "stages.base.after: none is not a stage"),
         (
             {"a": trains(**{"data.url": "${b}"}), "b": {**trains(), "after": ["a"]}},
             " waits for ",
@@ -337,7 +335,7 @@ def trains(**settings: object) -> dict[str, object]:
         ({"a/b": STAGES["text"]}, "stages.a/b"),
     ],
 )
-def test_a_pipeline_with_a_fault_starts_nothing(refused, tmp_path, stages, message):
+def test_an_invalid_pipeline_starts_nothing(refused, tmp_path, stages, message):
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"name": "wrong", "stages": stages}))
     found = refused("run", path, "--runs", tmp_path / "runs")
@@ -346,7 +344,7 @@ def test_a_pipeline_with_a_fault_starts_nothing(refused, tmp_path, stages, messa
     assert not (tmp_path / "runs").exists()
 
 
-def test_redoing_a_stage_that_is_none_is_refused_with_those_there_are(refused, tmp_path):
+def test_redo_of_an_unknown_stage_names_the_stages(refused, tmp_path):
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"name": "one", "stages": {"text": STAGES["text"]}}))
     runs = tmp_path.with_name(f"{tmp_path.name}-runs")

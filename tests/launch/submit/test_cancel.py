@@ -48,7 +48,7 @@ def live(monkeypatch) -> None:
         number: JobState(number, f"both/{name}", "PENDING", submitted=time.time())
         for number, name in enumerate(STAGES, start=1)
     }
-    monkeypatch.setattr(client, "states", lambda ids: waiting)
+    monkeypatch.setattr(client, "job_states", lambda ids: waiting)
 
 
 def marks(root: Path) -> set[str]:
@@ -57,7 +57,7 @@ def marks(root: Path) -> set[str]:
 
 def test_a_stage_is_cancelled_with_those_that_wait_for_it_marks_first(root, live, monkeypatch):
     seen = []
-    monkeypatch.setattr(client, "cancel", lambda ids: seen.append((sorted(ids), marks(root))))
+    monkeypatch.setattr(client, "cancel_jobs", lambda ids: seen.append((sorted(ids), marks(root))))
     told = cancel.cancel(root, "train")
     assert [each.stage for each in told] == ["train", "judge"]
     assert seen == [([2, 3], {"train", "judge"})]
@@ -68,7 +68,7 @@ def test_marks_are_taken_back_when_slurm_refuses(root, live, monkeypatch):
     def refuse(ids):
         raise UserError("scancel: access denied")
 
-    monkeypatch.setattr(client, "cancel", refuse)
+    monkeypatch.setattr(client, "cancel_jobs", refuse)
     with pytest.raises(UserError, match="access denied"):
         cancel.cancel(root, None)
     assert marks(root) == set()
