@@ -320,7 +320,7 @@ def trains(**settings: object) -> dict[str, object]:
                 "base": trains(**{"data.text.tokenizer": "${tokeniser}/model"}),
                 "text": STAGES["text"],
             },
-            "stages.base: refers to ${tokeniser}, which is neither a stage nor a value; there are base",
+            "stages.base: refers to ${tokeniser}, which is neither a stage nor a value; there",
         ),
         ({"base": {**trains(), "after": ["none"]}}, "stages.base.after: none is not a stage"),
         (
