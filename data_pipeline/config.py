@@ -98,13 +98,13 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Samples are shuffled inside blocks of this many shards; also what the cache must hold."""
     workers: int = Field(default=0, ge=0)
     """Decoding processes. 0 decodes in a background thread. The batches are the same."""
-    memory: bool = False
-    """Keep decoded images in RAM (uint8, after resizing); only for workers = 0."""
+    cache_in_memory: bool = False
+    """Keep decoded and resized images in RAM (uint8); needs workers = 0."""
     cache: str | None = None
     """Node-local directory for remote shards. Default: MEZZOTINT_CACHE, then ~/.cache."""
 
     @model_validator(mode="after")
-    def _memory_needs_one_process(self) -> Self:
-        if self.memory and self.workers:
-            raise ValueError("memory keeps images in this process: set workers to 0")
+    def _memory_cache_needs_one_process(self) -> Self:
+        if self.cache_in_memory and self.workers:
+            raise ValueError("cache_in_memory caches in this process: set workers to 0")
         return self

@@ -23,8 +23,6 @@ from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
-__all__ = ["Batch", "Dataset", "Sample", "collate", "open_dataset"]
-
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -95,7 +93,7 @@ class Dataset:
         """Names the set, the selection and the shuffling: what a stream's state belongs to."""
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
-        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._cached: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -168,12 +166,12 @@ class Dataset:
             raise UserError(f"{self._name(index, 'txt')}: not UTF-8 ({error}); mend it") from error
 
     def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cached:
+            return self._cached[index]
         extension = _image_extension(self._entries[index])
         image = decode(self.member(index, extension), config, self._name(index, extension))
-        if self.config.memory:
-            self._kept[index] = image
+        if self.config.cache_in_memory:
+            self._cached[index] = image
         return image
 
     def _array(self, index: int, name: str) -> NDArray[np.generic]:

@@ -17,8 +17,6 @@ from data_pipeline.sample_order import epoch_order, shard_blocks
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
-__all__ = ["Batch", "Stream", "StreamState"]
-
 _AHEAD = 4
 """Batches made ahead of the training step."""
 
@@ -105,6 +103,21 @@ class Stream:
         self.state = state or StreamState(0, 0, seed, dataset.fingerprint)
         self._check_state()
         self._orders: dict[int, _Epoch] = {}
+
+    def at(self, state: StreamState) -> "Stream":
+        """The same stream at another position.
+
+        Raises:
+            UserError: A state of other data or another seed.
+        """
+        return Stream(
+            self.dataset,
+            global_batch=self.global_batch,
+            rank=self.rank,
+            world=self.world,
+            seed=self.seed,
+            state=state,
+        )
 
     def state_after(self, batches: int) -> StreamState:
         """The state once ``batches`` batches since ``self.state`` have been consumed."""

@@ -14,6 +14,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "frequencies": "freq_shift (open: 0, closed: 1)",
     "highest": "max_level",
     "master": "master_dtype",
+    "memory": "cache_in_memory",
     "of": "target (conditions in a condition of kind several)",
     "predicts": "prediction_type",
     "ramp": "ramp_steps",

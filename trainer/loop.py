@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.stream import Batch, Stream, StreamState
+from data_pipeline.batch import Batch
+from data_pipeline.stream import Stream, StreamState
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from trainer import distributed
@@ -70,7 +71,7 @@ def train(
         state.step = values["step"]
         if isinstance(task, StatefulTask):
             task.restore(values.get("task", {}))
-        stream = resumed(stream, StreamState.from_json(values["stream"]))
+        stream = stream.at(StreamState.from_json(values["stream"]))
         log.info("resuming from %s", saved)
     first, start = state.step, stream
     batches = iter(stream)
@@ -103,18 +104,6 @@ def train(
             state.preempted = True
             break
     return state
-
-
-def resumed(stream: Stream, state: StreamState) -> Stream:
-    """The same stream, at another place."""
-    return Stream(
-        stream.dataset,
-        global_batch=stream.global_batch,
-        rank=stream.rank,
-        world=stream.world,
-        seed=stream.seed,
-        state=state,
-    )
 
 
 def learnt(task: Task) -> Mapping[str, Any]:

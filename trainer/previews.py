@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from data_pipeline.batch import Batch
 from data_pipeline.image_grid import GridCell, image_grid
-from data_pipeline.stream import Batch
 from mezzotint.common.keyed_random import keyed_generator
 from trainer.averages.ema import Ema
 from trainer.engine import Engine

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:

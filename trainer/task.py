@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def test_states_add_up(dataset, some, more, batch):
         dataset, global_batch=batch, rank=0, world=1, seed=3, state=stream.state_after(some)
     )
     assert later.state_after(more) == stream.state_after(some + more)
+    assert next(later.visits()) == next(stream.at(later.state).visits())
 
 
 def test_another_batch_size_goes_on_at_the_same_sample(dataset):
@@ -95,7 +96,7 @@ def test_batches_do_not_depend_on_workers_or_memory(squares, tokenizer_directory
     for other in (
         config.model_copy(update={"workers": 1}),
         config.model_copy(update={"workers": 2}),
-        config.model_copy(update={"memory": True}),
+        config.model_copy(update={"cache_in_memory": True}),
     ):
         for one, two in zip(plain, read(other), strict=True):
             assert one.keys == two.keys

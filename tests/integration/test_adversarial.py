@@ -39,7 +39,7 @@ data:
   url: data/emoji
   select: [{{split: composition, part: train}}]
   image: {{size: 16}}
-  memory: true
+  cache_in_memory: true
 optimizer: {{lr: {{peak: 1.0e-3}}}}
 optimizers: {{discriminator: {{lr: {{peak: 5.0e-4}}, betas: [0.5, 0.9]}}}}
 engine: {{zero: {zero}, zero_per_part: {zeros}, precision: fp32}}

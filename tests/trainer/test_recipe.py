@@ -98,7 +98,7 @@ def test_dotted_overrides_reach_every_depth_and_read_their_values_as_yaml():
             "data.select=[{split: concept, part: test, where: {group: [food-drink]}}]",
             "task.kl={kind: constant, value: .5e1}",
             "engine.zero=3",
-            "data.memory=false",
+            "data.cache_in_memory=false",
             "log.previews=null",
         ],
     )
@@ -108,7 +108,7 @@ def test_dotted_overrides_reach_every_depth_and_read_their_values_as_yaml():
     assert recipe.data.select[0].where == {"group": ("food-drink",)}
     assert recipe.model_dump()["task"]["kl"] == {"kind": "constant", "value": 5.0}
     assert recipe.engine.zero == 3
-    assert recipe.data.memory is False
+    assert recipe.data.cache_in_memory is False
     assert recipe.log.previews is None
 
 

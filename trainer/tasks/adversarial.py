@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from trainer.task import Engines, Loss, Step
 from trainer.tasks.reconstruction import AutoencoderLoss, Likelihood, Objective, trainable

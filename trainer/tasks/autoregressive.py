@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior, weighted

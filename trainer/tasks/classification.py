@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifier
 from models.diffusion.schedules.timesteps import LogNormal, Stratified, Uniform

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import Degradation

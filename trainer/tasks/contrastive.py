@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.clip import Clip, contrastive_loss
 from trainer.distributed import gather_rows

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior

@@ -145,7 +145,7 @@ def test_overrides_of_a_stage_keep_the_values_of_the_file(tmp_path):
             "optimizer": {"lr": {"peak": 1e-5, "decay": "constant"}, "betas": [0.5, 0.75]},
             "data.select": [{"split": "concept", "part": "train", "where": {"tone": ["none"]}}],
             "ema": None,
-            "data.memory": False,
+            "data.cache_in_memory": False,
             "name": "007",
             "description": "one: two, #three 'four' " + "long " * 60,
         },
@@ -156,7 +156,7 @@ def test_overrides_of_a_stage_keep_the_values_of_the_file(tmp_path):
     assert recipe.optimizer.betas == (0.5, 0.75)
     assert recipe.data.select[0].where == {"tone": ("none",)}
     assert recipe.ema is None
-    assert recipe.data.memory is False
+    assert recipe.data.cache_in_memory is False
     assert recipe.name == "007"
     assert recipe.description == stage.set["description"]
 

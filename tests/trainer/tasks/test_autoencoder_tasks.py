@@ -6,7 +6,7 @@ from bare import Bare
 from torch import nn
 from torch.nn import functional as F
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, Identity

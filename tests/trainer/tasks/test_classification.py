@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifierConfig
 from models.diffusion.unet.network import UNetConfig

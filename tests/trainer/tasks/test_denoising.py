@@ -6,7 +6,7 @@ from bare import Bare
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from data_pipeline.stream import Batch
+from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.config import ModelConfig
 from models.diffusion.condition import Condition
