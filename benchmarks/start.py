@@ -1,9 +1,9 @@
 """Memory of a ZeRO-3 start, in shards and whole:  .venv/bin/python benchmarks/start.py
 
-Two processes over gloo build the same prior twice: once as training does, every weight drawn when
-it is cut into shards, and once whole in each process before it is cut. Each process says how far
-its resident memory rose above what it was before the model (Linux, /proc), until the shards are
-there and until the engine is. A few minutes and 4 GiB at 302 million parameters.
+Two processes over gloo build the same prior twice: once as training does, each parameter filled
+just before it is sharded, and once whole in each process before sharding. Each process reports how
+far its resident memory rose above what it was before the model (Linux, /proc), until the shards
+exist and until the engine does. A few minutes and 4 GiB at 302 million parameters.
 """
 
 import argparse
@@ -13,14 +13,13 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from launch.train.local import free_port, wait_for_ranks
+from models.nn.initialization import materialize
 from trainer import distributed, engine
-from trainer.deferred_init import Sketch
 from trainer.recipe import load
 
 WORLD = 2
@@ -51,10 +50,11 @@ def measure(how: str, settings: list[str]) -> dict[str, float]:
     recipe = load("recipes/emoji_prior.yaml", settings)
     before = resident("VmRSS")
     forget_peak()
-    torch.manual_seed(recipe.seed)
-    sketch = Sketch() if how == "shards" else None
-    with sketch or nullcontext():
+    with torch.device("meta"):
         model = recipe.model.build()
+    if how == "whole":
+        for _ in materialize(model, recipe.seed, "model", device=world.device):
+            pass
     found: dict[str, float] = {"weights": sum(each.numel() for each in model.parameters())}
     make = engine.optimizers.build
 
@@ -64,7 +64,7 @@ def measure(how: str, settings: list[str]) -> dict[str, float]:
         return make(*args)
 
     engine.optimizers.build = noted
-    built = engine.Engine("model", model, recipe, world, recipe.engine.precision, sketch)
+    built = engine.Engine("model", model, recipe, world, recipe.engine.precision)
     found["engine"] = resident("VmHWM") - before
     first = next(iter(built.whole(built.local_weights()).values()))
     found["first"] = float(first.double().sum())
@@ -106,7 +106,7 @@ def main() -> None:
                 drawn.add(found["first"])
                 sizes = " | ".join(f"{found[key]:,.0f} MiB" for key in ("shards", "left", "engine"))
                 print(f"| {how} | {found['weights']:,.0f} | {sizes} |")
-    assert len(drawn) == 1, "both starts draw the same weights"
+    assert len(drawn) == 1, "both starts give the same weights"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
+from models.nn import initialization
 from models.nn.patchify import resize
 from models.torchvision_compat import ensure_torchvision
 
@@ -110,6 +111,45 @@ class Clip(nn.Module):
             init_logit_scale=math.log(1 / 0.07),
             # of shape (1,): DeepSpeed cannot broadcast a parameter without dimensions
             nonscalar_logit_scale=True,
+        )
+        self._declare_initial_values()
+
+    def _declare_initial_values(self) -> None:
+        """Those of open_clip's constructors, which the meta device loses."""
+        config = self.config
+        text, vision = config.text_width**-0.5, config.vision_width**-0.5
+        into_residual = text * (2 * config.text_layers) ** -0.5
+        stds = {
+            "token_embedding.weight": 0.02,
+            "positional_embedding": 0.01,
+            "text_projection": text,
+            "visual.class_embedding": vision,
+            "visual.positional_embedding": vision,
+            "visual.proj": vision,
+        }
+        for name, parameter in self.clip.named_parameters():
+            in_text = name.startswith("transformer.")
+            match name.split(".")[-2:]:
+                case ["attn", "in_proj_weight"] if in_text:
+                    initialization.normal(parameter, text)
+                case ["attn", "in_proj_weight"]:
+                    initialization.xavier_uniform(parameter)
+                case ["attn", "in_proj_bias"] | ["out_proj", "bias"]:
+                    initialization.constant(parameter, 0.0)
+                case ["out_proj" | "c_proj", "weight"] if in_text:
+                    initialization.normal(parameter, into_residual)
+                case ["c_fc", "weight"] if in_text:
+                    initialization.normal(parameter, (2 * config.text_width) ** -0.5)
+                case _ if name in stds:
+                    initialization.normal(parameter, stds[name])
+                case ["logit_scale"]:
+                    initialization.constant(parameter, math.log(1 / 0.07))
+                case _:
+                    pass
+        length = config.text_length
+        initialization.computed(
+            self.clip.attn_mask,
+            lambda: torch.full((length, length), -math.inf, device="cpu").triu(1),
         )
 
     @property

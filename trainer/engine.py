@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
 from models.nn.cpu import malloc
+from models.nn.initialization import materialize
 from trainer import distributed
-from trainer.deferred_init import Sketch
 from trainer.distributed import World
 from trainer.engine_config import (
     check_numerics,
@@ -47,7 +47,6 @@ class Engine:
         recipe: Recipe,
         world: World,
         precision: Precision,
-        sketch: Sketch | None = None,
     ) -> None:
         check_numerics(recipe, part, precision)
         check_update(recipe, part, precision, world.size)
@@ -59,18 +58,18 @@ class Engine:
         self._settings: OptimizerConfig = recipe.optimizer_of(part)
         self._clips_itself = not wraps_optimizer(self.zero, precision, recipe.engine.update)
         self._world = world
-        if self.zero == 3:
-            _cut(_placed(module, sketch, stored_dtype(precision), world.device), self.config)
-        elif recipe.engine.update == "in_backward":
-            for _ in _placed(module, sketch, stored_dtype(precision), world.device):
-                pass
-        elif sketch is not None:
-            sketch.fill(module)
-        module.to(world.device)
+        sharded, in_backward = self.zero == 3, recipe.engine.update == "in_backward"
+        dtype = stored_dtype(precision) if sharded or in_backward else torch.float32
+        parameters = materialize(module, recipe.seed, part, device=world.device, dtype=dtype)
+        if sharded:
+            _shard(parameters, self.config)
+        for _ in parameters:  # those that are not sharded, and the buffers
+            pass
+        malloc.malloc_trim()
         self._rules = GradientHooks(module, recipe.engine, recipe.seed)
         self._optimizer = (
             optimizers.build_in_backward(module, self._settings, f"{recipe.seed}/{part}")
-            if recipe.engine.update == "in_backward"
+            if in_backward
             else optimizers.build(module, self._settings)
         )
         self._engine, *_ = deepspeed.initialize(
@@ -180,30 +179,16 @@ class Engine:
         return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
 
 
-def _placed(
-    module: nn.Module, sketch: Sketch | None, dtype: torch.dtype, device: torch.device
-) -> Iterator[nn.Parameter]:
-    """A part's weights brought to a device in a type, one after the other: one alone is drawn."""
-    for weight in module.parameters():
-        if sketch is not None:
-            sketch.hold(weight)
-        weight.data = weight.detach().to(device, dtype)
-        yield weight
-        if sketch is not None:
-            malloc.malloc_trim()
-    if sketch is not None:
-        sketch.fill_buffers(module)
-
-
-def _cut(weights: Iterable[nn.Parameter], config: dict[str, Any]) -> None:
-    """Cut weights into the processes' shards, one after the other: no more than one is whole."""
+def _shard(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -> None:
+    """Shard parameters over the processes one after the other: at most one is whole at a time."""
     first: Any = None
-    for weight in weights:
+    for parameter in parameters:
         if first is None:
-            deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=config)
-            first = weight
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config)
+            first = parameter
         else:
-            first.convert_to_zero_parameters(param_list=[weight])
+            first.convert_to_zero_parameters(param_list=[parameter])
+        malloc.malloc_trim()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -223,15 +208,12 @@ def start(world: World) -> None:
     deepspeed.init_distributed(world.backend, dist_init_required=False, verbose=False)
 
 
-def build(
-    parts: Mapping[str, nn.Module], recipe: Recipe, world: World, sketch: Sketch | None = None
-) -> dict[str, Engine]:
-    """One engine per part of a task; `sketch` knows weights that were only written down."""
+def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[str, Engine]:
+    """One engine per part of a task."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
     engines = {
-        name: Engine(name, module, recipe, world, precision, sketch)
-        for name, module in parts.items()
+        name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
     }
     malloc.set_malloc_thresholds()
     return engines

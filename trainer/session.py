@@ -34,7 +34,7 @@ def run(
     engine.start(world)
     materials = open_materials(recipe)
     started = time.time()
-    engines = engine.build(materials.task.parts(), recipe, world, materials.sketch)
+    engines = engine.build(materials.task.parts(), recipe, world)
     stream = Stream(
         materials.dataset,
         global_batch=recipe.batch,

@@ -1,6 +1,5 @@
 """What a recipe stands for once its files are opened: data, tokenizer and task."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +12,6 @@ from models.config import text_shape
 from models.diffusion.network import ClassConditional
 from models.diffusion.unet.network import UNetConfig
 from models.text_source import TextSource
-from trainer.deferred_init import Sketch
 from trainer.recipe import Recipe
 from trainer.task import Task
 from trainer.tasks.denoising import DenoisingConfig
@@ -27,8 +25,6 @@ class TrainingInputs:
     dataset: Dataset
     tokenizer: Tokenizer | None
     task: Task
-    sketch: Sketch | None = None
-    """Knows the weights of a model that no process may hold whole."""
     text_encoder: TextSource | None = None
     """The frozen encoder that reads the captions, with its digest."""
 
@@ -50,18 +46,9 @@ def open_materials(recipe: Recipe) -> TrainingInputs:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
     text_encoder = check_reading(recipe)
-    torch.manual_seed(recipe.seed)
-    sketch = Sketch() if _one_by_one(recipe) else None
-    with sketch or nullcontext():
+    with torch.device("meta"):  # engines materialise it
         model = recipe.model.build()
-    return TrainingInputs(dataset, tokenizer, recipe.task.build(model), sketch, text_encoder)
-
-
-def _one_by_one(recipe: Recipe) -> bool:
-    """Whether weights are not to be whole in fp32 together: for shards, or for bf16 ones alone."""
-    stages = {recipe.engine.zero, *recipe.engine.zero_per_part.values()}
-    alone = recipe.engine.update == "in_backward"
-    return (3 in stages or alone) and torch.get_default_device().type != "meta"
+    return TrainingInputs(dataset, tokenizer, recipe.task.build(model), text_encoder)
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:

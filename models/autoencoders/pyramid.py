@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.autoencoders.resnet import convolution_gradient
+from models.nn import initialization
 
 
 class Convolution(nn.Module):
@@ -24,8 +25,9 @@ class Convolution(nn.Module):
         super().__init__()
         self.size, self.exact = size, exact
         self.w = nn.Parameter(torch.empty(outputs, inputs, size, size))
-        self.b = nn.Parameter(torch.zeros(outputs))
-        nn.init.normal_(self.w, std=(inputs * size**2) ** -0.5)
+        self.b = nn.Parameter(torch.empty(outputs))
+        initialization.normal(self.w, (inputs * size**2) ** -0.5)
+        initialization.constant(self.b, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""

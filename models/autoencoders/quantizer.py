@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
+from models.nn import initialization
 
 CACHED, HELD = 2**22, 2**26
 """Distances computed at a time, on a CPU (they stay in its cache) and elsewhere (they are held)."""
@@ -69,7 +70,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.config = config
         self.codebook = nn.Parameter(torch.empty(config.codes, channels))
-        nn.init.uniform_(self.codebook, -1 / config.codes, 1 / config.codes)
+        initialization.uniform(self.codebook, 1 / config.codes)
 
     def forward(self, h: Tensor, rng: Generator) -> Latent:
         """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.
@@ -124,11 +125,13 @@ class EmaVectorQuantizer(nn.Module):
     def __init__(self, config: EmaVectorQuantizerConfig, channels: int) -> None:
         super().__init__()
         self.config = config
-        codebook = nn.init.normal_(torch.empty(config.codes, channels))
-        self.register_buffer("codebook", codebook)
         alive = 1.0 if config.restart is None else 0.0
-        self.register_buffer("counts", torch.full((config.codes,), alive))
-        self.register_buffer("sums", codebook * alive)
+        self.register_buffer("codebook", torch.empty(config.codes, channels))
+        self.register_buffer("counts", torch.empty(config.codes))
+        self.register_buffer("sums", torch.empty(config.codes, channels))
+        initialization.normal(self.codebook, 1.0)
+        initialization.constant(self.counts, alive)
+        initialization.computed(self.sums, lambda: self.codebook * alive)
 
     def forward(self, h: Tensor, rng: Generator) -> Latent:
         """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from models.autoregressive.chunked_cross_entropy import chunked_cross_entropy
 from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
 from models.autoregressive.sparse import SparseAttention
+from models.nn import initialization
 from models.nn.attention import FullKVCache, KVCache
 from models.nn.embedding import AxialPositionEmbedding, LearnedPositionEmbedding
 from models.nn.linear import FastLinear
@@ -115,12 +116,11 @@ class Prior(nn.Module):
         """Matrices at 0.02, those that write into the residual stream smaller by sqrt(2 layers)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-                if name.endswith("out.weight"):
-                    with torch.no_grad():
-                        parameter.div_((2 * self.config.layers) ** 0.5)
+                writes = name.endswith("out.weight")
+                scale = (2 * self.config.layers) ** -0.5 if writes else 1.0
+                initialization.normal(parameter, 0.02 * scale)
             elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+                initialization.constant(parameter, 0.0)
 
     @overload
     def forward(self, text: Tensor, codes: Tensor) -> PriorLogits: ...

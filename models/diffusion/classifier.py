@@ -18,6 +18,7 @@ from models.diffusion.unet.blocks import (
     Stage,
     check_levels,
 )
+from models.nn import initialization
 from models.nn.cpu.dispatch import attention
 from models.nn.embedding import TimestepEmbedding
 
@@ -85,7 +86,7 @@ class AttentionPool(nn.Module):
         self.place = nn.Parameter(torch.empty(side**2 + 1, width))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, outputs)
-        nn.init.normal_(self.place, std=width**-0.5)
+        initialization.normal(self.place, width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, side, side) to (B, outputs)."""

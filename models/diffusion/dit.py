@@ -2,12 +2,14 @@
 
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
+from models.nn import initialization
 from models.nn.convolution import zero_module
 from models.nn.embedding import TimestepEmbedding, sincos_positions
 from models.nn.patchify import patchify, unpatchify
@@ -68,7 +70,8 @@ class DiT(nn.Module):
         width, values = config.width, config.image_channels * config.patch**2
         self.image_in = nn.Linear(values, width)
         side = config.image_size // config.patch
-        self.place = nn.Parameter(sincos_positions(side, width), requires_grad=False)
+        self.place = nn.Parameter(torch.empty(side**2, width), requires_grad=False)
+        initialization.computed(self.place, lambda: sincos_positions(side, width))
         self.time = TimestepEmbedding(width, first=config.timestep_offset)
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
@@ -93,14 +96,14 @@ class DiT(nn.Module):
         for block in self.blocks:
             for layer in block.modules():
                 if isinstance(layer, nn.Linear) and layer is not block.modulation:
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.image_in.weight)
-        nn.init.zeros_(self.image_in.bias)
+                    initialization.xavier_uniform(layer.weight)
+                    initialization.constant(layer.bias, 0.0)
+        initialization.xavier_uniform(self.image_in.weight)
+        initialization.constant(self.image_in.bias, 0.0)
         for layer in (self.time.hidden, self.time.out):
-            nn.init.normal_(layer.weight, std=0.02)
+            initialization.normal(layer.weight, 0.02)
         if self.config.classes is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
+            initialization.normal(self.label.weight, 0.02)
         zero_module(self.modulation)
         zero_module(self.image_out)
 

@@ -216,7 +216,7 @@ class Process:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             with torch.inference_mode(mode=False), torch.no_grad():
-                here = self.schedule.at(torch.tensor(first, dtype=torch.float64))
+                here = self.schedule.at(torch.tensor(first, dtype=torch.float64, device="cpu"))
                 dtype = torch.promote_types(t.dtype, torch.float32)
                 known = _Reading.at(here, self._parameterization, dtype)
             self._known[first, t.dtype] = known

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
+from models.nn import initialization
+from models.nn.convolution import zero_module
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
 from models.nn.patchify import patchify, unpatchify
 from models.nn.transformer import DiTBlock, modulate
@@ -84,10 +86,9 @@ class TextDiffusion(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.image_out = nn.Linear(width, values)
-        nn.init.normal_(self.text_token.weight, std=0.02)
+        initialization.normal(self.text_token.weight, 0.02)
         for layer in (self.modulation, self.image_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            zero_module(layer)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noisy (B, 3, H, W), times (B,) in [0, 1] and captions to the raw output, in fp32.

@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from models.nn import initialization
 from models.nn.embedding import LearnedPositionEmbedding
 from models.nn.transformer import Block
 
@@ -56,7 +57,7 @@ class TextEncoder(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
-        nn.init.normal_(self.token.weight, std=0.02)
+        initialization.normal(self.token.weight, 0.02)
 
     def forward(self, text: Tensor) -> TextFeatures:
         """Captions (B, L) int64 to their features."""

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.nn import initialization
 from models.nn.cpu import dispatch
 
 
@@ -58,4 +59,4 @@ class FiLMResBlock(nn.Module):
 def zero_module(layer: nn.Linear | nn.Conv2d) -> None:
     """Set a layer's parameters to 0."""
     for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+        initialization.constant(parameter, 0.0)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.nn import initialization
+
 
 def sinusoidal(t: Tensor, width: int, *, first: int = 0, ends: bool = False) -> Tensor:
     """Sines and cosines of `t` (B,) in [0, 1] at geometric frequencies: (B, width) in fp32.
@@ -47,7 +49,7 @@ class LearnedPositionEmbedding(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.table = nn.Embedding(count, width)
-        nn.init.normal_(self.table.weight, std=0.02)
+        initialization.normal(self.table.weight, 0.02)
 
     def forward(self, first: int, last: int) -> Tensor:
         """The vectors of the places first..last-1: (last - first, width)."""
@@ -62,8 +64,8 @@ class AxialPositionEmbedding(nn.Module):
         self.columns = width
         self.row = nn.Embedding(height, features)
         self.column = nn.Embedding(width, features)
-        nn.init.normal_(self.row.weight, std=0.02)
-        nn.init.normal_(self.column.weight, std=0.02)
+        initialization.normal(self.row.weight, 0.02)
+        initialization.normal(self.column.weight, 0.02)
 
     def forward(self, first: int, last: int) -> Tensor:
         """The vectors of the places first..last-1: (last - first, features)."""
@@ -81,8 +83,10 @@ def sincos_positions(side: int, features: int) -> Tensor:
     geometric frequencies from 1 towards 1/10,000 (as in the released code of arXiv 2212.09748).
     """
     quarter = features // 4
-    steps = torch.arange(quarter, dtype=torch.float64)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * 10_000.0 ** (-steps / quarter)
+    steps = torch.arange(quarter, dtype=torch.float64, device="cpu")
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * 10_000.0 ** (
+        -steps / quarter
+    )
     one = torch.cat([angles.sin(), angles.cos()], dim=1)
     columns, rows = one.repeat(side, 1), one.repeat_interleave(side, dim=0)
     return torch.cat([columns, rows], dim=1).float()

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from models.nn import initialization
 from models.nn.attention import AttentionPattern, ContextAttention, KVCache, SelfAttention
 from models.nn.cpu.linear import Gelu
 from models.nn.linear import FastLinear, GeluLinear
@@ -80,8 +81,8 @@ class DiTBlock(nn.Module):
         self.forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=epsilon)
         self.feed_forward = FeedForward(width)
         self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        initialization.constant(self.modulation.weight, 0.0)
+        initialization.constant(self.modulation.bias, 0.0)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None) -> Tensor:
         """Tokens (B, L, width), vectors (B, width), context (B, M, width) to (B, L, width)."""

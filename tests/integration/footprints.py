@@ -5,6 +5,7 @@ not. The answers go to FILE with the rank as suffix.
 """
 
 import gc
+import hashlib
 import json
 import sys
 import warnings
@@ -39,12 +40,13 @@ def storages(tensors) -> Bytes:
     return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
 
 
-def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[str, int]:
+def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[str, int | str]:
     recipe = load("recipes/emoji_prior.yaml", overrides)
     before = live()
-    torch.manual_seed(0)
-    part = recipe.model.build()
+    with torch.device("meta"):
+        part = recipe.model.build()
     built = engine.Engine("model", part, recipe, world, recipe.engine.precision)
+    initial = digest(built.whole(built.local_weights()))
     optimizer = built._engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
     ema = Ema(built, recipe.ema)
@@ -84,6 +86,7 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
     known = {**weights, **moments, **master, **storages(ema.values.values())}
     path = Checkpoints(root, world, keep=1).save(1, {"model": built}, {"model": ema}, {"stream": 0})
     answer = {
+        "initial": initial,
         "weights": sum(weights.values()),
         "persistent": sum(size for place, size in whole.items() if place not in weights),
         "moments": sum(moments.values()),
@@ -99,6 +102,14 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
     }
     built._engine.destroy()
     return answer
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    """Of the bytes of all weights, as bf16, by name."""
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(name.encode() + weight.bfloat16().view(torch.int16).numpy().tobytes())
+    return found.hexdigest()
 
 
 def inputs(config, count: int) -> tuple[torch.Tensor, torch.Tensor]:

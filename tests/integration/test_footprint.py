@@ -83,6 +83,11 @@ def at(*stages: int) -> list[str]:
     return [name for name, (_, zero, _) in SETTINGS.items() if zero in stages]
 
 
+def test_every_stage_and_precision_starts_from_the_same_weights_bit_for_bit(weighed, part):
+    initial = {rank["initial"] for ranks in weighed.values() for rank in ranks}
+    assert len(initial) == 1
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_weights_states_and_averages_have_exactly_the_bytes_that_check_names(
     weighed, part, setting

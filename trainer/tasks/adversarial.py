@@ -46,9 +46,10 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
         Raises:
             UserError: the model is not an autoencoder this task can train.
         """
-        return Adversarial(
-            self, AutoencoderLoss(self, trainable(model, self)), self.discriminator.build()
-        )
+        autoencoder = trainable(model, self)
+        with next(model.parameters()).device:
+            discriminator = self.discriminator.build()
+        return Adversarial(self, AutoencoderLoss(self, autoencoder), discriminator)
 
     def weight_at(self, index: int) -> float:
         """The adversarial term's weight at step `index`, before any adaptive ratio."""

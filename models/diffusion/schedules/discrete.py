@@ -24,7 +24,7 @@ class LinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
 
     def betas(self, steps: int) -> Tensor:
         """(steps,), fp64."""
-        return torch.linspace(self.first, self.last, steps, dtype=torch.float64)
+        return torch.linspace(self.first, self.last, steps, dtype=torch.float64, device="cpu")
 
 
 class SqrtLinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
@@ -37,7 +37,7 @@ class SqrtLinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
     def betas(self, steps: int) -> Tensor:
         """(steps,), fp64."""
         ends = math.sqrt(self.first), math.sqrt(self.last)
-        return torch.linspace(*ends, steps, dtype=torch.float64) ** 2
+        return torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** 2
 
 
 class CosineBetasConfig(BaseModel, frozen=True, extra="forbid"):
@@ -49,7 +49,7 @@ class CosineBetasConfig(BaseModel, frozen=True, extra="forbid"):
 
     def betas(self, steps: int) -> Tensor:
         """(steps,), fp64."""
-        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        t = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         kept = ((t + self.offset) / (1 + self.offset) * (math.pi / 2)).cos() ** 2
         return (1 - kept[1:] / kept[:-1]).clamp(max=self.cap)
 
@@ -82,7 +82,7 @@ class DiscreteSchedule:
 
     def __init__(self, betas: Tensor) -> None:
         """Betas (N,) in (0, 1]."""
-        one = torch.ones(1, dtype=torch.float64)
+        one = torch.ones(1, dtype=torch.float64, device="cpu")
         self._alphas = torch.cat([one, (1 - betas.to(torch.float64)).cumprod(0).sqrt()])
         self.steps = len(betas)
 

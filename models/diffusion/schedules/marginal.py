@@ -72,7 +72,7 @@ class Statistics:
 
 def statistics(schedule: Schedule, count: int = 1001) -> Statistics:
     """Signal and noise at `count` times, evenly in [0, 1]."""
-    t = torch.linspace(0, 1, count, dtype=torch.float64)
+    t = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
     here = schedule.at(t)
     log_snr = schedule.log_snr(t)
     slope = torch.gradient(log_snr, spacing=(t,))[0]

@@ -124,17 +124,17 @@ class LossSecondMomentSampler:
     def __init__(self, steps: int, *, history: int = 10, uniform: float = 0.001) -> None:
         self._steps = steps
         self._uniform = uniform
-        self._losses = torch.zeros(steps, history, dtype=torch.float64)
-        self._counts = torch.zeros(steps, dtype=torch.int64)
+        self._losses = torch.zeros(steps, history, dtype=torch.float64, device="cpu")
+        self._counts = torch.zeros(steps, dtype=torch.int64, device="cpu")
 
     @property
     def probabilities(self) -> Tensor:
         """(N,), fp64, with sum 1."""
         if bool((self._counts < self._losses.shape[1]).any()):
-            return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64)
+            return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64, device="cpu")
         sizes = self._losses.square().mean(dim=1).sqrt()
         if not float(sizes.sum()) > 0:
-            return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64)
+            return torch.full((self._steps,), 1 / self._steps, dtype=torch.float64, device="cpu")
         return (1 - self._uniform) * sizes / sizes.sum() + self._uniform / self._steps
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
