@@ -1,14 +1,16 @@
-"""How this process holds the memory that it has freed: glibc's settings; no others are needed."""
+"""glibc's malloc in processes that train or build large networks; under another libc nothing."""
 
 import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
 
-KEPT = 2**28
+TRIM_THRESHOLD = 2**28
 """Bytes of freed memory that a training process keeps at most at the end of its heap."""
-MAPPED = 2**25
-"""From this size on, memory is the system's at once when it is free: glibc's own limit."""
+GLIBC_TRIM_THRESHOLD = 2**26
+"""What glibc settles at by itself in a process that allocates large tensors."""
+MMAP_THRESHOLD = 2**25
+"""From this size on, memory goes back to the system as soon as it is freed: glibc's own limit."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of settings in glibc's malloc.h."""
@@ -22,9 +24,9 @@ def _glibc(name: str) -> Callable[..., Any] | None:
 
 
 def malloc_trim() -> None:
-    """Hand pages that nothing uses back to the system.
+    """Return pages that nothing uses to the system.
 
-    glibc keeps them in its heap otherwise: a process that drew and dropped one large tensor after
+    glibc keeps them in its heap otherwise: a process that made and dropped one large tensor after
     the other would stay as large as if it held many.
     """
     trim = _glibc("malloc_trim")
@@ -32,14 +34,14 @@ def malloc_trim() -> None:
         trim(0)
 
 
-def set_malloc_thresholds() -> None:
-    """Keep what is freed at the end of the heap, for what is taken next: up to `KEPT`.
+def set_malloc_thresholds(trim: int = TRIM_THRESHOLD) -> None:
+    """Keep up to `trim` freed bytes at the end of the heap for the next allocations.
 
-    glibc hands back what exceeds 64 MiB there, and a step of training takes as much again: finding
-    the pages anew took 4 to 7% of a step of small UNets.
+    glibc returns what exceeds 64 MiB there, and a training step allocates as much again: the page
+    faults took 4 to 7% of a step of small UNets.
     """
     tune = _glibc("mallopt")
     if tune is not None:
         # one of them alone would leave the other at the value for small programs
-        tune(_MMAP_THRESHOLD, MAPPED)
-        tune(_TRIM_THRESHOLD, KEPT)
+        tune(_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        tune(_TRIM_THRESHOLD, trim)
