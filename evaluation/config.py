@@ -1,17 +1,19 @@
-"""What is drawn, with which settings, and what it is judged against."""
+"""The three kinds of evaluation: what is evaluated, with which settings, against which images."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Field
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
 from mezzotint.inference.config import ClipSource, DiffusionSystem, Precision, SystemConfig
 
+Part = Literal["train", "test"]
 
-class _Real(BaseModel, frozen=True, extra="forbid"):
-    """Real pictures of a set's split; their size is that of what is judged."""
+
+class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
+    """Real images of a split, and their captions; their size is that of the evaluated model."""
 
     url: str = Field(min_length=1)
     split: str = "composition"
@@ -20,10 +22,8 @@ class _Real(BaseModel, frozen=True, extra="forbid"):
     filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
     cache: str | None = None
 
-    def part_of(
-        self, part: Literal["train", "test"], size: int, label: LabelConfig | None = None
-    ) -> DataConfig:
-        """One part of the split at a size; with a label, the pictures of its values alone."""
+    def data_config(self, part: Part, size: int, label: LabelConfig | None = None) -> DataConfig:
+        """One part of the split at a size; with a label, only the images of its values."""
         where = dict(self.where)
         if label is not None and label.values is not None:
             where[label.attribute] = label.values
@@ -36,108 +36,96 @@ class _Real(BaseModel, frozen=True, extra="forbid"):
         )
 
 
-class ReferenceConfig(_Real, frozen=True, extra="forbid"):
-    """The captions that are asked and the real images that answers are compared with.
+class ReconstructedImages(ReferenceConfig, frozen=True, extra="forbid"):
+    """The images that are encoded and decoded."""
 
-    Both parts of `split` are candidates of the exact match; the size of the images is the system's.
-    """
+    part: Part = "test"
+    limit: int | None = Field(default=None, gt=0)
+    """How many images, in an order fixed by the seed; None is all of them."""
 
 
 class Limits(BaseModel, frozen=True, extra="forbid"):
-    """How many captions of each part are asked; None is all of them, 0 leaves the part out.
+    """How many captions of each part are evaluated; None is all of them, 0 leaves the part out.
 
-    Which ones is fixed by the seed: a larger limit asks the same captions and some more.
+    Which ones is fixed by the seed: a larger limit has the same captions and some more.
     """
 
     test: int | None = Field(default=220, ge=0)
     train: int | None = Field(default=100, ge=0)
 
 
-class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
-    """One evaluation of one system."""
-
+class _Evaluation(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, gt=0)
+    """Images generated or reconstructed at a time: part of the protocol, as the seed is."""
+    precision: Precision = "auto"
+
+
+class TextToImageConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Images that a system generates for captions: exact match, CLIP, Fréchet distance."""
+
+    kind: Literal["text_to_image"]
     system: SystemConfig
     reference: ReferenceConfig
+    """Both parts of its split are candidates of the exact match."""
     clip: ClipSource
-    """The CLIP model that judges."""
+    """The CLIP model of CLIP score and retrieval."""
     limit: Limits = Limits()
     samples_per_caption: int = Field(default=1, gt=0)
-    batch: int = Field(default=32, gt=0)
-    """Captions drawn at a time, from one generator: part of the protocol, as the seed is."""
     retrieval_choices: int = Field(default=50, gt=1)
     """Captions that the retrieval chooses among, the right one included."""
     features: FeatureConfig = EfficientNetLite0()
-    precision: Precision = "auto"
-    shown: int = Field(default=24, ge=0)
-    """Captions per part on the picture sheets: the first ones asked, not the best ones."""
+    grid_images: int = Field(default=24, ge=0)
+    """Captions per part on the image grids: the first ones, not the best ones."""
 
 
-class PicturesConfig(_Real, frozen=True, extra="forbid"):
-    """The pictures that are sent there and back; their size is the autoencoder's."""
+class ReconstructionConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Images encoded and decoded by an autoencoder: PSNR, SSIM, Fréchet distance, rate."""
 
-    part: Literal["train", "test"] = "test"
-    limit: int | None = Field(default=None, gt=0)
-    """How many pictures, in an order fixed by the seed; None is all of them."""
-
-
-class ReconstructionEvaluation(BaseModel, frozen=True, extra="forbid"):
-    """One evaluation of one autoencoder, which it names instead of a system."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(default=0, ge=0)
+    kind: Literal["reconstruction"]
     autoencoder: str = Field(min_length=1)
     """Its model directory."""
-    pictures: PicturesConfig
-    batch: int = Field(default=32, gt=0)
+    images: ReconstructedImages
     features: FeatureConfig | None = EfficientNetLite0()
     """Network of the Fréchet distance between reconstructions and originals; None leaves it out."""
-    precision: Precision = "auto"
-    shown: int = Field(default=16, ge=0)
-    """Pictures on the sheet: the first ones in the seed's order, not the best ones."""
+    grid_images: int = Field(default=16, ge=0)
+    """Images on the grid: the first ones in the seed's order, not the best ones."""
 
 
-class ClassEvaluation(BaseModel, frozen=True, extra="forbid"):
-    """One evaluation of a class-conditional diffusion model, whose `classes` it names."""
+class ClassConditionalConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Images generated for classes: how often an independent classifier names the right class."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(default=0, ge=0)
+    kind: Literal["class_conditional"]
     system: DiffusionSystem
     classes: LabelConfig
     """As `data.label` of the model's recipe."""
     reference: ReferenceConfig
-    """Real pictures: the training part teaches the classifier, the held-out part tests it."""
-    guidances: tuple[float, ...] = Field(default=(1.0,), min_length=1)
-    """Guidance scales, each judged; `system.sampling.guidance` is not read."""
-    per_class: int = Field(default=20, gt=0)
-    """Pictures drawn of each class at each scale, from the same seeds."""
+    """Real images: the classifier is trained on the train part and tested on the test part."""
+    guidance_scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Each is evaluated; `system.sampling.guidance` is not read."""
+    samples_per_class: int = Field(default=20, gt=0)
+    """At each guidance scale, from the same seeds."""
     batch: int = Field(default=50, gt=0)
     features: FeatureConfig = EfficientNetLite0()
     """Network whose features the classifier reads, and the Fréchet distance."""
-    precision: Precision = "auto"
-    shown: int = Field(default=6, gt=0)
-    """Pictures per class and scale on the sheet: the first ones, not the best ones."""
+    grid_images: int = Field(default=6, gt=0)
+    """Images per class and guidance scale on the grid: the first ones, not the best ones."""
 
 
-def _judges(value: object) -> str:
-    match value:
-        case ReconstructionEvaluation():
-            return "of an autoencoder"
-        case ClassEvaluation():
-            return "of classes"
-        case Mapping() if "autoencoder" in value:
-            return "of an autoencoder"
-        case Mapping() if "classes" in value:
-            return "of classes"
-        case _:
-            return "of a system"
+def _require_kind(value: object) -> object:
+    """Refuse a mapping without `kind`, with the kind that its other keys suggest."""
+    if isinstance(value, Mapping) and "kind" not in value:
+        keys = {"autoencoder": "reconstruction", "classes": "class_conditional"}
+        kind = next((keys[key] for key in keys if key in value), "text_to_image")
+        raise ValueError(f"an evaluation names its kind: add `kind: {kind}`")
+    return value
 
 
-AnyEvaluation = Annotated[
-    Annotated[EvaluationConfig, Tag("of a system")]
-    | Annotated[ReconstructionEvaluation, Tag("of an autoencoder")]
-    | Annotated[ClassEvaluation, Tag("of classes")],
-    Discriminator(_judges),
+EvaluationConfig = Annotated[
+    Annotated[
+        TextToImageConfig | ReconstructionConfig | ClassConditionalConfig,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_require_kind),
 ]
-"""Of a system that draws; of an `autoencoder`, or of a model of `classes`, where it names those."""

@@ -1,26 +1,24 @@
-"""One evaluation of an autoencoder: how well pictures come back, and what they cost."""
+"""Evaluation of an autoencoder: how well it reconstructs images, and at what rate."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
-from evaluation.config import PicturesConfig, ReconstructionEvaluation
-from evaluation.metrics import fid
+from evaluation.config import ReconstructedImages, ReconstructionConfig
+from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.image_similarity import PSNR_DEFINITION, SSIM_DEFINITION, psnr, ssim
+from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
-from evaluation.report import FILE
+from evaluation.result import EvaluationResult, Metric, Metrics
 from evaluation.samples import choose
-from evaluation.text_to_image import Progress, phase
+from evaluation.stages import Progress, Stages
 from mezzotint.common.errors import UserError
-from mezzotint.common.files import write_json, write_text
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16
@@ -31,61 +29,157 @@ from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
 
 Model = DVAE | Autoencoder | VQVAE2
+GRID = "grid_reconstructions.png"
 
 
 @dataclass
 class Accumulator:
-    """What is gathered over the pictures."""
+    """Per-image values and code counts, summed up batch by batch."""
 
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
     originals: list[Tensor] = field(default_factory=list)
+    """Features of the originals."""
     reconstructions: list[Tensor] = field(default_factory=list)
     counts: dict[str, Tensor] = field(default_factory=dict)
-    positions: dict[str, int] = field(default_factory=dict)
+    """Uses of every code, by codebook."""
     nats: float = 0.0
-    """Divergence of continuous latents, summed over pictures."""
-    pictures: int = 0
+    """KL divergence of continuous latents from their prior, summed over images."""
+    images: int = 0
     cells: list[GridCell] = field(default_factory=list)
 
 
-def evaluate_reconstruction(
-    config: ReconstructionEvaluation, out: str | Path, progress: Progress | None = None
-) -> Mapping[str, Any]:
-    """Send pictures there and back and judge what comes.
+@dataclass(frozen=True)
+class ReconstructionEvaluator:
+    """An autoencoder, its images and the feature network, as configured."""
 
-    Writes `evaluation.json`, `report.md` and `grid_reconstructions.png` into `out`; returns the
-    tree of the first.
+    config: ReconstructionConfig
+    model: Model
+    dataset: Dataset
+    network: FeatureNetwork | None
+    arithmetic: AutocastPolicy
+
+    @torch.inference_mode()
+    def update(self, totals: Accumulator, indices: Sequence[int]) -> None:
+        """Reconstruct one batch and add it to the totals."""
+        batch = self.dataset.batch(list(indices))
+        images = batch.images
+        with self.arithmetic():
+            reconstructed = self.model.reconstruct(images)
+            arrays = self.model.code_arrays(images)
+            if not arrays:
+                rng = keyed_generator(self.config.seed, "rate", *batch.keys)
+                rate = self.model(images, rng).latent.rate
+                grid = self.model.grid if isinstance(self.model, Autoencoder) else (0,)
+                nats = math.nan if rate is None else float(rate) * math.prod(grid)
+                totals.nats += nats * len(indices)
+        for name, codes in arrays.items():
+            size = self.model.vocabularies()[name]
+            counts = torch.bincount(codes.flatten(), minlength=size).cpu()
+            totals.counts[name] = totals.counts.get(name, torch.zeros_like(counts)) + counts
+        original, reconstruction = to_bytes(images), to_bytes(reconstructed)
+        totals.images += len(indices)
+        totals.psnr.append(psnr.psnr(reconstruction, original))
+        totals.ssim.append(ssim.ssim(reconstruction, original))
+        if self.network is not None:
+            totals.originals.append(self.network(original))
+            totals.reconstructions.append(self.network(reconstruction))
+        left = max(self.config.grid_images - len(totals.cells), 0)
+        pairs = zip(batch.captions, original, reconstruction, strict=True)
+        totals.cells += [
+            GridCell([[real.clone(), back.clone()]], caption)
+            for caption, real, back in list(pairs)[:left]
+        ]
+
+    def metrics(self, totals: Accumulator) -> Metrics:
+        """PSNR, SSIM, Fréchet distance, rate and use of the codebooks."""
+        part, seed = self.config.images.part, self.config.seed
+        found: dict[str, Mapping[str, Metric]] = {
+            "psnr": {part: mean(torch.cat(totals.psnr), seed, "psnr")},
+            "ssim": {part: mean(torch.cat(totals.ssim), seed, "ssim")},
+        }
+        if self.network is not None:
+            originals = fid.fit(torch.cat(totals.originals))
+            distance = FrechetDistance.between(torch.cat(totals.reconstructions), originals)
+            found[f"reconstruction_{self.network.metric}"] = {part: distance}
+        pixels = self.model.image_size**2
+        if totals.counts:
+            found |= codebook_metrics(totals, pixels)
+        elif not math.isnan(totals.nats):
+            found["bits_per_pixel"] = {"total": totals.nats / totals.images / math.log(2) / pixels}
+        return found
+
+    def protocol(self, totals: Accumulator) -> Mapping[str, object]:
+        """What is needed to compute the same metrics."""
+        stored = store.describe(self.config.autoencoder)
+        rate = "length of the codes" if totals.counts else "divergence from the standard normal"
+        return {
+            "autoencoder": {"kind": stored.config.kind, "digest": stored.digest},
+            "images": {
+                **self.config.images.model_dump(mode="json", exclude={"cache"}),
+                "images": totals.images,
+                "image_size": self.model.image_size,
+                "fingerprint": self.dataset.manifest.fingerprint,
+            },
+            "psnr": psnr.DEFINITION,
+            "ssim": ssim.DEFINITION,
+            "latent": "hard codes" if totals.counts else "without noise",
+            "bits_per_pixel": rate,
+            "precision": self.arithmetic.name,
+            "seed": self.config.seed,
+            "features": None
+            if self.network is None
+            else {"metric": self.network.metric, **self.network.protocol()},
+            "intervals": "95% over images, bootstrap",
+        }
+
+
+def evaluate_reconstruction(
+    config: ReconstructionConfig, out: str | Path, progress: Progress | None = None
+) -> EvaluationResult:
+    """Encode and decode images and compare them with the originals.
+
+    Writes `grid_reconstructions.png`, `report.md` and `evaluation.json` into `out`.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
+    stages = Stages(progress)
     model = read_autoencoder(config.autoencoder)
-    dataset = open_pictures(config.pictures, model.image_size)
-    network = None if config.features is None else config.features.build()
-    tell = phase(progress or (lambda *_: None), "reconstruct")
-    arithmetic = AutocastPolicy(computes_in_bf16(config.precision))
-    chosen = choose(dataset.keys(), config.pictures.limit, config.seed)
+    evaluator = ReconstructionEvaluator(
+        config=config,
+        model=model,
+        dataset=open_images(config.images, model.image_size),
+        network=None if config.features is None else config.features.build(),
+        arithmetic=AutocastPolicy(computes_in_bf16(config.precision)),
+    )
+    chosen = choose(evaluator.dataset.keys(), config.images.limit, config.seed)
     if len(chosen) < 2:
-        raise UserError(f"pictures: {len(chosen)} were selected; at least 2 are needed")
-    tally = Accumulator()
-    for first in range(0, len(chosen), config.batch):
-        part = chosen[first : first + config.batch]
-        take(tally, model, dataset, part, network, arithmetic, config)
-        tell(first + len(part), len(chosen))
-    tree = report(config, model, dataset, network, arithmetic, tally)
+        raise UserError(f"images: {len(chosen)} were selected; at least 2 are needed")
+    totals = Accumulator()
+    with stages("reconstruct") as report:
+        for first in range(0, len(chosen), config.batch):
+            batch = chosen[first : first + config.batch]
+            evaluator.update(totals, batch)
+            report(first + len(batch), len(chosen))
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    if tally.cells:
+    if totals.cells:
         grid = image_grid(
-            in_columns(tally.cells, 4),
+            in_columns(totals.cells, 4),
             title=f"{config.name}: originals and reconstructions",
             image_labels=("real", "reconstructed"),
         )
-        grid.save(directory / "grid_reconstructions.png")
-    write_text(directory / "report.md", to_markdown(tree))
-    write_json(directory / FILE, tree)
-    return tree
+        grid.save(directory / GRID)
+    result = EvaluationResult(
+        kind=config.kind,
+        name=config.name,
+        protocol=evaluator.protocol(totals),
+        metrics=evaluator.metrics(totals),
+        seconds=stages.seconds,
+    )
+    result.write(directory)
+    return result
 
 
 def read_autoencoder(directory: str) -> Model:
@@ -101,142 +195,32 @@ def read_autoencoder(directory: str) -> Model:
     return model
 
 
-def open_pictures(config: PicturesConfig, image_size: int) -> Dataset:
-    """The selected pictures at the autoencoder's size."""
-    return open_dataset(config.part_of(config.part, image_size))
+def open_images(config: ReconstructedImages, image_size: int) -> Dataset:
+    """The selected images at the autoencoder's size."""
+    return open_dataset(config.data_config(config.part, image_size))
 
 
-@torch.inference_mode()
-def take(
-    tally: Accumulator,
-    model: Model,
-    dataset: Dataset,
-    chosen: list[int],
-    network: FeatureNetwork | None,
-    arithmetic: AutocastPolicy,
-    config: ReconstructionEvaluation,
-) -> None:
-    """Reconstruct one batch and take it into the tally."""
-    batch = dataset.batch(chosen)
-    images = batch.images
-    with arithmetic():
-        back = model.reconstruct(images)
-        arrays = model.code_arrays(images)
-        if not arrays:
-            rng = keyed_generator(config.seed, "rate", *batch.keys)
-            rate = model(images, rng).latent.rate
-            positions = math.prod(model.grid) if isinstance(model, Autoencoder) else 0
-            tally.nats += math.nan if rate is None else float(rate) * positions * len(chosen)
-    for name, codes in arrays.items():
-        counts = torch.bincount(codes.flatten(), minlength=model.vocabularies()[name])
-        tally.counts[name] = tally.counts.get(name, torch.zeros_like(counts)) + counts
-        tally.positions[name] = codes[0].numel()
-    real, drawn = to_bytes(images), to_bytes(back)
-    tally.pictures += len(chosen)
-    tally.psnr.append(psnr(drawn, real))
-    tally.ssim.append(ssim(drawn, real))
-    if network is not None:
-        tally.originals.append(network(real))
-        tally.reconstructions.append(network(drawn))
-    left = max(config.shown - len(tally.cells), 0)
-    tally.cells += [
-        GridCell([[a.clone(), b.clone()]], caption)
-        for caption, a, b in list(zip(batch.captions, real, drawn, strict=True))[:left]
-    ]
-
-
-def report(
-    config: ReconstructionEvaluation,
-    model: Model,
-    dataset: Dataset,
-    network: FeatureNetwork | None,
-    arithmetic: AutocastPolicy,
-    tally: Accumulator,
-) -> dict[str, Any]:
-    """The tree of evaluation.json."""
-    described = store.describe(config.autoencoder)
-    pixels = model.image_size**2
-    tree: dict[str, Any] = {
-        "name": config.name,
-        "kind": "reconstruction",
-        "protocol": {
-            "autoencoder": {"kind": described.config.kind, "digest": described.digest},
-            "pictures": {
-                **config.pictures.model_dump(mode="json", exclude={"cache"}),
-                "images": tally.pictures,
-                "image_size": model.image_size,
-                "fingerprint": dataset.manifest.fingerprint,
-            },
-            "psnr": PSNR_DEFINITION,
-            "ssim": SSIM_DEFINITION,
-            "latent": "hard codes" if tally.counts else "without noise",
-            "precision": arithmetic.name,
-            "seed": config.seed,
-            "features": None if network is None else network.protocol(),
-            "intervals": "95% over pictures, bootstrap",
-        },
-        "psnr": mean(torch.cat(tally.psnr), config.seed, "psnr").to_json(),
-        "ssim": mean(torch.cat(tally.ssim), config.seed, "ssim").to_json(),
-    }
-    if network is not None:
-        ours, real = (fid.fit(torch.cat(each)) for each in (tally.reconstructions, tally.originals))
-        tree[f"reconstruction_{network.metric}"] = {
-            "value": fid.frechet_distance(ours, real),
-            "images": ours.n,
-            "dimensions": network.dimensions,
-            "against": "the originals of the same pictures",
-            "caution": fid.caution(ours, real),
-        }
-    if tally.counts:
-        tree["codebooks"] = {
-            name: codebook(counts, tally.positions[name], pixels)
-            for name, counts in tally.counts.items()
-        }
-        tree["bits_per_pixel"] = sum(each["bits_per_pixel"] for each in tree["codebooks"].values())
-    elif not math.isnan(tally.nats):
-        tree["bits_per_pixel"] = tally.nats / tally.pictures / math.log(2) / pixels
-        tree["protocol"]["bits_per_pixel"] = "divergence from the standard normal prior"
-    return tree
-
-
-def codebook(counts: Tensor, positions: int, pixels: int) -> dict[str, float | int]:
-    """Use of one codebook, and what its codes cost without a model of them."""
-    bits = math.log2(len(counts))
-    used = float(perplexity(counts))
-    return {
-        "codes": len(counts),
-        "used": int((counts > 0).sum()),
-        "perplexity": used,
-        "positions": positions,
-        "bits_per_pixel": bits * positions / pixels,
-        "entropy_bits_per_pixel": math.log2(used) * positions / pixels,
-    }
+def codebook_metrics(totals: Accumulator, pixels: int) -> dict[str, Mapping[str, Metric]]:
+    """Size, use and rate of every codebook; the rate without a model of the codes, and with one
+    of their frequencies alone.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, counts in totals.counts.items():
+        used = float(perplexity(counts))
+        positions = int(counts.sum()) // totals.images
+        for metric, value in {
+            "codebook_size": len(counts),
+            "codes_used": int((counts > 0).sum()),
+            "code_perplexity": used,
+            "code_positions": positions,
+            "bits_per_pixel": math.log2(len(counts)) * positions / pixels,
+            "entropy_bits_per_pixel": math.log2(used) * positions / pixels,
+        }.items():
+            rows.setdefault(metric, {})[name] = value
+    rows["bits_per_pixel"]["total"] = sum(rows["bits_per_pixel"].values())
+    return dict(rows)
 
 
 def mean(values: Tensor, seed: int, label: str) -> Score:
-    """Mean over pictures; pictures that came back exactly have no finite PSNR and count as 100."""
+    """Mean over images; equal images have no finite PSNR and count as 100."""
     return bootstrap_mean(values.clamp(max=100.0), keyed_generator(seed, "bootstrap", label))
-
-
-def to_markdown(tree: Mapping[str, Any]) -> str:
-    """A summary for people."""
-    psnr_score, ssim_score = tree["psnr"], tree["ssim"]
-    count = tree["protocol"]["pictures"]["images"]
-    lines = [
-        f"# {tree['name']} ({tree['protocol']['autoencoder']['kind']}), {count} pictures",
-        "",
-        f"- PSNR {psnr_score['value']:.2f} dB [{psnr_score['low']:.2f}, {psnr_score['high']:.2f}]",
-        f"- SSIM {ssim_score['value']:.4f} [{ssim_score['low']:.4f}, {ssim_score['high']:.4f}]",
-    ]
-    for name, value in tree.items():
-        if name.startswith("reconstruction_"):
-            note = f" Caution: {value['caution']}." if value["caution"] else ""
-            lines.append(f"- {name}: {value['value']:.3f}.{note}")
-    for name, book in tree.get("codebooks", {}).items():
-        lines.append(
-            f"- {name}: {book['used']} of {book['codes']} codes used, perplexity "
-            f"{book['perplexity']:.1f}"
-        )
-    if "bits_per_pixel" in tree:
-        lines.append(f"- {tree['bits_per_pixel']:.4f} bits per pixel")
-    return "\n".join(lines) + "\n"

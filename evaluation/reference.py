@@ -1,4 +1,4 @@
-"""The real images that samples are judged against: all pictures of one split."""
+"""The real images of one split, with which samples are compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,27 +13,28 @@ from mezzotint.common.errors import UserError
 
 @dataclass(frozen=True)
 class Reference:
-    """Keys, captions and pictures (N, H, W, 3) uint8 of one split, and which were held out."""
+    """Keys, captions and images (N, H, W, 3) uint8 of one split."""
 
     held_out: str
-    """Name of the split, and of the part that its test pictures form."""
+    """Name of the split, and of the part that its test images form."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
-    pictures: Tensor
+    images: Tensor
     parts: tuple[str, ...]
+    """`held_out` or `train`, one per image."""
     fingerprint: str
 
     def indices(self, part: str) -> list[int]:
-        """Places of the pictures of one part: `held_out` or `train`."""
+        """Of the images of one part: `held_out` or `train`."""
         return [index for index, name in enumerate(self.parts) if name == part]
 
-    def captions_of_identical_pictures(self) -> list[frozenset[str]]:
-        """For every picture the captions of all pictures equal to it pixel by pixel."""
-        contents = [picture.numpy().tobytes() for picture in self.pictures]
-        together: dict[bytes, set[str]] = {}
+    def captions_of_identical_images(self) -> list[frozenset[str]]:
+        """For every image the captions of all images equal to it pixel by pixel."""
+        contents = [image.numpy().tobytes() for image in self.images]
+        captions: dict[bytes, set[str]] = {}
         for content, caption in zip(contents, self.captions, strict=True):
-            together.setdefault(content, set()).add(caption)
-        return [frozenset(together[content]) for content in contents]
+            captions.setdefault(content, set()).add(caption)
+        return [frozenset(captions[content]) for content in contents]
 
 
 def load(
@@ -42,35 +43,33 @@ def load(
     """Read both parts of the split at the size of the samples.
 
     Raises:
-        UserError: the set, the split or a picture cannot be read.
-        UserError: the split is called `train`, or holds no test pictures.
+        UserError: the set, the split or an image cannot be read.
+        UserError: the split is called `train`, or holds no test images.
     """
     if config.split == "train":
         raise UserError("reference.split: 'train' is the name of a part; rename the split")
-    tests = open_dataset(config.part_of("test", image_size))
-    trains = open_dataset(config.part_of("train", image_size))
-    if len(tests) == 0:
+    test = open_dataset(config.data_config("test", image_size))
+    train = open_dataset(config.data_config("train", image_size))
+    if len(test) == 0:
         raise UserError(f"reference.split: {config.split} of {config.url} has no test part")
-    total = len(tests) + len(trains)
-    tell = progress or (lambda done, total: None)
-    held_out = _pictures(tests, lambda done: tell(done, total))
-    training = _pictures(trains, lambda done: tell(len(tests) + done, total))
+    images = []
+    for dataset in (test, train):
+        for index in range(len(dataset)):
+            images.append(_image(dataset, index))
+            if progress is not None:
+                progress(len(images), len(test) + len(train))
     return Reference(
         held_out=config.split,
-        keys=(*tests.keys(), *trains.keys()),
-        captions=(*tests.captions(), *trains.captions()),
-        pictures=torch.cat([held_out, training]),
-        parts=(config.split,) * len(tests) + ("train",) * len(trains),
-        fingerprint=tests.manifest.fingerprint,
+        keys=(*test.keys(), *train.keys()),
+        captions=(*test.captions(), *train.captions()),
+        images=torch.stack(images),
+        parts=(config.split,) * len(test) + ("train",) * len(train),
+        fingerprint=test.manifest.fingerprint,
     )
 
 
-def _pictures(dataset: Dataset, progress: Callable[[int], None]) -> Tensor:
-    pictures = []
-    for index in range(len(dataset)):
-        image = dataset.sample(index).image
-        if image is None:
-            raise UserError(f"{dataset.config.url}: holds no images; set reference.url")
-        pictures.append(torch.tensor(image))
-        progress(index + 1)
-    return torch.stack(pictures)
+def _image(dataset: Dataset, index: int) -> Tensor:
+    image = dataset.sample(index).image
+    if image is None:
+        raise UserError(f"{dataset.config.url}: holds no images; set reference.url")
+    return torch.tensor(image, device="cpu")

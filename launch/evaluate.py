@@ -1,29 +1,21 @@
-"""Evaluation files: of a system that draws, of an autoencoder, or of a model of classes."""
+"""`mezzotint evaluate`: run the evaluation that a file describes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
-from evaluation.classes import evaluate_classes
-from evaluation.config import (
-    AnyEvaluation,
-    ClassEvaluation,
-    EvaluationConfig,
-    ReconstructionEvaluation,
-)
-from evaluation.reconstruction import evaluate_reconstruction
-from evaluation.text_to_image import Progress, evaluate
+from evaluation.config import EvaluationConfig
+from evaluation.evaluate import evaluate
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
 from trainer.recipe import apply_override, explain, read_tree
 
-EVALUATION: TypeAdapter[AnyEvaluation] = TypeAdapter(AnyEvaluation)
+EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
 
 
-def judge_file(path: Path, overrides: Sequence[str], out: Path) -> None:
-    """Run the evaluation that a file describes; one that names an `autoencoder` judges that.
+def evaluate_file(path: Path, overrides: Sequence[str], out: Path) -> None:
+    """Run the evaluation of a YAML file with dotted overrides.
 
     Raises:
         UserError: an unreadable file, or an unknown key or impossible value.
@@ -32,21 +24,8 @@ def judge_file(path: Path, overrides: Sequence[str], out: Path) -> None:
     for override in overrides:
         apply_override(tree, override)
     try:
-        loaded = EVALUATION.validate_python(tree)
+        config = EVALUATION.validate_python(tree)
     except ValidationError as error:
         raise UserError(explain(error, str(path), tree)) from error
     with Reporter(out) as reporter:
-        judge(loaded, out, reporter.report)
-
-
-def judge(evaluation: AnyEvaluation, out: Path, progress: Progress) -> None:
-    """Run one evaluation; leaves `evaluation.json` in `out`, whatever is judged."""
-    match evaluation:
-        case ReconstructionEvaluation():
-            evaluate_reconstruction(evaluation, out, progress)
-        case ClassEvaluation():
-            evaluate_classes(evaluation, out, progress)
-        case EvaluationConfig():
-            evaluate(evaluation, out, progress)
-        case _:
-            assert_never(evaluation)
+        evaluate(config, out, reporter.report)

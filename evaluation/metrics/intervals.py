@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,16 +13,12 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Score:
-    """A value, its 95% interval [low, high], and the number n of captions behind it."""
+    """A value, its 95% interval [low, high], and the number n of samples it rests on."""
 
     value: float
     low: float
     high: float
     n: int
-
-    def to_json(self) -> dict[str, float | int]:
-        """Plain numbers for evaluation.json."""
-        return asdict(self)
 
 
 def wilson(successes: float, n: int) -> Score:
@@ -36,18 +32,18 @@ def wilson(successes: float, n: int) -> Score:
     """
     if n <= 0 or not 0.0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: need 0 <= successes <= n and n > 0")
-    share = successes / n
+    value = successes / n
     shrink = 1.0 + Z95**2 / n
-    centre = (share + Z95**2 / (2 * n)) / shrink
-    half = Z95 / shrink * math.sqrt(share * (1.0 - share) / n + Z95**2 / (4 * n**2))
-    # At the two ends the interval touches its end exactly; rounding must not say otherwise.
+    centre = (value + Z95**2 / (2 * n)) / shrink
+    half = Z95 / shrink * math.sqrt(value * (1.0 - value) / n + Z95**2 / (4 * n**2))
+    # At the two ends the interval touches its end exactly; whatever the rounding.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
-    return Score(value=share, low=low, high=high, n=n)
+    return Score(value=value, low=low, high=high, n=n)
 
 
 def proportion(hits: Sequence[float]) -> Score:
-    """Share of successes with Wilson's interval; one value in [0, 1] per caption."""
+    """Proportion of successes with Wilson's interval; one value in [0, 1] per caption."""
     return wilson(math.fsum(hits), len(hits))
 
 
@@ -57,7 +53,8 @@ def bootstrap_mean(values: Tensor, rng: torch.Generator, resamples: int = 2000) 
     if n == 0:
         raise ValueError("cannot average no values at all")
     exact = values.double()
-    picks = torch.randint(n, (resamples, n), generator=rng)
-    means = exact[picks].mean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    indices = torch.randint(n, (resamples, n), generator=rng, device=rng.device)
+    means = exact[indices].mean(dim=1)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64, device=means.device)
+    low, high = torch.quantile(means, ends).tolist()
     return Score(value=exact.mean().item(), low=low, high=high, n=n)

@@ -1,4 +1,4 @@
-"""A linear classifier of features: an independent judge of what pictures show."""
+"""A linear classifier of features, independent of the model whose images it classifies."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class LinearProbe:
 
     mean: Tensor
     """(D,)."""
-    deviation: Tensor
+    std: Tensor
     """(D,)."""
     weight: Tensor
     """(K, D)."""
@@ -36,24 +36,26 @@ class LinearProbe:
         if len(counts) > classes or int(counts.min()) == 0:
             raise ValueError(f"need samples of each of {classes} classes, got {counts.tolist()}")
         exact = features.double()
-        mean, deviation = exact.mean(dim=0), exact.std(dim=0).clamp(min=1e-6)
-        plain = (exact - mean) / deviation
-        share = (len(labels) / classes / counts.double())[labels] / len(labels)
-        weight = torch.zeros(classes, exact.shape[1], dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+        mean, std = exact.mean(dim=0), exact.std(dim=0).clamp(min=1e-6)
+        normalized = (exact - mean) / std
+        sample_weight = (len(labels) / classes / counts.double())[labels] / len(labels)
+        weight = torch.zeros(
+            classes, exact.shape[1], dtype=torch.float64, device=exact.device, requires_grad=True
+        )
+        bias = torch.zeros(classes, dtype=torch.float64, device=exact.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            errors = F.cross_entropy(F.linear(plain, weight, bias), labels, reduction="none")
-            value = (share * errors).sum() + penalty / 2 * weight.square().sum()
+            errors = F.cross_entropy(F.linear(normalized, weight, bias), labels, reduction="none")
+            value = (sample_weight * errors).sum() + penalty / 2 * weight.square().sum()
             torch.autograd.backward(value)
             return value.detach()
 
         optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type, unused-ignore]
-        return cls(mean, deviation, weight.detach(), bias.detach())
+        return cls(mean, std, weight.detach(), bias.detach())
 
     def __call__(self, features: Tensor) -> Tensor:
         """The class (N,) of features (N, D)."""
-        plain = (features.double() - self.mean) / self.deviation
-        return F.linear(plain, self.weight, self.bias).argmax(dim=1)
+        normalized = (features.double() - self.mean) / self.std
+        return F.linear(normalized, self.weight, self.bias).argmax(dim=1)

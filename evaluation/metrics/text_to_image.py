@@ -1,4 +1,4 @@
-"""From a sample set and the real images to scores."""
+"""The metrics of images generated for captions, each with its baselines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evaluation.metrics import fid
-from evaluation.metrics.clip_score import clip_scores, distractors, retrieves, shuffled
+from evaluation.metrics import best_of_n, fid
+from evaluation.metrics.clip_retrieval import distractors, retrieves
+from evaluation.metrics.clip_score import clip_scores, shuffled
 from evaluation.metrics.exact_match import Candidates, nearest
 from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean, proportion
-from evaluation.metrics.reranking import rerank
 from evaluation.reference import Reference
-from evaluation.report import ClipScores, Frechet, Reranked, Scores
+from evaluation.result import Metrics
 from evaluation.samples import SampleSet
 from mezzotint.common.keyed_random import keyed_generator
 
 
 class Embedder(Protocol):
-    """A CLIP model as judged with: unit-norm embeddings (n, D) of pictures and of captions."""
+    """A CLIP model: unit-norm embeddings (n, D) of images and of captions."""
 
     def images(self, pictures: Tensor) -> Tensor:
         """Embed (n, H, W, 3) uint8."""
@@ -31,8 +32,152 @@ class Embedder(Protocol):
         ...
 
     def protocol(self) -> Mapping[str, str]:
-        """Which CLIP model this is, with its hash."""
+        """Which CLIP model this is, with its digest."""
         ...
+
+
+@dataclass(frozen=True)
+class ExactMatches:
+    """Exact matches of the chosen images (R,) and of all candidates (R, N), and the baselines."""
+
+    chosen: Tensor
+    candidates: Tensor
+    real_images: Tensor
+    """Of the chosen images, against undistorted real images."""
+    shuffled_captions: Tensor
+    nearest: tuple[str, ...]
+    """Per prompt the caption of the nearest real image; the prompt's own where that is right."""
+    distinct_images: int
+    against_reconstructions: bool
+    """Whether the real images are compared with as the system can reconstruct them."""
+
+
+def match_exactly(
+    samples: SampleSet,
+    reference: Reference,
+    reconstruct: Callable[[Tensor], Tensor | None],
+    seed: int,
+) -> ExactMatches:
+    """Exact match against real images as the system could generate them, and as they are."""
+    real = Candidates.of(reference.images, reference.captions)
+    reconstructed = reconstruct(reference.images)
+    targets = real if reconstructed is None else Candidates.of(reconstructed, reference.captions)
+
+    def hits(images: Tensor, captions: Sequence[str], candidates: Candidates) -> Tensor:
+        matches = nearest(images, captions, candidates)
+        return torch.tensor([match.exact for match in matches], device="cpu")
+
+    chosen, captions = samples.chosen, samples.captions
+    matches = nearest(chosen, captions, targets)
+    prompts, count = samples.candidates.shape[:2]
+    repeated = [caption for caption in captions for _ in range(count)]
+    return ExactMatches(
+        chosen=torch.tensor([match.exact for match in matches], device="cpu"),
+        candidates=hits(samples.candidates.flatten(0, 1), repeated, targets).view(prompts, count),
+        real_images=hits(chosen, captions, real),
+        shuffled_captions=hits(chosen, shuffled_captions(samples, seed), targets),
+        nearest=tuple(
+            caption if match.exact else min(targets.captions[match.candidate])
+            for caption, match in zip(captions, matches, strict=True)
+        ),
+        distinct_images=len(targets.captions),
+        against_reconstructions=reconstructed is not None,
+    )
+
+
+def exact_match_metrics(samples: SampleSet, matches: ExactMatches) -> Metrics:
+    """Proportion of samples whose nearest real image belongs to their own caption."""
+    return {
+        "exact_match": proportions(samples, matches.chosen),
+        "exact_match_real_images": proportions(samples, matches.real_images),
+        "exact_match_shuffled_captions": proportions(samples, matches.shuffled_captions),
+    }
+
+
+def clip_metrics(
+    samples: SampleSet, reference: Reference, clip: Embedder, *, choices: int, seed: int
+) -> Metrics:
+    """CLIP scores, and retrieval of the own caption among `choices` captions, the own included.
+
+    The score under shuffled captions is what an image of anything gets; that of the real images is
+    what the CLIP model gives to perfect samples.
+    """
+    texts = clip.texts(reference.captions)
+    index_of = {key: index for index, key in enumerate(reference.keys)}
+    own = [index_of[prompt.key] for prompt in samples.prompts]
+    generated = clip.images(samples.chosen)
+    real = clip.images(reference.images[own])
+    other = clip.texts(shuffled_captions(samples, seed))
+    identical = reference.captions_of_identical_images()
+    wrong = {
+        index: distractors(
+            reference.captions[index], reference.captions, identical[index], choices - 1, seed
+        )
+        for index in set(own)
+    }
+
+    def retrieved(images: Tensor) -> Tensor:
+        hits = [
+            retrieves(image, texts[index], texts[wrong[index]])
+            for image, index in zip(images, own, strict=True)
+        ]
+        return torch.tensor(hits, device="cpu")
+
+    return {
+        "clip_score": means(samples, clip_scores(generated, texts[own]), seed),
+        "clip_score_shuffled_captions": means(samples, clip_scores(generated, other), seed),
+        "clip_score_real_images": means(samples, clip_scores(real, texts[own]), seed),
+        "clip_retrieval": proportions(samples, retrieved(generated)),
+        "clip_retrieval_real_images": proportions(samples, retrieved(real)),
+    }
+
+
+def frechet_metrics(
+    samples: SampleSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metrics:
+    """Distance of the held-out samples to the held-out real images, and a baseline.
+
+    The baseline `real_train` is the distance of as many real training images to the same images:
+    what a system that copied training images would get.
+    """
+    rows = samples.indices(reference.held_out)
+    test, train = reference.indices(reference.held_out), reference.indices("train")
+    order = torch.randperm(len(train), generator=keyed_generator(seed, "real_train"), device="cpu")
+    copies = [train[index] for index in order[: len(rows)].tolist()]
+    if min(len(rows), len(test), len(copies)) < 2:
+        return {}
+    images = torch.cat([samples.chosen[rows], reference.images[copies], reference.images[test]])
+    features = network(images, progress=progress)
+    generated, copied, real = torch.split(features, [len(rows), len(copies), len(test)])
+    target = fid.fit(real)
+    return {
+        network.metric: {
+            reference.held_out: FrechetDistance.between(generated, target),
+            "real_train": FrechetDistance.between(copied, target),
+        }
+    }
+
+
+def best_of_n_metrics(samples: SampleSet, matches: ExactMatches, part: str, seed: int) -> Metrics:
+    """Exact match and CLIP score of the best of 1, 2, 4, ... candidates by the ranker's score.
+
+    Means over all subsets of the candidates; empty if candidates were not ranked.
+    """
+    scores = samples.scores
+    if scores is None or samples.candidates.shape[1] < 2 or not samples.indices(part):
+        return {}
+    exact, score = dict[str, Score](), dict[str, Score]()
+    for size in best_of_n.sizes(scores.shape[1]):
+        hits = best_of_n.expected_best(matches.candidates, scores, size)
+        exact[str(size)] = proportion(per_caption(samples, part, hits).clamp(0.0, 1.0).tolist())
+        best = 100.0 * best_of_n.expected_best(scores, scores, size)
+        rng = keyed_generator(seed, "reranking")
+        score[str(size)] = bootstrap_mean(per_caption(samples, part, best), rng)
+    return {"exact_match_best_of_n": exact, "clip_score_best_of_n": score}
 
 
 def per_caption(samples: SampleSet, part: str, values: Tensor) -> Tensor:
@@ -41,192 +186,35 @@ def per_caption(samples: SampleSet, part: str, values: Tensor) -> Tensor:
     Samples of one caption are not independent, so captions are what intervals count.
     """
     groups: dict[str, list[float]] = {}
-    for index in samples.of(part):
-        groups.setdefault(samples.rows[index].key, []).append(float(values[index]))
-    return torch.tensor([sum(group) / len(group) for group in groups.values()]).double()
+    for index in samples.indices(part):
+        groups.setdefault(samples.prompts[index].key, []).append(float(values[index]))
+    averages = [sum(group) / len(group) for group in groups.values()]
+    return torch.tensor(averages, dtype=torch.float64, device="cpu")
 
 
-def shares(samples: SampleSet, hits: Tensor) -> Scores:
+def proportions(samples: SampleSet, hits: Tensor) -> dict[str, Score]:
     """Proportion of hits (R,) per part, with Wilson's interval over captions."""
-    parts = dict.fromkeys(row.part for row in samples.rows)
-    return {part: proportion(per_caption(samples, part, hits).tolist()) for part in parts}
+    return {part: proportion(per_caption(samples, part, hits).tolist()) for part in samples.parts}
 
 
-def means(samples: SampleSet, values: Tensor, seed: int) -> Scores:
+def means(samples: SampleSet, values: Tensor, seed: int) -> dict[str, Score]:
     """Mean of values (R,) per part, with the bootstrap's interval over captions."""
-    parts = dict.fromkeys(row.part for row in samples.rows)
     return {
         part: bootstrap_mean(
             per_caption(samples, part, values), keyed_generator(seed, "bootstrap", part)
         )
-        for part in parts
+        for part in samples.parts
     }
 
 
-def other_captions(samples: SampleSet, seed: int) -> list[str]:
-    """For every row the caption of another row of its part: the shuffled-caption baseline."""
-    captions = [row.caption for row in samples.rows]
-    result = list(captions)
-    for part in dict.fromkeys(row.part for row in samples.rows):
-        rows = samples.of(part)
-        own = list(dict.fromkeys(captions[index] for index in rows))
+def shuffled_captions(samples: SampleSet, seed: int) -> list[str]:
+    """For every prompt the caption of another prompt of its part."""
+    result = samples.captions
+    for part in samples.parts:
+        indices = samples.indices(part)
+        own = list(dict.fromkeys(samples.prompts[index].caption for index in indices))
         partner = shuffled(own, keyed_generator(seed, "shuffled", part))
-        swap = {caption: own[partner[place]] for place, caption in enumerate(own)}
-        for index in rows:
-            result[index] = swap[captions[index]]
+        other = {caption: own[partner[index]] for index, caption in enumerate(own)}
+        for index in indices:
+            result[index] = other[result[index]]
     return result
-
-
-@dataclass(frozen=True)
-class ExactMatches:
-    """Hits of the chosen samples (R,), of all candidates (R, N), and the two comparisons."""
-
-    chosen: Tensor
-    every: Tensor
-    real_images: Tensor
-    shuffled_captions: Tensor
-    nearest: tuple[str, ...]
-    """Per row the caption of the nearest candidate; the row's own one where that is right too."""
-    distinct_candidates: int
-    reconstructs: bool
-    """Whether the candidates are what the system makes of the real images."""
-
-
-def exact_matches(
-    samples: SampleSet,
-    reference: Reference,
-    reconstruct: Callable[[Tensor], Tensor | None],
-    seed: int,
-) -> ExactMatches:
-    """Exact match against the candidates as the system could draw them, and as they are."""
-    real = Candidates.of(reference.pictures, reference.captions)
-    redrawn = reconstruct(reference.pictures)
-    drawable = real if redrawn is None else Candidates.of(redrawn, reference.captions)
-    captions = [row.caption for row in samples.rows]
-
-    def hits(pictures: Tensor, asked: Sequence[str], candidates: Candidates) -> Tensor:
-        return torch.tensor([match.exact for match in nearest(pictures, asked, candidates)])
-
-    matches = nearest(samples.chosen, captions, drawable)
-
-    rows, count = samples.pictures.shape[:2]
-    asked = [caption for caption in captions for _ in range(count)]
-    every = hits(samples.pictures.flatten(0, 1), asked, drawable).view(rows, count)
-    chosen = samples.chosen
-    return ExactMatches(
-        chosen=torch.tensor([match.exact for match in matches]),
-        every=every,
-        real_images=hits(chosen, captions, real),
-        shuffled_captions=hits(chosen, other_captions(samples, seed), drawable),
-        nearest=tuple(
-            caption if match.exact else min(drawable.captions[match.candidate])
-            for caption, match in zip(captions, matches, strict=True)
-        ),
-        distinct_candidates=len(drawable.captions),
-        reconstructs=redrawn is not None,
-    )
-
-
-@dataclass(frozen=True)
-class ClipJudgement:
-    """CLIP scores, and retrieval of the own caption by samples and by real images."""
-
-    scores: ClipScores
-    retrieval: Scores
-    retrieval_real_images: Scores
-
-
-def clip_judgement(
-    samples: SampleSet, reference: Reference, clip: Embedder, *, choices: int, seed: int
-) -> ClipJudgement:
-    """Judge the chosen samples; retrieval is among `choices` captions, the own one included."""
-    texts = clip.texts(reference.captions)
-    place = {key: index for index, key in enumerate(reference.keys)}
-    own = [place[row.key] for row in samples.rows]
-    drawn = clip.images(samples.chosen)
-    real = clip.images(reference.pictures[own])
-    other = clip.texts(other_captions(samples, seed))
-
-    twins = reference.captions_of_identical_pictures()
-    questions = {
-        index: distractors(
-            reference.captions[index], reference.captions, twins[index], choices - 1, seed
-        )
-        for index in set(own)
-    }
-
-    def retrieved(images: Tensor) -> Tensor:
-        return torch.tensor(
-            [
-                retrieves(image, texts[index], texts[questions[index]])
-                for image, index in zip(images, own, strict=True)
-            ]
-        )
-
-    return ClipJudgement(
-        scores=ClipScores(
-            samples=means(samples, clip_scores(drawn, texts[own]), seed),
-            shuffled_captions=means(samples, clip_scores(drawn, other), seed),
-            real_images=means(samples, clip_scores(real, texts[own]), seed),
-        ),
-        retrieval=shares(samples, retrieved(drawn)),
-        retrieval_real_images=shares(samples, retrieved(real)),
-    )
-
-
-def frechet(
-    samples: SampleSet,
-    reference: Reference,
-    network: FeatureNetwork,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Frechet]:
-    """Distance of the held-out samples to the held-out real images, and a scale for it.
-
-    The scale, `real_train`, is the distance of as many real training images to the same set: what
-    a system that copied training images would get.
-    """
-    rows = samples.of(reference.held_out)
-    test, train = reference.indices(reference.held_out), reference.indices("train")
-    order = torch.randperm(len(train), generator=keyed_generator(seed, "real_train")).tolist()
-    control = [train[index] for index in order[: len(rows)]]
-    if min(len(rows), len(test), len(control)) < 2:
-        return {}
-    pictures = torch.cat(
-        [samples.chosen[rows], reference.pictures[control], reference.pictures[test]]
-    )
-    features = network(pictures, progress=progress)
-    drawn, copied, real = torch.split(features, [len(rows), len(control), len(test)])
-    target = fid.fit(real)
-
-    def distance(part: Tensor) -> Frechet:
-        gaussian = fid.fit(part)
-        return Frechet(
-            value=fid.frechet_distance(gaussian, target),
-            images=gaussian.n,
-            reference_images=target.n,
-            dimensions=network.dimensions,
-            against=f"test part of split {reference.held_out}",
-            caution=fid.caution(gaussian, target),
-        )
-
-    return {"samples": distance(drawn), "real_train": distance(copied)}
-
-
-def reranked(samples: SampleSet, exact: Tensor, part: str, seed: int) -> list[Reranked]:
-    """Best of 1, 2, 4, ... on one part; nothing if candidates were not ranked."""
-    if samples.scores is None or samples.pictures.shape[1] < 2 or not samples.of(part):
-        return []
-
-    def mean(values: Tensor) -> Score:
-        rng = keyed_generator(seed, "reranking")
-        return bootstrap_mean(per_caption(samples, part, values), rng)
-
-    return [
-        Reranked(
-            best_of=rung.best_of,
-            exact_match=proportion(per_caption(samples, part, rung.exact).clamp(0.0, 1.0).tolist()),
-            clip_score=mean(100.0 * rung.score),
-        )
-        for rung in rerank(exact, samples.scores)
-    ]

@@ -150,7 +150,7 @@ def check(
 
 
 @app.command(
-    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/judged limit.test=50[/]"
+    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/scores limit.test=50[/]"
 )
 def evaluate(
     config: Annotated[Path, typer.Argument(help="An evaluation, one YAML file.")],
@@ -159,11 +159,11 @@ def evaluate(
         "runs/evaluation"
     ),
 ) -> None:
-    """Judge a system, or an autoencoder, from its model directories."""
-    from launch.evaluate import judge_file
+    """Evaluate a text-to-image system, an autoencoder or a class-conditional model."""
+    from launch.evaluate import evaluate_file
 
-    judge_file(config, overrides or [], out)
-    typer.echo(f"{out / 'evaluation.json'}: the scores")
+    evaluate_file(config, overrides or [], out)
+    typer.echo(f"{out / 'evaluation.json'}: metrics")
 
 
 @app.command(epilog="Example:  [bold]mezzotint dashboard --port 5001[/]")

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.config import DataConfig
-from evaluation.config import AnyEvaluation
+from evaluation.config import EvaluationConfig
 from mezzotint.common.errors import UserError
 from trainer.recipe import Recipe, apply_override, explain, flatten, read_tree
 from trainer.recipe import load as load_recipe
@@ -62,10 +62,10 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
 
 
 class EvaluateStage(_BaseStage, frozen=True, extra="forbid"):
-    """Evaluate a system or an autoencoder; writes `evaluation.json`, samples and grids."""
+    """Evaluate models; writes `evaluation.json`, `report.md` and image grids."""
 
     kind: Literal["evaluate"]
-    evaluation: AnyEvaluation
+    evaluation: EvaluationConfig
 
 
 class PageStage(_BaseStage, frozen=True, extra="forbid"):

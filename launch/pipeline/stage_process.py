@@ -1,6 +1,5 @@
 """One stage of a pipeline in its own process: run it, record it, track it."""
 
-import json
 import os
 import signal
 import threading
@@ -27,7 +26,6 @@ from launch.pipeline.tracking import mark_stage_started, update_status
 from launch.progress import Reporter
 from launch.train.local import is_main_process, tracking_from_environment, train
 from mezzotint.common.errors import UserError
-from trainer.recipe import flatten
 from trainer.run import RunDirectory
 from trainer.signals import PREEMPTED
 from trainer.tracking.run_log import RunInfo, Status, TrackingConfig
@@ -124,15 +122,11 @@ def final_status(error: BaseException) -> Status | None:
 
 
 def evaluation_metrics(directory: Path) -> dict[str, float]:
-    """The numbers of an evaluation, to be tracked as metrics; empty for other stages."""
-    path = directory / "evaluation.json"
-    if not path.is_file():
-        return {}
-    return {
-        key.replace(".", "/"): float(value)
-        for key, value in flatten(json.loads(path.read_text(encoding="utf-8"))).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    """The metrics of an evaluation, for the tracker; empty for other stages."""
+    from evaluation.result import FILE, EvaluationResult
+
+    path = directory / FILE
+    return EvaluationResult.read(path).numbers() if path.is_file() else {}
 
 
 def exit_with_parent() -> None:

@@ -1,6 +1,7 @@
 """What each kind of stage does."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import assert_never
 
@@ -14,6 +15,7 @@ from launch.pipeline.config import (
     stage_recipe,
 )
 from launch.progress import Reporter
+from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_bytes
 from trainer.tracking.run_log import TrackingConfig
 
@@ -89,18 +91,17 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Evaluate a system, an autoencoder or a classifier from its model directories."""
-    from evaluation.config import ReconstructionEvaluation
-    from launch.evaluate import judge
+    """Run one evaluation."""
+    from evaluation.evaluate import evaluate as run_evaluation
 
-    judge(stage.evaluation, directory, reporter.report)
-    if isinstance(stage.evaluation, ReconstructionEvaluation):
-        return {"evaluated": "reconstructions"}
-    return {"system": stage.evaluation.system.kind}
+    run_evaluation(stage.evaluation, directory, reporter.report)
+    return {"evaluation": stage.evaluation.kind.replace("_", " ")}
 
 
 def page(stage: PageStage, root: Path) -> dict[str, str]:
     """Write the result page of the pipeline run."""
+    if find_spec("matplotlib") is None:
+        raise UserError("page: needs matplotlib; run `pip install -c constraints.txt '.[eval]'`")
     from launch.pipeline.state import evaluation_files, stage_views
     from launch.report.html import write_page
 

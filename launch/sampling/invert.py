@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid
-from evaluation.metrics.image_similarity import psnr
+from evaluation.metrics.psnr import psnr
 from launch.progress import Reporter
 from launch.sampling.inputs import Pictures, pictures_of_files
 from launch.sampling.model_lookup import Target, target_of

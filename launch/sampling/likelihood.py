@@ -1,7 +1,7 @@
 """`mezzotint likelihood`: bits per dimension of a set's pictures under a diffusion model."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from evaluation.metrics.likelihood import Bits, Integration, bits_per_dimension
 from launch.progress import Reporter
@@ -31,7 +31,7 @@ class LikelihoodResult:
     def to_json(self) -> str:
         """The result with its protocol."""
         tree = {
-            "bits_per_dimension": self.bits.mean.to_json(),
+            "bits_per_dimension": asdict(self.bits.mean),
             "pictures": self.source,
             "protocol": dict(self.bits.protocol),
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_pipeline.config import LabelConfig
-from evaluation.config import EvaluationConfig
+from evaluation.config import TextToImageConfig
 from launch.pipeline.config import EvaluateStage, load_run_pipeline, resolve_stage
 from launch.status.lookup import suggest
 from mezzotint.common import storage
@@ -128,7 +128,7 @@ def systems_of(run: Path) -> Mapping[str, EvaluateStage]:
     return {
         key: stage
         for key, stage in load_run_pipeline(run).stages.items()
-        if isinstance(stage, EvaluateStage) and isinstance(stage.evaluation, EvaluationConfig)
+        if isinstance(stage, EvaluateStage) and isinstance(stage.evaluation, TextToImageConfig)
     }
 
 
@@ -147,5 +147,5 @@ def system_of(run: Path, name: str) -> SystemConfig:
         raise UserError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
     resolved = resolve_stage(load_run_pipeline(run), name, run)
     assert isinstance(resolved, EvaluateStage)
-    assert isinstance(resolved.evaluation, EvaluationConfig)
+    assert isinstance(resolved.evaluation, TextToImageConfig)
     return resolved.evaluation.system

@@ -1,4 +1,4 @@
-"""An autoencoder judged from its model directory, and the measures in closed form."""
+"""An autoencoder evaluated from its model directory, and the metrics in closed form."""
 
 import json
 import math
@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
-from evaluation.metrics.image_similarity import psnr, ssim
-from evaluation.reconstruction import ReconstructionEvaluation, evaluate_reconstruction
+from evaluation.config import ReconstructionConfig
+from evaluation.metrics.psnr import psnr
+from evaluation.metrics.ssim import ssim
+from evaluation.reconstruction import evaluate_reconstruction
+from evaluation.result import EvaluationResult
 from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -70,56 +73,60 @@ MODELS = {
 }
 
 
-def judged(tmp_path, model, **settings):
+def evaluated(tmp_path, model, **settings):
     torch.manual_seed(0)
     directory = tmp_path / "model"
     store.save(str(directory), model, model.build().state_dict(), card="tiny")
-    config = ReconstructionEvaluation(
+    config = ReconstructionConfig(
+        kind="reconstruction",
         name="tiny",
         autoencoder=str(directory),
-        pictures={"url": "data/emoji", "limit": 12},
+        images={"url": "data/emoji", "limit": 12},
         batch=5,
         precision="fp32",
         **settings,
     )
-    return evaluate_reconstruction(config, tmp_path / "out")
+    evaluate_reconstruction(config, tmp_path / "out")
+    return json.loads((tmp_path / "out" / "evaluation.json").read_text())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_autoencoder_is_judged_with_its_protocol(tmp_path, name):
-    tree = judged(tmp_path, MODELS[name], features=None)
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == tree
+def test_every_autoencoder_is_evaluated_with_its_protocol(tmp_path, name):
+    tree = evaluated(tmp_path, MODELS[name], features=None)
+    assert EvaluationResult.read(tmp_path / "out" / "evaluation.json").kind == "reconstruction"
     assert (tmp_path / "out" / "grid_reconstructions.png").is_file()
-    assert "PSNR" in (tmp_path / "out" / "report.md").read_text()
-    assert tree["psnr"]["n"] == tree["protocol"]["pictures"]["images"] == 12
-    assert tree["psnr"]["low"] <= tree["psnr"]["value"] <= tree["psnr"]["high"]
-    assert -1 <= tree["ssim"]["value"] <= 1
+    assert "| psnr | test |" in (tmp_path / "out" / "report.md").read_text()
+    psnr = tree["metrics"]["psnr"]["test"]
+    assert psnr["n"] == tree["protocol"]["images"]["images"] == 12
+    assert psnr["low"] <= psnr["value"] <= psnr["high"]
+    assert -1 <= tree["metrics"]["ssim"]["test"]["value"] <= 1
 
 
 def test_codes_have_a_rate_by_size_and_by_use(tmp_path):
-    tree = judged(tmp_path, MODELS["vqvae2"], features=None)
-    top, bottom = tree["codebooks"]["top"], tree["codebooks"]["bottom"]
-    assert (top["positions"], bottom["positions"]) == (4, 16)
-    assert top["bits_per_pixel"] == pytest.approx(4 * 4 / 256)
-    assert tree["bits_per_pixel"] == pytest.approx(20 * 4 / 256)
-    assert 1 <= bottom["perplexity"] <= bottom["used"] <= 16
-    assert bottom["entropy_bits_per_pixel"] <= bottom["bits_per_pixel"]
+    metrics = evaluated(tmp_path, MODELS["vqvae2"], features=None)["metrics"]
+    assert metrics["code_positions"] == {"top": 4, "bottom": 16}
+    assert metrics["bits_per_pixel"]["top"] == pytest.approx(4 * 4 / 256)
+    assert metrics["bits_per_pixel"]["total"] == pytest.approx(20 * 4 / 256)
+    assert 1 <= metrics["code_perplexity"]["bottom"] <= metrics["codes_used"]["bottom"] <= 16
+    assert metrics["codebook_size"]["bottom"] == 16
+    assert metrics["entropy_bits_per_pixel"]["bottom"] <= metrics["bits_per_pixel"]["bottom"]
 
 
 def test_gaussian_latents_have_the_rate_of_their_divergence_and_plain_ones_none(tmp_path):
-    tree = judged(tmp_path, MODELS["kl"], features=None)
-    assert tree["bits_per_pixel"] > 0
-    assert "codebooks" not in tree
-    assert "bits_per_pixel" not in judged(tmp_path / "plain", MODELS["ae"], features=None)
+    metrics = evaluated(tmp_path, MODELS["kl"], features=None)["metrics"]
+    assert metrics["bits_per_pixel"]["total"] > 0
+    assert "codebook_size" not in metrics
+    plain = evaluated(tmp_path / "plain", MODELS["ae"], features=None)["metrics"]
+    assert "bits_per_pixel" not in plain
 
 
 def test_the_reconstruction_distance_is_named_after_its_network(tmp_path):
-    tree = judged(tmp_path, MODELS["ae"])
-    distance = tree["reconstruction_fd_efficientnet_lite0"]
+    tree = evaluated(tmp_path, MODELS["ae"])
+    distance = tree["metrics"]["reconstruction_fd_efficientnet_lite0"]["test"]
     assert distance["value"] > 0
-    assert "12 images for 1280" in distance["caution"]
+    assert "12 images for 1280" in distance["sample_size_warning"]
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds a patch_discriminator; name an autoencoder"):
-        judged(tmp_path, PatchDiscriminatorConfig(width=8, layers=1), features=None)
+        evaluated(tmp_path, PatchDiscriminatorConfig(width=8, layers=1), features=None)

@@ -1,4 +1,4 @@
-"""Sample sets: what is asked, and what is on disk."""
+"""Sample sets: which prompts, and what is on disk."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation import samples
-from evaluation.samples import Row
+from evaluation.samples import EvaluationPrompt
 from mezzotint.common.errors import UserError
 from mezzotint.inference.generator import Drawn
 
@@ -29,17 +29,21 @@ class Dice:
         return {"kind": "dice"}
 
 
-ROWS = [Row("composition", f"k{index}", f"caption {index}", 0) for index in range(7)]
+PROMPTS = [
+    EvaluationPrompt("composition", f"k{index}", f"caption {index}", 0) for index in range(7)
+]
 
 
-def test_a_block_of_captions_is_drawn_the_same_wherever_it_stands():
-    whole = samples.draw(Dice(), ROWS, seed=0, batch=2)
-    later = samples.draw(Dice(), ROWS[2:4], seed=0, batch=2)
-    assert torch.equal(whole.pictures[2:4], later.pictures)
-    assert not torch.equal(whole.pictures, samples.draw(Dice(), ROWS, seed=1, batch=2).pictures)
+def test_a_block_of_captions_gives_the_same_images_wherever_it_stands():
+    whole = samples.generate(Dice(), PROMPTS, seed=0, batch=2)
+    later = samples.generate(Dice(), PROMPTS[2:4], seed=0, batch=2)
+    assert torch.equal(whole.candidates[2:4], later.candidates)
+    assert not torch.equal(
+        whole.candidates, samples.generate(Dice(), PROMPTS, seed=1, batch=2).candidates
+    )
 
 
-def test_a_larger_limit_asks_the_same_captions_and_some_more():
+def test_a_larger_limit_has_the_same_captions_and_some_more():
     keys = [f"key{index}" for index in range(50)]
     few, more = samples.choose(keys, 10, 0), samples.choose(keys, 20, 0)
     assert more[:10] == few
@@ -48,26 +52,26 @@ def test_a_larger_limit_asks_the_same_captions_and_some_more():
 
 
 def test_the_chosen_sample_is_the_best_ranked_candidate():
-    drawn = samples.draw(Dice(), ROWS, seed=0, batch=3)
-    for index, best in enumerate(drawn.scores.argmax(dim=1).tolist()):
-        assert torch.equal(drawn.chosen[index], drawn.pictures[index, best])
+    generated = samples.generate(Dice(), PROMPTS, seed=0, batch=3)
+    for index, best in enumerate(generated.scores.argmax(dim=1).tolist()):
+        assert torch.equal(generated.chosen[index], generated.candidates[index, best])
 
 
 def test_a_sample_set_reads_back_as_written(tmp_path):
-    drawn = samples.draw(Dice(), ROWS, seed=0, batch=3)
-    real = {row.key: torch.zeros(4, 4, 3, dtype=torch.uint8) for row in ROWS}
-    samples.write(drawn, tmp_path, real)
+    generated = samples.generate(Dice(), PROMPTS, seed=0, batch=3)
+    real = {prompt.key: torch.zeros(4, 4, 3, dtype=torch.uint8) for prompt in PROMPTS}
+    samples.write(generated, tmp_path, real)
     back = samples.read(tmp_path)
-    assert back.rows == drawn.rows
-    assert torch.equal(back.pictures, drawn.pictures)
-    assert torch.allclose(back.scores, drawn.scores, atol=1e-3)
+    assert back.prompts == generated.prompts
+    assert torch.equal(back.candidates, generated.candidates)
+    assert torch.allclose(back.scores, generated.scores, atol=1e-3)
 
 
 def test_keys_and_captions_never_become_file_names(tmp_path):
-    rows = [Row("train", "../../escape", "../../caption", 0)]
+    rows = [EvaluationPrompt("train", "../../escape", "../../caption", 0)]
     out = tmp_path / "deep" / "out"
     samples.write(
-        samples.draw(Dice(), rows, seed=0, batch=1),
+        samples.generate(Dice(), rows, seed=0, batch=1),
         out,
         {"../../escape": torch.zeros(4, 4, 3, dtype=torch.uint8)},
     )
@@ -77,17 +81,17 @@ def test_keys_and_captions_never_become_file_names(tmp_path):
     assert (entry["key"], entry["sample"]) == ("../../escape", "samples/000000.png")
 
 
-def test_a_missing_picture_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     samples.write(
-        samples.draw(Dice(), ROWS, seed=0, batch=3),
+        samples.generate(Dice(), PROMPTS, seed=0, batch=3),
         tmp_path,
-        {row.key: torch.zeros(4, 4, 3, dtype=torch.uint8) for row in ROWS},
+        {prompt.key: torch.zeros(4, 4, 3, dtype=torch.uint8) for prompt in PROMPTS},
     )
     (tmp_path / "candidates" / "000002.png").unlink()
     with pytest.raises(UserError, match="000002"):
         samples.read(tmp_path)
 
 
-def test_asking_nothing_is_refused():
+def test_no_prompts_are_refused():
     with pytest.raises(UserError, match="limit"):
-        samples.draw(Dice(), [], seed=0, batch=1)
+        samples.generate(Dice(), [], seed=0, batch=1)

@@ -1,4 +1,4 @@
-"""Both systems from model directories to evaluation.json, with untrained networks of a few kB."""
+"""Systems from model directories to evaluation.json, with untrained networks of a few kB."""
 
 import io
 import json
@@ -14,8 +14,8 @@ from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation import samples
-from evaluation.config import EvaluationConfig
-from evaluation.text_to_image import evaluate
+from evaluation.config import TextToImageConfig
+from evaluation.evaluate import evaluate
 from mezzotint.common.errors import UserError
 from mezzotint.inference.build import build_system
 from mezzotint.inference.images import from_bytes, to_bytes
@@ -39,7 +39,7 @@ CAPTIONS = [
 ]
 
 
-def picture(index):
+def image(index):
     rng = torch.Generator().manual_seed(index)
     pixels = torch.randint(0, 256, (16, 16, 3), generator=rng, dtype=torch.uint8)
     written = io.BytesIO()
@@ -67,12 +67,12 @@ def save(directory, config, tokenizer=None):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A shard set of 18 pictures and untrained model directories."""
+    """A shard set of 18 images and untrained model directories."""
     root = tmp_path_factory.mktemp("home")
     keys = [f"k{index:02d}" for index in range(len(CAPTIONS))]
     write_shards(
         [
-            RawSample(key, {"png": picture(index), "txt": caption.encode(), "json": b"{}"})
+            RawSample(key, {"png": image(index), "txt": caption.encode(), "json": b"{}"})
             for index, (key, caption) in enumerate(zip(keys, CAPTIONS, strict=True))
         ],
         str(root / "set"),
@@ -137,6 +137,7 @@ def system(home, kind):
 
 def configured(home, kind, **changes):
     tree = {
+        "kind": "text_to_image",
         "name": kind,
         "system": system(home, kind),
         "reference": {"url": str(home / "set")},
@@ -145,78 +146,86 @@ def configured(home, kind, **changes):
         "batch": 2,
         "retrieval_choices": 6,
     }
-    return EvaluationConfig.model_validate(tree | changes)
+    return TextToImageConfig.model_validate(tree | changes)
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     directory: Path
     tree: dict[str, Any]
     phases: set[str]
 
 
 @pytest.fixture(scope="module", params=["dalle", "hierarchy", "cascade"])
-def judged(request, home, tmp_path_factory):
-    """Each system, judged once."""
+def evaluated(request, home, tmp_path_factory):
+    """Each system, evaluated once."""
     out = tmp_path_factory.mktemp(request.param)
     phases = set()
     evaluate(configured(home, request.param), out, lambda phase, *_: phases.add(phase))
-    return Judged(out, json.loads((out / "evaluation.json").read_text()), phases)
+    return Evaluated(out, json.loads((out / "evaluation.json").read_text()), phases)
 
 
-def test_every_figure_comes_with_its_interval_and_number_of_captions(judged):
+def test_every_figure_comes_with_its_interval_and_number_of_captions(evaluated):
+    metrics = evaluated.tree["metrics"]
     for figure in ("exact_match", "clip_retrieval", "clip_score", "exact_match_real_images"):
         for part, count in (("composition", 4), ("train", 3)):
-            score = judged.tree[figure][part]
+            score = metrics[figure][part]
             assert score["low"] <= score["value"] <= score["high"]
             assert score["n"] == count
-    assert judged.tree["clip_score"]["shuffled_captions"].keys() == {"composition", "train"}
+    assert metrics["clip_score_shuffled_captions"].keys() == {"composition", "train"}
 
 
-def test_figures_name_the_networks_and_settings_behind_them(judged):
-    protocol = judged.tree["protocol"]
+def test_figures_name_the_networks_and_settings_behind_them(evaluated):
+    protocol = evaluated.tree["protocol"]
     assert protocol["images"] == {"composition": 4, "train": 3}
     assert protocol["features"]["weights_sha256"].startswith("579344248a93")
     assert protocol["reference"]["images"] == 18
     assert {"sampler", "steps", "guidance", "digests", "precision"} <= protocol["system"].keys()
     assert "Wilson" in protocol["intervals"]
-    assert len(judged.tree["clip_score"]["clip"]["digest"]) == 64
-    against = "real images" if judged.tree["system"] == "cascade" else "reconstructions"
+    assert len(protocol["clip"]["digest"]) == 64
+    against = (
+        "real images"
+        if evaluated.tree["protocol"]["system"]["kind"] == "cascade"
+        else "reconstructions"
+    )
     assert f"distinct {against}" in protocol["exact_match"]
 
 
-def test_the_distance_says_how_few_images_it_rests_on(judged):
-    distance = judged.tree["fd_efficientnet_lite0"]
-    assert (distance["images"], distance["reference_images"]) == (4, 5)
-    assert distance["baselines"]["real_train"]["images"] == 4
-    assert "1280 feature dimensions" in distance["caution"]
+def test_the_distance_says_how_few_images_it_rests_on(evaluated):
+    distances = evaluated.tree["metrics"]["fd_efficientnet_lite0"]
+    held_out = distances["composition"]
+    assert (held_out["images"], held_out["reference_images"]) == (4, 5)
+    assert distances["real_train"]["images"] == 4
+    assert "1280 feature dimensions" in held_out["sample_size_warning"]
 
 
-def test_pictures_and_a_summary_for_people_are_left(judged):
-    written = {path.name for path in judged.directory.iterdir()}
+def test_images_and_a_summary_are_left(evaluated):
+    written = {path.name for path in evaluated.directory.iterdir()}
     assert {"grid_held_out.png", "grid_train.png", "samples.jsonl", "report.md"} <= written
-    assert "exact match" in (judged.directory / "report.md").read_text()
-    assert len(samples.read(judged.directory).rows) == 7
-    assert {"reference", "draw", "features"} <= judged.phases
+    assert "| exact_match | composition |" in (evaluated.directory / "report.md").read_text()
+    assert len(samples.read(evaluated.directory).prompts) == 7
+    assert {"reference", "generate", "features"} <= evaluated.phases
 
 
-def test_priors_are_reranked_and_the_cascade_is_not(judged):
-    table = judged.tree["reranking"]
-    if judged.tree["system"] == "cascade":
-        assert table == []
+def test_priors_are_reranked_and_the_cascade_is_not(evaluated):
+    metrics = evaluated.tree["metrics"]
+    if evaluated.tree["protocol"]["system"]["kind"] == "cascade":
+        assert "exact_match_best_of_n" not in metrics
         return
-    drawn = samples.read(judged.directory).pictures.shape[1]
-    assert [row["best_of"] for row in table] == [1, 2, 3][:drawn]
-    means = [row["clip_score"]["value"] for row in table]
+    count = samples.read(evaluated.directory).candidates.shape[1]
+    assert list(metrics["exact_match_best_of_n"]) == ["1", "2", "3"][:count]
+    means = [score["value"] for score in metrics["clip_score_best_of_n"].values()]
     assert means == sorted(means)
-    assert (judged.directory / "grid_candidates.png").is_file()
+    assert (evaluated.directory / "grid_candidates.png").is_file()
 
 
-def test_the_same_evaluation_again_gives_the_same_pictures_and_figures(judged, home, tmp_path):
-    evaluate(configured(home, judged.tree["system"]), tmp_path)
+def test_the_same_evaluation_again_gives_the_same_images_and_figures(evaluated, home, tmp_path):
+    evaluate(configured(home, evaluated.tree["protocol"]["system"]["kind"]), tmp_path)
     again = json.loads((tmp_path / "evaluation.json").read_text())
-    assert again | {"seconds": {}} == judged.tree | {"seconds": {}}
-    assert torch.equal(samples.read(tmp_path).pictures, samples.read(judged.directory).pictures)
+    assert again | {"seconds": {}} == evaluated.tree | {"seconds": {}}
+    assert torch.equal(
+        samples.read(tmp_path).candidates, samples.read(evaluated.directory).candidates
+    )
 
 
 def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_path):
@@ -224,11 +233,11 @@ def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_p
     evaluate(config, tmp_path)
     tree = json.loads((tmp_path / "evaluation.json").read_text())
     assert tree["protocol"]["images"] == {"composition": 6}
-    assert tree["exact_match"]["composition"]["n"] == 2
+    assert tree["metrics"]["exact_match"]["composition"]["n"] == 2
 
 
 @pytest.mark.parametrize("kind", ["dalle", "hierarchy"])
-def test_pictures_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
+def test_images_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
     drawer = build_system(configured(home, kind).system)
     pictures = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
     reconstructed = drawer.reconstruct(pictures)

@@ -293,7 +293,7 @@ def test_the_same_submit_goes_on_without_repeating_what_was_done(story):
 @pytest.mark.parametrize("system", ["cascade", "dalle"])
 def test_the_evaluation_jobs_write_their_reports(story, system):
     found = json.loads((story.root / system / "evaluation.json").read_text())
-    assert found["exact_match"]["composition"]["n"] == 6
+    assert found["metrics"]["exact_match"]["composition"]["n"] == 6
     assert list((story.root / system).glob("grid_*.png"))
     assert "data:image/png;base64," in (story.root / "index.html").read_text()
 

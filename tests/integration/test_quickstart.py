@@ -82,8 +82,9 @@ def test_zero_stages_2_and_3_are_lived_in(runs):
 
 
 @pytest.mark.parametrize("system", ["cascade", "dalle"])
-def test_both_systems_are_judged_on_captions_seen_and_never_seen(runs, system):
-    found = json.loads((runs / "quickstart" / system / "evaluation.json").read_text())
+def test_both_systems_are_evaluated_on_captions_seen_and_never_seen(runs, system):
+    tree = json.loads((runs / "quickstart" / system / "evaluation.json").read_text())
+    found = tree["metrics"]
     for metric in ("exact_match", "clip_retrieval"):
         for part, count in (("composition", 6), ("train", 4)):
             score = found[metric][part]

@@ -18,7 +18,7 @@ FIRST_STAGES = ("vqvae2", "vqgan", "kl")
 PRIORS = ("vqvae2_top", "vqvae2_bottom", "vqgan_prior")
 FEW = "{base: [adult, biking, pouting]}"
 SELECT = f"[{{split: composition, part: train, where: {FEW}}}]"
-DRAWN = ("vqvae2_drawn", "vqgan_drawn")
+SAMPLES = ("vqvae2_samples", "vqgan_samples")
 SETTINGS = [
     *(f"stages.{name}.set.steps=3" for name in (*FIRST_STAGES, *PRIORS, "clip")),
     *(f"stages.{name}.set.batch=4" for name in (*FIRST_STAGES, *PRIORS, "clip")),
@@ -27,12 +27,12 @@ SETTINGS = [
     *(f"stages.{name}.set.data.select={SELECT}" for name in (*FIRST_STAGES, "clip")),
     *(f"stages.{name}.set.task.start_step=1" for name in ("vqgan", "kl")),
     *(f"stages.{name}_codes.data.select={SELECT}" for name in ("vqvae2", "vqgan")),
-    *(f"stages.{name}_back.evaluation.pictures.limit=4" for name in FIRST_STAGES),
-    *(f"stages.{name}_back.evaluation.features=null" for name in ("vqvae2", "kl")),
-    *(f"stages.{name}.evaluation.limit={{test: 3, train: 2}}" for name in DRAWN),
-    *(f"stages.{name}.evaluation.system.candidates=2" for name in DRAWN),
-    *(f"stages.{name}.evaluation.reference.where={FEW}" for name in DRAWN),
-    *(f"stages.{name}.evaluation.retrieval_choices=4" for name in DRAWN),
+    *(f"stages.{name}_reconstruction.evaluation.images.limit=4" for name in FIRST_STAGES),
+    *(f"stages.{name}_reconstruction.evaluation.features=null" for name in ("vqvae2", "kl")),
+    *(f"stages.{name}.evaluation.limit={{test: 3, train: 2}}" for name in SAMPLES),
+    *(f"stages.{name}.evaluation.system.candidates=2" for name in SAMPLES),
+    *(f"stages.{name}.evaluation.reference.where={FEW}" for name in SAMPLES),
+    *(f"stages.{name}.evaluation.retrieval_choices=4" for name in SAMPLES),
 ]
 
 
@@ -81,30 +81,31 @@ def test_codes_are_derived_from_the_trained_autoencoders_and_priors_trained_on_t
 
 
 @pytest.mark.processes
-def test_every_autoencoder_is_judged_on_held_out_pictures(root):
+def test_every_autoencoder_is_evaluated_on_held_out_images(root):
     for name in FIRST_STAGES:
-        tree = json.loads((root / f"{name}_back" / "evaluation.json").read_text())
-        assert tree["protocol"]["pictures"]["part"] == "test"
-        assert tree["psnr"]["n"] == tree["ssim"]["n"] == 4
-        assert ("reconstruction_fd_efficientnet_lite0" in tree) == (name == "vqgan")
-        assert tree["bits_per_pixel"] > 0
-    books = json.loads((root / "vqvae2_back" / "evaluation.json").read_text())["codebooks"]
-    assert {name: book["positions"] for name, book in books.items()} == {"top": 16, "bottom": 64}
+        tree = json.loads((root / f"{name}_reconstruction" / "evaluation.json").read_text())
+        assert tree["protocol"]["images"]["part"] == "test"
+        metrics = tree["metrics"]
+        assert metrics["psnr"]["test"]["n"] == metrics["ssim"]["test"]["n"] == 4
+        assert ("reconstruction_fd_efficientnet_lite0" in metrics) == (name == "vqgan")
+        assert metrics["bits_per_pixel"]["total"] > 0
+    tree = json.loads((root / "vqvae2_reconstruction" / "evaluation.json").read_text())
+    assert tree["metrics"]["code_positions"] == {"top": 16, "bottom": 64}
 
 
 @pytest.mark.processes
-def test_both_kinds_of_priors_draw_captions_seen_and_never_seen(root):
+def test_both_kinds_of_priors_generate_from_captions_seen_and_never_seen(root):
     for name, decoder in (("vqvae2", "hierarchy"), ("vqgan", "dalle")):
-        tree = json.loads((root / f"{name}_drawn" / "evaluation.json").read_text())
-        assert tree["system"] == decoder
+        tree = json.loads((root / f"{name}_samples" / "evaluation.json").read_text())
+        assert tree["protocol"]["system"]["kind"] == decoder
         assert tree["protocol"]["images"] == {"composition": 3, "train": 2}
-        assert [row["best_of"] for row in tree["reranking"]] == [1, 2]
-        assert (root / f"{name}_drawn" / "grid_held_out.png").is_file()
+        assert list(tree["metrics"]["exact_match_best_of_n"]) == ["1", "2"]
+        assert (root / f"{name}_samples" / "grid_held_out.png").is_file()
 
 
 @pytest.mark.processes
 def test_the_page_shows_reconstructions_and_samples(root):
     page = (root / "index.html").read_text()
-    for words in ("There and back", "VQ-VAE-2 + a prior per level", "Transformer prior + VQ-GAN"):
+    for words in ("Reconstructions", "VQ-VAE-2 + a prior per level", "Transformer prior + VQ-GAN"):
         assert words in page
     assert "is missing" not in page

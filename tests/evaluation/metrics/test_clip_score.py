@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from evaluation.metrics.clip_score import clip_scores, distractors, retrieves, shuffled
+from evaluation.metrics.clip_retrieval import distractors, retrieves
+from evaluation.metrics.clip_score import clip_scores, shuffled
 from mezzotint.common.keyed_random import keyed_generator, keyed_seed
 
 
@@ -25,7 +26,7 @@ def test_shuffling_leaves_no_caption_in_its_place_and_uses_each_once():
         captions = [str(index) for index in range(count)]
         partner = shuffled(captions, torch.Generator().manual_seed(count))
         assert sorted(partner) == list(range(count))
-        assert all(there != here for here, there in enumerate(partner))
+        assert all(other != index for index, other in enumerate(partner))
 
 
 def test_distractors_are_fixed_by_seed_and_caption_and_never_right():

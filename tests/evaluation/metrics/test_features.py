@@ -73,7 +73,7 @@ def test_a_missing_feature_package_is_named_with_the_command_that_installs_it(mo
 
 
 @pytest.mark.parametrize("method", ["pil_bicubic", "pil_bilinear", "torch_bilinear"])
-def test_resizing_keeps_a_flat_picture_flat(method):
+def test_resizing_keeps_a_flat_image_flat(method):
     flat = torch.full((2, 10, 10, 3), 77, dtype=torch.uint8)
     resized = features.resize(flat, 24, method)
     assert resized.shape == (2, 3, 24, 24)

@@ -52,14 +52,14 @@ def test_the_distance_equals_a_matrix_square_root_in_complex_arithmetic():
     assert fid.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_few_images_for_many_dimensions_come_with_a_caution():
+def test_few_images_for_many_dimensions_come_with_a_warning():
     rng = torch.Generator().manual_seed(2)
     few, many = (
         fid.fit(torch.randn(10, 16, generator=rng)),
         fid.fit(torch.randn(40, 16, generator=rng)),
     )
-    assert "10 images for 16 feature dimensions" in (fid.caution(few, many) or "")
-    assert fid.caution(many, many) is None
+    assert "10 images for 16 feature dimensions" in (fid.sample_size_warning(few, many) or "")
+    assert fid.sample_size_warning(many, many) is None
 
 
 def test_a_covariance_of_one_image_is_refused():

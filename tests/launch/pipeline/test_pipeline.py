@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from evaluation.config import EvaluationConfig, ReconstructionEvaluation
+from evaluation.config import ReconstructionConfig, TextToImageConfig
 from launch.pipeline import runner
 from launch.pipeline.config import (
     DeriveStage,
@@ -172,19 +172,20 @@ def test_overrides_of_a_pipeline_reach_into_its_stages():
 EVALUATED = {
     "kind": "evaluate",
     "evaluation": {
+        "kind": "reconstruction",
         "name": "back",
         "autoencoder": "${dvae}/model",
-        "pictures": {"url": "data/emoji"},
+        "images": {"url": "data/emoji"},
     },
 }
 
 
 def test_an_evaluate_stage_takes_a_system_or_an_autoencoder():
     pipeline = Pipeline.model_validate({"name": "small", "stages": {**STAGES, "back": EVALUATED}})
-    assert isinstance(pipeline.stages["back"].evaluation, ReconstructionEvaluation)
+    assert isinstance(pipeline.stages["back"].evaluation, ReconstructionConfig)
     assert dependencies(pipeline, "back") == ["dvae"]
     system = load_pipeline(QUICKSTART).stages["dalle"]
-    assert isinstance(system.evaluation, EvaluationConfig)
+    assert isinstance(system.evaluation, TextToImageConfig)
     again = Pipeline.model_validate(pipeline.model_dump(mode="json"))
     assert again == pipeline
 
@@ -192,7 +193,7 @@ def test_an_evaluate_stage_takes_a_system_or_an_autoencoder():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (("pictures", "lmit"), "stages.back.evaluation.pictures.lmit: unknown key"),
+        (("images", "lmit"), "stages.back.evaluation.images.lmit: unknown key"),
         (("batch",), "stages.back.evaluation.batch: Input should be a valid integer"),
     ],
 )

@@ -1,5 +1,6 @@
 """The result page: self-contained, escaped, and open about what is missing."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -8,16 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evaluation.metrics.fid import FrechetDistance
+from evaluation.metrics.intervals import Score
+from evaluation.result import EvaluationResult
 from launch.report.html import StageView, duration, loss_series, write_page
 
 EVIL = 'woman <script>alert("x")</script> & co: dark'
 
 
 def score(value, n=40):
-    return {"value": value, "low": max(0.0, value - 0.1), "high": min(1.0, value + 0.1), "n": n}
+    return Score(value, max(0.0, value - 0.1), min(1.0, value + 0.1), n)
 
 
-def fabricate(directory, system="dalle", caption=EVIL):
+def fabricate(directory, system="dalle", caption=EVIL, name=None, **settings):
     """An evaluation as evaluation.text_to_image leaves it, in a few kilobytes."""
     for folder in ("samples", "real", "candidates"):
         (directory / folder).mkdir(parents=True)
@@ -35,21 +39,27 @@ def fabricate(directory, system="dalle", caption=EVIL):
     }
     (directory / "samples.jsonl").write_text(json.dumps(line) + "\n")
     both = {"composition": score(0.55), "train": score(0.8)}
-    tree = {
-        "name": system,
-        "system": system,
-        "held_out": "composition",
-        "protocol": {"seed": 0, "features": {"metric": "fd_efficientnet_lite0"}},
-        "exact_match": both,
-        "clip_retrieval": both,
-        "clip_score": {**both, "shuffled_captions": both},
-        "fd_efficientnet_lite0": {"value": 12.5, "images": 220, "reference_images": 238},
-        "reranking": [
-            {"best_of": n, "exact_match": score(0.2 + n / 100), "clip_score": score(0.5)}
-            for n in (1, 2, 4, 8, 16)
-        ],
-    }
-    (directory / "evaluation.json").write_text(json.dumps(tree))
+    sizes = ("1", "2", "4", "8", "16")
+    EvaluationResult(
+        kind="text_to_image",
+        name=name or system,
+        protocol={
+            "seed": 0,
+            "system": {"kind": system, **settings},
+            "reference": {"split": "composition"},
+            "features": {"metric": "fd_efficientnet_lite0"},
+        },
+        metrics={
+            "exact_match": both,
+            "clip_retrieval": both,
+            "clip_score": both,
+            "clip_score_shuffled_captions": both,
+            "fd_efficientnet_lite0": {"composition": FrechetDistance(12.5, 220, 238, None)},
+            "exact_match_best_of_n": {size: score(0.2 + int(size) / 100) for size in sizes},
+            "clip_score_best_of_n": dict.fromkeys(sizes, score(0.5)),
+        },
+        seconds={},
+    ).write(directory)
 
 
 def stage(root, name="dvae", kind="train", metrics=True):
@@ -118,7 +128,8 @@ def test_nothing_is_loaded_from_elsewhere_and_links_stay_in_the_run(page):
     links.feed(page)
     assert links.open == []
     assert links.fetched
-    assert all(source.startswith("data:image/png;base64,") for source in links.fetched)
+    sources = ("data:image/png;base64,", "data:image/svg+xml;base64,")
+    assert all(source.startswith(sources) for source in links.fetched)
     assert links.followed
     assert all(not re.match(r"[a-z]+:|/", target) for target in links.followed)
     assert "spaced%20name/" in links.followed
@@ -147,14 +158,22 @@ def test_scores_carry_interval_count_and_protocol(page):
     assert "220 against 238 images" in page
 
 
-def test_the_page_says_what_nobody_can_draw(page):
-    assert "Nobody can draw those from this data" in page
+def test_the_page_says_what_no_model_can_learn(page):
+    assert "No model can generate those from this data" in page
 
 
-def test_reranking_and_losses_are_drawn_in_the_page(page):
-    assert page.count('<svg class="chart"') == 2 * 2 + 2
-    assert "candidates per caption" in page
-    assert 'class="key c0">loss/model' in page
+def charts(page):
+    """The SVG documents of a page."""
+    return [
+        base64.b64decode(content).decode()
+        for content in re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', page)
+    ]
+
+
+def test_best_of_n_and_losses_are_charts_in_the_page(page):
+    assert page.count('<img class="chart"') == 2 * 2 + 2
+    assert sum("candidates per caption" in chart for chart in charts(page)) == 4
+    assert sum("loss/model" in chart for chart in charts(page)) == 2
 
 
 def test_missing_pieces_are_shown_as_missing(tmp_path):
@@ -176,20 +195,24 @@ def test_missing_pieces_are_shown_as_missing(tmp_path):
 def fabricate_reconstruction(directory):
     directory.mkdir()
     Image.new("RGB", (8, 8), "blue").save(directory / "grid_reconstructions.png")
-    tree = {
-        "name": "VQ <GAN>",
-        "kind": "reconstruction",
-        "protocol": {"autoencoder": {"kind": "autoencoder"}},
-        "psnr": {"value": 23.44, "low": 23.0, "high": 24.04, "n": 40},
-        "ssim": {"value": 0.8, "low": 0.79, "high": 0.81, "n": 40},
-        "reconstruction_fid": {"value": 12.34, "images": 40},
-        "codebooks": {"codes": {"used": 7, "codes": 8, "perplexity": 6.4}},
-        "bits_per_pixel": 0.5,
-    }
-    (directory / "evaluation.json").write_text(json.dumps(tree))
+    EvaluationResult(
+        kind="reconstruction",
+        name="VQ <GAN>",
+        protocol={"autoencoder": {"kind": "autoencoder"}, "images": {"part": "test"}},
+        metrics={
+            "psnr": {"test": Score(23.44, 23.0, 24.04, 40)},
+            "ssim": {"test": Score(0.8, 0.79, 0.81, 40)},
+            "reconstruction_fid": {"test": FrechetDistance(12.34, 40, 40, None)},
+            "codebook_size": {"codes": 8},
+            "codes_used": {"codes": 7},
+            "code_perplexity": {"codes": 6.4},
+            "bits_per_pixel": {"codes": 0.5, "total": 0.5},
+        },
+        seconds={},
+    ).write(directory)
 
 
-def test_judged_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp_path):
+def test_evaluated_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp_path):
     fabricate(tmp_path / "dalle")
     fabricate_reconstruction(tmp_path / "back")
     stages = [
@@ -201,31 +224,26 @@ def test_judged_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp_pa
     assert "23.4 (23.0 to 24.0) dB" in page
     assert "fid 12.3, n = 40" in page
     assert "codes: 7 of 8 codes used, perplexity 6" in page
-    assert "0.50 bits a pixel" in page
+    assert "0.50 bits per pixel" in page
     assert "is missing" not in page
     assert page.count("data:image/png;base64,") == 4
     (tmp_path / "back" / "grid_reconstructions.png").unlink()
     assert (
-        "The sheet of reconstructions is missing."
+        "The grid of reconstructions is missing."
         in write_page(tmp_path, "t", stages, {}).read_text()
     )
 
 
 def test_a_prior_over_another_autoencoders_codes_is_called_by_its_name(tmp_path):
-    fabricate(tmp_path / "drawn")
-    path = tmp_path / "drawn" / "evaluation.json"
-    tree = json.loads(path.read_text())
-    tree["name"] = "VQ-GAN"
-    tree["protocol"]["system"] = {"decoder": "autoencoder"}
-    path.write_text(json.dumps(tree))
-    page = write_page(tmp_path, "t", [], {"drawn": path}).read_text()
+    fabricate(tmp_path / "samples", name="VQ-GAN", decoder="autoencoder")
+    page = write_page(tmp_path, "t", [], {"samples": tmp_path / "samples"}).read_text()
     assert "Transformer prior + VQ-GAN" in page
     assert "dVAE" not in page
 
 
 def test_a_page_without_any_evaluation_is_still_a_page(tmp_path):
     page = write_page(tmp_path, "t", [], {}).read_text()
-    assert "Nothing has been judged yet." in page
+    assert "Nothing has been evaluated yet." in page
     assert "No samples of held-out captions." in page
 
 
@@ -236,7 +254,7 @@ def test_damaged_evaluations_are_said_to_be_damaged(tmp_path):
     assert "its files are damaged" in page
 
 
-def test_pictures_outside_the_evaluation_are_never_embedded(tmp_path):
+def test_images_outside_the_evaluation_are_never_embedded(tmp_path):
     fabricate(tmp_path / "run" / "dalle")
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "secret.png")
     index = tmp_path / "run" / "dalle" / "samples.jsonl"

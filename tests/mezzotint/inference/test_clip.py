@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from data_pipeline.text.tokenizer import Tokenizer
-from evaluation.config import EvaluationConfig
+from evaluation.config import TextToImageConfig
 from mezzotint.common.errors import UserError
 from mezzotint.inference.build import build_system
 from mezzotint.inference.clip import ClipEmbedder
@@ -50,8 +50,9 @@ def source(path, **changes):
 
 
 def configured(clip, system=None):
-    return EvaluationConfig.model_validate(
+    return TextToImageConfig.model_validate(
         {
+            "kind": "text_to_image",
             "name": "x",
             "system": system or {"kind": "cascade", "base": "base", "upsampler": "upsampler"},
             "reference": {"url": "set"},
@@ -165,4 +166,4 @@ def test_a_mapping_with_a_wrong_key_is_refused_with_that_key_alone(checkpoint, c
 def test_a_string_is_a_model_directory_as_before():
     config = configured("runs/clip/model")
     assert config.clip == "runs/clip/model"
-    assert EvaluationConfig.model_validate(config.model_dump(mode="json")) == config
+    assert TextToImageConfig.model_validate(config.model_dump(mode="json")) == config

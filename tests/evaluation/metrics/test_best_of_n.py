@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from evaluation.metrics.reranking import best_of_weights, expected_best, ladder, rerank
+from evaluation.metrics.best_of_n import best_of_weights, expected_best, sizes
 
 
 @pytest.mark.parametrize("best_of", [1, 2, 3, 5])
@@ -43,17 +43,17 @@ def test_the_weights_are_probabilities():
 def test_the_mean_score_of_the_best_of_n_never_decreases_in_n():
     rng = torch.Generator().manual_seed(1)
     scores = torch.randn(40, 16, generator=rng)
-    table = rerank(torch.rand(40, 16, generator=rng) > 0.5, scores)
-    means = [rung.score.mean().item() for rung in table]
+    table = [expected_best(scores, scores, size) for size in sizes(16)]
+    means = [each.mean().item() for each in table]
     assert means == sorted(means)
-    assert table[0].score == pytest.approx(scores.double().mean(dim=1))
-    assert table[-1].score == pytest.approx(scores.double().max(dim=1).values)
+    assert table[0] == pytest.approx(scores.double().mean(dim=1))
+    assert table[-1] == pytest.approx(scores.double().max(dim=1).values)
 
 
-def test_the_ladder_doubles_and_ends_at_the_number_of_candidates():
-    assert ladder(16) == [1, 2, 4, 8, 16]
-    assert ladder(6) == [1, 2, 4, 6]
-    assert ladder(1) == [1]
+def test_the_sizes_double_and_end_at_the_number_of_candidates():
+    assert sizes(16) == [1, 2, 4, 8, 16]
+    assert sizes(6) == [1, 2, 4, 6]
+    assert sizes(1) == [1]
 
 
 def test_the_best_of_more_than_there_are_is_refused():

@@ -1,13 +1,14 @@
-"""A class-conditional model judged by a classifier that knows only real pictures."""
+"""A class-conditional model evaluated by a classifier trained on real images alone."""
 
 import json
 
 import pytest
 import torch
 
-from evaluation.classes import balanced, evaluate_classes
-from evaluation.config import ClassEvaluation
+from evaluation.class_conditional import balanced, evaluate_class_conditional
+from evaluation.config import ClassConditionalConfig
 from evaluation.metrics.linear_probe import LinearProbe
+from evaluation.result import EvaluationResult
 from mezzotint.common.errors import UserError
 from models import store
 from models.diffusion.unet.network import UNetConfig
@@ -23,7 +24,7 @@ def clouds(count, rng, *, apart=6.0):
     return features, labels
 
 
-def test_the_probe_tells_apart_what_a_plane_separates():
+def test_the_probe_separates_classes_that_a_plane_separates():
     rng = torch.Generator().manual_seed(0)
     probe = LinearProbe.fit(*clouds(200, rng), 2)
     features, labels = clouds(200, rng)
@@ -41,7 +42,7 @@ def test_the_probe_does_not_depend_on_the_scale_of_features():
 def test_a_rare_class_counts_as_much_as_a_common_one():
     features, labels = clouds(400, torch.Generator().manual_seed(2), apart=1.5)
     right = LinearProbe.fit(features, labels, 2)(features) == labels
-    rates = [right[labels == place].double().mean().item() for place in (0, 1)]
+    rates = [right[labels == label].double().mean().item() for label in (0, 1)]
     assert abs(rates[0] - rates[1]) < 0.15
 
 
@@ -50,7 +51,7 @@ def test_a_class_without_samples_is_refused():
         LinearProbe.fit(torch.randn(4, 2), torch.tensor([0, 0, 1, 1]), 3)
 
 
-def test_the_reference_has_as_many_pictures_of_each_class():
+def test_the_reference_has_as_many_images_of_each_class():
     labels = torch.tensor([0, 1, 1, 2, 1, 0, 2, 2, 2])
     chosen = balanced(labels, 0)
     assert torch.bincount(labels[chosen]).tolist() == [2, 2, 2]
@@ -72,33 +73,38 @@ def model(tmp_path_factory):
 
 def settings(model, **changes):
     tree = {
+        "kind": "class_conditional",
         "name": "tiny",
         "system": {"kind": "diffusion", "model": str(model), "sampling": {"steps": 2}},
         "classes": {"attribute": "group", "values": GROUPS},
         "reference": {"url": "data/emoji", "split": "concept", "where": {"tone": ["none"]}},
-        "guidances": [1.0, 3.0],
-        "per_class": 5,
+        "guidance_scales": [1.0, 3.0],
+        "samples_per_class": 5,
         "precision": "fp32",
     }
-    return ClassEvaluation.model_validate(tree | changes)
+    return ClassConditionalConfig.model_validate(tree | changes)
 
 
-def test_every_scale_is_judged_against_real_pictures_and_chance(model, tmp_path):
-    tree = evaluate_classes(settings(model), tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == tree
-    assert tree["chance"] == 0.5
-    assert tree["real_test"]["accuracy"]["value"] > 0.8  # real balls and real faces
-    assert set(tree["guidance"]) == {"1", "3"}
-    for result in tree["guidance"].values():
-        assert result["accuracy"]["n"] == 10
-        assert result["accuracy"]["value"] < 1  # of pictures of noise
-    calls = [result["network_calls"] for result in tree["guidance"].values()]
-    assert calls == [2, 4]
+def test_every_scale_is_compared_with_real_images_and_chance(model, tmp_path):
+    result = evaluate_class_conditional(settings(model), tmp_path)
+    assert EvaluationResult.read(tmp_path / "evaluation.json").metrics == result.metrics
+    tree = json.loads((tmp_path / "evaluation.json").read_text())
+    assert tree["kind"] == "class_conditional"
+    accuracy = tree["metrics"]["accuracy"]
+    assert accuracy["chance"] == 0.5
+    assert accuracy["real_test"]["value"] > 0.8  # real balls and real faces
+    scales = {"guidance 1", "guidance 3"}
+    assert set(accuracy) == scales | {"real_test", "chance"}
+    for scale in scales:
+        assert accuracy[scale]["n"] == 10
+        assert accuracy[scale]["value"] < 1  # of images of noise
+    assert tree["metrics"]["network_calls"] == {"guidance 1": 2, "guidance 3": 4}
+    assert set(tree["metrics"]["fd_efficientnet_lite0"]) == scales
     assert (tmp_path / "grid_classes.png").is_file()
-    assert "chance 50.0%" in (tmp_path / "report.md").read_text()
+    assert "| accuracy | chance | 0.5 |" in (tmp_path / "report.md").read_text()
 
 
-def test_classes_that_the_model_does_not_draw_are_refused(model, tmp_path):
+def test_classes_that_the_model_does_not_generate_are_refused(model, tmp_path):
     three = {"attribute": "group", "values": [*GROUPS, "flags"]}
     with pytest.raises(UserError, match="3 are named, but"):
-        evaluate_classes(settings(model, classes=three), tmp_path)
+        evaluate_class_conditional(settings(model, classes=three), tmp_path)

@@ -1,19 +1,17 @@
-"""Best of N: what choosing among N candidates by a score is worth."""
+"""Best of N: the expected value of the best-scored of N candidates."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 def best_of_weights(count: int, best_of: int, keep: int = 1) -> Tensor:
-    """Share (count,) of the candidate of rank r (0 = best) in the best `keep` of a random subset.
+    """Weight (count,) of the candidate of rank r (0 = best) in the best `keep` of a random subset.
 
     All subsets of `best_of` out of `count` candidates are equally likely. Rank r is kept when it is
-    drawn and j < `keep` others come from the r above it, the rest from the count - 1 - r below; the
-    probabilities are divided by `keep`, so that they sum to 1.
+    in the subset and j < `keep` others come from the r above it, the rest from the count - 1 - r
+    below; the probabilities are divided by `keep`, so that they sum to 1.
     """
     if not 1 <= best_of <= count:
         raise ValueError(f"cannot take the best of {best_of} out of {count} candidates")
@@ -30,6 +28,7 @@ def best_of_weights(count: int, best_of: int, keep: int = 1) -> Tensor:
             for rank in range(count)
         ],
         dtype=torch.float64,
+        device="cpu",
     )
 
 
@@ -44,28 +43,7 @@ def expected_best(values: Tensor, scores: Tensor, best_of: int, keep: int = 1) -
     return ranked @ best_of_weights(values.shape[1], best_of, keep)
 
 
-@dataclass(frozen=True)
-class BestOf:
-    """How many candidates, and per row the expected exact matches and scores, each (R,)."""
-
-    best_of: int
-    exact: Tensor
-    score: Tensor
-
-
-def ladder(count: int) -> list[int]:
+def sizes(count: int) -> list[int]:
     """1, 2, 4, ... up to `count`, and `count` itself."""
-    rungs = [2**power for power in range(count.bit_length()) if 2**power < count]
-    return [*rungs, count]
-
-
-def rerank(exact: Tensor, scores: Tensor) -> Sequence[BestOf]:
-    """The ladder of best of N for exact matches and scores, both (R, N)."""
-    return [
-        BestOf(
-            best_of=n,
-            exact=expected_best(exact, scores, n),
-            score=expected_best(scores, scores, n),
-        )
-        for n in ladder(exact.shape[1])
-    ]
+    powers = [2**power for power in range(count.bit_length()) if 2**power < count]
+    return [*powers, count]

@@ -1,0 +1,228 @@
+"""Evaluation of a class-conditional model: are its images of the classes asked for?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipeline.config import LabelConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.image_grid import GridAxis, GridCell, image_grid
+from evaluation.config import ClassConditionalConfig, Part, ReferenceConfig
+from evaluation.metrics import fid
+from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.fid import FrechetDistance
+from evaluation.metrics.intervals import wilson
+from evaluation.metrics.linear_probe import LinearProbe
+from evaluation.result import EvaluationResult, Metric
+from evaluation.stages import Progress, StageProgress, Stages
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator, keyed_seed
+from mezzotint.inference.diffusion import DiffusionDrawer, Painted, Wish
+from models.diffusion.sampling import NFE
+
+GRID = "grid_classes.png"
+CLASSIFIER = (
+    "logistic regression on standardised features of the training images, classes weighted equally"
+)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (N, H, W, 3) uint8 and their classes (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features (N, D) of images and the classes (N,) they should show."""
+
+    features: Tensor
+    labels: Tensor
+
+
+def evaluate_class_conditional(
+    config: ClassConditionalConfig, out: str | Path, progress: Progress | None = None
+) -> EvaluationResult:
+    """Generate images of every class at every guidance scale; an independent classifier names them.
+
+    Writes `grid_classes.png`, `report.md` and `evaluation.json` into `out`.
+
+    Raises:
+        UserError: something that is read is missing or does not fit.
+    """
+    stages = Stages(progress)
+    generator = DiffusionDrawer.load(config.system, config.precision)
+    names = class_names(config.classes)
+    if generator.diffusion.classes != len(names):
+        raise UserError(
+            f"classes: {len(names)} are named, but {config.system.model} generates "
+            f"{generator.diffusion.classes or 'no classes'}; name those of its recipe (data.label)"
+        )
+    network = config.features.build()
+    train, test = (
+        read_images(config.reference, config.classes, part, generator.image_size)
+        for part in ("train", "test")
+    )
+    with stages("features_train") as report:
+        train_features = FeatureSet(network(train.images, progress=report), train.labels)
+    with stages("features_test") as report:
+        test_features = FeatureSet(network(test.images, progress=report), test.labels)
+    probe = LinearProbe.fit(train_features.features, train.labels, len(names))
+    balanced_train = fid.fit(train_features.features[balanced(train.labels, config.seed)])
+    labels = torch.arange(len(names), device="cpu").repeat_interleave(config.samples_per_class)
+    accuracies = classifier_accuracy(probe, test_features, names, "real_test")
+    accuracies["accuracy"]["chance"] = 1 / len(names)
+    distances, calls, generated = dict[str, Metric](), dict[str, Metric](), []
+    for scale in config.guidance_scales:
+        group = f"guidance {scale:g}"
+        with stages("generate") as report:
+            result = generate(config, generator, labels, scale, report)
+        with stages("features") as report:
+            features = network(result.pictures, progress=report)
+        for name, values in classifier_accuracy(
+            probe, FeatureSet(features, labels), names, group
+        ).items():
+            accuracies[name] |= values
+        distances[group] = FrechetDistance.between(features, balanced_train)
+        calls[group] = result.calls.network
+        generated.append(result.pictures)
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    class_grid(config, names, generated).save(directory / GRID)
+    evaluation = EvaluationResult(
+        kind=config.kind,
+        name=config.name,
+        protocol=protocol(config, generator, network, train, test),
+        metrics={**accuracies, network.metric: distances, "network_calls": calls},
+        seconds=stages.seconds,
+    )
+    evaluation.write(directory)
+    return evaluation
+
+
+def class_names(config: LabelConfig) -> tuple[str, ...]:
+    """The values of the label's attribute, in the order of the classes."""
+    return tuple(str(value) for value in config.values or range(config.count))
+
+
+def read_images(
+    config: ReferenceConfig, label: LabelConfig, part: Part, size: int
+) -> LabelledImages:
+    """The real images of a part of the split that have one of the classes.
+
+    Raises:
+        UserError: a class has no image in that part.
+    """
+    dataset = open_dataset(config.data_config(part, size, label))
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    labels = torch.tensor([sample.label for sample in samples], device="cpu")
+    for index, name in enumerate(class_names(label)):
+        if not (labels == index).any():
+            raise UserError(
+                f"classes: the {part} part of split {config.split} holds no {name}; choose "
+                "another split, or leave the class out"
+            )
+    images = torch.stack([torch.tensor(sample.image, device="cpu") for sample in samples])
+    return LabelledImages(images, labels, dataset.manifest.fingerprint)
+
+
+def generate(
+    config: ClassConditionalConfig,
+    generator: DiffusionDrawer,
+    labels: Tensor,
+    scale: float,
+    progress: StageProgress,
+) -> Painted:
+    """An image of every class in `labels` (N,), and the network calls of one batch.
+
+    The seed of an index is the same at every scale.
+    """
+    sampling = config.system.sampling.model_copy(update={"guidance": scale})
+    system = config.system.model_copy(update={"sampling": sampling})
+    guided, calls = replace(generator, config=system), NFE()
+    wishes = [
+        Wish(keyed_seed(config.seed, index), label=int(label)) for index, label in enumerate(labels)
+    ]
+    images = []
+    for first in range(0, len(wishes), config.batch):
+        painted = guided.paint(wishes[first : first + config.batch])
+        images.append(painted.pictures)
+        calls = painted.calls
+        progress(min(first + config.batch, len(wishes)), len(wishes))
+    return Painted(torch.cat(images), calls)
+
+
+def classifier_accuracy(
+    probe: LinearProbe, images: FeatureSet, names: Sequence[str], group: str
+) -> dict[str, dict[str, Metric]]:
+    """How often the classifier names the right class: of all images, and of those of each class."""
+    right = (probe(images.features) == images.labels).double()
+    return {
+        "accuracy": {group: wilson(float(right.sum()), len(right))},
+        **{
+            f"accuracy/{name}": {group: float(right[images.labels == index].mean())}
+            for index, name in enumerate(names)
+        },
+    }
+
+
+def balanced(labels: Tensor, seed: int) -> Tensor:
+    """Indices of as many samples of each class as the rarest has, chosen by the seed."""
+    fewest = int(torch.bincount(labels).min())
+    rng = keyed_generator(seed, "balanced")
+    chosen = []
+    for label in range(int(labels.max()) + 1):
+        members = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=rng, device=labels.device)
+        chosen.append(members[order[:fewest]])
+    return torch.cat(chosen)
+
+
+def protocol(
+    config: ClassConditionalConfig,
+    generator: DiffusionDrawer,
+    network: FeatureNetwork,
+    train: LabelledImages,
+    test: LabelledImages,
+) -> Mapping[str, object]:
+    """What is needed to compute the same metrics."""
+    return {
+        "system": generator.protocol(),
+        "classes": list(class_names(config.classes)),
+        "samples_per_class": config.samples_per_class,
+        "seed": config.seed,
+        "classifier": CLASSIFIER,
+        "features": {"metric": network.metric, **network.protocol()},
+        "reference": {
+            "split": config.reference.split,
+            "fingerprint": train.fingerprint,
+            "train": len(train.labels),
+            "test": len(test.labels),
+        },
+        "intervals": "95%, Wilson",
+    }
+
+
+def class_grid(
+    config: ClassConditionalConfig, names: Sequence[str], generated: Sequence[Tensor]
+) -> Image.Image:
+    """The first images (N, H, W, 3) of each class, a column per guidance scale."""
+    count = min(config.grid_images, config.samples_per_class)
+    rows = 1 if count < 4 else 2
+    cells = []
+    for first in range(0, len(names) * config.samples_per_class, config.samples_per_class):
+        blocks = [images[first : first + count].chunk(rows) for images in generated]
+        cells.append([GridCell([list(row) for row in block]) for block in blocks])
+    return image_grid(
+        cells,
+        rows=GridAxis(names, "class"),
+        columns=GridAxis([f"{scale:g}" for scale in config.guidance_scales], "guidance"),
+        title=f"{config.name}: the first images of each class",
+    )
