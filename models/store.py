@@ -23,6 +23,7 @@ from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
+from models.nn.initialization import assign_state
 from models.text_source import TextSource
 
 CONFIG, CARD, TOKENIZER = "config.json", "README.md", "tokenizer.model"
@@ -112,14 +113,21 @@ def describe(directory: str) -> ModelInfo:
     )
 
 
-def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
+def load(
+    directory: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """The model in evaluation mode, its weights verified against config.json.
+
+    It is built without memory and takes the weights as they are read: nothing is initialised.
 
     Raises:
         UserError: a missing or changed file, or weights that do not fit the config.
     """
     header = _header(directory)
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         model = header.model.build()
     state: dict[str, Tensor] = {}
     for entry in header.weights:
@@ -129,10 +137,10 @@ def load(directory: str, *, device: str | torch.device = "cpu") -> nn.Module:
         except SafetensorError as error:
             raise UserError(f"{storage.join(directory, entry.file)}: {error}") from error
     try:
-        model.load_state_dict(state, strict=True)
+        assign_state(model, state, device=torch.device(device), dtype=dtype)
     except RuntimeError as error:
         raise UserError(f"{directory}: weights do not fit {CONFIG} ({error})") from error
-    return model.to(device).eval()
+    return model.eval()
 
 
 def tokenizer_bytes(directory: str) -> bytes:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
+from models.nn import initialization
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PIECES = "spiece.model"
@@ -44,7 +45,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width))
+        initialization.constant(self.weight, 1.0)
         self._epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,8 +207,8 @@ def load_t5(directory: str) -> T5Encoder:
             raise UserError(
                 f"{directory}: {theirs} is missing or has another shape than {SETTINGS} says"
             )
-        state[ours] = value.float()
-    network.load_state_dict(state, strict=True, assign=True)
+        state[ours] = value
+    initialization.assign_state(network, state, device=torch.device("cpu"))
     return network.requires_grad_(requires_grad=False).eval()
 
 

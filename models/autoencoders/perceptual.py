@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
+from models.nn import initialization
 
 VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Places of VGG-16's convolutions in torchvision's `features`, by stage."""
@@ -65,10 +66,11 @@ class Vgg(nn.Module):
                 layers[str(place)] = nn.Conv2d(inputs, width, 3, padding=1)
                 inputs = width
         self.features = nn.ModuleDict(layers)
+        self.register_buffer("shift", torch.empty(3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.empty(3, 1, 1), persistent=False)
         # ImageNet's mean and deviation in the units of [-1, 1], as LPIPS rounds them
-        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-        self.register_buffer("shift", shift[:, None, None], persistent=False)
-        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        initialization.computed(self.shift, lambda: _channels(-0.030, -0.088, -0.188))
+        initialization.computed(self.scale, lambda: _channels(0.458, 0.448, 0.450))
 
     def forward(self, image: Tensor) -> Iterator[Tensor]:
         """Activations after the last convolution of each of five stages."""
@@ -79,6 +81,10 @@ class Vgg(nn.Module):
             for place in places:
                 x = F.relu(self.features[str(place)](x))
             yield x
+
+
+def _channels(*values: float) -> Tensor:
+    return torch.tensor(values, device="cpu")[:, None, None]
 
 
 class Activations(nn.Module):
@@ -170,10 +176,12 @@ def load_vgg(path: str) -> Vgg:
     Raises:
         UserError: the file is missing or holds other weights.
     """
-    network, weights = Vgg(), read_weights(path)
+    weights = read_weights(path)
+    with torch.device("meta"):
+        network = Vgg()
     wanted = {name: weights[name] for name in network.state_dict() if name in weights}
     try:
-        network.load_state_dict(wanted, strict=True)
+        initialization.assign_state(network, wanted, device=torch.device("cpu"))
     except RuntimeError as error:
         raise UserError(f"{path}: is not VGG-16 as torchvision names it ({error})") from error
     return network

@@ -6,7 +6,7 @@ real device a declaration fills its tensor at once. On the meta device it is onl
 name: the numbers depend on no order, no rank and no sharding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Generator, Tensor, nn
@@ -114,6 +114,26 @@ def materialize(
             rng = keyed_generator(seed, *labels, path)
             value = _filled(tensor, initializer_of(owner, name), rng)
         setattr(owner, name, value.to(device))
+
+
+def assign_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give a module on the meta device the tensors of its state dict, which are not copied.
+
+    Parameters are cast to `dtype`, one after the other. Buffers that are not in a state dict are
+    computed.
+
+    Raises:
+        RuntimeError: the names or shapes are not those of the module.
+    """
+    module.load_state_dict(state, strict=True, assign=True)
+    for _ in materialize(module, 0, device=device, dtype=dtype):
+        pass
 
 
 def _tensors(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

@@ -6,6 +6,9 @@ import json
 import fsspec
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
@@ -56,6 +59,70 @@ def test_loading_leaves_the_global_generator_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+class Allocations(TorchDispatchMode):
+    """Bytes of CPU tensors made inside, and the operators that draw random numbers for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.random = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        before = {
+            each.untyped_storage()._cdata for each in tree_leaves(args) if isinstance(each, Tensor)
+        }
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and each.device.type == "cpu":
+                if torch.Tag.nondeterministic_seeded in func.tags:
+                    self.random.append(func)
+                if each.untyped_storage()._cdata not in before:
+                    self.bytes += each.nbytes
+        return result
+
+
+CLIP = ClipConfig(
+    image_size=8,
+    patch=4,
+    vision_width=16,
+    vision_layers=1,
+    text_vocab=9,
+    text_length=3,
+    text_width=16,
+    text_layers=1,
+    head_width=8,
+    embed=8,
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLIP], ids=["dvae", "clip"])
+def test_loading_takes_the_weights_as_they_are_read_and_initialises_none(tmp_path, config):
+    model = save(tmp_path / "m", built(config))
+    with Allocations() as made:
+        loaded = store.load(str(tmp_path / "m"))
+    assert not made.random
+    weights = {id(weight): weight.nbytes for weight in loaded.parameters()}
+    # the weights as read from the file, and small tables
+    assert made.bytes <= 1.1 * sum(weights.values()) + 200
+    assert len({weight.data_ptr() for weight in loaded.parameters()}) == len(weights)
+    for name, value in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), value)
+    assert all(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_a_model_is_loaded_in_the_wanted_precision(tmp_path):
+    model = save(tmp_path / "m")
+    loaded = store.load(str(tmp_path / "m"), dtype=torch.bfloat16)
+    for name, weight in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight.bfloat16())
+
+
+def test_loading_under_another_default_device_gives_weights_on_the_one_asked_for(tmp_path):
+    save(tmp_path / "m")
+    with torch.device("meta"):
+        loaded = store.load(str(tmp_path / "m"), device="cpu")
+    assert {weight.device.type for weight in loaded.parameters()} == {"cpu"}
+
+
 def test_the_digest_names_config_and_weights(tmp_path):
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -68,22 +135,10 @@ def test_the_digest_names_config_and_weights(tmp_path):
 
 
 def test_a_clip_keeps_no_buffer_that_it_rebuilds(tmp_path):
-    config = ClipConfig(
-        image_size=8,
-        patch=4,
-        vision_width=16,
-        vision_layers=1,
-        text_vocab=9,
-        text_length=3,
-        text_width=16,
-        text_layers=1,
-        head_width=8,
-        embed=8,
-    )
-    model = built(config)
+    model = built(CLIP)
     weights = {**model.state_dict(), **dict(model.named_buffers())}
     assert len(weights) > len(model.state_dict())
-    store.save(str(tmp_path / "m"), config, weights, card="")
+    store.save(str(tmp_path / "m"), CLIP, weights, card="")
     tokens = torch.tensor([[3, 4, 0]])
     loaded = store.load(str(tmp_path / "m"))
     assert torch.equal(loaded.encode_text(tokens), model.eval().encode_text(tokens))
