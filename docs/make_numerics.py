@@ -1,4 +1,4 @@
-"""The pictures of docs/numerics.md:  .venv/bin/python docs/make_numerics.py
+"""The figures of docs/numerics.md:  .venv/bin/python docs/make_numerics.py
 
 Needs matplotlib (the `tracking` extra brings it). No data, two minutes on one core. Trains the fp16
 stack of tests/integration/underflow.py with one gradient scale and with one per residual branch,
@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 
 IMAGES = Path(__file__).parent / "images"
 UPDATES, LONG = 200, 400
-LOOKS = {
+STYLES = {
     "fp32": ("32 bits", "0.55", "--"),
     "one scale": ("fp16, one scale", "tab:red", "-"),
     "per block": ("fp16, a scale per branch", "tab:blue", "-"),
@@ -44,33 +44,33 @@ def smooth(values: list[float], width: int = 9) -> torch.Tensor:
     return padded.unfold(0, width, 1).mean(1)
 
 
-def draw_losses(axes: Axes, courses: dict[str, underflow.Course]) -> None:
-    for name, course in courses.items():
-        label, color, style = LOOKS[name]
-        axes.plot(course.losses, color=color, alpha=0.2, linewidth=1)
-        axes.plot(smooth(course.losses), style, color=color, label=label, linewidth=2)
+def draw_losses(axes: Axes, runs: dict[str, underflow.Course]) -> None:
+    for name, run in runs.items():
+        label, color, style = STYLES[name]
+        axes.plot(run.losses, color=color, alpha=0.2, linewidth=1)
+        axes.plot(smooth(run.losses), style, color=color, label=label, linewidth=2)
     axes.set(title="Loss of the last exit", xlabel="update", ylabel="nats per sample", ylim=(0, 4))
     axes.legend(frameon=False, loc="lower left")
 
 
-def draw_zeros(axes: Axes, courses: dict[str, underflow.Course]) -> None:
-    for place, name in enumerate(("one scale", "per block")):
-        label, color, _ = LOOKS[name]
-        shares = [100 * share for share in courses[name].zeros]
-        where = [block + 1 + 0.4 * (place - 0.5) for block in range(len(shares))]
-        bars = axes.bar(where, shares, width=0.38, color=color, label=label)
-        texts = ["0" if share == 0 else f"{share:.0f}" for share in shares]
+def draw_zeros(axes: Axes, runs: dict[str, underflow.Course]) -> None:
+    for index, name in enumerate(("one scale", "per block")):
+        label, color, _ = STYLES[name]
+        proportions = [100 * proportion for proportion in runs[name].zeros]
+        where = [block + 1 + 0.4 * (index - 0.5) for block in range(len(proportions))]
+        bars = axes.bar(where, proportions, width=0.38, color=color, label=label)
+        texts = ["0" if proportion == 0 else f"{proportion:.0f}" for proportion in proportions]
         axes.bar_label(bars, texts, padding=2, fontsize=8, color=color)
     axes.set(title="Gradients of weights that are exactly 0", xlabel="block", ylabel="%")
     axes.set_ylim(0, 112)
     axes.legend(frameon=False, loc="upper left")
 
 
-def draw_scales(axes: Axes, courses: dict[str, underflow.Course]) -> None:
-    powers = courses["per block"].scales
+def draw_scales(axes: Axes, runs: dict[str, underflow.Course]) -> None:
+    powers = runs["per block"].scales
     where = [1 + branch / 2 for branch in range(len(powers))]
     axes.plot(where, powers, "o-", color="tab:blue", label="of each branch")
-    axes.axhline(courses["one scale"].scales[0], color="tab:red", label="the one scale")
+    axes.axhline(runs["one scale"].scales[0], color="tab:red", label="the one scale")
     for bound in (underflow.RULE.lowest, underflow.RULE.highest):
         axes.axhline(bound, color="0.7", linewidth=1, linestyle=":")
     axes.set(title="Scales at the end", xlabel="block", ylabel="power of two", ylim=(5, 26))
@@ -79,19 +79,19 @@ def draw_scales(axes: Axes, courses: dict[str, underflow.Course]) -> None:
 
 
 def draw_underflow(out: Path) -> None:
-    courses = {name: underflow.train(name, UPDATES) for name in LOOKS}
+    runs = {name: underflow.train(name, UPDATES) for name in STYLES}
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    draw_losses(axes[0], courses)
-    draw_zeros(axes[1], courses)
-    draw_scales(axes[2], courses)
+    draw_losses(axes[0], runs)
+    draw_zeros(axes[1], runs)
+    draw_scales(axes[2], runs)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "numerics-underflow.png", dpi=110)
     print("| | loss at the end | updates skipped | zero gradients by block, % |\n|---|---|---|---|")
-    for name, course in courses.items():
-        end = sum(course.losses[-20:]) / 20
-        shares = ", ".join(f"{100 * share:.3g}" for share in course.zeros)
-        print(f"| {LOOKS[name][0]} | {end:.2f} | {course.skipped} | {shares} |")
+    for name, run in runs.items():
+        end = sum(run.losses[-20:]) / 20
+        proportions = ", ".join(f"{100 * proportion:.3g}" for proportion in run.zeros)
+        print(f"| {STYLES[name][0]} | {end:.2f} | {run.skipped} | {proportions} |")
 
 
 def draw_states(out: Path) -> None:
@@ -115,8 +115,8 @@ def draw_states(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the pictures of docs/numerics.md.")
-    parser.add_argument("--out", type=Path, default=IMAGES, help="folder the pictures go to")
+    parser = argparse.ArgumentParser(description="Draw the figures of docs/numerics.md.")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the figures")
     out = parser.parse_args().out
     torch.set_num_threads(1)
     draw_underflow(out)

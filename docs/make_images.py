@@ -1,8 +1,8 @@
-"""The pictures of these pages, from a finished quickstart:  .venv/bin/python docs/make_pictures.py
+"""The images of these pages, from a finished quickstart:  .venv/bin/python docs/make_images.py
 
-Headless Chromium photographs the result page and the dashboard, which is started for the purpose;
-the evaluations' picture sheets are copied. Everything goes to docs/images/, each file small. With
-`--server URL` it photographs how an MLflow server shows the same pipeline, run on a cluster.
+Takes screenshots of the result page and of the dashboard, which is started for the purpose, with
+headless Chromium, and copies the evaluations' image grids to docs/images/, each file small. With
+`--server URL` it takes screenshots of an MLflow server that tracked the same pipeline on a cluster.
 """
 
 import argparse
@@ -28,25 +28,25 @@ from PIL import Image
 
 IMAGES = Path(__file__).parent / "images"
 LARGEST = 400_000
-"""Bytes of a picture."""
+"""Bytes of an image."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SHEETS = {
+GRIDS = {
     "cascade/grid_held_out.png": "cascade-held-out.png",
     "dalle/grid_held_out.png": "dalle-held-out.png",
     "dalle/grid_candidates.png": "dalle-candidates.png",
 }
 CLOSE_ASSISTANT = '[aria-label*="lose"]'
-UNFOLD = '[role="grid"] [data-component-id*="runname"]'
+EXPAND = '[role="grid"] [data-component-id*="runname"]'
 SEARCH = 'input[placeholder="Search metric charts"]'
 CURVE = ".js-plotly-plot .trace"
 QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the pictures of the docs.")
+    parser = argparse.ArgumentParser(description="Make the images of the docs.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
     parser.add_argument("--pipeline", default="quickstart", help="name of the pipeline's run")
-    parser.add_argument("--server", help="photograph this MLflow server, nothing else")
+    parser.add_argument("--server", help="take screenshots of this MLflow server, nothing else")
     arguments = parser.parse_args()
     runs: Path = arguments.runs.resolve()
     root = runs / arguments.pipeline
@@ -57,16 +57,16 @@ def main() -> None:
         with window(browser, width=1300, height=1500) as page:
             show_nodes(page, arguments.server, root)
         return
-    needed = [root / name for name in ("index.html", "base/tracking.json", *SHEETS)]
+    needed = [root / name for name in ("index.html", "base/tracking.json", *GRIDS)]
     missing = [path for path in needed if not path.is_file()]
     if missing:
         sys.exit(f"error: {missing[0]}: no such file; run `make quickstart` to its end first")
     IMAGES.mkdir(exist_ok=True)
-    for name, target in SHEETS.items():
-        keep(Image.open(root / name), target)
+    for name, target in GRIDS.items():
+        save(Image.open(root / name), target)
     with window(browser, width=1200, height=1500) as page:
-        page.open((root / "index.html").as_uri(), shows="body")
-        keep(page.photograph(), "quickstart-page.png")
+        page.open((root / "index.html").as_uri(), selector="body")
+        save(page.screenshot(), "quickstart-page.png")
     with dashboard(runs) as address, window(browser, width=1400, height=900) as page:
         show_dashboard(page, address, root, "quickstart")
 
@@ -81,7 +81,7 @@ def find_browser() -> str:
     )
 
 
-class Window:
+class BrowserWindow:
     """A headless browser window, driven over Chromium's debugging pipe (two file descriptors)."""
 
     def __init__(self, browser: str, profile: str, *, width: int, height: int) -> None:
@@ -134,13 +134,13 @@ class Window:
             text += byte
         return bytes(text)
 
-    def open(self, url: str, shows: str, seconds: float = 90.0) -> None:
+    def open(self, url: str, selector: str, seconds: float = 90.0) -> None:
         """Open a page and wait until it shows what the selector names, and a little longer."""
         self.call("Page.navigate", {"url": url})
         deadline = time.monotonic() + seconds
-        while not self.run(f"document.querySelector('{shows}') !== null"):
+        while not self.run(f"document.querySelector('{selector}') !== null"):
             if time.monotonic() > deadline:
-                sys.exit(f"error: {url} shows no {shows} within {seconds:.0f} s")
+                sys.exit(f"error: {url} shows no {selector} within {seconds:.0f} s")
             time.sleep(0.5)
         time.sleep(3)
 
@@ -160,7 +160,7 @@ class Window:
         answer = self.call("Runtime.evaluate", {"expression": script, "returnByValue": True})
         return answer["result"].get("value")
 
-    def photograph(self) -> Image.Image:
+    def screenshot(self) -> Image.Image:
         """What the window shows."""
         shot = self.call("Page.captureScreenshot", {"format": "png"})
         return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
@@ -172,10 +172,10 @@ class Window:
 
 
 @contextmanager
-def window(browser: str, *, width: int, height: int) -> Iterator[Window]:
+def window(browser: str, *, width: int, height: int) -> Iterator[BrowserWindow]:
     """A window with a profile of its own, as long as the body runs."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        opened = Window(browser, profile, width=width, height=height)
+        opened = BrowserWindow(browser, profile, width=width, height=height)
         try:
             yield opened
         finally:
@@ -194,7 +194,7 @@ def dashboard(runs: Path) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             address = f"http://127.0.0.1:{port}"
-            if not answers(f"{address}/health", server):
+            if not responds(f"{address}/health", server):
                 log.seek(0)
                 sys.exit(f"error: the dashboard does not start:\n{log.read().decode()[-2000:]}")
             yield address
@@ -203,7 +203,7 @@ def dashboard(runs: Path) -> Iterator[str]:
             server.wait()
 
 
-def answers(url: str, server: subprocess.Popen[bytes], seconds: float = 120.0) -> bool:
+def responds(url: str, server: subprocess.Popen[bytes], seconds: float = 120.0) -> bool:
     """Whether the server answers before it ends or the time is up."""
     deadline = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < deadline:
@@ -215,25 +215,25 @@ def answers(url: str, server: subprocess.Popen[bytes], seconds: float = 120.0) -
     return False
 
 
-def show_dashboard(page: Window, address: str, root: Path, prefix: str) -> None:
-    """The table of runs, its parent run unfolded, and the curves of the base decoder."""
-    page.open(f"{experiment_at(address, root)}/runs", shows=UNFOLD)
+def show_dashboard(page: BrowserWindow, address: str, root: Path, prefix: str) -> None:
+    """The table of runs, its parent run expanded, and the curves of the base decoder."""
+    page.open(f"{experiment_at(address, root)}/runs", selector=EXPAND)
     page.click(CLOSE_ASSISTANT)
-    page.click(UNFOLD)
-    keep(page.photograph(), f"{prefix}-dashboard.png")
+    page.click(EXPAND)
+    save(page.screenshot(), f"{prefix}-dashboard.png")
     run = run_id(root / "base")
-    page.open(f"{experiment_at(address, root)}/runs/{run}/model-metrics", shows=CURVE)
-    keep(page.photograph(), f"{prefix}-metrics.png")
+    page.open(f"{experiment_at(address, root)}/runs/{run}/model-metrics", selector=CURVE)
+    save(page.screenshot(), f"{prefix}-metrics.png")
 
 
-def show_nodes(page: Window, address: str, root: Path) -> None:
-    """The load of every node of the dVAE's job."""
+def show_nodes(page: BrowserWindow, address: str, root: Path) -> None:
+    """The system metrics of every node of the dVAE's job."""
     run = run_id(root / "dvae")
-    page.open(f"{experiment_at(address, root)}/runs", shows=UNFOLD)
+    page.open(f"{experiment_at(address, root)}/runs", selector=EXPAND)
     page.click(CLOSE_ASSISTANT)
-    page.open(f"{experiment_at(address, root)}/runs/{run}/system-metrics", shows=CURVE)
+    page.open(f"{experiment_at(address, root)}/runs/{run}/system-metrics", selector=CURVE)
     page.type(SEARCH, "cpu_utilization")
-    keep(page.photograph(), "cluster-nodes.png")
+    save(page.screenshot(), "cluster-nodes.png")
 
 
 def experiment_at(address: str, root: Path) -> str:
@@ -250,22 +250,22 @@ def run_id(directory: Path) -> str:
     return str(tree["run_id"])
 
 
-def keep(picture: Image.Image, name: str) -> None:
-    """Write a picture to docs/images/, with fewer colours and then fewer pixels if it is large."""
-    picture = picture.convert("RGB")
-    content = png(picture)
+def save(image: Image.Image, name: str) -> None:
+    """Write an image to docs/images/, with fewer colours and then fewer pixels if it is large."""
+    image = image.convert("RGB")
+    content = png(image)
     scale = 1.0
     while len(content) > LARGEST:
-        size = (round(picture.width * scale), round(picture.height * scale))
-        content = png(picture.resize(size, Image.Resampling.LANCZOS).quantize(256))
+        size = (round(image.width * scale), round(image.height * scale))
+        content = png(image.resize(size, Image.Resampling.LANCZOS).quantize(256))
         scale *= 0.85
     (IMAGES / name).write_bytes(content)
     print(f"{IMAGES / name}: {len(content) / 1000:.0f} kB")
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
