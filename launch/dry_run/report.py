@@ -170,7 +170,7 @@ def _machines(
         return Machines(1, count, count, kind, precision, None), None
     if processes is not None:
         raise UserError("--processes: the cluster file says how many; use --nodes")
-    shape = cluster.training(nodes)
+    shape = cluster.training_resources(nodes)
     if shape.gpus_per_node:
         precision = chosen_precision(wanted, gpu=True, bf16=True)
         memory = cluster.gpu_memory and memory_bytes(cluster.gpu_memory)

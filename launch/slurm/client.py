@@ -1,4 +1,4 @@
-"""SLURM as this machine's commands answer: jobs sent, their state, and their end."""
+"""SLURM's commands: submit, query and cancel jobs."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from mezzotint.common.errors import UserError
 
 TIMEOUT = 60.0
-"""Seconds after which a command of SLURM counts as not answering."""
+"""Seconds to wait for a SLURM command."""
 SQUEUE = ("JobID", "State", "NodeList", "Reason", "RestartCnt", "exit_code")
 SACCT = ("JobIDRaw", "State", "NodeList", "ExitCode")
 TIMES = ("SubmitTime", "StartTime", "EndTime")
@@ -20,28 +20,28 @@ TIMES = ("SubmitTime", "StartTime", "EndTime")
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of one job. Times are seconds since 1970, None where SLURM knows none."""
+    """SLURM's state of one job. Times are seconds since 1970; None: not known."""
 
     id: int
     name: str
     state: str
-    """SLURM's word: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, ..."""
+    """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, ..."""
     nodes: tuple[str, ...] = ()
     reason: str = ""
-    """SLURM's word for why it waits or failed; empty where there is none."""
+    """SLURM's reason for a pending or failed job; may be empty."""
     restarts: int = 0
     exit_code: int | None = None
-    """Exit status of the batch script; None while it has not ended, or when a signal ended it."""
+    """Of the batch script; None if it has not ended or was ended by a signal."""
     signal: int | None = None
-    """What ended the job otherwise; 53: its log could not be opened on the node."""
+    """The signal that ended the job; 53: its log could not be opened on the node."""
     submitted: float | None = None
-    """Moves with every requeue."""
+    """Renewed by every requeue."""
     started: float | None = None
     ended: float | None = None
 
     @property
-    def live(self) -> bool:
-        """Whether the job still waits, runs or is leaving."""
+    def is_live(self) -> bool:
+        """Whether the job is pending, running or completing."""
         return self.state not in ENDED
 
 
@@ -66,18 +66,18 @@ CONFIG_KEYS = {
     "feature": "options",
     "option": "options",
 }
-"""Words in what sbatch says, and the keys of the cluster file that they speak of."""
+"""Words in sbatch's messages, and the keys of the cluster file that they refer to."""
 TEMPORARY = ("Requested nodes are busy", "Required node not available")
-"""Complaints about now: such a job waits in the queue."""
+"""Messages of `sbatch --test-only` for a job that would wait in the queue."""
 UNREACHABLE = ("contact slurm controller", "configuration source")
-"""Complaints of a machine that is part of no cluster, or of one that is down."""
+"""Messages outside a cluster, or while its controller is down."""
 
 
 def check_job(script: str, arguments: Sequence[str]) -> None:
-    """Ask SLURM whether it would take a job; nothing is submitted.
+    """Ask SLURM whether it would accept a job, without submitting it.
 
     Raises:
-        UserError: SLURM is not installed here, does not answer, or refuses the job.
+        UserError: SLURM is not installed, does not answer, or rejects the job.
     """
     done = run_slurm(("sbatch", "--test-only", *arguments), script)
     if done.returncode != 0 and not any(word in done.stderr for word in TEMPORARY):
@@ -85,13 +85,13 @@ def check_job(script: str, arguments: Sequence[str]) -> None:
 
 
 def submit_job(script: Path, arguments: Sequence[str], after: Iterable[int]) -> int:
-    """Submit a batch script whose job waits for the success of others; returns the job's id.
+    """Submit a batch script whose job waits for others to succeed; returns its id.
 
     Raises:
-        UserError: SLURM is not installed here, does not answer, or refuses the job.
+        UserError: SLURM is not installed, does not answer, or rejects the job.
     """
-    waits = ":".join(map(str, after))
-    dependency = (f"--dependency=afterok:{waits}",) if waits else ()
+    ids = ":".join(map(str, after))
+    dependency = (f"--dependency=afterok:{ids}",) if ids else ()
     done = run_slurm(("sbatch", "--parsable", *dependency, *arguments, str(script)))
     if done.returncode != 0:
         raise UserError(explain_refusal(error_line(done)))
@@ -99,24 +99,24 @@ def submit_job(script: Path, arguments: Sequence[str], after: Iterable[int]) -> 
 
 
 def explain_refusal(text: str) -> str:
-    """A refusal of sbatch as one sentence that names a key of the cluster file."""
-    for words in ("sbatch: ", "fatal: ", "error: ", "Batch job submission failed: "):
-        text = text.removeprefix(words)
+    """An error of sbatch as one sentence that names a key of the cluster file."""
+    for prefix in ("sbatch: ", "fatal: ", "error: ", "Batch job submission failed: "):
+        text = text.removeprefix(prefix)
     text = text.removeprefix("allocation failure: ")
-    if any(words in text for words in UNREACHABLE):
+    if any(phrase in text for phrase in UNREACHABLE):
         return f"SLURM does not answer ({text}); submit on a login node of the cluster"
     keys = next((keys for word, keys in CONFIG_KEYS.items() if word in text.lower()), None)
     hint = f"; change {keys} in the cluster file" if keys else ""
-    return f"SLURM refuses the job: {text}{hint}"
+    return f"SLURM rejects the job: {text}{hint}"
 
 
 def job_states(ids: Iterable[int]) -> Mapping[int, JobState]:
-    """What SLURM still knows of these jobs: its memory, else its accounting.
+    """The jobs that SLURM's controller, else its accounting, still knows, by id.
 
-    Ended jobs are forgotten after MinJobAge (5 minutes by default) where there is no accounting.
+    Without accounting, ended jobs are unknown after MinJobAge (5 minutes by default).
 
     Raises:
-        UserError: SLURM is not installed here or does not answer.
+        UserError: SLURM is not installed or does not answer.
     """
     wanted = sorted(set(ids))
     if not wanted:
@@ -137,7 +137,7 @@ def job_states(ids: Iterable[int]) -> Mapping[int, JobState]:
 
 
 def query_accounting(ids: Sequence[int]) -> Mapping[int, JobState]:
-    """What SLURM's accounting says of these jobs; empty where accounting is off."""
+    """The jobs that SLURM's accounting knows, by id; empty without accounting."""
     if shutil.which("sacct") is None:
         return {}
     fields = ",".join((*SACCT, "Submit", "Start", "End", "JobName"))
@@ -148,10 +148,10 @@ def query_accounting(ids: Sequence[int]) -> Mapping[int, JobState]:
 
 
 def cancel_jobs(ids: Iterable[int]) -> None:
-    """End jobs; those that have ended already are no fault.
+    """Cancel jobs; those that have already ended are ignored.
 
     Raises:
-        UserError: SLURM is not installed here, does not answer, or refuses.
+        UserError: SLURM is not installed, does not answer, or refuses.
     """
     wanted = [str(each) for each in sorted(set(ids))]
     if not wanted:
@@ -161,8 +161,8 @@ def cancel_jobs(ids: Iterable[int]) -> None:
         raise UserError(f"scancel: {error_line(done)}")
 
 
-def run_slurm(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM; its times are seconds since 1970.
+def run_slurm(command: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a SLURM command; times in its output are seconds since 1970.
 
     Raises:
         UserError: it is not installed, or does not answer.
@@ -170,7 +170,7 @@ def run_slurm(command: Sequence[str], given: str = "") -> subprocess.CompletedPr
     try:
         return subprocess.run(
             command,
-            input=given,
+            input=stdin,
             capture_output=True,
             text=True,
             errors="replace",
@@ -188,14 +188,14 @@ def run_slurm(command: Sequence[str], given: str = "") -> subprocess.CompletedPr
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command of SLURM complained of, in one line."""
+    """The error message of a SLURM command, in one line."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     lines = [line for line in lines if not line.startswith("Try ")]  # "... --help"
     return lines[-1] if lines else f"ended with exit code {done.returncode}"
 
 
 def parse_squeue(line: str) -> JobState | None:
-    """One line of squeue; None where it is not one of a job (a name may hold line breaks)."""
+    """The job of a line of squeue; None for other lines (a name may hold line breaks)."""
     parts = line.split("|", len(SQUEUE) + len(TIMES))
     if len(parts) <= len(SQUEUE) + len(TIMES) or not parts[0].isdecimal():
         return None
@@ -218,20 +218,20 @@ def parse_squeue(line: str) -> JobState | None:
 
 
 def parse_sacct(line: str) -> JobState | None:
-    """One line of sacct; None where it is not one of a job."""
+    """The job of a line of sacct; None for other lines."""
     parts = line.split("|", len(SACCT) + len(TIMES))
     if len(parts) <= len(SACCT) + len(TIMES) or not parts[0].isdecimal():
         return None
     number, state, nodes, status, submitted, started, ended, name = parts
-    word = state.partition(" ")[0]  # CANCELLED by 1000
+    state = state.partition(" ")[0]  # CANCELLED by 1000
     code, _, signal = status.partition(":")
     killed = int(signal) if signal.isdecimal() and signal != "0" else None
     return JobState(
         int(number),
         name,
-        word,
+        state,
         () if nodes == "None assigned" else expand_nodes(nodes),
-        exit_code=int(code) if word in ENDED and code.isdecimal() and not killed else None,
+        exit_code=int(code) if state in ENDED and code.isdecimal() and not killed else None,
         signal=killed,
         submitted=parse_time(submitted),
         started=parse_time(started),
@@ -240,27 +240,27 @@ def parse_sacct(line: str) -> JobState | None:
 
 
 def decode_wait_status(status: int) -> tuple[int | None, int | None]:
-    """Exit code or signal of a wait status as the kernel packs it."""
+    """Exit code and signal of a wait status (`waitpid`), one of them None."""
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     return os.WEXITSTATUS(status), None
 
 
 def parse_time(text: str) -> float | None:
-    """A time of SLURM; None for N/A, NONE, Unknown."""
+    """Seconds since 1970; None for N/A, NONE, Unknown."""
     return float(text) if text.isdecimal() else None
 
 
 def expand_nodes(nodes: str) -> tuple[str, ...]:
-    """Names in a node list: `n[1-3,7],gpu[08-10]`."""
+    """The node names of a list like `n[1-3,7],gpu[08-10]`."""
     names: list[str] = []
     for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = re.split(r"\[([^\]]*)\]", word)
         choices = [
             [part]
-            if place % 2 == 0
+            if index % 2 == 0
             else [one for each in part.split(",") for one in expand_range(each)]
-            for place, part in enumerate(parts)
+            for index, part in enumerate(parts)
         ]
         names += ["".join(each) for each in itertools.product(*choices)]
     return tuple(names)

@@ -1,4 +1,4 @@
-"""The cluster file: how jobs ask SLURM for machines, and what they find there."""
+"""The cluster file: the resources of jobs, and the paths of the cluster."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SingleLine = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
 
 @dataclass(frozen=True)
 class JobResources:
-    """What one job asks for."""
+    """The resources of one job."""
 
     partition: str | None
     nodes: int
@@ -29,17 +29,16 @@ class JobResources:
 
     @property
     def tasks(self) -> int:
-        """Processes of the job."""
         return self.nodes * self.tasks_per_node
 
 
 class Cluster(BaseModel, frozen=True, extra="forbid"):
-    """A SLURM cluster as Mezzotint's jobs use it."""
+    """A SLURM cluster and the settings of jobs on it."""
 
     name: SingleLine = Field(min_length=1, max_length=100)
-    """What people call it; jobs do not depend on it."""
+    """For display only."""
     shared: str = Field(pattern=r"^/")
-    """A directory that every node sees under this path; run directories must lie inside."""
+    """A directory that all nodes share under this path; run directories must lie inside."""
     scratch: str = Field(pattern=r"^/")
     """A directory on each node's own disk; the shard cache lies there."""
     partition: Identifier | None = None
@@ -47,7 +46,7 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     """Partition of the jobs that do not train (one process, no GPU); `partition` by default."""
     account: Identifier | None = None
     nodes: int = Field(default=1, gt=0)
-    """Nodes of a training job whose stage does not name a number."""
+    """Nodes of a training job whose stage does not set `nodes`."""
     tasks_per_node: int = Field(default=1, gt=0)
     """Processes on each node of a training job: one per GPU."""
     cpus_per_task: int = Field(default=1, gt=0)
@@ -57,17 +56,17 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
     serial_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
     """Memory of the jobs that do not train; `memory` by default."""
     gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$")
-    """Memory of each GPU, written likewise; `mezzotint check` says whether training fits."""
+    """Memory of each GPU, in the same format; `mezzotint check` says whether training fits."""
     time: str | None = Field(default=None, pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
     """Time limit of a job, as SLURM writes it (`1-12:00:00`)."""
     signal_seconds: int = Field(default=120, gt=0)
-    """How long before the time limit a training job is told to save and leave."""
+    """How long before the time limit a training job gets the signal to save and exit."""
     restarts: int = Field(default=3, ge=0)
     """Restarts in a row without a newer checkpoint, after which a job gives up."""
     setup: tuple[SingleLine, ...] = ()
-    """Lines of shell that prepare the environment (modules, proxies)."""
+    """Shell lines that prepare the environment (modules, proxies)."""
     export: tuple[Variable, ...] = ()
-    """Names of variables that jobs take over from the shell that submits, besides the usual."""
+    """Names of further variables that jobs inherit from the submitting shell."""
     options: tuple[Annotated[str, Field(pattern=r"^--[a-z][^\n\r\x00]*$")], ...] = ()
     """Further options of sbatch, one per entry (`--constraint=a100`)."""
 
@@ -82,13 +81,13 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("time", mode="before")
     @classmethod
-    def _yaml_counts_in_sixties(cls, value: object) -> object:
+    def _is_quoted(cls, value: object) -> object:
         if isinstance(value, int | float):
             raise ValueError('put it into quotes, like "1:00:00": YAML reads it as a number')
         return value
 
-    def training(self, nodes: int | None = None) -> JobResources:
-        """What a training job asks for, on `nodes` nodes where its stage names a number."""
+    def training_resources(self, nodes: int | None = None) -> JobResources:
+        """The resources of a training job, on `nodes` nodes if its stage sets them."""
         return JobResources(
             self.partition,
             nodes or self.nodes,
@@ -98,8 +97,8 @@ class Cluster(BaseModel, frozen=True, extra="forbid"):
             self.memory,
         )
 
-    def serial(self) -> JobResources:
-        """What a job of one process asks for."""
+    def serial_resources(self) -> JobResources:
+        """The resources of a job with one process."""
         partition = self.serial_partition or self.partition
         memory = self.serial_memory or self.memory
         return JobResources(partition, 1, 1, self.cpus_per_task, 0, memory)
@@ -109,9 +108,9 @@ def load_cluster(path: str | Path) -> Cluster:
     """Read a cluster file.
 
     Raises:
-        UserError: unreadable, an unknown key or an impossible value, named.
+        UserError: an unreadable file, an unknown key or an impossible value.
     """
-    from trainer.recipe import explain, read_tree  # brings torch, which looking does without
+    from trainer.recipe import explain, read_tree  # imports torch, which `status` does not need
 
     tree = read_tree(path)
     try:

@@ -1,4 +1,4 @@
-"""The batch script of a job: one template, in which every value is quoted for the shell."""
+"""The batch script of a job, from a template in which every value is quoted for the shell."""
 
 import re
 import shlex
@@ -20,98 +20,96 @@ NEVER_EXPORTED = frozenset(
     }
 )
 NOT_IN_COMMENT = re.compile(r"[\x00-\x1f\x7f']")
-"""What a quoted word of an #SBATCH line cannot hold."""
+"""Characters that a quoted word of an #SBATCH line cannot hold."""
 
 
 class RawShell(str):
-    """Shell that stands in the script as it is."""
+    """Shell code that is not quoted."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job does, and where."""
+    """What a job runs, and where."""
 
     run: str
     stage: str
     root: Path
     """The run directory that was submitted."""
     directory: Path
-    """Where the stage works."""
+    """The run directory of the stage."""
     command: tuple[str, ...]
-    """A module of ours and its arguments."""
-    shape: JobResources
+    """A module and its arguments."""
+    resources: JobResources
     trains: bool
-    """Whether it can save a checkpoint when it is told to leave."""
+    """Whether it saves a checkpoint on a signal."""
 
     @property
     def name(self) -> str:
-        """SLURM's job name."""
         return f"{self.run}/{self.stage}"
 
     @property
     def path(self) -> Path:
-        """Where its script lies."""
         return self.directory / "job.sh"
 
 
 @dataclass(frozen=True)
 class JobScript:
-    """A batch script, and the options that a line of it cannot hold."""
+    """A batch script, and the options that its #SBATCH lines cannot hold."""
 
     text: str
     arguments: tuple[str, ...]
 
 
 def render_job_script(
-    task: JobSpec, cluster: Cluster, *, python: str, cwd: str, environment: Mapping[str, str]
+    job: JobSpec, cluster: Cluster, *, python: str, cwd: str, environment: Mapping[str, str]
 ) -> JobScript:
     """The script of one job.
 
     Raises:
-        UserError: a path holds a backslash, in which SLURM sees an order.
+        UserError: the path of the log holds a backslash, which SLURM interprets.
     """
     lines: list[str] = []
     arguments: list[str] = []
-    for option in sbatch_options(task, cluster, cwd, environment):
+    for option in sbatch_options(job, cluster, cwd, environment):
         (arguments if NOT_IN_COMMENT.search(option) else lines).append(option)
     text = _ENVIRONMENT.get_template("job.sh.j2").render(
-        title=RawShell(f"Stage {task.stage} of {task.run}, on {cluster.name}."),
-        stage=task.stage,
+        title=RawShell(f"Stage {job.stage} of {job.run}, on {cluster.name}."),
+        stage=job.stage,
         options=lines,
-        root=task.root,
-        directory=task.directory,
+        root=job.root,
+        directory=job.directory,
         cwd=cwd,
         python=python,
         setup=[RawShell(line) for line in cluster.setup],
-        tasks=task.shape.tasks,
+        tasks=job.resources.tasks,
         scratch=cluster.scratch,
-        cpus=task.shape.cpus_per_task,
-        command=RawShell(" ".join(_argument(task, word) for word in task.command)),
-        train=task.trains,
+        cpus=job.resources.cpus_per_task,
+        command=RawShell(" ".join(_argument(job, word) for word in job.command)),
+        train=job.trains,
     )
     return JobScript(text, tuple(arguments))
 
 
 def sbatch_options(
-    task: JobSpec, cluster: Cluster, cwd: str, environment: Mapping[str, str]
+    job: JobSpec, cluster: Cluster, cwd: str, environment: Mapping[str, str]
 ) -> list[str]:
-    """sbatch's options, the cluster file's own last."""
-    shape = task.shape
+    """The options of sbatch; those of the cluster file come last."""
+    resources = job.resources
     names = exported_variables(cluster, environment)
     found: dict[str, object] = {
-        "job-name": task.name,
-        "partition": shape.partition,
+        "job-name": job.name,
+        "partition": resources.partition,
         "account": cluster.account,
-        "nodes": shape.nodes,
-        "ntasks-per-node": shape.tasks_per_node,
-        "cpus-per-task": shape.cpus_per_task,
-        "gpus-per-node": shape.gpus_per_node or None,
-        "mem": shape.memory,
+        "nodes": resources.nodes,
+        "ntasks-per-node": resources.tasks_per_node,
+        "cpus-per-task": resources.cpus_per_task,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "mem": resources.memory,
         "time": cluster.time,
-        "signal": f"B:USR2@{cluster.signal_seconds}" if task.trains else None,
+        "signal": f"B:USR2@{cluster.signal_seconds}" if job.trains else None,
         "export": ",".join(names) or "NONE",
         "chdir": cwd,
-        "output": filename_pattern(str(task.directory / "logs" / "job.log")),
+        "output": filename_pattern(str(job.directory / "logs" / "job.log")),
         "open-mode": "append",
     }
     own = [f"--{name}={value}" for name, value in found.items() if value is not None]
@@ -119,24 +117,24 @@ def sbatch_options(
 
 
 def filename_pattern(path: str) -> str:
-    """A path as SLURM's file name pattern."""
+    """A path as a file name pattern of SLURM."""
     if "\\" in path:
         raise UserError(
-            f"{path}: SLURM cannot write its log there, a backslash means something to it; "
-            "choose another runs directory"
+            f"{path}: SLURM cannot write a log there because of the backslash; choose another runs "
+            "directory"
         )
     return path.replace("%", "%%")
 
 
 def exported_variables(cluster: Cluster, environment: Mapping[str, str]) -> list[str]:
-    """Names of the variables that a job takes over: values never enter a script."""
-    usual = {name for name in environment if ALWAYS_EXPORTED.fullmatch(name)} - NEVER_EXPORTED
-    return sorted(usual | (set(cluster.export) & set(environment)))
+    """Names of the variables that a job inherits; the script never holds their values."""
+    always = {name for name in environment if ALWAYS_EXPORTED.fullmatch(name)} - NEVER_EXPORTED
+    return sorted(always | (set(cluster.export) & set(environment)))
 
 
-def _argument(task: JobSpec, word: str) -> str:
-    """A word of the command; the script has names for its directories."""
-    names = {str(task.root): '"$root"', str(task.directory): '"$directory"'}
+def _argument(job: JobSpec, word: str) -> str:
+    """A quoted word of the command; directories are variables of the script."""
+    names = {str(job.root): '"$root"', str(job.directory): '"$directory"'}
     return names.get(word) or shlex.quote(word)
 
 

@@ -1,14 +1,14 @@
-"""What a submitted run leaves on disk, for later commands: its jobs, their starts and their ends.
+"""The records of a submitted run on disk: its jobs, their starts and their ends.
 
     ROOT/submission.json        the cluster and the jobs, by stage
     DIRECTORY/job.sh            the batch script of a job
     DIRECTORY/attempts.jsonl    one line per start of the job: nodes, restart, checkpoint
-    DIRECTORY/exit_code         written by the script when it ends by itself
-    DIRECTORY/refused           what its input was refused for (exit code 2)
-    DIRECTORY/cancelled         made by `mezzotint cancel`
-    DIRECTORY/logs/job.log      what the job prints, all attempts
+    DIRECTORY/exit_code         written by the script when the job ends by itself
+    DIRECTORY/refused           the message of an input error (exit code 2)
+    DIRECTORY/cancelled         written by `mezzotint cancel`
+    DIRECTORY/logs/job.log      the output of the job, all starts
 
-DIRECTORY is the run directory of a stage; of a submitted recipe it is ROOT itself.
+DIRECTORY is the run directory of a stage; for a submitted recipe it is ROOT itself.
 """
 
 import json
@@ -25,7 +25,7 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Job:
-    """One SLURM job of a run. Ids start at 1 again on a fresh cluster: never rely on one alone."""
+    """One SLURM job of a run. Its id is not unique: a new cluster counts from 1 again."""
 
     id: int
     stage: str
@@ -48,7 +48,7 @@ class JobStart:
     """SLURM_RESTART_COUNT."""
     nodes: tuple[str, ...]
     step: int
-    """Newest checkpoint when it started; 0 without one."""
+    """Step of the newest checkpoint at the start; 0 without one."""
     time: float
 
 
@@ -61,14 +61,14 @@ class Submission:
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def write(self, root: Path) -> None:
-        """Keep it in a run directory."""
+        """Write `submission.json` in a run directory."""
         jobs = {name: asdict(job) for name, job in self.jobs.items()}
         tree = {"run": self.run, "cluster": self.cluster.model_dump(mode="json"), "jobs": jobs}
         write_json(root / "submission.json", tree)
 
 
 def read_submission(root: Path) -> Submission | None:
-    """The submission of a run directory; None where it was never submitted."""
+    """The last submission of a run directory; None if there is none."""
     path = root / "submission.json"
     if not path.is_file():
         return None
@@ -80,21 +80,21 @@ def read_submission(root: Path) -> Submission | None:
         return Submission(tree["run"], Cluster.model_validate(tree["cluster"]), jobs)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: cannot be read; remove the file, and cancel with scancel what it spoke of"
+            f"{path}: cannot be read; remove the file, and cancel its jobs with scancel"
         ) from error
 
 
 def stage_directory(root: Path, stage: str) -> Path:
-    """Where a stage of a submitted run works: its own directory, or that of a lone recipe."""
+    """The run directory of a stage; for a submitted recipe, `root` itself."""
     return root / stage if (root / "pipeline.yaml").is_file() else root
 
 
 def read_job_starts(path: Path) -> list[JobStart]:
-    """The starts of the job of a stage's directory, oldest first."""
+    """The starts of a stage's jobs, oldest first."""
     entries = [json.loads(line) for line in read_lines(path / "attempts.jsonl")]
     return [JobStart(**{**entry, "nodes": tuple(entry["nodes"])}) for entry in entries]
 
 
-def append_job_start(path: Path, attempt: JobStart) -> None:
-    """Note one more start."""
-    append_json(path / "attempts.jsonl", asdict(attempt))
+def append_job_start(path: Path, start: JobStart) -> None:
+    """Record one more start."""
+    append_json(path / "attempts.jsonl", asdict(start))

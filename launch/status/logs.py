@@ -1,4 +1,4 @@
-"""What a stage prints: the end of its log, and what comes after."""
+"""`mezzotint logs`: the end of a stage's log, and what is appended to it."""
 
 import os
 import sys
@@ -16,11 +16,11 @@ from launch.status.stage import LIVE, StageStatus
 from mezzotint.common.errors import UserError
 
 READ_INTERVAL = 0.3
-"""Seconds between two reads."""
+"""Seconds between two reads of a log."""
 QUERY_INTERVAL = 3.0
-"""Seconds between two questions whether the stage has ended."""
+"""Seconds between two queries whether the stage has ended."""
 STATE_ORDER = ("running", "failed", "requeued", "stopped", "unknown", "cancelled")
-"""Whose log is shown where no stage is named: the first of these that has one."""
+"""Without the name of a stage, the first stage with a log in the first of these states is shown."""
 
 
 def show_log(root: Path, stage: str | None, lines: int, *, follow: bool) -> None:
@@ -29,9 +29,12 @@ def show_log(root: Path, stage: str | None, lines: int, *, follow: bool) -> None
     Raises:
         UserError: no such stage, or it has no log.
     """
-    (run,) = query([root])
-    chosen = named_stage(run, stage, root) if stage else default_stage(run)
-    log = stage_log(chosen)
+    if stage is None:
+        (run,) = query([root])
+        chosen = default_stage(run)
+    else:
+        chosen = query_stage(root, find_stage(stage, root).name)
+    log = newest_log(chosen.directory)
     if log is None and follow:
         log = wait_for_log(chosen, root)
     if log is None:
@@ -45,56 +48,43 @@ def show_log(root: Path, stage: str | None, lines: int, *, follow: bool) -> None
             follow_file(file, lambda: query_stage(root, chosen.stage).state not in LIVE)
 
 
-def named_stage(run: RunStatus, stage: str, root: Path) -> StageStatus:
-    """The stage of that name."""
-    name = find_stage(stage, root).name
-    return next(each for each in run.stages if each.stage == name)
-
-
 def default_stage(run: RunStatus) -> StageStatus:
-    """The stage that is most worth looking at."""
-    logs = {stage.stage: stage_log(stage) for stage in run.stages}
+    """The stage whose log is shown if none is named."""
+    logged = [stage for stage in run.stages if newest_log(stage.directory)]
     for state in STATE_ORDER:
-        for stage in run.stages:
-            if stage.state == state and logs[stage.stage]:
+        for stage in logged:
+            if stage.state == state:
                 return stage
     for stage in run.stages:
         if stage.state in LIVE:
             return stage
-    have = [stage for stage in run.stages if logs[stage.stage]]
-    if not have:
-        raise UserError(
-            f"{run.name}: {explain_missing_log(run.stages[0])}" if run.stages else run.notes[0]
-        )
-    return max(have, key=lambda stage: stage.since or 0.0)
-
-
-def stage_log(stage: StageStatus) -> Path | None:
-    """The log of a stage."""
-    return newest_log(stage.directory)
+    if not logged:
+        reason = explain_missing_log(run.stages[0]) if run.stages else None
+        raise UserError(f"{run.name}: {reason}" if reason else run.notes[0])
+    return max(logged, key=lambda stage: stage.since or 0.0)
 
 
 def explain_missing_log(stage: StageStatus) -> str:
-    """Why there is nothing to show."""
+    """Why a stage has no log."""
     if stage.state in LIVE and stage.state != "running":
         return f"is {stage.state}{f' ({stage.reason})' if stage.reason else ''}: it has no log yet"
     return "has no log; `mezzotint train` writes to its own terminal"
 
 
 def query_stage(root: Path, stage: str) -> StageStatus:
-    """How a stage stands now."""
+    """The current status of a stage."""
     (run,) = query([root])
     return next(each for each in run.stages if each.stage == stage)
 
 
 def wait_for_log(stage: StageStatus, root: Path) -> Path | None:
-    """Wait for a stage to start; None where it ends without a log."""
+    """Wait for a stage to start; None if it ends without a log."""
     if stage.state in LIVE:
         sys.stderr.write(f"{stage.stage}: {explain_missing_log(stage)}\n")
         sys.stderr.flush()
-    while (log := stage_log(stage)) is None and query_stage(root, stage.stage).state in LIVE:
+    while newest_log(stage.directory) is None and query_stage(root, stage.stage).state in LIVE:
         time.sleep(QUERY_INTERVAL)
-    return log
+    return newest_log(stage.directory)
 
 
 def last_lines(file: BinaryIO, lines: int) -> str:
@@ -102,18 +92,18 @@ def last_lines(file: BinaryIO, lines: int) -> str:
     return b"".join(deque(file, maxlen=lines)).decode("utf-8", errors="replace")
 
 
-def follow_file(file: BinaryIO, ended: Callable[[], bool]) -> None:
-    """Copy what is appended to a log until its writer has ended."""
-    asked, decode = time.monotonic(), getincrementaldecoder("utf-8")("replace").decode
+def follow_file(file: BinaryIO, has_ended: Callable[[], bool]) -> None:
+    """Print what is appended to a log until its writer has ended."""
+    queried, decode = time.monotonic(), getincrementaldecoder("utf-8")("replace").decode
     while True:
-        over = False
-        if time.monotonic() - asked > QUERY_INTERVAL:
-            asked, over = time.monotonic(), ended()
-        if os.fstat(file.fileno()).st_size < file.tell():  # begun anew
+        ended = False
+        if time.monotonic() - queried > QUERY_INTERVAL:
+            queried, ended = time.monotonic(), has_ended()
+        if os.fstat(file.fileno()).st_size < file.tell():  # truncated
             file.seek(0)
-        new = file.read()  # after the question: what was written before the end is in it
+        new = file.read()  # after the query, so that everything before the end is read
         sys.stdout.write(decode(new))
         sys.stdout.flush()
-        if over:
+        if ended:
             return
         time.sleep(READ_INTERVAL)

@@ -1,4 +1,4 @@
-"""Runs and stages by the names people give them."""
+"""Find runs and stages by name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,16 +8,16 @@ from launch.status.run_files import StagePlan, mtime, planned_stages
 from mezzotint.common.errors import UserError
 
 RUN_FILES = ("pipeline.yaml", "recipe.yaml", "submission.json")
-"""A directory that holds one of these is a run's."""
+"""A run directory holds at least one of these."""
 
 
 def is_run_directory(path: Path) -> bool:
-    """Whether a directory is that of a run."""
-    return any(mtime(path / mark) is not None for mark in RUN_FILES)
+    """Whether a directory is a run directory."""
+    return any(mtime(path / name) is not None for name in RUN_FILES)
 
 
 def all_runs(runs: Path) -> list[Path]:
-    """The run directories under `runs`, the one started last first."""
+    """The run directories under `runs`, the last started first."""
     if not runs.is_dir():
         return []
     found = [
@@ -34,15 +34,15 @@ def last_start_time(root: Path) -> float:
 def find_run(name: str, runs: Path) -> Path:
     """The directory of a run, given by its name under `runs` or by its path.
 
-    The directory of a stage stands for its pipeline, which knows of the stage's job.
+    For the directory of a stage, that of its pipeline.
 
     Raises:
-        UserError: there is none; the names that come nearest are given.
+        UserError: there is none; similar names are listed.
     """
     for path in (runs / name, Path(name)):
         if name and is_run_directory(path):
-            within = mtime(path.parent / "pipeline.yaml") is not None
-            return path.parent if within else path
+            is_stage = mtime(path.parent / "pipeline.yaml") is not None
+            return path.parent if is_stage else path
     known = [path.name for path in all_runs(runs)]
     raise UserError(f"{name}: no such run in {runs}{suggest(Path(name).name, known)}")
 
@@ -53,19 +53,17 @@ def find_stage(name: str, root: Path) -> StagePlan:
     Raises:
         UserError: there is none of that name.
     """
-    planned = planned_stages(root)
-    for plan in planned:
-        if plan.name == name:
-            return plan
-    known = [plan.name for plan in planned]
-    raise UserError(f"{name}: no such stage in {root}{suggest(name, known)}")
+    stages = {stage.name: stage for stage in planned_stages(root)}
+    if name not in stages:
+        raise UserError(f"{name}: no such stage in {root}{suggest(name, stages)}")
+    return stages[name]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant."""
+    """The end of an error message: the known names that are similar."""
     names = list(known)
     if not names:
         return "; there is none yet"
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    more = ", ..." if not near and len(names) > 5 else ""
-    return f"; there is {', '.join(near or names[:5])}{more}"
+    similar = get_close_matches(name, names, n=3, cutoff=0.5)
+    more = ", ..." if not similar and len(names) > 5 else ""
+    return f"; there is {', '.join(similar or names[:5])}{more}"

@@ -1,7 +1,7 @@
-"""How runs stand: what SLURM says of their jobs, put together with what their directories say.
+"""The status of runs: the states of their SLURM jobs combined with the files of their directories.
 
-The facts are a pure function of a run directory, the states of its jobs and the time; `look` asks
-SLURM and calls it.
+`run_status` is a pure function of a run directory, the states of its jobs and the time; `query`
+asks SLURM and calls it.
 """
 
 import os
@@ -16,7 +16,7 @@ from launch.slurm.client import JobState
 from launch.slurm.records import Job, Submission
 from launch.status.run_files import (
     StagePlan,
-    is_finished,
+    finished_at,
     planned_stages,
     read_json,
     read_stage_files,
@@ -30,18 +30,14 @@ from mezzotint.common.storage_errors import redact
 
 STATE_ORDER: tuple[State, ...] = (
     *LIVE,
-    "failed",
-    "cancelled",
-    "unknown",
-    "stopped",
-    "not submitted",
+    *("failed", "cancelled", "unknown", "stopped", "not submitted"),
 )
-"""What a run as a whole is: the first of these that one of its stages is."""
+"""The state of a run is the first of these that one of its stages has."""
 
 
 @dataclass(frozen=True)
 class TrackingInfo:
-    """Where MLflow has a run; the address is shown without user name and password."""
+    """The MLflow run of a run; the address is shown without credentials."""
 
     uri: str
     run_id: str | None
@@ -49,38 +45,39 @@ class TrackingInfo:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands."""
+    """The status of a run."""
 
     name: str
     root: Path
     kind: Literal["pipeline", "recipe"]
     state: State
     done: int
+    """Number of finished stages."""
     stages: tuple[StageStatus, ...]
     cluster: str | None
     tracking: TrackingInfo | None
     page: Path | None
-    holder: LockOwner | None
-    """The process of this machine, or of one that shares the directory, that works on it."""
+    lock_owner: LockOwner | None
+    """The live process that works on the run without SLURM."""
     notes: tuple[str, ...]
-    """What could not be asked or read."""
+    """What could not be queried or read."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it waits or runs any more, as far as can be known."""
+        """Whether no stage is pending or running, as far as is known."""
         unsure = bool(self.notes) and self.state == "unknown"
         return self.state not in LIVE and not unsure
 
 
 def query(roots: Sequence[Path]) -> list[RunStatus]:
-    """How these run directories stand now; SLURM is asked once, and only where it has jobs."""
+    """The current status of run directories; SLURM is queried once, if they have jobs at all."""
     ids = [job.id for root in roots for job in unfinished_jobs(root)]
     jobs: Mapping[int, JobState] | None = {}
     note = None
     try:
         jobs = client.job_states(ids)
     except UserError as error:
-        jobs, note = None, f"SLURM cannot be asked: {error}"
+        jobs, note = None, f"SLURM cannot be queried: {error}"
     now = time.time()
     return [run_status(root, jobs, now, note) for root in roots]
 
@@ -90,72 +87,73 @@ def unfinished_jobs(root: Path) -> list[Job]:
     submission, _ = read_submission_safely(root)
     if submission is None:
         return []
-    finished = {plan.name for plan in planned_stages(root) if is_finished(plan, root)}
+    stages = planned_stages(root)
+    finished = {stage.name for stage in stages if finished_at(stage, root) is not None}
     return [job for name, job in submission.jobs.items() if name not in finished]
 
 
 def run_status(
     root: Path, jobs: Mapping[int, JobState] | None, now: float, note: str | None = None
 ) -> RunStatus:
-    """How a run directory stands.
+    """The status of a run directory.
 
     Args:
         root: the run directory.
-        jobs: what SLURM says, by job id; None where it could not be asked.
+        jobs: SLURM's states by job id; None if it could not be queried.
         now: seconds since 1970.
-        note: why SLURM could not be asked.
+        note: why SLURM could not be queried.
     """
-    submission, fault = read_submission_safely(root)
+    submission, error = read_submission_safely(root)
     planned = planned_stages(root)
-    pipeline = (root / "pipeline.yaml").is_file()
-    held = lock_owner(root)
-    # `submit` holds a run too, for a moment; `run` holds it and has started something
-    runner = held if held and pipeline and started_since(planned, held.since) else None
+    is_pipeline = (root / "pipeline.yaml").is_file()
+    owner = lock_owner(root)
+    # `submit` locks a run too, for a moment; `run` locks it and has started a stage
+    runner = owner if owner and is_pipeline and started_since(planned, owner.since) else None
     stages: dict[str, StageStatus] = {}
     for plan in dependency_order(planned):
-        before = tuple(stages[name] for name in plan.needs if name in stages)
+        needs = tuple(stages[name] for name in plan.needs if name in stages)
         job = submission.jobs.get(plan.name) if submission else None
-        said = jobs.get(job.id) if job and jobs else None
-        known = said if job and said and is_same_job(job, said) else None
-        asked = jobs is not None
-        stage = StageEvidence(plan, read_stage_files(plan, root), job, known, asked, runner, before)
-        stages[plan.name] = stage_status(stage, now)
+        state = jobs.get(job.id) if job and jobs else None
+        if job and state and not is_same_job(job, state):
+            state = None
+        files = read_stage_files(plan, root)
+        evidence = StageEvidence(plan, files, job, state, jobs is not None, runner, needs)
+        stages[plan.name] = stage_status(evidence, now)
     listed = tuple(stages[plan.name] for plan in planned)
-    unread = None if planned else f"{root / 'pipeline.yaml'}: cannot be read"
-    concerned = note if jobs is None and has_unfinished_jobs(submission, listed) else None
+    unreadable = None if planned else f"{root / 'pipeline.yaml'}: cannot be read"
+    slurm_note = note if jobs is None and has_unfinished_jobs(submission, listed) else None
     page = root / "index.html"
     return RunStatus(
         root.name,
         root,
-        "pipeline" if pipeline else "recipe",
+        "pipeline" if is_pipeline else "recipe",
         overall_state(listed),
         sum(stage.state == "finished" for stage in listed),
         listed,
         submission.cluster.name if submission else None,
         tracking_info(root),
         page if page.is_file() else None,
-        held,
-        tuple(each for each in (unread, fault, concerned) if each),
+        owner,
+        tuple(each for each in (unreadable, error, slurm_note) if each),
     )
 
 
 def has_unfinished_jobs(submission: Submission | None, stages: Iterable[StageStatus]) -> bool:
-    """Whether SLURM would have something to say of an unfinished stage."""
+    """Whether a stage with a job is not finished."""
     unfinished = {stage.stage for stage in stages if stage.state != "finished"}
     return submission is not None and bool(unfinished & set(submission.jobs))
 
 
 def dependency_order(planned: Sequence[StagePlan]) -> list[StagePlan]:
-    """Each stage after what it needs; those of a circle, which no pipeline has, at the end."""
-    placed: list[StagePlan] = []
-    names: set[str] = set()
+    """Each stage after its dependencies; a cycle, in an edited file, comes last."""
+    ordered: list[StagePlan] = []
     rest = list(planned)
     while rest:
+        names = {plan.name for plan in ordered}
         ready = [plan for plan in rest if set(plan.needs) <= names] or rest
-        placed += ready
-        names |= {plan.name for plan in ready}
-        rest = [plan for plan in rest if plan.name not in names]
-    return placed
+        ordered += ready
+        rest = [plan for plan in rest if plan not in ready]
+    return ordered
 
 
 def overall_state(stages: Sequence[StageStatus]) -> State:
@@ -167,7 +165,7 @@ def overall_state(stages: Sequence[StageStatus]) -> State:
 
 
 def tracking_info(root: Path) -> TrackingInfo | None:
-    """Where MLflow has a run; before it has one, where this shell would track it."""
+    """The MLflow run of a run directory; before there is one, the store of this shell."""
     sent, store = read_json(root / "tracking.json"), root.parent / "mlflow.db"
     known = [sent.get("store"), os.environ.get("MLFLOW_TRACKING_URI")]
     if store.is_file():

@@ -1,4 +1,4 @@
-"""What the directory of a stage says of it, read so that a torn file counts as a missing one."""
+"""The files of a stage's directory; a file that cannot be parsed counts as missing."""
 
 import json
 import re
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage as its run intends it."""
+    """A stage of a run's `pipeline.yaml`."""
 
     name: str
     kind: str
@@ -31,29 +31,29 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageFiles:
-    """What lies in a stage's directory. Times are seconds since 1970."""
+    """The contents of a stage's directory. Times are seconds since 1970; None: not there."""
 
     finished: float | None = None
-    begun: bool = False
+    has_output: bool = False
     cancelled: float | None = None
-    """When `mezzotint cancel` left its mark."""
+    """When `mezzotint cancel` wrote its mark."""
     exit_code: int | None = None
-    exited: float | None = None
+    exit_time: float | None = None
     refused: str | None = None
-    """What its input was refused for."""
-    attempts: tuple[JobStart, ...] = ()
-    standing: ProgressState | None = None
+    """The message of an input error."""
+    starts: tuple[JobStart, ...] = ()
+    progress: ProgressState | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
     log: Path | None = None
-    logged: float | None = None
-    holder: LockOwner | None = None
+    log_time: float | None = None
+    lock_owner: LockOwner | None = None
 
 
 def planned_stages(root: Path) -> tuple[StagePlan, ...]:
-    """The stages of a run directory; none where its pipeline cannot be read.
+    """The stages of a run directory; none if its pipeline cannot be read.
 
-    The pipeline is not validated, nor are its recipes read: whoever looks may stand elsewhere.
+    The pipeline is not validated: its recipes may not exist in this working directory.
     """
     if not (root / "pipeline.yaml").is_file():
         return (StagePlan(TRAIN, "train", root),)
@@ -73,13 +73,13 @@ def planned_stages(root: Path) -> tuple[StagePlan, ...]:
 
 
 def explicit_dependencies(settings: Mapping[str, Any]) -> list[Any]:
-    """Stages that a stage waits for without reading them."""
+    """The stages of a stage's `after`."""
     named = settings.get("after")
     return list(named) if isinstance(named, list | tuple) else []
 
 
 def read_submission_safely(root: Path) -> tuple[Submission | None, str | None]:
-    """The last submission of a run; what is wrong with its file, where it cannot be read."""
+    """The last submission of a run, or None and why its file cannot be read."""
     try:
         return records.read_submission(root), None
     except UserError as error:
@@ -88,68 +88,66 @@ def read_submission_safely(root: Path) -> tuple[Submission | None, str | None]:
         return None, f"{root / 'submission.json'}: cannot be read ({type(error).__name__})"
 
 
-def is_finished(plan: StagePlan, root: Path) -> bool:
-    """Whether a stage is recorded as finished."""
-    return finished_at(plan, root) is not None
-
-
 def finished_at(plan: StagePlan, root: Path) -> float | None:
-    """When a stage was recorded as finished: in the ledger, or by a lone recipe's summary."""
+    """When a stage was recorded as finished, by `stage.json` or a recipe's `summary.json`."""
     path = plan.directory / ("summary.json" if plan.directory == root else "stage.json")
     return mtime(path) if read_json(path) else None
 
 
 def read_stage_files(plan: StagePlan, root: Path) -> StageFiles:
     """Read a stage's directory."""
-    place = stage_directory(root, plan.name)
-    log = newest_log(place)
-    standing, code = read_progress(place), exit_code(place)
+    directory = stage_directory(root, plan.name)
+    log = newest_log(directory)
+    progress, code = read_progress(directory), exit_code(directory)
     return StageFiles(
         finished_at(plan, root),
-        any((place / name).exists() for name in ("metrics.jsonl", "checkpoints", "progress.json")),
-        mtime(place / "cancelled"),
+        any(
+            (directory / name).exists()
+            for name in ("metrics.jsonl", "checkpoints", "progress.json")
+        ),
+        mtime(directory / "cancelled"),
         code,
-        None if code is None else mtime(place / "exit_code"),
-        read_text(place / "refused").strip() or None,
-        job_starts(place),
-        standing,
-        (standing.metrics if standing else None) or last_metrics(place / "metrics.jsonl"),
-        planned_steps(place) if standing is None else None,
+        None if code is None else mtime(directory / "exit_code"),
+        read_text(directory / "refused").strip() or None,
+        job_starts(directory),
+        progress,
+        (progress.metrics if progress else None) or last_metrics(directory / "metrics.jsonl"),
+        planned_steps(directory) if progress is None else None,
         log,
         mtime(log) if log else None,
-        lock_owner(place),
+        lock_owner(directory),
     )
 
 
-def started_since(planned: Sequence[StagePlan], moment: float) -> bool:
-    """Whether `mezzotint run` has started a stage of these since then."""
+def started_since(planned: Sequence[StagePlan], since: float) -> bool:
+    """Whether `mezzotint run` has started one of these stages since a time."""
     times = [mtime(plan.directory / "logs" / "stage.log") for plan in planned]
-    return any(time is not None and time > moment - 1.0 for time in times)
+    return any(time is not None and time > since - 1.0 for time in times)
 
 
-def newest_log(place: Path) -> Path | None:
-    """The log of a stage's job, or of its process on this machine: the one written last."""
-    logs = [place / "logs" / name for name in ("job.log", "stage.log")]
+def newest_log(directory: Path) -> Path | None:
+    """The last written log of a stage: of its job, or of its process on this machine."""
+    logs = [directory / "logs" / name for name in ("job.log", "stage.log")]
     times = {log: time for log in logs if (time := mtime(log)) is not None}
     return max(times, key=lambda log: times[log]) if times else None
 
 
-def exit_code(place: Path) -> int | None:
-    """What a stage's script ended with, where it came to its own end."""
-    text = read_text(place / "exit_code")
+def exit_code(directory: Path) -> int | None:
+    """The exit code that a stage's script or runner wrote."""
+    text = read_text(directory / "exit_code")
     return int(text) if re.fullmatch(r"-?\d+\s*", text) else None
 
 
-def job_starts(place: Path) -> tuple[JobStart, ...]:
+def job_starts(directory: Path) -> tuple[JobStart, ...]:
     """The starts of a stage's jobs."""
     try:
-        return tuple(records.read_job_starts(place))
+        return tuple(records.read_job_starts(directory))
     except (OSError, ValueError, TypeError, KeyError):
         return ()
 
 
 def last_metrics(path: Path) -> dict[str, float]:
-    """The metrics of the last whole line of a record."""
+    """The metrics of the last complete line of `metrics.jsonl`."""
     for line in reversed(read_tail(path).splitlines()):
         try:
             metrics = json.loads(line)["metrics"]
@@ -159,14 +157,14 @@ def last_metrics(path: Path) -> dict[str, float]:
     return {}
 
 
-def planned_steps(place: Path) -> int | None:
-    """How many steps a stage's recipe has."""
-    steps = read_yaml(place / "recipe.yaml").get("steps")
+def planned_steps(directory: Path) -> int | None:
+    """The steps of a stage's recipe."""
+    steps = read_yaml(directory / "recipe.yaml").get("steps")
     return steps if isinstance(steps, int) else None
 
 
 def read_tail(path: Path) -> str:
-    """The end of a text file; empty where it cannot be read."""
+    """The end of a text file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -177,7 +175,7 @@ def read_tail(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A small text file; empty where it cannot be read."""
+    """A text file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -185,7 +183,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it cannot be read."""
+    """A JSON object; empty if it cannot be read."""
     try:
         tree = json.loads(read_text(path) or "{}")
     except ValueError:
@@ -194,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; empty where it cannot be read."""
+    """A YAML mapping; empty if it cannot be read."""
     try:
         tree = yaml.safe_load(read_text(path))
     except yaml.YAMLError:
@@ -203,7 +201,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mtime(path: Path) -> float | None:
-    """When a file was last written; None where there is none."""
+    """Modification time of a file in seconds since 1970; None if there is none."""
     try:
         return path.stat().st_mtime
     except OSError:

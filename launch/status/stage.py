@@ -1,7 +1,7 @@
-"""How one stage of a run stands: SLURM's word on its job, put together with its directory's.
+"""The status of one stage: SLURM's state of its job combined with the files of its directory.
 
-SLURM's word wins while a job lives. The record of a finished stage wins always: SLURM forgets jobs
-after minutes, and may not be at hand at all.
+SLURM's state counts while a job lives. The record of a finished stage always counts: SLURM forgets
+jobs after minutes, and may not be installed on this machine.
 """
 
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ State = Literal[
     "not submitted",
     "unknown",
 ]
-"""Of a stage: `waiting` is for other stages, `stopped` is begun, unfinished and held by nobody."""
+"""`waiting`: for other stages; `stopped`: started, unfinished, and no process works on it."""
 LIVE: tuple[State, ...] = ("running", "requeued", "pending", "waiting")
 STARTING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 ENDED: tuple[State, ...] = ("finished", "failed", "cancelled", "unknown")
-"""Of these, the nodes of the last start are told."""
+"""In these states, the nodes of the last start are shown."""
 CLOCK_TOLERANCE = 120.0
 """Seconds by which the clocks of this machine and of SLURM's controller may differ."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How one stage stands. Times are seconds since 1970; what is not known is None."""
+    """The status of one stage. Times are seconds since 1970; None: not known."""
 
     stage: str
     kind: str
@@ -47,7 +47,7 @@ class StageStatus:
     since: float | None
     job: int | None
     live_job: bool
-    """Whether SLURM still waits with its job or runs it."""
+    """Whether its job is pending or running."""
     nodes: tuple[str, ...]
     phase: str | None
     step: int | None
@@ -55,15 +55,15 @@ class StageStatus:
     loss: float | None
     images_per_second: float | None
     seconds_left: float | None
-    heard: float | None
-    """When it last told how far it is."""
+    last_report: float | None
+    """Time of its last progress report."""
     restarts: int
     """Starts of its jobs beyond the first."""
 
 
 @dataclass(frozen=True)
 class StageVerdict:
-    """What a stage is found to be, and why."""
+    """The state of a stage, and why."""
 
     state: State
     reason: str | None = None
@@ -73,23 +73,22 @@ class StageVerdict:
 
 @dataclass(frozen=True)
 class StageEvidence:
-    """All that is known when a stage is judged."""
+    """What is known of a stage."""
 
     plan: StagePlan
-    trace: StageFiles
+    files: StageFiles
     job: Job | None
-    said: JobState | None
-    asked: bool
-    """Whether SLURM was asked and answered."""
+    job_state: JobState | None
+    slurm_answered: bool
     runner: LockOwner | None
-    """Who holds the pipeline on this machine."""
-    before: tuple[StageStatus, ...]
+    """The process of `mezzotint run` that works on the pipeline."""
+    needs: tuple[StageStatus, ...]
     """The stages it waits for."""
 
     @property
-    def broken(self) -> str | None:
-        """Why what it waits for will not come."""
-        for stage in self.before:
+    def blocked_by(self) -> str | None:
+        """Which stage it waits for in vain."""
+        for stage in self.needs:
             if stage.state == "failed":
                 return f"stage {stage.stage} failed"
             if stage.state == "cancelled":
@@ -98,63 +97,66 @@ class StageEvidence:
         return None
 
     @property
-    def unfinished_before(self) -> tuple[str, ...]:
-        """The stages it still waits for."""
-        return tuple(stage.stage for stage in self.before if stage.state != "finished")
+    def unfinished_needs(self) -> tuple[str, ...]:
+        return tuple(stage.stage for stage in self.needs if stage.state != "finished")
 
     @property
-    def awaited(self) -> str:
-        """What it waits for, in words."""
-        names = self.unfinished_before
-        return f"waits for {', '.join(names)}" if names else "waits for stages before it"
+    def waits_for(self) -> str:
+        """The stages it still waits for, as a sentence."""
+        names = self.unfinished_needs
+        return f"waits for {', '.join(names)}" if names else "waits for earlier stages"
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `mezzotint cancel` has cancelled the present job."""
+        mark, job = self.files.cancelled, self.job
+        return mark is not None and job is not None and mark > job.submitted - 1.0
+
+    @property
+    def last_start(self) -> JobStart | None:
+        """The last start of the present job."""
+        if self.job is None or not self.files.starts:
+            return None
+        last = self.files.starts[-1]
+        return last if last.time > self.job.submitted - CLOCK_TOLERANCE else None
 
 
 def stage_status(stage: StageEvidence, now: float) -> StageStatus:
-    """How a stage stands."""
-    finding, trace, attempt = classify(stage), stage.trace, last_start(stage)
-    standing, running = trace.standing, finding.state == "running"
-    if running and standing and attempt and attempt.time > standing.time:
-        standing = None  # it has not told anything since it was started again
-    metrics = trace.metrics if standing or not running else {}
+    """The status of a stage."""
+    verdict, files, start = classify(stage), stage.files, stage.last_start
+    report, running = files.progress, verdict.state == "running"
+    if running and report and start and start.time > report.time:
+        report = None  # of an earlier start
+    metrics = files.metrics if report or not running else {}
     losses = [value for name, value in metrics.items() if name.startswith("loss/")]
-    left = standing.seconds_left if standing and running else None
-    reached = standing.done if standing else attempt.step if attempt else None
-    steps = trace.standing.total if trace.standing else trace.steps
+    left = report.seconds_left if report and running else None
     return StageStatus(
         stage=stage.plan.name,
         kind=stage.plan.kind,
         directory=stage.plan.directory,
-        state=finding.state,
-        reason=finding.reason,
-        since=finding.since,
+        state=verdict.state,
+        reason=verdict.reason,
+        since=verdict.since,
         job=stage.job.id if stage.job else None,
-        live_job=stage.said is not None and stage.said.live,
-        nodes=finding.nodes or (attempt.nodes if attempt and finding.state in ENDED else ()),
-        phase=standing.phase if standing else None,
-        step=reached,
-        steps=steps,
+        live_job=stage.job_state is not None and stage.job_state.is_live,
+        nodes=verdict.nodes or (start.nodes if start and verdict.state in ENDED else ()),
+        phase=report.phase if report else None,
+        step=report.done if report else start.step if start else None,
+        steps=files.progress.total if files.progress else files.steps,
         loss=losses[0] if losses else None,
         images_per_second=metrics.get("images_per_second"),
-        seconds_left=max(0.0, left - (now - standing.time)) if standing and left else left,
-        heard=standing.time if standing else None,
-        restarts=max(len(trace.attempts) - 1, stage.said.restarts if stage.said else 0, 0),
+        seconds_left=max(0.0, left - (now - report.time)) if report and left else left,
+        last_report=report.time if report else None,
+        restarts=max(len(files.starts) - 1, stage.job_state.restarts if stage.job_state else 0, 0),
     )
 
 
-def last_start(stage: StageEvidence) -> JobStart | None:
-    """The last start of the stage's present job."""
-    if stage.job is None or not stage.trace.attempts:
-        return None
-    last = stage.trace.attempts[-1]
-    return last if last.time > stage.job.submitted - CLOCK_TOLERANCE else None
-
-
 def classify(stage: StageEvidence) -> StageVerdict:
-    """What a stage is, and why."""
-    if stage.trace.finished is not None:
-        return StageVerdict("finished", None, stage.trace.finished)
-    if stage.said is not None and stage.said.live:
-        return classify_live_job(stage, stage.said)
+    """The state of a stage, and why."""
+    if stage.files.finished is not None:
+        return StageVerdict("finished", None, stage.files.finished)
+    if stage.job_state is not None and stage.job_state.is_live:
+        return classify_live_job(stage, stage.job_state)
     local = classify_local_process(stage)
     if local is not None:
         return local
@@ -163,100 +165,91 @@ def classify(stage: StageEvidence) -> StageVerdict:
     return classify_idle(stage)
 
 
-def classify_live_job(stage: StageEvidence, said: JobState) -> StageVerdict:
-    """What a stage is whose job SLURM has."""
-    if said.state not in STARTING:
-        words = {"COMPLETING": "is ending", "SUSPENDED": "SLURM has suspended it"}.get(said.state)
-        if is_cancelled(stage):
-            words = "is being cancelled"
-        return StageVerdict("running", words, said.started, said.nodes)
-    if said.reason == "DependencyNeverSatisfied":
-        return StageVerdict("cancelled", stage.broken or "a stage before it did not finish")
-    if said.reason == "Dependency":
-        return StageVerdict("waiting", stage.awaited, said.submitted)
-    again = said.restarts > 0 or said.state != "PENDING"
-    if not again:
-        return StageVerdict("pending", pending_reason(said), said.submitted)
-    told = "; ".join(filter(None, (requeue_reason(stage.trace), pending_reason(said))))
-    return StageVerdict("requeued", told or None, said.submitted)
+def classify_live_job(stage: StageEvidence, job: JobState) -> StageVerdict:
+    """A stage whose job is pending or running."""
+    if job.state not in STARTING:
+        reason = {"COMPLETING": "is ending", "SUSPENDED": "is suspended by SLURM"}.get(job.state)
+        if stage.is_cancelled:
+            reason = "is being cancelled"
+        return StageVerdict("running", reason, job.started, job.nodes)
+    if job.reason == "DependencyNeverSatisfied":
+        return StageVerdict("cancelled", stage.blocked_by or "an earlier stage did not finish")
+    if job.reason == "Dependency":
+        return StageVerdict("waiting", stage.waits_for, job.submitted)
+    if job.restarts == 0 and job.state == "PENDING":
+        return StageVerdict("pending", pending_reason(job), job.submitted)
+    reasons = filter(None, (requeue_reason(stage.files), pending_reason(job)))
+    return StageVerdict("requeued", "; ".join(reasons) or None, job.submitted)
 
 
 def classify_local_process(stage: StageEvidence) -> StageVerdict | None:
-    """What a stage is that a process works on without SLURM; None where there is no process."""
-    trace, runner = stage.trace, stage.runner
-    own = trace.holder
-    if own is not None:
-        return StageVerdict("running", None, own.since, (own.host,) if own.host else ())
+    """A stage that a process without SLURM works on; None if there is no such process."""
+    files, runner, owner = stage.files, stage.runner, stage.files.lock_owner
+    if owner is not None:
+        return StageVerdict("running", None, owner.since, (owner.host,) if owner.host else ())
     if runner is None:
         return None
-    if trace.logged is None or trace.logged < runner.since - 1.0:
-        if stage.broken:
-            return StageVerdict("cancelled", stage.broken)
+    if files.log_time is None or files.log_time < runner.since - 1.0:
+        if stage.blocked_by:
+            return StageVerdict("cancelled", stage.blocked_by)
         return StageVerdict(
-            "waiting", stage.awaited if stage.unfinished_before else "waits for free cores"
+            "waiting", stage.waits_for if stage.unfinished_needs else "waits for free cores"
         )
-    if trace.exited is not None and trace.exited >= runner.since - 1.0:
-        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
+    if files.exit_time is not None and files.exit_time >= runner.since - 1.0:
+        return StageVerdict("failed", failure_reason(None, files.exit_code, files), files.exit_time)
     return StageVerdict("running", None, None, (runner.host,) if runner.host else ())
 
 
 def classify_ended_job(stage: StageEvidence, job: Job) -> StageVerdict:
-    """What a stage is whose job has ended, is forgotten, or cannot be asked for."""
-    trace, said = stage.trace, stage.said
-    if is_cancelled(stage):
-        return StageVerdict("cancelled", "by `mezzotint cancel`", trace.cancelled)
-    unrecorded = "its job ended well but has not recorded the stage as finished"
-    if said is not None:
-        if said.state == "CANCELLED":
-            return StageVerdict("cancelled", stage.broken or "by scancel", said.ended)
-        if said.state == "COMPLETED":
-            return StageVerdict("unknown", unrecorded, said.ended, said.nodes)
-        return StageVerdict("failed", failure_reason(said, None, trace), said.ended, said.nodes)
-    attempt = last_start(stage)
-    begun = attempt.time if attempt else job.submitted
-    if trace.exited is not None and trace.exited > begun - 1.0:
-        if trace.exit_code == 0:
-            return StageVerdict("unknown", unrecorded, trace.exited)
-        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
-    outside = external_end(trace)
-    if outside is not None and attempt is not None:
-        if outside[1] == "CANCELLED":
-            return StageVerdict("cancelled", "by scancel", trace.logged)
-        words = f"exit code {outside[0]}, ended by SLURM ({outside[1]})"
-        return StageVerdict("failed", words, trace.logged)
-    if stage.broken:
-        return StageVerdict("cancelled", stage.broken)
-    if not stage.asked:
-        return StageVerdict("unknown", f"SLURM cannot be asked for job {job.id}")
-    return StageVerdict("unknown", f"SLURM no longer knows job {job.id}, which left no exit code")
+    """A stage whose job has ended, is unknown to SLURM, or cannot be queried."""
+    files, state = stage.files, stage.job_state
+    if stage.is_cancelled:
+        return StageVerdict("cancelled", "by `mezzotint cancel`", files.cancelled)
+    unrecorded = "its job succeeded but did not record the stage as finished"
+    if state is not None:
+        if state.state == "CANCELLED":
+            return StageVerdict("cancelled", stage.blocked_by or "by scancel", state.ended)
+        if state.state == "COMPLETED":
+            return StageVerdict("unknown", unrecorded, state.ended, state.nodes)
+        reason = failure_reason(state, None, files)
+        return StageVerdict("failed", reason, state.ended, state.nodes)
+    start = stage.last_start
+    since = start.time if start else job.submitted
+    if files.exit_time is not None and files.exit_time > since - 1.0:
+        if files.exit_code == 0:
+            return StageVerdict("unknown", unrecorded, files.exit_time)
+        return StageVerdict("failed", failure_reason(None, files.exit_code, files), files.exit_time)
+    end = external_end(files)
+    if end is not None and start is not None:
+        if end[1] == "CANCELLED":
+            return StageVerdict("cancelled", "by scancel", files.log_time)
+        reason = f"exit code {end[0]}, ended by SLURM ({end[1]})"
+        return StageVerdict("failed", reason, files.log_time)
+    if stage.blocked_by:
+        return StageVerdict("cancelled", stage.blocked_by)
+    if not stage.slurm_answered:
+        return StageVerdict("unknown", f"SLURM cannot be queried for job {job.id}")
+    return StageVerdict("unknown", f"SLURM no longer knows job {job.id}, and there is no exit code")
 
 
 def classify_idle(stage: StageEvidence) -> StageVerdict:
-    """What an unfinished stage is that has no job and no process."""
-    trace = stage.trace
-    if trace.exit_code:
-        return StageVerdict("failed", failure_reason(None, trace.exit_code, trace), trace.exited)
-    if trace.begun:
-        heard = trace.standing.time if trace.standing else None
-        return StageVerdict(
-            "stopped", "nothing works on it; the same command goes on from here", heard
-        )
-    if stage.broken:
-        return StageVerdict("cancelled", stage.broken)
+    """An unfinished stage without a job and without a process."""
+    files = stage.files
+    if files.exit_code:
+        return StageVerdict("failed", failure_reason(None, files.exit_code, files), files.exit_time)
+    if files.has_output:
+        last = files.progress.time if files.progress else None
+        return StageVerdict("stopped", "no process works on it; the same command resumes it", last)
+    if stage.blocked_by:
+        return StageVerdict("cancelled", stage.blocked_by)
     return StageVerdict("not submitted")
 
 
-def is_cancelled(stage: StageEvidence) -> bool:
-    """Whether `mezzotint cancel` has been asked to end the stage's present job."""
-    mark, job = stage.trace.cancelled, stage.job
-    return mark is not None and job is not None and mark > job.submitted - 1.0
-
-
-def is_same_job(job: Job, said: JobState) -> bool:
-    """Whether SLURM speaks of this job: ids start at 1 again on a fresh cluster."""
-    if said.name != job.name:
+def is_same_job(job: Job, state: JobState) -> bool:
+    """Whether SLURM's state is of this job: a new cluster counts ids from 1 again."""
+    if state.name != job.name:
         return False
-    if said.submitted is None:
+    if state.submitted is None:
         return True
-    late = said.submitted - job.submitted
-    return late > -CLOCK_TOLERANCE and (said.restarts > 0 or late < CLOCK_TOLERANCE)
+    late = state.submitted - job.submitted
+    return late > -CLOCK_TOLERANCE and (state.restarts > 0 or late < CLOCK_TOLERANCE)

@@ -1,4 +1,4 @@
-"""How runs stand, shown: a table for people, JSON for programs, once or as long as it changes."""
+"""The output of `mezzotint status`: a table or JSON, once or with every change."""
 
 import json
 import math
@@ -31,69 +31,69 @@ STYLES = {
     "not submitted": "dim",
     "unknown": "magenta",
 }
-VOLATILE = ("seconds_left", "heard")
-"""What changes without anything having happened."""
+VOLATILE = ("seconds_left", "last_report")
+"""Fields that change although nothing has happened."""
 INTERVAL = 2.0
-"""Seconds between two looks."""
+"""Seconds between two queries of `--watch`."""
 NUMERIC_COLUMNS = ("step", "loss", "images/s", "left")
 WIDE_TERMINAL = 110
 """Characters from which on jobs and nodes have columns; else they stand below the table."""
 REPORT_TIMEOUT = 900.0
-"""Seconds without a word from a running stage that are worth telling."""
+"""Seconds without a progress report of a running stage after which the table says so."""
+Query = Callable[[], list[RunStatus]]
 
 
-def show(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) -> None:
-    """Print how runs stand; `listed` is one line per run instead of all stages of one."""
-    runs = look()
+def show(query: Query, *, listed: bool, as_json: bool) -> None:
+    """Print the status of runs; `listed`: one line per run instead of the stages of one run."""
+    runs = query()
     if as_json:
-        sys.stdout.write(
-            json.dumps(to_tree(runs, listed=listed), indent=1, ensure_ascii=False) + "\n"
-        )
+        tree = to_tree(runs, listed=listed)
+        sys.stdout.write(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     else:
         console = Console(highlight=False)
         console.print(render(runs, listed=listed, now=time.time(), width=console.width))
 
 
-def watch(look: Callable[[], list[RunStatus]], *, listed: bool, as_json: bool) -> None:
-    """Show how runs stand until all have ended or Ctrl-C; with JSON, one line per change."""
+def watch(query: Query, *, listed: bool, as_json: bool) -> None:
+    """Show the status of runs until all have ended or Ctrl-C; as JSON, one line per change."""
     try:
         if as_json:
-            watch_json(look, listed=listed)
+            watch_json(query, listed=listed)
         else:
-            watch_table(look, listed=listed)
+            watch_table(query, listed=listed)
     except KeyboardInterrupt:
         return
 
 
-def watch_json(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
+def watch_json(query: Query, *, listed: bool) -> None:
     """One JSON line per change."""
     before = None
     while True:
-        runs = look()
-        facts = to_tree(runs, listed=listed)
-        if without_volatile(facts) != before:
-            before = without_volatile(facts)
-            sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        runs = query()
+        tree = to_tree(runs, listed=listed)
+        if without_volatile(tree) != before:
+            before = without_volatile(tree)
+            sys.stdout.write(json.dumps(tree, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         if all(run.ended for run in runs):
             return
         time.sleep(INTERVAL)
 
 
-def watch_table(look: Callable[[], list[RunStatus]], *, listed: bool) -> None:
-    """A table redrawn in place; without a terminal, printed again at each change."""
+def watch_table(query: Query, *, listed: bool) -> None:
+    """A table updated in place; without a terminal, printed at each change."""
     console = Console(highlight=False)
     before = None
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
-            runs = look()
-            shown = render(runs, listed=listed, now=time.time(), width=console.width)
-            facts = without_volatile(to_tree(runs, listed=listed))
+            runs = query()
+            table = render(runs, listed=listed, now=time.time(), width=console.width)
+            tree = without_volatile(to_tree(runs, listed=listed))
             if console.is_terminal:
-                live.update(shown, refresh=True)
-            elif facts != before:
-                console.print(shown, "")
-            before = facts
+                live.update(table, refresh=True)
+            elif tree != before:
+                console.print(table, "")
+            before = tree
             if all(run.ended for run in runs):
                 return
             time.sleep(INTERVAL)
@@ -118,11 +118,11 @@ def plain_value(value: Any) -> Any:  # noqa: ANN401 - whatever a dataclass holds
     return value
 
 
-def without_volatile(facts: Any) -> Any:  # noqa: ANN401 - plain values of any shape
-    """The facts without what changes by itself."""
-    if isinstance(facts, dict):
-        return {key: without_volatile(value) for key, value in facts.items() if key not in VOLATILE}
-    return [without_volatile(each) for each in facts] if isinstance(facts, list) else facts
+def without_volatile(tree: Any) -> Any:  # noqa: ANN401 - plain values of any shape
+    """The tree without fields that change by themselves."""
+    if isinstance(tree, dict):
+        return {key: without_volatile(value) for key, value in tree.items() if key not in VOLATILE}
+    return [without_volatile(each) for each in tree] if isinstance(tree, list) else tree
 
 
 def render(runs: Sequence[RunStatus], *, listed: bool, now: float, width: int) -> RenderableType:
@@ -139,8 +139,7 @@ def render_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
     table = plain_table("run", "state", "stages", "now", "since")
     table.columns[3].no_wrap = False
     for run in runs:
-        told = next((stage for stage in run.stages if stage.state == run.state), None)
-        since = told.since if told else None
+        since = next((stage.since for stage in run.stages if stage.state == run.state), None)
         table.add_row(
             run.name,
             Text(run.state, STYLES[run.state]),
@@ -152,15 +151,15 @@ def render_list(runs: Sequence[RunStatus], now: float) -> RenderableType:
 
 
 def activity(run: RunStatus) -> str:
-    """What a run is at, in a few words."""
-    if run.state == "finished":
+    """The stages that give a run its state, with their progress."""
+    if run.state in ("finished", "not submitted"):
         return ""
-    words = [
+    parts = [
         " ".join(filter(None, [stage.stage, progress(stage), eta(stage) and f"({eta(stage)})"]))
         for stage in run.stages
-        if stage.state == run.state and run.state != "not submitted"
+        if stage.state == run.state
     ]
-    return ", ".join([*words[:2], *([f"{len(words) - 2} more"] if len(words) > 2 else [])])
+    return ", ".join([*parts[:2], *([f"{len(parts) - 2} more"] if len(parts) > 2 else [])])
 
 
 def render_run(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
@@ -173,12 +172,12 @@ def render_run(run: RunStatus, now: float, *, wide: bool) -> RenderableType:
         f"  on {run.cluster}" if run.cluster else "",
     )
     table = stage_table([stage_row(stage, wide=wide) for stage in run.stages])
-    why = [told for stage in run.stages if (told := details(stage, now, wide=wide)) is not None]
-    return Group(head, table, *why, *links(run), *notes([run]))
+    lines = [text for stage in run.stages if (text := details(stage, now, wide=wide)) is not None]
+    return Group(head, table, *lines, *links(run), *notes([run]))
 
 
 def stage_row(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
-    """A stage's line in the table, by column."""
+    """The row of a stage, by column."""
     return {
         "stage": Text(stage.stage),
         "state": Text(stage.state, STYLES[stage.state]),
@@ -192,7 +191,7 @@ def stage_row(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
 
 
 def stage_table(rows: Sequence[dict[str, str | Text]]) -> Table:
-    """All stages; a column in which nothing stands is left out."""
+    """All stages, without empty columns."""
     names = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
     table = plain_table(*names)
     for column in table.columns:
@@ -205,7 +204,7 @@ def stage_table(rows: Sequence[dict[str, str | Text]]) -> Table:
 
 
 def plain_table(*headers: str) -> Table:
-    """The look of every table."""
+    """The layout of every table."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for header in headers:
         table.add_column(header, no_wrap=True)
@@ -213,45 +212,44 @@ def plain_table(*headers: str) -> Table:
 
 
 def details(stage: StageStatus, now: float, *, wide: bool) -> RenderableType | None:
-    """What there is to say of a stage besides its line: why it is what it is, first of all."""
-    words = [stage.reason or ""]
+    """The line below the table about a stage: first of all, the reason of its state."""
+    parts = [stage.reason or ""]
     if stage.reason and stage.since and stage.state == "failed":
-        words = [f"{stage.reason} ({ago(stage.since, now)})"]
-    if stage.state == "running" and stage.heard and now - stage.heard > REPORT_TIMEOUT:
-        words.append(f"has told nothing for {duration(now - stage.heard)}")
+        parts = [f"{stage.reason} ({ago(stage.since, now)})"]
+    if stage.state == "running" and stage.last_report and now - stage.last_report > REPORT_TIMEOUT:
+        parts.append(f"no progress report for {duration(now - stage.last_report)}")
     if stage.restarts:
-        words.append(f"restarted {stage.restarts} {'times' if stage.restarts > 1 else 'time'}")
+        parts.append(f"restarted {stage.restarts} {'times' if stage.restarts > 1 else 'time'}")
     if not wide and stage.job is not None and stage.state != "finished":
         on = f" on {format_nodes(stage.nodes)}" if stage.nodes else ""
-        words.append(f"job {stage.job}{on}")
+        parts.append(f"job {stage.job}{on}")
     elif not wide and stage.nodes and stage.state == "running":
-        words.append(f"on {format_nodes(stage.nodes)}")
-    told = "; ".join(filter(None, words))
-    if not told:
+        parts.append(f"on {format_nodes(stage.nodes)}")
+    text = "; ".join(filter(None, parts))
+    if not text:
         return None
-    text = Text.assemble((stage.stage, STYLES[stage.state]), f": {told}")
-    return Padding(text, (0, 0, 0, 2))
+    return Padding(Text.assemble((stage.stage, STYLES[stage.state]), f": {text}"), (0, 0, 0, 2))
 
 
 def links(run: RunStatus) -> list[RenderableType]:
-    """Where else a run can be seen."""
+    """The MLflow run and the result page."""
     lines: list[RenderableType] = []
     if run.tracking is not None:
         identifier = f"  run {run.tracking.run_id}" if run.tracking.run_id else ""
-        lines.append(Text(f"MLflow: {run.tracking.uri}{identifier}".replace(":  ", ": ")))
+        lines.append(Text(f"MLflow: {run.tracking.uri}{identifier}"))
     if run.page is not None:
         lines.append(Text(f"result page: {run.page}"))
     return lines
 
 
 def notes(runs: Iterable[RunStatus]) -> list[RenderableType]:
-    """What could not be asked or read, each once."""
-    notes = dict.fromkeys(note for run in runs for note in run.notes)
-    return [Text(note, "yellow") for note in notes]
+    """What could not be queried or read, each once."""
+    unique = dict.fromkeys(note for run in runs for note in run.notes)
+    return [Text(note, "yellow") for note in unique]
 
 
 def progress(stage: StageStatus) -> str:
-    """How far a stage is; the phase is named where it is not training."""
+    """Steps done of all; a phase other than training is named."""
     if stage.step is None:
         return f"of {stage.steps:,}" if stage.steps and stage.state != "finished" else ""
     phase = "" if stage.phase in (None, "train") or stage.state == "finished" else f"{stage.phase} "
@@ -259,20 +257,20 @@ def progress(stage: StageStatus) -> str:
 
 
 def eta(stage: StageStatus) -> str:
-    """Time left, in words."""
+    """Time left."""
     return duration(stage.seconds_left) if stage.seconds_left is not None else ""
 
 
 def format_nodes(nodes: Sequence[str]) -> str:
-    """Nodes in one short word."""
+    """`n1, n2`, or `n1..5 (5)` for more than two."""
     if len(nodes) < 3:
         return ", ".join(nodes)
-    alike = nodes[0].rstrip("0123456789")
-    return f"{nodes[0]}..{nodes[-1].removeprefix(alike)} ({len(nodes)})"
+    prefix = nodes[0].rstrip("0123456789")
+    return f"{nodes[0]}..{nodes[-1].removeprefix(prefix)} ({len(nodes)})"
 
 
 def duration(seconds: float) -> str:
-    """A time of seconds, minutes, hours or days."""
+    """A duration in seconds, minutes, hours or days."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -282,6 +280,6 @@ def duration(seconds: float) -> str:
     return f"{whole.days} d {hours} h" if whole.days else f"{hours} h {minutes:02} min"
 
 
-def ago(moment: float | None, now: float) -> str:
+def ago(time: float | None, now: float) -> str:
     """How long ago a time was."""
-    return "" if moment is None else f"{duration(max(0.0, now - moment))} ago"
+    return "" if time is None else f"{duration(max(0.0, now - time))} ago"

@@ -1,4 +1,4 @@
-"""End the jobs of a run: what was trained stays, and the same `submit` goes on from there."""
+"""`mezzotint cancel`: end the jobs of a run; its checkpoints stay."""
 
 import logging
 import time
@@ -12,7 +12,6 @@ from launch.slurm.records import stage_directory
 from launch.status.lookup import find_stage
 from launch.status.run import RunStatus, query
 from launch.status.run_files import planned_stages
-from launch.status.stage import StageStatus
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A job that was told to end, and what it was doing."""
+    """A cancelled job, and its state before."""
 
     stage: str
     job: int
@@ -32,94 +31,87 @@ class Cancelled:
 
 
 def cancel(root: Path, stage: str | None) -> tuple[Cancelled, ...]:
-    """End the live jobs of a run, or of one stage and of those that wait for it.
+    """Cancel the live jobs of a run, or of one stage and of those that wait for it.
 
     Raises:
-        UserError: no such stage, SLURM cannot be asked or refuses, or the run is not SLURM's but
-            held by a live process.
+        UserError: no such stage, SLURM does not answer or refuses, or a live process without
+            SLURM works on the run.
     """
-    wanted = {plan.name for plan in planned_stages(root)}
+    selected = {plan.name for plan in planned_stages(root)}
     if stage is not None:
-        wanted = waiting_stages(find_stage(stage, root).name, root)
+        selected = waiting_stages(find_stage(stage, root).name, root)
     (run,) = query([root])
-    chosen = [each for each in run.stages if each.stage in wanted and each.live_job]
-    if not chosen:
-        check_cancellable(run, wanted)
-    told = tuple(
-        Cancelled(each.stage, each.job, each.state) for each in chosen if each.job is not None
+    live = [each for each in run.stages if each.stage in selected and each.live_job]
+    if not live:
+        check_cancellable(run, selected)
+    jobs = tuple(
+        Cancelled(each.stage, each.job, each.state) for each in live if each.job is not None
     )
-    marks = [stage_directory(root, each.stage) / "cancelled" for each in told]
+    marks = [stage_directory(root, job.stage) / "cancelled" for job in jobs]
     try:
-        for mark in marks:  # before scancel: a job's script that finds it does not requeue itself
+        for mark in marks:  # before scancel: a job script that finds it does not requeue itself
             mark.parent.mkdir(parents=True, exist_ok=True)
             write_text(mark, f"{time.time():.0f}\n")
-        client.cancel_jobs(each.job for each in told)
-    except OSError as error:
-        remove_marks(marks)
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
-    except UserError:
-        remove_marks(marks)
+        client.cancel_jobs(job.job for job in jobs)
+    except (OSError, UserError) as error:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
         raise
-    record_killed(root, told)
-    return told
+    record_killed(root, jobs)
+    return jobs
 
 
-def record_killed(root: Path, told: Sequence[Cancelled]) -> None:
-    """End the runs of jobs that had not started; one that runs ends its own as it leaves."""
-    ended: dict[str, Status] = {each.stage: "KILLED" for each in told if each.state != "running"}
+def record_killed(root: Path, jobs: Sequence[Cancelled]) -> None:
+    """Set the status of jobs that had not started; a running job sets its own when it exits."""
+    ended: dict[str, Status] = {job.stage: "KILLED" for job in jobs if job.state != "running"}
     if not ended:
         return
     from launch.pipeline.tracking import update_status
     from launch.train.local import tracking_from_environment
 
-    pipeline = (root / "pipeline.yaml").is_file()
+    is_pipeline = (root / "pipeline.yaml").is_file()
     try:
-        update_status(root, tracking_from_environment(root=root if pipeline else None), ended)
-    except UserError as error:  # from another working directory, say
-        log.warning("cancelled all the same, but not noted as killed for MLflow: %s", error)
-
-
-def remove_marks(marks: Sequence[Path]) -> None:
-    """Take marks back: the jobs go on."""
-    for mark in marks:
-        mark.unlink(missing_ok=True)
+        update_status(root, tracking_from_environment(root=root if is_pipeline else None), ended)
+    except UserError as error:  # such as recipes that are not in this working directory
+        log.warning("cancelled, but MLflow was not updated: %s", error)
 
 
 def waiting_stages(name: str, root: Path) -> set[str]:
     """A stage and all that wait for it."""
     found = {name}
-    planned = planned_stages(root)
+    stages = planned_stages(root)
     while True:
-        more = {plan.name for plan in planned if found & set(plan.needs)} - found
+        more = {stage.name for stage in stages if found & set(stage.needs)} - found
         if not more:
             return found
         found |= more
 
 
-def check_cancellable(run: RunStatus, wanted: set[str]) -> None:
-    """Say why a run that works without SLURM, or cannot be asked for, is not cancelled."""
-    alive = [each for each in run.stages if each.stage in wanted and each.state == "running"]
-    if run.holder is not None and alive:
-        pid, host = run.holder.pid, run.holder.host
+def check_cancellable(run: RunStatus, selected: set[str]) -> None:
+    """Refuse a run without live jobs that a process works on, or whose jobs are not known.
+
+    Raises:
+        UserError: with the process, or why SLURM cannot be queried.
+    """
+    stages = [stage for stage in run.stages if stage.stage in selected]
+    if run.lock_owner is not None and any(stage.state == "running" for stage in stages):
+        pid, host = run.lock_owner.pid, run.lock_owner.host
         process = f"process {pid} on {host}" if pid and host else "a live process"
-        way = f" (or kill -TERM {pid} on {host})" if pid and host else ""
+        kill = f" (or kill -TERM {pid} on {host})" if pid and host else ""
         raise UserError(
-            f"{run.name}: is run by {process}, not by SLURM; press Ctrl-C in its terminal{way}: it "
-            "saves a checkpoint and leaves"
+            f"{run.name}: is run by {process}, not by SLURM; press Ctrl-C in its terminal{kill}: "
+            "it saves a checkpoint and exits"
         )
-    if run.notes and not all(is_known(each) for each in run.stages if each.stage in wanted):
+    if run.notes and any(stage.state == "unknown" for stage in stages):
         raise UserError("; ".join(run.notes))
 
 
-def is_known(stage: StageStatus) -> bool:
-    """Whether it is known that a stage has no live job."""
-    return stage.state != "unknown"
-
-
-def to_text(told: Sequence[Cancelled], run: str) -> str:
-    """What was done, for people."""
-    if not told:
-        return f"{run}: nothing of it waits or runs"
-    lines = [f"{each.stage}: job {each.job} cancelled, was {each.state}" for each in told]
-    lines.append("Checkpoints stay: the same `mezzotint submit` goes on from there.")
+def to_text(jobs: Sequence[Cancelled], run: str) -> str:
+    """One line per cancelled job."""
+    if not jobs:
+        return f"{run}: no pending or running jobs"
+    lines = [f"{job.stage}: job {job.job} cancelled, was {job.state}" for job in jobs]
+    lines.append("Checkpoints stay: the same `mezzotint submit` resumes from them.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a submit would do: which stages become jobs, what each job waits for, and its script."""
+"""The jobs of a submit: which stages need one, what each job waits for, and its script."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ from trainer.run import RunDirectory
 class PlannedJob:
     """One job to submit."""
 
-    task: JobSpec
+    spec: JobSpec
     script: JobScript
     after: tuple[str, ...]
     """Stages whose jobs it waits for."""
@@ -29,15 +29,15 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class SubmitPlan:
-    """What a submit would do to a run directory."""
+    """What a submit does in a run directory, by stage."""
 
     run: str
     root: Path
     jobs: Mapping[str, PlannedJob] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     """Finished stages."""
-    left: tuple[str, ...] = ()
-    """Stages whose jobs wait or run already."""
+    active: tuple[str, ...] = ()
+    """Stages whose jobs are pending or running."""
 
 
 def plan_recipe(
@@ -46,22 +46,22 @@ def plan_recipe(
     """One job that trains `recipe` in `root`.
 
     Raises:
-        UserError: it cannot run there.
+        UserError: the batch cannot be split evenly over the processes of the job.
     """
     if RunDirectory(root).finished():
         return SubmitPlan(recipe.name, root, skipped=(TRAIN,))
     if TRAIN in live:
-        return SubmitPlan(recipe.name, root, left=(TRAIN,))
-    shape = cluster.training()
-    check_batch(recipe, shape.tasks, "batch")
-    task = recipe_job(recipe, root, shape)
-    return SubmitPlan(recipe.name, root, {TRAIN: PlannedJob(task, job_script(task, cluster), ())})
+        return SubmitPlan(recipe.name, root, active=(TRAIN,))
+    resources = cluster.training_resources()
+    check_batch(recipe, resources.tasks, "batch")
+    spec = recipe_job(recipe, root, resources)
+    return SubmitPlan(recipe.name, root, {TRAIN: PlannedJob(spec, job_script(spec, cluster), ())})
 
 
-def recipe_job(recipe: Recipe, root: Path, shape: JobResources) -> JobSpec:
+def recipe_job(recipe: Recipe, root: Path, resources: JobResources) -> JobSpec:
     """The job that trains a recipe in `root`."""
     command = ("launch.train.worker", str(root))
-    return JobSpec(recipe.name, TRAIN, root, root, command, shape, trains=True)
+    return JobSpec(recipe.name, TRAIN, root, root, command, resources, trains=True)
 
 
 def plan_pipeline(
@@ -71,48 +71,48 @@ def plan_pipeline(
     live: Iterable[str] = (),
     redo: Iterable[str] = (),
 ) -> SubmitPlan:
-    """A job for every stage that is not finished and has none.
+    """A job for every stage that is not finished and has no job.
 
     Args:
         pipeline: its stages.
         cluster: where the jobs run.
         root: its run directory.
-        live: stages whose jobs wait or run.
-        redo: stages to run again although they are finished, with all that read them.
+        live: stages whose jobs are pending or running.
+        redo: finished stages to run again, with their downstream stages.
 
     Raises:
-        UserError: a finished stage has other settings, or a stage cannot run there.
+        UserError: a finished stage has other settings, or a stage cannot run on the cluster.
     """
-    ledger, alive = PipelineState(root), set(live)
-    again = {stale for name in redo for stale in downstream_stages(pipeline, name)}
+    state, alive = PipelineState(root), set(live)
+    again = {stage for name in redo for stage in downstream_stages(pipeline, name)}
     skipped: list[str] = []
-    left: list[str] = []
+    active: list[str] = []
     jobs: dict[str, PlannedJob] = {}
     for name in stage_order(pipeline):
-        waits = tuple(each for each in dependencies(pipeline, name) if each not in skipped)
-        if not waits and name not in again and is_up_to_date(pipeline, ledger, name):
+        after = tuple(each for each in dependencies(pipeline, name) if each not in skipped)
+        if not after and name not in again and is_up_to_date(pipeline, state, name):
             skipped.append(name)
-        elif name in alive and not set(waits) & set(jobs):
-            left.append(name)
+        elif name in alive and not set(after) & set(jobs):
+            active.append(name)
         else:
-            task = stage_job(pipeline, cluster, root, name)
-            jobs[name] = PlannedJob(task, job_script(task, cluster), waits)
-    return SubmitPlan(pipeline.name, root, jobs, tuple(skipped), tuple(left))
+            spec = stage_job(pipeline, cluster, root, name)
+            jobs[name] = PlannedJob(spec, job_script(spec, cluster), after)
+    return SubmitPlan(pipeline.name, root, jobs, tuple(skipped), tuple(active))
 
 
 def stage_job(pipeline: Pipeline, cluster: Cluster, root: Path, name: str) -> JobSpec:
     """The job of one stage."""
     stage = pipeline.stages[name]
     trains = isinstance(stage, TrainStage)
-    shape = cluster.training(stage.nodes) if trains else cluster.serial()
+    resources = cluster.training_resources(stage.nodes) if trains else cluster.serial_resources()
     if isinstance(stage, TrainStage):
-        check_batch(stage_recipe(stage), shape.tasks, f"stages.{name}.set.batch")
+        check_batch(stage_recipe(stage), resources.tasks, f"stages.{name}.set.batch")
     command = ("launch.cli.main", "stage", str(root), name)
-    return JobSpec(pipeline.name, name, root, root / name, command, shape, trains=trains)
+    return JobSpec(pipeline.name, name, root, root / name, command, resources, trains=trains)
 
 
 def check_batch(recipe: Recipe, tasks: int, key: str) -> None:
-    """Refuse a batch that the processes of a job cannot share evenly."""
+    """Refuse a batch that cannot be split evenly over the processes of a job."""
     try:
         recipe.micro_batch_for(tasks)
     except UserError as error:
@@ -122,10 +122,10 @@ def check_batch(recipe: Recipe, tasks: int, key: str) -> None:
         ) from error
 
 
-def job_script(task: JobSpec, cluster: Cluster) -> JobScript:
-    """The script of a job submitted by this process."""
+def job_script(spec: JobSpec, cluster: Cluster) -> JobScript:
+    """The script of a job that runs the Python, directory and variables of this process."""
     return render_job_script(
-        task, cluster, python=sys.executable, cwd=os.getcwd(), environment=os.environ
+        spec, cluster, python=sys.executable, cwd=os.getcwd(), environment=os.environ
     )
 
 
@@ -133,16 +133,16 @@ def run_directory(runs: Path, name: str, cluster: Cluster) -> Path:
     """The path of a run under which every node sees it.
 
     Raises:
-        UserError: it is outside of what the nodes share.
+        UserError: it is outside the directory that the nodes share.
     """
     shared = Path(os.path.normpath(cluster.shared))
-    typed = Path(os.path.abspath(runs)) / name
-    if typed.is_relative_to(shared):
-        return typed
-    real = typed.resolve()
+    path = Path(os.path.abspath(runs)) / name
+    if path.is_relative_to(shared):
+        return path
+    real = path.resolve()
     if real.is_relative_to(shared.resolve()):
         return shared / real.relative_to(shared.resolve())
     raise UserError(
-        f"{typed}: is not inside {shared}, which all nodes share (`shared` in the cluster file); "
-        f"choose another place with --runs {shared}/..."
+        f"{path}: is not inside {shared}, which all nodes share (`shared` in the cluster file); "
+        f"use --runs {shared}/..."
     )

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from launch.pipeline.config import Pipeline, load_run_pipeline
-from launch.pipeline.config import load_pipeline as load_pipeline
+from launch.pipeline.config import Pipeline, load_pipeline, load_run_pipeline
 from launch.pipeline.runner import archive_stage, downstream_stages, stage_settings
 from launch.pipeline.state import PipelineState
 from launch.pipeline.tracking import open_pipeline_run
@@ -30,7 +29,7 @@ from trainer.run import RunDirectory, first_difference
 
 Source = Recipe | Pipeline
 ENDING_TIMEOUT = 90.0
-"""Seconds to wait for jobs that are ending before others take their place."""
+"""Seconds to wait for jobs that are ending before their stages are submitted again."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class DryRun:
         return "\n".join([*parts, *_unsubmitted(self.plan)]).rstrip("\n")
 
     def to_json(self) -> str:
-        """The scripts by stage, with what is not submitted."""
         jobs = {
             name: {"after": planned.after, "script": planned.script.text}
             for name, planned in self.plan.jobs.items()
@@ -62,21 +60,20 @@ class SubmitResult:
     jobs: Mapping[str, Job] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Ids and scripts by stage, with what was not submitted."""
         jobs = {
-            name: {"id": job.id, "after": job.after, "script": str(self.plan.jobs[name].task.path)}
+            name: {"id": job.id, "after": job.after, "script": str(self.plan.jobs[name].spec.path)}
             for name, job in self.jobs.items()
         }
         return _json(self.plan, jobs)
 
     def to_text(self) -> str:
-        """Ids, and where to look."""
+        """Job ids, and the commands that show them."""
         width = max((len(name) for name in self.jobs), default=0)
         lines = [_job_line(job, width) for job in self.jobs.values()]
         runs = "" if self.runs == Path("runs") else f" --runs {self.runs}"
         stage = "" if list(self.plan.jobs) == [TRAIN] else " STAGE"
         lines += _unsubmitted(self.plan)
-        if self.jobs or self.plan.left:
+        if self.jobs or self.plan.active:
             lines += [
                 f"Status: mezzotint status {self.plan.run}{runs} --watch",
                 f"Logs:   mezzotint logs {self.plan.run}{stage}{runs}",
@@ -86,10 +83,10 @@ class SubmitResult:
 
 
 def load_source(path: Path, overrides: Sequence[str]) -> Source:
-    """Read a pipeline (it has stages) or a recipe.
+    """Read a pipeline (a file with stages) or a recipe.
 
     Raises:
-        UserError: unreadable, or not valid; the key is named.
+        UserError: unreadable or not valid; the key is named.
     """
     if "stages" in read_tree(path):
         return load_pipeline(path, overrides)
@@ -99,7 +96,7 @@ def load_source(path: Path, overrides: Sequence[str]) -> Source:
 def plan_submit(
     source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
 ) -> DryRun:
-    """What `submit` would do where no job of the run is live; SLURM is not asked."""
+    """What `submit` would do if no job of the run were live; SLURM is not queried."""
     root = run_directory(runs, source.name, cluster)
     return DryRun(_plan(source, cluster, root, (), redo))
 
@@ -110,50 +107,50 @@ def submit(
     """Submit every stage that is not finished and has no live job.
 
     Raises:
-        UserError: SLURM refuses one of the jobs (none is submitted then), a live job has other
-            settings, or the run directory is held by another process.
+        UserError: SLURM rejects one of the jobs (none is submitted then), a live job has other
+            settings, or another process uses the run directory.
     """
     root = run_directory(runs, source.name, cluster)
     with run_lock(root):
         before = read_submission(root) or Submission(source.name, cluster)
         live = wait_for_ending_jobs(before)
         check_unchanged(source, root, live)
-        chosen = _plan(source, cluster, root, live, redo)
-        for planned in chosen.jobs.values():
+        plan = _plan(source, cluster, root, live, redo)
+        for planned in plan.jobs.values():
             client.check_job(planned.script.text, planned.script.arguments)
         _prepare(source, root, live, redo)
-        jobs = _submit(chosen, cluster, before)
-    return SubmitResult(chosen, runs, jobs)
+        jobs = _submit(plan, cluster, before)
+    return SubmitResult(plan, runs, jobs)
 
 
-def wait_for_ending_jobs(before: Submission, patience: float = ENDING_TIMEOUT) -> tuple[str, ...]:
-    """Stages whose jobs wait or run; jobs that are just ending are waited for.
+def wait_for_ending_jobs(before: Submission, timeout: float = ENDING_TIMEOUT) -> tuple[str, ...]:
+    """The stages with pending or running jobs, once no job is in the middle of ending.
 
     Raises:
-        UserError: SLURM is not there, or a job does not come to its end.
+        UserError: SLURM does not answer, or a job does not end in `timeout` seconds.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         states = client.job_states(job.id for job in before.jobs.values())
         live = {
             name: states[job.id]
             for name, job in before.jobs.items()
-            # ids start again on a fresh cluster: the name tells whether it is the same job
-            if job.id in states and states[job.id].name == job.name and states[job.id].live
+            # a new cluster counts ids from 1 again: the name tells whether it is the same job
+            if job.id in states and states[job.id].name == job.name and states[job.id].is_live
         }
         ending = [job for job in live.values() if job.state == "COMPLETING"]
         if not ending:
             return tuple(live)
         if time.monotonic() > deadline:
             raise UserError(
-                f"job {ending[0].id} ({ending[0].name}) has not come to its end in "
-                f"{patience:.0f} s; see squeue, and submit again when it is gone"
+                f"job {ending[0].id} ({ending[0].name}) has not ended after {timeout:.0f} s; see "
+                "squeue, and submit again when it is gone"
             )
         time.sleep(1.0)
 
 
 def check_unchanged(source: Source, root: Path, live: Iterable[str]) -> None:
-    """Refuse settings that differ from those with which a live job was submitted.
+    """Refuse settings that differ from those of a live job.
 
     Raises:
         UserError: the first difference is named.
@@ -161,19 +158,17 @@ def check_unchanged(source: Source, root: Path, live: Iterable[str]) -> None:
     for name in live:
         match source:
             case Recipe():
-                was = load_recipe(root / "recipe.yaml").model_dump(mode="json")
+                before = load_recipe(root / "recipe.yaml").model_dump(mode="json")
                 now = source.model_dump(mode="json")
             case Pipeline():
                 if name not in source.stages:
-                    raise UserError(f"{root}: {name} has a live job and is no stage any more")
-                was, now = (
-                    stage_settings(load_run_pipeline(root), name),
-                    stage_settings(source, name),
-                )
-        difference = first_difference(was, now, name)
+                    raise UserError(f"{root}: {name} has a live job but is no longer a stage")
+                before = stage_settings(load_run_pipeline(root), name)
+                now = stage_settings(source, name)
+        difference = first_difference(before, now, name)
         if difference is not None:
             raise UserError(
-                f"{root}: a job of {name} waits or runs, but {difference}; undo the change, or "
+                f"{root}: {name} has a live job, but {difference}; undo the change, or run "
                 f"`mezzotint cancel {source.name} {name}` first"
             )
 
@@ -185,8 +180,8 @@ def _plan(
         case Recipe():
             if redo:
                 raise UserError(
-                    f"--redo {redo[0]}: {source.name} is a recipe, it has no stages; train it "
-                    "again under another name=..."
+                    f"--redo {redo[0]}: {source.name} is a recipe without stages; train it again "
+                    "under another name=..."
                 )
             return plan_recipe(source, cluster, root, live)
         case Pipeline():
@@ -194,7 +189,7 @@ def _plan(
 
 
 def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str]) -> None:
-    """Make the run directory what the jobs expect."""
+    """Write the files that the jobs expect in the run directory."""
     match source:
         case Recipe():
             from trainer.setup import check
@@ -204,7 +199,7 @@ def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str
                 check(source)
             run.claim(source)
         case Pipeline():
-            busy = {stale for name in redo for stale in downstream_stages(source, name)} & set(live)
+            busy = {stage for name in redo for stage in downstream_stages(source, name)} & set(live)
             if busy:
                 raise UserError(
                     f"--redo: {min(busy)} has a live job; `mezzotint cancel {source.name}` first"
@@ -216,62 +211,62 @@ def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str
             open_pipeline_run(root, tracking_from_environment(root=root))
 
 
-def _submit(chosen: SubmitPlan, cluster: Cluster, before: Submission) -> dict[str, Job]:
-    """Submit the planned jobs; when one is refused, those before it are cancelled."""
-    known = {name: job for name, job in before.jobs.items() if name not in chosen.jobs}
+def _submit(plan: SubmitPlan, cluster: Cluster, before: Submission) -> dict[str, Job]:
+    """Submit the planned jobs; when one is rejected, those before it are cancelled."""
+    known = {name: job for name, job in before.jobs.items() if name not in plan.jobs}
     jobs: dict[str, Job] = {}
-    Submission(chosen.run, cluster, known).write(chosen.root)  # the first job may start at once
+    Submission(plan.run, cluster, known).write(plan.root)  # the first job may start at once
     try:
-        for name, planned in chosen.jobs.items():
+        for name, planned in plan.jobs.items():
             _write_script(planned)
-            after = [({**known, **jobs})[each].id for each in planned.after]
-            number = client.submit_job(planned.task.path, planned.script.arguments, after)
-            shape = planned.task.shape
+            spec, all_jobs = planned.spec, {**known, **jobs}
+            after = [all_jobs[each].id for each in planned.after]
+            number = client.submit_job(spec.path, planned.script.arguments, after)
+            resources = spec.resources
             jobs[name] = Job(
                 number,
                 name,
-                planned.task.name,
+                spec.name,
                 time.time(),
-                shape.nodes,
-                shape.tasks,
+                resources.nodes,
+                resources.tasks,
                 planned.after,
             )
-            Submission(chosen.run, cluster, {**known, **jobs}).write(chosen.root)
+            Submission(plan.run, cluster, {**known, **jobs}).write(plan.root)
     except UserError:
         with suppress(UserError):
             client.cancel_jobs(job.id for job in jobs.values())
-        Submission(chosen.run, cluster, known).write(chosen.root)
+        Submission(plan.run, cluster, known).write(plan.root)
         raise
     return jobs
 
 
 def _write_script(planned: PlannedJob) -> None:
-    """A job's script, and a place for its log; what an earlier job left of its end goes."""
-    directory = planned.task.directory
+    """Write a job's script and remove the end marks of an earlier job."""
+    directory = planned.spec.directory
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     for name in ("exit_code", "cancelled", "refused"):
         (directory / name).unlink(missing_ok=True)
-    write_text(planned.task.path, planned.script.text)
+    write_text(planned.spec.path, planned.script.text)
 
 
 def tracking_address() -> str:
-    """Where jobs submitted from this shell are tracked, without credentials."""
+    """The MLflow server of jobs submitted from this shell, without credentials."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return (
-            "MLFLOW_TRACKING_URI is not set; the jobs keep their records, and `mezzotint tracking "
-            "sync` sends them"
+            "MLFLOW_TRACKING_URI is not set; the jobs write their records to disk, and `mezzotint "
+            "tracking sync` uploads them"
         )
     return redact(uri)
 
 
-def _unsubmitted(chosen: SubmitPlan) -> list[str]:
-    """What a plan does not submit, in words."""
+def _unsubmitted(plan: SubmitPlan) -> list[str]:
     lines = []
-    if chosen.skipped:
-        lines.append(f"already finished: {', '.join(chosen.skipped)}")
-    if chosen.left:
-        lines.append(f"already submitted: {', '.join(chosen.left)}")
+    if plan.skipped:
+        lines.append(f"already finished: {', '.join(plan.skipped)}")
+    if plan.active:
+        lines.append(f"already submitted: {', '.join(plan.active)}")
     return lines
 
 
@@ -281,12 +276,12 @@ def _job_line(job: Job, width: int) -> str:
     return f"job {job.id}  {job.stage:<{width}}  {nodes}{after}"
 
 
-def _json(chosen: SubmitPlan, jobs: Mapping[str, object]) -> str:
+def _json(plan: SubmitPlan, jobs: Mapping[str, object]) -> str:
     tree = {
-        "run": chosen.run,
-        "root": str(chosen.root),
+        "run": plan.run,
+        "root": str(plan.root),
         "jobs": jobs,
-        "skipped": chosen.skipped,
-        "left": chosen.left,
+        "skipped": plan.skipped,
+        "active": plan.active,
     }
     return json.dumps(tree, indent=1)

@@ -1,4 +1,4 @@
-"""Jobs of `mezzotint submit` on a real SLURM: what ends them, and how they go on."""
+"""Jobs of `mezzotint submit` on a real SLURM: how they end, and how they resume."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class Cluster:
         return path
 
     def call(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """Run a command of ours."""
+        """Run a `mezzotint` command."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "launch.cli.main", *map(str, words)],
             capture_output=True,
@@ -58,7 +58,7 @@ class Cluster:
         )
 
     def submit(self, *words: object, runs: Path | None = None) -> dict[str, object]:
-        """Submit, and return what is said of it."""
+        """Submit; returns the JSON report."""
         place = runs or self.home / "runs"
         source, *overrides = words
         report = submit(
@@ -80,7 +80,7 @@ def cluster(slurm, tmp_path, monkeypatch) -> Cluster:
 def until(condition: Callable[[], bool], log: Path | None = None, timeout: float = 200.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        said = log.read_text() if log and log.exists() else ""
+        log = log.read_text() if log and log.exists() else ""
         assert time.monotonic() < deadline, said[-3000:]
         time.sleep(0.05)
 
@@ -103,14 +103,12 @@ def ranks(root: Path) -> list[int]:
 
 
 @pytest.mark.timeout(500)
-def test_a_job_outlives_a_signal_a_crash_and_a_power_cut_and_ends_with_the_same_losses(
-    slurm, cluster
-):
+def test_a_job_survives_a_signal_a_crash_and_a_power_cut_with_the_same_losses(slurm, cluster):
     cluster.file(nodes=2)
-    order = [RECIPE, *SMALL, "micro_batch=6", f"steps={STEPS}", "checkpoint.every=10"]
+    command = [RECIPE, *SMALL, "micro_batch=6", f"steps={STEPS}", "checkpoint.every=10"]
     root = cluster.home / "runs" / "emoji_dvae"
     log = root / "logs" / "job.log"
-    submitted = cluster.submit(*order)
+    submitted = cluster.submit(*command)
     job = submitted["jobs"]["train"]["id"]
 
     def reach(step: int) -> None:
@@ -119,7 +117,7 @@ def test_a_job_outlives_a_signal_a_crash_and_a_power_cut_and_ends_with_the_same_
     reach(8)
     slurm.call("scancel", "--batch", "--signal=USR2", job)
     until(lambda: len(read_job_starts(root)) == 2, log)
-    assert "exit code 75; back into the queue" in log.read_text()
+    assert "exit code 75; requeued" in log.read_text()
     assert read_job_starts(root)[1].step >= 8, (
         "a checkpoint at the end of the step, not the last one"
     )
@@ -131,8 +129,8 @@ def test_a_job_outlives_a_signal_a_crash_and_a_power_cut_and_ends_with_the_same_
 
     reach(38)
     slurm.kill_node("n1")
-    # SLURM takes its time to notice; meanwhile, the same on one undisturbed process
-    one = cluster.call("train", *order, "--runs", cluster.home / "one")
+    # while SLURM notices: the same, uninterrupted, in one process
+    one = cluster.call("train", *command, "--runs", cluster.home / "one")
     assert one.returncode == 0, one.stderr
     until(lambda: len(read_job_starts(root)) == 4, log)
     assert read_job_starts(root)[-1].nodes == ("n2", "n3")
@@ -143,7 +141,7 @@ def test_a_job_outlives_a_signal_a_crash_and_a_power_cut_and_ends_with_the_same_
     assert steps(root) == list(range(1, STEPS + 1))
     assert json.loads((root / "summary.json").read_text())["steps"] == STEPS
     assert [start.restart for start in read_job_starts(root)] == [0, 1, 2, 3]
-    again = cluster.submit(*order)
+    again = cluster.submit(*command)
     assert (again["jobs"], again["skipped"]) == ({}, ["train"])
     slurm.wait_for_nodes(3)
 
@@ -162,7 +160,7 @@ def test_a_cancelled_job_stays_cancelled(slurm, cluster):
     until(lambda: len(ranks(root)) == 2, log)
     slurm.call("scancel", job)
     slurm.wait_for(job, "CANCELLED")
-    until(lambda: "not put back into the queue" in log.read_text())
+    until(lambda: "not requeued" in log.read_text())
     slurm.wait_for_nodes(3)
     time.sleep(2)
     assert slurm.state(job) == "CANCELLED"
@@ -171,14 +169,14 @@ def test_a_cancelled_job_stays_cancelled(slurm, cluster):
     slurm.call("scancel", "--me")
 
 
-def test_a_job_that_crashes_without_progress_gives_up_with_a_message(slurm, cluster):
+def test_a_job_that_crashes_without_progress_fails_with_a_message(slurm, cluster):
     # two seconds of processor time are used up while the libraries are imported
     cluster.file(nodes=1, restarts=1, setup=["ulimit -t 2"])
     root = cluster.home / "runs" / "emoji_dvae"
     job = cluster.submit(RECIPE, *SMALL, "steps=5")["jobs"]["train"]["id"]
     slurm.wait_for(job, "FAILED")
-    said = (root / "logs" / "job.log").read_text()
-    assert "2 starts in a row ended without a checkpoint newer than step 0" in said
+    log = (root / "logs" / "job.log").read_text()
+    assert "2 starts in a row ended without a checkpoint newer than step 0" in log
     assert [start.restart for start in read_job_starts(root)] == [0, 1]
     assert (root / "exit_code").read_text() == "2\n"
 
@@ -187,18 +185,18 @@ PIPELINE = """\
 name: chain
 values: {pairs: data/emoji}
 stages:
-  words: {kind: tokenizer, data: {url: data/emoji}, vocab: 300}
+  tokenizer: {kind: tokenizer, data: {url: data/emoji}, vocab: 300}
   dvae:
     kind: train
     recipe: recipes/emoji_dvae.yaml
     nodes: 2
     set: {data.url: "${pairs}", steps: 2, batch: 12, model.width: 32, model.vocab: 64}
-  page: {kind: page, title: Both, after: [words, dvae]}
+  page: {kind: page, title: Both, after: [tokenizer, dvae]}
 """
 
 
 @pytest.mark.timeout(200)
-def test_a_refused_stage_ends_its_dependents_and_the_same_submit_goes_on(
+def test_a_stage_with_bad_input_cancels_its_dependents_and_the_same_submit_resumes(
     slurm, cluster, monkeypatch
 ):
     seen = cluster.home / "seen"
@@ -216,22 +214,22 @@ def test_a_refused_stage_ends_its_dependents_and_the_same_submit_goes_on(
 
     wrong = cluster.submit(pipeline, "values.pairs=data/gone", runs=runs)
     ids = {name: job["id"] for name, job in wrong["jobs"].items()}
-    assert wrong["jobs"]["page"]["after"] == ["dvae", "words"]
+    assert wrong["jobs"]["page"]["after"] == ["dvae", "tokenizer"]
     slurm.wait_for(ids["dvae"], "FAILED")
     assert (root / "dvae" / "exit_code").read_text() == "2\n"
-    said = (root / "dvae" / "logs" / "job.log").read_text()
-    assert "error: " in said
-    assert "data/gone" in said
-    assert "Traceback" not in said
-    assert len(read_job_starts(root / "dvae")) == 1, "bad input is not tried again"
-    slurm.wait_for(ids["words"], "COMPLETED")
+    log = (root / "dvae" / "logs" / "job.log").read_text()
+    assert "error: " in log
+    assert "data/gone" in log
+    assert "Traceback" not in log
+    assert len(read_job_starts(root / "dvae")) == 1, "bad input is not requeued"
+    slurm.wait_for(ids["tokenizer"], "COMPLETED")
     slurm.wait_for(ids["page"], "CANCELLED")
 
     right = cluster.submit(pipeline, runs=runs)
-    assert right["skipped"] == ["words"]
+    assert right["skipped"] == ["tokenizer"]
     assert set(right["jobs"]) == {"dvae", "page"}
-    left = cluster.submit(pipeline, runs=runs)
-    assert (left["jobs"], left["left"]) == ({}, ["dvae", "page"])
+    again = cluster.submit(pipeline, runs=runs)
+    assert (again["jobs"], again["active"]) == ({}, ["dvae", "page"])
     changed = cluster.call(
         *("submit", pipeline, "stages.dvae.set.steps=3", "--runs", runs),
         *("--cluster", cluster.home / "cluster.yaml"),
@@ -243,7 +241,7 @@ def test_a_refused_stage_ends_its_dependents_and_the_same_submit_goes_on(
     assert (root / "dvae" / "model" / "model.safetensors").is_file()
 
     digest = hashlib.sha256(f"{CANARY}{address}".encode()).hexdigest()
-    assert set(seen.read_text().split()) == {digest, "-"}, "the jobs have had the secrets"
+    assert set(seen.read_text().split()) == {digest, "-"}, "the jobs got the secrets"
     for path in root.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
     assert CANARY not in changed.stdout + changed.stderr
@@ -257,9 +255,9 @@ def test_a_path_that_the_nodes_do_not_share_is_named_with_the_node(slurm, cluste
     job = cluster.submit(RECIPE, *SMALL, "steps=5", runs=runs)["jobs"]["train"]["id"]
     slurm.wait_for(job, "FAILED")
     root = runs / "emoji_dvae"
-    said = (root / "logs" / "job.log").read_text()
-    assert f"error: node n2 does not see {root}/submission.json" in said
-    assert "error: node n1" not in said
+    log = (root / "logs" / "job.log").read_text()
+    assert f"error: node n2 does not see {root}/submission.json" in log
+    assert "error: node n1" not in log
     assert (root / "exit_code").read_text() == "2\n"
 
 
@@ -274,13 +272,13 @@ def test_a_path_that_the_nodes_do_not_share_is_named_with_the_node(slurm, cluste
         ({"options": ["--nonsense=1"]}, "change options"),
     ],
 )
-def test_what_slurm_refuses_is_said_with_the_key_and_nothing_is_submitted(
-    slurm, cluster, changes, key
-):
+def test_a_rejected_job_names_the_key_and_nothing_is_submitted(slurm, cluster, changes, key):
     cluster.file(**changes)
-    with pytest.raises(UserError, match=r"^SLURM refuses the job: .* in the cluster file$") as said:
+    with pytest.raises(
+        UserError, match=r"^SLURM rejects the job: .* in the cluster file$"
+    ) as error:
         cluster.submit(RECIPE, *SMALL, "steps=5")
-    assert key in str(said.value)
+    assert key in str(error.value)
     assert slurm.call("squeue", "--noheader") == ""
     assert not list(cluster.home.rglob("job.sh"))
 
@@ -291,7 +289,7 @@ PLACE = (
 )
 
 
-def test_processes_find_their_place_in_slurms_variables(slurm):
+def test_processes_read_their_rank_from_slurms_variables(slurm):
     words = ("srun", "--nodes=2", "--ntasks=3", "--chdir", Path.cwd(), sys.executable, "-c", PLACE)
     worlds = [json.loads(line) for line in slurm.call(*words).splitlines()]
     places = sorted((each["rank"], each["local_rank"], each["local_size"]) for each in worlds)

@@ -1,6 +1,6 @@
-"""Status, logs and cancel against a real SLURM: what they say before, during and after jobs.
+"""Status, logs and cancel with a real SLURM, before, during and after jobs.
 
-The jobs are a few lines of bash that leave what stages leave, so that a minute tells it all.
+The jobs are a few lines of bash that write the files of stages.
 """
 
 import json
@@ -29,14 +29,14 @@ NOTE = (
 
 @dataclass
 class Runs:
-    """Runs of bash jobs, as `submit` would leave them."""
+    """Runs of bash jobs with the files that `submit` writes."""
 
     lab: object
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
 
     def submit(self, run: str, stages: dict[str, tuple[str, tuple[str, ...]]]) -> Path:
-        """Submit stages, each a script and what it waits for."""
+        """Submit stages, each a script and its dependencies."""
         root = self.path / run
         lines = ["stages:"]
         jobs: dict[str, Job] = {}
@@ -58,7 +58,7 @@ class Runs:
         return root
 
     def call(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """Run a command of ours."""
+        """Run a `mezzotint` command."""
         command = [
             sys.executable,
             "-P",
@@ -84,7 +84,7 @@ class Runs:
         return {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
 
     def until(self, run: str, stage: str, state: str, timeout: float = 90.0) -> dict[str, object]:
-        """Wait until a stage is in a state; returns its facts."""
+        """Wait until a stage is in a state; returns its status."""
         deadline = time.monotonic() + timeout
         while (facts := self.status(run)[stage])["state"] != state:
             assert time.monotonic() < deadline, f"{facts['state']}: {facts['reason']}"
@@ -111,7 +111,7 @@ def let(runs: Runs, name: str) -> None:
     (runs.path / ".go" / name).touch()
 
 
-def test_a_pipeline_is_told_truly_before_during_and_after(runs, go):
+def test_the_status_of_a_pipeline_is_true_before_during_and_after(runs, go):
     runs.submit(
         "whole",
         {
@@ -148,7 +148,7 @@ def test_a_pipeline_is_told_truly_before_during_and_after(runs, go):
     assert (whole["state"], whole["done"]) == ("finished", 2)
 
 
-def test_a_failed_stage_says_why_and_what_needed_it_says_who(runs):
+def test_a_failed_stage_has_a_reason_and_cancels_its_dependents(runs):
     runs.submit(
         "broken",
         {
@@ -180,7 +180,7 @@ def test_a_log_that_a_node_cannot_write_names_the_shared_directory(runs):
     )
 
 
-def test_a_requeued_job_is_said_to_be_so_and_its_restarts_are_counted(runs, go):
+def test_a_requeued_job_is_shown_with_its_restarts(runs, go):
     again = f'if [ -z "$SLURM_RESTART_COUNT" ]; then {go("again")}; fi'
     runs.submit(
         "again",
@@ -196,13 +196,13 @@ def test_a_requeued_job_is_said_to_be_so_and_its_restarts_are_counted(runs, go):
     assert runs.until("again", "only", "running")["restarts"] == 0
     let(runs, "again")
     facts = runs.until("again", "only", "requeued")
-    assert (facts["restarts"], facts["reason"]) == (1, "SLURM starts it in a moment")
+    assert (facts["restarts"], facts["reason"]) == (1, "waits for its begin time")
     assert runs.until("again", "only", "running")["restarts"] == 1
     let(runs, "end")
     assert runs.until("again", "only", "finished")["restarts"] == 1
 
 
-def test_cancel_ends_what_lives_and_what_waits_and_nothing_is_requeued(runs, go):
+def test_cancel_ends_running_and_waiting_jobs_and_nothing_is_requeued(runs, go):
     root = runs.submit(
         "unwanted",
         {
@@ -227,8 +227,8 @@ def test_cancel_ends_what_lives_and_what_waits_and_nothing_is_requeued(runs, go)
     )
     done = runs.call("cancel", "unwanted", "first", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)["cancelled"]
-    assert [(each["stage"], each["state"]) for each in told] == [
+    jobs = json.loads(done.stdout)["cancelled"]
+    assert [(each["stage"], each["state"]) for each in jobs] == [
         ("first", "running"),
         ("second", "waiting"),
     ]
@@ -236,11 +236,11 @@ def test_cancel_ends_what_lives_and_what_waits_and_nothing_is_requeued(runs, go)
         assert runs.until("unwanted", stage, "cancelled")["reason"] == "by `mezzotint cancel`"
     assert runs.status("unwanted")["apart"]["state"] in ("pending", "running")
     assert following.wait(20) == 0
-    words = runs.call("cancel", "unwanted")
-    assert "apart: job" in words.stdout
-    assert "the same `mezzotint submit` goes on from there" in words.stdout
+    output = runs.call("cancel", "unwanted")
+    assert "apart: job" in output.stdout
+    assert "the same `mezzotint submit` resumes from them" in output.stdout
     runs.until("unwanted", "apart", "cancelled")
-    assert runs.call("cancel", "unwanted").stdout == "unwanted: nothing of it waits or runs\n"
+    assert runs.call("cancel", "unwanted").stdout == "unwanted: no pending or running jobs\n"
     assert (root / "first" / "cancelled").is_file()
 
 
@@ -252,7 +252,7 @@ def test_a_job_that_scancel_ended_is_cancelled_by_scancel(runs, go):
     assert runs.until("outside", "only", "cancelled")["reason"] == "by scancel"
 
 
-def test_a_controller_that_does_not_answer_is_said_and_nothing_is_made_up(runs, tmp_path):
+def test_a_controller_that_does_not_answer_is_noted(runs, tmp_path):
     conf = Path(runs.environment["SLURM_CONF"]).read_text()
     lines = [line for line in conf.splitlines() if not line.startswith("SlurmctldPort")]
     elsewhere = tmp_path / "slurm.conf"
@@ -260,5 +260,5 @@ def test_a_controller_that_does_not_answer_is_said_and_nothing_is_made_up(runs, 
     deaf = Runs(runs.lab, runs.path, {**runs.environment, "SLURM_CONF": str(elsewhere)})
     run = json.loads(deaf.call("status", "outside", "--json").stdout)
     assert run["stages"][0]["state"] == "unknown"
-    assert run["notes"][0].startswith("SLURM cannot be asked: squeue: ")
+    assert run["notes"][0].startswith("SLURM cannot be queried: squeue: ")
     assert deaf.call("cancel", "outside").returncode == 2

@@ -1,4 +1,4 @@
-"""The cluster file: what it asks for, and what it refuses."""
+"""The cluster file: the resources of jobs, and values that are refused."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_an_impossible_value_is_refused_by_its_key(refusal, line, key):
     assert refusal(f"{text}{line}\n").startswith(f"{key}: ")
 
 
-def test_a_time_that_yaml_takes_for_a_number_is_asked_for_in_quotes(refusal):
+def test_a_time_that_yaml_parses_as_a_number_must_be_quoted(refusal):
     assert "put it into quotes" in refusal(LAB + "time: 1:00:00\n")
     assert Cluster(name="lab", shared="/a", scratch="/b", time="1-12:00:00").time == "1-12:00:00"
 
@@ -60,12 +60,12 @@ def test_training_runs_one_process_per_gpu(refusal):
 
 def test_a_stage_may_name_its_nodes_and_other_jobs_take_one_process():
     cluster = load_cluster("recipes/clusters/gpu.yaml")
-    assert cluster.training().tasks == 32
-    assert cluster.training(2).tasks == 16
-    serial = cluster.serial()
+    assert cluster.training_resources().tasks == 32
+    assert cluster.training_resources(2).tasks == 16
+    serial = cluster.serial_resources()
     assert (serial.tasks, serial.gpus_per_node) == (1, 0)
     assert (serial.partition, serial.memory) == ("cpu", "64G")
-    lab = load_cluster("recipes/clusters/lab.yaml").serial()
+    lab = load_cluster("recipes/clusters/lab.yaml").serial_resources()
     assert (lab.partition, lab.memory) == ("batch", "3000M")
 
 

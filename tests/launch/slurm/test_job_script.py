@@ -44,57 +44,57 @@ PATHS = st.one_of(
 
 
 def stage(cluster: Cluster, name: str, base: Path, *, trains: bool = True) -> JobSpec:
-    shape = cluster.training() if trains else cluster.serial()
+    resources = cluster.training_resources() if trains else cluster.serial_resources()
     root = base / "runs" / "quickstart"
     command = ("launch.cli.main", "stage", str(root), name)
-    return JobSpec("quickstart", name, root, root / name, command, shape, trains)
+    return JobSpec("quickstart", name, root, root / name, command, resources, trains)
 
 
-def script(task: JobSpec, cluster: Cluster, base: Path) -> JobScript:
+def script(job: JobSpec, cluster: Cluster, base: Path) -> JobScript:
     python = str(base / ".venv" / "bin" / "python")
-    return render_job_script(task, cluster, python=python, cwd=str(base), environment=ENVIRONMENT)
+    return render_job_script(job, cluster, python=python, cwd=str(base), environment=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
     ("cluster", "name", "trains"),
-    [("lab", "dvae", True), ("gpu", "base", True), ("gpu", "judge", False)],
+    [("lab", "dvae", True), ("gpu", "base", True), ("gpu", "evaluate", False)],
 )
-def test_the_scripts_of_the_example_clusters_read_like_this(cluster, name, trains):
-    machines = load_cluster(f"recipes/clusters/{cluster}.yaml")
-    base = Path(machines.shared) / "mezzotint"
-    text = script(stage(machines, name, base, trains=trains), machines, base).text
+def test_the_scripts_of_the_example_clusters_match_the_golden_files(cluster, name, trains):
+    cluster_config = load_cluster(f"recipes/clusters/{cluster}.yaml")
+    base = Path(cluster_config.shared) / "mezzotint"
+    text = script(stage(cluster_config, name, base, trains=trains), cluster_config, base).text
     golden = GOLDEN / f"{cluster}-{name}.sh"
     if os.environ.get("MEZZOTINT_WRITE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
 
 
-def test_a_lone_recipe_is_trained_by_the_worker_in_its_run_directory():
+def test_a_single_recipe_is_trained_by_the_worker_in_its_run_directory():
     cluster = load_cluster("recipes/clusters/lab.yaml")
     root = Path("/shared/runs/emoji_dvae")
-    task = JobSpec(
+    job = JobSpec(
         "emoji_dvae",
         "train",
         root,
         root,
         ("launch.train.worker", str(root)),
-        cluster.training(),
+        cluster.training_resources(),
         True,
     )
-    text = script(task, cluster, Path("/shared")).text
+    text = script(job, cluster, Path("/shared")).text
     assert '"$python" -P -m launch.train.worker "$directory" &' in text
     assert "#SBATCH --output=/shared/runs/emoji_dvae/logs/job.log" in text
 
 
 @settings(max_examples=60, deadline=None)
 @given(name=PATHS, other=PATHS)
-def test_whatever_a_path_holds_the_shell_reads_exactly_that_and_runs_nothing(name, other):
+def test_any_path_is_quoted_exactly_and_runs_nothing(name, other):
     cluster = Cluster(name="lab", shared="/shared", scratch=f"/{other}", nodes=2)
     base = Path("/shared") / name
     made = script(stage(cluster, "dvae", base), cluster, base)
     subprocess.run(["bash", "-n"], input=made.text.encode(), check=True)
     head, _, rest = made.text.partition("\nroot=")
-    lines = "root=" + rest.partition("\n# The processes meet")[0]
+    lines = "root=" + rest.partition("\n# The processes rendezvous")[0]
     lines += "\n" + re.search(r"export MEZZOTINT_CACHE=.*?\n(?=export)", made.text, re.DOTALL)[0]
     shown = 'printf "%s\\0" "$root" "$directory" "$cwd" "$python" "$MEZZOTINT_CACHE"'
     command = ["bash", "-uc", f"SLURM_JOB_USER=me\n{lines}\n{shown}"]
@@ -108,7 +108,7 @@ def test_whatever_a_path_holds_the_shell_reads_exactly_that_and_runs_nothing(nam
         f"/{other}/mezzotint-me",
     ]
     assert done.stderr == b""
-    # sbatch reads the quotes of a shell; what a line cannot hold goes beside the script
+    # sbatch parses shell quotes; options that a line cannot hold become arguments
     assert all(
         line.startswith(("#!", "# ", "#SBATCH --", "#SBATCH '--"))
         for line in head.split("\n")
@@ -120,7 +120,7 @@ def test_whatever_a_path_holds_the_shell_reads_exactly_that_and_runs_nothing(nam
     assert f"--output={root}/dvae/logs/job.log".replace("%", "%%") in options
 
 
-def test_a_path_of_which_slurm_would_make_something_else_is_refused():
+def test_a_path_that_slurm_would_interpret_is_refused():
     cluster = Cluster(name="lab", shared="/shared", scratch="/scratch")
     with pytest.raises(UserError, match="backslash"):
         script(stage(cluster, "dvae", Path("/shared/a\\b")), cluster, Path("/shared"))
@@ -140,23 +140,24 @@ def test_variables_are_exported_by_name_and_no_value_is_written():
 
 def test_a_job_runs_the_code_that_the_submitting_process_runs():
     cluster = load_cluster("recipes/clusters/lab.yaml")
-    task = stage(cluster, "dvae", Path("/shared"))
+    job = stage(cluster, "dvae", Path("/shared"))
     made = render_job_script(
-        task, cluster, python="python", cwd="/", environment={"PYTHONPATH": "/code"}
+        job, cluster, python="python", cwd="/", environment={"PYTHONPATH": "/code"}
     )
     assert "#SBATCH --export=PYTHONPATH\n" in made.text
 
 
-def test_without_variables_to_take_over_a_job_gets_none():
+def test_without_variables_to_inherit_a_job_gets_none():
     cluster = load_cluster("recipes/clusters/lab.yaml")
-    task = stage(cluster, "dvae", Path("/shared"))
-    made = render_job_script(task, cluster, python="python", cwd="/", environment={"HOME": "/root"})
+    job = stage(cluster, "dvae", Path("/shared"))
+    made = render_job_script(job, cluster, python="python", cwd="/", environment={"HOME": "/root"})
     assert "#SBATCH --export=NONE\n" in made.text
 
 
-def test_processes_that_meet_nobody_get_no_meeting_point():
+def test_a_single_process_needs_no_rendezvous():
     cluster = load_cluster("recipes/clusters/lab.yaml")
-    task = stage(cluster, "judge", Path("/shared"), trains=False)
-    assert "MASTER_PORT" not in script(task, cluster, Path("/shared")).text
-    shape = replace(task.shape, nodes=2)
-    assert "MASTER_PORT" in script(replace(task, shape=shape), cluster, Path("/shared")).text
+    job = stage(cluster, "evaluate", Path("/shared"), trains=False)
+    assert "MASTER_PORT" not in script(job, cluster, Path("/shared")).text
+    resources = replace(job.resources, nodes=2)
+    job = replace(job, resources=resources)
+    assert "MASTER_PORT" in script(job, cluster, Path("/shared")).text

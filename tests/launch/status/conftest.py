@@ -1,9 +1,9 @@
-"""Run directories whose standing is told."""
+"""Run directories whose status is shown."""
 
 from pathlib import Path
 
 import pytest
-from standing import NEEDS, PIPELINE, SUBMITTED
+from status_helpers import NEEDS, PIPELINE, SUBMITTED
 
 from launch.slurm.config import Cluster
 from launch.slurm.records import Job, Submission
@@ -11,7 +11,7 @@ from launch.slurm.records import Job, Submission
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A pipeline's run directory, of which nothing has been submitted."""
+    """The run directory of a pipeline without jobs."""
     path = tmp_path / "runs" / "both"
     for name in NEEDS:
         (path / name / "logs").mkdir(parents=True)
@@ -32,7 +32,7 @@ def submitted(root) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    """The run directory of a lone recipe."""
+    """The run directory of a single recipe."""
     path = tmp_path / "runs" / "alone"
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text("name: alone\nsteps: 100\n")

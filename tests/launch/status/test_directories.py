@@ -1,4 +1,4 @@
-"""How runs stand, from their directories alone."""
+"""The status of runs from their directories alone."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from standing import facts, finish, progress, reasons, states
+from status_helpers import finish, progress, reasons, states, status
 
 from launch.progress import Reporter, read_progress
 from launch.slurm import client
@@ -20,10 +20,10 @@ from mezzotint.common.locks import run_lock
 from mezzotint.common.storage_errors import redact
 
 
-def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
-    finish(submitted, "words")
+def test_without_slurm_the_directories_are_read(submitted, monkeypatch):
+    finish(submitted, "tokenizer")
     progress(submitted / "train", 30, 120)
-    run = facts(submitted, asked=False)
+    run = status(submitted, answered=False)
     assert (run.stages[0].state, run.stages[1].state) == ("finished", "unknown")
     assert (run.stages[1].step, run.stages[1].steps) == (30, 120)
     assert run.notes == ("is down",)
@@ -37,94 +37,102 @@ def test_without_slurm_the_directories_still_speak(submitted, monkeypatch):
     "name", ["progress.json", "submission.json", "stage.json", "attempts.jsonl", "exit_code"]
 )
 @pytest.mark.parametrize("content", [b"", b'{"phase": "tr', b"\xff\xfe", b"[]", b'{"jobs": []}\n'])
-def test_a_torn_file_is_a_missing_one(submitted, name, content):
-    for path in (submitted, submitted / "words"):
+def test_an_incomplete_file_counts_as_missing(submitted, name, content):
+    for path in (submitted, submitted / "tokenizer"):
         (path / name).write_bytes(content)
-    run = facts(submitted)
+    run = status(submitted)
     assert run.state in ("unknown", "not submitted")
     assert run.stages[0].step is None
     if name == "submission.json":
         assert "submission.json: cannot be read" in run.notes[0]
 
 
-@pytest.mark.parametrize("content", ["", "stages: 3", "- a", "{", "stages: {words: 3}"])
-def test_a_pipeline_that_cannot_be_read_is_said(submitted, content):
+@pytest.mark.parametrize("content", ["", "stages: 3", "- a", "{", "stages: {tokenizer: 3}"])
+def test_an_unreadable_pipeline_is_noted(submitted, content):
     (submitted / "pipeline.yaml").write_text(content)
-    run = facts(submitted)
+    run = status(submitted)
     assert run.stages or "pipeline.yaml: cannot be read" in run.notes[0]
 
 
-def test_a_lone_recipe_is_stopped_then_running_then_finished(recipe):
-    assert facts(recipe).stages[0].steps == 100
+def test_a_single_recipe_is_stopped_then_running_then_finished(recipe):
+    assert status(recipe).stages[0].steps == 100
     progress(recipe, 40, 100)
-    (stage,) = facts(recipe).stages
+    (stage,) = status(recipe).stages
     assert (stage.stage, stage.state, stage.step) == ("train", "stopped", 40)
     with run_lock(recipe):
-        run = facts(recipe)
-        assert (run.state, run.kind, run.holder.pid) == ("running", "recipe", os.getpid())
+        run = status(recipe)
+        assert (run.state, run.kind, run.lock_owner.pid) == ("running", "recipe", os.getpid())
     write_json(recipe / "summary.json", {"steps": 100})
-    assert facts(recipe).state == "finished"
+    assert status(recipe).state == "finished"
 
 
-def test_a_pipeline_on_this_machine_runs_fails_and_drops_what_needs_it(root):
-    run_on = root / "words"
+def test_a_local_pipeline_runs_fails_and_cancels_downstream_stages(root):
+    stage = root / "tokenizer"
     with run_lock(root):
-        (run_on / "logs" / "stage.log").touch()
-        assert states(facts(root)) == {"words": "running", "train": "waiting", "judge": "waiting"}
-        (run_on / "logs" / "stage.log").write_text("error: no captions\n")
-        (run_on / "exit_code").write_text("2\n")
-        during = facts(root)
-        assert states(during) == {"words": "failed", "train": "cancelled", "judge": "cancelled"}
-    after = facts(root)
-    assert reasons(after)["words"] == "exit code 2: no captions"
-    assert states(after)["judge"] == "cancelled"
+        (stage / "logs" / "stage.log").touch()
+        assert states(status(root)) == {
+            "tokenizer": "running",
+            "train": "waiting",
+            "evaluate": "waiting",
+        }
+        (stage / "logs" / "stage.log").write_text("error: no captions\n")
+        (stage / "exit_code").write_text("2\n")
+        during = status(root)
+        assert states(during) == {
+            "tokenizer": "failed",
+            "train": "cancelled",
+            "evaluate": "cancelled",
+        }
+    after = status(root)
+    assert reasons(after)["tokenizer"] == "exit code 2: no captions"
+    assert states(after)["evaluate"] == "cancelled"
 
 
-def test_looking_does_not_keep_a_run_from_being_held(root):
+def test_a_status_query_does_not_block_the_run_lock(root):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from mezzotint.common.locks import lock_owner\n"
         "end = time.time() + 3\nwhile time.time() < end: lock_owner(Path(sys.argv[1]))"
     )
     (root / "lock").touch()
-    looking = subprocess.Popen([sys.executable, "-c", code, str(root)])
+    querying = subprocess.Popen([sys.executable, "-c", code, str(root)])
     for _ in range(200):
         with run_lock(root):
             pass
-    looking.kill()
-    looking.wait()
+    querying.kill()
+    querying.wait()
 
 
-def test_progress_tells_metrics_and_the_time_left_and_old_files_still_read(tmp_path, monkeypatch):
+def test_progress_has_metrics_and_the_time_left_and_old_files_are_read(tmp_path, monkeypatch):
     clock = iter(range(100, 1000, 10))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     reporter = Reporter(tmp_path, shows=False)
     reporter(20, 100, {"loss/model": 1.0, "steps_per_second": 4.0})
     assert read_progress(tmp_path).seconds_left == 20.0
     reporter(40, 100, {"loss/model": 0.5, "steps_per_second": 4.0})
-    standing = read_progress(tmp_path)
-    assert (standing.seconds_left, standing.metrics["loss/model"]) == (30.0, 0.5)
+    report = read_progress(tmp_path)
+    assert (report.seconds_left, report.metrics["loss/model"]) == (30.0, 0.5)
     old = {"phase": "train", "done": 1, "total": 2, "note": "", "time": 3.0}
     write_json(tmp_path / "progress.json", old)
     assert read_progress(tmp_path).metrics == {}
 
 
-def test_the_loss_of_an_older_run_is_read_from_its_record(recipe):
+def test_the_loss_of_an_older_run_is_read_from_its_metrics_file(recipe):
     progress(recipe, 40, 100)
     lines = [{"step": step, "metrics": {"loss/model": step / 10}} for step in (20, 40)]
     (recipe / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines) + "{")
-    assert facts(recipe).stages[0].loss == 4.0
+    assert status(recipe).stages[0].loss == 4.0
 
 
-def test_no_password_of_an_address_is_shown(root, monkeypatch):
+def test_addresses_are_shown_without_passwords(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:geheim/@x@mlflow.example:5000/p")
-    tracking = facts(root).tracking
+    tracking = status(root).tracking
     assert tracking.uri == "https://mlflow.example:5000/p"
     assert redact("see http://a:b@h/x, s3://k@b") == "see http://h/x, s3://b"
     assert last_error("error: http://a:b@h is shut\n", 2) == "http://h is shut"
 
 
-def test_runs_are_found_by_name_or_path_and_nearest_names_are_given(root, recipe):
+def test_runs_are_found_by_name_or_path_and_similar_names_are_listed(root, recipe):
     runs = root.parent
     os.utime(root / "pipeline.yaml", (1, 1))
     assert lookup.all_runs(runs) == [recipe, root]

@@ -1,4 +1,4 @@
-"""What `mezzotint status` prints, and how it watches."""
+"""The output of `mezzotint status`, once and with --watch."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from rich.console import Console
-from standing import NEEDS, NOW, facts, progress, said
+from status_helpers import NEEDS, NOW, job_state, progress, status
 
 from launch.status import table
 from mezzotint.common.locks import run_lock
@@ -28,7 +28,7 @@ def test_status_prints_one_json_object_of_a_run_or_of_all(mezzotint, root, recip
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
-def test_the_commands_explain_themselves_with_examples(mezzotint, command):
+def test_the_help_of_a_command_has_examples(mezzotint, command):
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", mezzotint(command, "--help").out).split())
     assert f"Examples: mezzotint {command} quickstart" in text
 
@@ -41,11 +41,11 @@ def test_status_is_a_readable_table(mezzotint, root):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_crowded_table_fits_its_terminal(submitted, width):
+def test_a_full_table_fits_its_terminal(submitted, width):
     nodes = tuple(f"gpu-a-00{number}" for number in range(12, 20))
     metrics = {"loss/model": 0.0123456, "images_per_second": 12345.6}
     progress(submitted / "train", 123_400, 1_000_000, seconds_left=123_456, metrics=metrics)
-    run = facts(submitted, said("train", "RUNNING", nodes=nodes, started=NOW, restarts=2))
+    run = status(submitted, job_state("train", "RUNNING", nodes=nodes, started=NOW, restarts=2))
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(table.render([run], listed=False, now=NOW, width=console.width))
     text = console.export_text()
@@ -80,8 +80,8 @@ def test_watching_ends_with_the_run_and_json_has_a_line_per_change(recipe):
     assert (first["state"], last["state"]) == ("running", "finished")
 
 
-def test_watching_is_left_with_ctrl_c(recipe):
-    # tests that run in a shell's background ignore the signal, and so would what they start
+def test_ctrl_c_ends_watching(recipe):
+    # in a shell's background, child processes inherit that the signal is ignored
     command = ["env", "--default-signal=INT", sys.executable, "-P", "-m", "launch.cli.main"]
     command += ["status", "alone", "--watch", "--runs", str(recipe.parent)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -1,4 +1,4 @@
-"""What `mezzotint cancel` does where no SLURM is at hand; with one: tests/integration."""
+"""`mezzotint cancel` without SLURM; with SLURM: tests/integration."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from launch.slurm.config import Cluster
 from launch.slurm.records import Job, Submission
 from launch.submit import cancel
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
-from trainer.run import write_json
 
 PIPELINE = """\
 name: both
 stages:
-  words: {kind: tokenizer}
-  train: {kind: train, after: [words]}
-  judge: {kind: evaluate, after: [train]}
+  tokenizer: {kind: tokenizer}
+  train: {kind: train, after: [tokenizer]}
+  evaluate: {kind: evaluate, after: [train]}
   aside: {kind: tokenizer}
 """
-STAGES = ("words", "train", "judge", "aside")
+STAGES = ("tokenizer", "train", "evaluate", "aside")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def root(tmp_path) -> Path:
 
 @pytest.fixture
 def live(monkeypatch) -> None:
-    """SLURM says that all of its jobs wait."""
+    """All of its jobs are pending."""
     waiting = {
         number: JobState(number, f"both/{name}", "PENDING", submitted=time.time())
         for number, name in enumerate(STAGES, start=1)
@@ -58,13 +58,13 @@ def marks(root: Path) -> set[str]:
 def test_a_stage_is_cancelled_with_those_that_wait_for_it_marks_first(root, live, monkeypatch):
     seen = []
     monkeypatch.setattr(client, "cancel_jobs", lambda ids: seen.append((sorted(ids), marks(root))))
-    told = cancel.cancel(root, "train")
-    assert [each.stage for each in told] == ["train", "judge"]
-    assert seen == [([2, 3], {"train", "judge"})]
-    assert "train: job 2 cancelled, was pending" in cancel.to_text(told, "both")
+    jobs = cancel.cancel(root, "train")
+    assert [each.stage for each in jobs] == ["train", "evaluate"]
+    assert seen == [([2, 3], {"train", "evaluate"})]
+    assert "train: job 2 cancelled, was pending" in cancel.to_text(jobs, "both")
 
 
-def test_marks_are_taken_back_when_slurm_refuses(root, live, monkeypatch):
+def test_marks_are_removed_when_slurm_refuses(root, live, monkeypatch):
     def refuse(ids):
         raise UserError("scancel: access denied")
 
@@ -74,31 +74,31 @@ def test_marks_are_taken_back_when_slurm_refuses(root, live, monkeypatch):
     assert marks(root) == set()
 
 
-def test_nothing_live_is_said_and_no_fault(mezzotint, root):
+def test_without_live_jobs_it_succeeds(mezzotint, root):
     for name in STAGES:
         (root / name).mkdir()
         write_json(root / name / "stage.json", {"id": "1"})
     outcome = mezzotint("cancel", "both", "--runs", root.parent)
-    assert (outcome.code, outcome.out) == (0, "both: nothing of it waits or runs\n")
+    assert (outcome.code, outcome.out) == (0, "both: no pending or running jobs\n")
     outcome = mezzotint("cancel", "both", "--runs", root.parent, "--json")
     assert json.loads(outcome.out) == {"run": "both", "cancelled": []}
 
 
-def test_without_slurm_it_cannot_be_known_whether_jobs_live(refused, root, monkeypatch):
+def test_without_slurm_it_is_not_known_whether_jobs_are_live(refused, root, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert "squeue: " in refused("cancel", "both", "--runs", root.parent)
 
 
-def test_a_run_of_this_machine_is_left_to_its_own_terminal(refused, root):
+def test_a_run_of_a_local_process_is_not_cancelled(refused, root):
     (root / "submission.json").unlink()
-    (root / "words" / "logs").mkdir(parents=True)
+    (root / "tokenizer" / "logs").mkdir(parents=True)
     with run_lock(root):
-        (root / "words" / "logs" / "stage.log").touch()
+        (root / "tokenizer" / "logs" / "stage.log").touch()
         message = refused("cancel", "both", "--runs", root.parent)
     assert f"kill -TERM {os.getpid()}" in message
     assert "Ctrl-C" in message
 
 
-def test_unknown_runs_and_stages_are_refused_with_what_there_is(refused, root):
+def test_unknown_runs_and_stages_are_refused_with_suggestions(refused, root):
     assert refused("cancel", "bothe", "--runs", root.parent).endswith("there is both")
-    assert refused("cancel", "both", "jugde", "--runs", root.parent).endswith("there is judge")
+    assert refused("cancel", "both", "evaluat", "--runs", root.parent).endswith("there is evaluate")

@@ -1,4 +1,4 @@
-"""`mezzotint submit` where no SLURM is needed: what becomes a job, and what is refused."""
+"""`mezzotint submit` without SLURM: which stages become jobs, and what is refused."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from mezzotint.common.errors import UserError
 
 SMALL = ["recipes/emoji_dvae.yaml", "steps=1", "batch=12"]
 STAGES = {
-    "words": {"kind": "tokenizer", "data": {"url": "data/emoji"}, "vocab": 300},
+    "tokenizer": {"kind": "tokenizer", "data": {"url": "data/emoji"}, "vocab": 300},
     "dvae": {"kind": "train", "recipe": "recipes/emoji_dvae.yaml", "set": {"batch": 12}},
     "base": {
         "kind": "train",
         "recipe": "recipes/emoji_base.yaml",
-        "set": {"batch": 12, "data.text.tokenizer": "${words}/model"},
+        "set": {"batch": 12, "data.text.tokenizer": "${tokenizer}/model"},
         "nodes": 2,
     },
     "page": {"kind": "page", "title": "All", "after": ["dvae", "base"]},
@@ -36,7 +36,7 @@ STAGES = {
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A place without SLURM, with a cluster file and a pipeline."""
+    """A directory with a cluster file and a pipeline, without SLURM."""
     for name, text in {
         "lab.yaml": f"name: lab\nshared: {tmp_path}\nscratch: /scratch\nnodes: 3\n",
         "pipeline.yaml": yaml.safe_dump({"name": "all", "stages": STAGES}),
@@ -50,18 +50,20 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def submit(home, mezzotint):
     """Runs submit on the fixture's cluster file."""
-    place = ["--cluster", home / "lab.yaml", "--runs", home / "runs"]
-    return lambda *words: mezzotint("submit", *words, *place)
+    options = ["--cluster", home / "lab.yaml", "--runs", home / "runs"]
+    return lambda *words: mezzotint("submit", *words, *options)
 
 
 def finish(root: Path, pipeline, name: str) -> None:
-    ledger = PipelineState(root)
-    ledger.directory(name).mkdir(parents=True, exist_ok=True)
-    read = input_ids(pipeline, ledger, name)
-    ledger.write(name, StageRecord(f"id-{name}", "kind", stage_settings(pipeline, name), read, 1.0))
+    state = PipelineState(root)
+    state.directory(name).mkdir(parents=True, exist_ok=True)
+    inputs = input_ids(pipeline, state, name)
+    state.write(
+        name, StageRecord(f"id-{name}", "kind", stage_settings(pipeline, name), inputs, 1.0)
+    )
 
 
-def test_a_dry_run_prints_the_scripts_and_leaves_nothing(home, submit):
+def test_a_dry_run_prints_the_scripts_and_writes_nothing(home, submit):
     outcome = submit(home / "pipeline.yaml", "--dry-run")
     assert outcome.code == 0
     assert outcome.out.count("#!/bin/bash") == len(STAGES)
@@ -71,13 +73,13 @@ def test_a_dry_run_prints_the_scripts_and_leaves_nothing(home, submit):
     assert not (home / "runs").exists()
 
 
-def test_a_dry_run_in_json_says_what_waits_for_what(home, submit):
+def test_a_dry_run_in_json_lists_the_dependencies(home, submit):
     report = json.loads(submit(home / "pipeline.yaml", "--dry-run", "--json").out)
     assert report["root"] == str(home / "runs" / "all")
     assert {name: job["after"] for name, job in report["jobs"].items()} == {
-        "words": [],
+        "tokenizer": [],
         "dvae": [],
-        "base": ["words"],
+        "base": ["tokenizer"],
         "page": ["base", "dvae"],
     }
     assert report["jobs"]["dvae"]["script"].startswith("#!/bin/bash\n")
@@ -89,28 +91,28 @@ def test_a_dry_run_of_a_recipe_is_one_job_in_its_run_directory(home, submit):
     assert report["root"] == str(home / "runs" / "emoji_dvae")
 
 
-def test_finished_stages_are_skipped_and_live_ones_left_alone(home):
+def test_finished_stages_are_skipped_and_live_ones_stay(home):
     pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
-    finish(root, pipeline, "words")
+    finish(root, pipeline, "tokenizer")
     plan = plan_pipeline(pipeline, cluster, root, live=["dvae"])
-    assert (plan.skipped, plan.left) == (("words",), ("dvae",))
+    assert (plan.skipped, plan.active) == (("tokenizer",), ("dvae",))
     assert {name: job.after for name, job in plan.jobs.items()} == {
         "base": (),
         "page": ("base", "dvae"),
     }
 
 
-def test_a_job_that_waits_for_one_that_is_gone_is_submitted_anew(home):
+def test_a_pending_job_whose_dependency_is_gone_is_submitted_again(home):
     pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
-    plan = plan_pipeline(pipeline, cluster, root, live=["page", "words"])
-    assert plan.left == ("words",)
+    plan = plan_pipeline(pipeline, cluster, root, live=["page", "tokenizer"])
+    assert plan.active == ("tokenizer",)
     assert set(plan.jobs) == {"dvae", "base", "page"}
-    assert plan.jobs["base"].after == ("words",)
+    assert plan.jobs["base"].after == ("tokenizer",)
 
 
-def test_redo_submits_a_finished_stage_and_all_that_reads_it(home):
+def test_redo_submits_a_finished_stage_and_its_downstream_stages(home):
     pipeline, root = load_pipeline(home / "pipeline.yaml"), home / "runs" / "all"
     cluster = Cluster(name="lab", shared=str(home), scratch="/s")
     for name in STAGES:
@@ -118,7 +120,7 @@ def test_redo_submits_a_finished_stage_and_all_that_reads_it(home):
     assert plan_pipeline(pipeline, cluster, root).jobs == {}
     plan = plan_pipeline(pipeline, cluster, root, redo=["base"])
     assert set(plan.jobs) == {"base", "page"}
-    assert plan.skipped == ("dvae", "words") or plan.skipped == ("words", "dvae")
+    assert plan.skipped == ("dvae", "tokenizer") or plan.skipped == ("tokenizer", "dvae")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_redo_submits_a_finished_stage_and_all_that_reads_it(home):
         ),
     ],
 )
-def test_what_no_job_could_do_is_refused_at_once(home, submit, words, message):
+def test_bad_input_is_refused_before_anything_is_written(home, submit, words, message):
     outcome = submit(*(word.format(home=home) for word in words), "--dry-run")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: ")
@@ -165,7 +167,7 @@ def test_a_cluster_file_with_an_unknown_key_is_refused(home, mezzotint):
     assert "lab.yaml: partitions: unknown key" in outcome.err
 
 
-def test_runs_outside_of_what_the_nodes_share_are_refused(home, mezzotint):
+def test_runs_outside_the_shared_directory_are_refused(home, mezzotint):
     (home / "lab.yaml").write_text(f"name: lab\nshared: {home}/elsewhere\nscratch: /s\n")
     words = ("--cluster", home / "lab.yaml", "--runs", home / "runs", "--dry-run")
     outcome = mezzotint("submit", *SMALL, *words)
@@ -174,7 +176,7 @@ def test_runs_outside_of_what_the_nodes_share_are_refused(home, mezzotint):
     assert f"--runs {home}/elsewhere/..." in outcome.err
 
 
-def test_a_run_directory_is_named_as_the_nodes_see_it(tmp_path):
+def test_a_run_directory_has_the_path_that_the_nodes_see(tmp_path):
     (tmp_path / "disk" / "project").mkdir(parents=True)
     (tmp_path / "shared").symlink_to(tmp_path / "disk")
     cluster = Cluster(name="lab", shared=f"{tmp_path}/shared", scratch="/s")
@@ -183,8 +185,8 @@ def test_a_run_directory_is_named_as_the_nodes_see_it(tmp_path):
         assert seen == tmp_path / "shared" / "project" / "run"
 
 
-def test_sbatch_refusals_name_the_key_of_the_cluster_file():
-    words = {
+def test_errors_of_sbatch_name_the_key_of_the_cluster_file():
+    hints = {
         "sbatch: error: Batch job submission failed: Invalid account or account/partition "
         "combination specified": "change account",
         "allocation failure: Invalid partition name specified": "change partition",
@@ -194,23 +196,23 @@ def test_sbatch_refusals_name_the_key_of_the_cluster_file():
         "Invalid qos specification": "change options",
         "sbatch: unrecognized option '--nonsense'": "change options",
     }
-    for said, hint in words.items():
-        assert hint in client.explain_refusal(said), said
+    for error, hint in hints.items():
+        assert hint in client.explain_refusal(error), error
 
 
 @pytest.mark.parametrize(
-    "said",
+    "error",
     [
         "sbatch: fatal: Could not establish a configuration source",
         "sbatch: error: Batch job submission failed: Unable to contact slurm controller",
     ],
 )
-def test_a_machine_without_a_cluster_is_not_taken_for_a_refusal(said):
-    assert client.explain_refusal(said).startswith("SLURM does not answer (")
-    assert "login node" in client.explain_refusal(said)
+def test_a_machine_without_a_cluster_is_not_a_rejected_job(error):
+    assert client.explain_refusal(error).startswith("SLURM does not answer (")
+    assert "login node" in client.explain_refusal(error)
 
 
-def test_the_address_of_the_tracker_is_shown_without_its_password(monkeypatch):
+def test_the_tracking_address_is_shown_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:5000/base")
     assert tracking_address() == "https://mlflow.example:5000/base"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -221,17 +223,17 @@ def start(restart: int, step: int, job: int = 7) -> JobStart:
     return JobStart(job, restart, ("n1",), step, 0.0)
 
 
-def test_starts_count_as_fruitless_until_a_newer_checkpoint_or_another_job():
+def test_starts_count_until_a_newer_checkpoint_or_another_job():
     now = start(3, 40)
     assert restarts_without_progress([], now) == 0
     assert restarts_without_progress([start(0, 0), start(1, 20), start(2, 40)], now) == 1
     assert restarts_without_progress([start(0, 40), start(1, 40), start(2, 40)], now) == 3
     assert restarts_without_progress([start(0, 40, job=6), start(1, 40), start(2, 40)], now) == 2
-    # ids start again on a fresh cluster: a restart count that does not rise is another job
+    # a new cluster counts ids from 1 again: a restart count that does not rise is another job
     assert restarts_without_progress([start(0, 40), start(1, 40)], start(0, 40)) == 0
 
 
-def test_a_job_gives_up_after_the_cluster_files_restarts_in_a_row_without_progress(tmp_path):
+def test_a_job_fails_after_the_configured_restarts_without_progress(tmp_path):
     cluster = Cluster(name="lab", shared="/shared", scratch="/s", restarts=1)
     Submission("run", cluster).write(tmp_path)
     (tmp_path / "stage").mkdir()
@@ -246,20 +248,20 @@ def test_a_job_gives_up_after_the_cluster_files_restarts_in_a_row_without_progre
         record_start(tmp_path / "stage", third)
     step = tmp_path / "stage" / "checkpoints" / "step-00000040"
     step.mkdir(parents=True)
-    assert newest_step(step.parent) == 0, "not committed"
+    assert newest_step(step.parent) == 0, "not complete"
     (step / "MANIFEST.json").write_text("{}")
     assert record_start(tmp_path / "stage", third).step == 40
-    assert [attempt.restart for attempt in read_job_starts(tmp_path / "stage")] == [0, 1, 2]
+    assert [start.restart for start in read_job_starts(tmp_path / "stage")] == [0, 1, 2]
 
 
-def test_a_torn_line_of_attempts_is_not_read(tmp_path):
+def test_an_incomplete_line_of_job_starts_is_ignored(tmp_path):
     append_job_start(tmp_path, start(0, 0))
     with (tmp_path / "attempts.jsonl").open("ab") as file:
         file.write(b'{"job": 7, "rest')
     assert read_job_starts(tmp_path) == [start(0, 0)]
 
 
-def test_what_a_job_is_refused_for_is_left_for_its_script(tmp_path):
+def test_an_input_error_of_a_job_is_written_for_its_script(tmp_path):
     command = [
         "-c",
         "from launch.errors import exit_with_error; exit_with_error('data.url: is not there')",

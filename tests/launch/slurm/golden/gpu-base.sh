@@ -1,6 +1,6 @@
 #!/bin/bash
 # Stage base of quickstart, on gpu.
-# Written by `mezzotint submit`, anew each time: change the cluster file rather than this one.
+# Rewritten by every `mezzotint submit`: change the cluster file instead.
 #SBATCH --job-name=quickstart/base
 #SBATCH --partition=gpu
 #SBATCH --account=project-a
@@ -28,7 +28,7 @@ python=/lustre/project/mezzotint/.venv/bin/python
 module load cuda/12.8
 export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
-# The processes meet on the first node, at a port of this start's own.
+# The processes rendezvous on the first node, at a port that differs between starts.
 start=$(cksum <<<"$directory $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0}")
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((10000 + ${start%% *} % 20000))
@@ -44,9 +44,8 @@ finish() {
     exit "$1"
 }
 
-# The job starts again later, after exit code $1. SLURM calls a job COMPLETING that was ended from
-# outside: a cancelled one stays ended; one whose time was up (INVALID: none is left) has saved, and
-# goes on.
+# The job is requeued after exit code $1. SLURM calls a job COMPLETING that it ended itself: a
+# cancelled job is not requeued; a job at its time limit (time left: INVALID) has saved and is.
 requeue() {
     local state
     trap '' USR2 TERM
@@ -58,47 +57,47 @@ requeue() {
     case "$1 $state" in
         *" RUNNING "* | "75 COMPLETING INVALID") ;;
         *)
-            echo "job: exit code $1; ended from outside ($state), not put back into the queue"
+            echo "job: exit code $1; ended by SLURM ($state), not requeued"
             "$python" -P -m launch.pipeline.tracking "$root" base KILLED
             exit "$1"
             ;;
     esac
-    echo "job: exit code $1; back into the queue"
+    echo "job: exit code $1; requeued"
     scontrol requeue "$SLURM_JOB_ID" || finish "$1"
     exit "$1"
 }
 trap 'requeue 75' USR2 TERM
 
-# Note this start; after too many without a newer checkpoint the job gives up.
+# Record this start; after too many without a newer checkpoint the job fails.
 "$python" -P -m launch.slurm.restart_limit "$directory" || finish $?
 
-# Every node must see what the work needs.
+# Every node must see the run directory, the working directory and the Python.
 srun --export=ALL --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
     for path; do
         [ -e "$path" ] && continue
-        echo "error: node $(hostname) does not see $path; put it where all nodes see it: into" \
-            "\"shared\" of the cluster file" >&2
+        echo "error: node $(hostname) does not see $path; move it into \"shared\" of the" \
+            "cluster file, which all nodes see" >&2
         exit 2
-    done' look "$root/submission.json" "$cwd" "$python"
+    done' check "$root/submission.json" "$cwd" "$python"
 case $? in
     0) ;;
     2) finish 2 ;;
     *) requeue 1 ;;
 esac
 
-# The work. A signal is passed on to it; it saves a checkpoint at the end of its step and leaves
-# with exit code 75.
+# A signal is forwarded to the processes: they save a checkpoint at the end of their step and exit
+# with code 75.
 srun --export=ALL --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 \
     "$python" -P -m launch.cli.main stage "$root" base &
-trap 'told=1; kill -USR2 $!' USR2 TERM
-told=1
-while ((told)); do
-    told=0
+trap 'signalled=1; kill -USR2 $!' USR2 TERM
+signalled=1
+while ((signalled)); do
+    signalled=0
     wait $!
     code=$?
 done
 
-# Bad input (2) is no reason to try again, whichever process has met it.
+# Bad input (2) in any of the processes: do not requeue.
 [ -e "$directory/refused" ] && code=2
 case $code in
     0 | 2) finish "$code" ;;

@@ -1,4 +1,4 @@
-"""What the tests of `status` share: what SLURM says of a pipeline, and what lies on disk."""
+"""Helpers of the tests of `status`: SLURM's states of a pipeline's jobs, and files on disk."""
 
 import time
 from pathlib import Path
@@ -12,23 +12,23 @@ SUBMITTED = NOW - 1000
 PIPELINE = """\
 name: both
 stages:
-  words: {kind: tokenizer, vocab: 300}
-  train: {kind: train, recipe: gone.yaml, set: {data.text.tokenizer: "${words}/model"}}
-  judge: {kind: evaluate, after: [train]}
+  tokenizer: {kind: tokenizer, vocab: 300}
+  train: {kind: train, recipe: gone.yaml, set: {data.text.tokenizer: "${tokenizer}/model"}}
+  evaluate: {kind: evaluate, after: [train]}
 """
-NEEDS = {"words": (), "train": ("words",), "judge": ("train",)}
+NEEDS = {"tokenizer": (), "train": ("tokenizer",), "evaluate": ("train",)}
 
 
-def said(stage: str, state: str, **facts: object) -> JobState:
-    """SLURM's word on the job of a stage."""
+def job_state(stage: str, state: str, **facts: object) -> JobState:
+    """SLURM's state of a stage's job."""
     number = [*NEEDS].index(stage) + 1
     values = {"id": number, "name": f"both/{stage}", "state": state, "submitted": SUBMITTED}
     return JobState(**{**values, **facts})
 
 
-def facts(root: Path, *words: JobState, asked: bool = True) -> RunStatus:
-    """How a run stands, told what SLURM says."""
-    return run_status(root, {word.id: word for word in words} if asked else None, NOW, "is down")
+def status(root: Path, *jobs: JobState, answered: bool = True) -> RunStatus:
+    """The status of a run, given SLURM's states of its jobs."""
+    return run_status(root, {job.id: job for job in jobs} if answered else None, NOW, "is down")
 
 
 def states(run: RunStatus) -> dict[str, str]:
@@ -44,5 +44,5 @@ def finish(root: Path, stage: str) -> None:
 
 
 def progress(path: Path, done: int, total: int, **more: object) -> None:
-    standing = {"phase": "train", "done": done, "total": total, "note": "", "time": NOW - 5}
-    write_json(path / "progress.json", {**standing, **more})
+    report = {"phase": "train", "done": done, "total": total, "note": "", "time": NOW - 5}
+    write_json(path / "progress.json", {**report, **more})

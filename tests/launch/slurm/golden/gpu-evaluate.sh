@@ -1,7 +1,7 @@
 #!/bin/bash
-# Stage judge of quickstart, on gpu.
-# Written by `mezzotint submit`, anew each time: change the cluster file rather than this one.
-#SBATCH --job-name=quickstart/judge
+# Stage evaluate of quickstart, on gpu.
+# Rewritten by every `mezzotint submit`: change the cluster file instead.
+#SBATCH --job-name=quickstart/evaluate
 #SBATCH --partition=cpu
 #SBATCH --account=project-a
 #SBATCH --nodes=1
@@ -11,14 +11,14 @@
 #SBATCH --time=12:00:00
 #SBATCH --export=AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY,HTTPS_PROXY,MLFLOW_TRACKING_URI
 #SBATCH --chdir=/lustre/project/mezzotint
-#SBATCH --output=/lustre/project/mezzotint/runs/quickstart/judge/logs/job.log
+#SBATCH --output=/lustre/project/mezzotint/runs/quickstart/evaluate/logs/job.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --constraint=h100
 
 root=/lustre/project/mezzotint/runs/quickstart
-directory=/lustre/project/mezzotint/runs/quickstart/judge
+directory=/lustre/project/mezzotint/runs/quickstart/evaluate
 cwd=/lustre/project/mezzotint
 python=/lustre/project/mezzotint/.venv/bin/python
 
@@ -33,13 +33,12 @@ export OMP_NUM_THREADS=12 PYTHONUNBUFFERED=1
 # The job ends here, with exit code $1.
 finish() {
     echo "$1" >"$directory/exit_code"
-    [ "$1" = 0 ] || "$python" -P -m launch.pipeline.tracking "$root" judge FAILED
+    [ "$1" = 0 ] || "$python" -P -m launch.pipeline.tracking "$root" evaluate FAILED
     exit "$1"
 }
 
-# The job starts again later, after exit code $1. SLURM calls a job COMPLETING that was ended from
-# outside: a cancelled one stays ended; one whose time was up (INVALID: none is left) has saved, and
-# goes on.
+# The job is requeued after exit code $1. SLURM calls a job COMPLETING that it ended itself: a
+# cancelled job is not requeued; a job at its time limit (time left: INVALID) has saved and is.
 requeue() {
     local state
     trap '' USR2 TERM
@@ -51,46 +50,46 @@ requeue() {
     case "$1 $state" in
         *" RUNNING "* | "75 COMPLETING INVALID") ;;
         *)
-            echo "job: exit code $1; ended from outside ($state), not put back into the queue"
-            "$python" -P -m launch.pipeline.tracking "$root" judge KILLED
+            echo "job: exit code $1; ended by SLURM ($state), not requeued"
+            "$python" -P -m launch.pipeline.tracking "$root" evaluate KILLED
             exit "$1"
             ;;
     esac
-    echo "job: exit code $1; back into the queue"
+    echo "job: exit code $1; requeued"
     scontrol requeue "$SLURM_JOB_ID" || finish "$1"
     exit "$1"
 }
 trap 'requeue 75' USR2 TERM
 
-# Note this start; after too many without a newer checkpoint the job gives up.
+# Record this start; after too many without a newer checkpoint the job fails.
 "$python" -P -m launch.slurm.restart_limit "$directory" || finish $?
 
-# Every node must see what the work needs.
+# Every node must see the run directory, the working directory and the Python.
 srun --export=ALL --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
     for path; do
         [ -e "$path" ] && continue
-        echo "error: node $(hostname) does not see $path; put it where all nodes see it: into" \
-            "\"shared\" of the cluster file" >&2
+        echo "error: node $(hostname) does not see $path; move it into \"shared\" of the" \
+            "cluster file, which all nodes see" >&2
         exit 2
-    done' look "$root/submission.json" "$cwd" "$python"
+    done' check "$root/submission.json" "$cwd" "$python"
 case $? in
     0) ;;
     2) finish 2 ;;
     *) requeue 1 ;;
 esac
 
-# The work. A signal is passed on to it.
+# A signal is forwarded to the process.
 srun --export=ALL --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 \
-    "$python" -P -m launch.cli.main stage "$root" judge &
-trap 'told=1; kill -USR2 $!' USR2 TERM
-told=1
-while ((told)); do
-    told=0
+    "$python" -P -m launch.cli.main stage "$root" evaluate &
+trap 'signalled=1; kill -USR2 $!' USR2 TERM
+signalled=1
+while ((signalled)); do
+    signalled=0
     wait $!
     code=$?
 done
 
-# Bad input (2) is no reason to try again, whichever process has met it.
+# Bad input (2) in any of the processes: do not requeue.
 [ -e "$directory/refused" ] && code=2
 case $code in
     0 | 2) finish "$code" ;;
