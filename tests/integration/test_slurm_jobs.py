@@ -80,8 +80,8 @@ def cluster(slurm, tmp_path, monkeypatch) -> Cluster:
 def until(condition: Callable[[], bool], log: Path | None = None, timeout: float = 200.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        log = log.read_text() if log and log.exists() else ""
-        assert time.monotonic() < deadline, said[-3000:]
+        text = log.read_text() if log and log.exists() else ""
+        assert time.monotonic() < deadline, text[-3000:]
         time.sleep(0.05)
 
 
