@@ -18,12 +18,12 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from launch.sampling.model_lookup import target_of
 from torch import Tensor
 
 from evaluation.metrics import fid
 from evaluation.metrics.features import EfficientNetLite0, FeatureNetwork
 from launch.sampling.inputs import Pictures, pictures_of_set
-from launch.sampling.model_lookup import target_of
 from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionDrawer, Wish
 from mezzotint.inference.images import to_bytes

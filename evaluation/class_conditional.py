@@ -21,8 +21,9 @@ from evaluation.result import EvaluationResult, Metric
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator, keyed_seed
-from mezzotint.inference.diffusion import DiffusionDrawer, Painted, Wish
-from models.diffusion.sampling import NFE
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.generator import GenerationRequest, GenerationResult, Prompt
+from mezzotint.inference.runtime import Runtime
 
 GRID = "grid_classes.png"
 CLASSIFIER = (
@@ -58,12 +59,12 @@ def evaluate_class_conditional(
         UserError: something that is read is missing or does not fit.
     """
     stages = Stages(progress)
-    generator = DiffusionDrawer.load(config.system, config.precision)
+    generator = DiffusionGenerator.load(config.system, Runtime.of(precision=config.precision))
     names = class_names(config.classes)
-    if generator.diffusion.classes != len(names):
+    if generator.classes != len(names):
         raise UserError(
             f"classes: {len(names)} are named, but {config.system.model} generates "
-            f"{generator.diffusion.classes or 'no classes'}; name those of its recipe (data.label)"
+            f"{generator.classes or 'no classes'}; name those of its recipe (data.label)"
         )
     network = config.features.build()
     train, test = (
@@ -83,16 +84,17 @@ def evaluate_class_conditional(
     for scale in config.guidance_scales:
         group = f"guidance {scale:g}"
         with stages("generate") as report:
-            result = generate(config, generator, labels, scale, report)
+            result = generate(config, generator, scale, report)
         with stages("features") as report:
-            features = network(result.pictures, progress=report)
+            features = network(result.images.flatten(0, 1), progress=report)
         for name, values in classifier_accuracy(
             probe, FeatureSet(features, labels), names, group
         ).items():
             accuracies[name] |= values
         distances[group] = FrechetDistance.between(features, balanced_train)
-        calls[group] = result.calls.network
-        generated.append(result.pictures)
+        if result.nfe is not None:
+            calls[group] = result.nfe.network
+        generated.append(result.images)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     class_grid(config, names, generated).save(directory / GRID)
@@ -135,28 +137,20 @@ def read_images(
 
 def generate(
     config: ClassConditionalConfig,
-    generator: DiffusionDrawer,
-    labels: Tensor,
+    generator: DiffusionGenerator,
     scale: float,
     progress: StageProgress,
-) -> Painted:
-    """An image of every class in `labels` (N,), and the network calls of one batch.
-
-    The seed of an index is the same at every scale.
-    """
+) -> GenerationResult:
+    """Images of every class, from the same noise at every scale."""
     sampling = config.system.sampling.model_copy(update={"guidance": scale})
     system = config.system.model_copy(update={"sampling": sampling})
-    guided, calls = replace(generator, config=system), NFE()
-    wishes = [
-        Wish(keyed_seed(config.seed, index), label=int(label)) for index, label in enumerate(labels)
-    ]
-    images = []
-    for first in range(0, len(wishes), config.batch):
-        painted = guided.paint(wishes[first : first + config.batch])
-        images.append(painted.pictures)
-        calls = painted.calls
-        progress(min(first + config.batch, len(wishes)), len(wishes))
-    return Painted(torch.cat(images), calls)
+    request = GenerationRequest(
+        prompts=tuple(Prompt(label=label) for label in range(len(class_names(config.classes)))),
+        number=config.samples_per_class,
+        seed=config.seed,
+        batch_size=config.batch,
+    )
+    return replace(generator, config=system).generate(request, progress=progress)
 
 
 def classifier_accuracy(
@@ -187,7 +181,7 @@ def balanced(labels: Tensor, seed: int) -> Tensor:
 
 def protocol(
     config: ClassConditionalConfig,
-    generator: DiffusionDrawer,
+    generator: DiffusionGenerator,
     network: FeatureNetwork,
     train: LabelledImages,
     test: LabelledImages,
@@ -213,12 +207,12 @@ def protocol(
 def class_grid(
     config: ClassConditionalConfig, names: Sequence[str], generated: Sequence[Tensor]
 ) -> Image.Image:
-    """The first images (N, H, W, 3) of each class, a column per guidance scale."""
+    """The first images (classes, N, H, W, 3) of each class, a column per guidance scale."""
     count = min(config.grid_images, config.samples_per_class)
     rows = 1 if count < 4 else 2
     cells = []
-    for first in range(0, len(names) * config.samples_per_class, config.samples_per_class):
-        blocks = [images[first : first + count].chunk(rows) for images in generated]
+    for label in range(len(names)):
+        blocks = [images[label, :count].chunk(rows) for images in generated]
         cells.append([GridCell([list(row) for row in block]) for block in blocks])
     return image_grid(
         cells,

@@ -7,7 +7,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
-from mezzotint.inference.config import ClipSource, DiffusionSystem, Precision, SystemConfig
+from mezzotint.inference.config import ClipSource, DiffusionSystem, SystemConfig
+from mezzotint.inference.runtime import Precision
 
 Part = Literal["train", "test"]
 

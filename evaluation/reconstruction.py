@@ -21,7 +21,7 @@ from evaluation.stages import Progress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.images import to_bytes
-from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16
+from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import perplexity
@@ -57,14 +57,14 @@ class ReconstructionEvaluator:
     model: Model
     dataset: Dataset
     network: FeatureNetwork | None
-    arithmetic: AutocastPolicy
+    runtime: Runtime
 
     @torch.inference_mode()
     def update(self, totals: Accumulator, indices: Sequence[int]) -> None:
         """Reconstruct one batch and add it to the totals."""
         batch = self.dataset.batch(list(indices))
         images = batch.images
-        with self.arithmetic():
+        with self.runtime.autocast():
             reconstructed = self.model.reconstruct(images)
             arrays = self.model.code_arrays(images)
             if not arrays:
@@ -125,7 +125,7 @@ class ReconstructionEvaluator:
             "ssim": ssim.DEFINITION,
             "latent": "hard codes" if totals.counts else "without noise",
             "bits_per_pixel": rate,
-            "precision": self.arithmetic.name,
+            "precision": self.runtime.precision_name,
             "seed": self.config.seed,
             "features": None
             if self.network is None
@@ -151,7 +151,7 @@ def evaluate_reconstruction(
         model=model,
         dataset=open_images(config.images, model.image_size),
         network=None if config.features is None else config.features.build(),
-        arithmetic=AutocastPolicy(computes_in_bf16(config.precision)),
+        runtime=Runtime.of(precision=config.precision),
     )
     chosen = choose(evaluator.dataset.keys(), config.images.limit, config.seed)
     if len(chosen) < 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_seed
-from mezzotint.inference.generator import Drawn, System
+from mezzotint.inference.generator import GenerationRequest, Generator, Prompt
 from mezzotint.inference.images import from_pil, to_pil
 
 INDEX = "samples.jsonl"
@@ -65,34 +65,28 @@ def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
 
 
 def generate(
-    system: System,
+    generator: Generator,
     prompts: Sequence[EvaluationPrompt],
     *,
     seed: int,
     batch: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleSet:
-    """Images for every prompt, `batch` prompts at a time.
+    """All candidates of every prompt, those of `batch` prompts at a time.
 
-    The random generator of a block is keyed by (seed, the prompts in the block): a block gives the
-    same images whatever comes before and after it.
+    The images of a prompt do not depend on the other prompts.
     """
     if not prompts:
         raise UserError("limit: no caption is selected; raise limit.test or limit.train")
-    results: list[Drawn] = []
-    for start in range(0, len(prompts), batch):
-        block = prompts[start : start + batch]
-        labels = [label for prompt in block for label in (prompt.key, prompt.repeat)]
-        captions = [prompt.caption for prompt in block]
-        results.append(system.draw(captions, keyed_seed(seed, *labels)))
-        if progress is not None:
-            progress(start + len(block), len(prompts))
-    scores = [result.scores for result in results if result.scores is not None]
-    return SampleSet(
-        prompts=tuple(prompts),
-        candidates=torch.cat([result.pictures for result in results]),
-        scores=torch.cat(scores).float() if scores else None,
+    count = generator.candidates
+    request = GenerationRequest(
+        prompts=tuple(Prompt(each.caption, key=f"{each.key}/{each.repeat}") for each in prompts),
+        number=count,
+        seed=seed,
+        batch_size=batch * count,
     )
+    result = generator.generate(request, progress=progress)
+    return SampleSet(tuple(prompts), candidates=result.images, scores=result.scores)
 
 
 def write(

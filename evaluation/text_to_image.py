@@ -16,9 +16,9 @@ from evaluation.result import EvaluationResult
 from evaluation.samples import EvaluationPrompt, SampleSet
 from evaluation.stages import Progress, Stages
 from mezzotint.common.errors import UserError
-from mezzotint.inference.build import build_system
 from mezzotint.inference.clip import ClipEmbedder
-from mezzotint.inference.generator import System
+from mezzotint.inference.generator import Generator
+from mezzotint.inference.load import load_generator
 
 
 def evaluate_text_to_image(
@@ -32,13 +32,13 @@ def evaluate_text_to_image(
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    system = build_system(config.system, config.precision)
+    system = load_generator(config.system, precision=config.precision)
     clip = ClipEmbedder.load(config.clip)
     return evaluate_system(config, system, clip, Path(out), Stages(progress))
 
 
 def evaluate_system(
-    config: TextToImageConfig, system: System, clip: Embedder, out: Path, stages: Stages
+    config: TextToImageConfig, system: Generator, clip: Embedder, out: Path, stages: Stages
 ) -> EvaluationResult:
     """The evaluation of any system, by any CLIP model."""
     with stages("reference") as progress:
@@ -117,7 +117,7 @@ def evaluation_prompts(config: TextToImageConfig, real: Reference) -> list[Evalu
 
 
 def sampling_protocol(
-    config: TextToImageConfig, system: System, generated: SampleSet
+    config: TextToImageConfig, system: Generator, generated: SampleSet
 ) -> dict[str, object]:
     """How the samples were generated."""
     return {
@@ -125,13 +125,13 @@ def sampling_protocol(
         "samples_per_caption": config.samples_per_caption,
         "seed": config.seed,
         "batch": config.batch,
-        "randomness": "one generator per batch, keyed by (seed, key and repeat of its rows)",
+        "randomness": "one generator per image, keyed by (seed, caption, key, repeat, candidate)",
         "system": system.protocol(),
     }
 
 
 def reference_protocol(
-    config: TextToImageConfig, system: System, real: Reference
+    config: TextToImageConfig, system: Generator, real: Reference
 ) -> dict[str, object]:
     """What the samples were compared with."""
     return {

@@ -1,6 +1,6 @@
 """Bits per dimension of pictures under a diffusion model (arXiv 2011.13456, 4.3 and D.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from evaluation.metrics.intervals import Score, bootstrap_mean
 from mezzotint.common.keyed_random import keyed_generator
-from mezzotint.inference.diffusion import DiffusionDrawer, Wish
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.generator import Prompt
 from models.diffusion.likelihood import bits_per_value, dequantized
 from models.diffusion.solvers.grids import LogSnrTimesConfig
-from models.diffusion.solvers.solver import ProgressCallback
 
 LEVELS = 256
 
@@ -41,47 +41,51 @@ class Bits:
 
 
 def bits_per_dimension(
-    drawer: DiffusionDrawer,
+    generator: DiffusionGenerator,
     levels: Tensor,
-    wishes: Sequence[Wish],
+    prompts: Sequence[Prompt],
     integration: Integration,
-    progress: ProgressCallback | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Bits:
-    """Of pictures (n, H, W, 3) uint8, each under what its wish tells the model.
+    """Of pictures (n, H, W, 3) uint8, each conditioned on its prompt.
 
     The density is the model's of data with the noise of the starting time, as good a density as
     any. Uniform dequantisation makes the mean an upper bound of the bits of the levels themselves,
     in expectation over the noise and up to the error of the steps.
     """
-    diffusion, steps = drawer.diffusion, integration.steps
-    times = LogSnrTimesConfig(last=integration.start).build(diffusion.schedule, steps)
-    starts = range(0, len(levels), integration.batch)
-    found = []
-    for place, first in enumerate(starts):
-        block = slice(first, first + integration.batch)
+    runtime, steps, size = generator.runtime, integration.steps, integration.batch
+    times = LogSnrTimesConfig(last=integration.start).build(generator.schedule, steps)
+    blocks = -(-len(levels) // size)
 
-        def tell(done: int, total: int, place: int = place) -> None:
+    def compute(index: int) -> Mapping[str, Tensor]:
+        first = index * size
+        block = slice(first, first + size)
+        together = min(runtime.group.size, blocks - index)
+
+        def report(done: int, total: int) -> None:
             if progress is not None:
-                progress(place * total + done, len(starts) * total)
+                progress(index * total + together * done, blocks * total)
 
         rng = keyed_generator(integration.seed, "likelihood", first)
         images = dequantized(levels[block].movedim(-1, -3), rng, count=LEVELS)
-        likelihood = diffusion.likelihood(
+        likelihood = generator.log_likelihood(
             images,
-            drawer.condition(wishes[block]),
+            prompts[block],
             rng,
             times=times,
             probes=integration.probes,
-            progress=tell,
+            progress=report,
         )
-        size = images[0].numel()
-        found.append(bits_per_value(likelihood.log_density, size, count=LEVELS))
+        bits = bits_per_value(likelihood.log_density, images[0].numel(), count=LEVELS)
+        return {"bits": bits.cpu()}
+
+    found = [arrays["bits"] for arrays in runtime.group.map_blocks(compute, blocks)]
     each = torch.cat(found).double()
     return Bits(
         mean=bootstrap_mean(each, keyed_generator(integration.seed, "bits")),
         each=each,
         protocol={
-            "digests": dict(drawer.digests),
+            "digests": dict(generator.digests),
             "ode": f"probability flow, {steps} Heun steps equal in log signal-to-noise ratio",
             "density": f"of noisy data at time {integration.start:g}",
             "divergence": f"Hutchinson, {integration.probes} probes of signs",

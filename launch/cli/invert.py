@@ -1,9 +1,11 @@
-"""`mezzotint invert` and `likelihood`: a diffusion model looked at from the other end."""
+"""`mezzotint invert` and `likelihood`: images to noise, and to their density."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from launch.cli.options import AsJson, Device, Processes
 
 invert_app = typer.Typer()
 
@@ -13,12 +15,11 @@ Model = Annotated[
 Start = Annotated[
     float,
     typer.Option(
-        help="The time a picture is taken for: later for a network that is less exact.",
+        help="Timestep at which images are taken as noisy ones; later for a less exact network.",
         min=0,
         max=0.9,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @invert_app.command(
@@ -28,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 )
 def invert(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
     caption: Annotated[
         list[str] | None, typer.Option(help="What they show: once for all, or once each.")
     ] = None,
@@ -36,30 +37,36 @@ def invert(
         list[str] | None, typer.Option("--class", help="Their class, by name or number.")
     ] = None,
     steps: Annotated[str, typer.Option(help="Numbers of steps to compare.")] = "10,25,50,100",
-    times: Annotated[str, typer.Option(help="Grid of times.")] = "log_snr",
+    times: Annotated[str, typer.Option(help="Time grid.")] = "log_snr",
     start: Start = 0.02,
-    out: Annotated[Path, typer.Option(help="Where the sheet goes.")] = Path("inverted.png"),
+    out: Annotated[Path, typer.Option(help="Where the grid goes.")] = Path("inverted.png"),
     noise: Annotated[
-        Path | None, typer.Option(help="Where the noise goes; beside the sheet by default.")
+        Path | None, typer.Option(help="Where the noise goes; beside the grid by default.")
     ] = None,
+    device: Device = None,
+    processes: Processes = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise that DDIM draws pictures from, and report how well it draws them again."""
-    from launch.sampling.invert import Inverting, invert, whole_numbers
+    """Find the noise from which DDIM generates images, and report how well it does."""
+    from launch.sampling.invert import InvertOptions, parse_steps
+    from launch.sampling.invert import invert as invert_images
 
-    options = Inverting(
+    options = InvertOptions(
         captions=tuple(caption or ()),
         classes=tuple(classes or ()),
-        steps=whole_numbers("steps", steps),
+        steps=parse_steps(steps),
         times=times,
         start=start,
         out=out,
         noise=noise or out.with_suffix(".safetensors"),
-        shows_progress=not as_json,
+        device=device,
+        processes=processes,
+        show_progress=not as_json,
     )
-    inverted = invert(model, images, options)
-    typer.echo(inverted.to_json() if as_json else inverted.to_text())
+    report = invert_images(model, images, options)
+    if report is not None:
+        typer.echo(report.to_json() if as_json else report.to_text())
 
 
 @invert_app.command(
@@ -68,29 +75,34 @@ def invert(
 )
 def likelihood(
     model: Model,
-    data: Annotated[str, typer.Argument(help="A set of pictures.")],
+    data: Annotated[str, typer.Argument(help="A set of images.")],
     split: Annotated[
         str | None, typer.Option(help="NAME (its test part) or NAME/train; all by default.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Pictures, chosen by the seed.", min=2)] = 64,
+    limit: Annotated[int, typer.Option(help="Images, chosen by the seed.", min=2)] = 64,
     steps: Annotated[int, typer.Option(help="Heun steps.", min=2)] = 64,
     start: Start = 0.02,
     probes: Annotated[int, typer.Option(help="Random vectors of the estimate.", min=1)] = 1,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 16,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of choice, dequantisation and probes.", min=0)] = 0,
+    device: Device = None,
+    processes: Processes = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Bits per dimension of a set's pictures, by the probability-flow ODE, with an interval."""
+    """Bits per dimension of a set's images, by the probability-flow ODE, with an interval."""
     from evaluation.metrics.likelihood import Integration
-    from launch.sampling.likelihood import weigh
+    from launch.sampling.likelihood import LikelihoodOptions, evaluate_likelihood
 
-    weighed = weigh(
-        model,
-        data,
+    options = LikelihoodOptions(
+        url=data,
         split=split,
         limit=limit,
         integration=Integration(steps, start, probes, seed, batch),
-        shows_progress=not as_json,
+        device=device,
+        processes=processes,
+        show_progress=not as_json,
     )
-    typer.echo(weighed.to_json() if as_json else weighed.to_text())
+    result = evaluate_likelihood(model, options)
+    if result is not None:
+        typer.echo(result.to_json() if as_json else result.to_text())

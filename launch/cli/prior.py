@@ -1,9 +1,11 @@
-"""`mezzotint inspect-mask` and `complete`: the transformer prior looked at and put to use."""
+"""`mezzotint inspect-mask` and `complete`: the transformer prior."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from launch.cli.options import AsJson, Device, Processes
 
 prior_app = typer.Typer()
 
@@ -22,7 +24,7 @@ def inspect_mask(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for a PNG of each mask.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a prior's layers read: pictures, density, what is saved, a proof of causality."""
     from launch.dry_run.attention_masks import inspect_masks
@@ -38,8 +40,8 @@ def inspect_mask(
 )
 def complete(
     run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],
-    image: Annotated[Path, typer.Argument(help="The picture whose upper part is kept.")],
-    captions: Annotated[list[str], typer.Argument(help="What the picture should show.")],
+    image: Annotated[Path, typer.Argument(help="The image whose upper part is kept.")],
+    captions: Annotated[list[str], typer.Argument(help="What the image shows.")],
     out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("completed.png"),
     system: Annotated[
         str, typer.Option(help="An evaluate stage's system of kind dalle.")
@@ -47,23 +49,29 @@ def complete(
     rows: Annotated[
         int | None, typer.Option(help="Rows of codes kept; 7 of 16 by default.", min=0)
     ] = None,
-    number: Annotated[int, typer.Option(help="Pictures shown per caption.", min=1)] = 4,
-    candidates: Annotated[int, typer.Option(help="Pictures drawn to choose from.", min=1)] = 16,
-    seed: Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)] = 0,
+    number: Annotated[int, typer.Option(help="Images shown per caption.", min=1)] = 4,
+    candidates: Annotated[int, typer.Option(help="Images generated to choose from.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Same seed, same images.", min=0)] = 0,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; the pipeline's by default.", min=0)
     ] = None,
+    device: Device = None,
+    processes: Processes = None,
 ) -> None:
-    """Complete a picture from its upper part, as each caption says, with a trained prior."""
-    from launch.sampling.complete import Completing, complete_sheet
+    """Complete an image from its upper part, as each caption says, with a trained prior."""
+    from launch.sampling.complete import CompleteOptions
+    from launch.sampling.complete import complete as complete_image
 
-    options = Completing(
+    options = CompleteOptions(
         system=system,
         rows=rows,
         number=number,
         candidates=candidates,
         seed=seed,
         guidance=guidance,
+        device=device,
+        processes=processes,
     )
-    kept = complete_sheet(run, image, captions, out, options)
-    typer.echo(f"{out}: the upper {kept} rows kept, {number} completions of each caption")
+    kept = complete_image(run, image, captions, out, options)
+    if kept is not None:
+        typer.echo(f"{out}: the upper {kept} rows kept, {number} completions of each caption")

@@ -1,4 +1,4 @@
-"""`mezzotint sample`: pictures of captions and classes."""
+"""`mezzotint sample`: images of captions and classes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from launch.cli.invert import invert_app
+from launch.cli.options import AsJson, Device, Processes
 
 sampling_app = typer.Typer()
 sampling_app.add_typer(invert_app)
@@ -17,7 +18,7 @@ Where = Annotated[
         help="A pipeline's run directory, a training run or a model directory (also s3://).",
     ),
 ]
-Captions = Annotated[list[str] | None, typer.Argument(help="What to draw.")]
+Captions = Annotated[list[str] | None, typer.Argument(help="What the images show.")]
 Out = Annotated[Path, typer.Option(help="Where the PNG goes.")]
 Classes = Annotated[
     list[str] | None,
@@ -26,20 +27,13 @@ Classes = Annotated[
 System = Annotated[
     str | None, typer.Option(help="A pipeline's evaluate stage; cascade by default.")
 ]
-Number = Annotated[int, typer.Option(help="Pictures shown per caption.", min=1)]
+Number = Annotated[int, typer.Option(help="Images shown per prompt.", min=1)]
 Candidates = Annotated[
     int | None,
-    typer.Option(help="Pictures dalle draws per caption, of which the best are shown.", min=1),
+    typer.Option(help="Images a prior generates per caption, of which the best are shown.", min=1),
 ]
-Processes = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that draw candidates, one thread each; same pictures by any number.",
-        min=1,
-    ),
-]
-Batch = Annotated[int, typer.Option(help="Pictures a diffusion model draws together.", min=1)]
-Seed = Annotated[int, typer.Option(help="Same seed, same pictures.", min=0)]
+Batch = Annotated[int, typer.Option(help="Images generated together.", min=1)]
+Seed = Annotated[int, typer.Option(help="Same seed, same images.", min=0)]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Guidance scale, 1 is none; the pipeline's by default.", min=0),
@@ -48,7 +42,7 @@ Solver = Annotated[
     str | None, typer.Option(help="ddim, ddpm, heun, dpm_solver_pp_2m, unipc and others.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.", min=1)]
-Negative = Annotated[str | None, typer.Option(help="A caption that guidance leads away from.")]
+Negative = Annotated[str | None, typer.Option(help="Negative prompt of guidance.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -56,33 +50,33 @@ Set = Annotated[
     ),
 ]
 Classifier = Annotated[
-    str | None, typer.Option(help="A noisy classifier's run, which steers to --class.")
+    str | None, typer.Option(help="A noisy classifier's run, which guides to --class.")
 ]
 ClassifierScale = Annotated[
-    float | None, typer.Option(help="How strongly it steers; 1 by default.", min=0)
+    float | None, typer.Option(help="Scale of classifier guidance; 1 by default.", min=0)
 ]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(help="One or two settings, 'guidance=1,2,4 steps=10,25': a labelled grid."),
 ]
-Film = Annotated[
-    Path | None, typer.Option(help="How the first pictures form: a .png strip or a .gif.")
+TrajectoryFile = Annotated[
+    Path | None, typer.Option(help="The steps of the first images: a .png strip or a .gif.")
 ]
 FromNoise = Annotated[
-    Path | None, typer.Option(help="Start from noise that `mezzotint invert` has written.")
+    Path | None, typer.Option(help="Start from a noise file of `mezzotint invert`.")
 ]
 DataSet = Annotated[
     str | None, typer.Option("--data", help="A set to estimate analytic_dpm's variances on.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @sampling_app.command(
     epilog='Examples:  [bold]mezzotint sample runs/quickstart "woman firefighter: dark skin tone"'
     "[/]  ·  [bold]mezzotint sample runs/quickstart --system dalle --candidates 64 --processes 2 "
     "'man pilot'[/]  ·  [bold]mezzotint sample runs/emoji_base 'man pilot' --solver "
-    "dpm_solver_pp_2m --steps 12 --film film.gif[/]  ·  [bold]mezzotint sample runs/emoji_base "
-    "'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  [bold]mezzotint sample "
+    "dpm_solver_pp_2m --steps 12 --trajectory steps.gif[/]  ·  [bold]mezzotint sample "
+    "runs/emoji_base 'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  "
+    "[bold]mezzotint sample "
     "runs/emoji_class --class food-drink --guidance 3[/]"
 )
 def sample(
@@ -101,21 +95,23 @@ def sample(
     classifier: Classifier = None,
     classifier_scale: ClassifierScale = None,
     sweep: Sweep = None,
-    film: Film = None,
+    trajectory: TrajectoryFile = None,
     from_noise: FromNoise = None,
     data: DataSet = None,
     candidates: Candidates = None,
     processes: Processes = None,
     batch: Batch = 32,
+    device: Device = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures with a trained pipeline or model, as one labelled sheet or grid."""
-    from launch.sampling.overrides import chosen
-    from launch.sampling.sample import Drawing, draw_sheet
+    """Generate images with a trained pipeline or model, as one labelled grid."""
+    from launch.sampling.overrides import parse_overrides
+    from launch.sampling.sample import SampleOptions
+    from launch.sampling.sample import sample as generate
 
     named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}
-    drawing = Drawing(
+    options = SampleOptions(
         captions=tuple(captions or ()),
         classes=tuple(classes or ()),
         system=system,
@@ -124,14 +120,15 @@ def sample(
         batch=batch,
         candidates=candidates,
         processes=processes,
-        settings=chosen(named | {"classifier-scale": classifier_scale}, others or ()),
+        overrides=parse_overrides(named | {"classifier-scale": classifier_scale}, others or ()),
         classifier=classifier,
         sweep=tuple(sweep or ()),
-        film=film,
+        trajectory=trajectory,
         noise=from_noise,
         data=data,
-        shows_progress=not as_json,
+        device=device,
+        show_progress=not as_json,
     )
-    drawn = draw_sheet(where, out, drawing)
-    if drawn is not None:
-        typer.echo(drawn.to_json() if as_json else drawn.to_text())
+    report = generate(where, out, options)
+    if report is not None:
+        typer.echo(report.to_json() if as_json else report.to_text())

@@ -1,4 +1,4 @@
-"""What `sample` has drawn: its sheet or grid, and what it tells people and programs."""
+"""What `sample` reports: its grid of images, and what it tells people and programs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,63 +8,75 @@ from pathlib import Path
 from PIL import Image
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
-from launch.sampling.overrides import Settings, Value
-from launch.sampling.sampler import Order, Shown
+from launch.sampling.overrides import Overrides, Value
 from mezzotint.inference.config import SystemConfig
+from mezzotint.inference.generator import GenerationRequest, GenerationResult
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting's pictures."""
+class SweepCell:
+    """The result of one combination of settings."""
 
-    settings: Settings
-    shown: Shown
+    settings: Overrides
+    result: GenerationResult
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was drawn, for people and for programs."""
+class SampleReport:
+    """What was generated."""
 
     out: Path
-    film: Path | None
+    trajectory: Path | None
+    name: str
     system: SystemConfig
-    order: Order
-    cells: tuple[Cell, ...]
+    titles: tuple[str, ...]
+    request: GenerationRequest
+    number: int
+    """Images shown per prompt."""
+    source: str
+    axes: Mapping[str, Sequence[Value]]
+    cells: tuple[SweepCell, ...]
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Network evaluations per image of each cell, where they are counted."""
+        return [cell.result.nfe.network for cell in self.cells if cell.result.nfe is not None]
 
     def to_text(self) -> str:
         """Two or three lines."""
-        subjects = len(self.order.subjects)
-        what = f"{self.order.number} pictures of each of {subjects} "
-        what += "captions" if self.order.subjects[0].caption is not None else "subjects"
+        prompts = self.request.prompts
+        kind = "captions" if prompts[0].text is not None else "prompts"
+        what = f"{self.number} images of each of {len(prompts)} {kind}"
         if len(self.cells) > 1:
             what = f"{len(self.cells)} settings, {what}"
         lines = [f"{self.out}: {what}"]
-        if self.film is not None:
-            lines.append(f"{self.film}: how the first ones form")
-        calls = [cell.shown.calls for cell in self.cells if cell.shown.calls is not None]
-        if calls:
-            counts = sorted({each.network for each in calls})
+        if self.trajectory is not None:
+            lines.append(f"{self.trajectory}: the steps of the first ones")
+        counts = sorted(set(self.evaluations))
+        if counts:
             span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-            lines.append(f"network calls for each picture: {span}")
+            lines.append(f"network evaluations per image: {span}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Everything that is needed to draw the same again."""
+        """Everything that is needed to generate the same again."""
         tree = {
             "out": str(self.out),
-            "film": None if self.film is None else str(self.film),
+            "trajectory": None if self.trajectory is None else str(self.trajectory),
             "system": self.system.model_dump(mode="json"),
-            "subjects": [asdict(subject) for subject in self.order.subjects],
-            "number": self.order.number,
-            "seed": self.order.seed,
-            "batch": self.order.batch,
+            "prompts": [
+                {"title": title, "text": prompt.text, "label": prompt.label}
+                for title, prompt in zip(self.titles, self.request.prompts, strict=True)
+            ],
+            "number": self.number,
+            "seed": self.request.seed,
+            "batch": self.request.batch_size,
             "cells": [
                 {
                     "settings": dict(cell.settings),
-                    "pictures": cell.shown.words,
-                    "network_calls": cell.shown.calls and cell.shown.calls.network,
-                    "classifier_calls": cell.shown.calls and cell.shown.calls.classifier,
-                    "seconds": round(cell.shown.seconds, 2),
+                    "images": self.source,
+                    "nfe": None if cell.result.nfe is None else asdict(cell.result.nfe),
+                    "seconds": round(cell.result.seconds, 2),
                 }
                 for cell in self.cells
             ],
@@ -72,48 +84,36 @@ class Drawn:
         return json.dumps(tree, indent=2, ensure_ascii=False)
 
 
-def plain_sheet(name: str, order: Order, shown: Shown) -> Image.Image:
-    """A row of pictures for each subject."""
-    cells = [
-        GridCell(images[None], subject.title)
-        for subject, images in zip(order.subjects, shown.pictures, strict=True)
-    ]
-    columns = 1 if order.number > 3 else 2
-    return image_grid(in_columns(cells, columns), title=f"{name}, {shown.words}")
-
-
-def grid(
-    name: str, order: Order, axes: Mapping[str, Sequence[Value]], cells: Sequence[Cell]
-) -> Image.Image:
-    """A table of cells; with one setting swept, subjects are the rows."""
-    swept = [GridAxis([str(value) for value in values], key) for key, values in axes.items()]
-    words = cells[0].shown.words
-    pictures = [cell.shown.pictures for cell in cells]
-    titles = [subject.title for subject in order.subjects]
-    if len(swept) == 1:
-        rows, columns = GridAxis(titles), swept[0]
-        blocks = [[each[place : place + 1] for each in pictures] for place in range(len(titles))]
-        notes = [words]
+def sample_grid(report: SampleReport) -> Image.Image:
+    """A row of images per prompt; of a sweep a table, whose rows are prompts if it has one axis."""
+    images = [cell.result.best(report.number) for cell in report.cells]
+    if not report.axes:
+        cells = [
+            GridCell([list(row)], title)
+            for title, row in zip(report.titles, images[0], strict=True)
+        ]
+        columns = 1 if report.number > 3 else 2
+        return image_grid(in_columns(cells, columns), title=f"{report.name}, {report.source}")
+    axes = [GridAxis([str(value) for value in values], key) for key, values in report.axes.items()]
+    if len(axes) == 1:
+        rows, across = GridAxis(report.titles), axes[0]
+        blocks = [[each[row : row + 1] for each in images] for row in range(len(report.titles))]
+        notes = [report.source]
     else:
-        rows, columns = swept
-        width = len(columns.labels)
-        blocks = [pictures[start : start + width] for start in range(0, len(pictures), width)]
-        notes = [f"In each cell: {words}; from above: {'; '.join(titles)}."]
-    notes.append(calls_in_words(cells))
+        rows, across = axes
+        width = len(across.labels)
+        blocks = [images[start : start + width] for start in range(0, len(images), width)]
+        notes = [f"In each cell: {report.source}; from above: {'; '.join(report.titles)}."]
+    counts = report.evaluations
+    if len(set(counts)) == 1:
+        notes.append(f"{counts[0]} network evaluations per image.")
+    elif counts:
+        listed = ", ".join(map(str, counts))
+        notes.append(f"Network evaluations per image, in reading order: {listed}.")
     return image_grid(
         [[GridCell(block) for block in row] for row in blocks],
-        title=f"{name}: {' by '.join(axes)}",
+        title=f"{report.name}: {' by '.join(report.axes)}",
         rows=rows,
-        columns=columns,
-        notes=[note for note in notes if note],
+        columns=across,
+        notes=notes,
     )
-
-
-def calls_in_words(cells: Sequence[Cell]) -> str:
-    """How many calls each column or cell took."""
-    counts = [cell.shown.calls.network for cell in cells if cell.shown.calls is not None]
-    if not counts:
-        return ""
-    if len(set(counts)) == 1:
-        return f"{counts[0]} network calls for each picture."
-    return f"Network calls for each picture, in reading order: {', '.join(map(str, counts))}."

@@ -1,9 +1,8 @@
-"""Pictures from a set or from files, at a model's size, for commands that look at models."""
+"""Images of a set or of files at a model's size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +14,10 @@ from evaluation.samples import choose
 from mezzotint.common.errors import UserError
 from mezzotint.inference.images import from_bytes
 
-Part = Literal["train", "test"]
-
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures with what they show, where that is known."""
+class InputImages:
+    """Images with their captions and classes, where these are known."""
 
     images: Tensor
     """(n, 3, H, W) in [-1, 1]."""
@@ -30,7 +27,7 @@ class Pictures:
     labels: tuple[int, ...] | None = None
 
 
-def pictures_of_set(
+def images_of_set(
     url: str,
     size: int,
     *,
@@ -38,23 +35,23 @@ def pictures_of_set(
     seed: int,
     split: str | None,
     label: LabelConfig | None = None,
-) -> Pictures:
-    """`limit` pictures of a set in an order fixed by the seed.
+) -> InputImages:
+    """`limit` images of a set in an order fixed by the seed.
 
     `split` is `NAME` (its test part) or `NAME/train`, None for the whole set.
 
     Raises:
         UserError: the set, split or class cannot be read.
-        UserError: the split is none, or holds no pictures.
+        UserError: the split does not exist, or holds no images.
     """
     select = () if split is None else (_selection(split),)
     data = DataConfig(url=url, select=select, image=ImageConfig(size=size), label=label)
     dataset = open_dataset(data)
     batch = dataset.batch(choose(dataset.keys(), limit, seed))
     if not batch.captions:
-        raise UserError(f"{url}: holds no pictures there; choose another --split")
+        raise UserError(f"{url}: holds no images there; choose another --split")
     where = url if split is None else f"{url} ({split})"
-    return Pictures(
+    return InputImages(
         images=batch.images,
         captions=tuple(batch.captions),
         source=f"{where}, fingerprint {dataset.manifest.fingerprint[:12]}",
@@ -69,18 +66,18 @@ def _selection(split: str) -> Selection:
     return Selection(split=name, part="train" if part == "train" else "test")
 
 
-def pictures_of_files(paths: Sequence[Path], size: int) -> Pictures:
-    """Picture files, padded to a white square.
+def images_of_files(paths: Sequence[Path], size: int) -> InputImages:
+    """Image files, padded to a white square.
 
     Raises:
         UserError: a file is not there.
-        UserError: it holds no picture.
+        UserError: it holds no image.
     """
     read = []
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: no such picture")
+            raise UserError(f"{path}: no such image")
         content = decode(path.read_bytes(), ImageConfig(size=size), str(path))
         read.append(from_bytes(torch.from_numpy(content.copy())))
     names = ", ".join(path.name for path in paths)
-    return Pictures(torch.stack(read), tuple("" for _ in paths), names)
+    return InputImages(torch.stack(read), tuple("" for _ in paths), names)

@@ -1,9 +1,10 @@
-"""`mezzotint invert`: pictures to the noise that DDIM draws them from, and back."""
+"""`mezzotint invert`: images to the noise from which DDIM generates them, and back."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,95 +14,105 @@ from torch import Tensor
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.metrics.psnr import psnr
+from launch.processes import run_in_processes
 from launch.progress import Reporter
-from launch.sampling.inputs import Pictures, pictures_of_files
-from launch.sampling.model_lookup import Target, target_of
+from launch.sampling.inputs import images_of_files
 from launch.sampling.noise_file import NoiseFile
-from launch.sampling.overrides import Value, changed
+from launch.sampling.overrides import Value, with_overrides
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import DiffusionSystem
-from mezzotint.inference.diffusion import DiffusionDrawer, Wish
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.generator import Prompt
 from mezzotint.inference.images import to_bytes
+from mezzotint.inference.model_lookup import TrainedModel, find_model
+from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.runtime import Runtime
 from models.diffusion.inversion import noise_statistics
+
+BATCH = 16
+"""Images inverted together."""
 
 
 @dataclass(frozen=True)
-class Inverting:
-    """How pictures are inverted."""
+class InvertOptions:
+    """How images are inverted."""
 
     captions: tuple[str, ...]
-    """One each, or one for all; none tells the model nothing."""
+    """One each, one for all, or none."""
     classes: tuple[str, ...]
     steps: tuple[int, ...]
     times: str
     start: float
-    """The time pictures are taken for."""
+    """The timestep at which images are taken as noisy ones."""
     out: Path
     noise: Path
-    shows_progress: bool = True
+    device: str | None = None
+    processes: int | None = None
+    show_progress: bool = True
 
 
 @dataclass(frozen=True)
-class Trip:
-    """There and back in so many steps."""
+class InversionResult:
+    """Inversion and reconstruction in so many steps."""
 
     steps: int
     noise: Tensor
     """(n, 3, H, W)."""
-    back: Tensor
+    reconstruction: Tensor
     """(n, H, W, 3) uint8."""
     psnr: tuple[float, ...]
     statistics: Mapping[str, tuple[float, ...]]
-    """Of the noise, by name; one number a picture."""
+    """Of the noise, by name; one number per image."""
 
     @property
     def mean_psnr(self) -> float:
-        """In dB, over the pictures."""
+        """In dB, over the images."""
         return sum(self.psnr) / len(self.psnr)
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """The trips, the sheet and the noise of the longest one."""
+class InversionReport:
+    """The results for every number of steps."""
 
-    options: Inverting
+    options: InvertOptions
     names: tuple[str, ...]
-    trips: tuple[Trip, ...]
+    results: tuple[InversionResult, ...]
 
     def to_text(self) -> str:
         """A line per number of steps."""
         lines = ["steps   PSNR     noise: mean  deviation  kurtosis  neighbours"]
-        for trip in self.trips:
-            means = {key: sum(each) / len(each) for key, each in trip.statistics.items()}
+        for result in self.results:
+            means = {key: sum(each) / len(each) for key, each in result.statistics.items()}
             shown = f"{means['mean']:>12.3f} {means['deviation']:>10.3f} {means['kurtosis']:>9.2f}"
             lines.append(
-                f"{trip.steps:>5} {trip.mean_psnr:>6.2f} dB {shown} {means['neighbours']:>11.3f}"
+                f"{result.steps:>5} {result.mean_psnr:>6.2f} dB {shown} "
+                f"{means['neighbours']:>11.3f}"
             )
-        lines.append(f"{self.options.out}: pictures, noise and what is drawn from it")
+        lines.append(f"{self.options.out}: images, noise and reconstructions")
         lines.append(
-            f"{self.options.noise}: the noise of {self.trips[-1].steps} steps, for "
+            f"{self.options.noise}: the noise of {self.results[-1].steps} steps, for "
             "`mezzotint sample --from-noise`"
         )
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """All numbers, one list entry per picture."""
+        """All numbers, one list entry per image."""
         runs: list[dict[str, Any]] = [
             {
-                "steps": trip.steps,
-                "network_calls": 2 * trip.steps,
-                "psnr": [round(each, 4) if math.isfinite(each) else None for each in trip.psnr],
+                "steps": result.steps,
+                "nfe": 2 * result.steps,
+                "psnr": [round(each, 4) if math.isfinite(each) else None for each in result.psnr],
                 "noise": {
                     key: [round(each, 5) for each in values]
-                    for key, values in trip.statistics.items()
+                    for key, values in result.statistics.items()
                 },
             }
-            for trip in self.trips
+            for result in self.results
         ]
         tree = {
             "out": str(self.options.out),
             "noise": str(self.options.noise),
-            "pictures": list(self.names),
+            "images": list(self.names),
             "times": self.options.times,
             "start": self.options.start,
             "runs": runs,
@@ -109,41 +120,29 @@ class Inverted:
         return json.dumps(tree, indent=2, ensure_ascii=False)
 
 
-def invert(where: str, images: Sequence[Path], options: Inverting) -> Inverted:
-    """Encode and decode the pictures at every number of steps, and write sheet and noise.
+def invert(where: str, images: Sequence[Path], options: InvertOptions) -> InversionReport | None:
+    """Invert and reconstruct with every number of steps; write grid and noise.
+
+    None on ranks that do not write.
 
     Raises:
-        UserError: no such model, picture, class or grid of times.
-        UserError: a picture or the model cannot be read or does not
-            take what it is told.
+        UserError: no such model, image, class or time grid, or a condition the model does not take.
     """
     if options.noise.suffix != ".safetensors":
         raise UserError(f"--noise {options.noise}: ends with .safetensors")
-    target = target_of(where)
-    drawer = DiffusionDrawer.load(DiffusionSystem(model=target.model), "fp32")
-    pictures = pictures_of_files(images, drawer.image_size)
-    wishes = wishes_for(len(images), options, target)
-    with Reporter(None, shows=options.shows_progress) as reporter:
-        trips = [
-            there_and_back(drawer, pictures, wishes, steps, options, reporter)
-            for steps in sorted(set(options.steps))
-        ]
-    names = tuple(path.name for path in images)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(target.called, names, pictures, trips).save(options.out)
-    longest = trips[-1]
-    NoiseFile(
-        noise=longest.noise,
-        digest=drawer.digests["model"],
-        steps=longest.steps,
-        times=options.times,
-        captions=tuple(wish.caption or "" for wish in wishes),
-        classes=tuple(wish.label for wish in wishes if wish.label is not None),
-    ).save(options.noise)
-    return Inverted(options, names, tuple(trips))
+    model = find_model(where)
+    prompts = prompts_for(len(images), options, model)
+    options = replace(options, steps=tuple(sorted(set(options.steps))))
+    return run_in_processes(
+        partial(invert_on, model, tuple(images), prompts, options),
+        device=options.device,
+        processes=options.processes,
+        blocks=-(-len(images) // BATCH),
+        images=len(images),
+    )
 
 
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+def parse_steps(text: str) -> tuple[int, ...]:
     """Positive whole numbers, as in 10,25,50.
 
     Raises:
@@ -151,12 +150,12 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--{option} {text}: looks like 10,25,50")
+        raise UserError(f"--steps {text}: looks like 10,25,50")
     return tuple(int(part) for part in parts)
 
 
-def wishes_for(count: int, options: Inverting, target: Target) -> list[Wish]:
-    """What the model is told of each picture.
+def prompts_for(count: int, options: InvertOptions, model: TrainedModel) -> tuple[Prompt, ...]:
+    """The prompt of each image.
 
     Raises:
         UserError: neither one for all nor one each.
@@ -165,72 +164,103 @@ def wishes_for(count: int, options: Inverting, target: Target) -> list[Wish]:
     def each(option: str, values: Sequence[Any]) -> list[Any]:
         if len(values) not in (0, 1, count):
             raise UserError(
-                f"--{option}: {len(values)} given for {count} pictures; give one for all, or one "
+                f"--{option}: {len(values)} given for {count} images; give one for all, or one "
                 "each in their order"
             )
         return list(values) * (count if len(values) == 1 else 1) or [None] * count
 
     captions = each("caption", options.captions)
-    labels = each("class", [target.label(name) for name in options.classes])
-    return [Wish(0, caption, label) for caption, label in zip(captions, labels, strict=True)]
+    labels = each("class", [model.label(name) for name in options.classes])
+    return tuple(Prompt(*pair) for pair in zip(captions, labels, strict=True))
 
 
-def there_and_back(
-    drawer: DiffusionDrawer,
-    pictures: Pictures,
-    wishes: Sequence[Wish],
+def invert_on(
+    model: TrainedModel,
+    paths: tuple[Path, ...],
+    prompts: tuple[Prompt, ...],
+    options: InvertOptions,
+    device: torch.device,
+    group: ProcessGroup,
+) -> InversionReport | None:
+    """One process's share; the main one writes the files."""
+    runtime = Runtime.of(device, "fp32", group)
+    generator = DiffusionGenerator.load(DiffusionSystem(model=model.directory), runtime)
+    images = images_of_files(paths, generator.image_size).images
+    with Reporter(None, shows=group.is_main and options.show_progress) as reporter:
+        results = tuple(
+            invert_in_steps(generator, images, prompts, steps, options, reporter)
+            for steps in options.steps
+        )
+    if not group.is_main:
+        return None
+    names = tuple(path.name for path in paths)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    inversion_grid(model.name, names, to_bytes(images), results).save(options.out)
+    NoiseFile(
+        noise=results[-1].noise,
+        digest=generator.digests["model"],
+        steps=results[-1].steps,
+        times=options.times,
+        captions=tuple(prompt.text or "" for prompt in prompts),
+        classes=tuple(prompt.label for prompt in prompts if prompt.label is not None),
+    ).save(options.noise)
+    return InversionReport(options, names, results)
+
+
+def invert_in_steps(
+    generator: DiffusionGenerator,
+    images: Tensor,
+    prompts: Sequence[Prompt],
     steps: int,
-    options: Inverting,
+    options: InvertOptions,
     reporter: Reporter,
-) -> Trip:
-    """One trip of all pictures."""
+) -> InversionResult:
+    """All images with one number of steps, in blocks."""
     settings: dict[str, Value] = {"steps": steps, "times": options.times, "thresholding": "none"}
-    config = changed(drawer.config, settings | {"last": options.start})
-    assert isinstance(config, DiffusionSystem)
-    trip = drawer.diffusion.there_and_back(
-        pictures.images,
-        drawer.condition(wishes),
-        sampling=config.sampling,
-        progress=reporter.callback(f"invert in {steps} steps"),
+    config = with_overrides(generator.config, settings | {"last": options.start})
+    chosen, progress = (
+        replace(generator, config=config),
+        reporter.callback(f"invert in {steps} steps"),
     )
-    back = to_bytes(trip.back)
-    return Trip(
+
+    def compute(index: int) -> Mapping[str, Tensor]:
+        block = slice(index * BATCH, (index + 1) * BATCH)
+        trip = chosen.invert(images[block], prompts[block], progress)
+        return {"noise": trip.noise, "reconstruction": to_bytes(trip.back)}
+
+    parts = list(generator.runtime.group.map_blocks(compute, -(-len(images) // BATCH)))
+    noise, back = (torch.cat([part[name] for part in parts]) for name in parts[0])
+    return InversionResult(
         steps=steps,
-        noise=trip.noise,
-        back=back,
-        psnr=tuple(psnr(back, to_bytes(pictures.images)).tolist()),
+        noise=noise,
+        reconstruction=back,
+        psnr=tuple(psnr(back, to_bytes(images)).tolist()),
         statistics={
-            key: tuple(values.tolist())
-            for key, values in asdict(noise_statistics(trip.noise)).items()
+            key: tuple(values.tolist()) for key, values in asdict(noise_statistics(noise)).items()
         },
     )
 
 
-def sheet(
-    name: str, names: Sequence[str], pictures: Pictures, trips: Sequence[Trip]
+def inversion_grid(
+    name: str, names: Sequence[str], images: Tensor, results: Sequence[InversionResult]
 ) -> Image.Image:
-    """Two rows a picture: the noise, and what is drawn from it, beside the picture itself."""
-    real = to_bytes(pictures.images)
-    blank = torch.full_like(real[0], 255)
+    """Two rows per image: the noise, and its reconstruction beside the image itself."""
+    blank = torch.full_like(images[0], 255)
     cells, labels = [], []
-    for place, label in enumerate(names):
-        shown = [blank, *(to_bytes(trip.noise[place] / 2) for trip in trips)]
+    for index, label in enumerate(names):
+        shown = [blank, *(to_bytes(result.noise[index] / 2) for result in results)]
         cells.append([GridCell([[each]]) for each in shown])
         labels.append("noise, at half its size")
-        shown = [real[place], *(trip.back[place] for trip in trips)]
+        shown = [images[index], *(result.reconstruction[index] for result in results)]
         cells.append([GridCell([[each]]) for each in shown])
         labels.append(label)
-    columns = ["original", *(f"{trip.steps} steps" for trip in trips)]
-    notes = [
-        "PSNR of the way back, mean over the pictures: "
-        + ", ".join(f"{trip.mean_psnr:.1f} dB in {trip.steps} steps" for trip in trips)
-        + "."
-    ]
+    columns = ["original", *(f"{result.steps} steps" for result in results)]
+    listed = ", ".join(f"{each.mean_psnr:.1f} dB in {each.steps} steps" for each in results)
     return image_grid(
         cells,
-        title=f"{name}: there and back",
+        title=f"{name}: inversion and reconstruction",
         rows=GridAxis(labels),
         columns=GridAxis(columns),
-        notes=notes,
+        notes=[f"PSNR of the reconstructions, mean over the images: {listed}."],
         max_width=800,
     )

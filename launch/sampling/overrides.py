@@ -1,7 +1,7 @@
-"""The settings of a system that `sample` can change, by the names of its options."""
+"""Settings of a system that `sample` can override, by the names of its options."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never, cast
 
 import yaml
 from pydantic import ValidationError
@@ -17,7 +17,8 @@ from mezzotint.inference.config import (
 from trainer.recipe import explain
 
 Value = str | float | int
-Settings = Mapping[str, Value]
+S = TypeVar("S", bound=DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem)
+Overrides = Mapping[str, Value]
 
 OPTIONS = ("guidance", "solver", "steps", "negative", "classifier-scale")
 """Settings with an option of their own; the others come by --set."""
@@ -48,8 +49,8 @@ _TOKENS = {
 }
 
 
-def names(config: SystemConfig) -> Mapping[str, str]:
-    """Where each setting of a system lies in its configuration."""
+def setting_paths(config: SystemConfig) -> Mapping[str, str]:
+    """The path of each setting in the configuration of a system."""
     match config:
         case DiffusionSystem():
             return _DIFFUSION
@@ -61,64 +62,64 @@ def names(config: SystemConfig) -> Mapping[str, str]:
             assert_never(config)
 
 
-def changed(config: SystemConfig, settings: Settings, option: str | None = None) -> SystemConfig:
-    """The system with other settings; `option` is how an error calls what they came by.
+def with_overrides(config: S, settings: Overrides, option: str | None = None) -> S:
+    """The system with settings overridden; `option` is the one that errors name.
 
     Raises:
         UserError: the system has no such setting, or it cannot have the value.
     """
-    known = names(config)
+    known = setting_paths(config)
     tree = config.model_dump(mode="json")
     kinds_first = sorted(settings.items(), key=lambda item: item[0] not in ("solver", "times"))
     for name, value in kinds_first:
         if name not in known:
             raise UserError(
-                f"{_called(name, option)}: a system of kind {config.kind} has no such setting; it "
-                f"has {', '.join(known)}"
+                f"{_option_name(name, option)}: a system of kind {config.kind} has no such "
+                f"setting; it has {', '.join(known)}"
             )
         *parents, last = known[name].split(".")
         node = tree
-        for place, parent in enumerate(parents):
-            # another kind has other options, so nothing of the old one is kept
-            fresh = last == "kind" and place == len(parents) - 1
+        for index, parent in enumerate(parents):
+            # another kind has other options
+            fresh = last == "kind" and index == len(parents) - 1
             if fresh or node[parent] is None:
                 node[parent] = {}
             node = node[parent]
         node[last] = value
     try:
-        return type(config).model_validate(tree)
+        return cast("S", type(config).model_validate(tree))
     except ValidationError as error:
-        raise UserError(_explained(error, tree, settings, known, option)) from error
+        raise UserError(_explain(error, tree, settings, known, option)) from error
 
 
-def _explained(
+def _explain(
     error: ValidationError,
     tree: Mapping[str, Any],
-    settings: Settings,
+    settings: Overrides,
     known: Mapping[str, str],
     option: str | None,
 ) -> str:
-    """The first fault, by the setting that brought it where one did."""
+    """The first error, under the option of its setting where there is one."""
     where, _, message = explain(error, "", tree).splitlines()[0].removeprefix(": ").partition(": ")
     for name, value in settings.items():
         if known[name] == where:
-            return f"{_called(name, option)} {value}: {message}"
-    given = ", ".join(f"{_called(name, option)} {value}" for name, value in settings.items())
+            return f"{_option_name(name, option)} {value}: {message}"
+    given = ", ".join(f"{_option_name(name, option)} {value}" for name, value in settings.items())
     return f"{given}: {where}: {message}"
 
 
-def _called(name: str, option: str | None) -> str:
-    """A setting as the command line has it."""
+def _option_name(name: str, option: str | None) -> str:
+    """A setting as an option of the command line."""
     if option is not None:
         return f"{option} {name}"
     return f"--{name}" if name in OPTIONS else f"--set {name}"
 
 
-def chosen(named: Mapping[str, Value | None], others: Sequence[str]) -> dict[str, Value]:
-    """The settings that options give, and those in words like `times=karras`.
+def parse_overrides(named: Mapping[str, Value | None], others: Sequence[str]) -> dict[str, Value]:
+    """Settings of options of their own, and those of `--set`, like `times=karras`.
 
     Raises:
-        UserError: a word that is none, or a setting given twice.
+        UserError: not a setting with a value, or one given twice.
     """
     settings = {name: value for name, value in named.items() if value is not None}
     for word in others:
@@ -128,20 +129,20 @@ def chosen(named: Mapping[str, Value | None], others: Sequence[str]) -> dict[str
             raise UserError(f"--set {word}: looks like times=karras")
         if name in settings:
             raise UserError(f"--set {word}: {name} is set already")
-        settings[name] = _value(value)
+        settings[name] = _parse_value(value)
     return settings
 
 
-def sweep_of(words: Sequence[str]) -> dict[str, tuple[Value, ...]]:
-    """One or two settings with their values, from words like `guidance=1,2,4 steps=10,25`.
+def parse_sweep(words: Sequence[str]) -> dict[str, tuple[Value, ...]]:
+    """One or two settings with their values, as in `guidance=1,2,4 steps=10,25`.
 
     Raises:
-        UserError: a word that is none, a setting twice, or more than two settings.
+        UserError: not a setting with values, one given twice, or more than two.
     """
     axes: dict[str, tuple[Value, ...]] = {}
     for word in " ".join(words).split():
         name, separator, listed = word.partition("=")
-        values = tuple(_value(each) for each in listed.split(",") if each)
+        values = tuple(_parse_value(each) for each in listed.split(",") if each)
         if not separator or not name or not values:
             raise UserError(f"--sweep {word}: looks like guidance=1,2,4")
         name = name.replace("_", "-")
@@ -155,6 +156,6 @@ def sweep_of(words: Sequence[str]) -> dict[str, tuple[Value, ...]]:
     return axes
 
 
-def _value(text: str) -> Value:
+def _parse_value(text: str) -> Value:
     read = yaml.safe_load(text)
     return read if isinstance(read, str | int | float) and not isinstance(read, bool) else text

@@ -1,214 +1,288 @@
-"""`mezzotint sample`: pictures by a trained system or model, on one labelled sheet or grid."""
+"""`mezzotint sample`: options to a generation request, and its images to one labelled grid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-from launch.progress import Reporter
-from launch.sampling.image_grid import Cell, Drawn, grid, plain_sheet
-from launch.sampling.inputs import Pictures, pictures_of_set
-from launch.sampling.model_lookup import Target, default_system, is_pipeline, system_of, target_of
-from launch.sampling.noise_file import NoiseFile, read_noise
-from launch.sampling.overrides import Settings, Value, changed, sweep_of
-from launch.sampling.parallel import ranks
-from launch.sampling.sampler import Data, Easel, Order, Subject, easel_of, refuse_candidates
-from launch.sampling.trajectory import Film, check_format
-from mezzotint.common.errors import UserError
-from mezzotint.inference.config import DalleSystem, DiffusionSystem, SystemConfig
-from models import store
+import torch
 
-FILMED = 4
-"""Pictures a film shows at most."""
-ESTIMATED = 128
-"""Pictures that variances are estimated on."""
+from launch.processes import run_in_processes
+from launch.progress import Reporter
+from launch.sampling.image_grid import SampleReport, SweepCell, sample_grid
+from launch.sampling.inputs import images_of_set
+from launch.sampling.noise_file import NoiseFile, read_noise
+from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
+from launch.sampling.trajectory import Trajectory, check_format
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.config import (
+    DalleSystem,
+    DiffusionSystem,
+    HierarchySystem,
+    SystemConfig,
+)
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.generator import GenerationRequest, GenerationResult, Prompt
+from mezzotint.inference.load import load_generator, with_config
+from mezzotint.inference.model_lookup import (
+    TrainedModel,
+    default_system,
+    find_model,
+    find_system,
+    is_pipeline,
+)
+from mezzotint.inference.process_group import ProcessGroup
+from models import store
+from models.diffusion.solvers.config import AnalyticDPMConfig
+
+TRAJECTORY_IMAGES = 4
+"""Images of a trajectory at most."""
+MOMENT_IMAGES = 128
+"""Images that the moments of Analytic-DPM are estimated on."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What is drawn and how."""
+class SampleOptions:
+    """What is generated and how."""
 
     captions: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     """Names or numbers."""
     system: str | None = None
-    """Of a pipeline; its cascade, or its only one, where None."""
+    """Of a pipeline; its cascade, or its first system, where None."""
     number: int = 4
-    """Pictures shown of each subject."""
+    """Images shown per prompt."""
     seed: int = 0
     batch: int = 32
     candidates: int | None = None
-    """Pictures drawn per caption to choose among; the system's own number where None."""
-    processes: int | None = None
-    """Local processes that draw candidates; one where None."""
-    settings: Settings = field(default_factory=dict)
+    """Images generated per prompt to rank; the system's own number where None."""
+    overrides: Overrides = field(default_factory=dict)
     classifier: str | None = None
     """A run or a model directory of a noisy classifier."""
     sweep: tuple[str, ...] = ()
-    film: Path | None = None
+    trajectory: Path | None = None
     noise: Path | None = None
-    """What `invert` has written."""
+    """A file of `mezzotint invert`."""
     data: str | None = None
-    """A set whose pictures Analytic-DPM's variances are estimated on."""
-    shows_progress: bool = True
+    """A set on whose images the moments of Analytic-DPM are estimated."""
+    device: str | None = None
+    processes: int | None = None
+    show_progress: bool = True
 
 
-def draw_sheet(where: str, out: Path, drawing: Drawing) -> Drawn | None:
-    """Draw, and write one PNG and perhaps a film; None in ranks that do not write.
+@dataclass(frozen=True)
+class SamplePlan:
+    """Options, resolved: one request under the settings of each cell of a sweep."""
+
+    name: str
+    axes: Mapping[str, tuple[Value, ...]]
+    settings: tuple[Overrides, ...]
+    configs: tuple[SystemConfig, ...]
+    titles: tuple[str, ...]
+    """What the grid calls each prompt."""
+    request: GenerationRequest
+    source: str
+    """Where the images come from: the seed, or how many they are the best of."""
+
+
+def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None:
+    """Generate, and write one PNG and perhaps a trajectory; None on ranks that do not write.
 
     Raises:
-        UserError: no such run, system, model, class or setting, or options that do not go
-            together.
-        UserError: the models cannot be read or do not draw what is asked.
+        UserError: no such run, system, model, class or setting, options that do not go together,
+            or models that cannot be read or are not conditioned on what a prompt has.
     """
-    axes = sweep_of(drawing.sweep)
-    if drawing.film is not None:
-        check_format(drawing.film)
-        if axes:
-            raise UserError("--film: shows one run; leave out --sweep")
-    name, config, target = subject_of(where, drawing)
-    noise = None if drawing.noise is None else noise_for(drawing.noise, config)
-    drawing = with_noise(drawing, noise, axes)
-    config = changed(config, drawing.settings)
-    asked = swept(config, axes)
-    order = order_of(drawing, target, noise)
-    if not isinstance(config, DalleSystem):
-        refuse_candidates(config, order, name)
-    if not isinstance(config, DiffusionSystem):
-        refuse_for_systems(config, drawing)
-    easel = easel_of(config, name, None if drawing.data is None else data_of(drawing))
-    filmed = min(len(order.subjects), order.batch, FILMED)
-    film = None if drawing.film is None else Film(filmed)
-    writes = ranks().is_main
-    with Reporter(None, shows=writes and drawing.shows_progress) as reporter:
-        cells = draw_cells(easel, asked, order, reporter, film)
-    if not writes:
-        return None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture = grid(name, order, axes, cells) if axes else plain_sheet(name, order, cells[0].shown)
-    picture.save(out)
-    if film is not None and drawing.film is not None:
-        titles = [subject.title for subject in order.subjects]
-        film.save(drawing.film, titles, f"{name}, seed {order.seed}, {steps_in_words(config)}")
-    return Drawn(out, drawing.film, config, order, tuple(cells))
-
-
-def steps_in_words(config: SystemConfig) -> str:
-    """For the title of a film."""
-    assert isinstance(config, DiffusionSystem)
-    return f"{config.sampling.steps} steps of {config.sampling.solver.kind}"
-
-
-def data_of(drawing: Drawing) -> Data:
-    """Pictures of a size from the drawing's set."""
-
-    def pictures(size: int) -> Pictures:
-        assert drawing.data is not None
-        return pictures_of_set(drawing.data, size, limit=ESTIMATED, seed=drawing.seed, split=None)
-
-    return pictures
-
-
-def subject_of(where: str, drawing: Drawing) -> tuple[str, SystemConfig, Target | None]:
-    """The system that is meant, what to call it, and where its model lies if it is a single one."""
-    if is_pipeline(where):
-        run = Path(where)
-        system = drawing.system or default_system(run)
-        config: SystemConfig = system_of(run, system)
-        if drawing.classifier is None:
-            return system, config, None
-        raise UserError("--classifier: steers a single diffusion model; give its run or directory")
-    if drawing.system is not None:
-        raise UserError(f"--system {drawing.system}: {where} is no pipeline's run directory")
-    target = target_of(where)
-    classifier = None if drawing.classifier is None else target_of(drawing.classifier)
-    config = DiffusionSystem(
-        model=target.model, classifier=None if classifier is None else classifier.model
+    plan = plan_sampling(where, options)
+    request = plan.request
+    images = len(request.prompts) * request.number
+    cells = run_in_processes(
+        partial(generate_cells, plan, options),
+        device=options.device,
+        processes=options.processes,
+        blocks=-(-images // request.batch_size),
+        images=images * len(plan.configs),
     )
-    if classifier is not None:
-        config = changed(config, {"classifier-scale": 1.0})
-        target = replace(target, classes=target.classes or classifier.classes)
-    return target.called, config, target
+    if cells is None:
+        return None
+    results, trajectory = cells
+    report = SampleReport(
+        out=out,
+        trajectory=options.trajectory,
+        name=plan.name,
+        system=plan.configs[0],
+        titles=plan.titles,
+        request=request,
+        number=options.number,
+        source=plan.source,
+        axes=plan.axes,
+        cells=tuple(map(SweepCell, plan.settings, results)),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sample_grid(report).save(out)
+    if trajectory is not None and options.trajectory is not None:
+        config = plan.configs[0]
+        assert isinstance(config, DiffusionSystem)
+        solver = f"{config.sampling.steps} steps of {config.sampling.solver.kind}"
+        title = f"{plan.name}, seed {options.seed}, {solver}"
+        trajectory.save(options.trajectory, plan.titles, title)
+    return report
 
 
-def noise_for(path: Path, config: SystemConfig) -> NoiseFile:
+def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
+    """Everything that can be checked before models are loaded."""
+    axes = parse_sweep(options.sweep)
+    if options.trajectory is not None:
+        check_format(options.trajectory)
+        if axes:
+            raise UserError("--trajectory: shows one run; leave out --sweep")
+    name, config, model = resolve_system(where, options)
+    number = generated_number(name, config, options)
+    overrides, noise = dict(options.overrides), None
+    if options.noise is not None:
+        made = read_own_noise(options.noise, config)
+        number, noise = len(made.noise), made.noise
+        options = replace(options, number=number)
+        # noise is sampled from as it was made, unless an option says otherwise
+        steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
+        overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
+    config = with_overrides(config, overrides)
+    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    prompts = prompts_of(options, model)
+    check_conditions(config, options)
+    ranked = isinstance(config, DalleSystem | HierarchySystem) and config.ranker is not None
+    source = f"best of {number}, seed {options.seed}" if ranked else f"seed {options.seed}"
+    return SamplePlan(
+        name=name,
+        axes=axes,
+        settings=tuple(combinations),
+        configs=tuple(with_overrides(config, each, "--sweep") for each in combinations),
+        titles=tuple(prompts),
+        request=GenerationRequest(
+            prompts=tuple(prompts.values()),
+            number=number,
+            seed=options.seed,
+            batch_size=options.batch,
+            noise=noise,
+        ),
+        source=source if noise is None else "from given noise",
+    )
+
+
+def resolve_system(
+    where: str, options: SampleOptions
+) -> tuple[str, SystemConfig, TrainedModel | None]:
+    """Name and configuration of a system, and its model if it is a single one."""
+    config = find_system(where, options.system)
+    if not isinstance(config, DiffusionSystem) or is_pipeline(where):
+        if options.classifier is not None:
+            raise UserError("--classifier: guides a single diffusion model; give its run")
+        name = options.system or default_system(Path(where))
+        return name, config, None
+    model = find_model(where)
+    if options.classifier is not None:
+        classifier = find_model(options.classifier)
+        config = DiffusionSystem(model=config.model, classifier=classifier.directory)
+        model = replace(model, classes=model.classes or classifier.classes)
+        return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
+    return model.name, config, model
+
+
+def generated_number(name: str, config: SystemConfig, options: SampleOptions) -> int:
+    """Images generated per prompt, of which the best are shown.
+
+    Raises:
+        UserError: candidates for a system that does not rank any.
+    """
+    if not isinstance(config, DalleSystem | HierarchySystem):
+        if options.candidates is not None:
+            raise UserError(
+                f"--candidates {options.candidates}: {name} is a {config.kind}; only systems with "
+                "a prior over codes rank candidates"
+            )
+        return options.number
+    if options.candidates is not None and config.ranker is None:
+        raise UserError(
+            f"--candidates {options.candidates}: {name} has no ranker to choose among them; set "
+            "its ranker in the pipeline, or leave the option out"
+        )
+    return max(options.candidates or config.candidates, options.number)
+
+
+def read_own_noise(path: Path, config: SystemConfig) -> NoiseFile:
     """Noise to start from, which must be of the same model."""
     if not isinstance(config, DiffusionSystem):
-        raise UserError("--from-noise: a single diffusion model draws from noise; give its run")
+        raise UserError("--from-noise: only a diffusion model starts from noise; give its run")
     noise = read_noise(path)
     if noise.digest != store.describe(config.model).digest:
         raise UserError(f"--from-noise {path}: is noise of another model than {config.model}")
     return noise
 
 
-def with_noise(
-    drawing: Drawing, noise: NoiseFile | None, axes: Mapping[str, Sequence[Value]]
-) -> Drawing:
-    """What noise was made with is what it is drawn from, unless something else is asked for."""
-    if noise is None:
-        return drawing
-    made: dict[str, Value] = {"steps": noise.steps, "times": noise.times}
-    settings = {key: value for key, value in made.items() if key not in axes}
-    return replace(drawing, number=len(noise.noise), settings=settings | dict(drawing.settings))
-
-
-def order_of(drawing: Drawing, target: Target | None, noise: NoiseFile | None) -> Order:
-    """What is to be drawn: every caption with every class."""
+def prompts_of(options: SampleOptions, model: TrainedModel | None) -> dict[str, Prompt]:
+    """Every caption with every class, by title."""
     labels: list[int | None] = [None]
-    if drawing.classes:
-        if target is None:
-            raise UserError("--class: a single model is told classes; give its run or directory")
-        labels = [target.label(name) for name in drawing.classes]
-    subjects = []
-    for caption, label in product(drawing.captions or (None,), labels):
+    if options.classes:
+        if model is None:
+            raise UserError("--class: conditions a single model; give its run or directory")
+        labels = [model.label(name) for name in options.classes]
+    prompts = {}
+    for caption, label in product(options.captions or (None,), labels):
         words = [] if caption is None else [caption]
-        if label is not None and target is not None:
-            words.append(target.name(label))
-        subjects.append(Subject(", ".join(words) or "nothing in particular", caption, label))
-    return Order(
-        subjects=tuple(subjects),
-        number=drawing.number,
-        seed=drawing.seed,
-        batch=drawing.batch,
-        candidates=drawing.candidates,
-        processes=drawing.processes,
-        noise=None if noise is None else noise.noise,
-    )
+        if label is not None and model is not None:
+            words.append(model.class_name(label))
+        prompts[", ".join(words) or "unconditional"] = Prompt(caption, label)
+    return prompts
 
 
-def refuse_for_systems(config: SystemConfig, drawing: Drawing) -> None:
-    """Options that only a single diffusion model has."""
-    if not drawing.captions:
-        raise UserError(f"captions: a {config.kind} draws from captions; say what to draw")
-    if drawing.film is not None:
+def check_conditions(config: SystemConfig, options: SampleOptions) -> None:
+    """Refuse what only a single diffusion model takes.
+
+    Raises:
+        UserError: no caption, or a trajectory of several models.
+    """
+    if isinstance(config, DiffusionSystem):
+        return
+    if not options.captions:
+        raise UserError(f"captions: a {config.kind} generates from captions; give some")
+    if options.trajectory is not None:
         raise UserError(
-            f"--film: a {config.kind} is several models; give the run of one diffusion model"
+            f"--trajectory: a {config.kind} is several models; give the run of one diffusion model"
         )
 
 
-def swept(
-    config: SystemConfig, axes: Mapping[str, Sequence[Value]]
-) -> list[tuple[Settings, SystemConfig]]:
-    """Every combination of swept values, the last setting changing fastest.
+def generate_cells(
+    plan: SamplePlan, options: SampleOptions, device: torch.device, group: ProcessGroup
+) -> tuple[Sequence[GenerationResult], Trajectory | None] | None:
+    """The results of all cells, and the trajectory of the only one; None on ranks but the main."""
+    generator = load_generator(plan.configs[0], device=device, group=group)
+    count = min(len(plan.titles), plan.request.batch_size, TRAJECTORY_IMAGES)
+    trajectory = None if options.trajectory is None else Trajectory(count)
+    results = []
+    with Reporter(None, shows=group.is_main and options.show_progress) as reporter:
+        for settings, config in zip(plan.settings, plan.configs, strict=True):
+            words = " ".join(f"{key}={value}" for key, value in settings.items())
+            chosen = with_config(generator, config)
+            if isinstance(chosen, DiffusionGenerator):
+                chosen = with_moments(chosen, options)
+            progress = reporter.callback(f"generate {words}".strip())
+            results.append(chosen.generate(plan.request, progress=progress, callback=trajectory))
+    return (results, trajectory) if group.is_main else None
 
-    Raises:
-        UserError: the system has no such setting, or it cannot have a value.
-    """
-    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    return [(settings, changed(config, settings, "--sweep")) for settings in combinations]
 
-
-def draw_cells(
-    easel: Easel,
-    asked: Sequence[tuple[Settings, SystemConfig]],
-    order: Order,
-    reporter: Reporter,
-    film: Film | None,
-) -> list[Cell]:
-    """The pictures of every combination of settings."""
-    cells = []
-    for settings, config in asked:
-        words = " ".join(f"{key}={value}" for key, value in settings.items())
-        tell = reporter.callback(f"draw {words}".strip())
-        cells.append(Cell(settings, easel.draw(config, order, tell, film)))
-    return cells
+def with_moments(generator: DiffusionGenerator, options: SampleOptions) -> DiffusionGenerator:
+    """The generator, with estimated moments if its solver is Analytic-DPM and has none."""
+    solver = generator.config.sampling.solver
+    if not isinstance(solver, AnalyticDPMConfig) or solver.moments is not None:
+        return generator
+    if options.data is None:
+        raise UserError(
+            "--solver analytic_dpm: its variances are estimated on images; give --data SET"
+        )
+    found = images_of_set(
+        options.data, generator.image_size, limit=MOMENT_IMAGES, seed=options.seed, split=None
+    )
+    captions = found.captions if generator.text is not None else [None] * len(found.images)
+    rng = keyed_generator(options.seed, "moments")
+    return generator.with_analytic_moments(found.images, [Prompt(each) for each in captions], rng)

@@ -1,4 +1,4 @@
-"""A run of a solver as pictures: what it stands at and what it guesses, step by step."""
+"""The run of a sampler as images: x and the prediction of x_0, step by step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,95 +10,85 @@ from torch import Tensor
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from mezzotint.common.errors import UserError
+from mezzotint.inference.generator import SamplerStep
 from mezzotint.inference.images import to_bytes
-from models.systems.diffusion import SamplerStep
 
 COLUMNS = 11
-"""Moments on a strip."""
+"""Steps on a strip."""
 FORMATS = (".png", ".gif")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment of the first pictures: noisy ones and guesses (n, H, W, 3) uint8."""
+    """The first images after one step: x and predictions (n, H, W, 3) uint8."""
 
-    done: int
-    total: int
-    time: float
-    noisy: Tensor
+    step: SamplerStep
+    x: Tensor
     guess: Tensor
 
 
 @dataclass
-class Film:
-    """Keeps the moments it is shown of the first `pictures`."""
+class Trajectory:
+    """A callback that keeps the steps of the first `count` images."""
 
-    pictures: int
+    count: int
     frames: list[Frame] = field(default_factory=list)
 
-    def __call__(self, moment: SamplerStep) -> None:
-        """Keep a moment; x is shown with the deviation it would have as data of deviation 1."""
-        noisy, guess = moment.x[: self.pictures], moment.guess[: self.pictures]
-        scale = noisy.flatten(1).std(dim=1).clamp(min=1).view(-1, 1, 1, 1)
-        self.frames.append(
-            Frame(
-                moment.done,
-                moment.total,
-                moment.time,
-                to_bytes(noisy / scale),
-                to_bytes(guess),
-            )
-        )
+    def __call__(self, step: SamplerStep) -> None:
+        """Keep a step; x is scaled to a standard deviation of at most 1."""
+        x, guess = step.x[: self.count], step.guess[: self.count]
+        scale = x.flatten(1).std(dim=1).clamp(min=1).view(-1, 1, 1, 1)
+        self.frames.append(Frame(step, to_bytes(x / scale).cpu(), to_bytes(guess).cpu()))
 
     def save(self, path: Path, captions: Sequence[str], title: str) -> None:
         """Write a strip (.png) or an animation (.gif)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".gif":
-            self._animation(path, captions)
+            self._save_animation(path, captions)
         else:
-            self.strip(captions, title).save(path)
+            self._strip(captions, title).save(path)
 
-    def strip(self, captions: Sequence[str], title: str) -> Image.Image:
-        """Two rows a picture, moments from left to right."""
-        places = torch.linspace(0, len(self.frames) - 1, min(COLUMNS, len(self.frames)))
-        shown = [self.frames[int(place)] for place in places.round().tolist()]
+    def _strip(self, captions: Sequence[str], title: str) -> Image.Image:
+        """Two rows per image, steps from left to right."""
+        indices = torch.linspace(
+            0, len(self.frames) - 1, min(COLUMNS, len(self.frames)), device="cpu"
+        )
+        shown = [self.frames[int(index)] for index in indices.round().tolist()]
         cells, labels = [], []
-        for picture in range(self.pictures):
-            for part, name in (("noisy", "x at t"), ("guess", "guess of the picture")):
-                frames: list[Tensor] = [getattr(frame, part)[picture] for frame in shown]
-                cells.append([GridCell([[frame]]) for frame in frames])
-                labels.append(captions[picture] if part == "noisy" else name)
-        columns = GridAxis([f"{f.time:.2f} · {f.done}" for f in shown], "time, and steps done")
+        for image in range(self.count):
+            cells.append([GridCell([[frame.x[image]]]) for frame in shown])
+            cells.append([GridCell([[frame.guess[image]]]) for frame in shown])
+            labels += [captions[image], "prediction of x_0"]
+        steps = [f"{frame.step.time:.2f} · {frame.step.done}" for frame in shown]
+        columns = GridAxis(steps, "timestep, and steps done")
         return image_grid(cells, title=title, rows=GridAxis(labels), columns=columns)
 
-    def _animation(self, path: Path, captions: Sequence[str]) -> None:
-        """A frame per step, x beside the guess; the last one stays for a while."""
+    def _save_animation(self, path: Path, captions: Sequence[str]) -> None:
+        """A frame per step, x beside the prediction; the last one stays for a while."""
         pages = []
-        columns = min(4, self.pictures)
         for frame in self.frames:
             cells = [
-                GridCell([[frame.noisy[place], frame.guess[place]]], captions[place])
-                for place in range(self.pictures)
+                GridCell([[frame.x[image], frame.guess[image]]], captions[image])
+                for image in range(self.count)
             ]
-            words = f"step {frame.done:>3} of {frame.total},  t = {frame.time:.2f}"
+            step = frame.step
             grid = image_grid(
-                in_columns(cells, columns),
-                title=words,
-                image_labels=("x", "guess"),
+                in_columns(cells, min(4, self.count)),
+                title=f"step {step.done:>3} of {step.total},  t = {step.time:.2f}",
+                image_labels=("x", "x_0"),
                 max_width=1000,
             )
-            pages.append(grid)
+            pages.append(grid.quantize(128))
         still = max(40, min(200, 4000 // len(pages)))
         durations = [still] * (len(pages) - 1) + [2000]
-        first, *rest = [page.quantize(128) for page in pages]
-        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+        pages[0].save(path, save_all=True, append_images=pages[1:], duration=durations, loop=0)
 
 
 def check_format(path: Path) -> None:
-    """Refuse a film that could not be written, before anything is drawn.
+    """Refuse another format before anything is computed.
 
     Raises:
         UserError: neither .png nor .gif.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--film {path}: ends with one of {', '.join(FORMATS)}")
+        raise UserError(f"--trajectory {path}: ends with one of {', '.join(FORMATS)}")

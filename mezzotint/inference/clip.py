@@ -1,4 +1,4 @@
-"""A CLIP model, from a directory or a checkpoint, as a judge of pictures and captions."""
+"""A CLIP model, from a directory or a checkpoint, that ranks and scores images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,18 @@ from models.clip import Clip, ImageText, PretrainedClip
 
 
 @dataclass(frozen=True)
-class TextReader:
-    """Captions to the token ids of one model directory: its tokenizer, at its length."""
+class CaptionTokenizer:
+    """The tokenizer of one model directory, at its text length."""
 
     tokenizer: Tokenizer
     length: int
 
     @classmethod
-    def of(cls, directory: str) -> "TextReader":
-        """The tokenizer that a model directory carries.
+    def of(cls, directory: str) -> "CaptionTokenizer":
+        """Read the tokenizer that a model directory carries.
 
         Raises:
-            UserError: no tokenizer, or a changed one.
-            UserError: the directory does not say how long captions are.
+            UserError: no tokenizer, a changed one, or no text length in config.json.
         """
         tokenizer = Tokenizer(store.tokenizer_bytes(directory), f"{directory}/{store.TOKENIZER}")
         length = store.describe(directory).text_length
@@ -51,68 +50,65 @@ class ClipEmbedder:
     """Captions to the tokens (n, L) int64 that `model` takes."""
     digest: str
     source: Mapping[str, str]
-    """Where it came from, as a protocol tells it."""
+    """Where it came from, as a protocol records it."""
+    device: torch.device
 
     @classmethod
-    def load(cls, source: ClipSource) -> "ClipEmbedder":
+    def load(cls, source: ClipSource, device: str | torch.device = "cpu") -> "ClipEmbedder":
         """Read a model directory of kind `clip`, or an open_clip checkpoint.
 
+        The digest names configuration and weights of a directory, the bytes of a checkpoint.
+
         Raises:
-            UserError: a directory holds another kind of model.
-            UserError: no model directory or a damaged one; no checkpoint or one that does not fit.
+            UserError: no model directory or one of another kind; unknown architecture; no
+                checkpoint or one that does not fit it.
         """
+        place = torch.device(device)
         match source:
             case str():
-                return cls.of_directory(source)
+                stored, model = store.describe(source), store.load(source, device=place)
+                if not isinstance(model, Clip):
+                    raise UserError(
+                        f"{source}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
+                        "system.ranker) to a directory that holds one"
+                    )
+                text, about = CaptionTokenizer.of(source), {"kind": "clip", "directory": source}
+                return cls(model, text, stored.digest, about, place)
             case OpenClip():
-                return cls.of_checkpoint(source)
+                pretrained = PretrainedClip(source.architecture, source.checkpoint).to(place)
+                return cls(
+                    pretrained,
+                    lambda captions: pretrained.tokens(list(captions)),
+                    sha256_file(source.checkpoint),
+                    source.model_dump(),
+                    place,
+                )
             case _:
                 assert_never(source)
 
-    @classmethod
-    def of_directory(cls, directory: str) -> "ClipEmbedder":
-        """Read a model directory of kind `clip`; its digest names configuration and weights.
+    @torch.no_grad()
+    def images(self, images: Tensor, *, batch: int = 128) -> Tensor:
+        """Unit-norm embeddings (n, D) float32 of images (n, H, W, 3) uint8, on the CPU."""
+        parts = [
+            self.model.encode_image(from_bytes(part.to(self.device)))
+            for part in torch.split(images, batch)
+        ]
+        return torch.cat(parts).cpu()
 
-        Raises:
-            UserError: the directory holds another kind of model.
-            UserError: it is no model directory, or a damaged one.
-        """
-        stored, model = store.describe(directory), store.load(directory)
-        if not isinstance(model, Clip):
-            raise UserError(
-                f"{directory}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
-                "system.ranker) to a directory that holds one"
-            )
-        source = {"kind": "clip", "directory": directory}
-        return cls(model, TextReader.of(directory), stored.digest, source)
-
-    @classmethod
-    def of_checkpoint(cls, config: OpenClip) -> "ClipEmbedder":
-        """Read an open_clip checkpoint; its digest is the SHA-256 of the file.
-
-        Raises:
-            UserError: unknown architecture, or a file that is not there or does not fit it.
-        """
-        model = PretrainedClip(config.architecture, config.checkpoint)
-        digest = sha256_file(config.checkpoint)
-        return cls(model, lambda texts: model.tokens(list(texts)), digest, config.model_dump())
-
-    def images(self, pictures: Tensor, *, batch: int = 128) -> Tensor:
-        """Unit-norm embeddings (n, D) float32 of pictures (n, H, W, 3) uint8."""
-        with torch.no_grad():
-            parts = [
-                self.model.encode_image(from_bytes(part)) for part in torch.split(pictures, batch)
-            ]
-        return torch.cat(parts)
-
+    @torch.no_grad()
     def texts(self, captions: Sequence[str], *, batch: int = 256) -> Tensor:
-        """Unit-norm embeddings (n, D) float32 of captions."""
-        with torch.no_grad():
-            parts = [
-                self.model.encode_text(part) for part in torch.split(self.text(captions), batch)
-            ]
-        return torch.cat(parts)
+        """Unit-norm embeddings (n, D) float32 of captions, on the CPU."""
+        parts = [
+            self.model.encode_text(part.to(self.device))
+            for part in torch.split(self.text(captions), batch)
+        ]
+        return torch.cat(parts).cpu()
+
+    def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cosines (B,) of images (B, 3, H, W) in [-1, 1] with their captions, on the device."""
+        tokens = self.text(captions).to(self.device)
+        return (self.model.encode_image(images) * self.model.encode_text(tokens)).sum(dim=1).float()
 
     def protocol(self) -> Mapping[str, str]:
-        """Which CLIP model judged."""
+        """Which CLIP model it is."""
         return {**self.source, "digest": self.digest}

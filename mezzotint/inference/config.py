@@ -6,10 +6,32 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from models.autoregressive.decoding import Sampling
 from models.diffusion.sampling import DiffusionSampling
-from models.systems.cascade import StageSampling
+from models.diffusion.solvers.config import DDIMConfig, SolverConfig
 
-Precision = Literal["auto", "fp32", "bf16"]
-"""Arithmetic while drawing; `auto` is bf16 where the processor multiplies bf16, else fp32."""
+
+class StageSampling(BaseModel, frozen=True, extra="forbid"):
+    """Sampling of one stage of a cascade, by DDIM with `eta` unless another solver is set.
+
+    `guidance` acts on captions (1 is the plain conditional model); `level` is the augmentation of
+    the low-resolution input, which a base does not have.
+    """
+
+    steps: int = Field(default=25, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+    level: float = Field(default=0.0, ge=0, le=1)
+    eta: float = Field(default=0.0, ge=0)
+    solver: SolverConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_eta(self) -> Self:
+        if self.solver is not None and self.eta:
+            raise ValueError("eta belongs to DDIM: with a solver, set solver.eta instead")
+        return self
+
+    def sampling(self) -> DiffusionSampling:
+        """The same as the sampling of any diffusion model."""
+        solver = DDIMConfig(eta=self.eta) if self.solver is None else self.solver
+        return DiffusionSampling(solver=solver, steps=self.steps, guidance=self.guidance)
 
 
 class OpenClip(BaseModel, frozen=True, extra="forbid"):
@@ -23,19 +45,19 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
     """A safetensors file or torch state dict; nothing is downloaded."""
 
 
-def _form(value: object) -> str:
+def _source_kind(value: object) -> str:
     return "directory" if isinstance(value, str) else "open_clip"
 
 
 ClipSource = Annotated[
     Annotated[str, Tag("directory")] | Annotated[OpenClip, Tag("open_clip")],
-    Discriminator(_form),
+    Discriminator(_source_kind),
 ]
 """A CLIP model: a model directory, or a mapping that names an open_clip checkpoint."""
 
 
 class _Ranked(BaseModel, frozen=True, extra="forbid"):
-    """Draws candidates, of which a CLIP model chooses."""
+    """Generates candidates, which a CLIP model ranks."""
 
     ranker: ClipSource | None = None
     """CLIP model; without it there is one candidate per caption."""
@@ -52,8 +74,8 @@ class _Ranked(BaseModel, frozen=True, extra="forbid"):
 class DalleSystem(_Ranked, frozen=True, extra="forbid"):
     """Transformer prior and the decoder of its codes; a CLIP model ranks each caption's candidates.
 
-    `dvae` is the autoencoder whose codes the prior draws: a dVAE, or one with a single codebook,
-    such as a VQ-GAN.
+    `dvae` is the autoencoder of the prior's codes: a dVAE, or one with a single codebook, such as a
+    VQ-GAN.
     """
 
     kind: Literal["dalle"] = "dalle"
@@ -80,17 +102,17 @@ class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
 
 
 class DiffusionSystem(BaseModel, frozen=True, extra="forbid"):
-    """One diffusion model that draws by itself; a noisy classifier can steer it to a class."""
+    """One diffusion model of images; a noisy classifier can guide it to a class."""
 
     kind: Literal["diffusion"] = "diffusion"
     model: str
     classifier: str | None = None
     negative: str | None = None
-    """Caption that guidance leads away from; the empty one if None."""
+    """Negative prompt: replaces the empty caption of classifier-free guidance."""
     sampling: DiffusionSampling = DiffusionSampling()
 
     @model_validator(mode="after")
-    def _steered_by_something(self) -> Self:
+    def _guided_by_a_classifier(self) -> Self:
         if self.sampling.classifier_scale and self.classifier is None:
             raise ValueError("sampling.classifier_scale: set classifier, a noisy_classifier")
         return self

@@ -1,187 +1,336 @@
-"""A diffusion model by itself, as pictures are asked of it: captions, classes and seeds."""
+"""One diffusion model: images from classes, captions or nothing, inversion and likelihood."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.common.keyed_random import keyed_generator
-from mezzotint.inference.config import DiffusionSystem, Precision
-from mezzotint.inference.generator import Drawn
+from mezzotint.inference.config import DiffusionSystem
+from mezzotint.inference.generator import (
+    GenerationRequest,
+    GenerationResult,
+    Progress,
+    Prompt,
+    SamplerStep,
+    StepCallback,
+    generate_in_blocks,
+)
 from mezzotint.inference.images import to_bytes
-from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16, read_model
-from mezzotint.inference.text_conditioning import Captions, captions_of
+from mezzotint.inference.model_directory import read_model
+from mezzotint.inference.runtime import Runtime
+from mezzotint.inference.text_conditioning import TextConditioning, text_conditioning
 from models import store
-from models.diffusion.classifier import NoisyClassifier
+from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
-from models.diffusion.sampling import NFE
-from models.systems.diffusion import Diffusion, Painter, StepCallback
+from models.diffusion.guidance import LogProbability, with_condition, without_class, without_text
+from models.diffusion.inversion import RoundTrip, encoding_times, round_trip
+from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
+from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
+from models.diffusion.process import Denoiser, denoiser
+from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
+from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.solvers.analytic_dpm import noise_moments
+from models.diffusion.solvers.config import AnalyticDPMConfig
+from models.nn.random import BatchGenerator, normal
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What one picture should show; nothing in particular where all is None."""
-
-    seed: int
-    caption: str | None = None
-    label: int | None = None
-
-
-@dataclass(frozen=True)
-class Painted:
-    """Pictures (B, H, W, 3) uint8 and the calls of networks that drew them."""
-
-    pictures: Tensor
-    calls: NFE
-
-
-@dataclass(frozen=True)
-class DiffusionDrawer:
-    """A base, class-conditional or unconditional model, and perhaps a classifier that steers it."""
-
-    config: DiffusionSystem
-    diffusion: Diffusion
-    captions: Captions | None
-    """None: the model is told none."""
-    arithmetic: AutocastPolicy
-    digests: Mapping[str, str]
-
-    @classmethod
-    def load(cls, config: DiffusionSystem, precision: Precision) -> "DiffusionDrawer":
-        """Read the model directories of the configuration.
-
-        Raises:
-            UserError: no model directory, or one whose model cannot draw by itself.
-            UserError: a directory holds another kind of model than the setting asks for, or
-                does not say what reads its captions.
-        """
-        network = store.load(config.model)
-        stored = store.describe(config.model)
-        if not isinstance(network, Painter):
-            raise UserError(
-                f"system.model: {config.model} holds a {stored.config.kind}, not a diffusion model "
-                "that draws pictures"
-            )
-        diffusion = Diffusion(network)
-        try:
-            diffusion.check()
-        except UserError as error:
-            raise UserError(f"{config.model}: {error}") from error
-        digests = {"model": stored.digest}
-        if config.classifier is not None:
-            diffusion = replace(diffusion, classifier=_classifier(config.classifier, diffusion))
-            digests["classifier"] = store.describe(config.classifier).digest
-        return cls(
-            config=config,
-            diffusion=diffusion,
-            captions=captions_of(config.model, diffusion.conditioning),
-            arithmetic=AutocastPolicy(computes_in_bf16(precision)),
-            digests=digests,
-        )
+class PixelConfig(NetworkConfig, Protocol):
+    """Settings of a network that generates images by itself."""
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.diffusion.network.config.image_size
+        """Side of its images in pixels."""
+        ...
 
-    def paint(
-        self, wishes: Sequence[Wish], noise: Tensor | None = None, watch: StepCallback | None = None
-    ) -> Painted:
-        """One picture per wish, from the noise (B, 3, H, W) of its seed or from the one given.
 
-        The noise that a solver adds on its way depends on all the seeds drawn together.
-        """
-        seeds = [wish.seed for wish in wishes]
-        start = self.diffusion.noise(seeds) if noise is None else noise
-        rng = keyed_generator(seeds[0], "solver", *seeds[1:])
-        return self._drawn(self.condition(wishes), start, rng, watch)
+@runtime_checkable
+class PixelDiffusionModel(ConditionalNetwork, Protocol):
+    """A network that generates images by itself."""
 
-    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
-        """One picture per caption.
+    @property
+    def config(self) -> PixelConfig:
+        """Its settings."""
+        ...
+
+
+@runtime_checkable
+class ChannelsConfig(Protocol):
+    """Settings of a network that may denoise something else than images."""
+
+    @property
+    def image_channels(self) -> int:
+        """3 for images."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionGenerator:
+    """A network, the text conditioning it was trained with, and perhaps a classifier."""
+
+    config: DiffusionSystem
+    network: PixelDiffusionModel
+    runtime: Runtime
+    text: TextConditioning | None = None
+    """None: the network is not conditioned on captions."""
+    classifier: NoisyClassifier | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, config: DiffusionSystem, runtime: Runtime) -> "DiffusionGenerator":
+        """Read the model directories of a configuration.
 
         Raises:
-            UserError: the model is told no captions.
+            UserError: a directory is missing or damaged, holds another kind of model than the
+                setting needs, or does not name its text encoder.
         """
-        if self.captions is None:
+        network = store.load(config.model, device=runtime.device)
+        stored = store.describe(config.model)
+        if not isinstance(network, PixelDiffusionModel):
             raise UserError(
-                f"system.model: {self.config.model} is told no captions; an evaluation asks for "
-                "pictures of captions"
+                f"system.model: {config.model} holds a {stored.config.kind}, not a diffusion model "
+                "of images"
             )
-        wishes = [Wish(seed, caption) for caption in captions]
-        side = self.image_size
-        rng = Generator().manual_seed(seed)
-        noise = torch.randn((len(captions), 3, side, side), generator=rng)
-        painted = self._drawn(self.condition(wishes), noise, rng, None)
-        return Drawn(painted.pictures[:, None], None, painted.calls)
+        check_generates_alone(network, config.model)
+        digests = {"model": stored.digest}
+        text = text_conditioning(config.model, network.config.conditioning, runtime.device)
+        generator = cls(config, network, runtime, text, None, digests)
+        if config.classifier is None:
+            return generator
+        classifier = _read_classifier(config.classifier, generator)
+        digests["classifier"] = store.describe(config.classifier).digest
+        return replace(generator, classifier=classifier)
 
-    def condition(self, wishes: Sequence[Wish]) -> Condition:
-        """What the model is told, batched.
+    @property
+    def image_size(self) -> int:
+        return self.network.config.image_size
+
+    @property
+    def candidates(self) -> int:
+        return 1
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.network.process.schedule
+
+    @property
+    def conditioning(self) -> frozenset[str]:
+        """What the network is conditioned on: of class, text and features."""
+        return self.network.config.conditioning
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of the network or of its classifier; None without any."""
+        config = self.network.config
+        if isinstance(config, ClassConfig) and config.classes is not None:
+            return config.classes
+        return None if self.classifier is None else self.classifier.classes
+
+    @property
+    def null_class(self) -> int | None:
+        """The label of the unconditional side."""
+        config = self.network.config
+        return config.classes if isinstance(config, ClassConfig) and config.null_class else None
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        callback: StepCallback | None = None,
+    ) -> GenerationResult:
+        """Images of captions or classes, from the noise of each one's random generator."""
+        request.refuse(self.config.kind, prefix=True)
+        return generate_in_blocks(
+            self._sample, request, self.runtime, progress=progress, callback=callback
+        )
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        rng: BatchGenerator,
+        noise: Tensor | None,
+        report: Progress,
+        callback: StepCallback | None,
+    ) -> Mapping[str, Tensor]:
+        side, nfe = self.image_size, NFE()
+        if noise is None:
+            noise = normal((len(prompts), 3, side, side), rng, self.runtime.device)
+
+        def observe(step: SamplerStep) -> None:
+            report(step.done, step.total)
+            if callback is not None:
+                callback(step)
+
+        cond = self.condition(prompts)
+        images = self.sample(
+            cond, noise, rng, nfe, negative=self._negative(cond, len(prompts)), callback=observe
+        )
+        return {
+            "images": to_bytes(images),
+            "nfe": torch.tensor([nfe.network, nfe.classifier], device="cpu"),
+        }
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Condition,
+        noise: Tensor,
+        rng: torch.Generator,
+        nfe: NFE,
+        *,
+        negative: Condition | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] from standard normal noise of that shape.
+
+        `cond.label` is also the class of classifier guidance; `negative` replaces the
+        unconditional side of classifier-free guidance. `rng` gives the noise that solvers add;
+        network evaluations are added to `nfe`.
 
         Raises:
-            UserError: a caption or class for a model that reads none, or no class for one
-                that needs one.
+            UserError: guidance without an unconditional side, or settings that do not fit.
         """
-        captions = [wish.caption for wish in wishes]
-        labels = [wish.label for wish in wishes]
-        told = Condition(label=self._labels(labels))
-        if self.captions is not None:
-            return self.captions(told, [caption or "" for caption in captions])
+        sampling = self.config.sampling
+        wanted = self._class_log_probability(cond, nfe)
+        plain = count_nfe(denoiser(self.network), nfe)
+        free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
+        run = sampling.sampler_run(plain, free, self.schedule, wanted)
+        x, time = run.start(noise), float(run.plan.times[0])
+        for step in run.steps(x, cond, rng):
+            if callback is not None:
+                callback(SamplerStep(step.done - 1, step.total, time, x, step.guess.x0))
+            x, time = step.x, step.time
+        if callback is not None:
+            callback(SamplerStep(sampling.steps, sampling.steps, time, x, x))
+        return x.clamp(-1, 1)
+
+    def _unconditional(
+        self, plain: Denoiser[Condition], negative: Condition | None
+    ) -> Denoiser[Condition]:
+        if negative is not None:
+            return with_condition(plain, negative)
+        if self.null_class is not None:
+            plain = without_class(plain, self.null_class)
+        elif not self.conditioning & {"text", "features"}:
+            raise UserError(
+                "guidance other than 1 needs a model with an unconditional side: one of captions, "
+                "or of classes with model.null_class"
+            )
+        return without_text(plain)
+
+    def _class_log_probability(self, cond: Condition, nfe: NFE) -> LogProbability | None:
+        """ln p of the labels, if a classifier guides."""
+        if not self.config.sampling.classifier_scale:
+            return None
+        if self.classifier is None or cond.label is None:
+            raise UserError("classifier_scale needs a noisy classifier and a class")
+        wanted = class_log_probability(self.classifier, cond.label, self.schedule)
+        return count_classifier_nfe(wanted, nfe)
+
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        """The prompts as a batch of conditions, on the device.
+
+        Raises:
+            UserError: a caption or class that the network does not take, or a class is missing.
+        """
+        cond = Condition(label=self._labels([prompt.label for prompt in prompts]))
+        captions = [prompt.text for prompt in prompts]
+        if self.text is not None:
+            return self.text(cond, [caption or "" for caption in captions])
         if any(caption is not None for caption in captions):
-            raise UserError(f"{self.config.model}: is told no captions; leave them out")
-        return told
+            raise UserError(f"{self.config.model}: is not conditioned on captions; leave them out")
+        return cond
 
     def _labels(self, labels: Sequence[int | None]) -> Tensor | None:
-        told, null = "class" in self.diffusion.conditioning, self.diffusion.null
-        count = self.diffusion.classes
+        count, null = self.classes, self.null_class
         known = [null if label is None else label for label in labels]
         given = [label for label in known if label is not None]
-        if told and len(given) < len(labels):
+        if "class" in self.conditioning and len(given) < len(labels):
             raise UserError(
-                f"{self.config.model}: draws {count} classes and has not learnt to draw without "
-                "one: name a class"
+                f"{self.config.model}: is conditioned on {count} classes and has no null class: "
+                "name a class"
             )
         if not given:
             return None
         if count is None:
-            raise UserError(f"{self.config.model}: is told no class; leave it out")
+            raise UserError(f"{self.config.model}: is not conditioned on classes; leave it out")
         wrong = [label for label in labels if label is not None and not 0 <= label < count]
         if wrong:
             raise UserError(
                 f"{self.config.model}: there is no class {wrong[0]}, classes are 0 to {count - 1}"
             )
-        return torch.tensor(given)
+        return torch.tensor(given, device=self.runtime.device)
 
-    def _drawn(
-        self, cond: Condition, noise: Tensor, rng: Generator, watch: StepCallback | None
-    ) -> Painted:
-        negative = None
-        if self.config.negative is not None:
-            negative = self._away(self.config.negative, cond, len(noise))
-        with self.arithmetic():
-            samples = self.diffusion.sample(
-                cond,
-                noise,
-                rng,
-                sampling=self.config.sampling,
-                negative=negative,
-                watch=watch,
+    def _negative(self, cond: Condition, count: int) -> Condition | None:
+        """The condition of the negative caption, if there is one."""
+        caption = self.config.negative
+        if caption is None:
+            return None
+        if self.text is None:
+            raise UserError(
+                f"{self.config.model}: is not conditioned on captions, so not on a negative one"
             )
-        return Painted(to_bytes(samples.images), samples.calls)
-
-    def _away(self, caption: str, cond: Condition, count: int) -> Condition:
-        """The condition that guidance leads away from."""
-        if self.captions is None:
-            raise UserError(f"{self.config.model}: is told no captions, so no negative one")
         if self.config.sampling.guidance == 1:
             raise UserError(
                 "negative: a negative caption acts through guidance; set a guidance above 1"
             )
-        return self.captions(Condition(label=cond.label), [caption] * count)
+        return self.text(Condition(label=cond.label), [caption] * count)
 
-    def reconstruct(self, pictures: Tensor) -> None:
-        """Diffusion can draw any pixels: real images are compared with as they are."""
+    def with_analytic_moments(
+        self, images: Tensor, prompts: Sequence[Prompt], rng: torch.Generator
+    ) -> "DiffusionGenerator":
+        """The generator with Analytic-DPM's moments, estimated on images (B, 3, H, W)."""
+        sampling, schedule = self.config.sampling, self.schedule
+        times = sampling.time_grid.build(schedule, sampling.steps)
+        with self.runtime.inference():
+            cond, x0 = self.condition(prompts), images.to(self.runtime.device)
+            found = noise_moments(denoiser(self.network), schedule, x0, times, cond, rng)
+        solver = AnalyticDPMConfig(moments=tuple(found))
+        chosen = sampling.model_copy(update={"solver": solver})
+        return replace(self, config=self.config.model_copy(update={"sampling": chosen}))
+
+    def invert(
+        self, images: Tensor, prompts: Sequence[Prompt], progress: Progress | None = None
+    ) -> RoundTrip:
+        """Images (B, 3, H, W) in [-1, 1] to noise by DDIM and back, without guidance.
+
+        Of the sampling only times, steps and thresholding are used. The images are taken as noisy
+        ones at the last of the times: where the network's error is larger than the noise there, the
+        latent is not normal.
+        """
+        sampling, schedule = self.config.sampling, self.schedule
+        times = encoding_times(schedule, sampling.time_grid.build(schedule, sampling.steps))
+        called = sampling.thresholding.wrap(denoiser(self.network), schedule)
+        with self.runtime.inference():
+            x0 = images.to(self.runtime.device)
+            trip = round_trip(called, schedule, x0, times, self.condition(prompts), progress)
+        return RoundTrip(trip.noise.cpu(), trip.back.cpu())
+
+    def log_likelihood(
+        self,
+        images: Tensor,
+        prompts: Sequence[Prompt],
+        rng: torch.Generator,
+        *,
+        times: Tensor,
+        probes: int = 1,
+        progress: Progress | None = None,
+    ) -> Likelihood:
+        """ln p of images (B, 3, H, W), by Hutchinson's estimate along decreasing times."""
+        increasing = encoding_times(self.schedule, times).flip(0)
+        x, plain = images.to(self.runtime.device), denoiser(self.network)
+        divergence = Hutchinson(x, rng, probes=probes)
+        with self.runtime.inference():
+            cond = self.condition(prompts)
+            return log_likelihood(
+                plain, self.schedule, x, increasing, cond, divergence, progress=progress
+            )
+
+    def reconstruct(self, images: Tensor) -> None:
+        """None: a diffusion model can generate any image."""
         return
 
     def protocol(self) -> Mapping[str, object]:
@@ -196,27 +345,41 @@ class DiffusionDrawer:
             "steps": sampling.steps,
             "guidance": sampling.guidance,
             "negative": self.config.negative,
-            "captions": None if self.captions is None else self.captions.protocol(),
-            "precision": self.arithmetic.name,
+            "captions": None if self.text is None else self.text.protocol(),
+            "precision": self.runtime.precision_name,
         }
 
 
-def _classifier(directory: str, diffusion: Diffusion) -> NoisyClassifier:
-    """The noisy classifier of a directory, which must fit the model it steers.
+def check_generates_alone(network: PixelDiffusionModel, directory: str) -> None:
+    """Refuse a network that does not generate images by itself.
 
     Raises:
-        UserError: another kind of model, or one for pictures or classes of other numbers.
+        UserError: it upsamples images, or generates latents.
     """
-    classifier = read_model(directory, NoisyClassifier, "classifier")
-    side, classes = diffusion.network.config.image_size, diffusion.classes
+    config = network.config
+    if "low_resolution" in config.conditioning:
+        raise UserError(f"{directory}: upsamples images: it is the second stage of a cascade")
+    if isinstance(config, ChannelsConfig) and config.image_channels != 3:
+        raise UserError(f"{directory}: generates latents, not images")
+
+
+def _read_classifier(directory: str, generator: DiffusionGenerator) -> NoisyClassifier:
+    """The noisy classifier of a directory, which must fit the model it guides.
+
+    Raises:
+        UserError: another kind of model, or one for images or classes of other numbers.
+    """
+    device = generator.runtime.device
+    classifier = read_model(directory, NoisyClassifier, "classifier", device)
+    side, classes = generator.image_size, generator.classes
     if classifier.config.image_size != side:
         raise UserError(
-            f"system.classifier: {directory} reads pictures of {classifier.config.image_size} "
-            f"pixels, but system.model draws {side}"
+            f"system.classifier: {directory} classifies images of {classifier.config.image_size} "
+            f"pixels, but system.model generates {side}"
         )
     if classes not in (None, classifier.classes):
         raise UserError(
-            f"system.classifier: {directory} tells {classifier.classes} classes apart, but "
-            f"system.model draws {classes}"
+            f"system.classifier: {directory} has {classifier.classes} classes, but "
+            f"system.model has {classes}"
         )
     return classifier

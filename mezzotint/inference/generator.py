@@ -1,40 +1,232 @@
-"""What every system's generator offers."""
+"""Request, result and interface of every generator, and the loop that cuts requests into blocks.
 
-from collections.abc import Mapping, Sequence
+Each image has a random generator of its own, keyed by (seed, prompt, number): it is the same
+whatever else is in the request, up to rounding that depends on what shares its batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from mezzotint.common.errors import UserError
+from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
+from models.nn.random import BatchGenerator
+
+Progress = Callable[[int, int], None]
+"""Called with the images that are done and their total."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Candidates (B, N, H, W, 3) uint8 and, if they were ranked, their scores (B, N)."""
+class Prompt:
+    """What an image shows: a caption, a class, both, or neither (an unconditional sample)."""
 
-    pictures: Tensor
+    text: str | None = None
+    label: int | None = None
+    key: str = ""
+    """Makes equal prompts of a request distinct: their images are then independent samples."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """`number` images for each prompt."""
+
+    prompts: tuple[Prompt, ...]
+    number: int = 1
+    seed: int = 0
+    batch_size: int = 32
+    """Images generated together. Blocks depend on the request alone, not on the processes."""
+    noise: Tensor | None = None
+    """(number, 3, H, W): where a diffusion model starts, instead of noise of the seed."""
+    prefix_codes: Tensor | None = None
+    """(r, w) int64: the first rows of codes of every image, for a prior over codes."""
+
+    def refuse(self, kind: str, *, noise: bool = False, prefix: bool = False) -> None:
+        """Refuse inputs that a system of this kind does not take.
+
+        Raises:
+            UserError: the request has one.
+        """
+        if noise and self.noise is not None:
+            raise UserError(f"noise: a {kind} does not start from given noise; leave it out")
+        if prefix and self.prefix_codes is not None:
+            raise UserError(f"prefix_codes: a {kind} generates no single grid of codes")
+
+    def captions(self, kind: str) -> list[str]:
+        """The captions, for a system that is conditioned on nothing else.
+
+        Raises:
+            UserError: a prompt has a class or no caption.
+        """
+        captions = [prompt.text for prompt in self.prompts if prompt.text is not None]
+        if len(captions) < len(self.prompts):
+            raise UserError(f"captions: a {kind} generates from captions; give some")
+        if any(prompt.label is not None for prompt in self.prompts):
+            raise UserError(f"--class: a {kind} is not conditioned on classes; leave it out")
+        return captions
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """The images of all prompts, on the CPU."""
+
+    images: Tensor
+    """(P, N, H, W, 3) uint8."""
     scores: Tensor | None
-    calls: NFE | None = None
-    """Of the networks that drew them, a batch at a time; None where they are not counted."""
+    """(P, N): CLIP cosine of image and caption; None without a ranker."""
+    nfe: NFE | None
+    """Network evaluations per image; None where a system does not count them."""
+    seconds: float
+    codes: Tensor | None = None
+    """(P, N, h, w) int64 of a prior over one grid of codes."""
+
+    def best(self, count: int = 1) -> Tensor:
+        """(P, count, H, W, 3): the best-scored images of each prompt, best first.
+
+        Without scores the first ones; equal scores keep their order.
+        """
+        if self.scores is None:
+            return self.images[:, :count]
+        order = ranking(self.scores)[:, :count]
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        return self.images[rows, order]
 
 
-class System(Protocol):
-    """Anything that draws pictures for captions."""
+@dataclass(frozen=True)
+class SamplerStep:
+    """State of a diffusion sampler."""
+
+    done: int
+    total: int
+    time: float
+    x: Tensor
+    """(B, 3, H, W)."""
+    guess: Tensor
+    """(B, 3, H, W): x_0 as predicted from x; after the last step x itself."""
+
+
+StepCallback = Callable[[SamplerStep], None]
+"""Observes the sampling of the first block."""
+
+
+class Generator(Protocol):
+    """A trained system that generates images."""
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
+        """Side of the images in pixels."""
         ...
 
-    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
-        """Draw every caption; the same captions and seed give the same pictures."""
+    @property
+    def candidates(self) -> int:
+        """Images that its settings rank for each one wanted; 1 without a ranker."""
         ...
 
-    def reconstruct(self, pictures: Tensor) -> Tensor | None:
-        """Pictures (n, H, W, 3) uint8 as this system could draw them at best; None: as they are."""
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        callback: StepCallback | None = None,
+    ) -> GenerationResult:
+        """Images for every prompt, the same on all processes of the generator's group.
+
+        Raises:
+            UserError: the system cannot be conditioned on what a prompt has.
+        """
+        ...
+
+    def reconstruct(self, images: Tensor) -> Tensor | None:
+        """The nearest images (n, H, W, 3) uint8 the system can generate; None: any image."""
         ...
 
     def protocol(self) -> Mapping[str, object]:
-        """Models with digests, sampler, steps, guidance: what is needed to draw the same again."""
+        """Model digests, sampler, steps, guidance: what is needed to repeat a result."""
         ...
+
+
+class SampleBlock(Protocol):
+    """Generates the images of one block."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        rng: BatchGenerator,
+        noise: Tensor | None,
+        report: Progress,
+        callback: StepCallback | None,
+        /,
+    ) -> Mapping[str, Tensor]:
+        """`images` (B, H, W, 3) uint8; perhaps `scores` (B,), `codes` (B, h, w) and `nfe` (2,).
+
+        `report` takes the steps done and their total.
+        """
+        ...
+
+
+def generate_in_blocks(
+    sample: SampleBlock,
+    request: GenerationRequest,
+    runtime: Runtime,
+    *,
+    progress: Progress | None = None,
+    callback: StepCallback | None = None,
+) -> GenerationResult:
+    """Cut a request into blocks of `batch_size` images, and compute each on one process.
+
+    The first image of every prompt comes first, then every second one.
+    """
+    start, size = time.monotonic(), request.batch_size
+    rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
+    if not rows:
+        raise UserError("prompts: the request is empty")
+
+    def compute(block: int) -> Mapping[str, Tensor]:
+        chosen = rows[block * size : (block + 1) * size]
+        together = min(runtime.group.size * size, len(rows) - block * size)
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(block * size + together * done // total, len(rows))
+
+        numbers = [number for number, _ in chosen]
+        rng = BatchGenerator.of([image_generator(request.seed, *row) for row in chosen])
+        noise = None if request.noise is None else request.noise[numbers].to(runtime.device)
+        prompts = [prompt for _, prompt in chosen]
+        found = sample(prompts, rng, noise, report, None if block else callback)
+        return {name: each.cpu() for name, each in found.items()}
+
+    with runtime.inference():
+        parts = list(runtime.group.map_blocks(compute, -(-len(rows) // size)))
+
+    def by_prompt(name: str) -> Tensor | None:
+        if name not in parts[0]:
+            return None
+        whole = torch.cat([part[name] for part in parts])
+        return whole.view(request.number, -1, *whole.shape[1:]).transpose(0, 1).contiguous()
+
+    images, nfe = by_prompt("images"), parts[0].get("nfe")
+    assert images is not None, "every block has images"
+    return GenerationResult(
+        images=images,
+        scores=by_prompt("scores"),
+        nfe=None if nfe is None else NFE(*nfe.tolist()),
+        seconds=time.monotonic() - start,
+        codes=by_prompt("codes"),
+    )
+
+
+def image_generator(seed: int, number: int, prompt: Prompt) -> torch.Generator:
+    """The random generator of one image of a prompt."""
+    label = "" if prompt.label is None else prompt.label
+    return keyed_generator(seed, "image", prompt.text or "", label, prompt.key, number)
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """Indices (P, N) from the best to the worst of scores (P, N); equal ones keep their order."""
+    return scores.argsort(dim=1, descending=True, stable=True)

@@ -1,4 +1,6 @@
-"""Between network images in [-1, 1] and the 8-bit pictures that are stored and judged."""
+"""Between network images in [-1, 1] and the 8-bit images that are stored and evaluated."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,16 +14,33 @@ def to_bytes(images: Tensor) -> Tensor:
     return levels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
 
 
-def from_bytes(pictures: Tensor) -> Tensor:
-    """Pictures (..., H, W, 3) uint8 as images (..., 3, H, W) float32 in [-1, 1]."""
-    return pictures.movedim(-1, -3).float() / 127.5 - 1.0
+def from_bytes(images: Tensor) -> Tensor:
+    """Images (..., H, W, 3) uint8 as (..., 3, H, W) float32 in [-1, 1]."""
+    return images.movedim(-1, -3).float() / 127.5 - 1.0
 
 
-def to_pil(picture: Tensor) -> Image.Image:
-    """One picture (H, W, 3) uint8 as a PIL image."""
-    return Image.fromarray(picture.numpy())
+def to_pil(image: Tensor) -> Image.Image:
+    """One image (H, W, 3) uint8 as a PIL image."""
+    return Image.fromarray(image.numpy())
 
 
 def from_pil(image: Image.Image) -> Tensor:
     """A PIL image as (H, W, 3) uint8."""
     return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def quantize_images(
+    images: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Tensor:
+    """Images (n, H, W, 3) uint8 encoded to codes (n, ...) and decoded again.
+
+    Images with equal codes become equal bytes, whatever batch they were decoded in.
+    """
+    parts = torch.split(images, 64)
+    codes = torch.cat([encode(from_bytes(part.to(device))) for part in parts])
+    distinct, index = torch.unique(codes, dim=0, return_inverse=True)
+    decoded = torch.cat([to_bytes(decode(part)) for part in torch.split(distinct, 64)])
+    return decoded[index].cpu()

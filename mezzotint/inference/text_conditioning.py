@@ -1,78 +1,80 @@
-"""Captions as a diffusion model is told them: as tokens, or as a frozen encoder's features."""
+"""Captions as conditions of a diffusion model: tokens, or features of a frozen text encoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from data_pipeline.text.t5_tokenizer import tokenizer_of
 from mezzotint.common.errors import UserError
-from mezzotint.inference.clip import TextReader
+from mezzotint.inference.clip import CaptionTokenizer
 from models import frozen_text, store
 from models.diffusion.condition import Condition
 from models.frozen_text import CaptionReader
 
 
-class Captions(Protocol):
-    """Tells a model captions."""
+class TextConditioning(Protocol):
+    """Adds captions to a condition."""
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        """The condition with captions, one a picture."""
+        """The condition with captions, one per sample."""
         ...
 
     def protocol(self) -> Mapping[str, object]:
-        """What reads them."""
+        """How captions are encoded."""
         ...
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """For a model that reads tokens itself."""
+class TokenConditioning:
+    """For a model with a text encoder of its own."""
 
-    text: TextReader
+    tokenizer: CaptionTokenizer
+    device: torch.device
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        """The condition with tokens."""
-        return replace(cond, text=self.text(captions))
+        return replace(cond, text=self.tokenizer(captions).to(self.device))
 
     def protocol(self) -> Mapping[str, object]:
-        """The model itself does."""
-        return {"kind": "tokens", "length": self.text.length}
+        return {"kind": "tokens", "length": self.tokenizer.length}
 
 
 @dataclass(frozen=True)
-class Features:
-    """For a model that is told features of a frozen encoder."""
+class FeatureConditioning:
+    """For a model that is conditioned on features of a frozen encoder."""
 
     reader: CaptionReader
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        """The condition with features, and those of an empty caption."""
+        """The condition with features, and those of an empty caption for guidance."""
         features = self.reader(["", *captions])
         return replace(cond, features=features[1:], empty_features=features[0])
 
     def protocol(self) -> Mapping[str, object]:
-        """The encoder with its digest."""
         return self.reader.source.model_dump(mode="json")
 
 
-def captions_of(model: str, told: frozenset[str]) -> Captions | None:
-    """What tells the model in a directory its captions; None if it is told none.
+def text_conditioning(
+    model: str, conditions: frozenset[str], device: torch.device
+) -> TextConditioning | None:
+    """The text conditioning of the model in a directory; None if it has none.
 
     Raises:
-        UserError: tokenizer or encoder are missing, or other ones than in training.
-        UserError: the directory does not say what reads captions.
+        UserError: tokenizer or encoder are missing or not those of training, or the directory
+            does not name the encoder.
     """
-    if "text" in told:
-        return Tokens(TextReader.of(model))
-    if "features" not in told:
+    if "text" in conditions:
+        return TokenConditioning(CaptionTokenizer.of(model), device)
+    if "features" not in conditions:
         return None
     source = store.describe(model).text_encoder
     if source is None:
         raise UserError(
-            f"{model}: is told features of captions, and its {store.CONFIG} names no text_encoder "
-            "that makes them; train it here, or name one there"
+            f"{model}: is conditioned on text features, and its {store.CONFIG} names no "
+            "text_encoder that makes them; train it here, or name one there"
         )
     try:
-        return Features(frozen_text.load(source, tokenizer_of))
+        return FeatureConditioning(frozen_text.load(source, tokenizer_of).to(device))
     except UserError as error:
         raise UserError(f"{model}/{store.CONFIG}: text_encoder: {error}") from error

@@ -1,82 +1,145 @@
-"""VQ-VAE-2 with its priors, as an evaluation asks it."""
+"""VQ-VAE-2: a prior per level, each conditioned on the coarser codes (arXiv 1906.00446, 3.2)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from mezzotint.inference.clip import ClipEmbedder, TextReader
-from mezzotint.inference.config import HierarchySystem, Precision
-from mezzotint.inference.generator import Drawn
-from mezzotint.inference.images import to_bytes
-from mezzotint.inference.loading import AutocastPolicy, computes_in_bf16, read_model, through_codes
+from mezzotint.common.errors import UserError
+from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
+from mezzotint.inference.config import HierarchySystem
+from mezzotint.inference.dalle import rank
+from mezzotint.inference.generator import (
+    GenerationRequest,
+    GenerationResult,
+    Progress,
+    Prompt,
+    StepCallback,
+    generate_in_blocks,
+)
+from mezzotint.inference.images import quantize_images, to_bytes
+from mezzotint.inference.model_directory import read_model
+from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.hierarchical import VQVAE2
+from models.autoencoders.levels import LevelShape, level_prefix, level_shapes
+from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
-from models.systems.dalle import clip_scores
-from models.systems.hierarchy import Hierarchy
+from models.nn.random import BatchGenerator
 
 
 @dataclass(frozen=True)
-class HierarchyDrawer:
-    """VQ-VAE-2 and its priors, ranked by CLIP if there is one."""
+class VQVAE2Generator:
+    """Priors of all levels, the coarsest first, the VQ-VAE-2, and perhaps a CLIP that ranks.
+
+    Raises:
+        UserError: a prior's vocabularies, lengths or grid are not its level's.
+    """
 
     config: HierarchySystem
-    hierarchy: Hierarchy
-    text: TextReader
-    ranker: ClipEmbedder | None
-    arithmetic: AutocastPolicy
-    digests: Mapping[str, str]
+    priors: tuple[Prior, ...]
+    autoencoder: VQVAE2
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    runtime: Runtime
+    ranker: ClipEmbedder | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config, top = self.autoencoder.config, self.priors[0].config
+        if len(self.priors) != config.levels:
+            raise UserError(f"{config.levels} levels need as many priors, not {len(self.priors)}")
+        shapes = level_shapes(config, top.text_vocab, top.text_length)
+        for prior, (name, shape) in zip(self.priors, shapes.items(), strict=True):
+            found = prior.config
+            ours = LevelShape(found.text_vocab, found.text_length, found.image_vocab, found.grid)
+            if ours != shape:
+                raise UserError(f"the prior of level {name} is {ours}; it must be {shape}")
 
     @classmethod
-    def load(cls, config: HierarchySystem, precision: Precision) -> "HierarchyDrawer":
-        """Read the models of the configuration."""
-        priors = [
-            read_model(each, Prior, f"priors.{place}") for place, each in enumerate(config.priors)
-        ]
-        autoencoder = read_model(config.autoencoder, VQVAE2, "autoencoder")
-        ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker)
-        names = autoencoder.config.names
-        return cls(
-            config=config,
-            hierarchy=Hierarchy(priors, autoencoder),
-            text=TextReader.of(config.priors[0]),
-            ranker=ranker,
-            arithmetic=AutocastPolicy(computes_in_bf16(precision)),
-            digests={
-                **{
-                    name: store.describe(each).digest
-                    for name, each in zip(names, config.priors, strict=True)
-                },
-                "autoencoder": store.describe(config.autoencoder).digest,
-                **({} if ranker is None else {"ranker": ranker.digest}),
-            },
+    def load(cls, config: HierarchySystem, runtime: Runtime) -> "VQVAE2Generator":
+        """Read the model directories of a configuration.
+
+        Raises:
+            UserError: a directory is missing, damaged, or does not fit its neighbours.
+        """
+        device = runtime.device
+        priors = tuple(
+            read_model(each, Prior, f"priors.{index}", device)
+            for index, each in enumerate(config.priors)
         )
+        autoencoder = read_model(config.autoencoder, VQVAE2, "autoencoder", device)
+        ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker, device)
+        directories = dict(zip(autoencoder.config.names, config.priors, strict=False))
+        directories["autoencoder"] = config.autoencoder
+        digests = {name: store.describe(each).digest for name, each in directories.items()}
+        if ranker is not None:
+            digests["ranker"] = ranker.digest
+        tokenizer = CaptionTokenizer.of(config.priors[0])
+        return cls(config, priors, autoencoder, tokenizer, runtime, ranker, digests)
 
     @property
     def image_size(self) -> int:
-        """Side of the autoencoder's pictures."""
-        return self.hierarchy.autoencoder.image_size
+        return self.autoencoder.image_size
 
-    def draw(self, captions: Sequence[str], seed: int) -> Drawn:
-        """`candidates` pictures per caption with their cosines to it."""
-        count = self.config.candidates
-        scores = None
-        with torch.inference_mode(), self.arithmetic():
-            drawn = self.hierarchy.sample(
-                self.text(captions).repeat_interleave(count, dim=0),
-                torch.Generator().manual_seed(seed),
-                sampling=self.config.sampling,
-            )
-            images = drawn.images.view(len(captions), count, *drawn.images.shape[1:])
-            if self.ranker is not None:
-                scores = clip_scores(self.ranker.model, images, self.ranker.text(captions))
-        return Drawn(to_bytes(images).clone(), None if scores is None else scores.float().clone())
+    @property
+    def candidates(self) -> int:
+        return self.config.candidates
 
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """Pictures through the autoencoder: the best this system can do with its codes."""
-        autoencoder = self.hierarchy.autoencoder
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        callback: StepCallback | None = None,
+    ) -> GenerationResult:
+        """Images of captions with their scores."""
+        request.refuse(self.config.kind, noise=True, prefix=True)
+        request.captions(self.config.kind)
+        return generate_in_blocks(self._sample, request, self.runtime, progress=progress)
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        rng: BatchGenerator,
+        _noise: Tensor | None,
+        report: Progress,
+        _callback: StepCallback | None,
+    ) -> Mapping[str, Tensor]:
+        captions = [prompt.text or "" for prompt in prompts]
+        codes = self.sample_codes(self.tokenizer(captions).to(self.runtime.device), rng, report)
+        images = self.autoencoder.decode(codes)
+        return {"images": to_bytes(images), **rank(self.ranker, images, captions)}
+
+    @torch.no_grad()
+    def sample_codes(
+        self, text: Tensor, rng: Generator, progress: Progress | None = None
+    ) -> list[Tensor]:
+        """Codes (B, h, w) of every level for captions (B, T), the coarsest first.
+
+        Guidance acts on the coarsest level alone: below it an empty caption would hide the codes.
+        """
+        sampling, config = self.config.sampling, self.autoencoder.config
+        vocab, text_vocab = config.bottleneck.codes, self.priors[0].config.text_vocab
+        total = sum(prior.config.image_length for prior in self.priors)
+        codes: list[Tensor] = []
+        done = 0
+        for prior in self.priors:
+
+            def report(here: int, _: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(before + here, total)
+
+            prefix = level_prefix(text, codes, text_vocab, [vocab] * len(codes))
+            found = generate(prior, prefix, rng, sampling=sampling, progress=report)
+            codes.append(found.view(len(text), *prior.config.grid))
+            done += prior.config.image_length
+            sampling = sampling.model_copy(update={"guidance": 1.0})
+        return codes
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The images that the codes of (n, H, W, 3) uint8 are decoded to."""
+        autoencoder = self.autoencoder
         grids = autoencoder.config.grids
         sizes = [height * width for height, width in grids]
 
@@ -89,8 +152,8 @@ class HierarchyDrawer:
                 [level.reshape(-1, *grid) for level, grid in zip(levels, grids, strict=True)]
             )
 
-        with torch.inference_mode(), self.arithmetic():
-            return through_codes(pictures, encode, decode)
+        with self.runtime.inference():
+            return quantize_images(images, encode, decode, self.runtime.device)
 
     def protocol(self) -> Mapping[str, object]:
         """Models and sampling."""
@@ -100,9 +163,9 @@ class HierarchyDrawer:
             "ranker": None if self.ranker is None else self.ranker.protocol(),
             "sampler": "ancestral codes level by level, key/value cache",
             "sampling": self.config.sampling.model_dump(mode="json"),
-            "steps": [prior.config.image_length for prior in self.hierarchy.priors],
+            "steps": [prior.config.image_length for prior in self.priors],
             "guidance": self.config.sampling.guidance,
             "candidates": self.config.candidates,
-            "chosen_by": "CLIP cosine" if self.ranker else "first drawn",
-            "precision": self.arithmetic.name,
+            "chosen_by": "CLIP cosine" if self.ranker else "first sample",
+            "precision": self.runtime.precision_name,
         }

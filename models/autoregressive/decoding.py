@@ -12,6 +12,7 @@ from models.autoregressive.prior import PAD, Prior
 from models.nn.attention import KVCache
 from models.nn.cpu import is_enabled
 from models.nn.cpu.decoder import TokenDecoder, has_no_hooks
+from models.nn.random import categorical
 from models.nn.transformer import Block
 
 Progress = Callable[[int, int], None]
@@ -97,11 +98,11 @@ def sample_token(logits: Tensor, sampling: Sampling, rng: Generator) -> Tensor:
     logits = logits.float()
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
         probabilities = filter_logits(logits, sampling).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
+        return categorical(probabilities, rng)
     # only the tokens that are left take part in what follows
     best, tokens = logits.topk(sampling.top_k, dim=-1)
     probabilities = filter_logits(best, sampling).softmax(dim=-1)
-    return tokens.gather(1, torch.multinomial(probabilities, 1, generator=rng))[:, 0]
+    return tokens.gather(1, categorical(probabilities, rng)[:, None])[:, 0]
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.solver import ProgressCallback, TimeGrid, call_denoiser, time_grid
+from models.nn.random import normal
 
 C = TypeVar("C")
 Field = Callable[[Tensor], Tensor]
@@ -68,10 +69,10 @@ class Hutchinson:
         """Probes for points shaped as `like` (B, ...)."""
         shape = (probes, *like.shape)
         if law == "signs":
-            coins = torch.randint(2, shape, generator=rng, device=like.device)
-            self._probes = coins.to(like.dtype) * 2 - 1
+            coins = torch.randint(2, shape, generator=rng, device=rng.device).to(like)
+            self._probes = coins * 2 - 1
         else:
-            self._probes = torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
+            self._probes = normal(shape, rng, like.device, like.dtype)
 
     def __call__(self, field: Field, x: Tensor) -> Flow:
         """The field and an estimate of its trace at points (B, ...)."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from mezzotint.inference.build import build_system
+from models.systems.hierarchy import level_shapes
 from PIL import Image
 
 from data_pipeline.manifest import Split
@@ -17,7 +19,6 @@ from evaluation import samples
 from evaluation.config import TextToImageConfig
 from evaluation.evaluate import evaluate
 from mezzotint.common.errors import UserError
-from mezzotint.inference.build import build_system
 from mezzotint.inference.images import from_bytes, to_bytes
 from models import store
 from models.autoencoders.dvae import DVAEConfig
@@ -28,7 +29,6 @@ from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
-from models.systems.hierarchy import level_shapes
 
 LENGTH = 6
 CAPTIONS = [

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
+from models.autoencoders.levels import level_prefix
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
-from models.systems.hierarchy import level_prefix
 from trainer.rng import drop_text, replace_codes
 from trainer.task import Engines, Loss, Step
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from models.systems.dalle import Dalle
 from PIL import Image
 
 from launch.dry_run.attention_masks import check_mask_by_gradient, format_ranges
@@ -16,7 +17,6 @@ from models.autoregressive.decoding import Sampling
 from models.autoregressive.patterns import Row, joint_mask
 from models.autoregressive.prior import PriorConfig
 from models.autoregressive.sparse import attend_blocks
-from models.systems.dalle import Dalle
 
 SMALL = ("model.mask_flavor=paper", "model.text_length=6", "data.text.length=6")
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from models.systems.hierarchy import level_shapes
 
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
@@ -18,7 +19,6 @@ from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
-from models.systems.hierarchy import level_shapes
 from trainer.recipe import load
 from trainer.setup import open_materials
 from trainer.task import Step

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launch.sampling.parallel import Request, draw_candidates
 from PIL import Image
 
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.sampling import parallel
-from launch.sampling.parallel import Request, draw_candidates
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import CascadeSystem, DalleSystem
 from mezzotint.inference.images import to_bytes

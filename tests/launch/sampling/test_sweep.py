@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from launch.sampling.model_lookup import target_of
 from PIL import Image
 
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.sampling.model_lookup import target_of
 from launch.sampling.overrides import changed, chosen, sweep_of
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import CascadeSystem, DalleSystem, DiffusionSystem

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
+from mezzotint.inference.build import build_system
 from pydantic import ValidationError
 
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation.config import TextToImageConfig
 from mezzotint.common.errors import UserError
-from mezzotint.inference.build import build_system
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import OpenClip
 from models import store

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from models.systems.dalle import Dalle
+from models.systems.sharing import assemble, blocks, draw_share
 
 from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -11,8 +13,6 @@ from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.decoding import Sampling
 from models.autoregressive.prior import PriorConfig
-from models.systems.dalle import Dalle
-from models.systems.sharing import assemble, blocks, draw_share
 
 TEXT = torch.tensor([[3, 4, 0], [5, 0, 0], [1, 2, 3]])
 SAMPLING = Sampling(guidance=1.5)

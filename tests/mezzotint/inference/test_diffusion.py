@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from models.systems.cascade import StageSampling, draw
+from models.systems.diffusion import Diffusion
 from torch import nn
 
 from mezzotint.common.errors import UserError
@@ -14,8 +16,6 @@ from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.solvers.times import uniform_log_snr_times
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import LowResolutionConfig, UNetConfig
-from models.systems.cascade import StageSampling, draw
-from models.systems.diffusion import Diffusion
 
 TEXT = torch.tensor([[3, 4, 0], [5, 0, 0]])
 SMALL = {"image_size": 8, "channels": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from mezzotint.inference.build import build_system
 
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation.metrics.likelihood import Integration, bits_per_dimension
 from mezzotint.common.errors import UserError
-from mezzotint.inference.build import build_system
 from mezzotint.inference.config import CascadeSystem, DiffusionSystem
 from mezzotint.inference.diffusion import Wish
 from models import store

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models.systems.hierarchy import Hierarchy, LevelShape, level_prefix, level_shapes
 
 from mezzotint.common.errors import UserError
 from models.autoencoders.hierarchical import VQVAE2Config
@@ -9,7 +10,6 @@ from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.decoding import Sampling
 from models.autoregressive.prior import PriorConfig
-from models.systems.hierarchy import Hierarchy, LevelShape, level_prefix, level_shapes
 
 CONFIG = VQVAE2Config(
     image_size=16,

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from models.systems.cascade import Cascade, StageSampling, draw
+from models.systems.dalle import Dalle, ranked
 
 from mezzotint.common.errors import UserError
 from models.autoencoders.dvae import DVAEConfig
@@ -11,8 +13,6 @@ from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
-from models.systems.cascade import Cascade, StageSampling, draw
-from models.systems.dalle import Dalle, ranked
 
 TEXT = torch.tensor([[3, 4, 0], [5, 0, 0]])
 

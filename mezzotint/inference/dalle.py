@@ -1,0 +1,181 @@
+"""DALL-E: a prior generates codes, the dVAE decodes them, CLIP ranks them (arXiv 2102.12092).
+
+Any autoencoder with one codebook can take the dVAE's place, as a VQ-GAN in arXiv 2012.09841.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mezzotint.common.errors import UserError
+from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
+from mezzotint.inference.config import DalleSystem
+from mezzotint.inference.generator import (
+    GenerationRequest,
+    GenerationResult,
+    Progress,
+    Prompt,
+    StepCallback,
+    generate_in_blocks,
+)
+from mezzotint.inference.images import from_bytes, quantize_images, to_bytes
+from mezzotint.inference.model_directory import read_discrete_autoencoder, read_model
+from mezzotint.inference.runtime import Runtime
+from models import store
+from models.autoencoders.protocols import DiscreteAutoencoder
+from models.autoregressive.decoding import generate
+from models.autoregressive.prior import Prior
+from models.nn.random import BatchGenerator
+
+
+@dataclass(frozen=True)
+class DalleGenerator:
+    """Prior, autoencoder and, to rank candidates, a CLIP.
+
+    Raises:
+        UserError: the autoencoder has no codes, or the prior's image_vocab or grid is not its.
+    """
+
+    config: DalleSystem
+    prior: Prior
+    dvae: DiscreteAutoencoder
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    runtime: Runtime
+    ranker: ClipEmbedder | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        vocab, prior = self.dvae.vocabularies().get("codes"), self.prior.config
+        if vocab is None:
+            raise UserError("the autoencoder's latent is continuous; a prior generates codes")
+        if prior.image_vocab != vocab or prior.grid != self.dvae.grid:
+            raise UserError(
+                f"the prior generates {prior.grid} codes of {prior.image_vocab} and the dvae has "
+                f"{self.dvae.grid} of {vocab}; use the dvae that made the prior's training tokens"
+            )
+
+    @classmethod
+    def load(cls, config: DalleSystem, runtime: Runtime) -> "DalleGenerator":
+        """Read the model directories of a configuration.
+
+        Raises:
+            UserError: a directory is missing, damaged, or does not fit its neighbours.
+        """
+        device = runtime.device
+        prior = read_model(config.prior, Prior, "prior", device)
+        dvae = read_discrete_autoencoder(config.dvae, "dvae", device)
+        ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker, device)
+        digests = {name: store.describe(getattr(config, name)).digest for name in ("prior", "dvae")}
+        if ranker is not None:
+            digests["ranker"] = ranker.digest
+        tokenizer = CaptionTokenizer.of(config.prior)
+        return cls(config, prior, dvae, tokenizer, runtime, ranker, digests)
+
+    @property
+    def image_size(self) -> int:
+        return self.dvae.image_size
+
+    @property
+    def candidates(self) -> int:
+        return self.config.candidates
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        callback: StepCallback | None = None,
+    ) -> GenerationResult:
+        """Images of captions with their scores and codes.
+
+        Raises:
+            UserError: a prompt without a caption, or a prefix that is no part of the grid.
+        """
+        request.refuse(self.config.kind, noise=True)
+        request.captions(self.config.kind)
+        prefix = None if request.prefix_codes is None else self._checked(request.prefix_codes)
+
+        def sample(
+            prompts: Sequence[Prompt],
+            rng: BatchGenerator,
+            _noise: Tensor | None,
+            report: Progress,
+            _callback: StepCallback | None,
+        ) -> Mapping[str, Tensor]:
+            return self._sample(prompts, rng, prefix, report)
+
+        return generate_in_blocks(sample, request, self.runtime, progress=progress)
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        rng: BatchGenerator,
+        prefix: Tensor | None,
+        report: Progress,
+    ) -> Mapping[str, Tensor]:
+        captions = [prompt.text or "" for prompt in prompts]
+        codes = generate(
+            self.prior,
+            self.tokenizer(captions).to(self.runtime.device),
+            rng,
+            sampling=self.config.sampling,
+            prefix=None if prefix is None else prefix.expand(len(captions), -1),
+            progress=report,
+        ).view(-1, *self.dvae.grid)
+        images = self.dvae.decode_tokens(codes)
+        scores = rank(self.ranker, images, captions)
+        return {"images": to_bytes(images), "codes": codes, **scores}
+
+    def prefix_codes(self, image: Tensor, rows: int) -> Tensor:
+        """Codes (rows, w) of the upper rows of an image (H, W, 3) uint8.
+
+        With them as prefix images are completed from their upper part (arXiv 2102.12092, fig. 2d).
+
+        Raises:
+            UserError: the grid has fewer rows.
+        """
+        height = self.dvae.grid[0]
+        if not 0 <= rows <= height:
+            raise UserError(f"the grid of codes has {height} rows; {rows} of them cannot be kept")
+        with self.runtime.inference():
+            return self.dvae.tokens(from_bytes(image[None].to(self.runtime.device)))[0, :rows]
+
+    def _checked(self, prefix: Tensor) -> Tensor:
+        height, width = self.dvae.grid
+        if prefix.shape[0] > height or prefix.shape[1] != width:
+            raise UserError(
+                f"prefix_codes: {prefix.shape[0]} rows of {prefix.shape[1]} codes were given, and "
+                f"the grid has {height} of {width}"
+            )
+        return prefix.reshape(1, -1).to(self.runtime.device)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The images that the codes of (n, H, W, 3) uint8 are decoded to."""
+        with self.runtime.inference():
+            return quantize_images(
+                images, self.dvae.tokens, self.dvae.decode_tokens, self.runtime.device
+            )
+
+    def protocol(self) -> Mapping[str, object]:
+        """Models and sampling."""
+        return {
+            "kind": self.config.kind,
+            "digests": dict(self.digests),
+            "ranker": None if self.ranker is None else self.ranker.protocol(),
+            "sampler": "ancestral image tokens, key/value cache",
+            "sampling": self.config.sampling.model_dump(mode="json"),
+            "steps": self.prior.config.image_length,
+            "guidance": self.config.sampling.guidance,
+            "candidates": self.config.candidates,
+            "decoder": store.describe(self.config.dvae).config.kind,
+            "chosen_by": "CLIP cosine" if self.ranker else "first sample",
+            "precision": self.runtime.precision_name,
+        }
+
+
+def rank(
+    ranker: ClipEmbedder | None, images: Tensor, captions: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """The `scores` (B,) of images (B, 3, H, W), if there is a ranker."""
+    return {} if ranker is None else {"scores": ranker.scores(images, captions)}

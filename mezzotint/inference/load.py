@@ -1,0 +1,63 @@
+"""The generator of any system configuration."""
+
+from dataclasses import replace
+from typing import assert_never
+
+import torch
+
+from mezzotint.inference.cascade import CascadeGenerator
+from mezzotint.inference.config import (
+    CascadeSystem,
+    DalleSystem,
+    DiffusionSystem,
+    HierarchySystem,
+    SystemConfig,
+)
+from mezzotint.inference.dalle import DalleGenerator
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.runtime import Precision, Runtime
+from mezzotint.inference.vqvae2 import VQVAE2Generator
+
+AnyGenerator = DalleGenerator | VQVAE2Generator | CascadeGenerator | DiffusionGenerator
+
+
+def load_generator(
+    config: SystemConfig,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "auto",
+    group: ProcessGroup | None = None,
+) -> AnyGenerator:
+    """Read a system's model directories onto a device.
+
+    Raises:
+        UserError: a directory is missing, damaged, holds another kind of model, or does not fit
+            its neighbours.
+    """
+    runtime = Runtime.of(device, precision, group)
+    match config:
+        case DalleSystem():
+            return DalleGenerator.load(config, runtime)
+        case HierarchySystem():
+            return VQVAE2Generator.load(config, runtime)
+        case CascadeSystem():
+            return CascadeGenerator.load(config, runtime)
+        case DiffusionSystem():
+            return DiffusionGenerator.load(config, runtime)
+        case _:
+            assert_never(config)
+
+
+def with_config(generator: AnyGenerator, config: SystemConfig) -> AnyGenerator:
+    """The same models under other sampling settings."""
+    match generator, config:
+        case DalleGenerator(), DalleSystem():
+            return replace(generator, config=config)
+        case VQVAE2Generator(), HierarchySystem():
+            return replace(generator, config=config)
+        case CascadeGenerator(), CascadeSystem():
+            return replace(generator, config=config)
+        case DiffusionGenerator(), DiffusionSystem():
+            return replace(generator, config=config)
+    raise TypeError(f"a {config.kind} is not the system of a {type(generator).__name__}")

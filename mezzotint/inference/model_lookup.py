@@ -1,0 +1,204 @@
+"""What a path names: a training run, a model directory, or a system of a pipeline's run."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from data_pipeline.config import LabelConfig
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
+from mezzotint.inference.config import DiffusionSystem, SystemConfig
+from models import store
+
+PIPELINE = "pipeline.yaml"
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+SYSTEM: TypeAdapter[SystemConfig] = TypeAdapter(SystemConfig)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model directory, and the names of its classes if they are known."""
+
+    directory: str
+    classes: Mapping[str, int] = field(default_factory=dict)
+    labels: LabelConfig | None = None
+    """How its training data gave the classes."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, or the directory's."""
+        path = Path(self.directory)
+        return path.name if path.name != "model" else path.absolute().parent.name
+
+    def label(self, name: str) -> int:
+        """The class of a name, or of a number.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        if name in self.classes:
+            return self.classes[name]
+        if name.isdecimal():
+            return int(name)
+        if not self.classes:
+            raise UserError(
+                f"--class {name}: the names of classes are in the recipe of a training run; give "
+                "that run's directory, or a number"
+            )
+        raise UserError(
+            f"--class {name}: there is no such class; there is {', '.join(self.classes)}"
+        )
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        for name, index in self.classes.items():
+            if index == label:
+                return name
+        return f"class {label}"
+
+
+def find_model(where: str) -> TrainedModel:
+    """The model of a model directory or of a training run, local or at a URL.
+
+    Raises:
+        UserError: neither, with what is there instead.
+    """
+    if not storage.is_local(where):
+        return TrainedModel(_remote_model(where))
+    path = Path(where.removeprefix("file://"))
+    if (path / store.CONFIG).is_file():
+        beside = path.parent / "recipe.yaml" if path.name == "model" else None
+        return _with_classes(str(path), beside)
+    if (path / "model" / store.CONFIG).is_file():
+        return _with_classes(str(path / "model"), path / "recipe.yaml")
+    if not path.is_dir():
+        raise UserError(f"{where}: no such directory; give a run or a model directory")
+    if (path / "recipe.yaml").is_file():
+        raise UserError(f"{where}: its training has not written a model yet; finish it first")
+    if is_pipeline(where):
+        stages = sorted(each.parent.parent.name for each in path.glob(f"*/model/{store.CONFIG}"))
+        raise UserError(
+            f"{where}: is a pipeline's run; name one of its models: "
+            f"{', '.join(f'{where}/{stage}' for stage in stages) or 'none is trained yet'}"
+        )
+    raise UserError(
+        f"{where}: is neither a model directory ({store.CONFIG}) nor a run (recipe.yaml, "
+        f"{PIPELINE})"
+    )
+
+
+def _remote_model(where: str) -> str:
+    """The URL itself, or `model` under it, whichever holds a model."""
+    below = f"{where.rstrip('/')}/model"
+    try:
+        store.describe(where)
+    except UserError as error:
+        try:
+            store.describe(below)
+        except UserError:
+            raise error from None
+        return below
+    return where
+
+
+def _with_classes(model: str, recipe: Path | None) -> TrainedModel:
+    """The model with the classes of a recipe's data."""
+    data = None if recipe is None or not recipe.is_file() else _read_yaml(recipe).get("data")
+    label = data.get("label") if isinstance(data, Mapping) else None
+    if label is None:
+        return TrainedModel(model)
+    try:
+        labels = LabelConfig.model_validate(label)
+    except ValidationError as error:
+        raise UserError(f"{recipe}: data.label: {error.errors()[0]['msg']}") from error
+    names = {str(value): index for index, value in enumerate(labels.values or ())}
+    return TrainedModel(model, names, labels)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def is_pipeline(where: str) -> bool:
+    """Whether a directory is a pipeline's run."""
+    return storage.is_local(where) and (storage.local_path(where) / PIPELINE).is_file()
+
+
+def pipeline_systems(run: Path) -> Mapping[str, SystemConfig]:
+    """The systems that the evaluate stages of a pipeline's run evaluate, by stage.
+
+    Raises:
+        UserError: no pipeline's run, or a system that is not one.
+    """
+    if not (run / PIPELINE).is_file():
+        raise UserError(f"{run}: is no pipeline's run directory; it has no {PIPELINE}")
+    tree = _read_yaml(run / PIPELINE)
+    stages = tree.get("stages") or {}
+    values = {**{name: str(run / name) for name in stages}, **(tree.get("values") or {})}
+    systems = {}
+    for name, stage in stages.items():
+        system = (stage.get("evaluation") or {}).get("system")
+        # a model of classes is sampled by its own run
+        if system is None or "classes" in stage["evaluation"]:
+            continue
+        try:
+            systems[name] = SYSTEM.validate_python(_substituted(system, values))
+        except ValidationError as error:
+            found = error.errors()[0]
+            key = ".".join(str(part) for part in ("evaluation", "system", *found["loc"]))
+            raise UserError(f"{run / PIPELINE}: stages.{name}.{key}: {found['msg']}") from error
+    return systems
+
+
+def _substituted(tree: object, values: Mapping[str, str]) -> object:
+    """A tree with each `${NAME}` replaced by its value."""
+    match tree:
+        case str():
+            return REFERENCE.sub(lambda found: values.get(found[1], found[0]), tree)
+        case Mapping():
+            return {key: _substituted(each, values) for key, each in tree.items()}
+        case list():
+            return [_substituted(each, values) for each in tree]
+        case _:
+            return tree
+
+
+def default_system(run: Path) -> str:
+    """The cascade, or else the first system there is."""
+    systems = list(pipeline_systems(run))
+    return "cascade" if "cascade" in systems or not systems else systems[0]
+
+
+def system_of(run: Path, name: str) -> SystemConfig:
+    """The system of the evaluate stage `name`.
+
+    Raises:
+        UserError: no pipeline's run, or none of its stages evaluates such a system.
+    """
+    systems = pipeline_systems(run)
+    if name not in systems:
+        raise UserError(f"--system {name}: {run} has {', '.join(systems) or 'no systems'}")
+    return systems[name]
+
+
+def find_system(where: str, name: str | None = None) -> SystemConfig:
+    """The system of a pipeline's run, or a diffusion model by itself.
+
+    Raises:
+        UserError: nothing that generates images is there, or no system of that name.
+    """
+    if is_pipeline(where):
+        run = Path(where)
+        return system_of(run, name or default_system(run))
+    if name is not None:
+        raise UserError(f"--system {name}: {where} is no pipeline's run directory")
+    return DiffusionSystem(model=find_model(where).directory)

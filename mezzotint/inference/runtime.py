@@ -1,0 +1,73 @@
+"""Where and how networks compute in inference: device, precision, processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+
+from mezzotint.inference.process_group import ProcessGroup
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""`auto` is bf16 autocast where the device multiplies bf16 matrices, else fp32."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, autocast policy and process group of a generator or an encoder."""
+
+    device: torch.device
+    bf16: bool
+    group: ProcessGroup
+
+    @classmethod
+    def of(
+        cls,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        group: ProcessGroup | None = None,
+    ) -> "Runtime":
+        """The runtime on a device; one process where no group is given."""
+        chosen = torch.device(device)
+        return cls(chosen, computes_in_bf16(precision, chosen), group or ProcessGroup())
+
+    @property
+    def precision_name(self) -> str:
+        """How a protocol records it."""
+        return "bf16 autocast" if self.bf16 else "fp32"
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products and convolutions in bf16, if that is the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, autocast, and on a CPU one thread.
+
+        More threads add up in another order: with one, results do not depend on how many cores
+        there are and how many processes share them.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            with torch.no_grad(), self.autocast():
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products run in bf16."""
+    match precision:
+        case "fp32":
+            return False
+        case "bf16":
+            return True
+        case "auto" if device.type == "cuda":
+            return torch.cuda.is_bf16_supported()
+        case "auto":
+            return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        case _:
+            assert_never(precision)

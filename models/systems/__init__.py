@@ -1,1 +1,0 @@
-"""What inference composes from trained models."""
