@@ -18,15 +18,17 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from launch.sampling.model_lookup import target_of
 from torch import Tensor
 
 from evaluation.metrics import fid
 from evaluation.metrics.features import EfficientNetLite0, FeatureNetwork
-from launch.sampling.inputs import Pictures, pictures_of_set
+from launch.sampling.inputs import InputImages, images_of_set
 from mezzotint.inference.config import DiffusionSystem
-from mezzotint.inference.diffusion import DiffusionDrawer, Wish
+from mezzotint.inference.diffusion import DiffusionGenerator
+from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.images import to_bytes
+from mezzotint.inference.model_lookup import find_model
+from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import DiffusionSampling
 
 matplotlib.use("Agg")
@@ -67,43 +69,45 @@ class Floors:
 
 @dataclass(frozen=True)
 class Bench:
-    """Model, questions and judge."""
+    """Model, prompts and metric."""
 
-    drawer: DiffusionDrawer
-    wishes: Sequence[Wish]
+    generator: DiffusionGenerator
+    prompts: tuple[Prompt, ...]
     network: FeatureNetwork
     real: fid.Gaussian
-    training: Pictures
+    training: InputImages
 
-    def drawn(self, sampling: DiffusionSampling) -> tuple[Tensor, int]:
-        """Pictures (N, H, W, 3) uint8 and the calls of the network for each."""
-        system = self.drawer.config.model_copy(update={"sampling": sampling})
-        ready, wishes = replace(self.drawer, config=system), self.wishes
-        parts = [
-            ready.paint(wishes[first : first + BATCH]) for first in range(0, len(wishes), BATCH)
-        ]
-        return torch.cat([part.pictures for part in parts]), parts[0].calls.network
+    def under(self, sampling: DiffusionSampling) -> DiffusionGenerator:
+        """The generator under another sampling."""
+        system = self.generator.config.model_copy(update={"sampling": sampling})
+        return replace(self.generator, config=system)
+
+    def generate(self, generator: DiffusionGenerator) -> tuple[Tensor, int]:
+        """Images (N, H, W, 3) uint8 and the network evaluations for each."""
+        result = generator.generate(GenerationRequest(self.prompts, batch_size=BATCH))
+        assert result.nfe is not None
+        return result.images[:, 0], result.nfe.network
 
     def distance(self, pictures: Tensor) -> float:
         """To the real pictures."""
         return fid.frechet_distance(fid.fit(self.network(pictures)), self.real)
 
-    def sampling(self, solver: str, calls: int) -> DiffusionSampling:
-        """The solver at its default times, with steps that ask the network `calls` times."""
+    def solved_by(self, solver: str, calls: int) -> DiffusionGenerator:
+        """The solver at its default times, with steps of `calls` network evaluations."""
         twice = solver in ("heun", "predictor_corrector")
-        chosen = DiffusionSampling.model_validate(
+        sampling = DiffusionSampling.model_validate(
             {"solver": {"kind": solver}, "steps": calls // 2 if twice else calls}
         )
+        chosen = self.under(sampling)
         if solver != "analytic_dpm":
             return chosen
-        known = [Wish(0, caption) for caption in self.training.captions[:MOMENTS]]
-        cond, rng = self.drawer.condition(known), torch.Generator().manual_seed(0)
-        images = self.training.images[:MOMENTS]
-        return self.drawer.diffusion.moments(images, cond, rng, chosen)
+        prompts = [Prompt(caption) for caption in self.training.captions[:MOMENTS]]
+        rng = torch.Generator().manual_seed(0)
+        return chosen.with_analytic_moments(self.training.images[:MOMENTS], prompts, rng)
 
     def point(self, solver: str, calls: int, limit: Tensor) -> Point:
-        """What the solver makes of the wishes."""
-        pictures, asked = self.drawn(self.sampling(solver, calls))
+        """What the solver makes of the prompts."""
+        pictures, asked = self.generate(self.solved_by(solver, calls))
         error = None
         if solver in PLAIN:
             error = float((pictures.double() - limit.double()).square().mean().sqrt())
@@ -113,7 +117,7 @@ class Bench:
 def main() -> None:
     options = arguments()
     bench, floor = prepared(options)
-    limit, _ = bench.drawn(LIMIT)
+    limit, _ = bench.generate(bench.under(LIMIT))
     floors = Floors(limit=bench.distance(limit), **floor)
     found: dict[str, list[Point]] = {}
     for place, solver in enumerate((*PLAIN, *NOISY)):
@@ -121,9 +125,9 @@ def main() -> None:
         found[solver] = [bench.point(solver, calls, limit) for calls in CALLS]
     if options.json is not None:
         points = {name: [asdict(each) for each in points] for name, points in found.items()}
-        tree = {"pictures": len(bench.wishes), "floors": asdict(floors), "solvers": points}
+        tree = {"pictures": len(bench.prompts), "floors": asdict(floors), "solvers": points}
         options.json.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    plot(found, floors, len(bench.wishes), options.out)
+    plot(found, floors, len(bench.prompts), options.out)
     print(table(found, floors))
     print(options.out, file=sys.stderr)
 
@@ -143,12 +147,12 @@ def arguments() -> argparse.Namespace:
 
 def prepared(options: argparse.Namespace) -> tuple[Bench, dict[str, float]]:
     """The bench, and the distances that need no drawing."""
-    system = DiffusionSystem(model=target_of(options.run).model)
-    drawer, network = DiffusionDrawer.load(system, "auto"), EfficientNetLite0().build()
-    size, split = drawer.image_size, options.split
-    real = pictures_of_set(options.data, size, limit=options.pictures, seed=0, split=split)
+    system = DiffusionSystem(model=find_model(options.run).directory)
+    generator, network = DiffusionGenerator.load(system, Runtime.of()), EfficientNetLite0().build()
+    size, split = generator.image_size, options.split
+    real = images_of_set(options.data, size, limit=options.pictures, seed=0, split=split)
     count = len(real.captions)
-    training = pictures_of_set(options.data, size, limit=count, seed=0, split=f"{split}/train")
+    training = images_of_set(options.data, size, limit=count, seed=0, split=f"{split}/train")
     features, seen = network(to_bytes(real.images)), network(to_bytes(training.images))
     aim = fid.fit(features)
     halves = fid.fit(features[: count // 2]), fid.fit(features[count // 2 :])
@@ -156,8 +160,8 @@ def prepared(options: argparse.Namespace) -> tuple[Bench, dict[str, float]]:
         "training": fid.frechet_distance(fid.fit(seen), aim),
         "halves": fid.frechet_distance(*halves),
     }
-    wishes = [Wish(seed, caption) for seed, caption in enumerate(real.captions)]
-    return Bench(drawer, wishes, network, aim, training), floors
+    prompts = tuple(Prompt(caption, key=str(row)) for row, caption in enumerate(real.captions))
+    return Bench(generator, prompts, network, aim, training), floors
 
 
 def table(found: Mapping[str, Sequence[Point]], floors: Floors) -> str:

@@ -21,11 +21,16 @@ MODULES = 20
 
 # Where a rule does not hold, and why.
 ONLY_IN = {"deepspeed": "trainer/engine.py", "mlflow": "trainer/tracking/mlflow_client.py"}
-KNOWS_RANKS = {"trainer/distributed.py", "trainer/checkpoint.py"}
+KNOWS_RANKS = {
+    *("trainer/distributed.py", "trainer/checkpoint.py"),
+    "mezzotint/inference/process_group.py",
+}
 KNOWS_THE_MAIN_PROCESS = {
     "trainer/session.py",  # opens the tracker, samples each node, exports the model once per run
     "launch/train/worker.py",  # one process of a run writes to the terminal
-    "launch/sampling/sample.py",  # one of the sampling ranks writes the image and prints
+    # one of the processes that share a piece of inference writes the results and prints
+    *("launch/sampling/sample.py", "launch/sampling/complete.py"),
+    *("launch/sampling/invert.py", "launch/sampling/likelihood.py"),
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import after fixing its cause
 # These catch the unpickling error that torch.load raises for an unsafe weights file.

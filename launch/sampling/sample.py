@@ -82,6 +82,8 @@ class SamplePlan:
     configs: tuple[SystemConfig, ...]
     titles: tuple[str, ...]
     """What the grid calls each prompt."""
+    number: int
+    """Images shown per prompt."""
     request: GenerationRequest
     source: str
     """Where the images come from: the seed, or how many they are the best of."""
@@ -114,7 +116,7 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
         system=plan.configs[0],
         titles=plan.titles,
         request=request,
-        number=options.number,
+        number=plan.number,
         source=plan.source,
         axes=plan.axes,
         cells=tuple(map(SweepCell, plan.settings, results)),
@@ -143,7 +145,6 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
     if options.noise is not None:
         made = read_own_noise(options.noise, config)
         number, noise = len(made.noise), made.noise
-        options = replace(options, number=number)
         # noise is sampled from as it was made, unless an option says otherwise
         steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
         overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
@@ -159,6 +160,7 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
         settings=tuple(combinations),
         configs=tuple(with_overrides(config, each, "--sweep") for each in combinations),
         titles=tuple(prompts),
+        number=options.number if noise is None else number,
         request=GenerationRequest(
             prompts=tuple(prompts.values()),
             number=number,

@@ -8,19 +8,25 @@ import torch
 from evaluation import samples
 from evaluation.samples import EvaluationPrompt
 from mezzotint.common.errors import UserError
-from mezzotint.inference.generator import Drawn
+from mezzotint.inference.generator import GenerationResult, image_generator
 
 
 class Dice:
-    """Draws noise from each seed; remembers nothing."""
+    """Generates noise; remembers nothing."""
 
     image_size = 4
+    candidates = 3
 
-    def draw(self, captions, seed):
-        rng = torch.Generator().manual_seed(seed)
-        shape = (len(captions), 3, 4, 4, 3)
-        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
-        return Drawn(pictures, pictures.flatten(2).double().mean(dim=2))
+    def generate(self, request, *, progress=None, callback=None):
+        images = torch.stack([self.image(request, prompt) for prompt in request.prompts])
+        return GenerationResult(images, images.flatten(2).float().mean(dim=2), None, 0.0)
+
+    def image(self, request, prompt):
+        rngs = [image_generator(request.seed, n, prompt) for n in range(request.number)]
+        shape = (4, 4, 3)
+        return torch.stack(
+            [torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng) for rng in rngs]
+        )
 
     def reconstruct(self, pictures):
         return None

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from mezzotint.inference.build import build_system
-from models.systems.hierarchy import level_shapes
 from PIL import Image
 
 from data_pipeline.manifest import Split
@@ -19,16 +17,20 @@ from evaluation import samples
 from evaluation.config import TextToImageConfig
 from evaluation.evaluate import evaluate
 from mezzotint.common.errors import UserError
+from mezzotint.inference.generator import GenerationRequest, Prompt, image_generator
 from mezzotint.inference.images import from_bytes, to_bytes
+from mezzotint.inference.load import load_generator
 from models import store
 from models.autoencoders.dvae import DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.levels import level_shapes
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.nn.random import BatchGenerator
 
 LENGTH = 6
 CAPTIONS = [
@@ -238,9 +240,9 @@ def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_p
 
 @pytest.mark.parametrize("kind", ["dalle", "hierarchy"])
 def test_images_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
-    drawer = build_system(configured(home, kind).system)
+    generator = load_generator(configured(home, kind).system)
     pictures = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
-    reconstructed = drawer.reconstruct(pictures)
+    reconstructed = generator.reconstruct(pictures)
     assert (reconstructed == reconstructed[:1]).all()
 
 
@@ -258,24 +260,24 @@ def test_a_directory_with_another_kind_of_model_is_named(home, kind, setting, wr
     tree = system(home, kind) | {setting: str(home / wrong)}
     config = configured(home, kind, system=tree)
     with pytest.raises(UserError, match=f"system.{setting}: .*{wrong} holds a"):
-        build_system(config.system)
+        load_generator(config.system)
 
 
-def test_a_hierarchy_is_drawn_and_reconstructed_as_its_parts_do(home):
+def test_a_hierarchy_generates_and_reconstructs_as_its_parts_do(home):
     config = configured(home, "hierarchy").system
-    drawer = build_system(config, "fp32")
-    drawn = drawer.draw(CAPTIONS[:3], seed=2)
-    assert drawn.pictures.shape == (3, 2, 16, 16, 3)
-    assert drawn.scores is not None
-    text = drawer.text(CAPTIONS[:3]).repeat_interleave(2, dim=0)
-    with torch.inference_mode():
-        plain = drawer.hierarchy.sample(
-            text, torch.Generator().manual_seed(2), sampling=config.sampling
-        )
-        real = from_bytes(drawn.pictures[:, 0])
-        back = drawer.hierarchy.autoencoder.reconstruct(real)
-    assert torch.equal(drawn.pictures.flatten(0, 1), to_bytes(plain.images))
-    assert torch.equal(drawer.reconstruct(drawn.pictures[:, 0]), to_bytes(back))
+    generator = load_generator(config, precision="fp32")
+    request = GenerationRequest(tuple(map(Prompt, CAPTIONS[:3])), number=2, seed=2)
+    result = generator.generate(request)
+    assert result.images.shape == (3, 2, 16, 16, 3)
+    assert result.scores is not None
+    rows = [(number, prompt) for prompt in request.prompts for number in range(2)]
+    rng = BatchGenerator.of([image_generator(2, *row) for row in rows])
+    text = generator.tokenizer(CAPTIONS[:3]).repeat_interleave(2, dim=0)
+    with torch.no_grad():
+        plain = generator.autoencoder.decode(generator.sample_codes(text, rng))
+        back = generator.autoencoder.reconstruct(from_bytes(result.images[:, 0]))
+    assert int((result.images.flatten(0, 1).int() - to_bytes(plain).int()).abs().max()) <= 1
+    assert torch.equal(generator.reconstruct(result.images[:, 0]), to_bytes(back))
 
 
 def test_a_clip_setting_without_a_clip_model_is_named(home, tmp_path):

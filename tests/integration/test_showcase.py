@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from models.systems.hierarchy import level_shapes
 
 from launch.pipeline.config import TrainStage, load_pipeline, stage_recipe
 from models import store
+from models.autoencoders.levels import level_shapes
 
 PIPELINE = "recipes/pipelines/autoencoders.yaml"
 FIRST_STAGES = ("vqvae2", "vqgan", "kl")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.inference.config import DiffusionSystem
-from mezzotint.inference.diffusion import DiffusionDrawer, Wish
+from mezzotint.inference.generator import GenerationRequest, Prompt
+from mezzotint.inference.load import load_generator
 from models import frozen_text, store
 from models.clip import ClipConfig
 from models.diffusion.unet.network import UNetConfig
@@ -56,22 +57,22 @@ def test_captions_are_drawn_through_the_encoder_that_the_model_names(mezzotint, 
     with Image.open(sheet) as picture:
         assert picture.width > 8
     (cell,) = json.loads(outcome.out)["cells"]
-    assert cell["network_calls"] == 4
+    assert cell["nfe"]["network"] == 4
 
 
 def test_a_picture_depends_on_its_caption_and_guidance_on_the_empty_one(model):
-    def drawn(wishes, **settings):
+    def generated(**settings):
         tree = {"model": str(model), "sampling": {"steps": 2, "guidance": 3.0}} | settings
-        drawer = DiffusionDrawer.load(DiffusionSystem.model_validate(tree), "fp32")
-        return drawer.paint(wishes).pictures, drawer.protocol()["captions"]
+        generator = load_generator(DiffusionSystem.model_validate(tree), precision="fp32")
+        request = GenerationRequest(tuple(map(Prompt, CAPTIONS)), seed=1)
+        return generator.generate(request).images, generator.protocol()["captions"]
 
-    wishes = [Wish(1, caption) for caption in CAPTIONS]
-    pictures, protocol = drawn(wishes)
+    pictures, protocol = generated()
     assert not torch.equal(pictures[0], pictures[1])
     assert protocol == store.describe(str(model)).text_encoder.model_dump()
-    alike, _ = drawn(wishes, negative="")
+    alike, _ = generated(negative="")
     assert torch.equal(alike, pictures)
-    other, _ = drawn(wishes, negative="man pilot")
+    other, _ = generated(negative="man pilot")
     assert not torch.equal(other, pictures)
 
 

@@ -1,19 +1,17 @@
 """The mask doctor and completion, as commands."""
 
 import json
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from models.systems.dalle import Dalle
 from PIL import Image
 
 from launch.dry_run.attention_masks import check_mask_by_gradient, format_ranges
 from mezzotint.inference.config import CascadeSystem, DalleSystem
+from mezzotint.inference.dalle import DalleGenerator
+from mezzotint.inference.runtime import Runtime
 from models.autoencoders.dvae import DVAEConfig
-from models.autoregressive.decoding import Sampling
 from models.autoregressive.patterns import Row, joint_mask
 from models.autoregressive.prior import PriorConfig
 from models.autoregressive.sparse import attend_blocks
@@ -94,21 +92,16 @@ def trained(monkeypatch):
         head_width=16,
     ).build().eval()  # fmt: skip
     config = DalleSystem(prior="prior", dvae="dvae", candidates=1)
-    drawer = SimpleNamespace(
-        config=SimpleNamespace(sampling=Sampling()),
-        dalle=Dalle(prior, dvae),
-        image_size=16,
-        text=lambda captions: torch.ones(len(captions), 3, dtype=torch.int64),
-        ranker=None,
-        arithmetic=nullcontext,
+    generator = DalleGenerator(
+        config, prior, dvae, lambda captions: torch.ones(len(captions), 3).long(), Runtime.of()
     )
     monkeypatch.setattr("launch.sampling.complete.system_of", lambda run, name: config)
     monkeypatch.setattr(
-        "mezzotint.inference.build.DalleDrawer.load", lambda config, precision: drawer
+        "mezzotint.inference.dalle.DalleGenerator.load", lambda config, runtime: generator
     )
 
 
-def test_complete_draws_a_sheet(mezzotint, trained, tmp_path):
+def test_complete_writes_a_grid(mezzotint, trained, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "given.png")
     out = tmp_path / "completed.png"
@@ -127,7 +120,7 @@ def test_complete_refuses_what_it_cannot_do(refused, trained, tmp_path, monkeypa
     Image.new("RGB", (8, 8)).save(tmp_path / "given.png")
     words = ("complete", "runs/x", tmp_path / "given.png", "a", "--out", tmp_path / "out.png")
     assert "has 4 rows; 9" in refused(*words, "--rows", "9")
-    assert "no such picture" in refused("complete", "runs/x", tmp_path / "none.png", "a")
+    assert "no such image" in refused("complete", "runs/x", tmp_path / "none.png", "a")
     cascade = CascadeSystem(base="base", upsampler="upsampler")
     monkeypatch.setattr("launch.sampling.complete.system_of", lambda run, name: cascade)
     assert "only a prior over codes completes" in refused(*words)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from models.systems.hierarchy import level_shapes
 
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
@@ -17,6 +16,7 @@ from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, moments
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoencoders.levels import level_shapes
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from trainer.recipe import load

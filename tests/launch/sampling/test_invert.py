@@ -15,7 +15,7 @@ from models.diffusion.text_diffusion import TextDiffusionConfig
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model directory of an untrained model of captions, which draws grey squares."""
+    """A model directory of an untrained model of captions, which generates grey squares."""
     words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
     config = TextDiffusionConfig(
         image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=40, text_length=6
@@ -49,9 +49,9 @@ def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces,
     outcome = mezzotint(*words, "--steps", "20,5", "--json")
     assert outcome.code == 0, outcome.err
     said = json.loads(outcome.out)
-    assert said["pictures"] == ["red.png", "gray.png"]
+    assert said["images"] == ["red.png", "gray.png"]
     assert [run["steps"] for run in said["runs"]] == [5, 20]
-    assert [run["network_calls"] for run in said["runs"]] == [10, 40]
+    assert [run["nfe"] for run in said["runs"]] == [10, 40]
     assert all(len(run["psnr"]) == 2 for run in said["runs"])
     assert {"mean", "deviation", "kurtosis", "distance"} <= said["runs"][0]["noise"].keys()
     with Image.open(out) as sheet:
@@ -69,7 +69,7 @@ def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces,
     assert again["number"] == 2
     assert again["system"]["sampling"]["steps"] == 20
     assert again["system"]["sampling"]["times"]["kind"] == "log_snr"
-    assert again["cells"][0]["pictures"] == "from noise given"
+    assert again["cells"][0]["images"] == "from given noise"
     assert "PSNR" in mezzotint(*words, "--steps", "4").out
 
 
@@ -78,9 +78,9 @@ def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces,
     [
         (("--steps", "ten"), "--steps ten: looks like 10,25,50"),
         (("--times", "cubic"), "there is no 'cubic'"),
-        (("--caption", "a", "--caption", "b", "--caption", "c"), "3 given for 2 pictures"),
+        (("--caption", "a", "--caption", "b", "--caption", "c"), "3 given for 2 images"),
         (("--noise", "x.pt"), "--noise x.pt: ends with .safetensors"),
-        (("--class", "0"), "is told no class"),
+        (("--class", "0"), "is not conditioned on classes"),
     ],
 )
 def test_what_cannot_be_inverted_is_refused(refused, model, faces, words, message, tmp_path):

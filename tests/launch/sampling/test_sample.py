@@ -1,193 +1,245 @@
-"""`mezzotint sample`: what is drawn does not depend on how many processes draw it."""
+"""`mezzotint sample` of a pipeline's systems: the same images by any number of processes."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from launch.sampling.parallel import Request, draw_candidates
+import yaml
 from PIL import Image
 
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.sampling import parallel
+from launch import processes
+from launch.processes import default_processes, devices, run_in_processes, worker_error
+from launch.sampling.sample import SampleOptions, generate_cells, plan_sampling
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import CascadeSystem, DalleSystem
-from mezzotint.inference.images import to_bytes
 from models import store
 from models.autoencoders.dvae import DVAEConfig
-from models.autoregressive.decoding import Sampling
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
+from models.diffusion.super_resolution import SuperResolutionConfig
+from models.diffusion.text_diffusion import TextDiffusionConfig
 
-PRIOR = PriorConfig(
-    text_vocab=60, text_length=6, image_vocab=8, grid=(4, 4), width=16, layers=2, heads=1,
-    head_width=16,
-)  # fmt: skip
-DVAE = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8)
-CLIP = ClipConfig(
-    image_size=16, patch=8, vision_width=16, vision_layers=1, text_vocab=60, text_length=6,
-    text_width=16, text_layers=1, head_width=8, embed=8,
-)  # fmt: skip
+TEXT = {"text_vocab": 60, "text_length": 6}
+CONFIGS = {
+    "prior": PriorConfig(
+        image_vocab=8, grid=(4, 4), width=16, layers=2, heads=1, head_width=16, **TEXT
+    ),
+    "dvae": DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8),
+    "clip": ClipConfig(
+        image_size=16, patch=8, vision_width=16, vision_layers=1, text_width=16, text_layers=1,
+        head_width=8, embed=8, **TEXT,
+    ),
+    "base": TextDiffusionConfig(image_size=8, patch=4, width=16, layers=2, heads=1, **TEXT),
+    "upsampler": SuperResolutionConfig(low_size=8, image_size=16, channels=(8,), blocks=1),
+}  # fmt: skip
+READS_TEXT = ("prior", "clip", "base")
 CAPTIONS = ("woman pilot", "man cook")
+DALLE = {"kind": "dalle", "prior": "${prior}/model", "dvae": "${dvae}/model"}
+SYSTEMS = {
+    "dalle": DALLE
+    | {"ranker": "${models}/clip/model", "candidates": 3, "sampling": {"guidance": 1.5}},
+    "plain": DALLE | {"candidates": 1},
+    "cascade": {
+        "kind": "cascade",
+        "base": "${base}/model",
+        "upsampler": "${upsampler}/model",
+        "base_sampling": {"steps": 3, "guidance": 2.0, "eta": 1.0},
+        "upsampler_sampling": {"steps": 2, "level": 0.1},
+    },
+}
 
 
 @pytest.fixture(scope="module")
-def dalle(tmp_path_factory):
-    """A system of three untrained networks in model directories."""
-    root = tmp_path_factory.mktemp("models")
+def run(tmp_path_factory):
+    """A pipeline's run of untrained networks that are not blank."""
+    root = tmp_path_factory.mktemp("run")
     words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
     tokenizer = Tokenizer.train(words, 40)
-    for name, config in (("prior", PRIOR), ("dvae", DVAE), ("clip", CLIP)):
+    for name, config in CONFIGS.items():
         torch.manual_seed(0)
         network = config.build()
         with torch.no_grad():
             for weight in network.parameters():
                 weight.add_(0.1 * torch.randn(weight.shape))
-        reads = {} if name == "dvae" else {"tokenizer": tokenizer, "text_length": 6}
-        store.save(str(root / name), config, network.state_dict(), card="tiny", **reads)
-    return DalleSystem(
-        prior=str(root / "prior"),
-        dvae=str(root / "dvae"),
-        ranker=str(root / "clip"),
-        candidates=3,
-        sampling=Sampling(guidance=1.5),
+        reads = {"tokenizer": tokenizer, "text_length": 6} if name in READS_TEXT else {}
+        directory = str(root / name / "model")
+        store.save(directory, config, network.state_dict(), card="tiny", **reads)
+    stages = {name: {"kind": "train", "recipe": "recipe.yaml"} for name in CONFIGS}
+    evaluated = {
+        name: {"kind": "evaluate", "evaluation": {"system": system}}
+        for name, system in SYSTEMS.items()
+    }
+    tree = {"name": "x", "values": {"models": str(root)}, "stages": stages | evaluated}
+    (root / "pipeline.yaml").write_text(yaml.safe_dump(tree))
+    return root
+
+
+def options(system="dalle", **settings):
+    return SampleOptions(
+        captions=CAPTIONS, system=system, number=20, seed=4, batch=6, device="cpu", **settings
     )
 
 
-@pytest.fixture
-def request_of(dalle):
-    return Request(dalle, CAPTIONS, candidates=20, seed=4)
-
-
-def silent(done, total):
-    pass
-
-
-@pytest.mark.processes
-def test_two_processes_draw_what_one_draws_and_tell_of_it(request_of):
-    seen = {1: [], 2: []}
-    one, two = (
-        draw_candidates(
-            request_of, count, lambda done, total, count=count: seen[count].append(done)
-        )
-        for count in (1, 2)
+def generate(run, count, chosen):
+    results, _ = run_in_processes(
+        partial(generate_cells, plan_sampling(str(run), chosen), chosen),
+        device="cpu",
+        processes=count,
+        blocks=0,
+        images=0,
     )
-    assert torch.equal(one.codes, two.codes)
+    return results[0]
+
+
+def equal(one, two):
     assert torch.equal(one.images, two.images)
-    assert torch.equal(one.scores, two.scores)
-    assert torch.equal(one.ranking, two.ranking)
-    assert len(one.codes.flatten(0, 1).flatten(1).unique(dim=0)) > 30
-    for told in seen.values():
-        assert told == sorted(told)
-        assert told[-1] == 40
-        assert len(told) > 10
+    for name in ("scores", "codes"):
+        first, second = getattr(one, name), getattr(two, name)
+        assert (first is None) == (second is None)
+        assert first is None or torch.equal(first, second)
+    assert one.nfe == two.nfe
 
 
 @pytest.mark.processes
-def test_two_ranks_draw_what_one_process_draws(request_of, tmp_path):
-    code = (
-        "import sys, torch\n"
-        "from launch.sampling.parallel import Request, draw_candidates\n"
-        "from mezzotint.inference.config import DalleSystem\n"
-        "system = DalleSystem.model_validate_json(sys.argv[1])\n"
-        "request = Request(system, tuple(sys.argv[3:]), candidates=20, seed=4)\n"
-        "samples = draw_candidates(request, 1, lambda done, total: None)\n"
-        "torch.save([samples.codes, samples.images, samples.scores], sys.argv[2])\n"
-    )
+@pytest.mark.parametrize("system", ["dalle", "cascade"])
+def test_any_number_of_processes_generates_the_same_images_and_reports_progress(
+    run, system, capsys
+):
+    chosen = options(system)
+    one = generate(run, 1, chosen)
+    assert "generate 40/40" in capsys.readouterr().out
+    for count in (2, 3):
+        equal(one, generate(run, count, chosen))
+        assert "generate 40/40" in capsys.readouterr().out
+    assert len(one.images.flatten(0, 1).flatten(1).unique(dim=0)) > 30
+
+
+RANK = """
+import sys, torch
+from functools import partial
+from launch.processes import run_in_processes
+from launch.sampling.sample import SampleOptions, generate_cells, plan_sampling
+chosen = SampleOptions(captions=tuple(sys.argv[3:]), system="dalle", number=20, seed=4, batch=6,
+    device="cpu")
+function = partial(generate_cells, plan_sampling(sys.argv[1], chosen), chosen)
+cells = run_in_processes(function, device="cpu", processes=None, blocks=0, images=0)
+if cells:
+    torch.save([cells[0][0].codes, cells[0][0].images, cells[0][0].scores], sys.argv[2])
+"""
+
+
+@pytest.mark.processes
+def test_two_ranks_generate_what_one_process_generates(run, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", code, request_of.system.model_dump_json(),
-             tmp_path / f"{rank}.pt", *CAPTIONS],
+            [sys.executable, "-c", RANK, run, tmp_path / f"{rank}.pt", *CAPTIONS],
             env=os.environ | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    alone = draw_candidates(request_of, 1, silent)
-    for rank in range(2):
-        codes, images, scores = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.equal(codes, alone.codes)
-        assert torch.equal(to_bytes(images), to_bytes(alone.images))
-        assert torch.equal(scores, alone.scores.float())
+    alone = generate(run, 1, options())
+    assert not (tmp_path / "1.pt").exists()  # one rank writes
+    codes, images, scores = torch.load(tmp_path / "0.pt", weights_only=True)
+    assert torch.equal(codes, alone.codes)
+    assert torch.equal(images, alone.images)
+    assert torch.equal(scores, alone.scores)
 
 
-@pytest.fixture
-def trained(monkeypatch, dalle):
-    """Every run's system is the tiny one, or a cascade."""
-    cascade = CascadeSystem(base="base", upsampler="upsampler")
-    systems = {"dalle": dalle, "plain": dalle.model_copy(update={"ranker": None, "candidates": 1})}
-    monkeypatch.setattr(
-        "launch.sampling.sample.system_of", lambda run, name: systems.get(name, cascade)
-    )
-    monkeypatch.setattr("launch.sampling.sample.is_pipeline", lambda where: True)
-    monkeypatch.setattr("launch.sampling.sample.default_system", lambda run: "cascade")
-
-
-def test_sample_shows_the_best_of_the_candidates(mezzotint, trained, tmp_path, monkeypatch):
-    asked = []
-
-    def draw(request, processes, progress):
-        asked.append((request.candidates, processes, request.seed))
-        return draw_candidates(request, 1, progress)
-
-    monkeypatch.setattr("launch.sampling.sampler.draw_candidates", draw)
+def test_sample_shows_the_best_of_the_candidates(mezzotint, run, tmp_path):
     out = tmp_path / "sheets" / "sample.png"
-    words = ("sample", "runs/x", *CAPTIONS, "--system", "dalle", "--out", out, "--number", "2")
-    outcome = mezzotint(*words, "--candidates", "9", "--processes", "2", "--seed", "5")
+    words = ("sample", run, *CAPTIONS, "--system", "dalle", "--out", out, "--number", "2")
+    outcome = mezzotint(*words, "--candidates", "9", "--processes", "1", "--seed", "5")
     assert outcome.code == 0, outcome.err
-    assert f"{out}: 2 pictures of each of 2 captions" in outcome.out
-    assert "draw 18/18" in outcome.out
+    assert f"{out}: 2 images of each of 2 captions" in outcome.out
+    assert "generate 18/18" in outcome.out
     with Image.open(out) as picture:
         assert picture.width > 2 * 2 * 96
     first = out.read_bytes()
     assert mezzotint(*words, "--candidates", "9", "--seed", "5").code == 0
     assert out.read_bytes() == first
-    assert mezzotint(*words, "--seed", "5").code == 0
+    assert "generate 6/6" in mezzotint(*words, "--seed", "5").out
     assert out.read_bytes() != first
-    assert asked == [(9, 2, 5), (9, 1, 5), (3, 1, 5)]
 
 
-def test_a_system_without_ranker_draws_as_many_as_are_shown(refused, mezzotint, trained, tmp_path):
-    words = ("sample", "runs/x", "man cook", "--system", "plain", "--out", tmp_path / "a.png")
-    assert "draw 4/4" in mezzotint(*words).out
+def test_a_system_without_ranker_generates_as_many_as_are_shown(refused, mezzotint, run, tmp_path):
+    words = ("sample", run, "man cook", "--system", "plain", "--out", tmp_path / "a.png")
+    assert "generate 4/4" in mezzotint(*words).out
     assert (tmp_path / "a.png").is_file()
     message = refused(*words, "--candidates", "9")
     assert message.startswith("--candidates 9: plain has no ranker to choose among them")
 
 
-def test_a_cascade_draws_no_candidates(refused, trained, tmp_path):
-    words = ("sample", "runs/x", "man cook", "--out", tmp_path / "a.png")
-    for option in ("candidates", "processes"):
-        message = refused(*words, f"--{option}", "2")
-        assert message.startswith(f"{option} 2: cascade is a cascade")
+def test_the_cascade_is_the_default_and_ranks_no_candidates(refused, mezzotint, run, tmp_path):
+    words = ("sample", run, "man cook", "--out", tmp_path / "a.png")
+    message = refused(*words, "--candidates", "2")
+    assert message.startswith("--candidates 2: cascade is a cascade")
+    assert "network evaluations per image: 8" in mezzotint(*words).out
 
 
-def test_processes_besides_ranks_are_refused(request_of, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--device", "tpu0"), "--device tpu0: give cpu, cuda or cuda:N"),
+        (("--device", "cuda:99"), "--device cuda:99: this machine has"),
+        (("--system", "none"), "has cascade, dalle, plain"),
+        (("--trajectory", "a.gif"), "--trajectory: a cascade is several models"),
+        (("--class", "1"), "--class: conditions a single model"),
+        (("--classifier", "x"), "--classifier: guides a single diffusion model"),
+    ],
+)
+def test_what_a_pipelines_system_does_not_take_is_refused(refused, run, words, message, tmp_path):
+    assert message in refused("sample", run, "man", *words, "--out", tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
+
+
+def test_a_system_needs_captions(refused, run, tmp_path):
+    said = refused("sample", run, "--out", tmp_path / "no.png")
+    assert said.startswith("captions: a cascade generates from captions")
+
+
+def test_processes_besides_ranks_are_refused(run, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(UserError, match="--processes 3: 2 ranks draw already"):
-        draw_candidates(request_of, 3, silent)
+    with pytest.raises(UserError, match="--processes 3: 2 ranks share the work already"):
+        generate(run, 3, options())
+
+
+def test_there_is_a_process_for_each_gpu_and_on_a_cpu_where_the_work_pays(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))
+    assert default_processes("cpu", blocks=100, images=10_000) == 4
+    assert default_processes("cpu", blocks=2, images=10_000) == 2
+    assert default_processes("cpu", blocks=100, images=100) == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert default_processes(None, blocks=100, images=100) == 8
+    assert default_processes(None, blocks=3, images=100) == 3
+    assert default_processes("cuda:5", blocks=100, images=100) == 1
+    assert [device.index for device in devices("cuda", 10)] == [*range(8), 0, 1]
+    assert devices("cuda:5", 2) == [torch.device("cuda:5")] * 2
+    assert devices("cpu", 2) == [torch.device("cpu")] * 2
 
 
 class End:
-    """The end of a connection on which this was said, and nothing more."""
+    """The end of a connection on which this was sent, and nothing more."""
 
-    def __init__(self, *said):
-        self.said = list(said)
+    def __init__(self, *sent):
+        self.sent = list(sent)
 
     def recv(self):
-        if not self.said:
+        if not self.sent:
             raise EOFError
-        return self.said.pop(0)
+        return self.sent.pop(0)
 
 
 @pytest.mark.parametrize(
@@ -197,21 +249,24 @@ class End:
         (1, RuntimeError, "failed with exit code 1"),
     ],
 )
-def test_a_process_that_ends_without_a_word_is_noticed(monkeypatch, code, kind, words):
-    monkeypatch.setattr(parallel, "wait", list)
-    process = SimpleNamespace(join=lambda: None, exitcode=code)
+def test_a_process_that_ends_without_a_message_is_noticed(code, kind, words):
+    process = SimpleNamespace(join=lambda timeout: None, exitcode=code)
+    alive = SimpleNamespace(join=lambda timeout: None, exitcode=None)
     with pytest.raises(kind, match=words):
-        parallel.gathered([parallel.WorkerProcess(process, End(0.5), 3)], silent)
+        raise worker_error([(alive, End()), (process, End())])
+    assert worker_error([(alive, End())]) is None
 
 
-def test_what_a_process_refuses_is_said_by_the_one_that_started_it(
-    request_of, tmp_path, monkeypatch
-):
-    system = request_of.system.model_copy(update={"prior": str(tmp_path / "none")})
+def test_the_error_of_a_process_is_reported_by_the_one_that_started_it(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    said = []
-    lost = Request(system, CAPTIONS, candidates=2, seed=0)
-    parallel.help_out(lost, 0, 2, SimpleNamespace(send=said.append))
-    monkeypatch.setattr(parallel, "wait", list)
-    with pytest.raises(UserError, match="none"):
-        parallel.gathered([parallel.WorkerProcess(SimpleNamespace(), End(*said), 2)], silent)
+    monkeypatch.setattr(processes, "_join", lambda store, rank, size: None)
+    sent = []
+
+    def fails(device, group):
+        raise UserError("no model there")
+
+    connection = SimpleNamespace(send=sent.append)
+    processes.worker_main(fails, torch.device("cpu"), 1, 2, "store", connection)
+    process = SimpleNamespace(join=lambda timeout: None, exitcode=0)
+    with pytest.raises(UserError, match="no model there"):
+        raise worker_error([(process, End(*sent))])

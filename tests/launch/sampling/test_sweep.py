@@ -1,16 +1,16 @@
-"""`sample` with single diffusion models: classes, solvers, sweeps, films, and other settings."""
+"""`sample` with single diffusion models: classes, solvers, sweeps, trajectories, settings."""
 
 import json
 
 import pytest
 import torch
-from launch.sampling.model_lookup import target_of
 from PIL import Image
 
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.sampling.overrides import changed, chosen, sweep_of
+from launch.sampling.overrides import parse_overrides, parse_sweep, with_overrides
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import CascadeSystem, DalleSystem, DiffusionSystem
+from mezzotint.inference.model_lookup import find_model
 from models import store
 from models.diffusion.classifier import NoisyClassifierConfig
 from models.diffusion.process import ProcessConfig
@@ -81,10 +81,10 @@ def sample(mezzotint, tmp_path):
 
 def test_classes_are_drawn_by_name_and_calls_of_the_network_are_told(sample, classes, tmp_path):
     said = sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
-    assert [subject["label"] for subject in said["subjects"]] == [2, 0]
-    assert [subject["title"] for subject in said["subjects"]] == ["star", "disc"]
+    assert [prompt["label"] for prompt in said["prompts"]] == [2, 0]
+    assert [prompt["title"] for prompt in said["prompts"]] == ["star", "disc"]
     (cell,) = said["cells"]
-    assert (cell["network_calls"], cell["classifier_calls"]) == (6, 0)
+    assert cell["nfe"] == {"network": 6, "classifier": 0}
     assert said["system"]["sampling"]["guidance"] == 2
     first = (tmp_path / "out.png").read_bytes()
     sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
@@ -99,7 +99,7 @@ def test_a_classifier_steers_to_the_class_and_its_calls_are_told(
     words = (classes, "--class", "star", "--classifier", classifier)
     said = sample(*words, "--classifier-scale", "3")
     assert said["system"]["sampling"]["classifier_scale"] == 3
-    assert said["cells"][0]["classifier_calls"] == said["cells"][0]["network_calls"] == 3
+    assert said["cells"][0]["nfe"] == {"network": 3, "classifier": 3}
     steered = (tmp_path / "out.png").read_bytes()
     sample(classes, "--class", "star")
     assert (tmp_path / "out.png").read_bytes() != steered
@@ -112,8 +112,8 @@ def test_a_classifier_steers_to_the_class_and_its_calls_are_told(
 
 
 def test_a_model_draws_without_being_told_anything(sample, classes, captioned):
-    assert sample(classes)["subjects"][0]["title"] == "nothing in particular"
-    assert sample(captioned)["subjects"][0]["caption"] is None
+    assert sample(classes)["prompts"][0]["title"] == "unconditional"
+    assert sample(captioned)["prompts"][0]["text"] is None
 
 
 def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tmp_path):
@@ -124,7 +124,7 @@ def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tm
         {"guidance": 1, "solver": "ddpm"},
         {"guidance": 2, "solver": "ddim"},
     ]
-    assert [cell["network_calls"] for cell in said["cells"]] == [3, 6, 3, 6, 12, 6]
+    assert [cell["nfe"]["network"] for cell in said["cells"]] == [3, 6, 3, 6, 12, 6]
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 3 * 2 * 96
     # equal values give equal pictures: the same noise starts every cell
@@ -137,22 +137,22 @@ def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tm
         assert left > 0
 
 
-def test_a_film_shows_the_way_from_noise(sample, captioned, tmp_path):
-    film = tmp_path / "films" / "way.gif"
-    said = sample(captioned, "man cook", "woman pilot", "--film", film)
-    assert said["film"] == str(film)
-    with Image.open(film) as animation:
+def test_a_trajectory_shows_the_steps_from_noise(sample, captioned, tmp_path):
+    path = tmp_path / "steps" / "steps.gif"
+    said = sample(captioned, "man cook", "woman pilot", "--trajectory", path)
+    assert said["trajectory"] == str(path)
+    with Image.open(path) as animation:
         assert animation.n_frames == 4
-    sample(captioned, "man cook", "--film", film.with_suffix(".png"))
-    with Image.open(film.with_suffix(".png")) as strip:
+    sample(captioned, "man cook", "--trajectory", path.with_suffix(".png"))
+    with Image.open(path.with_suffix(".png")) as strip:
         assert strip.width > 4 * 96
 
 
 def test_analytic_variances_are_estimated_on_a_set(sample, captioned, write_set, refused, tmp_path):
     words = ("man cook", "--solver", "analytic_dpm")
-    assert sample(captioned, *words, "--data", write_set())["cells"][0]["network_calls"] == 3
+    assert sample(captioned, *words, "--data", write_set())["cells"][0]["nfe"]["network"] == 3
     message = refused("sample", captioned, *words, "--out", tmp_path / "no.png")
-    assert message.startswith("--solver analytic_dpm: its variances are estimated on pictures")
+    assert message.startswith("--solver analytic_dpm: its variances are estimated on images")
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_analytic_variances_are_estimated_on_a_set(sample, captioned, write_set,
         (("--sweep", "guidance"), "--sweep guidance: looks like guidance=1,2,4"),
         (("--sweep", "steps=0,5"), "--sweep steps 0: Input should be greater than 0"),
         (("--sweep", "steps=1 guidance=1 eta=0"), "two settings at most"),
-        (("--sweep", "steps=1,2", "--film", "a.gif"), "--film: shows one run"),
-        (("--film", "a.mp4"), "--film a.mp4: ends with one of .png, .gif"),
+        (("--sweep", "steps=1,2", "--trajectory", "a.gif"), "--trajectory: shows one run"),
+        (("--trajectory", "a.mp4"), "--trajectory a.mp4: ends with one of .png, .gif"),
         (("--class", "moon"), "--class moon: the names of classes are in the recipe"),
-        (("--class", "1"), "is told no class"),
+        (("--class", "1"), "is not conditioned on classes"),
         (("--negative", "man"), "set a guidance above 1"),
         (("--system", "dalle"), "is no pipeline's run directory"),
         (("--from-noise", "none.safetensors"), "none.safetensors: no such file"),
@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_refused_by_its_option(
     [
         (("--class", "moon"), "--class moon: there is no such class; there is"),
         (("--class", "7"), "there is no class 7, classes are 0 to 2"),
-        (("a caption",), "is told no captions"),
+        (("a caption",), "is not conditioned on captions"),
     ],
 )
 def test_what_a_model_of_classes_does_not_draw_is_refused(
@@ -196,21 +196,21 @@ def test_what_a_model_of_classes_does_not_draw_is_refused(
     assert message in refused("sample", classes, *words, "--out", tmp_path / "no.png")
 
 
-def test_places_without_a_model_say_what_they_are(tmp_path):
+def test_directories_without_a_model_say_what_they_are(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
-        target_of(str(tmp_path / "none"))
+        find_model(str(tmp_path / "none"))
     with pytest.raises(UserError, match="neither a model directory"):
-        target_of(str(tmp_path))
+        find_model(str(tmp_path))
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     with pytest.raises(UserError, match="has not written a model yet"):
-        target_of(str(tmp_path))
+        find_model(str(tmp_path))
 
 
 def test_a_model_directory_finds_the_names_in_the_run_around_it(classes):
-    target = target_of(str(classes / "model"))
-    assert target == target_of(str(classes))
-    assert target.label("square") == 1
-    assert target.name(2) == "star"
+    model = find_model(str(classes / "model"))
+    assert model == find_model(str(classes))
+    assert model.label("square") == 1
+    assert model.class_name(2) == "star"
 
 
 def test_a_model_in_object_storage_is_found_by_its_run_or_its_directory():
@@ -218,14 +218,14 @@ def test_a_model_in_object_storage_is_found_by_its_run_or_its_directory():
         image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=40, text_length=6
     )
     saved("memory://sweep/base/model", config)
-    assert target_of("memory://sweep/base").model == "memory://sweep/base/model"
-    assert target_of("memory://sweep/base/model").model == "memory://sweep/base/model"
+    assert find_model("memory://sweep/base").directory == "memory://sweep/base/model"
+    assert find_model("memory://sweep/base/model").directory == "memory://sweep/base/model"
     with pytest.raises(UserError, match=r"none/config\.json: no such file"):
-        target_of("memory://sweep/none")
+        find_model("memory://sweep/none")
 
 
 def test_settings_reach_the_system_they_belong_to():
-    cascade = changed(
+    cascade = with_overrides(
         CascadeSystem(base="b", upsampler="u"),
         {"guidance": 3, "steps": 7, "solver": "heun", "level": 0.5},
     )
@@ -233,25 +233,25 @@ def test_settings_reach_the_system_they_belong_to():
     assert cascade.base_sampling.sampling().solver.kind == "heun"
     assert (cascade.base_sampling.guidance, cascade.base_sampling.steps) == (3, 7)
     assert cascade.upsampler_sampling.level == 0.5
-    dalle = changed(DalleSystem(prior="p", dvae="d", candidates=1), {"temperature": 0.5})
+    dalle = with_overrides(DalleSystem(prior="p", dvae="d", candidates=1), {"temperature": 0.5})
     assert isinstance(dalle, DalleSystem)
     assert dalle.sampling.temperature == 0.5
-    one = changed(DiffusionSystem(model="m"), {"eta": 0.5, "solver": "ddim", "rescale": 0.7})
+    one = with_overrides(DiffusionSystem(model="m"), {"eta": 0.5, "solver": "ddim", "rescale": 0.7})
     assert isinstance(one, DiffusionSystem)
     assert one.sampling.solver.eta == 0.5
     assert one.sampling.rescale == 0.7
 
 
 def test_words_become_settings():
-    assert chosen({"steps": 4, "solver": None}, ["classifier_scale=2"]) == {
+    assert parse_overrides({"steps": 4, "solver": None}, ["classifier_scale=2"]) == {
         "steps": 4,
         "classifier-scale": 2,
     }
-    assert sweep_of(["guidance=1,2.5", "solver=ddim,heun"]) == {
+    assert parse_sweep(["guidance=1,2.5", "solver=ddim,heun"]) == {
         "guidance": (1, 2.5),
         "solver": ("ddim", "heun"),
     }
     with pytest.raises(UserError, match="is set already"):
-        chosen({"steps": 4}, ["steps=5"])
+        parse_overrides({"steps": 4}, ["steps=5"])
     with pytest.raises(UserError, match="is swept already"):
-        sweep_of(["steps=1", "steps=2"])
+        parse_sweep(["steps=1", "steps=2"])

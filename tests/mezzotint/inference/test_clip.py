@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from mezzotint.inference.build import build_system
 from pydantic import ValidationError
 
 from data_pipeline.text.tokenizer import Tokenizer
@@ -13,6 +12,8 @@ from evaluation.config import TextToImageConfig
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import OpenClip
+from mezzotint.inference.generator import GenerationRequest, Prompt
+from mezzotint.inference.load import load_generator
 from models import store
 from models.autoencoders.dvae import DVAEConfig
 from models.autoregressive.prior import PriorConfig
@@ -97,15 +98,16 @@ def test_a_checkpoint_ranks_the_candidates_of_the_prior(checkpoint, tmp_path):
         "candidates": 2,
     }
     config = configured(source(checkpoint), system)
-    drawer = build_system(config.system, "fp32")
-    drawn = drawer.draw(CAPTIONS, 0)
+    generator = load_generator(config.system, precision="fp32")
+    request = GenerationRequest(tuple(map(Prompt, CAPTIONS)), number=2)
+    result = generator.generate(request)
     clip = ClipEmbedder.load(config.clip)
-    images = clip.images(drawn.pictures.flatten(0, 1)).view(3, 2, -1)
+    images = clip.images(result.images.flatten(0, 1)).view(3, 2, -1)
     wanted = torch.einsum("bnd,bd->bn", images, clip.texts(CAPTIONS))
-    # the ranker sees pictures before they are rounded to 8 bits
-    assert torch.allclose(drawn.scores, wanted, atol=0.01)
-    assert drawer.protocol()["ranker"] == clip.protocol()
-    assert drawer.protocol()["digests"]["ranker"] == clip.digest
+    # the ranker sees images before they are rounded to 8 bits
+    assert torch.allclose(result.scores, wanted, atol=0.01)
+    assert generator.protocol()["ranker"] == clip.protocol()
+    assert generator.protocol()["digests"]["ranker"] == clip.digest
 
 
 def save(directory, config, tokenizer=None):

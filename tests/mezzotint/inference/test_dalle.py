@@ -1,11 +1,15 @@
-"""Completion from a top part, and candidates drawn by several processes."""
+"""DALL-E as a generator: ranking, completion from a prefix of codes, and blocks."""
 
 import pytest
 import torch
-from models.systems.dalle import Dalle
-from models.systems.sharing import assemble, blocks, draw_share
 
 from mezzotint.common.errors import UserError
+from mezzotint.inference.clip import ClipEmbedder
+from mezzotint.inference.config import DalleSystem
+from mezzotint.inference.dalle import DalleGenerator
+from mezzotint.inference.generator import GenerationRequest, Prompt, ranking
+from mezzotint.inference.images import to_bytes
+from mezzotint.inference.runtime import Runtime
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.dvae import DVAEConfig
@@ -14,12 +18,12 @@ from models.autoencoders.strided import StridedPyramid
 from models.autoregressive.decoding import Sampling
 from models.autoregressive.prior import PriorConfig
 
-TEXT = torch.tensor([[3, 4, 0], [5, 0, 0], [1, 2, 3]])
-SAMPLING = Sampling(guidance=1.5)
+TEXT = {"a": [3, 4, 0], "b": [5, 0, 0], "c": [1, 2, 3]}
+PROMPTS = tuple(map(Prompt, TEXT))
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+def tokenize(captions):
+    return torch.tensor([TEXT[caption] for caption in captions])
 
 
 class Brightness:
@@ -33,10 +37,8 @@ class Brightness:
         return torch.tensor([[1.0, 0.0]]).expand(len(tokens), -1)
 
 
-@pytest.fixture(scope="module")
-def dalle():
+def generator(dvae, ranker=Brightness):
     torch.manual_seed(0)
-    dvae = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8).build().eval()
     prior = PriorConfig(
         text_vocab=9,
         text_length=3,
@@ -49,87 +51,115 @@ def dalle():
         mask_flavor="paper",
         mask_kernel=3,
     )
-    return Dalle(prior.build().eval(), dvae, Brightness())
-
-
-def draw(dalle, *, world, block=4, seed=7):
-    parts = [
-        part
-        for rank in range(world)
-        for part in draw_share(
-            dalle, TEXT, TEXT, seed=seed, candidates=5, block=block, sampling=SAMPLING, rank=rank,
-            world=world,
-        )
-    ]  # fmt: skip
-    return assemble(parts, len(TEXT), 5)
-
-
-def test_the_number_of_processes_does_not_change_the_pictures(dalle):
-    alone = draw(dalle, world=1)
-    assert alone.images.shape == (3, 5, 3, 16, 16)
-    for world in (2, 3, 7):
-        shared = draw(dalle, world=world)
-        assert torch.equal(shared.codes, alone.codes)
-        assert torch.equal(shared.images, alone.images)
-        assert torch.equal(shared.scores, alone.scores)
-        assert torch.equal(shared.ranking, alone.ranking)
-    assert not torch.equal(draw(dalle, world=1, seed=8).codes, alone.codes)
-    assert len(alone.codes.flatten(0, 1).unique(dim=0)) > 5
-
-
-def test_shared_candidates_are_ranked_as_those_of_one_process(dalle):
-    samples = draw(dalle, world=2)
-    assert torch.allclose(samples.scores, samples.images.mean(dim=(2, 3, 4)), atol=1e-6)
-    best = samples.best_of(2)
-    assert best.shape == (3, 2, 3, 16, 16)
-    assert torch.equal(best[:, 0], samples.best())
-    brightness = best.mean(dim=(2, 3, 4))
-    assert bool((brightness[:, 0] >= brightness[:, 1]).all())
-
-
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_every_candidate_is_in_one_block_of_one_process(world):
-    rows = [row for rank in range(world) for part in blocks(11, 3, rank, world) for row in part]
-    assert sorted(rows) == list(range(11))
-    with pytest.raises(UserError, match="count from 0"):
-        blocks(11, 3, world, world)
-
-
-def test_missing_blocks_are_noticed(dalle):
-    parts = draw_share(
-        dalle, TEXT, TEXT, seed=7, candidates=5, block=4, sampling=SAMPLING, rank=1, world=2
+    clip = ranker and ClipEmbedder(ranker(), tokenize, "", {}, torch.device("cpu"))
+    config = DalleSystem(prior="p", dvae="d", candidates=1, sampling=Sampling(guidance=1.5))
+    return DalleGenerator(
+        config, prior.build().eval(), dvae, tokenize, Runtime.of(precision="fp32"), clip
     )
-    with pytest.raises(UserError, match="7 of 15 candidates"):
-        assemble(parts, 3, 5)
 
 
-def test_a_picture_is_completed_from_its_upper_rows(dalle):
-    picture = torch.rand(1, 3, 16, 16, generator=rng(3)) * 2 - 1
-    top = dalle.top_of(picture, 2).expand(3, -1, -1)
-    samples = dalle.sample(TEXT, TEXT, rng(), candidates=4, sampling=SAMPLING, top=top)
-    known = dalle.dvae.tokens(picture)[0, :2]
-    assert torch.equal(samples.codes[:, :, :2], known.expand(3, 4, -1, -1))
-    assert len(samples.codes[:, :, 2:].flatten(0, 1).unique(dim=0)) > 4
-    whole = dalle.top_of(picture, 4)
-    kept = dalle.sample(TEXT[:1], TEXT[:1], rng(), candidates=1, sampling=SAMPLING, top=whole)
-    assert torch.equal(kept.codes[0, 0], whole[0])
+def tiny_dvae(vocab=8):
+    torch.manual_seed(0)
+    config = DVAEConfig(image_size=16, vocab=vocab, width=8, groups=2, patch=2, first=8)
+    return config.build().eval()
 
 
-def test_a_top_part_of_the_wrong_shape_is_refused(dalle):
+@pytest.fixture(scope="module")
+def dalle():
+    return generator(tiny_dvae())
+
+
+def generate(dalle, prompts=PROMPTS, number=5, **settings):
+    return dalle.generate(GenerationRequest(prompts, number=number, **settings))
+
+
+def test_candidates_are_scored_and_the_best_come_first(dalle):
+    result = generate(dalle, seed=7)
+    assert result.images.shape == (3, 5, 16, 16, 3)
+    assert result.codes.shape == (3, 5, 4, 4)
+    decoded = dalle.dvae.decode_tokens(result.codes.flatten(0, 1)).unflatten(0, (3, 5))
+    assert int((to_bytes(decoded).int() - result.images.int()).abs().max()) <= 1
+    brightness = decoded.mean(dim=(2, 3, 4))
+    assert torch.allclose(result.scores, brightness, atol=1e-6)
+    best = result.best(2)
+    assert best.shape == (3, 2, 16, 16, 3)
+    assert torch.equal(best[:, :1], result.best())
+    order = result.scores.argsort(dim=1, descending=True)
+    assert torch.equal(best[1, 1], result.images[1, order[1, 1]])
+    shown = result.scores.gather(1, ranking(result.scores)[:, :2])
+    assert bool((shown[:, 0] >= shown[:, 1]).all())
+    assert torch.equal(shown[:, 0], result.scores.max(dim=1).values)
+
+
+def test_an_image_does_not_depend_on_what_is_generated_with_it(dalle):
+    whole = generate(dalle, seed=7)
+    alone = generate(dalle, PROMPTS[1:2], number=3, seed=7)
+    assert torch.equal(whole.codes[1:2, :3], alone.codes)
+    assert torch.equal(generate(dalle, seed=7, batch_size=4).codes, whole.codes)
+    assert not torch.equal(generate(dalle, seed=8).codes, whole.codes)
+    assert len(whole.codes.flatten(0, 1).unique(dim=0)) > 5
+    twice = (Prompt("a"), Prompt("a", key="again"))
+    first, second = generate(dalle, twice, seed=7).codes
+    assert torch.equal(first, whole.codes[0])
+    assert not torch.equal(second, first)
+
+
+def test_progress_counts_images(dalle):
+    seen = []
+    request = GenerationRequest(PROMPTS, number=5, batch_size=4)
+    dalle.generate(request, progress=lambda *done: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == (15, 15)
+    assert len(seen) == 4 * 16
+
+
+def test_without_a_ranker_there_are_no_scores_and_the_first_images_come_first():
+    dvae = tiny_dvae()
+    result, scored = generate(generator(dvae, None)), generate(generator(dvae))
+    assert result.scores is None
+    assert torch.equal(result.best(3), result.images[:, :3])
+    assert torch.equal(result.codes, scored.codes)
+    assert float(scored.scores.abs().max()) <= 1 + 1e-5
+
+
+def test_equal_scores_keep_their_order():
+    assert ranking(torch.tensor([[0.5, 0.7, 0.5, 0.7]])).tolist() == [[1, 3, 0, 2]]
+
+
+def test_an_image_is_completed_from_its_upper_rows(dalle):
+    rng = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 256, (16, 16, 3), generator=rng, dtype=torch.uint8)
+    top = dalle.prefix_codes(image, 2)
+    result = generate(dalle, number=4, prefix_codes=top)
+    assert torch.equal(result.codes[:, :, :2], top.expand(3, 4, -1, -1))
+    assert len(result.codes[:, :, 2:].flatten(0, 1).unique(dim=0)) > 4
+    whole = dalle.prefix_codes(image, 4)
+    kept = generate(dalle, PROMPTS[:1], number=1, prefix_codes=whole)
+    assert torch.equal(kept.codes[0, 0], whole)
+
+
+def test_a_prefix_of_the_wrong_shape_is_refused(dalle):
     with pytest.raises(UserError, match="has 4 rows; 5"):
-        dalle.top_of(torch.zeros(1, 3, 16, 16), 5)
+        dalle.prefix_codes(torch.zeros(16, 16, 3, dtype=torch.uint8), 5)
     with pytest.raises(UserError, match="2 rows of 3"):
-        dalle.sample(
-            TEXT, TEXT, rng(), candidates=1, sampling=SAMPLING, top=torch.zeros(3, 2, 3).long()
-        )
+        generate(dalle, prefix_codes=torch.zeros(2, 3).long())
 
 
-def test_scores_need_the_tokens_of_the_clip(dalle):
-    with pytest.raises(UserError, match="tokens of the CLIP's tokenizer"):
-        draw_share(dalle, TEXT, None, seed=0, candidates=1, block=4, sampling=SAMPLING)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": (Prompt("a"), Prompt())}, "captions: a dalle generates from captions"),
+        ({"prompts": (Prompt("a", label=1),)}, "--class: a dalle is not conditioned on classes"),
+        ({"prompts": ()}, "the request is empty"),
+        ({"noise": torch.zeros(5, 3, 16, 16)}, "noise: a dalle does not start from given noise"),
+    ],
+)
+def test_a_request_for_what_a_prior_does_not_take_is_refused(dalle, settings, message):
+    with pytest.raises(UserError, match=message):
+        generate(dalle, **settings)
 
 
-def test_a_vq_gan_can_stand_where_the_dvae_does_and_a_continuous_latent_cannot(dalle):
+def test_a_vq_gan_can_take_the_place_of_the_dvae_and_a_continuous_latent_cannot(dalle):
     torch.manual_seed(0)
     config = AutoencoderConfig(
         image_size=16,
@@ -138,17 +168,18 @@ def test_a_vq_gan_can_stand_where_the_dvae_does_and_a_continuous_latent_cannot(d
         bottleneck=EmaVectorQuantizerConfig(codes=8),
     )
     vqgan = config.build().eval()
-    top = vqgan.tokens(torch.zeros(3, 3, 16, 16))[:, :1]
-    drawn = Dalle(dalle.prior, vqgan).sample(
-        TEXT, None, rng(), candidates=2, sampling=SAMPLING, top=top
-    )
-    assert torch.equal(drawn.images[:, 0], vqgan.decode_tokens(drawn.codes[:, 0]))
-    assert torch.equal(drawn.codes[:, 1, :1], top)
+    top = vqgan.tokens(torch.zeros(1, 3, 16, 16))[0, :1]
+    result = generate(generator(vqgan, None), number=2, prefix_codes=top)
+    decoded = to_bytes(vqgan.decode_tokens(result.codes[:, 0]))
+    assert int((result.images[:, 0].int() - decoded.int()).abs().max()) <= 1
+    assert torch.equal(result.codes[:, 1, :1], top.expand(3, 1, -1))
     continuous = config.model_copy(update={"bottleneck": Gaussian()}).build()
     with pytest.raises(UserError, match="latent is continuous"):
-        Dalle(dalle.prior, continuous)
+        generator(continuous)
     larger = config.model_copy(update={"bottleneck": EmaVectorQuantizerConfig(codes=9)}).build()
     with pytest.raises(
-        UserError, match=r"draws \(4, 4\) codes of 8 and the dvae has \(4, 4\) of 9"
+        UserError, match=r"generates \(4, 4\) codes of 8 and the dvae has \(4, 4\) of 9"
     ):
-        Dalle(dalle.prior, larger)
+        generator(larger)
+    with pytest.raises(UserError, match="training tokens"):
+        generator(tiny_dvae(vocab=16))

@@ -1,14 +1,18 @@
 """One diffusion model by itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from models.systems.cascade import StageSampling, draw
-from models.systems.diffusion import Diffusion
 from torch import nn
 
 from mezzotint.common.errors import UserError
+from mezzotint.inference.cascade import sample_base
+from mezzotint.inference.config import DiffusionSystem, StageSampling
+from mezzotint.inference.diffusion import DiffusionGenerator, check_generates_alone
+from mezzotint.inference.generator import GenerationRequest, Prompt
+from mezzotint.inference.images import to_bytes
+from mezzotint.inference.runtime import Runtime
 from models.diffusion.condition import Condition
 from models.diffusion.process import Process, ProcessConfig
 from models.diffusion.sampling import NFE, DiffusionSampling
@@ -25,7 +29,7 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def shaken(network):
+def perturbed(network):
     """What starts at zero would make every network the same blank one."""
     with torch.no_grad():
         for weight in network.parameters():
@@ -38,7 +42,7 @@ def unet(**settings):
     config = UNetConfig(
         **SMALL, attention=(), head_width=4, **{"process": ProcessConfig()} | settings
     )
-    return shaken(config.build())
+    return perturbed(config.build())
 
 
 @pytest.fixture(scope="module")
@@ -47,56 +51,81 @@ def captioned():
     config = TextDiffusionConfig(
         image_size=8, patch=4, width=16, layers=2, heads=1, text_vocab=9, text_length=3
     )
-    return Diffusion(shaken(config.build()))
+    return generator(perturbed(config.build()), text=tokens)
 
 
 @pytest.fixture(scope="module")
 def classes():
-    return Diffusion(unet(classes=4, null_class=True))
+    return generator(unet(classes=4, null_class=True))
 
 
-def sampling(**settings):
-    return DiffusionSampling.model_validate({"steps": 4} | settings)
+def generator(network, classifier=None, text=None):
+    runtime = Runtime.of(precision="fp32")
+    return DiffusionGenerator(DiffusionSystem(model="m"), network, runtime, text, classifier)
 
 
-def test_it_draws_as_the_base_of_a_cascade_draws(captioned):
-    noise = torch.randn((2, 3, 8, 8), generator=rng(5))
-    got = captioned.sample(Condition(text=TEXT), noise, rng(), sampling=sampling(guidance=2.0))
-    wanted = draw(captioned.network, TEXT, rng(5), sampling=StageSampling(steps=4, guidance=2.0))
-    assert torch.equal(got.images, wanted)
-    assert got.calls == NFE(network=8)
+def tokens(cond, captions):
+    """The text conditioning of captions that are the indices of `TEXT`."""
+    return replace(cond, text=torch.stack([TEXT[int(caption or 0)] for caption in captions]))
 
 
-def test_a_picture_of_a_seed_does_not_depend_on_what_is_drawn_beside_it(classes):
-    one = classes.sample(
-        Condition(label=torch.tensor([2])), classes.noise([7]), rng(), sampling=sampling()
-    )
-    three = classes.sample(
-        Condition(label=torch.tensor([1, 2, 0])), classes.noise([6, 7, 8]), rng(),
-        sampling=sampling(),
-    )  # fmt: skip
-    assert torch.allclose(one.images[0], three.images[1], atol=1e-5)
-    assert not torch.allclose(three.images[0], three.images[1], atol=1e-2)
+def under(generator, **settings):
+    """The generator under other sampling."""
+    sampling = DiffusionSampling.model_validate({"steps": 4} | settings)
+    return replace(generator, config=generator.config.model_copy(update={"sampling": sampling}))
 
 
-def test_guidance_leads_away_from_no_class_or_from_a_negative_caption(classes, captioned):
-    noise = classes.noise([0, 1])
-    label = torch.tensor([0, 3])
-    untold = sampling(guidance=0.0)
-    got = classes.sample(Condition(label=label), noise, rng(), sampling=untold)
+def sample(generator, cond, noise, *, nfe=None, negative=None, callback=None, **settings):
+    nfe, chosen = NFE() if nfe is None else nfe, under(generator, **settings)
+    return chosen.sample(cond, noise, rng(), nfe, negative=negative, callback=callback)
+
+
+def noise(count, size=8):
+    return torch.randn((count, 3, size, size), generator=rng(8))
+
+
+def test_it_samples_as_the_base_of_a_cascade_samples(captioned):
+    start, nfe = torch.randn((2, 3, 8, 8), generator=rng(5)), NFE()
+    found = sample(captioned, Condition(text=TEXT), start, nfe=nfe, guidance=2.0)
+    stage = StageSampling(steps=4, guidance=2.0)
+    assert torch.equal(found, sample_base(captioned.network, TEXT, rng(5), stage, NFE()))
+    assert nfe == NFE(network=8)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "euler_ancestral", "dpm_solver_pp_sde"])
+def test_an_image_does_not_depend_on_what_is_generated_with_it(classes, solver):
+    chosen = under(classes, solver={"kind": solver})
+    three = tuple(Prompt(label=label) for label in (1, 2, 0))
+    whole = chosen.generate(GenerationRequest(three, number=2)).images
+    alone = chosen.generate(GenerationRequest(three[1:2], number=2)).images
+    assert int((whole[1:2].int() - alone.int()).abs().max()) <= 1
+    assert not torch.equal(whole[1, 0], whole[1, 1])
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_given_noise_is_where_sampling_starts(classes):
+    start = noise(2)
+    request = GenerationRequest((Prompt(label=1), Prompt(label=2)), number=2, noise=start)
+    found = under(classes).generate(request).images
+    label = torch.tensor([1, 1])
+    wanted = to_bytes(sample(classes, Condition(label=label), start))
+    assert int((found[0].int() - wanted.int()).abs().max()) <= 1
+
+
+def test_guidance_leads_away_from_the_null_class_or_from_a_negative_caption(classes, captioned):
+    start, label = noise(2), torch.tensor([0, 3])
+    found = sample(classes, Condition(label=label), start, guidance=0.0)
     null = Condition(label=torch.tensor([4, 4]))
-    assert torch.equal(got.images, classes.sample(null, noise, rng(), sampling=sampling()).images)
+    assert torch.equal(found, sample(classes, null, start))
     away = Condition(text=TEXT.flip(0))
-    got = captioned.sample(Condition(text=TEXT), noise, rng(), sampling=untold, negative=away)
-    wanted = captioned.sample(away, noise, rng(), sampling=sampling())
-    assert torch.equal(got.images, wanted.images)
+    found = sample(captioned, Condition(text=TEXT), start, guidance=0.0, negative=away)
+    assert torch.equal(found, sample(captioned, away, start))
 
 
 def test_guidance_without_an_unconditional_side_is_refused():
-    only = Diffusion(unet(classes=4))
-    cond = Condition(label=torch.tensor([1]))
+    only = generator(unet(classes=4))
     with pytest.raises(UserError, match="null_class"):
-        only.sample(cond, only.noise([0]), rng(), sampling=sampling(guidance=2.0))
+        sample(only, Condition(label=torch.tensor([1])), noise(1), guidance=2.0)
 
 
 class Shrinks(nn.Module):
@@ -115,7 +144,7 @@ class Shrinks(nn.Module):
 
 @dataclass(frozen=True)
 class Brightness:
-    """Thinks that bright pictures are of class 1."""
+    """Classifies bright images as class 1."""
 
     process: Process
     classes: int = 2
@@ -125,73 +154,76 @@ class Brightness:
         return torch.stack([-mean, mean], dim=1)
 
 
-def test_a_classifier_steers_to_its_class_and_its_calls_are_counted():
+def test_a_classifier_guides_to_its_class_and_its_calls_are_counted():
     network = Shrinks()
-    plain = Diffusion(network, Brightness(network.process))
-    noise, steered = plain.noise([0, 1]), sampling(steps=6, classifier_scale=3.0)
-    drawn = [
-        plain.sample(Condition(label=torch.tensor([label] * 2)), noise, rng(), sampling=steered)
+    guided = generator(network, Brightness(network.process))
+    start, settings = noise(2), {"steps": 6, "classifier_scale": 3.0}
+    nfe = NFE()
+    images = [
+        sample(guided, Condition(label=torch.tensor([label] * 2)), start, nfe=nfe, **settings)
         for label in (0, 1)
     ]
-    assert bool((drawn[1].images.mean((1, 2, 3)) > drawn[0].images.mean((1, 2, 3))).all())
-    assert drawn[0].calls == NFE(network=6, classifier=6)
+    assert bool((images[1].mean((1, 2, 3)) > images[0].mean((1, 2, 3))).all())
+    assert nfe == NFE(network=12, classifier=12)
     with pytest.raises(UserError, match="classifier and a class"):
-        plain.sample(Condition(), noise, rng(), sampling=steered)
-    assert plain.classes == 2
+        sample(guided, Condition(), start, **settings)
+    assert guided.classes == 2
+    request = GenerationRequest((Prompt(label=0), Prompt(label=1)), number=2)
+    result = under(guided, **settings).generate(request)
+    assert result.nfe == NFE(network=6, classifier=6)
+    assert result.images[1].float().mean() > result.images[0].float().mean()
 
 
-def test_moments_shown_go_from_noise_to_the_picture(captioned):
-    seen = []
-    noise = captioned.noise([3])
-    got = captioned.sample(
-        Condition(text=TEXT[:1]), noise, rng(), sampling=sampling(), watch=seen.append
-    )
-    assert [moment.done for moment in seen] == [0, 1, 2, 3, 4]
-    assert [round(moment.time, 2) for moment in seen] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert torch.equal(seen[0].x, noise)
-    assert torch.equal(seen[-1].guess.clamp(-1, 1), got.images)
-    assert float(seen[0].guess.abs().max()) <= 1
+def test_a_callback_sees_the_steps_from_noise_to_the_image(captioned):
+    steps, start = [], noise(1)
+    found = sample(captioned, Condition(text=TEXT[:1]), start, callback=steps.append)
+    assert [step.done for step in steps] == [0, 1, 2, 3, 4]
+    assert [round(step.time, 2) for step in steps] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(steps[0].x, start)
+    assert torch.equal(steps[-1].guess.clamp(-1, 1), found)
+    assert float(steps[0].guess.abs().max()) <= 1
 
 
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda: unet(low_resolution=LowResolutionConfig(size=4)), "enlarges pictures"),
-        (lambda: unet(image_channels=4), "draws latents"),
+        (lambda: unet(low_resolution=LowResolutionConfig(size=4)), "upsamples images"),
+        (lambda: unet(image_channels=4), "generates latents"),
     ],
 )
-def test_what_does_not_draw_pictures_by_itself_is_refused(network, message):
+def test_what_does_not_generate_images_by_itself_is_refused(network, message):
     with pytest.raises(UserError, match=message):
-        Diffusion(network()).check()
+        check_generates_alone(network(), "m")
 
 
-def test_there_and_back_returns_the_picture_with_enough_steps(captioned):
+def test_inversion_and_reconstruction_return_the_image_with_enough_steps(captioned):
     images = torch.rand((2, 3, 8, 8), generator=rng(2)) * 2 - 1
-    errors = []
+    errors, prompts = [], (Prompt("0"), Prompt("1"))
     for steps in (40, 160):
-        settings = sampling(steps=steps, times={"kind": "log_snr"}, thresholding={"kind": "none"})
-        trip = captioned.there_and_back(images, Condition(text=TEXT), sampling=settings)
+        settings = {
+            "steps": steps, "times": {"kind": "log_snr"}, "thresholding": {"kind": "none"}
+        }  # fmt: skip
+        trip = under(captioned, **settings).invert(images, prompts)
         errors.append(float((trip.back - images).square().mean()))
     assert errors[1] < errors[0] / 4
-    noise = trip.noise
-    again = captioned.sample(Condition(text=TEXT), noise, rng(), sampling=settings)
-    assert float((again.images - images).square().mean()) < 2 * errors[1] + 1e-6
+    again = sample(captioned, Condition(text=TEXT), trip.noise, **settings)
+    assert float((again - images).square().mean()) < 2 * errors[1] + 1e-6
 
 
-def test_analytic_moments_are_estimated_on_pictures(captioned):
+def test_analytic_moments_are_estimated_on_images(captioned):
     images = torch.rand((8, 3, 8, 8), generator=rng(2)) * 2 - 1
-    cond = Condition(text=TEXT.repeat(4, 1))
-    settings = sampling(solver={"kind": "analytic_dpm"})
-    ready = captioned.moments(images, cond, rng(), settings)
-    assert len(ready.solver.moments) == 4
-    got = captioned.sample(cond, captioned.noise(range(8)), rng(), sampling=ready)
-    assert bool(got.images.isfinite().all())
+    prompts = [Prompt(str(index % 2)) for index in range(8)]
+    chosen = under(captioned, solver={"kind": "analytic_dpm"})
+    ready = chosen.with_analytic_moments(images, prompts, rng())
+    assert len(ready.config.sampling.solver.moments) == 4
+    found = ready.sample(Condition(text=TEXT.repeat(4, 1)), noise(8), rng(), NFE())
+    assert bool(found.isfinite().all())
 
 
 def test_the_likelihood_of_normal_data_is_the_normal_one():
-    diffusion = Diffusion(Shrinks())
+    normal = generator(Shrinks())
     x = torch.randn((3, 3, 8, 8), generator=rng(4), dtype=torch.float64)
-    times = uniform_log_snr_times(diffusion.schedule, 64, last=1e-3)
-    got = diffusion.likelihood(x, Condition(), rng(), times=times)
+    times = uniform_log_snr_times(normal.schedule, 64, last=1e-3)
+    found = normal.log_likelihood(x, [Prompt()] * 3, rng(), times=times)
     wanted = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(dim=(1, 2, 3))
-    assert torch.allclose(got.log_density, wanted, rtol=3e-3)
+    assert torch.allclose(found.log_density, wanted, rtol=3e-3)
