@@ -20,7 +20,7 @@ from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.result import EvaluationResult, Metric
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
-from mezzotint.common.keyed_random import keyed_generator, keyed_seed
+from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import GenerationRequest, GenerationResult, Prompt
 from mezzotint.inference.runtime import Runtime
