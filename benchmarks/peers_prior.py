@@ -2,10 +2,11 @@
 
 Both are set to compute what `models.autoregressive.prior` computes, so that outputs and gradients
 can be compared before anything is timed:
-  * dalle-pytorch 1.6.6: no rotary embedding and no token shift (learned places instead), LayerScale
-    1, and its gated feed-forward (12 width^2 weights) replaced by the plain one (8 width^2).
-  * x-transformers: learned places, exact GELU, and the logits of the other kind of token masked as
-    dalle-pytorch does.
+  * dalle-pytorch 1.6.6: no rotary embedding and no token shift (learned positions instead),
+    LayerScale 1, and its gated feed-forward (12 width^2 weights) replaced by the plain one (8
+    width^2).
+  * x-transformers: learned positions, exact GELU, and the logits of the other kind of token masked
+    as dalle-pytorch does.
 What they compute with (attention, logits, loss, cache) is theirs.
 """
 
@@ -49,7 +50,7 @@ def gradient_of(weight: Tensor) -> Tensor:
 
 
 class DallePytorch:
-    """`dalle_pytorch.DALLE`. Text has `text_length` more tokens than given: one pad per place."""
+    """`dalle_pytorch.DALLE`. Its text has `text_length` more tokens: one padding per position."""
 
     name = "dalle-pytorch 1.6.6"
 
@@ -210,22 +211,22 @@ class XTransformers:
             torch.cat([ours.text_token.weight, ours.image_token.weight, ours.start.table.weight])
         )
         count = ours.config.image_length - 1
-        places = [
+        positions = [
             torch.zeros(1, width),
             ours.text_position.table.weight,
             ours.image_position(0, count),
         ]
-        theirs.pos_emb.emb.weight.copy_(torch.cat(places) / theirs.pos_emb.scale)
+        theirs.pos_emb.emb.weight.copy_(torch.cat(positions) / theirs.pos_emb.scale)
         layers = theirs.attn_layers.layers
-        for place, block in enumerate(ours.blocks):
-            norms, attention, _ = layers[2 * place]
+        for position, block in enumerate(ours.blocks):
+            norms, attention, _ = layers[2 * position]
             self.set_norm(norms[0], block.attention_norm.weight)
             query, key, value = block.attention.qkv.weight.chunk(3)
             attention.to_q.weight.copy_(query)
             attention.to_k.weight.copy_(key)
             attention.to_v.weight.copy_(value)
             attention.to_out.weight.copy_(block.attention.out.weight)
-            norms, feed_forward, _ = layers[2 * place + 1]
+            norms, feed_forward, _ = layers[2 * position + 1]
             self.set_norm(norms[0], block.forward_norm.weight)
             linears = [part for part in feed_forward.modules() if isinstance(part, nn.Linear)]
             for linear, own in zip(
@@ -279,16 +280,16 @@ class XTransformers:
         embedded = [ours.text_token.weight, ours.image_token.weight, ours.start.table.weight]
         yield theirs.token_emb.emb.weight.grad, torch.cat([each.grad for each in embedded])
         text = ours.config.text_length
-        places = theirs.pos_emb.emb.weight.grad / theirs.pos_emb.scale
-        yield places[1 : text + 1], ours.text_position.table.weight.grad
+        positions = theirs.pos_emb.emb.weight.grad / theirs.pos_emb.scale
+        yield positions[1 : text + 1], ours.text_position.table.weight.grad
         layers = theirs.attn_layers.layers
-        for place, block in enumerate(ours.blocks):
-            attention = layers[2 * place][1]
+        for position, block in enumerate(ours.blocks):
+            attention = layers[2 * position][1]
             parts = [attention.to_q, attention.to_k, attention.to_v]
             yield torch.cat([part.weight.grad for part in parts]), block.attention.qkv.weight.grad
             yield attention.to_out.weight.grad, block.attention.out.weight.grad
-            yield layers[2 * place][0][0].gamma.grad, block.attention_norm.weight.grad
-            feed_forward = layers[2 * place + 1][1]
+            yield layers[2 * position][0][0].gamma.grad, block.attention_norm.weight.grad
+            feed_forward = layers[2 * position + 1][1]
             first, last = [part for part in feed_forward.modules() if isinstance(part, nn.Linear)]
             yield first.weight.grad, block.feed_forward.hidden.weight.grad
             yield last.weight.grad, block.feed_forward.out.weight.grad

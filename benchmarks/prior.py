@@ -51,7 +51,7 @@ class Shape:
 
 
 def shapes(*, quick: bool) -> Shape:
-    """6 layers x 256, 4 heads x 64, 64 text and 256 image places, vocabularies of 8,192."""
+    """6 layers x 256, 4 heads x 64, 64 text and 256 image positions, vocabularies of 8,192."""
     side, layers, vocab = (4, 2, 512) if quick else (16, 6, 8192)
     config = PriorConfig(
         text_vocab=vocab + side * side // 4,
@@ -78,7 +78,7 @@ def new_prior(config: PriorConfig) -> Prior:
 
 
 def inputs(shape: Shape, count: int) -> tuple[Tensor, Tensor]:
-    """Captions without empty places (the packages number those differently) and codes."""
+    """Captions without empty positions (the packages number those differently) and codes."""
     rng = torch.Generator().manual_seed(1)
     config = shape.config
     known = config.text_vocab - config.text_length
@@ -184,7 +184,7 @@ def rows_of(kind: str, timings: dict[str, Timing], rounds: int) -> list[dict[str
 
 
 def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
-    """What masks buy at the paper's 257 + 1,023 places: scores, cache entries, seconds, bytes."""
+    """What masks save at the paper's 257 + 1,023 positions: scores, cache entries, time, bytes."""
     side, prefix = (8, 17) if quick else (32, 257)
     length = prefix + side * side - 1
     config = PriorConfig(
@@ -202,7 +202,7 @@ def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
     causal = int(joint_mask(None, prefix, length).sum())
     for pattern in dict.fromkeys(config.patterns):
         assert pattern is not None
-        kept = prefix + pattern.kept(side * side)
+        kept = prefix + pattern.cache_size(side * side)
         table[pattern.name] = {
             "layers": config.patterns.count(pattern),
             "scores_of_causal": int(joint_mask(pattern, prefix, length).sum()) / causal,
@@ -221,7 +221,7 @@ def sparse(*, quick: bool, rounds: int) -> dict[str, object]:
 
 
 def whole(*, quick: bool, rounds: int) -> dict[str, object]:
-    """A small prior at those places, dense and with the paper's masks: a step, and sampling."""
+    """A small prior at those positions, dense and with the paper's masks: a step, and sampling."""
     side, text = (8, 16) if quick else (32, 256)
     work: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], object]] = {}

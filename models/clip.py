@@ -189,14 +189,14 @@ def token_features(clip: "CLIP", tokens: Tensor) -> Tensor:
     """
     dtype = clip.transformer.get_cast_dtype()
     x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding.to(dtype)
-    places: Tensor = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
-    return places.float()
+    positions: Tensor = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
+    return positions.float()
 
 
 def at_end(features: Tensor, tokens: Tensor) -> Tensor:
-    """The feature (B, D) of (B, L, D) at the last token that is not 0; at place 0 if all are."""
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    last = ((tokens != 0) * places).argmax(dim=1)
+    """The feature (B, D) of (B, L, D) at the last token that is not 0; at position 0 if all are."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    last = ((tokens != 0) * positions).argmax(dim=1)
     return features[torch.arange(len(tokens), device=tokens.device), last].float()
 
 

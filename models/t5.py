@@ -130,9 +130,9 @@ class T5Encoder(nn.Module):
     def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each (B, L, d_model), fp32; 0 where padding is."""
         settings, length = self.settings, tokens.shape[1]
-        place = torch.arange(length, device=tokens.device)
+        position = torch.arange(length, device=tokens.device)
         buckets = relative_buckets(
-            place - place[:, None],
+            position - position[:, None],
             settings.relative_attention_num_buckets,
             settings.relative_attention_max_distance,
         )
@@ -147,7 +147,7 @@ class T5Encoder(nn.Module):
 
 
 def relative_buckets(offset: Tensor, buckets: int, farthest: int) -> Tensor:
-    """The bucket of key place - query place, int64: half of them before, half after.
+    """The bucket of key position - query position, int64: half of them before, half after.
 
     In each half the first half are single offsets, the others grow logarithmically up to
     `farthest`; what lies beyond shares the last (arXiv 1910.10683, 2.1).

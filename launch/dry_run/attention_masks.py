@@ -157,7 +157,7 @@ def inspect_mask(
         picture = str(out / f"{name}.png")
         render_mask(mask, prefix).save(picture)
     scores = int(mask.sum())
-    kept = places if pattern is None else pattern.kept(places)
+    kept = places if pattern is None else pattern.cache_size(places)
     return MaskReport(
         name=name,
         layers=layers,

@@ -33,9 +33,9 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(0.2),
         ]
         inputs = config.width
-        for place in range(1, config.layers + 1):
-            outputs = config.width * min(2**place, 8)
-            stride = 2 if place < config.layers else 1
+        for index in range(1, config.layers + 1):
+            outputs = config.width * min(2**index, 8)
+            stride = 2 if index < config.layers else 1
             layers += [
                 nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False),
                 nn.GroupNorm(8, outputs),

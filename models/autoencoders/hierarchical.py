@@ -65,9 +65,9 @@ class Level(nn.Module):
     missing. `known` is the codes so far, side by side, at this level's resolution.
     """
 
-    def __init__(self, config: VQVAE2Config, place: int) -> None:
+    def __init__(self, config: VQVAE2Config, index: int) -> None:
         super().__init__()
-        finest, coarsest = place == config.levels - 1, place == 0
+        finest, coarsest = index == config.levels - 1, index == 0
         width, channels = config.pyramid.width, config.channels
         between = config.pyramid.model_copy(update={"halvings": 1, "patch": 1})
         self.encoder = StridedEncoder(
@@ -75,7 +75,7 @@ class Level(nn.Module):
         )
         self.to_latent = nn.Conv2d(width + (0 if coarsest else channels), channels, 1)
         self.bottleneck = config.bottleneck.build(channels)
-        known = place * channels
+        known = index * channels
         self.guess = None if coarsest else StridedDecoder(between, known, channels)
         self.upsample = (
             None if coarsest else nn.ConvTranspose2d(known, known, 4, stride=2, padding=1)
@@ -107,7 +107,7 @@ class VQVAE2(nn.Module):
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__()
         self.config = config
-        self.levels = nn.ModuleList(Level(config, place) for place in range(config.levels))
+        self.levels = nn.ModuleList(Level(config, index) for index in range(config.levels))
         self.decoder = StridedDecoder(config.pyramid, config.levels * config.channels, 3)
 
     @property
@@ -143,8 +143,8 @@ class VQVAE2(nn.Module):
         Levels whose codes are not given are left out: what the coarser ones alone say.
         """
         known: Tensor | None = None
-        for place, level in enumerate(self._levels()):
-            value = level.bottleneck.lookup(codes[place]) if place < len(codes) else None
+        for index, level in enumerate(self._levels()):
+            value = level.bottleneck.lookup(codes[index]) if index < len(codes) else None
             known = level.grown(value, known)
         assert known is not None
         return self.decoder(known).float().clamp(-1, 1)

@@ -17,7 +17,7 @@ from mezzotint.common.errors import UserError
 from models.nn import initialization
 
 VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Places of VGG-16's convolutions in torchvision's `features`, by stage."""
+"""Indices of VGG-16's convolutions in torchvision's `features`, by stage."""
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -35,13 +35,13 @@ class Perceptual(nn.Module):
         self.to(image.device)
         total = image.new_zeros((), dtype=torch.float32)
         both = self.features(torch.cat([image, other]).float())
-        for place, activation in enumerate(both):
+        for index, activation in enumerate(both):
             first, second = unit(activation.float()).chunk(2)
             difference = (first - second).square()
             if self._channels is None:
                 layer = difference.sum(dim=1)
             else:
-                layer = (difference * self._channels[place].to(image.device)).sum(dim=1)
+                layer = (difference * self._channels[index].to(image.device)).sum(dim=1)
             total = total + layer.mean()
         return total
 
@@ -61,9 +61,9 @@ class Vgg(nn.Module):
         super().__init__()
         layers: dict[str, nn.Module] = {}
         inputs = 3
-        for places, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS, strict=True):
-            for place in places:
-                layers[str(place)] = nn.Conv2d(inputs, width, 3, padding=1)
+        for indices, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS, strict=True):
+            for index in indices:
+                layers[str(index)] = nn.Conv2d(inputs, width, 3, padding=1)
                 inputs = width
         self.features = nn.ModuleDict(layers)
         self.register_buffer("shift", torch.empty(3, 1, 1), persistent=False)
@@ -75,11 +75,11 @@ class Vgg(nn.Module):
     def forward(self, image: Tensor) -> Iterator[Tensor]:
         """Activations after the last convolution of each of five stages."""
         x = (image - self.shift) / self.scale
-        for stage, places in enumerate(VGG_CONVOLUTIONS):
+        for stage, indices in enumerate(VGG_CONVOLUTIONS):
             if stage:
                 x = F.max_pool2d(x, 2)
-            for place in places:
-                x = F.relu(self.features[str(place)](x))
+            for index in indices:
+                x = F.relu(self.features[str(index)](x))
             yield x
 
 
@@ -132,8 +132,8 @@ class RandomNetwork(nn.Module):
     def forward(self, image: Tensor) -> Iterator[Tensor]:
         """Activations of every layer."""
         x = image.contiguous(memory_format=torch.channels_last)
-        for place, layer in enumerate(self.layers):
-            x = F.leaky_relu(layer(F.avg_pool2d(x, 2) if place else x), 0.2)
+        for index, layer in enumerate(self.layers):
+            x = F.leaky_relu(layer(F.avg_pool2d(x, 2) if index else x), 0.2)
             yield x
 
 
@@ -144,7 +144,7 @@ def linear_weights(path: str) -> tuple[Tensor, ...]:
         UserError: the file is missing or holds other weights.
     """
     weights = read_weights(path)
-    names = [f"lin{place}.model.1.weight" for place in range(len(VGG_WIDTHS))]
+    names = [f"lin{index}.model.1.weight" for index in range(len(VGG_WIDTHS))]
     for name, width in zip(names, VGG_WIDTHS, strict=True):
         if name not in weights or weights[name].numel() != width:
             raise UserError(f"{path}: holds no {name} of {width} channels; it is not LPIPS 0.1")

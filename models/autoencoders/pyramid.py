@@ -48,9 +48,9 @@ class Residual(nn.Module):
         self.gain = gain
         self.id_path = nn.Identity() if inputs == outputs else Convolution(inputs, outputs, 1)
         layers = OrderedDict[str, nn.Module]()
-        for place, size in enumerate(sizes):
-            layers[f"relu_{place + 1}"] = nn.ReLU()
-            layers[f"conv_{place + 1}"] = Convolution(widths[place], widths[place + 1], size)
+        for index, size in enumerate(sizes):
+            layers[f"relu_{index + 1}"] = nn.ReLU()
+            layers[f"conv_{index + 1}"] = Convolution(widths[index], widths[index + 1], size)
         self.res_path = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ def group(
     """`blocks` residual blocks; the first one changes the width."""
     return OrderedDict(
         (
-            f"block_{place + 1}",
-            Residual(inputs if place == 0 else outputs, outputs, sizes, gain),
+            f"block_{index + 1}",
+            Residual(inputs if index == 0 else outputs, outputs, sizes, gain),
         )
-        for place in range(blocks)
+        for index in range(blocks)
     )
 
 
@@ -81,12 +81,12 @@ class Encoder(nn.Module):
         self.patch = patch
         layers = OrderedDict[str, nn.Module](input=Convolution(3 * patch**2, width, 7))
         inputs = width
-        for place in range(groups):
-            outputs = width * 2**place
+        for index in range(groups):
+            outputs = width * 2**index
             modules = group(inputs, outputs, (3, 3, 3, 1), blocks, gain)
-            if place < groups - 1:
+            if index < groups - 1:
                 modules["pool"] = nn.MaxPool2d(2)
-            layers[f"group_{place + 1}"] = nn.Sequential(modules)
+            layers[f"group_{index + 1}"] = nn.Sequential(modules)
             inputs = outputs
         layers["output"] = nn.Sequential(
             OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, vocab, 1, exact=True))
@@ -119,12 +119,12 @@ class Decoder(nn.Module):
         self.patch = patch
         layers = OrderedDict[str, nn.Module](input=Convolution(vocab, first, 1, exact=True))
         inputs = first
-        for place in range(groups):
-            outputs = width * 2 ** (groups - 1 - place)
+        for index in range(groups):
+            outputs = width * 2 ** (groups - 1 - index)
             modules = group(inputs, outputs, (1, 3, 3, 3), blocks, gain)
-            if place < groups - 1:
+            if index < groups - 1:
                 modules["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
-            layers[f"group_{place + 1}"] = nn.Sequential(modules)
+            layers[f"group_{index + 1}"] = nn.Sequential(modules)
             inputs = outputs
         layers["output"] = nn.Sequential(
             OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, 6 * patch**2, 1))

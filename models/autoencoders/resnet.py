@@ -112,8 +112,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(inputs if place == 0 else outputs, outputs, groups)
-            for place in range(blocks)
+            ResidualBlock(inputs if index == 0 else outputs, outputs, groups)
+            for index in range(blocks)
         )
         self.attentions = nn.ModuleList(
             SpatialAttention(outputs, groups) if attends else nn.Identity() for _ in range(blocks)

@@ -122,7 +122,7 @@ class StridedDecoder(nn.Module):
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         """Gradient of the last layer's weight, from that of its output; reads no weight.
 
-        A transposed convolution is the adjoint of a convolution: the two change places.
+        A transposed convolution is the adjoint of a convolution: the two change roles.
         """
         output = F.pixel_unshuffle(output.float(), self.patch)
         shape = (features.shape[1], output.shape[1], 4, 4)

@@ -72,8 +72,8 @@ def _renamed(name: str, levels: int) -> str:
 def _inner(what: str, rest: str) -> str:
     match what:
         case "block" | "attn":
-            place, _, rest = rest.partition(".")
-            return f"{'blocks' if what == 'block' else 'attentions'}.{place}.{_part(rest)}"
+            index, _, rest = rest.partition(".")
+            return f"{'blocks' if what == 'block' else 'attentions'}.{index}.{_part(rest)}"
         case _:
             return f"resample.{rest}"
 

@@ -1,4 +1,4 @@
-"""Cross-entropy straight from what the network computed, without keeping the logits."""
+"""Cross-entropy from the hidden states, without keeping the logits."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from torch.nn import functional as F
 CHUNK = 2**20
 """Logits computed at a time."""
 LARGE = 2**22
-"""Fewer logits are kept as they are."""
+"""Fewer logits are kept."""
 
 
 def chunked_cross_entropy(head: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy in fp32 of targets (B, L) from (B, L, width) through the head."""
     if uses_chunks(head, hidden):
         flat = hidden.flatten(0, 1)
-        return _HeadLoss.apply(flat, head.weight, head.bias, target.flatten())  # type: ignore[no-untyped-call]
+        return _ChunkedCrossEntropy.apply(flat, head.weight, head.bias, target.flatten())  # type: ignore[no-untyped-call]
     return F.cross_entropy(head(hidden).float().flatten(0, 1), target.flatten())
 
 
 def uses_chunks(head: nn.Linear, hidden: Tensor) -> bool:
     """Whether it pays to keep the head's gradient instead of the logits and theirs.
 
-    Not where positions are few beside the width, not in fp16 (its range needs the scale of the
-    loss, which is known in backward only), not while ZeRO-3 holds the weights elsewhere, and not
-    where the head was given another way to compute (logits in fp32 whatever autocast says).
+    Not with few positions beside the width, not in fp16 (whose range needs the loss scale, known in
+    backward only), not while ZeRO-3 has partitioned the weights, and not where the head's forward
+    was replaced (logits in fp32 under autocast).
     """
     positions = hidden.numel() // hidden.shape[-1]
     autocast = torch.is_autocast_enabled(hidden.device.type)
@@ -41,7 +41,7 @@ def uses_chunks(head: nn.Linear, hidden: Tensor) -> bool:
     )
 
 
-class _HeadLoss(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
     """The gradient is computed with the loss, chunk by chunk, and scaled in backward."""
 
     @staticmethod
@@ -53,10 +53,8 @@ class _HeadLoss(torch.autograd.Function):
         target: Tensor,
     ) -> Tensor:
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        else:
-            dtype = hidden.dtype
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         with torch.autocast(device, enabled=False):
             total, *gradients = _loss_and_gradients(
                 hidden.to(dtype), weight.to(dtype), bias.to(dtype), target

@@ -1,7 +1,7 @@
-"""One decoding step of fixed shapes, which a GPU replays as a graph.
+"""A decoding step of fixed shapes, which a GPU replays as a CUDA graph.
 
-The place is a tensor and every cache is allocated whole, so a step is the same kernels on the same
-memory each time. On a CPU it runs as it is, slower than the caches that grow.
+The position is a tensor and every cache is allocated whole, so that each step runs the same kernels
+on the same memory. On a CPU it runs without a graph, slower than with caches that grow.
 """
 
 from contextlib import AbstractContextManager
@@ -15,34 +15,36 @@ from models.autoregressive.prior import Prior
 
 
 class StaticKVCache:
-    """Keys and values in the ring that the pattern needs; what is not read is masked.
+    """Keys and values in a ring buffer of the size that the pattern needs, read with a mask.
 
-    `place` (one int64 element) is the image place of the next `attend`.
+    `position` (one int64 element) is the image position of the next `attend`.
     """
 
-    def __init__(self, pattern: Pattern | None, prefix: int, places: int, place: Tensor) -> None:
-        self.pattern, self.prefix, self.place = pattern, prefix, place
-        self.kept = places if pattern is None else pattern.kept(places)
+    def __init__(
+        self, pattern: Pattern | None, prefix: int, positions: int, position: Tensor
+    ) -> None:
+        self.pattern, self.prefix, self.position = pattern, prefix, position
+        self.size = positions if pattern is None else pattern.cache_size(positions)
         self.filled = 0
         self._store: Tensor | None = None
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of caption and first image places into the empty cache."""
+        """Take the (B, H, n, C) of caption and first image positions into the empty cache."""
         batch, heads, length, head_width = key.shape
         count = length - self.prefix
         # zeros: a masked slot must not hold a NaN
-        store = key.new_zeros(2, batch, heads, self.prefix + self.kept, head_width)
-        newest = torch.arange(max(0, count - self.kept), count, device=key.device)
+        store = key.new_zeros(2, batch, heads, self.prefix + self.size, head_width)
+        newest = torch.arange(max(0, count - self.size), count, device=key.device)
         for half, new in zip(store, (key, value), strict=True):
             half[:, :, : self.prefix] = new[:, :, : self.prefix]
-            half[:, :, self.prefix + newest % self.kept] = new[:, :, self.prefix + newest]
+            half[:, :, self.prefix + newest % self.size] = new[:, :, self.prefix + newest]
         self._store, self.filled = store, length
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one new image place (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        """Take one new image position (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
         assert self._store is not None
         query, key, value = qkv.unbind(1)
-        slot = self.prefix + self.place % self.kept
+        slot = self.prefix + self.position % self.size
         keys, values = self._store
         keys.index_copy_(2, slot, key.to(keys.dtype))
         values.index_copy_(2, slot, value.to(values.dtype))
@@ -50,16 +52,16 @@ class StaticKVCache:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self._mask())
 
     def _mask(self) -> Tensor:
-        slots = torch.arange(self.kept, device=self.place.device)
-        held = self.place - (self.place - slots) % self.kept
+        slots = torch.arange(self.size, device=self.position.device)
+        held = self.position - (self.position - slots) % self.size
         reads = held >= 0
         if self.pattern is not None:
-            reads = reads & self.pattern.reads(self.place, held)
+            reads = reads & self.pattern.allows(self.position, held)
         return F.pad(reads, (self.prefix, 0), value=True)[None]
 
 
 class CudaGraphDecoder:
-    """Logits of the next code, one place at a time, from caption and known codes."""
+    """Logits of the next code, one position at a time, from caption and known codes."""
 
     def __init__(self, prior: Prior, text: Tensor) -> None:
         config = prior.config
@@ -82,7 +84,7 @@ class CudaGraphDecoder:
         if self._code.device.type != "cuda":
             return self.step()
         if self._graph is None:
-            self._record()
+            self._capture()
         assert self._graph is not None
         assert self._logits is not None
         self._graph.replay()
@@ -94,14 +96,14 @@ class CudaGraphDecoder:
         return prior.image_head(prior.run(x, list(self._caches))[:, -1])
 
     def step(self) -> Tensor:
-        """The step itself, at the place and for the code in the fixed tensors."""
+        """The step at the position and for the code in the fixed tensors."""
         prior = self._prior
         with self._uncached_casts():
             x = prior.image_token(self._code) + prior.image_position.at(self._place)
             return prior.image_head(prior.run(x, list(self._caches))[:, -1])
 
     def _uncached_casts(self) -> AbstractContextManager[object]:
-        """Autocast as it is outside, but a recorded step casts its weights itself."""
+        """Autocast as it is, but a recorded step casts its weights itself."""
         device = self._code.device.type
         return torch.autocast(
             device,
@@ -110,14 +112,14 @@ class CudaGraphDecoder:
             cache_enabled=False,
         )
 
-    def _record(self) -> None:
-        """Record the step once; running it again at the same place changes nothing."""
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+    def _capture(self) -> None:
+        """Capture the step; running it again at the same position changes nothing."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 self.step()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self.step()

@@ -1,12 +1,12 @@
-"""Which places of the image each layer of the prior reads (arXiv 2102.12092, B.1, figure 11).
+"""Which positions of the image each layer of the prior reads (arXiv 2102.12092, B.1, figure 11).
 
-Image places count in raster order. Every image place reads the whole caption, every caption place
-the caption up to itself; a pattern says what an image place reads of the image.
+Image positions count in raster order. Every image position reads the whole caption, every caption
+position the caption up to itself; a pattern says what an image position reads of the image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, assert_never
+from typing import ClassVar, Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -15,130 +15,118 @@ MaskFlavor = Literal["paper", "dalle_pytorch", "dense"]
 
 
 class Pattern(Protocol):
-    """What image places read of the image."""
+    """What image positions read of the image."""
 
-    @property
-    def name(self) -> str:
-        """`row`, `column` or `convolution`."""
-        ...
+    name: ClassVar[str]
+    """`row`, `column` or `convolution`."""
+    transposed: ClassVar[bool]
+    """Whether what is read lies together when the image is traversed column by column."""
 
     @property
     def width(self) -> int:
-        """Places of a row of the grid."""
-        ...
-
-    @property
-    def transposed(self) -> bool:
-        """Whether what is read lies together when the image is walked column by column."""
+        """Positions of a row of the grid."""
         ...
 
     @property
     def back(self) -> int:
-        """Rows (of columns, if transposed) before its own into which a place reaches."""
+        """Rows (of columns, if transposed) before its own into which a position reads."""
         ...
 
     def __hash__(self) -> int: ...
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the image place `query` reads the image place `key`: bool, by broadcasting."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the image position `query` reads the position `key`: bool, by broadcasting."""
         ...
 
-    def kept(self, places: int) -> int:
-        """The newest image places a layer must remember in a grid of `places`, itself included."""
+    def cache_size(self, positions: int) -> int:
+        """The newest image positions to keep in a grid of `positions`, the current one included."""
         ...
 
-    def remembered(self, place: int) -> slice | Sequence[int]:
-        """What `place` reads, as slots of a ring of `kept` places (place p lies at p mod kept)."""
+    def ring_slots(self, position: int) -> slice | Sequence[int]:
+        """What `position` reads, as slots of a ring buffer of `cache_size` positions.
+
+        Position p lies at p mod `cache_size`.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Row:
-    """The `width` places before it, back to the one above it, and itself."""
+    """The `width` positions before it, back to the one above it, and itself."""
 
+    name: ClassVar = "row"
+    transposed: ClassVar = False
+    back: ClassVar = 1
     width: int
-    name: str = "row"
-    transposed: bool = False
-    back: int = 1
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """See `Pattern`."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key <= self.width)
 
-    def kept(self, places: int) -> int:
-        """See `Pattern`."""
-        return min(self.width + 1, places)
+    def cache_size(self, positions: int) -> int:
+        return min(self.width + 1, positions)
 
-    def remembered(self, place: int) -> slice:
-        """See `Pattern`: the whole ring."""
-        return slice(0, min(place, self.width) + 1)
+    def ring_slots(self, position: int) -> slice:
+        return slice(0, min(position, self.width) + 1)
 
 
 @dataclass(frozen=True)
 class OwnRow:
-    """The places before it in its own row, and itself (DALLE-pytorch's `axial_row`)."""
+    """The positions before it in its own row, and itself (DALLE-pytorch's `axial_row`)."""
 
+    name: ClassVar = "row"
+    transposed: ClassVar = False
+    back: ClassVar = 0
     width: int
-    name: str = "row"
-    transposed: bool = False
-    back: int = 0
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """See `Pattern`."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key // self.width == query // self.width)
 
-    def kept(self, places: int) -> int:
-        """See `Pattern`."""
-        return min(self.width, places)
+    def cache_size(self, positions: int) -> int:
+        return min(self.width, positions)
 
-    def remembered(self, place: int) -> slice:
-        """See `Pattern`."""
-        return slice(0, place % self.width + 1)
+    def ring_slots(self, position: int) -> slice:
+        return slice(0, position % self.width + 1)
 
 
 @dataclass(frozen=True)
 class Column:
-    """The places above it in its own column, and itself (also DALLE-pytorch's `axial_col`).
+    """The positions above it in its own column, and itself (also DALLE-pytorch's `axial_col`).
 
-    A row pattern over a transposed image would read places to its right: it leaks the future.
+    A row pattern over a transposed image would read positions to its right: it leaks the future.
     """
 
+    name: ClassVar = "column"
+    transposed: ClassVar = True
+    back: ClassVar = 0
     width: int
-    name: str = "column"
-    transposed: bool = True
-    back: int = 0
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """See `Pattern`."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key % self.width == query % self.width)
 
-    def kept(self, places: int) -> int:
-        """See `Pattern`: every place is read again from the row below."""
-        return places
+    def cache_size(self, positions: int) -> int:
+        return positions  # every position is read again from the row below
 
-    def remembered(self, place: int) -> slice:
-        """See `Pattern`."""
-        return slice(place % self.width, place + 1, self.width)
+    def ring_slots(self, position: int) -> slice:
+        return slice(position % self.width, position + 1, self.width)
 
 
 @dataclass(frozen=True)
 class Convolution:
     """The causal half of a square kernel around it, wrapping from row to row like `Row`."""
 
+    name: ClassVar = "convolution"
+    transposed: ClassVar = False
     width: int
     kernel: int
-    name: str = "convolution"
-    transposed: bool = False
 
     @property
     def back(self) -> int:
-        """See `Pattern`."""
         half = self.kernel // 2
         return half + -(-half // self.width)
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """How far before it lie the places it reads; ascending, from 0."""
+        """Distances to the positions it reads, ascending from 0."""
         half = self.kernel // 2
         reached = {
             down * self.width + across
@@ -147,54 +135,47 @@ class Convolution:
         }
         return tuple(sorted(offset for offset in reached if offset >= 0))
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """See `Pattern`."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
         half = self.kernel // 2
         shifted = query - key + half
         # where rows are narrower than the kernel, the most rows down leave the least across
         down = (shifted // self.width).clamp(max=half)
         return (key <= query) & (shifted - down * self.width <= 2 * half)
 
-    def kept(self, places: int) -> int:
-        """See `Pattern`."""
-        return min(self.offsets[-1] + 1, places)
+    def cache_size(self, positions: int) -> int:
+        return min(self.offsets[-1] + 1, positions)
 
-    def remembered(self, place: int) -> list[int]:
-        """See `Pattern`. Valid for a ring of `kept` places, or of more."""
+    def ring_slots(self, position: int) -> list[int]:
         ring = self.offsets[-1] + 1
-        return [(place - offset) % ring for offset in self.offsets if offset <= place]
+        return [(position - offset) % ring for offset in self.offsets if offset <= position]
 
 
 @dataclass(frozen=True)
 class Corner:
-    """A square kernel whose lower right corner is the place, without wrapping.
+    """A square kernel whose lower right corner is the position, without wrapping.
 
     DALLE-pytorch's `conv_like`.
     """
 
+    name: ClassVar = "convolution"
+    transposed: ClassVar = False
     width: int
     kernel: int
-    name: str = "convolution"
-    transposed: bool = False
 
     @property
     def back(self) -> int:
-        """See `Pattern`."""
         return self.kernel - 1
 
-    def reads(self, query: Tensor, key: Tensor) -> Tensor:
-        """See `Pattern`."""
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
         down = query // self.width - key // self.width
         across = query % self.width - key % self.width
         return (down >= 0) & (down < self.kernel) & (across >= 0) & (across < self.kernel)
 
-    def kept(self, places: int) -> int:
-        """See `Pattern`."""
-        return min(self._ring, places)
+    def cache_size(self, positions: int) -> int:
+        return min(self._ring, positions)
 
-    def remembered(self, place: int) -> list[int]:
-        """See `Pattern`. Valid for a ring of `kept` places."""
-        row, column = divmod(place, self.width)
+    def ring_slots(self, position: int) -> list[int]:
+        row, column = divmod(position, self.width)
         return [
             (upper * self.width + left) % self._ring
             for upper in range(max(0, row - self.kernel + 1), row + 1)
@@ -227,20 +208,22 @@ def layer_patterns(
         case _:
             assert_never(flavor)
     column = Column(width)
-    patterns = [column if place % 4 == 1 else row for place in range(layers)]
+    patterns = [column if index % 4 == 1 else row for index in range(layers)]
     return (*patterns[:-1], convolution)
 
 
-def joint_allowed(pattern: Pattern | None, prefix: int, query: Tensor, key: Tensor) -> Tensor:
-    """The same over the joint sequence, whose first `prefix` places are start and caption."""
+def joint_allows(pattern: Pattern | None, prefix: int, query: Tensor, key: Tensor) -> Tensor:
+    """`Pattern.allows` in the joint sequence, whose first `prefix` positions are the caption's."""
     before = key <= query
     if pattern is None:
         return before
-    image = pattern.reads(query - prefix, key - prefix)
+    image = pattern.allows(query - prefix, key - prefix)
     return before & ((key < prefix) | (image & (query >= prefix)))
 
 
-def joint_mask(pattern: Pattern | None, prefix: int, length: int) -> Tensor:
+def joint_mask(
+    pattern: Pattern | None, prefix: int, length: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
     """The mask (length, length) of the joint sequence, True where the row reads the column."""
-    places = torch.arange(length)
-    return joint_allowed(pattern, prefix, places[:, None], places)
+    positions = torch.arange(length, device=device)
+    return joint_allows(pattern, prefix, positions[:, None], positions)

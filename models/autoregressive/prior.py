@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple, Self, overload
 import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.autoregressive.chunked_cross_entropy import chunked_cross_entropy
 from models.autoregressive.patterns import MaskFlavor, Pattern, layer_patterns
@@ -17,7 +16,7 @@ from models.nn.linear import FastLinear
 from models.nn.transformer import Block
 
 PAD = 0
-"""Text token of an empty place."""
+"""Text token of padding."""
 
 
 class PriorConfig(BaseModel, frozen=True, extra="forbid"):
@@ -39,7 +38,7 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
     head_width: int = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     mask_flavor: MaskFlavor = "dense"
-    """Which earlier places a layer reads: all, or as the paper or DALLE-pytorch have it."""
+    """Which earlier positions a layer reads: all, or as the paper or DALLE-pytorch have it."""
     mask_kernel: int | None = Field(default=None, gt=0)
     """Side of the convolutional mask, odd; 11 in the paper and 5 in DALLE-pytorch where None."""
 
@@ -53,7 +52,7 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def prefix_length(self) -> int:
-        """Places before the image: the start and the caption."""
+        """Positions before the image: the start and the caption."""
         return 1 + self.text_length
 
     @property
@@ -67,7 +66,6 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
         return self.grid[0] * self.grid[1]
 
     def build(self) -> "Prior":
-        """A new network, with parameters from torch's global generator."""
         return Prior(self)
 
 
@@ -81,7 +79,11 @@ class PriorLogits(NamedTuple):
 
 
 class PriorLosses(NamedTuple):
-    """Mean cross-entropies in nats per token of their kind, in fp32."""
+    """Mean cross-entropies in nats per token of their kind, in fp32.
+
+    Padded text positions count as tokens (their target is 0): both means then have fixed
+    denominators, and shares of a batch average to the whole.
+    """
 
     text: Tensor
     image: Tensor
@@ -90,9 +92,9 @@ class PriorLosses(NamedTuple):
 class Prior(nn.Module):
     """A causal transformer over [start, text 0..T-1, image 0..N-2].
 
-    The output at a place predicts the next token; a head per kind of token is evaluated only at the
-    places that predict that kind. An empty text place (token 0) has a learned vector of its own.
-    Dropout draws from torch's global generator, in training mode only.
+    The output at a position predicts the next token; a head per kind of token is evaluated only at
+    the positions that predict that kind. A padded text position (token 0) has a learned vector of
+    its own. Dropout draws from torch's global generator, in training mode only.
     """
 
     def __init__(self, config: PriorConfig) -> None:
@@ -133,9 +135,9 @@ class Prior(nn.Module):
     ) -> PriorLogits | PriorLosses:
         """Teacher-forced logits in fp32 for text (B, T) and image codes (B, N), both int64.
 
-        With the codes to predict, `target` (B, N), which may differ from those that are read, the
-        cross-entropies of `text` and `target` instead: many logits are then not kept in memory. It
-        is one method because an engine calls no other.
+        With the codes to predict, `target` (B, N), which may differ from those that are read, it
+        returns the cross-entropies of `text` and `target` instead; many logits are then not kept in
+        memory. An engine calls no other method, hence one for both.
         """
         image = self.embed_image(codes[:, :-1], 0)
         hidden = self.run(torch.cat([self.embed_text(text), image], dim=1))
@@ -157,31 +159,31 @@ class Prior(nn.Module):
         return torch.cat([start, tokens + self.text_position(0, length)], dim=1)
 
     def embed_image(self, codes: Tensor, first: int) -> Tensor:
-        """Image tokens (B, n) at the places first..first+n-1: (B, n, width)."""
+        """Image tokens (B, n) at the positions first..first+n-1: (B, n, width)."""
         return self.image_token(codes) + self.image_position(first, first + codes.shape[1])
 
     def run(self, x: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Embedded tokens through all blocks: (B, L, width) to (B, L, width), normalised."""
         x = self.dropout(x)
-        for place, block in enumerate(self.blocks):
-            x = block(x, None if caches is None else caches[place])
+        for index, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[index])
         return self.norm(x)
 
     def new_caches(self, batch: int) -> list[KVCache]:
         """Empty caches, one per block."""
         config = self.config
         length = config.text_length + config.image_length
-        reaches = (sparse_attention_of(config, pattern) for pattern in config.patterns)
+        sparse = (sparse_attention_of(config, pattern) for pattern in config.patterns)
         return [
             FullKVCache(batch, config.heads, length, config.head_width)
-            if reach is None
-            else reach.new_cache(batch, config.heads, config.head_width)
-            for reach in reaches
+            if attention is None
+            else attention.new_cache(batch, config.heads, config.head_width)
+            for attention in sparse
         ]
 
 
 def sparse_attention_of(config: PriorConfig, pattern: Pattern | None) -> SparseAttention | None:
-    """How a layer with this pattern attends; None: densely."""
+    """The attention of a layer with this pattern; None: dense."""
     if pattern is None:
         return None
     return SparseAttention(pattern, config.prefix_length, config.image_length)
@@ -194,24 +196,10 @@ def _block(config: PriorConfig, pattern: Pattern | None) -> Block:
         config.head_width,
         causal=True,
         dropout=config.dropout,
-        reach=sparse_attention_of(config, pattern),
+        pattern=sparse_attention_of(config, pattern),
     )
 
 
-def prior_loss(
-    logits: PriorLogits, text: Tensor, codes: Tensor, text_weight: float = 1 / 8
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum, text and image cross-entropy, each in nats per token of its kind, in fp32.
-
-    Empty text places count as tokens (their target is 0): both means then have fixed denominators,
-    and shares of a batch average to the whole.
-    """
-    text_loss = F.cross_entropy(logits.text.float().flatten(0, 1), text.flatten())
-    image_loss = F.cross_entropy(logits.image.float().flatten(0, 1), codes.flatten())
-    losses = PriorLosses(text_loss, image_loss)
-    return weighted(losses, text_weight), text_loss, image_loss
-
-
 def weighted(losses: PriorLosses, text_weight: float = 1 / 8) -> Tensor:
-    """1/8 text + 7/8 image, or other shares."""
+    """1/8 text + 7/8 image (arXiv 2102.12092, 2.2), or another weight."""
     return text_weight * losses.text + (1 - text_weight) * losses.image

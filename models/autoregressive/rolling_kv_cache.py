@@ -1,4 +1,4 @@
-"""Keys and values of a sparse layer: only what later places read again."""
+"""Key-value cache of a sparse layer: only what later positions read again."""
 
 from collections.abc import Sequence
 
@@ -10,50 +10,50 @@ from models.nn.attention import KVBuffer
 
 
 class RollingKVCache:
-    """The caption's keys and values, then a ring of those of the newest image places.
+    """The caption's keys and values, then a ring buffer of those of the newest image positions.
 
-    Image place p lies in slot p mod `kept`. A row layer of the paper's shape keeps 33 of 1,024.
+    Image position p lies in slot p mod `size`. A row layer of the paper's shape keeps 33 of 1,024.
     """
 
     def __init__(
-        self, pattern: Pattern, prefix: int, places: int, batch: int, heads: int, head_width: int
+        self, pattern: Pattern, prefix: int, positions: int, batch: int, heads: int, head_width: int
     ) -> None:
         self.pattern, self.prefix = pattern, prefix
-        self.kept = pattern.kept(places)
-        self._slots = KVBuffer(batch, heads, prefix + self.kept, head_width)
+        self.size = pattern.cache_size(positions)
+        self._slots = KVBuffer(batch, heads, prefix + self.size, head_width)
         self.filled = 0
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of caption and first image places into the empty cache."""
+        """Take the (B, H, n, C) of caption and first image positions into the empty cache."""
         count = key.shape[2] - self.prefix
-        newest = torch.arange(max(0, count - self.kept), count, device=key.device)
+        newest = torch.arange(max(0, count - self.size), count, device=key.device)
         caption = torch.arange(self.prefix, device=key.device)
-        slots = torch.cat([caption, self.prefix + newest % self.kept])
+        slots = torch.cat([caption, self.prefix + newest % self.size])
         read = torch.cat([caption, self.prefix + newest])
         self._slots.fill(slots, key[:, :, read], value[:, :, read])
         self.filled = key.shape[2]
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one new image place (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
-        place = self.filled - self.prefix
-        slot = self.prefix + place % self.kept
+        """Take one new image position (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        position = self.filled - self.prefix
+        slot = self.prefix + position % self.size
         self.filled += 1
-        reads = self.pattern.remembered(place)
+        reads = self.pattern.ring_slots(position)
         if isinstance(reads, slice) and reads.step is None:
             return self._slots.attend(qkv, slot, self.prefix + reads.stop)
         self._slots.put(slot, qkv.narrow(1, 1, 2))
         keys, values = self._slots.keys, self._slots.values
         query = qkv.select(1, 0)
         scaled = query.to(keys.dtype) * query.shape[-1] ** -0.5
-        return self._attend_apart(scaled, keys, values, reads)
+        return self._attend_separately(scaled, keys, values, reads)
 
-    def _attend_apart(
+    def _attend_separately(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: slice | Sequence[int]
     ) -> Tensor:
-        """Caption and image apart, so that only what is read of the image is moved."""
+        """Caption and image separately, so that only what is read of the image is copied."""
         first = self.prefix
-        near_keys = _chosen(keys[:, :, first:], reads)
-        near_values = _chosen(values[:, :, first:], reads)
+        near_keys = _select(keys[:, :, first:], reads)
+        near_values = _select(values[:, :, first:], reads)
         scores = torch.cat(
             [
                 query @ keys[:, :, :first].transpose(-1, -2),
@@ -65,7 +65,7 @@ class RollingKVCache:
         return weights[..., :first] @ values[:, :, :first] + weights[..., first:] @ near_values
 
 
-def _chosen(store: Tensor, reads: slice | Sequence[int]) -> Tensor:
+def _select(store: Tensor, reads: slice | Sequence[int]) -> Tensor:
     if isinstance(reads, slice):
         return store[:, :, reads]
     return store.index_select(2, torch.tensor(reads, device=store.device))

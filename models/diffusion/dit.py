@@ -72,7 +72,7 @@ class DiT(nn.Module):
         side = config.image_size // config.patch
         self.place = nn.Parameter(torch.empty(side**2, width), requires_grad=False)
         initialization.computed(self.place, lambda: sincos_positions(side, width))
-        self.time = TimestepEmbedding(width, first=config.timestep_offset)
+        self.time = TimestepEmbedding(width, timestep_offset=config.timestep_offset)
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
         self.blocks = nn.ModuleList(

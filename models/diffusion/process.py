@@ -229,10 +229,10 @@ def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:
     It is for one drawing, in which weights stay as they are: without gradients, what the network
     makes of a condition alone is computed once.
     """
-    recall = ActivationCache()
+    cache = ActivationCache()
 
     def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        with recall.used():
+        with cache.activate():
             raw = network(network.process.input(x, t), t, cond)
         return network.process.prediction(raw.to(torch.promote_types(x.dtype, torch.float32)), x, t)
 

@@ -15,14 +15,14 @@ class KVCache(Protocol):
     """Keys and values that one attention layer reads again."""
 
     filled: int
-    """Places taken so far."""
+    """Positions taken so far."""
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of the first places into the empty memory."""
+        """Take the (B, H, n, C) of the first positions into the empty cache."""
         ...
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one more place, query, key and value (B, 3, H, 1, C) in any precision.
+        """Take one more position, query, key and value (B, 3, H, 1, C) in any precision.
 
         Returns what it reads, (B, H, 1, C).
         """
@@ -30,14 +30,14 @@ class KVCache(Protocol):
 
 
 class AttentionPattern(Protocol):
-    """Which earlier places a layer reads, and how its attention is computed."""
+    """Which earlier positions a layer reads, and how its attention is computed."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """softmax(q k / sqrt(C)) v of (B, H, L, C) over the places that may be read."""
+        """softmax(q k / sqrt(C)) v of (B, H, L, C) over the positions that may be read."""
         ...
 
     def new_cache(self, batch: int, heads: int, head_width: int) -> KVCache:
-        """An empty cache of the places that are read again."""
+        """An empty cache of the positions that are read again."""
         ...
 
 
@@ -76,7 +76,7 @@ class KVBuffer:
 
 
 class FullKVCache:
-    """Keys and values of one attention layer that reads all earlier places."""
+    """Keys and values of one attention layer that reads all earlier positions."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int) -> None:
         self._slots = KVBuffer(batch, heads, length, head_width)
@@ -94,7 +94,7 @@ class FullKVCache:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q k / sqrt(head width)) v (arXiv 1706.03762, eq. 1).
 
-    It reads all places, only earlier ones if `causal`, or those of a sparse `reach`.
+    It reads all positions, only earlier ones if `causal`, or those of a sparse `pattern`.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class SelfAttention(nn.Module):
         head_width: int,
         *,
         causal: bool,
-        reach: AttentionPattern | None = None,
+        pattern: AttentionPattern | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.head_width, self.causal, self.reach = heads, head_width, causal, reach
+        self.heads, self.head_width, self.causal, self.pattern = heads, head_width, causal, pattern
         self.qkv = FastLinear(width, 3 * heads * head_width)
         self.out = FastLinear(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).
 
-        With a cache, `x` holds the places that follow the cached ones: any number of them into an
-        empty cache, one at a time afterwards.
+        With a cache, `x` holds the positions that follow the cached ones: any number of them into
+        an empty cache, one at a time afterwards.
         """
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
@@ -129,24 +129,25 @@ class SelfAttention(nn.Module):
                 cache.fill(key, value)
                 mixed = self._attend(query, key, value)
             elif length > 1:
-                raise ValueError("a filled cache takes one place at a time")
+                raise ValueError("a filled cache takes one position at a time")
             else:
-                # what is kept says the precision
+                # the cache sets the precision
                 with torch.autocast(x.device.type, enabled=False):
                     mixed = cache.attend(qkv.permute(0, 2, 3, 1, 4))
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1).to(qkv.dtype))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.reach is None:
+        if self.pattern is None:
             return attention(query, key, value, causal=self.causal and query.shape[2] > 1)
-        return self.reach.attend(query, key, value)
+        return self.pattern.attend(query, key, value)
 
 
 class ContextAttention(nn.Module):
-    """Self-attention whose places also read a context: its keys and values join their own.
+    """Self-attention whose positions also read a context: its keys and values join their own.
 
-    GLIDE's way of reading captions (arXiv 2112.10741, 2.1). A context place costs two projections a
-    layer instead of a whole block. Its places are `context` wide, by default as wide as its own.
+    GLIDE's way of reading captions (arXiv 2112.10741, 2.1). A context position costs two
+    projections a layer instead of a whole block. Its positions are `context` wide, by default as
+    wide as its own.
     """
 
     def __init__(

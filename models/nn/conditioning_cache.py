@@ -1,4 +1,4 @@
-"""What a network makes of its caption, computed once while it draws and not at every step."""
+"""Results of conditioning modules, computed once per sampling run and not at every step."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,65 +11,63 @@ import torch
 from torch import Tensor, nn
 
 MAX_ENTRIES = 4
-"""Results a module keeps: a drawing has captions, those that are not to be shown, or none."""
+"""Results kept per module: those of captions, of negative prompts, and of none."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class _Reading:
-    given: Tensor
+class _Entry:
+    argument: Tensor
     version: int | None
     result: Any
 
-    def answers(self, given: Tensor) -> bool:
-        return self.given is given and self.version == _version(given)
 
-
-def _version(given: Tensor) -> int | None:
+def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written to; None where inference mode does not count."""
-    return None if given.is_inference() else given._version
+    return None if tensor.is_inference() else tensor._version
 
 
 class ActivationCache:
-    """Results of modules whose weights stay as they are, by the very tensor that they were given.
+    """Results of modules with constant weights, by the identity of their argument.
 
-    Where a network is asked by several of them, each has its own.
+    Several callers of one network have a cache each.
     """
 
     def __init__(self) -> None:
-        self._known: dict[nn.Module, deque[_Reading]] = {}
+        self._entries: dict[nn.Module, deque[_Entry]] = {}
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Within, `once` asks here."""
-        before = _RECALL.set(self)
+    def activate(self) -> Iterator[None]:
+        """Let `cached` use this cache."""
+        token = _ACTIVE.set(self)
         try:
             yield
         finally:
-            _RECALL.reset(before)
+            _ACTIVE.reset(token)
 
-    def of(self, module: nn.Module, given: Tensor, compute: Callable[[Tensor], R]) -> R:
-        """compute(given), or what it was."""
-        known = self._known.setdefault(module, deque(maxlen=MAX_ENTRIES))
-        for reading in known:
-            if reading.answers(given):
-                found: R = reading.result
+    def get(self, module: nn.Module, argument: Tensor, compute: Callable[[Tensor], R]) -> R:
+        """compute(argument), or its earlier result."""
+        entries = self._entries.setdefault(module, deque(maxlen=MAX_ENTRIES))
+        version = _version(argument)
+        for entry in entries:
+            if entry.argument is argument and entry.version == version:
+                found: R = entry.result
                 return found
-        result = compute(given)
-        known.append(_Reading(given, _version(given), result))
+        result = compute(argument)
+        entries.append(_Entry(argument, version, result))
         return result
 
 
-_RECALL: ContextVar[ActivationCache | None] = ContextVar("recall", default=None)
+_ACTIVE: ContextVar[ActivationCache | None] = ContextVar("activation_cache", default=None)
 
 
-def cached(module: nn.Module, given: Tensor, compute: Callable[[Tensor], R]) -> R:
-    """What a module computes of a tensor alone, recalled where a `ActivationCache` is used.
+def cached(module: nn.Module, argument: Tensor, compute: Callable[[Tensor], R]) -> R:
+    """What a module computes of a tensor alone, from the active `ActivationCache` if there is one.
 
-    With gradients it is computed. A module has one computation at most.
+    With gradients it is always computed. A module has one such computation at most.
     """
-    recall = _RECALL.get()
-    if recall is None or torch.is_grad_enabled():
-        return compute(given)
-    return recall.of(module, given, compute)
+    cache = _ACTIVE.get()
+    if cache is None or torch.is_grad_enabled():
+        return compute(argument)
+    return cache.get(module, argument, compute)

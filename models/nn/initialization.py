@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from mezzotint.common.keyed_random import keyed_generator
 
 Initializer = Callable[[Tensor, Generator | None], object]
-"""Fills a CPU tensor in place; without a generator from torch's global one."""
+"""Fills a CPU tensor in position; without a generator from torch's global one."""
 _ATTRIBUTE = "initializer"
 
 

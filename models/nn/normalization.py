@@ -17,7 +17,7 @@ def norm_act(
 ) -> Tensor:
     """norm(x + input_bias) (1 + scale) + shift of x (B, C, H, W), and SiLU of it if `silu`.
 
-    `input_bias`, scale and shift are (B, C). With an `input_bias`, x may be changed in place:
+    `input_bias`, scale and shift are (B, C). With an `input_bias`, x may be changed in position:
     nothing else is to read it.
     """
     fused = dispatch.fused_group_norm(

@@ -37,11 +37,11 @@ class Block(nn.Module):
         causal: bool,
         dropout: float,
         gelu: Gelu = "tanh",
-        reach: AttentionPattern | None = None,
+        pattern: AttentionPattern | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, head_width, causal=causal, reach=reach)
+        self.attention = SelfAttention(width, heads, head_width, causal=causal, pattern=pattern)
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, gelu=gelu)
         self.dropout = nn.Dropout(dropout)

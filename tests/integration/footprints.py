@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from models.autoregressive.prior import prior_loss
+from models.autoregressive.prior import weighted
 from trainer import distributed, engine
 from trainer.averages.ema import Ema
 from trainer.checkpoint import Checkpoints
@@ -69,7 +69,7 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
     for step in range(2):
         for place in range(rounds):
             last = step == 1 and place == rounds - 1
-            loss, *_ = prior_loss(built(text, codes), text, codes)
+            loss = weighted(built(text, codes, codes))
             built.backward(loss)
             del loss
             note("gradients")

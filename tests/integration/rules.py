@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from models.autoregressive.prior import prior_loss
+from models.autoregressive.prior import weighted
 from trainer import distributed, engine
 from trainer.averages.ema import Ema
 from trainer.checkpoint import Checkpoints
@@ -37,7 +37,7 @@ def update(built: engine.Engine, ema: Ema, recipe: Recipe, world, step: int) -> 
     codes = torch.randint(0, 9, (recipe.batch, config.image_length), generator=rng)
     first = micro * world.rank
     text, codes = text[first : first + micro], codes[first : first + micro]
-    loss, *_ = prior_loss(built(text, codes), text, codes)
+    loss = weighted(built(text, codes, codes))
     built.backward(loss)
     built.step(step)
     ema.update()

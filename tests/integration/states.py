@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.autoregressive.prior import PriorConfig, prior_loss
+from models.autoregressive.prior import PriorConfig
 from trainer.low_precision.adamw import SmallMomentAdamW
 from trainer.low_precision.in_backward import InBackwardAdamW
 
@@ -60,7 +60,7 @@ def train(states: States, updates: int) -> list[float]:
             group["lr"] = PEAK * 0.5 * (1 + math.cos(math.pi * step / updates))
         text, codes = batch(step)
         with torch.autocast("cpu", torch.bfloat16) if states == "fp32" else nullcontext():
-            loss = prior_loss(module(text, codes), text, codes)[2]
+            loss = module(text, codes, codes).image
         losses.append(loss.item())
         loss.backward()
         optimizer.step()

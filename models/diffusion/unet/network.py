@@ -186,8 +186,8 @@ class UNet(nn.Module):
         self.time = TimestepEmbedding(
             vector,
             config.channels,
-            first=config.timestep_offset,
-            ends=config.freq_shift == 1,
+            timestep_offset=config.timestep_offset,
+            freq_shift=config.freq_shift,
         )
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, vector)

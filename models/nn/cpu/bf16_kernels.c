@@ -28,7 +28,7 @@
 /* Over a count known when compiled, so that sums stay in registers. */
 #define EACH(name, count) _Pragma("GCC unroll 8") for (int name = 0; name < (count); name++)
 
-/* Of 32 numbers in bf16, those at even places and those at odd ones. */
+/* Of 32 numbers in bf16, those at even positions and those at odd ones. */
 INLINE __m512 even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 
 INLINE __m512 odd(__m512i pairs) {
@@ -169,31 +169,31 @@ INLINE void head(const int registers, const uint16_t *query, const uint16_t *key
         asked[2 * i] = _mm512_mul_ps(even(pairs), _mm512_set1_ps(scale));
         asked[2 * i + 1] = _mm512_mul_ps(odd(pairs), _mm512_set1_ps(scale));
     }
-    for (ptrdiff_t place = 0; place < count; place++) {
+    for (ptrdiff_t position = 0; position < count; position++) {
         __m512 products = _mm512_setzero_ps();
         EACH(i, registers / 2) {
-            __m512i pairs = fetched(keys + place * width + i * 32);
+            __m512i pairs = fetched(keys + position * width + i * 32);
             products = _mm512_fmadd_ps(asked[2 * i], even(pairs), products);
             products = _mm512_fmadd_ps(asked[2 * i + 1], odd(pairs), products);
         }
-        scores[place] = _mm512_reduce_add_ps(products);
+        scores[position] = _mm512_reduce_add_ps(products);
     }
-    for (ptrdiff_t place = count; place % 16; place++) scores[place] = -INFINITY;
-    for (ptrdiff_t place = 0; place < count; place += 16)
-        greatest = _mm512_max_ps(_mm512_loadu_ps(scores + place), greatest);
+    for (ptrdiff_t position = count; position % 16; position++) scores[position] = -INFINITY;
+    for (ptrdiff_t position = 0; position < count; position += 16)
+        greatest = _mm512_max_ps(_mm512_loadu_ps(scores + position), greatest);
     greatest = _mm512_set1_ps(_mm512_reduce_max_ps(greatest));
     total = _mm512_setzero_ps();
-    for (ptrdiff_t place = 0; place < count; place += 16) {
-        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + place), greatest);
+    for (ptrdiff_t position = 0; position < count; position += 16) {
+        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + position), greatest);
         __m512 share = exponential(below);
-        _mm512_storeu_ps(scores + place, share);
+        _mm512_storeu_ps(scores + position, share);
         total = _mm512_add_ps(total, share);
     }
     EACH(i, registers) sums[i] = _mm512_setzero_ps();
-    for (ptrdiff_t place = 0; place < count; place++) {
-        __m512 share = _mm512_set1_ps(scores[place]);
+    for (ptrdiff_t position = 0; position < count; position++) {
+        __m512 share = _mm512_set1_ps(scores[position]);
         EACH(i, registers / 2) {
-            __m512i pairs = fetched(values + place * width + i * 32);
+            __m512i pairs = fetched(values + position * width + i * 32);
             sums[2 * i] = _mm512_fmadd_ps(share, even(pairs), sums[2 * i]);
             sums[2 * i + 1] = _mm512_fmadd_ps(share, odd(pairs), sums[2 * i + 1]);
         }

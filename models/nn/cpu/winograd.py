@@ -182,7 +182,7 @@ class _Winograd(torch.autograd.Function):
 
 
 def _empty(count: int, height: int, width: int, channels: int) -> Tensor:
-    """(B, C, H, W), channels last; itself, since autograd forbids changing a view in place."""
+    """(B, C, H, W), channels last; itself, since autograd forbids changing a view in position."""
     shape = (count, channels, height, width)
     return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
@@ -232,6 +232,6 @@ def _add_tiles(read: Tensor, out: Tensor, transform: WinogradTransform) -> None:
         for left in range(0, transform.input_tile, transform.step):
             part = shares[top : top + transform.step, left : left + transform.step]
             high, wide = part.shape[:2]
-            place = padded[:, top : top + height, left : left + width]
-            _windows(place, high, wide, transform.step).add_(part)
+            position = padded[:, top : top + height, left : left + width]
+            _windows(position, high, wide, transform.step).add_(part)
     out.copy_(padded[:, 1:-1, 1:-1])

@@ -5,7 +5,7 @@ import torch
 
 from models.autoregressive import chunked_cross_entropy as module
 from models.autoregressive.chunked_cross_entropy import chunked_cross_entropy, uses_chunks
-from models.autoregressive.prior import PriorConfig, prior_loss, weighted
+from models.autoregressive.prior import PriorConfig, weighted
 
 CONFIG = PriorConfig(text_vocab=31, text_length=8, image_vocab=47, grid=(4, 4), width=16, heads=1)
 
@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-6), (True, 2e-2)])
-def test_loss_and_gradients_are_those_of_kept_logits(small_limits, bf16, tolerance):
+def test_loss_and_gradients_are_those_of_kept_logits(small_limits, bf16, tolerance, prior_loss):
     torch.manual_seed(0)
     model = CONFIG.build()
     text = torch.randint(31, (9, 8), generator=rng())
@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_those_of_kept_logits(small_limits, bf16, toleran
         assert torch.allclose(one, other, atol=tolerance * float(other.abs().max()) + 1e-8)
 
 
-def test_what_is_read_may_differ_from_what_is_predicted():
+def test_what_is_read_may_differ_from_what_is_predicted(prior_loss):
     torch.manual_seed(0)
     model = CONFIG.build()
     text = torch.randint(31, (2, 8), generator=rng())

@@ -214,7 +214,7 @@ def test_single_places_give_the_logits_of_whole_modules(masked, kind):
         assert predictor._decoder is not None
     if kind == "fp32":
         assert torch.equal(single, modules)
-    # rounded at fewer places
+    # rounded at fewer positions
     assert float((single - exact).norm()) <= 1.1 * float((modules - exact).norm())
 
 
@@ -257,7 +257,7 @@ def test_a_paper_shaped_prior_caches_two_and_a_half_times_less_than_a_dense_one(
         layers=64,
         mask_flavor="paper",
     )
-    kept = [pattern.kept(1024) for pattern in config.patterns]
+    kept = [pattern.cache_size(1024) for pattern in config.patterns]
     entries = sum(config.prefix_length + each for each in kept)
     assert sorted(set(kept)) == [33, 166, 1024]
     assert 64 * (config.prefix_length + 1024) / entries == pytest.approx(2.37, abs=0.01)

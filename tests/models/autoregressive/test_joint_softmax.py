@@ -3,12 +3,12 @@
 import torch
 from torch.nn import functional as F
 
-from models.autoregressive.prior import PriorConfig, prior_loss
+from models.autoregressive.prior import PriorConfig
 
 CONFIG = PriorConfig(text_vocab=11, text_length=4, image_vocab=13, grid=(3, 3), width=16, heads=1)
 
 
-def test_one_joint_softmax_with_the_other_kind_masked_gives_the_same_loss_and_gradients():
+def test_one_joint_softmax_with_the_other_kind_masked_gives_the_same_loss_and_gradients(prior_loss):
     torch.manual_seed(0)
     model = CONFIG.build()
     rng = torch.Generator().manual_seed(1)

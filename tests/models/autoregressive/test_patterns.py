@@ -1,4 +1,4 @@
-"""Which places each layer reads: counts, definitions, and what a cache must keep."""
+"""Which positions each layer reads: counts, definitions, and what a cache must keep."""
 
 import hashlib
 
@@ -42,8 +42,8 @@ input at a time."""
 
 
 def image_mask(pattern, rows=None):
-    places = torch.arange((rows or pattern.width) * pattern.width)
-    return pattern.reads(places[:, None], places)
+    positions = torch.arange((rows or pattern.width) * pattern.width)
+    return pattern.allows(positions[:, None], positions)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def dalle_pytorch_axial(axis, prefix, side):
 
 
 def dalle_pytorch_convolution(prefix, side, kernel):
-    """What a kernel padded only above and to the left picks, found by unfolding place numbers."""
+    """What a kernel padded only above and to the left picks, by unfolding position numbers."""
     count = side * side
     numbers = torch.arange(1.0, count + 1).view(1, 1, side, side)
     padded = torch.nn.functional.pad(numbers, (kernel - 1, 0, kernel - 1, 0))
     picked = torch.nn.functional.unfold(padded, kernel)[0].long()
     mask = torch.zeros(prefix + count, prefix + count + 1, dtype=torch.bool)
     mask[:, 1 : prefix + 1] = True
-    for place in range(count):
-        mask[prefix + place, (picked[:, place] + prefix) * (picked[:, place] > 0)] = True
+    for position in range(count):
+        mask[prefix + position, (picked[:, position] + prefix) * (picked[:, position] > 0)] = True
     return mask[:, 1:].tril()
 
 
@@ -133,14 +133,14 @@ def test_64_layers_are_47_row_16_column_and_1_convolutional():
 @pytest.mark.parametrize("pattern", SMALL)
 def test_a_ring_keeps_exactly_what_is_read(pattern):
     mask = image_mask(pattern, rows=9)
-    places = len(mask)
-    kept = pattern.kept(places)
-    for place in range(places):
-        slots = pattern.remembered(place)
+    positions = len(mask)
+    kept = pattern.cache_size(positions)
+    for position in range(positions):
+        slots = pattern.ring_slots(position)
         chosen = list(range(kept))[slots] if isinstance(slots, slice) else slots
-        held = {each % kept: each for each in range(max(0, place - kept + 1), place + 1)}
+        held = {each % kept: each for each in range(max(0, position - kept + 1), position + 1)}
         assert len(set(chosen)) == len(chosen)
-        read = mask[place].nonzero()[:, 0].tolist()
+        read = mask[position].nonzero()[:, 0].tolist()
         assert sorted(held[slot] for slot in chosen) == read
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.autoregressive.prior import PriorConfig, PriorLogits, prior_loss
+from models.autoregressive.prior import PriorConfig, PriorLogits
 
 TINY = PriorConfig(
     text_vocab=11,
@@ -56,7 +56,7 @@ def test_the_papers_sizes_have_their_exact_matrix_counts(width, heads, matrices)
 
 @pytest.mark.parametrize("length", [6, 300])
 def test_no_output_depends_on_the_future(length):
-    # 6 and 300 places take the two ways of computing attention
+    # 6 and 300 positions take the two ways of computing attention
     config = TINY.model_copy(update={"grid": (1, length)})
     torch.manual_seed(0)
     model = config.build()
@@ -66,12 +66,12 @@ def test_no_output_depends_on_the_future(length):
     ).detach()
     embedded.requires_grad_()
     hidden = model.run(embedded)
-    places = range(embedded.shape[1]) if length < 10 else (0, 3, 4, 150, 302)
-    for place in places:
-        (gradient,) = torch.autograd.grad(hidden[0, place, 0], embedded, retain_graph=True)
+    positions = range(embedded.shape[1]) if length < 10 else (0, 3, 4, 150, 302)
+    for position in positions:
+        (gradient,) = torch.autograd.grad(hidden[0, position, 0], embedded, retain_graph=True)
         reached = gradient[0].abs().amax(dim=1)
-        assert torch.equal(reached[place + 1 :], torch.zeros_like(reached[place + 1 :]))
-        assert float(reached[: place + 1].min()) > 0
+        assert torch.equal(reached[position + 1 :], torch.zeros_like(reached[position + 1 :]))
+        assert float(reached[: position + 1].min()) > 0
 
 
 def test_a_place_predicts_the_next_token_and_never_sees_it():
@@ -94,7 +94,7 @@ def test_a_place_predicts_the_next_token_and_never_sees_it():
 
 
 @torch.no_grad()
-def test_a_new_network_is_about_uniform():
+def test_a_new_network_is_about_uniform(prior_loss):
     torch.manual_seed(0)
     config = TINY.model_copy(update={"text_vocab": 400, "image_vocab": 512})
     text, codes = inputs(config, count=8)
@@ -103,7 +103,7 @@ def test_a_new_network_is_about_uniform():
     assert float(image_loss) == pytest.approx(math.log(512), rel=0.05)
 
 
-def test_the_loss_is_one_eighth_text_and_seven_eighths_image():
+def test_the_loss_is_one_eighth_text_and_seven_eighths_image(prior_loss):
     text, codes = inputs()
     logits = PriorLogits(
         torch.randn(2, 4, 11, generator=rng(2)), torch.randn(2, 6, 13, generator=rng(3))
@@ -114,7 +114,7 @@ def test_the_loss_is_one_eighth_text_and_seven_eighths_image():
     assert float(image_loss) == pytest.approx(float(-picked.mean()), rel=1e-6)
 
 
-def test_shares_of_a_batch_average_to_the_whole():
+def test_shares_of_a_batch_average_to_the_whole(prior_loss):
     text, codes = inputs(count=4)
     text[0, 2:] = 0
     text[1] = 0
@@ -139,9 +139,9 @@ def test_an_empty_place_has_a_vector_of_its_own():
     model = TINY.build()
     text = torch.tensor([[3, 4, 0, 0]])
     embedded = model.embed_text(text)[0, 1:]
-    place = model.text_position(0, 4)
-    assert torch.allclose(embedded[2:], model.text_pad(2, 4) + place[2:])
-    assert torch.allclose(embedded[0], model.text_token.weight[3] + place[0])
+    position = model.text_position(0, 4)
+    assert torch.allclose(embedded[2:], model.text_pad(2, 4) + position[2:])
+    assert torch.allclose(embedded[0], model.text_token.weight[3] + position[0])
 
 
 def test_the_network_runs_in_bf16_and_under_autocast():

@@ -78,16 +78,16 @@ def test_a_caption_without_an_image_is_causal(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("first", [0, 1, 11])
 def test_a_ring_gives_what_the_whole_sequence_gives(pattern, first):
-    places = 6 * pattern.width
-    x = states(PREFIX + places).detach()
+    positions = 6 * pattern.width
+    x = states(PREFIX + positions).detach()
     wanted = attend_dense(*x, PREFIX, pattern)
-    cache = RollingKVCache(pattern, PREFIX, places, 2, 2, 8)
+    cache = RollingKVCache(pattern, PREFIX, positions, 2, 2, 8)
     cache.fill(*x[1:, :, :, : PREFIX + first])
-    for place in range(PREFIX + first, PREFIX + places):
-        got = cache.attend(x[:, :, :, place : place + 1].transpose(0, 1))
-        assert torch.allclose(got, wanted[:, :, place : place + 1], atol=1e-5)
-    assert cache.filled == PREFIX + places
-    assert cache.kept == pattern.kept(places)
+    for position in range(PREFIX + first, PREFIX + positions):
+        got = cache.attend(x[:, :, :, position : position + 1].transpose(0, 1))
+        assert torch.allclose(got, wanted[:, :, position : position + 1], atol=1e-5)
+    assert cache.filled == PREFIX + positions
+    assert cache.size == pattern.cache_size(positions)
 
 
 @pytest.mark.parametrize("way", [attend_dense, attend_blocks])
@@ -96,14 +96,14 @@ def test_gradients_reach_exactly_the_places_that_are_read(pattern, way):
     count = 5 * pattern.width - 1
     x = torch.randn(1, 1, PREFIX + count, 8, generator=rng()).requires_grad_()
     out = way(x, x, x, PREFIX, pattern)
-    for place in range(PREFIX + count):
-        (gradient,) = torch.autograd.grad(out[0, 0, place].sum(), x, retain_graph=True)
+    for position in range(PREFIX + count):
+        (gradient,) = torch.autograd.grad(out[0, 0, position].sum(), x, retain_graph=True)
         reached = gradient[0, 0].abs().amax(dim=1) != 0
         image = torch.arange(count)
         read = torch.zeros(PREFIX + count, dtype=torch.bool)
-        read[: min(place + 1, PREFIX)] = True
-        if place >= PREFIX:
-            read[PREFIX:] = pattern.reads(torch.tensor(place - PREFIX), image)
+        read[: min(position + 1, PREFIX)] = True
+        if position >= PREFIX:
+            read[PREFIX:] = pattern.allows(torch.tensor(position - PREFIX), image)
         assert torch.equal(reached, read)
 
 
@@ -130,7 +130,7 @@ def test_a_whole_prior_gives_the_same_whichever_way_its_layers_attend(flavor, mo
     for pays in (True, False):
         monkeypatch.setattr(
             "models.autoregressive.sparse.blocks_are_faster",
-            lambda pattern, places, pays=pays: pays,
+            lambda pattern, positions, pays=pays: pays,
         )
         logits = model(text, codes)
         loss = logits.text.square().mean() + logits.image.square().mean()
@@ -151,13 +151,13 @@ def test_no_layer_of_a_prior_reads_the_future(flavor):
     x = torch.randn(1, 68, 16, generator=rng(3)).requires_grad_()
     for block in model.blocks:
         out = block.attention(x)
-        for place in (0, 3, 4, 5, 20, 41, 67):
-            (gradient,) = torch.autograd.grad(out[0, place].sum(), x, retain_graph=True)
-            assert int(gradient[0, place + 1 :].count_nonzero()) == 0
-            assert int(gradient[0, : min(place + 1, 5)].count_nonzero()) > 0
+        for position in (0, 3, 4, 5, 20, 41, 67):
+            (gradient,) = torch.autograd.grad(out[0, position].sum(), x, retain_graph=True)
+            assert int(gradient[0, position + 1 :].count_nonzero()) == 0
+            assert int(gradient[0, : min(position + 1, 5)].count_nonzero()) > 0
 
 
 def test_a_reach_builds_the_cache_of_its_pattern():
     cache = SparseAttention(Row(32), 257, 1024).new_cache(2, 3, 8)
-    assert cache.kept == 33
+    assert cache.size == 33
     assert cache.filled == 0

@@ -22,8 +22,8 @@ class Counting(nn.Linear):
 
 
 def test_a_module_computes_once_of_a_tensor_and_again_of_another_or_a_changed_one():
-    layer, given, recall = Counting(), torch.ones(1, 2), ActivationCache()
-    with torch.no_grad(), recall.used():
+    layer, given, cache = Counting(), torch.ones(1, 2), ActivationCache()
+    with torch.no_grad(), cache.activate():
         first = cached(layer, given, layer)
         assert cached(layer, given, layer) is first
         assert layer.calls == 1
@@ -34,27 +34,27 @@ def test_a_module_computes_once_of_a_tensor_and_again_of_another_or_a_changed_on
 
 
 def test_it_serves_in_inference_mode_too():
-    layer, recall = Counting(), ActivationCache()
-    with torch.inference_mode(), recall.used():
+    layer, cache = Counting(), ActivationCache()
+    with torch.inference_mode(), cache.activate():
         given = torch.ones(1, 2)
         assert cached(layer, given, layer) is cached(layer, given, layer)
     assert layer.calls == 1
 
 
 def test_it_forgets_the_oldest_of_many():
-    layer, recall = Counting(), ActivationCache()
+    layer, cache = Counting(), ActivationCache()
     several = [torch.ones(1, 2) for _ in range(MAX_ENTRIES + 1)]
-    with torch.no_grad(), recall.used():
+    with torch.no_grad(), cache.activate():
         for given in [*several, several[0]]:
             cached(layer, given, layer)
     assert layer.calls == MAX_ENTRIES + 2
 
 
-def test_without_a_drawing_and_with_gradients_everything_is_computed():
+def test_without_an_active_cache_and_with_gradients_everything_is_computed():
     layer, given = Counting(), torch.ones(1, 2)
     with torch.no_grad():
         cached(layer, given, layer), cached(layer, given, layer)
-    with ActivationCache().used():
+    with ActivationCache().activate():
         cached(layer, given, layer), cached(layer, given, layer)
     assert layer.calls == 4
 

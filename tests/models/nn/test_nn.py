@@ -8,7 +8,7 @@ from models.nn.attention import FullKVCache, SelfAttention
 from models.nn.cpu.attention import SHORT
 from models.nn.cpu.bf16_kernels import Avx512Attention
 from models.nn.cpu.dispatch import attention, kv_cache_dtype
-from models.nn.embedding import AxialPositionEmbedding, TimestepEmbedding, sinusoidal
+from models.nn.embedding import AxialPositionEmbedding, TimestepEmbedding, sinusoidal_embedding
 from models.nn.patchify import patchify, resize, unpatchify
 from models.nn.random import gumbel_like
 from models.nn.transformer import DiTBlock
@@ -35,7 +35,7 @@ def test_a_cache_filled_in_two_ways_gives_the_same():
     with torch.no_grad():
         steps = [layer(x[:, :4], cache), *(layer(x[:, i : i + 1], cache) for i in range(4, length))]
         assert torch.allclose(torch.cat(steps, dim=1), layer(x), atol=1e-6)
-    with pytest.raises(ValueError, match="one place at a time"):
+    with pytest.raises(ValueError, match="one position at a time"):
         layer(x[:, :2], cache)
 
 
@@ -61,16 +61,16 @@ def test_resizing_keeps_flat_images_and_leaves_the_right_size_alone():
 def test_time_waves_are_computed_in_fp32_for_a_network_in_bf16():
     t = torch.tensor([0.5, 0.5004])
     layer = TimestepEmbedding(8, features=64).bfloat16()
-    assert sinusoidal(t, 64).dtype == torch.float32
+    assert sinusoidal_embedding(t, 64).dtype == torch.float32
     out = layer(t)
     assert out.dtype == torch.bfloat16
-    assert not torch.equal(sinusoidal(t, 64)[0], sinusoidal(t, 64)[1])
+    assert not torch.equal(sinusoidal_embedding(t, 64)[0], sinusoidal_embedding(t, 64)[1])
 
 
 def test_grid_places_are_row_plus_column():
-    places = AxialPositionEmbedding(2, 3, 4)
-    assert torch.equal(places(4, 5)[0], places.row.weight[1] + places.column.weight[1])
-    assert places(0, 6).shape == (6, 4)
+    positions = AxialPositionEmbedding(2, 3, 4)
+    assert torch.equal(positions(4, 5)[0], positions.row.weight[1] + positions.column.weight[1])
+    assert positions(0, 6).shape == (6, 4)
 
 
 def test_a_new_adaptive_block_is_the_identity():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.activation_checkpointing import enable_activation_checkpointing
-from models.autoregressive.prior import PriorConfig, prior_loss
+from models.autoregressive.prior import PriorConfig, weighted
 from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling, filtered
 
 RULE = PerBlockScaling(kind="per_block")
@@ -34,7 +34,7 @@ def scaled(rule: PerBlockScaling = RULE) -> tuple[nn.Module, GradientScales]:
 def loss(module: nn.Module) -> torch.Tensor:
     text = torch.randint(1, CONFIG.text_vocab, (4, CONFIG.text_length), generator=rng())
     codes = torch.randint(0, CONFIG.image_vocab, (4, CONFIG.image_length), generator=rng())
-    return prior_loss(module(text, codes), text, codes)[0]
+    return weighted(module(text, codes, codes))
 
 
 def gradients(module: nn.Module) -> dict[str, torch.Tensor]:

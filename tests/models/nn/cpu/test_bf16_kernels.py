@@ -69,7 +69,7 @@ def test_products_are_summed_in_fp32_and_rounded_once(rows, inputs, blocks, addi
     to = torch.randn(rows, OUTPUTS * blocks, generator=rng(seed + 1)).bfloat16()
     got = Avx512Linear(layer).add(x, to) if adding else Avx512Linear(layer)(x)
     wanted = exact(layer, x) + (to.double() if adding else 0)
-    # half a unit of bf16's last place, and the sums' own rounding
+    # half a unit of bf16's last position, and the sums' own rounding
     size = x.double().abs() @ layer.weight.double().abs().T + 4
     assert ((got.double() - wanted).abs() <= wanted.abs() * 2**-8 + size * inputs * 2**-24).all()
 
