@@ -1,4 +1,4 @@
-"""Builds the embedded set ``data/emoji`` from the Noto colour font and the CLDR annotations.
+"""Build the embedded set `data/emoji` from the Noto colour font and the CLDR annotations.
 
     apt-get download fonts-noto-color-emoji && dpkg-deb -x fonts-noto-color-emoji_*.deb font
     npm pack emojibase-data@17.0.0 && tar xzf emojibase-data-17.0.0.tgz
@@ -26,7 +26,7 @@ TONE_IN_LABEL = re.compile(r"(?:: |, )((?:medium-)?(?:light|dark)|medium) skin t
 GENDER_IN_LABEL = re.compile(r"\b(man|woman|person)\b")
 WORD = re.compile(r"[^\W_]+(?:[-’'][^\W_]+)*")
 
-# Words that carry the gender inside themselves: (role, gender).
+# Words that imply a gender: (role, gender).
 GENDERED_WORDS = {
     "older person": ("old", "person"),
     "boy": ("child", "man"),
@@ -42,7 +42,7 @@ GENDERED_WORDS = {
     "Mrs. Claus": ("Claus", "woman"),
     "Mx Claus": ("Claus", "person"),
 }
-# Pictures of several people have no single gender; every variant belongs to one concept.
+# Images of several people have no single gender; all variants are one concept.
 TOGETHER = re.compile(
     r"^(?:woman and man|women|men|people) (.*)$|^(kiss|couple with heart|family)\b"
 )
@@ -83,7 +83,7 @@ class Emoji:
 
 
 class Glyphs:
-    """PNG bytes of code-point sequences: cmap, then the GSUB ligatures, variation selectors out."""
+    """PNG bytes of code-point sequences: cmap, then GSUB ligatures, without variation selectors."""
 
     def __init__(self, path: Path) -> None:
         font = TTFont(path, lazy=True)
@@ -128,7 +128,7 @@ def together(label: str) -> str | None:
 
 
 def tone(label: str) -> str:
-    """The skin tone a label names; two different people's tones joined with a plus."""
+    """The skin tone in a label; the tones of two people are joined with a plus."""
     return "+".join(TONE_IN_LABEL.findall(label)) or "none"
 
 
@@ -161,7 +161,7 @@ def read_emoji(glyphs: Glyphs, annotations: Path) -> Iterator[Emoji]:
                 group=REGIONAL_INDICATORS if in_group is None else groups["groups"][str(in_group)],
                 subgroup=groups["subgroups"].get(str(entry.get("subgroup")), REGIONAL_INDICATORS),
                 tags=tuple(entry.get("tags", ())),
-                # Equal pictures (flags of territories) are one concept.
+                # Equal images (flags of territories) are one concept.
                 base=first_label.setdefault(png, base),
                 role=role,
                 gender=gender,
@@ -170,7 +170,7 @@ def read_emoji(glyphs: Glyphs, annotations: Path) -> Iterator[Emoji]:
 
 
 def lowest(names: set[str], share: float, salt: str) -> set[str]:
-    """The ``share`` of ``names`` with the lowest hashes: fixed for good, no generator."""
+    """The fraction `share` of `names` with the lowest hashes, which never changes."""
 
     def rank(name: str) -> str:
         return sha256(f"{salt}/{name}")
@@ -179,7 +179,7 @@ def lowest(names: set[str], share: float, salt: str) -> set[str]:
 
 
 def composition(emoji: list[Emoji]) -> Split:
-    """Roles drawn as man, woman and person in all six tones, where the caption's words say so."""
+    """Roles that exist as man, woman and person in all six tones, with captions that say so."""
     grid: dict[str, dict[tuple[str, str], Emoji]] = defaultdict(dict)
     for one in emoji:
         plain = TONE_IN_LABEL.sub("", one.caption)

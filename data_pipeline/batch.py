@@ -10,16 +10,18 @@ from mezzotint.common.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side; ``B`` is their number.
+    """A batch of B samples.
 
     Attributes:
         keys: Sample keys.
         captions: Captions as written.
-        image: (B, 3, H, W) float32 in [-1, 1], if ``data.image`` is set.
-        text: (B, L) int64 token ids, padded with 0, if ``data.text`` is set.
-        arrays: Name to (B, ...) tensor for every name in ``data.arrays``; integers come as
-            int64, floating-point numbers as float32.
-        label: (B,) int64 classes, if ``data.label`` is set.
+        image: (B, 3, H, W) float32 in [-1, 1], if `data.image` is set.
+        text: (B, L) int64 token ids, padded with 0, if `data.text` is set.
+        arrays: (B, ...) tensors by name, one for every name in `data.arrays`; integers are int64,
+            floating-point numbers float32.
+        label: (B,) int64 classes, if `data.label` is set.
+
+    `images`, `tokens`, `labels` and `array` raise UserError where the setting is missing.
     """
 
     keys: tuple[str, ...]
@@ -34,27 +36,23 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """``image``, which must be there."""
-        if self.image is None:
-            raise UserError("data.image is not set, but this task needs images: add it")
-        return self.image
+        return _required(self.image, "image", "images")
 
     @property
     def tokens(self) -> Tensor:
-        """``text``, which must be there."""
-        if self.text is None:
-            raise UserError("data.text is not set, but this task needs captions: add it")
-        return self.text
+        return _required(self.text, "text", "captions")
 
     @property
     def labels(self) -> Tensor:
-        """``label``, which must be there."""
-        if self.label is None:
-            raise UserError("data.label is not set, but this task needs classes: add it")
-        return self.label
+        return _required(self.label, "label", "classes")
 
     def array(self, name: str) -> Tensor:
-        """The array ``name``, which must be there."""
         if name not in self.arrays:
             raise UserError(f"data.arrays has no '{name}', but this task needs it: add it")
         return self.arrays[name]
+
+
+def _required(value: Tensor | None, key: str, needed: str) -> Tensor:
+    if value is None:
+        raise UserError(f"data.{key} is not set, but this task needs {needed}: add it")
+    return value

@@ -1,22 +1,20 @@
-"""A node's copies of remote (or compressed) shards, shared by all of its processes.
+"""A node's cache of remote or compressed shards, shared by its processes.
 
-A shard is fetched whole, once per node: one GET moves thousands of samples per second where one
-range request per sample moves hundreds. Files are named by their digest, so equal shards of
-different sets share a copy and no name from outside becomes a path.
+A shard is fetched whole, once per node: one GET request gives thousands of samples per second, one
+range request per sample hundreds. Cached files are named by their digest, so that equal shards of
+different sets share a file and no name in a manifest becomes a path.
 """
 
-import gzip
 import logging
 import os
 import queue
-import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import ShardEntry
+from data_pipeline.tar import expand_gzip
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
@@ -27,20 +25,19 @@ from mezzotint.common.storage_errors import NotFoundError, TransientError
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
-_CHUNK = 1 << 20
 
 
 def default_cache_directory() -> Path:
-    """``$MEZZOTINT_CACHE``, else ``~/.cache/mezzotint/shards``."""
+    """`$MEZZOTINT_CACHE`, else `~/.cache/mezzotint/shards`."""
     named = os.environ.get("MEZZOTINT_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "mezzotint" / "shards"
 
 
 def cache_limit() -> int | None:
-    """``$MEZZOTINT_CACHE_BYTES``, the size the cache is held to; None: whatever the disk holds.
+    """`$MEZZOTINT_CACHE_BYTES`, the cache's maximum size; None: limited by the disk alone.
 
     Raises:
-        UserError: It is set, but not to a positive number of bytes.
+        UserError: It is not a positive number of bytes.
     """
     text = os.environ.get("MEZZOTINT_CACHE_BYTES")
     if text is None:
@@ -51,17 +48,17 @@ def cache_limit() -> int | None:
 
 
 class ShardCache:
-    """Fetches shards into ``directory`` and forgets the least recently used beyond ``limit``.
+    """Fetches shards into a directory and evicts the least recently used beyond a size limit.
 
-    Safe to share between processes. Picklable; every process has its own prefetch thread.
+    May be shared by processes and pickled; every process has its own prefetch thread.
 
-    A shard is fetched under its lock into a file of another name, which is renamed once it is
-    checked: whoever is killed leaves no torn copy, and whoever has the lock next knows that what
-    lies beside it is left over.
+    A shard is fetched, under its lock, into a temporary file that is renamed once its digest is
+    verified: a killed process leaves no partial shard, and temporary files that the next holder of
+    the lock finds can be deleted.
 
     Args:
         directory: On a disk of this node.
-        limit: Bytes of finished copies to keep at most.
+        limit: Maximum size in bytes.
         timeout: Seconds in which at least one byte of a transfer must arrive.
         retry_wait: Seconds before the second attempt, doubled before every later one.
     """
@@ -78,42 +75,42 @@ class ShardCache:
         self.limit = limit
         self.timeout = timeout
         self.retry_wait = retry_wait
-        self._ahead: _Prefetcher | None = None
-        self._tidy = False
+        self._prefetcher: _Prefetcher | None = None
+        self._cleaned = False
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_ahead": None}
+        return {**self.__dict__, "_prefetcher": None}
 
     def fetch(self, url: str, shard: ShardEntry) -> Path:
-        """The local plain tar of ``shard`` of the set at ``url``, fetched if it is not here.
+        """The local, uncompressed tar of a shard of the set at `url`; fetched if not cached.
 
         Raises:
-            UserError: The shard is missing, unreadable, not what its manifest says, or does
-                not fit.
+            UserError: The shard is missing, unreadable or not as in its manifest, or does not fit
+                on the disk or into the limit.
         """
-        target = self._target(shard)
-        if not self._touch(target, shard):
+        target = self._path(shard)
+        if not self._use(target, shard):
             self._make_directory(target.parent)
-            self._clean()
+            self._delete_leftovers()
             with file_lock(_lock(target)):
-                if not self._touch(target, shard):
-                    self._make_room(shard)
+                if not self._use(target, shard):
+                    self._free_space(shard)
                     self._fetch(storage.join(url, shard.name), shard, target)
         return target
 
     def prefetch(self, url: str, shards: Iterable[ShardEntry]) -> None:
-        """Fetch ``shards`` in the background, in this order, except those being fetched already.
+        """Fetch shards in the background, in this order.
 
-        A failure is logged, not raised: whoever needs the shard fetches it again and hears.
+        A failure is logged only: whoever needs the shard fetches it again and gets the error.
         """
-        if self._ahead is None or self._ahead.process != os.getpid():
-            self._ahead = _Prefetcher(self._fetch_if_free)
+        if self._prefetcher is None or self._prefetcher.process != os.getpid():
+            self._prefetcher = _Prefetcher(self._fetch_if_unlocked)
         for shard in shards:
-            self._ahead.ask(url, shard)
+            self._prefetcher.add(url, shard)
 
-    def _fetch_if_free(self, url: str, shard: ShardEntry) -> None:
-        """Fetch, unless another process is at it: the ranks of a node share the work."""
-        target = self._target(shard)
+    def _fetch_if_unlocked(self, url: str, shard: ShardEntry) -> None:
+        """Fetch a shard unless another process of the node is fetching it."""
+        target = self._path(shard)
         self._make_directory(target.parent)
         try:
             with file_lock(_lock(target), wait=0):
@@ -122,11 +119,11 @@ class ShardCache:
             return
         self.fetch(url, shard)
 
-    def _target(self, shard: ShardEntry) -> Path:
+    def _path(self, shard: ShardEntry) -> Path:
         return self.directory / shard.sha256[:2] / f"{shard.sha256}.tar"
 
-    def _touch(self, target: Path, shard: ShardEntry) -> bool:
-        """Whether the finished copy is there (its digest was checked before it got its name)."""
+    def _use(self, target: Path, shard: ShardEntry) -> bool:
+        """Whether the shard is cached (it was verified before it got this name); marks it used."""
         try:
             if target.stat().st_size != shard.tar_bytes:
                 return False
@@ -135,11 +132,11 @@ class ShardCache:
             return False
         return True
 
-    def _clean(self) -> None:
-        """Delete, once, what killed processes have left: files whose lock nobody holds."""
-        if self._tidy:
+    def _delete_leftovers(self) -> None:
+        """Delete, once, temporary files of killed processes: those whose lock is free."""
+        if self._cleaned:
             return
-        self._tidy = True
+        self._cleaned = True
         for path in self.directory.glob("*/*.tar.*"):
             try:
                 with file_lock(_lock(path.with_name(f"{path.name[:64]}.tar")), wait=0):
@@ -152,12 +149,12 @@ class ShardCache:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{directory}: the shard cache cannot be made ({error}); set MEZZOTINT_CACHE or "
+                f"{directory}: the shard cache cannot be created ({error}); set MEZZOTINT_CACHE or "
                 "data.cache to a writable directory"
             ) from error
 
-    def _make_room(self, shard: ShardEntry) -> None:
-        """Forget old copies until ``shard`` fits below the limit, then ask the disk."""
+    def _free_space(self, shard: ShardEntry) -> None:
+        """Evict shards until this one fits into the limit, and check the disk."""
         needed = shard.tar_bytes if shard.expanded_bytes is None else shard.tar_bytes + shard.bytes
         if self.limit is not None:
             if needed > self.limit:
@@ -170,36 +167,36 @@ class ShardCache:
         check_space(self.directory, needed, purpose=f"the cached shard '{shard.name}'")
 
     def _evict(self, keep: int) -> None:
-        """Delete the least recently used copies until at most ``keep`` bytes remain."""
-        copies = []
+        """Delete the least recently used shards until at most `keep` bytes remain."""
+        cached = []
         for path in self.directory.glob("*/*.tar"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # evicted by another process
                 continue
-            copies.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies, key=lambda copy: copy[0]):
+            cached.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in cached)
+        for _, size, path in sorted(cached, key=lambda entry: entry[0]):
             if total <= keep:
                 return
             path.unlink(missing_ok=True)
             total -= size
 
     def _fetch(self, url: str, shard: ShardEntry, target: Path) -> None:
-        """Transfer, check, expand and rename, trying again after faults that may pass."""
+        """Download, verify, expand and rename; transient errors are retried."""
         wait = self.retry_wait
         for attempt in range(1, _ATTEMPTS + 1):
-            # a name of its own: a transfer that was given up may still write to the one before
-            partial = target.with_suffix(f".tar.{os.getpid()}-{attempt}")
+            # a new name each time: an abandoned transfer may still write to the previous one
+            temporary = target.with_suffix(f".tar.{os.getpid()}-{attempt}")
             try:
-                storage.download(url, partial, timeout=self.timeout)
-                _check(url, shard, partial)
+                storage.download(url, temporary, timeout=self.timeout)
+                _verify(url, shard, temporary)
                 if shard.expanded_bytes is not None:
-                    _expand(url, shard, partial)
-                partial.replace(target)
+                    _expand(url, shard, temporary)
+                temporary.replace(target)
                 return
-            except (TransientError, _Mismatch) as error:
-                if attempt == _ATTEMPTS or (isinstance(error, _Mismatch) and attempt == 2):
+            except (TransientError, _MismatchError) as error:
+                if attempt == _ATTEMPTS or (isinstance(error, _MismatchError) and attempt == 2):
                     raise UserError(str(error)) from error
                 _log.warning("%s; trying again in %.0f s", error, wait)
                 time.sleep(wait)
@@ -207,30 +204,30 @@ class ShardCache:
             except NotFoundError as error:
                 raise UserError(f"{error}; copy it there again") from error
             except OSError as error:
-                raise UserError(f"{partial}: cannot be written ({error})") from error
+                raise UserError(f"{temporary}: cannot be written ({error})") from error
             finally:
-                partial.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
-class _Mismatch(Exception):
-    """The bytes that arrived are not those the manifest promises."""
+class _MismatchError(Exception):
+    """A downloaded shard differs from its manifest."""
 
 
 class _Prefetcher:
-    """One background thread that fetches what will be needed next."""
+    """A background thread that fetches the shards that are needed next."""
 
     def __init__(self, fetch: Callable[[str, ShardEntry], None]) -> None:
         self.process = os.getpid()
         self._fetch = fetch
-        self._asked: queue.SimpleQueue[tuple[str, ShardEntry]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, ShardEntry]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name="shard-prefetch").start()
 
-    def ask(self, url: str, shard: ShardEntry) -> None:
-        self._asked.put((url, shard))
+    def add(self, url: str, shard: ShardEntry) -> None:
+        self._queue.put((url, shard))
 
     def _run(self) -> None:
         while True:
-            url, shard = self._asked.get()
+            url, shard = self._queue.get()
             try:
                 self._fetch(url, shard)
             except UserError as error:
@@ -238,30 +235,26 @@ class _Prefetcher:
 
 
 def _lock(target: Path) -> Path:
-    """The lock of a copy: held by the only process that may be fetching it."""
     return target.with_suffix(".lock")
 
 
-def _check(url: str, shard: ShardEntry, path: Path) -> None:
+def _verify(url: str, shard: ShardEntry, path: Path) -> None:
     size, digest = path.stat().st_size, sha256_file(path)
     if size != shard.bytes or digest != shard.sha256:
-        raise _Mismatch(
-            f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]}, where "
-            f"{shard.bytes:,} bytes, sha256 {shard.sha256[:12]} were promised; run `mezzotint "
-            f"data verify {url.rsplit('/', 1)[0]}`"
+        raise _MismatchError(
+            f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]} instead of "
+            f"{shard.bytes:,} bytes, sha256 {shard.sha256[:12]}; run `mezzotint data verify "
+            f"{url.rsplit('/', 1)[0]}`"
         )
 
 
 def _expand(url: str, shard: ShardEntry, path: Path) -> None:
-    """Replace the compressed file at ``path`` by the plain tar inside it."""
+    """Replace a compressed shard by the tar inside it."""
     plain = path.with_name(f"{path.name}.plain")
     try:
-        with gzip.open(path) as source, plain.open("wb") as target:
-            shutil.copyfileobj(source, target, _CHUNK)
+        expand_gzip(path, plain, url)
         if plain.stat().st_size != shard.expanded_bytes:
-            raise _Mismatch(f"{url}: expands to another size than {shard.expanded_bytes:,} bytes")
+            raise _MismatchError(f"{url}: expands to a size other than {shard.expanded_bytes:,}")
         plain.replace(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{url}: is not a gzip file ({error})") from error
     finally:
         plain.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a recipe says about its data. Importing this file costs nothing but pydantic."""
+"""A recipe's data settings. Imports nothing heavier than pydantic."""
 
 from typing import Annotated, Literal, Self
 
@@ -15,36 +15,36 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(check_no_credentia
 
 
 class ImageConfig(BaseModel, frozen=True, extra="forbid"):
-    """How an image becomes a square tensor of ``size`` x ``size`` pixels.
+    """How an image becomes a square of `size` x `size` pixels on white.
 
-    Transparent pixels go on white. ``pad`` keeps the whole picture on a white square, ``crop``
-    takes the central square. ``filter`` names Pillow's antialiased resampling filter.
+    `pad` pads it to a square, `crop` takes the central square. `filter` is Pillow's antialiased
+    resampling filter.
     """
 
     size: int = Field(gt=0, le=8192)
     fit: Literal["pad", "crop"] = "pad"
     filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
     flip: bool = False
-    """Mirror half of the samples, drawn per (seed, epoch, sample). Training only."""
+    """Mirror a sample with probability 1/2, keyed by (seed, epoch, sample). Training only."""
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
-    """Larger images are refused from their header. The ceiling is Pillow's own limit."""
+    """Larger images are refused from their header. The maximum is Pillow's own limit."""
 
 
 class TextConfig(BaseModel, frozen=True, extra="forbid"):
-    """How a caption becomes ``length`` token ids."""
+    """How a caption becomes `length` token ids."""
 
     tokenizer: Location
-    """A directory that holds ``tokenizer.model``, or that file; local or any fsspec URL."""
+    """`tokenizer.model` or a directory that holds it; local or any fsspec URL."""
     length: int = Field(gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """BPE dropout probability (Provilkov et al. 2020). Training only."""
 
 
 class LabelConfig(BaseModel, frozen=True, extra="forbid"):
-    """How a sample attribute becomes a class, 0 to ``count`` - 1.
+    """How a sample attribute becomes a class, 0 to `count` - 1.
 
-    Either ``values`` are the attribute's values in the order of their classes, or the attribute is
-    itself an integer below ``classes``.
+    Either `values` are the attribute's values in the order of their classes, or the attribute is
+    itself an integer below `classes`.
     """
 
     attribute: str
@@ -56,12 +56,12 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
         if (self.values is None) == (self.classes is None):
             raise ValueError("set either values or classes")
         if self.values is not None and len(set(self.values)) < len(self.values):
-            raise ValueError("values holds one more than once")
+            raise ValueError("values holds a value more than once")
         return self
 
     @property
     def count(self) -> int:
-        """Classes."""
+        """Number of classes."""
         if self.values is not None:
             return len(self.values)
         assert self.classes is not None
@@ -69,10 +69,10 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Selection(BaseModel, frozen=True, extra="forbid"):
-    """One part of one split, narrowed by sample attributes.
+    """One part of one split, filtered by sample attributes.
 
-    ``where`` keeps the samples whose attribute is one of the listed values, for every attribute
-    named: ``{"group": ["animals-nature", "food-drink"], "tone": ["none"]}``.
+    `where` keeps the samples whose attribute is one of the listed values, for every attribute
+    named: `{"group": ["animals-nature", "food-drink"], "tone": ["none"]}`.
     """
 
     split: str
@@ -84,24 +84,24 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """A shard set and what to read of each of its samples."""
 
     url: Location
-    """Directory of the set (where ``manifest.json`` lies): a local path or any fsspec URL."""
+    """Directory of the set (with `manifest.json`): a local path or any fsspec URL."""
     select: tuple[Selection, ...] = ()
-    """The union of these selections; empty means every sample."""
+    """The union of these selections; empty: all samples."""
     image: ImageConfig | None = None
     text: TextConfig | None = None
     label: LabelConfig | None = None
     arrays: tuple[Identifier, ...] = ()
-    """Array members of a derived set, for instance ``codes`` for ``KEY.codes.npy``."""
+    """Array members of a derived set, for instance `codes` for `KEY.codes.npy`."""
     encoder: Location | None = None
-    """The model directory, or its hex digest, that must have made a derived set."""
+    """The model directory, or its digest, that must have encoded a derived set."""
     shuffle_block: int = Field(default=8, gt=0)
-    """Samples are shuffled inside blocks of this many shards; also what the cache must hold."""
+    """Shards per block within which samples are shuffled; the cache must hold two blocks."""
     workers: int = Field(default=0, ge=0)
-    """Decoding processes. 0 decodes in a background thread. The batches are the same."""
+    """Decoding processes; 0: a background thread. The batches are the same."""
     cache_in_memory: bool = False
     """Keep decoded and resized images in RAM (uint8); needs workers = 0."""
     cache: str | None = None
-    """Node-local directory for remote shards. Default: MEZZOTINT_CACHE, then ~/.cache."""
+    """Directory on this node for remote shards. Default: MEZZOTINT_CACHE, then ~/.cache."""
 
     @model_validator(mode="after")
     def _memory_cache_needs_one_process(self) -> Self:

@@ -1,4 +1,4 @@
-"""A shard set as a sequence of samples, any of which can be read at any time."""
+"""A shard set as a sequence of samples with random access."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored, and its class."""
+    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored, and class."""
 
     key: str
     caption: str
@@ -39,17 +39,17 @@ class Sample:
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
-    """Open the shard set of ``config`` and check it: shard sizes, selection, members, encoder.
+    """Open a shard set and check shard sizes, selection, members and encoder.
 
-    Digests are checked when a shard enters the cache, or for all by ``mezzotint data verify``.
+    Digests are checked when a shard enters the cache, and all of them by `mezzotint data verify`.
 
     Args:
-        config: What to read.
-        expected_encoder: Digest of the model that must have made a derived set. Needed when
-            ``config.encoder`` names a model directory, which only the caller can resolve.
+        config: The set and what to read of it.
+        expected_encoder: Digest of the model that must have encoded a derived set. Required if
+            `config.encoder` is a model directory, which only the caller can resolve.
 
     Raises:
-        UserError: Anything about the set or the settings is not as it must be.
+        UserError: The set is damaged, or it does not fit the settings.
     """
     manifest = read_manifest(config.url)
     _check_encoder(config, manifest, expected_encoder)
@@ -62,9 +62,9 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
 
 
 class Dataset:
-    """The selected samples of a shard set, numbered in the order of the manifest.
+    """The selected samples of a shard set, in the order of the manifest.
 
-    Reading is a pure function of (number, seed, epoch). Thread-safe and picklable.
+    A sample is a pure function of (index, seed, epoch). Thread-safe and picklable.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Dataset:
         )
         """Selected samples of each shard."""
         self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block)
-        """Names the set, the selection and the shuffling: what a stream's state belongs to."""
+        """Digest of set, selection and shuffle block, which a stream's state refers to."""
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
@@ -99,32 +99,27 @@ class Dataset:
         return len(self._entries)
 
     def keys(self) -> tuple[str, ...]:
-        """Keys of all selected samples."""
         return tuple(entry.key for entry in self._entries)
 
     def captions(self) -> tuple[str, ...]:
-        """Captions of all selected samples, as written."""
         return tuple(self.caption(index) for index in range(len(self)))
 
     def attributes(self, index: int) -> Mapping[str, Attribute]:
-        """The attributes of a sample, from the manifest."""
         return self._entries[index].attributes
 
     def entry(self, index: int) -> SampleEntry:
-        """The manifest's entry of a sample."""
         return self._entries[index]
 
     def member(self, index: int, extension: str) -> bytes:
-        """The stored bytes of one member of a sample."""
         entry = self._entries[index]
         offset, size = entry.members[extension]
         return self.reader.read(self._shards[index], offset, size)
 
     def sample(self, index: int, *, seed: int = 0, epoch: int = 0) -> Sample:
-        """Sample ``index`` as ``epoch`` of a run with ``seed`` sees it.
+        """A sample with the augmentation of an epoch of a run with this seed.
 
         Raises:
-            UserError: Its shard cannot be had, or a member is damaged.
+            UserError: Its shard cannot be fetched, or a member is damaged.
         """
         config, entry = self.config, self._entries[index]
         caption = self.caption(index)
@@ -146,11 +141,10 @@ class Dataset:
         return Sample(entry.key, caption, image, text, arrays, label)
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> Batch:
-        """The samples ``indices`` side by side."""
         return collate([self.sample(index, seed=seed, epoch=epoch) for index in indices])
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Bring shards into the cache in the background, where they are not read in place."""
+        """Fetch those of the shards that are read through the cache, in the background."""
         self.reader.prefetch([shard for shard in shards if self.shard_sizes[shard]])
 
     @property
@@ -159,11 +153,12 @@ class Dataset:
         return bool((image and image.flip) or (text and text.dropout > 0))
 
     def caption(self, index: int) -> str:
-        """The caption of a sample, as written."""
         try:
             return self.member(index, "txt").decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"{self._name(index, 'txt')}: not UTF-8 ({error}); mend it") from error
+            raise UserError(
+                f"{self._name(index, 'txt')}: not UTF-8 ({error}); correct it"
+            ) from error
 
     def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
         if index in self._cached:
@@ -210,17 +205,17 @@ class Dataset:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples side by side, as tensors.
+    """A batch of samples.
 
     Raises:
-        UserError: Arrays of one name differ in shape.
+        UserError: Arrays of the same name differ in shape.
     """
     first = samples[0]
     image = text = label = None
     if first.label is not None:
-        label = torch.tensor([one.label for one in samples], dtype=torch.int64)
+        label = torch.tensor([one.label for one in samples], dtype=torch.int64, device="cpu")
     if first.image is not None:
-        image = _to_unit_range(np.stack([one.image for one in samples if one.image is not None]))
+        image = _to_float(np.stack([one.image for one in samples if one.image is not None]))
     if first.text is not None:
         text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
     return Batch(
@@ -233,8 +228,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _to_unit_range(images: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) bytes to (B, 3, H, W) float32 in [-1, 1]."""
+def _to_float(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return torch.from_numpy(channels_first).to(torch.float32).div_(127.5).sub_(1.0)
 
@@ -270,8 +265,8 @@ def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None)
             )
         expected = config.encoder
     if expected is not None and manifest.encoder != expected:
-        made_by = manifest.encoder[:12] if manifest.encoder else "no encoder"
+        found = manifest.encoder[:12] if manifest.encoder else "none"
         raise UserError(
-            f"{config.url}: made by encoder {made_by}, but this run needs those of "
-            f"{expected[:12]}; derive the set again with that model"
+            f"{config.url}: its encoder is {found}, but this run needs {expected[:12]}; derive the "
+            "set again with that model"
         )

@@ -1,7 +1,7 @@
-"""Derived sets: what a model makes of a set's images, as a shard set of its own.
+"""Derived sets: a set's images, encoded by a model, as another shard set.
 
-Same keys, captions, records, attributes and splits as the source; arrays in the images' place;
-and the digest of the model that made them, by which training refuses those of another.
+Keys, captions, records, attributes and splits are those of the source; arrays replace the images.
+The manifest holds the digest of the encoder, so that training can refuse another encoder's set.
 """
 
 import io
@@ -19,7 +19,7 @@ from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
 Encode = Callable[[Batch], Mapping[str, NDArray[np.generic]]]
-"""A batch of B samples to named arrays of (B, ...)."""
+"""From a batch of B samples to arrays (B, ...) by name."""
 
 _COPIED = ("txt", "json")
 
@@ -34,23 +34,23 @@ def derive(
     batch: int,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write what ``encode`` makes of every sample of ``dataset`` as a shard set.
+    """Encode all samples of a set into a shard set.
 
-    The samples come in order, without a shuffle; the set keeps the source's shard size. A
-    finished set of the same source, settings and encoder is left as it is.
+    Samples are not shuffled, and the shard size is that of the source. A finished set of the same
+    source, settings and encoder is not written again.
 
     Args:
-        dataset: The source, opened with what ``encode`` needs of it.
+        dataset: The source, opened with the settings that `encode` needs.
         out_url: Directory of the new set, local or any fsspec URL.
-        encode: The model; called with ``batch`` samples at a time.
-        fields: Names of its arrays; ``codes`` becomes the member ``KEY.codes.npy``.
+        encode: The encoder; called with `batch` samples at a time.
+        fields: Names of its arrays; `codes` is stored as the member `KEY.codes.npy`.
         encoder: Digest of the model.
         batch: Samples per call.
-        progress: Called with (samples done, of all).
+        progress: Called with (samples done, total).
 
     Raises:
-        UserError: The source cannot be read, the target not written, or ``encode`` gives other
-            arrays than promised.
+        UserError: The source cannot be read, the target cannot be written, or `encode` returns
+            other arrays than `fields`.
     """
     provenance = _provenance(dataset)
     finished = _finished(out_url, provenance, encoder)
@@ -106,8 +106,8 @@ def _encoded(
         if set(arrays) != set(fields) or any(len(a) != len(indices) for a in arrays.values()):
             shapes = {name: array.shape for name, array in arrays.items()}
             raise UserError(
-                f"the encoder gave {shapes} for {len(indices)} samples where arrays "
-                f"{list(fields)} were promised"
+                f"the encoder returned {shapes} for {len(indices)} samples instead of the arrays "
+                f"{list(fields)}"
             )
         for row, index in enumerate(indices):
             entry = dataset.entry(index)

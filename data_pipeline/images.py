@@ -1,4 +1,4 @@
-"""From the bytes of an image to a square RGB array."""
+"""Decoding image files into square RGB arrays."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from data_pipeline.config import ImageConfig
 from mezzotint.common.errors import UserError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-"""Member extensions of images, in the order of preference."""
+"""Member extensions of images, in order of preference."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _FILTERS = {
@@ -21,21 +21,21 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
 }
-# Everything Pillow's decoders were seen to raise on damaged files.
+# Exceptions of Pillow's decoders on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
-    """The image as RGB, upright, with transparent pixels on white.
+    """Decode an image as RGB, upright, on a white background.
 
     Args:
         content: A PNG, JPEG or WebP file.
-        name: What to call it in messages.
-        max_pixels: Larger images are refused from their header, before any pixel is decoded.
+        name: Its name in error messages.
+        max_pixels: Larger images are refused from their header, before decoding.
 
     Raises:
-        UserError: Not such a file, damaged, or too large.
+        UserError: Another format, damaged, or too large.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -55,7 +55,7 @@ def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
 
 
 def extension_of(content: bytes) -> str | None:
-    """``png``, ``jpg`` or ``webp`` by the file's signature, whatever it is called."""
+    """`png`, `jpg` or `webp`, from the file's signature."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if content.startswith(b"\xff\xd8\xff"):
@@ -66,7 +66,7 @@ def extension_of(content: bytes) -> str | None:
 
 
 def square(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
-    """``image`` (RGB) as an array of (size, size, 3)."""
+    """Pad or crop an RGB image to a square and resize it: (size, size, 3) uint8."""
     match config.fit:
         case "pad":
             side = max(image.size)
@@ -82,12 +82,12 @@ def square(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
 
 
 def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
-    """The (size, size, 3) array of an image file; errors as in ``open_rgb``."""
+    """Decode an image file into (size, size, 3) uint8; raises as `open_rgb`."""
     return square(open_rgb(content, name, max_pixels=config.max_pixels), config)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips at 255
+    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's own conversion clips at 255
         grey = np.asarray(image, dtype=np.uint16) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""A look into a shard set: what it holds, and a sheet of its pictures."""
+"""The contents of a shard set in numbers, and an image grid of its samples."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _COMMON = 12
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """A split in numbers."""
+    """A split and its numbers of samples."""
 
     description: str
     train: int
@@ -28,7 +28,7 @@ class SplitSizes:
 
 @dataclass(frozen=True)
 class CaptionStatistics:
-    """Of the captions read: how many, how many distinct, and their words (split at spaces)."""
+    """Numbers of the captions that were read; words are split at spaces."""
 
     read: int
     distinct: int
@@ -41,7 +41,7 @@ class CaptionStatistics:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample, shown."""
+    """An example of a sample."""
 
     key: str
     caption: str
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a set holds."""
+    """The contents of a set."""
 
     url: str
     name: str
@@ -64,21 +64,21 @@ class Inspection:
     bytes: int
     splits: Mapping[str, SplitSizes]
     attributes: Mapping[str, Mapping[str, int]]
-    """The commonest values of each attribute."""
+    """The most common values of each attribute, with their counts."""
     captions: CaptionStatistics
     rows: tuple[Row, ...]
 
 
 def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
-    """Look into the set at ``url``.
+    """Read a set's manifest and captions.
 
     Args:
         url: Directory of the set.
-        rows: Samples to show, evenly spaced over the captions read.
-        captions: Captions to read at most, from the first shards on.
+        rows: Number of examples, evenly spaced over the captions read.
+        captions: Maximum number of captions to read, from the start.
 
     Raises:
-        UserError: There is no sound set.
+        UserError: There is no set, or it is damaged.
     """
     dataset = open_dataset(DataConfig(url=url))
     manifest = dataset.manifest
@@ -102,39 +102,37 @@ def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
         captions=_statistics(read),
         rows=tuple(
             Row(dataset.entry(index).key, read[index], dataset.attributes(index))
-            for index in _spread(len(read), rows)
+            for index in _evenly_spaced(len(read), rows)
         ),
     )
 
 
 def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128) -> Image.Image:
-    """``n`` pictures of ``dataset``, evenly spaced, each above its caption.
-
-    Pictures are scaled to fit ``side`` x ``side`` pixels whatever ``data.image`` says.
+    """A grid of `n` evenly spaced images with captions, scaled to fit `side` x `side` pixels.
 
     Raises:
         UserError: The set has no images, or one is damaged.
     """
     cells = [
-        GridCell([[_picture(dataset, index)]], dataset.caption(index))
-        for index in _spread(len(dataset), n)
+        GridCell([[_image(dataset, index)]], dataset.caption(index))
+        for index in _evenly_spaced(len(dataset), n)
     ]
     return image_grid(in_columns(cells, columns), tile=side)
 
 
-def _picture(dataset: Dataset, index: int) -> Image.Image:
+def _image(dataset: Dataset, index: int) -> Image.Image:
     entry = dataset.entry(index)
     extension = next((one for one in IMAGE_EXTENSIONS if one in entry.members), None)
     if extension is None:
-        raise UserError(f"{dataset.config.url}: '{entry.key}' has no image to show")
+        raise UserError(f"{dataset.config.url}: '{entry.key}' has no image")
     name = f"{dataset.config.url}: {entry.key}.{extension}"
     image = dataset.config.image
     limit = image.max_pixels if image else 50_000_000
     return open_rgb(dataset.member(index, extension), name, max_pixels=limit)
 
 
-def _spread(size: int, wanted: int) -> list[int]:
-    return np.unique(np.linspace(0, size - 1, min(size, wanted)).astype(int)).tolist()
+def _evenly_spaced(size: int, count: int) -> list[int]:
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(int)).tolist()
 
 
 def _attributes(dataset: Dataset) -> dict[str, dict[str, int]]:

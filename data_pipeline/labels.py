@@ -1,6 +1,6 @@
-"""Classes of samples, from their attributes."""
+"""Class labels from sample attributes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,33 +14,28 @@ from mezzotint.common.errors import UserError
 def labels(
     manifest: Manifest, entries: Sequence[SampleEntry], config: LabelConfig
 ) -> NDArray[np.int64]:
-    """The class of every one of `entries`, (n,).
+    """The classes of n samples, (n,).
 
     Raises:
-        UserError: an attribute or value that the set does not know, or a sample without a class.
+        UserError: No sample has the attribute or one of the values, or a sample has no class.
     """
     samples = list(manifest.samples())
     check_values(manifest.name, samples, "data.label", config.attribute, config.values or ())
-    places = _places(config)
+    values = range(config.count) if config.values is None else config.values
+    classes: dict[Attribute, int] = {value: number for number, value in enumerate(values)}
     found = np.empty(len(entries), dtype=np.int64)
-    for number, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         value = entry.attributes.get(config.attribute)
-        if value not in places:
+        if value not in classes:
             raise UserError(
                 f"data.label: sample '{entry.key}' has {config.attribute} {value!r}, which is no "
-                f"class ({_range(config)}); name its value, or leave it out by data.select.where"
+                f"class ({_range(config)}); add its value, or exclude it by data.select.where"
             )
-        found[number] = places[value]
+        found[index] = classes[value]
     return found
-
-
-def _places(config: LabelConfig) -> Mapping[Attribute, int]:
-    """The class of each value."""
-    values = range(config.count) if config.values is None else config.values
-    return {value: place for place, value in enumerate(values)}
 
 
 def _range(config: LabelConfig) -> str:
     if config.values is None:
         return f"integers 0 to {config.count - 1}"
-    return f"{len(config.values)} values from {config.values[0]!r} on"
+    return f"{len(config.values)} values starting with {config.values[0]!r}"

@@ -1,8 +1,8 @@
-"""``manifest.json``: what a shard set holds, byte for byte.
+"""`manifest.json`: the contents of a shard set, by file, offset and digest.
 
-The tar reader of webdataset ends quietly at a truncation and skips a corrupt header; only a list
-of what must be there notices. Everything is in one JSON file, about 300 bytes a sample: fit for
-millions of samples, not for billions.
+webdataset's tar reader ends silently at a truncation and skips a corrupt header; a list of the
+contents makes them errors. It is one JSON file of about 300 bytes per sample, which suits millions
+of samples, not billions.
 """
 
 import json
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import NotFoundError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -25,61 +26,53 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_le
 
 
 class SampleEntry(BaseModel, frozen=True, extra="forbid"):
-    """Where the members of one sample lie inside its shard."""
+    """The position of one sample inside its shard."""
 
     key: str = Field(min_length=1)
     members: dict[str, tuple[int, int]]
-    """Member extension (``png``, ``codes.npy``) to (byte offset, size in bytes)."""
+    """Member extension (`png`, `codes.npy`) to (byte offset, size in bytes)."""
     attributes: dict[str, Attribute] = {}
-    """What selections choose by, so that choosing opens no shard."""
+    """Values to select by, without opening a shard."""
 
 
 class ShardEntry(BaseModel, frozen=True, extra="forbid"):
-    """One tar file of the set, plain (``.tar``) or compressed (``.tar.gz``)."""
+    """One tar file of the set, perhaps compressed (`.tar.gz`)."""
 
     name: FileName
     bytes: int = Field(gt=0)
     sha256: Digest
-    """Size and digest of the file as it is stored."""
+    """Of the file as stored."""
     expanded_bytes: int | None = Field(default=None, gt=0)
-    """Size of the plain tar inside a compressed shard."""
+    """Size of the uncompressed tar, for a compressed shard."""
     samples: tuple[SampleEntry, ...]
-    """Member offsets count from the start of the plain tar."""
+    """Member offsets are in the uncompressed tar."""
 
     @property
     def tar_bytes(self) -> int:
-        """Size of the plain tar."""
+        """Size of the uncompressed tar."""
         return self.expanded_bytes or self.bytes
 
 
 class Split(BaseModel, frozen=True, extra="forbid"):
-    """A fixed division of (some of) the samples into training and test keys."""
+    """A fixed division of (some of) the samples into training and test samples, by key."""
 
     description: str
     train: tuple[str, ...]
     test: tuple[str, ...]
 
-    def part(self, name: Literal["train", "test"]) -> tuple[str, ...]:
-        """The keys of one part."""
-        match name:
-            case "train":
-                return self.train
-            case "test":
-                return self.test
-
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """The contents of a shard set. Refuses repeated keys and splits that overlap or dangle."""
+    """The contents of a shard set; keys are unique, splits disjoint and of existing keys."""
 
     format: Literal[1] = 1
     name: str
     fields: dict[str, str]
-    """Member extension to a description for people."""
+    """Member extension to a description."""
     licence: str
     provenance: dict[str, str]
-    """How the set came to be: sources, versions, digests."""
+    """Sources, versions and digests."""
     encoder: Digest | None = None
-    """Digest of the model that made a derived set."""
+    """Digest of the model that encoded a derived set."""
     splits: dict[str, Split] = {}
     shards: tuple[ShardEntry, ...]
 
@@ -100,12 +93,12 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
                 for extension, (offset, size) in sample.members.items():
                     if offset < 0 or size < 0 or offset + size > shard.tar_bytes:
                         raise ValueError(
-                            f"'{sample.key}.{extension}' lies outside shard '{shard.name}'"
+                            f"'{sample.key}.{extension}' is outside of shard '{shard.name}'"
                         )
         return self
 
     def splits_of(self, keys: Collection[str]) -> dict[str, Split]:
-        """The splits with the samples ``keys`` alone."""
+        """The splits, restricted to the samples `keys`."""
         return {
             name: Split(
                 description=split.description,
@@ -116,13 +109,12 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         }
 
     def samples(self) -> Iterator[SampleEntry]:
-        """Every sample, shard after shard."""
         for shard in self.shards:
             yield from shard.samples
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON: equal sets on any storage have equal ones."""
+        """SHA-256 of the canonical JSON; it does not depend on where the set is stored."""
         canonical = json.dumps(
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
@@ -130,19 +122,19 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
 
 def read_manifest(url: str) -> Manifest:
-    """The manifest of the shard set in directory ``url``.
+    """Read the manifest of the shard set in the directory `url`.
 
     Raises:
-        UserError: There is none, or it is not a valid manifest.
+        UserError: There is none, or it is not valid.
     """
     path = storage.join(url, MANIFEST_NAME)
-    if not storage.exists(path):
-        raise UserError(
-            f"{path}: no such file; make it with `mezzotint data index {url}` for an existing "
-            "tar set, or `mezzotint data pack` for anything else"
-        )
     try:
         return Manifest.model_validate_json(storage.read_bytes(path))
+    except NotFoundError as error:
+        raise UserError(
+            f"{error}; make it with `mezzotint data index {url}` for an existing tar set, or "
+            "`mezzotint data pack` for anything else"
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -150,6 +142,6 @@ def read_manifest(url: str) -> Manifest:
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    """Write ``manifest`` into the shard set's directory ``url``, whole or not at all."""
+    """Write the manifest of the shard set in the directory `url`, whole or not at all."""
     content = manifest.model_dump_json(indent=None).encode()
     storage.write_bytes(storage.join(url, MANIFEST_NAME), content + b"\n")

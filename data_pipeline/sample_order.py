@@ -1,7 +1,7 @@
-"""The order of samples, as pure functions of (seed, epoch).
+"""The order of samples: pure functions of (seed, epoch).
 
-Randomness comes straight from a keyed Philox counter, whose raw output NumPy guarantees for good;
-``Generator.permutation`` carries no such promise, and a resumed run must find its old order.
+Permutations sort the raw output of a keyed Philox counter, which NumPy guarantees not to change.
+`Generator.permutation` has no such guarantee, and a resumed run must find its order again.
 """
 
 from collections.abc import Sequence
@@ -21,25 +21,21 @@ def _permutation(size: int, bits: np.random.Philox) -> NDArray[np.int64]:
 
 
 def shard_blocks(shards: int, seed: int, epoch: int, block: int) -> list[NDArray[np.int64]]:
-    """The shards of an epoch in reading order, cut into blocks of ``block`` shards."""
+    """The shards of an epoch in reading order, in blocks of `block` shards."""
     permuted = _permutation(shards, _bits(_SHARDS, seed, epoch, 0))
     return [permuted[start : start + block] for start in range(0, shards, block)]
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
-    """A permutation of all samples: shards are permuted, then shuffled in blocks.
+    """A permutation (N,) of all samples: shards are permuted, then samples within each block.
 
-    Samples are numbered shard after shard. While block after block is read, only ``block``
-    shards have to be at hand, whatever the size of the set.
+    Samples are indexed shard after shard. Reading an epoch needs `block` shards at a time.
 
     Args:
         shard_sizes: Samples of each shard.
         seed: Seed of the run, at least 0.
-        epoch: Epoch, at least 0.
+        epoch: At least 0.
         block: Shards per block, at least 1.
-
-    Returns:
-        (N,) sample numbers, every one once.
     """
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -51,5 +47,5 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of sample ``index``'s augmentations in ``epoch``, whoever loads it."""
+    """The generator of a sample's augmentation in an epoch, in whichever process it is loaded."""
     return np.random.Generator(_bits(_SAMPLE, seed, epoch, index))

@@ -1,4 +1,4 @@
-"""Which samples of a set a recipe asked for."""
+"""Selecting samples of a set by split and attributes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,24 +9,22 @@ from data_pipeline.config import Selection
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry
 from mezzotint.common.errors import UserError
 
-_SHOWN = 12
+_LISTED = 12
 
 
 def select(manifest: Manifest, selections: Sequence[Selection]) -> NDArray[np.int64]:
-    """Positions in the manifest, ascending, of the union of ``selections`` (none: all).
+    """Indices in the manifest, ascending, of the union of the selections (none: all samples).
 
     Raises:
-        UserError: An unknown split, attribute or value, or nothing is left.
+        UserError: An unknown split, attribute or value, or an empty selection.
     """
     samples = list(manifest.samples())
-    if selections:
-        chosen = set().union(*(_keys(manifest, samples, one) for one in selections))
-        positions = [number for number, sample in enumerate(samples) if sample.key in chosen]
-    else:
-        positions = list(range(len(samples)))
-    if not positions:
-        raise UserError(f"data.select: no sample of '{manifest.name}' is left; widen it")
-    return np.asarray(positions, dtype=np.int64)
+    if not selections:
+        return np.arange(len(samples), dtype=np.int64)
+    keys = set().union(*(_keys(manifest, samples, one) for one in selections))
+    if not keys:
+        raise UserError(f"data.select: selects no sample of '{manifest.name}'; widen it")
+    return np.flatnonzero([sample.key in keys for sample in samples])
 
 
 def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) -> set[str]:
@@ -37,7 +35,8 @@ def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) 
         )
     for name, values in selection.where.items():
         check_values(manifest.name, samples, "data.select.where", name, values)
-    keys = set(manifest.splits[selection.split].part(selection.part))
+    split = manifest.splits[selection.split]
+    keys = set(split.train if selection.part == "train" else split.test)
     if not keys:
         raise UserError(
             f"data.select: part '{selection.part}' of split '{selection.split}' of "
@@ -54,10 +53,10 @@ def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) 
 def check_values(
     set_name: str, samples: list[SampleEntry], key: str, name: str, values: Sequence[str | int]
 ) -> None:
-    """Refuse an attribute, or a value of it, that no sample has; `key` is the setting at fault.
+    """Check that some sample has an attribute, and each of its values; `key` names the setting.
 
     Raises:
-        UserError: it names what there is.
+        UserError: None has; the message lists what there is.
     """
     known: set[Attribute] = {
         sample.attributes[name] for sample in samples if name in sample.attributes
@@ -77,5 +76,5 @@ def check_values(
 
 def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(f"'{name}'" for name in ordered[:_SHOWN]) + more if ordered else "none"
+    more = f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
+    return ", ".join(f"'{name}'" for name in ordered[:_LISTED]) + more if ordered else "none"

@@ -4,7 +4,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.manifest import Manifest, ShardEntry
@@ -15,7 +14,7 @@ _OPEN_FILES = 128
 
 
 def check_sizes(url: str, manifest: Manifest) -> None:
-    """Compare the stored size of every shard with the manifest; reads none of them.
+    """Compare the stored size of every shard with the manifest, without reading any.
 
     Raises:
         UserError: A shard is missing or has another size.
@@ -26,20 +25,20 @@ def check_sizes(url: str, manifest: Manifest) -> None:
         if shard.name not in present:
             raise UserError(
                 f"{path}: this shard is in the manifest but not in the directory; copy it here "
-                f"again, or re-index with `mezzotint data index {url}`"
+                f"again, or index the set again with `mezzotint data index {url}`"
             )
         if present[shard.name] != shard.bytes:
             raise UserError(
-                f"{path}: does not match its manifest ({present[shard.name]:,} bytes, promised "
-                f"{shard.bytes:,}); copy it here again, or re-index with `mezzotint data index "
-                f"{url}`"
+                f"{path}: does not match its manifest ({present[shard.name]:,} bytes instead of "
+                f"{shard.bytes:,}); copy it here again, or index the set again with `mezzotint "
+                f"data index {url}`"
             )
 
 
 class ShardReader:
-    """Reads members by offset: plain local shards in place, all others through the cache.
+    """Reads members by offset: uncompressed local shards in place, others through the cache.
 
-    Thread-safe and picklable; copies in other processes open their own files.
+    Thread-safe and picklable; a copy in another process opens files of its own.
     """
 
     def __init__(self, url: str, shards: Sequence[ShardEntry], cache: ShardCache) -> None:
@@ -58,14 +57,13 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def in_place(self, shard: int) -> bool:
-        """Whether the shard is read where it is stored."""
         return storage.is_local(self.url) and self.shards[shard].expanded_bytes is None
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """``size`` bytes at ``offset`` of the plain tar of shard number ``shard``.
+        """`size` bytes at `offset` of the uncompressed tar of a shard.
 
         Raises:
-            UserError: The shard cannot be had or is shorter than its manifest says.
+            UserError: The shard cannot be fetched, or is shorter than in its manifest.
         """
         with self._lock:
             content = os.pread(self._open(shard), size, offset)
@@ -78,12 +76,11 @@ class ShardReader:
         return content
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Bring the shards that are not read in place into the cache, in the background."""
+        """Fetch the shards that are not read in place, in the background."""
         wanted = [self.shards[shard] for shard in shards if not self.in_place(shard)]
         self.cache.prefetch(self.url, wanted)
 
     def close(self) -> None:
-        """Close every open file."""
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
@@ -94,14 +91,17 @@ class ShardReader:
             return self._files[shard]
         while len(self._files) >= _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        descriptor = self._open_local(shard)
-        self._files[shard] = descriptor
-        return descriptor
+        self._files[shard] = self._open_file(shard)
+        return self._files[shard]
 
-    def _open_local(self, shard: int) -> int:
+    def _open_file(self, shard: int) -> int:
         if self.in_place(shard):
-            return self._open_path(shard, storage.local_path(self.url) / self.shards[shard].name)
-        # Another process may evict the copy between fetch and open.
+            path = storage.local_path(self.url) / self.shards[shard].name
+            try:
+                return os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error
+        # another process may evict the shard between fetch and open
         for _ in range(8):
             path = self.cache.fetch(self.url, self.shards[shard])
             try:
@@ -109,12 +109,6 @@ class ShardReader:
             except FileNotFoundError:
                 continue
         raise UserError(
-            f"{self.cache.directory}: copies vanish before they are read; raise "
+            f"{self.cache.directory}: shards are evicted before they are read; raise "
             "MEZZOTINT_CACHE_BYTES to hold data.shuffle_block shards for every process"
         )
-
-    def _open_path(self, shard: int, path: Path) -> int:
-        try:
-            return os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error

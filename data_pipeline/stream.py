@@ -1,13 +1,14 @@
-"""An endless, exactly resumable sequence of batches for one rank."""
+"""An endless sequence of batches for one rank that resumes exactly."""
 
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -17,63 +18,52 @@ from data_pipeline.sample_order import epoch_order, shard_blocks
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
-_AHEAD = 4
-"""Batches made ahead of the training step."""
+_PREFETCHED_BATCHES = 4
 
 SampleRef = tuple[int, int]
-"""(epoch, sample number)."""
+"""(epoch, sample index)."""
 
 
-@dataclass(frozen=True)
-class StreamState:
-    """Where a stream stands. Knows no rank and no worker: a run resumes on any number of them."""
+class StreamState(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """The position of a stream, independent of the number of ranks and workers."""
 
     epoch: int
     consumed: int
     """Samples of the epoch that all ranks together have consumed."""
     seed: int
     fingerprint: str
-    """``Dataset.fingerprint`` of the data it belongs to."""
-
-    def to_json(self) -> dict[str, int | str]:
-        """As a plain dictionary."""
-        return asdict(self)
+    """`Dataset.fingerprint`."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> "StreamState":
-        """Back from ``to_json``.
+        """Validate the fields of a saved state.
 
         Raises:
-            UserError: Something else was given.
+            UserError: They are no state.
         """
-        match dict(fields):
-            case {
-                "epoch": int(epoch),
-                "consumed": int(consumed),
-                "seed": int(seed),
-                "fingerprint": str(fingerprint),
-            }:
-                return cls(epoch, consumed, seed, fingerprint)
-        raise UserError(f"not the state of a stream: {dict(fields)}")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise UserError(f"not the state of a stream: {dict(fields)}") from error
 
 
 class Stream:
-    """This rank's share of batch after batch, for ever.
+    """The batches of one rank, without an end.
 
-    The orders of epochs 0, 1, ... follow one another without a gap; global batch g is the
-    samples [gB, (g+1)B) of that sequence (a batch may span two epochs), and rank r of W takes
-    the r-th of W equal parts. Every sample is seen once per epoch, whatever W is.
+    The orders of epochs 0, 1, ... are concatenated. Global batch g is the samples [gB, (g+1)B) of
+    that sequence (a batch may span two epochs), and rank r of W takes the r-th of its W equal
+    parts. Every epoch has every sample once, for any W.
 
     Args:
-        dataset: What to read.
-        global_batch: B, samples of all ranks together; a multiple of ``world``.
+        dataset: The samples.
+        global_batch: B, samples of all ranks together; a multiple of `world`.
         rank: This process.
-        world: All processes.
+        world: Number of processes.
         seed: Seed of order and augmentation.
-        state: Where to go on; None: at the beginning.
+        state: Where to start; None: at the first sample.
 
     Raises:
-        UserError: Impossible numbers, or a state of other data or another seed.
+        UserError: Invalid numbers, or a state of other data or another seed.
     """
 
     def __init__(
@@ -100,7 +90,7 @@ class Stream:
         self.rank = rank
         self.world = world
         self.seed = seed
-        self.state = state or StreamState(0, 0, seed, dataset.fingerprint)
+        self.state = state or self._state_at(0)
         self._check_state()
         self._orders: dict[int, _Epoch] = {}
 
@@ -120,24 +110,29 @@ class Stream:
         )
 
     def state_after(self, batches: int) -> StreamState:
-        """The state once ``batches`` batches since ``self.state`` have been consumed."""
-        epoch, consumed = divmod(self._start + batches * self.global_batch, len(self.dataset))
-        return StreamState(epoch, consumed, self.seed, self.dataset.fingerprint)
+        """The state after consuming so many batches from `self.state` on."""
+        return self._state_at(self._start + batches * self.global_batch)
+
+    def _state_at(self, position: int) -> StreamState:
+        epoch, consumed = divmod(position, len(self.dataset))
+        return StreamState(
+            epoch=epoch, consumed=consumed, seed=self.seed, fingerprint=self.dataset.fingerprint
+        )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from ``self.state`` on. Close the iterator to stop what reads ahead."""
+        """Batches from `self.state` on; closing the iterator stops the prefetching."""
         if self.dataset.config.workers:
             return self._from_processes()
         return self._from_thread()
 
-    def visits(self) -> Iterator[list[SampleRef]]:
-        """What the batches consist of: this rank's (epoch, sample number) pairs."""
+    def sample_refs(self) -> Iterator[list[SampleRef]]:
+        """The samples of each batch of this rank."""
         share = self.global_batch // self.world
         start = self._start
         block = None
         while True:
             block = self._prefetch(start, block)
-            yield self._visits(start + self.rank * share, share)
+            yield self._refs(start + self.rank * share, share)
             start += self.global_batch
 
     @property
@@ -148,12 +143,12 @@ class Stream:
         if self.state.fingerprint != self.dataset.fingerprint:
             raise UserError(
                 f"{self.dataset.config.url}: this run was started on other data (or another "
-                "selection or shuffle_block), so it cannot go on; restore them or start a new run"
+                "selection or shuffle_block) and cannot resume; restore them or start a new run"
             )
         if self.state.seed != self.seed:
             raise UserError(
-                f"seed {self.seed}: this run was started with seed {self.state.seed}, so it "
-                "cannot go on with another; restore it or start a new run"
+                f"seed {self.seed}: this run was started with seed {self.state.seed} and cannot "
+                "resume with another; restore it or start a new run"
             )
         if self.state.epoch < 0 or not 0 <= self.state.consumed < len(self.dataset):
             raise UserError(
@@ -167,64 +162,64 @@ class Stream:
             self._orders[epoch] = _Epoch.of(self.dataset, self.seed, epoch)
         return self._orders[epoch]
 
-    def _visits(self, start: int, count: int) -> list[SampleRef]:
-        visits: list[SampleRef] = []
-        while len(visits) < count:
-            epoch, offset = divmod(start + len(visits), len(self.dataset))
-            part = self._epoch(epoch).order[offset : offset + count - len(visits)]
-            visits.extend((epoch, index) for index in part.tolist())
-        return visits
+    def _refs(self, start: int, count: int) -> list[SampleRef]:
+        refs: list[SampleRef] = []
+        while len(refs) < count:
+            epoch, offset = divmod(start + len(refs), len(self.dataset))
+            part = self._epoch(epoch).order[offset : offset + count - len(refs)]
+            refs.extend((epoch, index) for index in part.tolist())
+        return refs
 
-    def _prefetch(self, start: int, before: SampleRef | None) -> SampleRef:
-        """Fetch the next block of shards whenever a new one is entered."""
+    def _prefetch(self, start: int, previous: tuple[int, int] | None) -> tuple[int, int]:
+        """(epoch, block) of a position; fetches that block and the next where it is a new one."""
         epoch, offset = divmod(start, len(self.dataset))
         blocks = self._epoch(epoch)
-        here = epoch, int(np.searchsorted(blocks.ends, offset, side="right"))
-        if here != before:
-            wanted = blocks.shards[here[1] : here[1] + 2]
-            self.dataset.prefetch([int(shard) for block in wanted for shard in block])
-        return here
+        current = epoch, int(np.searchsorted(blocks.ends, offset, side="right"))
+        if current != previous:
+            needed = blocks.shards[current[1] : current[1] + 2]
+            self.dataset.prefetch([int(shard) for block in needed for shard in block])
+        return current
 
     def _from_thread(self) -> Iterator[Batch]:
-        made: queue.Queue[Batch | Exception] = queue.Queue(_AHEAD)
+        batches: queue.Queue[Batch | Exception] = queue.Queue(_PREFETCHED_BATCHES)
         stop = threading.Event()
 
         def put(item: Batch | Exception) -> None:
             while not stop.is_set():
                 try:
-                    return made.put(item, timeout=0.1)
+                    return batches.put(item, timeout=0.1)
                 except queue.Full:
                     continue
 
         def run() -> None:
             loader = _Loader(self.dataset, self.seed)
             try:
-                for visits in self.visits():
-                    put(loader[visits])
+                for refs in self.sample_refs():
+                    put(loader[refs])
                     if stop.is_set():
                         return
-            except Exception as error:  # noqa: BLE001 (raised again where batches are taken)
+            except Exception as error:  # noqa: BLE001 (raised again in the consumer)
                 put(error)
 
         thread = threading.Thread(target=run, daemon=True, name="batches")
         thread.start()
         try:
             while True:
-                yield _or_raise(made.get())
+                yield _or_raise(batches.get())
         finally:
             stop.set()
             thread.join()
 
     def _from_processes(self) -> Iterator[Batch]:
-        # Forked workers share this process's memory, but not a remote file system's event loop.
+        # forked workers share memory, but cannot use a remote file system's event loop
         local = storage.is_local(self.dataset.config.url)
         loader: DataLoader[Batch | UserError] = DataLoader(
             _Loader(self.dataset, self.seed),
             batch_size=None,
-            sampler=self.visits(),
+            sampler=self.sample_refs(),
             num_workers=self.dataset.config.workers,
             multiprocessing_context="fork" if local else "spawn",
-            generator=torch.Generator(),  # or the loader would draw from the global one
+            generator=torch.Generator(),  # by default the loader uses the global one
         )
         for item in loader:
             yield _or_raise(item)
@@ -236,7 +231,7 @@ class _Epoch:
     shards: list[NDArray[np.int64]]
     """Shards of each block."""
     ends: NDArray[np.int64]
-    """Where in ``order`` each block ends."""
+    """End of each block in `order`."""
 
     @classmethod
     def of(cls, dataset: Dataset, seed: int, epoch: int) -> "_Epoch":
@@ -248,20 +243,16 @@ class _Epoch:
 
 
 class _Loader(TorchDataset[Batch | UserError]):
-    """Makes the batch of a list of visits. Returns errors: torch would bury their sentence."""
+    """Loads batches. UserErrors are returned: torch's workers would wrap their message."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
 
-    def __getitem__(self, visits: list[SampleRef]) -> Batch | UserError:
+    def __getitem__(self, refs: list[SampleRef]) -> Batch | UserError:
+        load, seed = self._dataset.sample, self._seed
         try:
-            return collate(
-                [
-                    self._dataset.sample(index, seed=self._seed, epoch=epoch)
-                    for epoch, index in visits
-                ]
-            )
+            return collate([load(index, seed=seed, epoch=epoch) for epoch, index in refs])
         except UserError as error:
             return error
 

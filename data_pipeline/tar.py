@@ -1,4 +1,4 @@
-"""What lies where inside a webdataset tar."""
+"""Positions of the samples inside a webdataset tar."""
 
 import gzip
 import re
@@ -8,9 +8,10 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from data_pipeline.manifest import SampleEntry
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
@@ -18,16 +19,8 @@ _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _BLOCK = 512
 
 
-@dataclass(frozen=True)
-class TarSample:
-    """The members of one sample: extension to (byte offset, size)."""
-
-    key: str
-    members: dict[str, tuple[int, int]]
-
-
 def split_name(name: str) -> tuple[str, str] | None:
-    """``a/key.codes.npy`` as (``a/key``, ``codes.npy``), as webdataset splits it.
+    """`a/key.codes.npy` as (`a/key`, `codes.npy`), as webdataset splits it.
 
     None for names that webdataset skips (no extension, hidden files).
     """
@@ -35,17 +28,17 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def index_tar(path: Path, name: str) -> list[TarSample]:
-    """The samples of the plain tar at ``path``; ``name`` stands for it in messages.
+def index_tar(path: Path, name: str) -> list[SampleEntry]:
+    """The samples of the uncompressed tar at `path`, which messages call `name`.
 
-    Neighbouring members with one key make a sample, as in webdataset. Unlike ``tarfile``, which
-    takes a corrupt header or a cut on a member's boundary for the end of the archive, this
-    insists on the zero blocks that end one.
+    Adjacent members with the same key are one sample, as in webdataset. `tarfile` takes a corrupt
+    header, or a truncation between two members, for the end of the archive; here the zero blocks
+    that end an archive are required.
 
     Raises:
-        UserError: Not a whole tar archive.
+        UserError: Not a complete tar archive.
     """
-    samples: list[TarSample] = []
+    samples: list[SampleEntry] = []
     end = 0
     try:
         with tarfile.open(path, "r:") as archive:
@@ -56,34 +49,31 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
                     continue
                 key, extension = split
                 if not samples or samples[-1].key != key:
-                    samples.append(TarSample(key, {}))
+                    samples.append(SampleEntry(key=key, members={}))
                 if extension in samples[-1].members:
                     raise UserError(f"{name}: '{member.name}' is in the archive twice")
                 samples[-1].members[extension] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{name}: not a whole tar archive ({error}); copy it again") from error
+        raise UserError(f"{name}: not a complete tar archive ({error}); copy it again") from error
     with path.open("rb") as file:
         file.seek(end)
         if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
             raise UserError(
-                f"{name}: the tar archive is cut or corrupt after byte {end:,}; copy it again"
+                f"{name}: the tar archive is cut off or corrupt after byte {end:,}; copy it again"
             )
     return samples
 
 
-@dataclass(frozen=True)
-class LocalTar:
-    """A tar file on this machine."""
+class LocalTar(NamedTuple):
+    """A tar on this machine: the file as stored, and the uncompressed tar (perhaps the same)."""
 
     stored: Path
-    """The bytes as they are stored, perhaps compressed."""
     plain: Path
-    """The plain tar."""
 
 
 @contextmanager
 def local_tar(url: str) -> Iterator[LocalTar]:
-    """The tar behind ``url``: itself, or temporary copies. A remote one is fetched once.
+    """The tar at `url`, or temporary copies of it where it is remote or compressed.
 
     Raises:
         UserError: It cannot be read or expanded.
@@ -94,22 +84,30 @@ def local_tar(url: str) -> Iterator[LocalTar]:
         else:
             stored = Path(directory) / "stored"
             storage.download(url, stored)
-        if not url.endswith(".gz"):
-            yield LocalTar(stored, stored)
-            return
-        plain = Path(directory) / "plain"
-        try:
-            with gzip.open(stored) as source, plain.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{url}: damaged gzip file ({error}); copy it again") from error
-        except FileNotFoundError as error:
-            raise UserError(f"{url}: no such file") from error
+        plain = stored
+        if url.endswith(".gz"):
+            plain = Path(directory) / "plain"
+            expand_gzip(stored, plain, url)
         yield LocalTar(stored, plain)
 
 
-def read_member(path: Path, place: tuple[int, int]) -> bytes:
-    """The content at (byte offset, size) of the plain tar at ``path``."""
+def expand_gzip(source: Path, target: Path, name: str) -> None:
+    """Decompress a file, which messages call `name`.
+
+    Raises:
+        UserError: It is missing or not a complete gzip file.
+    """
+    try:
+        with gzip.open(source) as compressed, target.open("wb") as plain:
+            shutil.copyfileobj(compressed, plain, 1 << 20)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: not a complete gzip file ({error}); copy it again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file") from error
+
+
+def read_member(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes at `offset` of the uncompressed tar at `path`."""
     with path.open("rb") as file:
-        file.seek(place[0])
-        return file.read(place[1])
+        file.seek(offset)
+        return file.read(size)

@@ -1,21 +1,14 @@
-"""Manifests of existing tar sets, and whether a set still is what its manifest says."""
+"""Indexing existing tar sets, and verifying sets against their manifest."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from data_pipeline.images import IMAGE_EXTENSIONS
-from data_pipeline.manifest import (
-    Manifest,
-    SampleEntry,
-    ShardEntry,
-    read_manifest,
-    write_manifest,
-)
+from data_pipeline.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.sources import json_attributes
-from data_pipeline.tar import TarSample, index_tar, local_tar, read_member
+from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
@@ -24,7 +17,7 @@ from mezzotint.common.storage_errors import CredentialsError, TransientError
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What ``verify`` looked at, and every difference as a sentence."""
+    """Contents of the set, and every difference from its manifest as a sentence."""
 
     url: str
     shards: int
@@ -34,10 +27,10 @@ class VerifyReport:
 
 
 def verify(url: str, progress: Progress | None = None) -> VerifyReport:
-    """Compare every shard of the set at ``url`` with the manifest, byte for byte.
+    """Compare every shard of a set with its manifest, byte for byte.
 
     Raises:
-        UserError: There is no manifest to compare with.
+        UserError: There is no manifest, or the store cannot be read.
     """
     manifest = read_manifest(url)
     present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
@@ -47,7 +40,7 @@ def verify(url: str, progress: Progress | None = None) -> VerifyReport:
         if shard.name not in present:
             problems.append(f"{path}: missing")
         elif present[shard.name] != shard.bytes:
-            problems.append(f"{path}: {present[shard.name]:,} bytes, promised {shard.bytes:,}")
+            problems.append(f"{path}: {present[shard.name]:,} bytes instead of {shard.bytes:,}")
         else:
             problems += _differences(path, shard)
         if progress is not None:
@@ -66,22 +59,22 @@ def index(
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Write the manifest of an existing webdataset tar set, in place.
 
-    Scalar values of KEY.json become attributes. Samples without a caption or an image stay in
-    their shard but not in the set.
+    Strings and integers of KEY.json become attributes. Samples without a caption, or without an
+    image or array, are not part of the set.
 
     Returns:
-        The manifest, and the samples left out with the reason.
+        The manifest, and the excluded samples with the reason.
 
     Raises:
-        UserError: No tars, a damaged one, or keys that repeat.
+        UserError: There are no tars, one is damaged, or a key occurs twice.
     """
     names = sorted(name for name in storage.sizes(url) if name.endswith((".tar", ".tar.gz")))
     if not names:
         raise UserError(f"{url}: no .tar or .tar.gz file in this directory")
-    left_out: list[str] = []
+    excluded: list[str] = []
     shards: list[ShardEntry] = []
     for number, file in enumerate(names, 1):
-        shards.append(_index_shard(url, file, left_out))
+        shards.append(_index_shard(url, file, excluded))
         if progress is not None:
             progress(number, len(names))
     fields = {extension for shard in shards for one in shard.samples for extension in one.members}
@@ -95,40 +88,42 @@ def index(
         )
     except ValidationError as error:
         raise UserError(
-            f"{url}: {error.errors()[0]['msg']}; write it anew with `mezzotint data pack {url} OUT`"
+            f"{url}: {error.errors()[0]['msg']}; copy the set with `mezzotint data pack {url} OUT`"
         ) from error
     write_manifest(url, manifest)
-    return manifest, tuple(left_out)
+    return manifest, tuple(excluded)
 
 
 def _differences(path: str, shard: ShardEntry) -> list[str]:
     try:
         with local_tar(path) as tar:
             if sha256_file(tar.stored) != shard.sha256:
-                return [f"{path}: another sha256 than promised"]
+                return [f"{path}: its sha256 differs from the manifest"]
             found = {one.key: one.members for one in index_tar(tar.plain, shard.name)}
     except (CredentialsError, TransientError):
         raise
     except UserError as error:
         return [str(error)]
     return [
-        f"{path}: '{one.key}' does not lie where the manifest says"
+        f"{path}: '{one.key}' is not at the position in the manifest"
         for one in shard.samples
         if found.get(one.key) != one.members
     ]
 
 
-def _index_shard(url: str, file: str, left_out: list[str]) -> ShardEntry:
+def _index_shard(url: str, file: str, excluded: list[str]) -> ShardEntry:
     path = storage.join(url, file)
     with local_tar(path) as tar:
         entries = []
         for sample in index_tar(tar.plain, file):
             if "txt" not in sample.members:
-                left_out.append(f"{file}: {sample.key}: no caption (txt)")
+                excluded.append(f"{file}: {sample.key}: no caption (txt)")
             elif not any(_is_content(extension) for extension in sample.members):
-                left_out.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
+                excluded.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
             else:
-                entries.append(_entry(tar.plain, sample))
+                json = sample.members.get("json")
+                record = read_member(tar.plain, *json) if json else None
+                entries.append(sample.model_copy(update={"attributes": json_attributes(record)}))
         return ShardEntry(
             name=file,
             bytes=tar.stored.stat().st_size,
@@ -140,8 +135,3 @@ def _index_shard(url: str, file: str, left_out: list[str]) -> ShardEntry:
 
 def _is_content(extension: str) -> bool:
     return extension in IMAGE_EXTENSIONS or extension.endswith(".npy")
-
-
-def _entry(plain: Path, sample: TarSample) -> SampleEntry:
-    record = read_member(plain, sample.members["json"]) if "json" in sample.members else None
-    return SampleEntry(key=sample.key, members=sample.members, attributes=json_attributes(record))

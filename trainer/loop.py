@@ -97,7 +97,7 @@ def train(
         leaving = distributed.any_of(around.preemption.requested, around.world.device)
         around.preemption.requested = leaving
         if state.step % recipe.checkpoint.every == 0 or last or leaving:
-            place = start.state_after(state.step - first).to_json()
+            place = start.state_after(state.step - first).model_dump()
             kept = {"stream": place, "task": learnt(task)}
             around.checkpoints.save(state.step, engines, state.emas, kept)
         if leaving and not last:

@@ -1,4 +1,4 @@
-"""Writing shards: whole files under their final names, the manifest last."""
+"""Writing shard sets: every shard whole under its final name, the manifest last."""
 
 import errno
 import gzip
@@ -16,7 +16,6 @@ from data_pipeline.manifest import (
     MANIFEST_NAME,
     Attribute,
     Manifest,
-    SampleEntry,
     ShardEntry,
     Split,
     write_manifest,
@@ -31,12 +30,12 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _TAR_OVERHEAD = 1024
-"""Header and padding of a member, at most."""
+"""Bytes for header and padding of a member, at most."""
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """A sample as it will lie in the tar: member extension to content."""
+    """A sample to write: contents by member extension."""
 
     key: str
     members: Mapping[str, bytes]
@@ -51,19 +50,19 @@ class RawSample:
 def write_shard(
     samples: Sequence[RawSample], url: str, name: str, *, compress: bool = False
 ) -> ShardEntry:
-    """Write ``samples`` as the shard ``name`` of the set at ``url``.
+    """Write one shard of a set; it appears when it is complete.
 
-    The same samples give the same bytes. The file appears under its name when it is complete.
+    The same samples give the same bytes.
 
     Args:
         samples: At least one.
         url: Directory of the set, local or any fsspec URL.
-        name: File name; ends with ``.tar``, or ``.tar.gz`` with ``compress``.
-        compress: Gzip the tar. Small sets shrink (a tar spends about 1 kB on every member), but
-            are expanded into the cache before use.
+        name: File name; ends with `.tar`, or `.tar.gz` with `compress`.
+        compress: Gzip the tar. Small samples shrink (a tar has about 1 kB of overhead per member),
+            but the shard must be expanded into the cache before use.
 
     Raises:
-        UserError: No space, or the target cannot be written.
+        UserError: There is no disk space, or the target cannot be written.
     """
     needed = sum(
         len(content) + _TAR_OVERHEAD for sample in samples for content in sample.members.values()
@@ -77,19 +76,19 @@ def write_shard(
             if error.errno == errno.ENOSPC:
                 raise UserError(f"{url}: no disk space left while writing '{name}'") from error
             raise UserError(f"{url}: '{name}' cannot be written ({error})") from error
-        by_key = {sample.key: dict(sample.attributes) for sample in samples}
-        entry = ShardEntry(
+        attributes = {sample.key: dict(sample.attributes) for sample in samples}
+        shard = ShardEntry(
             name=name,
             bytes=stored.stat().st_size,
             sha256=sha256_file(stored),
             expanded_bytes=plain.stat().st_size if compress else None,
             samples=tuple(
-                SampleEntry(key=found.key, members=found.members, attributes=by_key[found.key])
-                for found in index_tar(plain, name)
+                entry.model_copy(update={"attributes": attributes[entry.key]})
+                for entry in index_tar(plain, name)
             ),
         )
         storage.upload(stored, storage.join(url, name))
-    return entry
+    return shard
 
 
 def write_shards(
@@ -104,34 +103,29 @@ def write_shards(
     encoder: str | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Write a whole shard set: ``NAME-000000.tar``, ... and ``manifest.json``.
+    """Write a shard set: `NAME-000000.tar`, ... and `manifest.json`.
 
-    An older manifest at ``url`` is removed first: a directory with a manifest is a finished set.
+    An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
 
     Args:
-        samples: Consumed once, ``shard_size`` at a time in memory.
+        samples: Consumed once; `shard_size` of them are in memory at a time.
         url: Directory of the set, local or any fsspec URL.
-        name: Name of the set and start of its files' names.
+        name: Name of the set, and prefix of its shards.
         licence: Licence of the contents.
-        provenance: Where the contents come from.
+        provenance: Sources, versions and digests.
         shard_size: Samples per shard.
         fields: Member extension to description.
-        encoder: Digest of the model that made the arrays of a derived set.
+        encoder: Digest of the model that encoded a derived set.
         splits: Fixed divisions by key.
         compress: Gzip the shards.
-        progress: Called with the number of samples written so far.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
     shards: list[ShardEntry] = []
-    written = 0
-    for number, group in enumerate(batched(samples, shard_size)):
-        file = shard_name(name, number, compress=compress)
+    iterator = iter(samples)
+    while group := tuple(itertools.islice(iterator, shard_size)):
+        file = shard_name(name, len(shards), compress=compress)
         shards.append(write_shard(group, url, file, compress=compress))
-        written += len(group)
-        if progress is not None:
-            progress(written)
     manifest = Manifest(
         name=name,
         fields=dict(fields),
@@ -146,19 +140,12 @@ def write_shards(
 
 
 def shard_name(name: str, number: int, *, compress: bool = False) -> str:
-    """``NAME-000042.tar`` (``.tar.gz``)."""
+    """The file name of a shard, `NAME-000042.tar` or `NAME-000042.tar.gz`."""
     return f"{name}-{number:06d}.tar{'.gz' if compress else ''}"
 
 
-def batched(samples: Iterable[RawSample], size: int) -> Iterator[tuple[RawSample, ...]]:
-    """``samples`` in tuples of ``size``, the last one shorter."""
-    iterator = iter(samples)
-    while group := tuple(itertools.islice(iterator, size)):
-        yield group
-
-
 def _write_tar(samples: Sequence[RawSample], path: Path) -> None:
-    # webdataset reads this once, at its import: it disables its pickle and shell handlers.
+    # disables webdataset's pickle and shell handlers; read when webdataset is imported
     os.environ.setdefault("WDS_SECURE", "1")
     import webdataset
 
@@ -181,7 +168,7 @@ def _compress(plain: Path) -> Path:
 
 @contextmanager
 def _scratch(url: str, needed: int) -> Iterator[Path]:
-    """A directory to write in, on the disk of a local target so that a rename ends the work."""
+    """A temporary directory, on the disk of a local target so that a rename finishes the shard."""
     parent = storage.local_path(url) if storage.is_local(url) else Path(tempfile.gettempdir())
     check_space(parent, needed, purpose="the next shard")
     try:

@@ -1,4 +1,4 @@
-"""Tokenizers by the style of their sentencepiece model: this project's, and published T5's."""
+"""T5's published tokenizer, and the choice between it and this project's."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, assert_never
@@ -12,10 +12,10 @@ from mezzotint.common.errors import UserError
 
 
 class T5Tokenizer:
-    """T5's sentencepiece model, whose ids 0, 1 and 2 are padding, end and unknown.
+    """T5's sentencepiece model, with ids 0, 1 and 2 for padding, end and unknown.
 
-    Captions are `length` ids: the pieces, cut so that the end mark fits, then padding. The model
-    normalises by itself.
+    A caption is encoded as `length` ids: pieces, truncated so that the end id fits, and padding.
+    The model normalises text itself.
     """
 
     pad_id: ClassVar[int] = 0
@@ -28,7 +28,7 @@ class T5Tokenizer:
         except RuntimeError as error:
             raise UserError(
                 f"{name}: is no sentencepiece model; put T5's spiece.model there"
-            ) from (error)
+            ) from error
         model = self._model
         if (model.pad_id(), model.eos_id(), model.unk_id()) != (0, 1, 2):
             raise UserError(
@@ -48,10 +48,10 @@ class T5Tokenizer:
 def tokenizer_of(
     style: Literal["own", "t5"], content: bytes, name: str
 ) -> Callable[[Sequence[str], int], Tensor]:
-    """The tokenizer in a sentencepiece model, which messages call `name`.
+    """The tokenizer of a sentencepiece model; `name` is its name in error messages.
 
     Raises:
-        UserError: it is none of that style.
+        UserError: The model is not of that style.
     """
     match style:
         case "own":

@@ -18,18 +18,18 @@ from mezzotint.common.errors import UserError
 TOKENIZER_NAME = "tokenizer.model"
 
 _LONGEST_CAPTION = 1 << 16
-"""Bytes; sentencepiece would leave longer training sentences out."""
+"""Bytes; sentencepiece ignores longer training sentences."""
 
 
 def normalise(caption: str) -> str:
-    """NFKC, lower case, single spaces: the only form of a caption that a tokenizer sees."""
+    """NFKC, lower case, single spaces: the form in which captions are tokenized."""
     return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
 
 
 class Tokenizer:
-    """A trained BPE model. Its ids 0 to 3 are padding, unknown, beginning and end.
+    """A trained BPE model. Ids 0 to 3 are padding, unknown, beginning and end.
 
-    Picklable. Encoded captions are ``length`` ids: the pieces, the end mark if it fits, padding.
+    A caption is encoded as `length` ids: pieces, the end id if it fits, padding. Picklable.
     """
 
     pad_id: ClassVar[int] = 0
@@ -67,10 +67,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str) -> Self:
-        """The tokenizer at ``path``: a directory that holds ``tokenizer.model``, or a file.
+        """Read `tokenizer.model`, or the one in a directory.
 
         Raises:
-            UserError: It is not there, or not a tokenizer of this project.
+            UserError: There is none, or it is not a tokenizer of this project.
         """
         inside = storage.join(path, TOKENIZER_NAME)
         file = inside if storage.exists(inside) else path
@@ -80,22 +80,22 @@ class Tokenizer:
 
     @staticmethod
     def train(captions: Iterable[str], vocab: int) -> bytes:
-        """A BPE model of exactly ``vocab`` pieces, as the content of ``tokenizer.model``.
+        """Train a BPE model of exactly `vocab` pieces; returns the content of `tokenizer.model`.
 
         The same captions give the same bytes.
 
         Raises:
-            UserError: ``captions`` cannot fill, or do not fit into, such a vocabulary.
+            UserError: The captions have too few or too many different pieces for this vocabulary.
         """
-        written = io.BytesIO()
+        model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.Train(
                 sentence_iterator=map(normalise, captions),
-                model_writer=written,
+                model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab,
                 character_coverage=1.0,
-                normalization_rule_name="identity",  # `normalise` has done it
+                normalization_rule_name="identity",  # done by `normalise`
                 max_sentence_length=_LONGEST_CAPTION,
                 num_threads=1,
                 pad_id=Tokenizer.pad_id,
@@ -110,16 +110,14 @@ class Tokenizer:
                 f"vocab={vocab}: no tokenizer of this size can be trained on these captions "
                 f"({reason}); choose another size"
             ) from error
-        return written.getvalue()
+        return model.getvalue()
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
         return int(self._model.GetPieceSize())
 
     @property
     def sha256(self) -> str:
-        """Digest (hex) of the model file."""
         return sha256(self.model_bytes)
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
@@ -128,22 +126,21 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
 
     def encode(self, caption: str, length: int) -> list[int]:
-        """``length`` ids of one caption."""
         return self._fit(self._model.EncodeAsIds(normalise(caption)), length)
 
     def encode_dropout(
         self, caption: str, length: int, probability: float, rng: np.random.Generator
     ) -> list[int]:
-        """``length`` ids; every merge is left out with ``probability`` (BPE dropout).
+        """Encode with BPE dropout: every merge is skipped with this probability.
 
-        Provilkov et al. 2020, algorithm 1, drawn the way sentencepiece does: once per candidate
-        pair when its turn comes. Its own sampler has one global generator, this has ``rng``.
+        Provilkov et al. 2020, algorithm 1, in the variant of sentencepiece, which decides once per
+        candidate pair. sentencepiece's own sampler uses a global generator.
         """
         symbols = list(self._model.Normalize(normalise(caption)))
         return self._fit(self._ids(self._merge(symbols, probability, rng)), length)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The (normalised) caption of ``ids``; marks and padding are left out."""
+        """The normalised caption, without special ids."""
         return str(self._model.DecodeIds([id_ for id_ in ids if id_ > self.end_id]))
 
     def _fit(self, ids: list[int], length: int) -> list[int]:
@@ -151,24 +148,24 @@ class Tokenizer:
         return ids + [self.pad_id] * (length - len(ids))
 
     def _merge(self, symbols: list[str], probability: float, rng: np.random.Generator) -> list[str]:
-        """Merge neighbours, best score first, the left one of equals, until none is a piece."""
+        """Merge adjacent symbols into pieces, best score first, leftmost of equal ones first."""
         following = [*range(1, len(symbols)), -1]
         previous = list(range(-1, len(symbols) - 1))
-        agenda: list[tuple[float, int, int, str]] = []
+        candidates: list[tuple[float, int, int, str]] = []
 
         def propose(left: int, right: int) -> None:
             if left < 0 or right < 0:
                 return
             merged = symbols[left] + symbols[right]
             if merged in self._pieces:
-                heapq.heappush(agenda, (-self._pieces[merged][0], left, right, merged))
+                heapq.heappush(candidates, (-self._pieces[merged][0], left, right, merged))
 
         for left in range(len(symbols) - 1):
             propose(left, left + 1)
-        while agenda:
-            _, left, right, merged = heapq.heappop(agenda)
+        while candidates:
+            _, left, right, merged = heapq.heappop(candidates)
             if not symbols[left] or symbols[left] + symbols[right] != merged:
-                continue  # one of the two was merged elsewhere meanwhile
+                continue  # one of the two was merged with another
             if following[left] != right:
                 continue
             if probability > 0 and rng.random() < probability:
@@ -182,23 +179,10 @@ class Tokenizer:
         return [symbol for symbol in symbols if symbol]
 
     def _ids(self, symbols: list[str]) -> list[int]:
-        """Ids of pieces; a run of unknown symbols is one unknown id, as in sentencepiece."""
+        """Ids of pieces; adjacent unknown symbols are one unknown id, as in sentencepiece."""
         ids: list[int] = []
         for symbol in symbols:
             id_ = self._pieces[symbol][1] if symbol in self._pieces else self.unknown_id
             if id_ != self.unknown_id or ids[-1:] != [self.unknown_id]:
                 ids.append(id_)
         return ids
-
-
-def check_vocabulary(tokenizer: Tokenizer, expected: int) -> None:
-    """Make sure ``tokenizer`` has the vocabulary a model was made for.
-
-    Raises:
-        UserError: It has another one.
-    """
-    if tokenizer.vocab_size != expected:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's text_vocab is {expected}: "
-            "set text_vocab to the tokenizer's size or use the tokenizer the model was trained with"
-        )

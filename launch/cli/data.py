@@ -1,4 +1,4 @@
-"""`mezzotint data`: shard sets made, looked at and checked."""
+"""`mezzotint data`: make, inspect and verify shard sets."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(help="Make, look at and check shard sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
 
@@ -20,32 +20,35 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of images with .txt, CSV/Parquet/JSONL table, shard set, or tars."
+            help="Folder of images with .txt captions, CSV/Parquet/JSONL table, shard set, or tars."
         ),
     ],
     out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
     name: Annotated[
-        str | None, typer.Option(help="Name of the set; a set's own by default.")
+        str | None, typer.Option(help="Name of the set (default: that of a source set).")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Licence of the data; a set's own by default.")
+        str | None,
+        typer.Option(help="Licence of the data (default: that of a source set)."),
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Of a shard set: only this SPLIT/train, SPLIT/test, or SPLIT (both)."),
+        typer.Option(help="From a source set: only SPLIT/train, SPLIT/test, or SPLIT (both)."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many pairs, by hash.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of pairs, by hash.", min=1)
+    ] = None,
     image_column: Annotated[str, typer.Option(help="Table column with path or URL.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
-    workers: Annotated[int, typer.Option(help="Pairs read at a time.", min=1)] = 8,
+    workers: Annotated[int, typer.Option(help="Pairs read in parallel.", min=1)] = 8,
     test_fraction: Annotated[
-        float, typer.Option(help="Share of the captions held out, by hash.", min=0, max=0.9)
+        float, typer.Option(help="Fraction of the captions held out, by hash.", min=0, max=0.9)
     ] = 0.0,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Turn image-caption pairs into shards with a manifest; bad pairs are listed, never lost."""
+    """Pack image-text pairs into shards with a manifest; rejected pairs are listed."""
     from data_pipeline.packing.pack import PackOptions
     from launch.data.pack import pack_set, selections
 
@@ -68,12 +71,12 @@ def pack(
 )
 def inspect(
     url: Url,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet, a PNG.")] = None,
-    count: Annotated[int, typer.Option(help="Pictures on the sheet.", min=1)] = 48,
+    sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet as PNG.")] = None,
+    count: Annotated[int, typer.Option(help="Images on the sheet.", min=1)] = 48,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a set holds: counts, sizes, splits, captions, a few samples."""
+    """Describe a set: counts, sizes, splits, captions, some samples."""
     from launch.data.inspect import inspect_set
 
     typer.echo(inspect_set(url, sheet, count, as_json=as_json))
@@ -97,7 +100,7 @@ def index(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Write a manifest for webdataset tars that have none."""
+    """Write the manifest of existing webdataset tars."""
     from launch.data.inspect import index_tars
 
     typer.echo(index_tars(url, name, licence, as_json=as_json))
@@ -111,7 +114,7 @@ def tokenizer(
     out: Annotated[
         str, typer.Argument(help="Directory for tokenizer.model, local or an fsspec URL.")
     ],
-    vocab: Annotated[int, typer.Option(help="Pieces, specials included.", min=8)] = 1000,
+    vocab: Annotated[int, typer.Option(help="Vocabulary size with special ids.", min=8)] = 1000,
 ) -> None:
     """Train a sentencepiece BPE tokenizer on a set's captions."""
     from data_pipeline.config import DataConfig

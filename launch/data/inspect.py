@@ -1,4 +1,4 @@
-"""`mezzotint data inspect`, `verify` and `index`: what is in a set, and whether it is whole."""
+"""`mezzotint data inspect`, `verify` and `index`: contents of a set, and whether it is intact."""
 
 import json
 from dataclasses import asdict
@@ -12,17 +12,17 @@ from mezzotint.common.errors import UserError
 
 
 def inspect_set(url: str, sheet: Path | None, count: int, *, as_json: bool) -> str:
-    """Look at a set; writes a contact sheet where one is asked for."""
+    """Describe a set; saves a contact sheet of `count` images if `sheet` is given."""
     found = inspect(url)
     text = json.dumps(asdict(found), ensure_ascii=False, indent=1) if as_json else describe(found)
     if sheet is not None:
         contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
-        text += "" if as_json else f"\n{sheet}: {count} pictures"
+        text += "" if as_json else f"\n{sheet}: {count} images"
     return text
 
 
 def describe(found: Inspection) -> str:
-    """For people."""
+    """An inspection as text."""
     captions = found.captions
     lines = [
         f"{found.name}  ({found.url})",
@@ -31,8 +31,8 @@ def describe(found: Inspection) -> str:
         f"  manifest sha256: {found.fingerprint}",
     ]
     if found.encoder:
-        lines.append(f"  made by the encoder {found.encoder}")
-    lines += [f"  {name}: {meaning}" for name, meaning in found.fields.items()]
+        lines.append(f"  encoder: {found.encoder}")
+    lines += [f"  {name}: {text}" for name, text in found.fields.items()]
     lines.append("splits:")
     for name, split in found.splits.items():
         lines.append(f"  {name}: {split.train:,} train, {split.test:,} test: {split.description}")
@@ -54,23 +54,23 @@ def verify_set(url: str, *, as_json: bool) -> str:
     """Check a set against its manifest.
 
     Raises:
-        UserError: it differs; every difference is named.
+        UserError: It differs; the message lists every difference.
     """
     report = verify(url)
     if report.problems:
         problems = "\n  ".join(report.problems)
         raise UserError(f"{url}: differs from its manifest:\n  {problems}")
-    result = {"url": url, "shards": report.shards, "samples": report.samples, "whole": True}
-    words = f"{url}: whole, {report.samples:,} samples in {report.shards} shards"
-    return json.dumps(result) if as_json else words
+    result = {"url": url, "shards": report.shards, "samples": report.samples, "intact": True}
+    text = f"{url}: intact, {report.samples:,} samples in {report.shards} shards"
+    return json.dumps(result) if as_json else text
 
 
 def index_tars(url: str, name: str, licence: str, *, as_json: bool) -> str:
-    """Write a manifest for a folder of plain webdataset tars."""
-    manifest, left_out = index(url, name=name, licence=licence)
+    """Write the manifest of a folder of webdataset tars."""
+    manifest, excluded = index(url, name=name, licence=licence)
     samples = sum(len(shard.samples) for shard in manifest.shards)
     if as_json:
-        return json.dumps({"url": url, "samples": samples, "left_out": list(left_out)}, indent=1)
+        return json.dumps({"url": url, "samples": samples, "excluded": list(excluded)}, indent=1)
     lines = [f"{url}/manifest.json: {samples:,} samples in {len(manifest.shards)} shards"]
-    lines += [f"  left out: {name}" for name in left_out]
+    lines += [f"  excluded: {name}" for name in excluded]
     return "\n".join(lines)

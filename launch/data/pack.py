@@ -1,4 +1,4 @@
-"""`mezzotint data pack`: progress while it works, a summary at the end."""
+"""`mezzotint data pack`."""
 
 import json
 from collections.abc import Iterable
@@ -9,21 +9,21 @@ from data_pipeline.packing.shard_writer import shard_name
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
 
-SHOWN = 10
+_LISTED = 10
 
 
 def pack_set(source: str, out: str, options: PackOptions, *, as_json: bool) -> str:
-    """Pack pairs into shards; returns what to print."""
+    """Pack image-text pairs into shards, with progress; returns the summary."""
     with Reporter(None, shows=not as_json) as reporter:
         report = pack(source, out, options, reporter.callback("pairs"))
     return to_json(report) if as_json else to_text(report)
 
 
 def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
-    """`SPLIT/PART`, or `SPLIT` for both of its parts, as a recipe's selections.
+    """Selections from `SPLIT/train`, `SPLIT/test`, or `SPLIT` for both.
 
     Raises:
-        UserError: a part that is neither train nor test.
+        UserError: Another part than train or test.
     """
     chosen: list[Selection] = []
     for text in splits:
@@ -41,7 +41,7 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
 
 
 def to_json(report: PackReport) -> str:
-    """One JSON object, with every rejected pair."""
+    """The report as JSON, with every rejected pair."""
     return json.dumps(
         {
             "url": report.url,
@@ -60,7 +60,7 @@ def to_json(report: PackReport) -> str:
 
 
 def to_text(report: PackReport) -> str:
-    """For people: what was written, and what was left out and why."""
+    """The report as text, with the first rejected pairs."""
     first = shard_name(report.name, 0)
     lines = [
         f"{report.url}: {report.samples:,} samples in {report.shards} shards "
@@ -70,7 +70,7 @@ def to_text(report: PackReport) -> str:
         lines.append(f"split {name}: {train:,} train, {test:,} test")
     if report.rejected:
         kinds = ", ".join(f"{count} {fault}" for fault, count in sorted(report.faults.items()))
-        lines.append(f"left out {len(report.rejected)} pairs: {kinds}")
-        lines += [f"  {one.name}: {one.detail}" for one in report.rejected[:SHOWN]]
-        lines.append(f"all of them are in {report.url}/rejected.jsonl")
+        lines.append(f"rejected {len(report.rejected)} pairs: {kinds}")
+        lines += [f"  {one.name}: {one.detail}" for one in report.rejected[:_LISTED]]
+        lines.append(f"all are listed in {report.url}/rejected.jsonl")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""What every package shares: storage, files, digests, keyed random generators, locks, errors."""
+"""Shared by all packages: storage, files, digests, keyed random generators, locks, errors."""

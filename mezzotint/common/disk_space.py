@@ -12,10 +12,10 @@ _RESERVED_INODES = 1000
 
 
 def check_space(directory: Path, needed: int, *, purpose: str) -> None:
-    """Check that ``needed`` bytes are free where ``directory`` is or will be.
+    """Check that `needed` bytes are free where `directory` is or will be.
 
     Raises:
-        UserError: Too few bytes or inodes are free; the message names ``purpose``.
+        UserError: Too few bytes or inodes are free; the message names `purpose`.
     """
     existing = directory.absolute()
     while not existing.exists():

@@ -13,8 +13,8 @@ from typing import IO
 
 from mezzotint.common.errors import UserError
 
-_PROBING = 0.6
-"""Seconds for which `lock_owner` may be in the way of `run_lock`."""
+_RETRY_SECONDS = 0.6
+"""Seconds to retry, because `lock_owner` takes the lock for a moment."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def run_lock(directory: Path) -> Iterator[None]:
     path = directory / "lock"
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(file_lock(path, _PROBING))
+            file = stack.enter_context(file_lock(path, _RETRY_SECONDS))
         except TimeoutError as error:
             owner = path.read_text(encoding="utf-8", errors="replace") or "unknown"
             raise UserError(

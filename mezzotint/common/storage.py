@@ -1,6 +1,6 @@
-"""Files at local paths and fsspec URLs (``s3://``, ``gs://``, ``https://``, ``memory://``).
+"""Files at local paths and fsspec URLs (`s3://`, `gs://`, `https://`, `memory://`).
 
-Endpoint, credentials and profile of an object store come from the environment (``AWS_*``). Every
+Endpoint, credentials and profile of an object store come from the environment (`AWS_*`). Every
 storage failure is raised as a UserError, and every remote call has a time limit.
 """
 
@@ -39,22 +39,22 @@ _SLOWEST = 1e6
 
 
 def is_local(url: str) -> bool:
-    """Whether ``url`` is in this machine's file system."""
+    """Whether `url` is in this machine's file system."""
     return "://" not in url or url.startswith("file://")
 
 
 def local_path(url: str) -> Path:
-    """The path of a local ``url``."""
+    """The path of a local `url`."""
     return Path(url.removeprefix("file://"))
 
 
 def join(url: str, name: str) -> str:
-    """The URL of ``name`` inside the directory ``url``."""
+    """The URL of `name` inside the directory `url`."""
     return posixpath.join(url.rstrip("/") or "/", name)
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of ``url`` and the path of ``url`` inside it.
+    """The file system of `url` and the path of `url` inside it.
 
     Not to be kept: fsspec caches one per process, and an asynchronous file system (s3fs) that is
     used after a fork hangs on its parent's event loop.
@@ -92,17 +92,17 @@ def _single_request(url: str) -> dict[str, int]:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or directory at ``url``."""
+    """Whether there is a file or directory at `url`."""
     return _kind(url) is not None
 
 
 def is_file(url: str) -> bool:
-    """Whether there is a file at ``url``."""
+    """Whether there is a file at `url`."""
     return _kind(url) == "file"
 
 
 def read_bytes(url: str, *, expected: int = 0) -> bytes:
-    """The content of the file at ``url``.
+    """The content of the file at `url`.
 
     Args:
         url: The file.
@@ -118,7 +118,7 @@ def read_bytes(url: str, *, expected: int = 0) -> bytes:
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Write the file at ``url``, whole or not at all (an object store replaces whole objects).
+    """Write the file at `url`, whole or not at all (an object store replaces whole objects).
 
     Raises:
         UserError: It cannot be written.
@@ -136,7 +136,7 @@ def write_bytes(url: str, content: bytes) -> None:
 
 
 def walk(url: str) -> dict[str, int]:
-    """Sizes in bytes of all files below the directory ``url``, by relative path, sorted.
+    """Sizes in bytes of all files below the directory `url`, by relative path, sorted.
 
     Raises:
         UserError: The directory cannot be listed.
@@ -154,7 +154,7 @@ def walk(url: str) -> dict[str, int]:
 
 
 def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> None:
-    """Copy the file at ``url`` to the local path ``target``, in one request.
+    """Copy the file at `url` to the local path `target`, in one request.
 
     Args:
         url: The file.
@@ -185,7 +185,7 @@ def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> Non
 
 
 def upload(source: Path, url: str) -> None:
-    """Move the finished local file ``source`` to ``url``; ``source`` is gone afterwards."""
+    """Move the finished local file `source` to `url`; `source` is gone afterwards."""
     if is_local(url):
         try:
             target = local_path(url)
@@ -200,19 +200,19 @@ def upload(source: Path, url: str) -> None:
 
 
 def remove(url: str) -> None:
-    """Delete the file at ``url`` if it exists."""
+    """Delete the file at `url` if it exists."""
     if exists(url):
         _call(url, "deleted", lambda system, path: system.rm_file(path))
 
 
 def remove_directory(url: str) -> None:
-    """Delete the empty directory ``url``; object stores have no directories."""
+    """Delete the empty directory `url`; object stores have no directories."""
     if is_local(url):
         local_path(url).rmdir()
 
 
 def sizes(url: str) -> dict[str, int]:
-    """Sizes in bytes of the files directly in the directory ``url``, by name: one listing.
+    """Sizes in bytes of the files directly in the directory `url`, by name: one listing.
 
     Raises:
         NotFoundError: There is no such directory.
@@ -232,7 +232,7 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
-    """Sizes in bytes of those of the files ``names`` that are in the directory ``url``.
+    """Sizes in bytes of those of the files `names` that are in the directory `url`.
 
     One listing; over HTTP, where there are no reliable listings, one request per file.
     """
@@ -250,7 +250,7 @@ def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
 
 
 def _kind(url: str) -> str | None:
-    """``file`` or ``directory``; None if nothing is there."""
+    """`file` or `directory`; None if nothing is there."""
     try:
         return _call(url, "read", lambda system, path: str(system.info(path)["type"]))
     except NotFoundError:
@@ -264,10 +264,10 @@ def _call(
     seconds: float = REQUEST_TIMEOUT,
     progress: Callable[[], object] = lambda: None,
 ) -> T:
-    """The result of ``call(file system, path)`` for ``url``, its errors as UserErrors.
+    """The result of `call(file system, path)` for `url`, its errors as UserErrors.
 
     Raises:
-        NotFoundError: There is nothing at ``url``.
+        NotFoundError: There is nothing at `url`.
         UserError: Everything else that `explain` knows.
     """
     system, path = filesystem(url)
@@ -290,7 +290,7 @@ def _call(
 
 
 def _explained_by_listing(error: Exception, system: AbstractFileSystem, path: str) -> Exception:
-    """``error``, or that of a listing where the response had a code but no reason."""
+    """`error`, or that of a listing where the response had a code but no reason."""
     if error_code(error) not in BARE_CODES:
         return error
     try:
@@ -304,10 +304,10 @@ def _explained_by_listing(error: Exception, system: AbstractFileSystem, path: st
 def with_timeout(
     seconds: float, call: Callable[[], T], progress: Callable[[], object] = lambda: None
 ) -> T:
-    """The result of ``call()``, run in a thread.
+    """The result of `call()`, run in a thread.
 
     Raises:
-        TimeoutError: For ``seconds`` it did not return and ``progress()`` did not change. The
+        TimeoutError: For `seconds` it did not return and `progress()` did not change. The
             thread is abandoned.
     """
     results: list[T] = []

@@ -73,7 +73,7 @@ def explain(error: BaseException, url: str, action: str) -> UserError | None:
     Args:
         error: The exception of the call.
         url: Where it happened.
-        action: What failed, as in "cannot be ``action``".
+        action: What failed, as in "cannot be `action`".
 
     Returns:
         None if the exception is not the store's: a missing file, a programming error.
@@ -123,7 +123,7 @@ def error_code(error: BaseException) -> str | None:
 
 
 def redact(text: str) -> str:
-    """``text`` without credentials in URLs and without MLflow's password or token."""
+    """`text` without credentials in URLs and without MLflow's password or token."""
     for secret in _mlflow_secrets():
         text = text.replace(secret, "...")
     return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub("", text))
@@ -137,7 +137,7 @@ def _mlflow_secrets() -> list[str]:
 
 
 def check_no_credentials(url: str) -> str:
-    """``url`` itself.
+    """`url` itself.
 
     Raises:
         ValueError: It holds credentials, which would get into recipes and logs.
@@ -161,7 +161,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _at(chain: list[BaseException]) -> str:
-    """`` at HOST``, the endpoint of the request, if it is known."""
+    """` at HOST`, the endpoint of the request, if it is known."""
     tried = next((one.kwargs.get("endpoint_url") for one in chain if hasattr(one, "kwargs")), None)
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     host = urlsplit(str(tried or named or "")).netloc.rpartition("@")[2]

@@ -182,7 +182,7 @@ def test_processes_of_a_node_share_one_download(squares, tmp_path):
 
 def test_an_unwritable_cache_is_named(squares, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the shard cache cannot be made .*set MEZZOTINT_CACHE"):
+    with pytest.raises(UserError, match=r"the shard cache cannot be created .*set MEZZOTINT_CACHE"):
         ShardCache(tmp_path / "file" / "c").fetch(squares, read_manifest(squares).shards[0])
 
 
@@ -195,7 +195,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_named(make_set, tmp_path):
     lying = shard.model_copy(
         update={"bytes": len(plain), "sha256": hashlib.sha256(plain).hexdigest()}
     )
-    with pytest.raises(UserError, match="is not a gzip file"):
+    with pytest.raises(UserError, match="not a complete gzip file"):
         ShardCache(tmp_path / "c").fetch(url, lying)
 
 

@@ -24,14 +24,14 @@ def dataset(squares) -> Dataset:
     return open_dataset(DataConfig(url=squares, shuffle_block=2))
 
 
-def visits(dataset, batches, *, world, global_batch, seed=3, state=None):
+def sample_refs(dataset, batches, *, world, global_batch, seed=3, state=None):
     """What all ranks together see, batch after batch, in the order of the ranks."""
     ranks = [
         Stream(dataset, global_batch=global_batch, rank=rank, world=world, seed=seed, state=state)
         for rank in range(world)
     ]
-    streams = [itertools.islice(rank.visits(), batches) for rank in ranks]
-    return [[visit for share in shares for visit in share] for shares in zip(*streams, strict=True)]
+    streams = [itertools.islice(rank.sample_refs(), batches) for rank in ranks]
+    return [[ref for share in shares for ref in share] for shares in zip(*streams, strict=True)]
 
 
 @FIXTURES_ARE_READ_ONLY
@@ -40,9 +40,9 @@ def test_every_epoch_sees_every_sample_once_on_any_world_size(dataset, world, sh
     batch = world * share
     batches = -(-3 * len(dataset) // batch)
     seen = [
-        visit
-        for one in visits(dataset, batches, world=world, global_batch=batch, seed=seed)
-        for visit in one
+        ref
+        for one in sample_refs(dataset, batches, world=world, global_batch=batch, seed=seed)
+        for ref in one
     ]
     counts = Counter(seen[: 3 * len(dataset)])
     assert set(counts.values()) == {1}
@@ -52,10 +52,10 @@ def test_every_epoch_sees_every_sample_once_on_any_world_size(dataset, world, sh
 @FIXTURES_ARE_READ_ONLY
 @given(st.integers(0, 30), st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3, 4, 6]))
 def test_a_run_goes_on_exactly_at_any_batch_and_world_size(dataset, done, before, after):
-    whole = visits(dataset, done + 5, world=before, global_batch=12)
+    whole = sample_refs(dataset, done + 5, world=before, global_batch=12)
     first = Stream(dataset, global_batch=12, rank=0, world=before, seed=3)
-    state = StreamState.from_json(json.loads(json.dumps(first.state_after(done).to_json())))
-    rest = visits(dataset, 5, world=after, global_batch=12, state=state)
+    state = StreamState.from_json(json.loads(json.dumps(first.state_after(done).model_dump())))
+    rest = sample_refs(dataset, 5, world=after, global_batch=12, state=state)
     assert rest == whole[done:]
 
 
@@ -67,13 +67,13 @@ def test_states_add_up(dataset, some, more, batch):
         dataset, global_batch=batch, rank=0, world=1, seed=3, state=stream.state_after(some)
     )
     assert later.state_after(more) == stream.state_after(some + more)
-    assert next(later.visits()) == next(stream.at(later.state).visits())
+    assert next(later.sample_refs()) == next(stream.at(later.state).sample_refs())
 
 
 def test_another_batch_size_goes_on_at_the_same_sample(dataset):
     state = Stream(dataset, global_batch=4, rank=0, world=1, seed=3).state_after(3)
-    flat = [v for one in visits(dataset, 30, world=1, global_batch=1) for v in one]
-    assert visits(dataset, 1, world=1, global_batch=7, state=state)[0] == flat[12:19]
+    flat = [v for one in sample_refs(dataset, 30, world=1, global_batch=1) for v in one]
+    assert sample_refs(dataset, 1, world=1, global_batch=7, state=state)[0] == flat[12:19]
 
 
 def read(config, batches=6, **options):

@@ -105,7 +105,7 @@ def test_a_shard_that_is_not_the_manifests_is_named(refused, mezzotint, train, w
     content = bytearray(shard.read_bytes())
     content[600] ^= 1
     shard.write_bytes(content)
-    assert problems(mezzotint, url) == [f"{shard}: another sha256 than promised"]
+    assert problems(mezzotint, url) == [f"{shard}: its sha256 differs from the manifest"]
     shard.write_bytes(content[:-1024])
     assert str(shard) in refused(*train(f"data.url={url}"))
 
@@ -242,7 +242,7 @@ def test_tokens_of_another_dvae_are_refused(refused, train, write_set, tokenizer
     message = refused(*words)
     digest = store.describe(str(dvae)).digest
     assert message == (
-        f"{url}: made by encoder {'1' * 12}, but this run needs those of {digest[:12]}; "
+        f"{url}: its encoder is {'1' * 12}, but this run needs {digest[:12]}; "
         "derive the set again with that model"
     )
 

@@ -19,7 +19,7 @@ from data_pipeline.packing.pack import PackOptions, pack
 from mezzotint.common.errors import UserError
 
 
-def picture(color: str, format_: str = "PNG") -> bytes:
+def image(color: str, format_: str = "PNG") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (6, 6), color).save(content, format_)
     return content.getvalue()
@@ -31,8 +31,8 @@ def folder(tmp_path):
     (root / "deep").mkdir(parents=True)
     for number in range(7):
         directory = root / "deep" if number % 2 else root
-        (directory / f"{number}.png").write_bytes(picture("red"))
-        (directory / f"{number}.txt").write_text(f"  picture {number}\n")
+        (directory / f"{number}.png").write_bytes(image("red"))
+        (directory / f"{number}.txt").write_text(f"  image {number}\n")
     return root
 
 
@@ -47,7 +47,7 @@ def test_a_folder_becomes_a_set(folder, tmp_path):
     assert (report.samples, report.shards, report.rejected) == (7, 3, ())
     assert seen[-1] == (7, 7)
     dataset = open_dataset(DataConfig(url=report.url, image=ImageConfig(size=4)))
-    assert sorted(dataset.captions()) == [f"picture {number}" for number in range(7)]
+    assert sorted(dataset.captions()) == [f"image {number}" for number in range(7)]
     assert dataset.batch([0]).images.shape == (1, 3, 4, 4)
     assert sorted(path.name for path in Path(report.url).iterdir()) == [
         "manifest.json",
@@ -58,12 +58,12 @@ def test_a_folder_becomes_a_set(folder, tmp_path):
     ]
 
 
-def test_every_bad_pair_is_named(folder, tmp_path):
+def test_every_rejected_pair_is_named(folder, tmp_path):
     (folder / "0.txt").unlink()
     (folder / "2.txt").write_text("  \n")
-    (folder / "4.png").write_bytes(picture("red")[:-30])
+    (folder / "4.png").write_bytes(image("red")[:-30])
     (folder / "orphan.txt").write_text("nobody")
-    (folder / "gif.png").write_bytes(picture("red", "GIF"))
+    (folder / "gif.png").write_bytes(image("red", "GIF"))
     (folder / "gif.txt").write_text("not a png")
     (folder / "6.txt").write_bytes(b"\xff\xff")
     report = pack(str(folder), str(tmp_path / "out"), PackOptions())
@@ -82,10 +82,12 @@ def test_every_bad_pair_is_named(folder, tmp_path):
     assert {json.loads(line)["name"] for line in lines} == set(found)
 
 
-def test_a_set_of_bad_pairs_only_is_refused_with_the_first(folder, tmp_path):
+def test_a_set_without_a_valid_pair_is_refused_with_the_first_error(folder, tmp_path):
     for path in folder.rglob("*.txt"):
         path.unlink()
-    with pytest.raises(UserError, match=r"none of 7 pairs is good; the first: 0.png: its caption"):
+    with pytest.raises(
+        UserError, match=r"all 7 pairs were rejected; the first: 0.png: its caption"
+    ):
         pack(str(folder), str(tmp_path / "out"), PackOptions())
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -129,10 +131,10 @@ def test_a_table_becomes_a_set(folder, tmp_path, suffix):
 
 
 class Web(BaseHTTPRequestHandler):
-    """Serves one picture, and faults."""
+    """Serves one image, and errors."""
 
     def do_GET(self):
-        content = picture("red")
+        content = image("red")
         self.send_response({"/red.png": 200, "/cut.png": 200, "/gone.png": 404}.get(self.path, 500))
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -140,10 +142,10 @@ class Web(BaseHTTPRequestHandler):
             self.wfile.write(content[:20] if self.path == "/cut.png" else content)
 
     def log_message(self, *_):
-        """Quiet."""
+        """No output."""
 
 
-def test_pictures_come_from_the_web_and_its_faults_are_named(tmp_path):
+def test_images_are_fetched_over_http_and_errors_are_named(tmp_path):
     names = ("red.png", "gone.png", "cut.png", "broken.png")
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -170,15 +172,15 @@ def test_a_broken_table_is_named(tmp_path, name):
         pack(str(tmp_path / name), str(tmp_path / "out"), PackOptions())
 
 
-def test_a_tar_set_with_repeated_keys_keeps_pictures_and_captions_together(tmp_path):
+def test_a_tar_set_with_repeated_keys_keeps_images_and_captions_together(tmp_path):
     (tmp_path / "tars").mkdir()
     for number, color in enumerate(("red", "blue")):
         with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as archive:
             for name, content in (
-                ("../../x.png", picture(color)),
+                ("../../x.png", image(color)),
                 ("../../x.txt", color.encode()),
                 ("../../x.json", json.dumps({"color": color, "tags": [1]}).encode()),
-                ("lonely.txt", b"no picture"),
+                ("lonely.txt", b"no image"),
             ):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
@@ -193,7 +195,7 @@ def test_a_tar_set_with_repeated_keys_keeps_pictures_and_captions_together(tmp_p
         assert dataset.attributes(index) == {"color": color}
 
 
-def test_an_interrupted_pack_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     options = PackOptions(shard_size=2)
     real = data_pipeline.packing.pack.write_shard
@@ -238,7 +240,7 @@ def test_packing_again_does_nothing_and_other_options_are_refused(folder, tmp_pa
 
 def test_a_share_of_the_captions_is_held_out(folder, tmp_path):
     for number in range(3):  # equal captions must stay together
-        (folder / f"twin{number}.png").write_bytes(picture("blue"))
+        (folder / f"twin{number}.png").write_bytes(image("blue"))
         (folder / f"twin{number}.txt").write_text("twins")
     report = pack(str(folder), str(tmp_path / "out"), PackOptions(test_fraction=0.5, shard_size=2))
     parts = {
@@ -268,7 +270,7 @@ def test_a_set_keeps_its_keys_attributes_splits_and_licence(make_set, tmp_path):
             assert after.member(7, name) == before.member(7, name)
 
 
-def test_a_part_of_a_set_is_chosen_by_its_splits(squares, tmp_path):
+def test_a_part_of_a_set_is_selected_by_its_splits(squares, tmp_path):
     chosen = (Selection(split="halves", part="test"),)
     report = pack(squares, str(tmp_path / "out"), PackOptions(select=chosen))
     assert report.splits == {"halves": (0, 11), "all": (11, 0)}
@@ -277,7 +279,7 @@ def test_a_part_of_a_set_is_chosen_by_its_splits(squares, tmp_path):
         pack(squares, str(tmp_path / "other"), other)
 
 
-def test_fewer_samples_are_some_of_more_and_come_from_everywhere(squares, folder, tmp_path):
+def test_a_smaller_limit_gives_a_subset_from_all_of_the_source(squares, folder, tmp_path):
     keys = []
     for limit in (6, 12, 100):
         report = pack(squares, str(tmp_path / str(limit)), PackOptions(limit=limit))
@@ -289,20 +291,20 @@ def test_fewer_samples_are_some_of_more_and_come_from_everywhere(squares, folder
     assert pack(str(folder), str(tmp_path / "folder"), PackOptions(limit=3)).samples == 3
 
 
-def test_only_a_set_has_splits_to_choose_from(folder, tmp_path):
+def test_only_a_set_has_splits_to_select_from(folder, tmp_path):
     options = PackOptions(select=(Selection(split="halves", part="test"),))
     with pytest.raises(UserError, match="is no shard set, so it has no splits"):
         pack(str(folder), str(tmp_path / "out"), options)
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_a_source_without_anything_is_named(tmp_path, name):
+def test_an_empty_source_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=f"{name}: no such folder, or nothing in it"):
+    with pytest.raises(UserError, match=f"{name}: no such folder, or an empty one"):
         pack(str(tmp_path / name), str(tmp_path / "out"), PackOptions())
 
 
-def test_an_inspection_tells_what_a_set_holds(squares):
+def test_an_inspection_describes_a_set(squares):
     found = inspect(squares, rows=3)
     assert (found.samples, found.shards) == (23, 5)
     assert (found.splits["halves"].train, found.splits["halves"].test) == (12, 11)
@@ -313,7 +315,7 @@ def test_an_inspection_tells_what_a_set_holds(squares):
     assert [row.key for row in found.rows] == ["0000", "0011", "0022"]
 
 
-def test_a_contact_sheet_shows_pictures_above_captions(squares):
+def test_a_contact_sheet_shows_images_with_captions(squares):
     sheet = contact_sheet(open_dataset(DataConfig(url=squares)), 10, columns=4, side=32)
     assert sheet.size == (2 * 16 + 4 * 32 + 3 * 16, 2 * 16 + 3 * (32 + 34) + 2 * 16)
     colors = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(80)}

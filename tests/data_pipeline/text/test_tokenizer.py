@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.text.tokenizer import Tokenizer, check_vocabulary, normalise
+from data_pipeline.text.tokenizer import Tokenizer, normalise
 from mezzotint.common.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -76,12 +76,6 @@ def test_training_again_gives_the_same_bytes():
 def test_a_vocabulary_the_captions_cannot_fill_is_refused(vocab):
     with pytest.raises(UserError, match=f"vocab={vocab}: .*choose another size"):
         Tokenizer.train(["one caption", "another"], vocab)
-
-
-def test_the_wrong_vocabulary_is_refused(tokenizer):
-    check_vocabulary(tokenizer, 90)
-    with pytest.raises(UserError, match="90 ids, the model's text_vocab is 512"):
-        check_vocabulary(tokenizer, 512)
 
 
 def test_a_tokenizer_loads_from_its_directory_or_file(tokenizer_directory, tokenizer):

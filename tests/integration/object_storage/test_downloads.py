@@ -119,7 +119,7 @@ def test_the_next_shards_are_fetched_while_one_block_is_read(proxy, people, talk
     talk_to(proxy.environment())
     data = open_dataset(DataConfig(url=people, shuffle_block=2))
     stream = Stream(data, global_batch=2, rank=0, world=1, seed=0)
-    next(stream.visits())  # what the first batch consists of; nothing is read yet
+    next(stream.sample_refs())  # of the first batch; nothing is read yet
     deadline = time.monotonic() + 30
     while len(list((tmp_path / "cache").glob("*/*.tar"))) < 4:
         assert time.monotonic() < deadline

@@ -52,7 +52,7 @@ def test_every_data_command_works_from_s3_to_s3(mezzotint, people, folder, bucke
         assert not any(secret in outcome.out + outcome.err for secret in SECRETS)
         return outcome.out
 
-    assert "whole, 60 samples in 6 shards" in run("verify", people)
+    assert "intact, 60 samples in 6 shards" in run("verify", people)
     sheet = tmp_path / "sheet.png"
     assert "60 samples in 6 shards" in run("inspect", people, "--sheet", sheet, "--count", 4)
     assert sheet.stat().st_size > 1000
@@ -75,7 +75,7 @@ def test_every_data_command_works_from_s3_to_s3(mezzotint, people, folder, bucke
     storage.write_bytes(f"{bucket}/photos/table.csv", table.encode())
     out = run("pack", f"{bucket}/photos/table.csv", f"{bucket}/table-set")
     assert "2 samples in 1 shards" in out
-    assert "left out 1 pairs: 1 image missing" in out
+    assert "rejected 1 pairs: 1 image missing" in out
     # a tokenizer
     run("tokenizer", people, f"{bucket}/tokenizer", "--vocab", 120)
     assert Tokenizer.load(f"{bucket}/tokenizer").vocab_size == 120

@@ -119,15 +119,15 @@ def test_inspect_says_what_a_set_holds(mezzotint, write_set, tmp_path):
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
-def test_verify_says_that_a_set_is_whole(mezzotint, write_set):
+def test_verify_reports_an_intact_set(mezzotint, write_set):
     url = write_set()
     assert json.loads(mezzotint("data", "verify", url, "--json").out) == {
         "url": str(url),
         "shards": 3,
         "samples": 12,
-        "whole": True,
+        "intact": True,
     }
-    assert mezzotint("data", "verify", url).out == f"{url}: whole, 12 samples in 3 shards\n"
+    assert mezzotint("data", "verify", url).out == f"{url}: intact, 12 samples in 3 shards\n"
 
 
 def test_index_makes_a_set_of_plain_tars(mezzotint, write_set):
@@ -135,9 +135,9 @@ def test_index_makes_a_set_of_plain_tars(mezzotint, write_set):
     (url / "manifest.json").unlink()
     found = json.loads(mezzotint("data", "index", url, "--name", "mine", "--json").out)
     assert found["samples"] == 11
-    assert len(found["left_out"]) == 1
-    assert "0003" in found["left_out"][0]
-    assert json.loads(mezzotint("data", "verify", url, "--json").out)["whole"] is True
+    assert len(found["excluded"]) == 1
+    assert "0003" in found["excluded"][0]
+    assert json.loads(mezzotint("data", "verify", url, "--json").out)["intact"] is True
 
 
 def test_tokenizer_is_trained_on_the_captions(mezzotint, write_set, tmp_path):
@@ -160,5 +160,5 @@ def test_pack_and_read_back(mezzotint, picture, tmp_path):
     assert [one["name"] for one in report["rejected"]] == ["4.png"]
     assert json.loads(mezzotint("data", "verify", out, "--json").out)["samples"] == 4
     again = mezzotint("data", "pack", photos, out).out
-    assert "left out 1 pairs: 1 caption missing" in again
+    assert "rejected 1 pairs: 1 caption missing" in again
     assert f"{out}/rejected.jsonl" in again
