@@ -1,33 +1,35 @@
-"""`mezzotint average`: another average of a finished run's weights."""
+"""`mezzotint average`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-averaging_app = typer.Typer()
+from launch.cli.options import AsJson
+
+average_app = typer.Typer()
 
 
-@averaging_app.command(
+@average_app.command(
     epilog="Examples:  [bold]mezzotint average runs/emoji_class --sigma-rel 0.15[/]  ·  "
     "[bold]mezzotint average runs/emoji_class --sigma-rel 0.05 --update 4000 --out early --json[/]"
 )
 def average(
-    run: Annotated[Path, typer.Argument(help="The directory of a run with ema kind power.")],
+    run: Annotated[Path, typer.Argument(help="The directory of a run with `ema.kind: power`.")],
     sigma_rel: Annotated[
-        float, typer.Option(help="Relative width: 0.05 follows the weights, 0.25 smooths most.")
+        float, typer.Option(help="Relative width of the EMA: 0.05 is short, 0.25 is long.")
     ],
     update: Annotated[
-        int | None, typer.Option(help="Where it ends; by default at the last snapshot.", min=1)
+        int | None, typer.Option(help="The last update; default: the last snapshot's.", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The model directory; by default beside the run's own.")
+        Path | None, typer.Option(help="The model directory; default: beside the run's own.")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a model of another average, from the snapshots that a run has kept."""
+    """Write the model of another EMA length from a run's snapshots (post-hoc EMA)."""
     from launch.weights.ema import average_run
 
-    made = average_run(run, sigma_rel, update, out)
-    typer.echo(made.to_json() if as_json else made.to_text())
+    averaged = average_run(run, sigma_rel, update, out)
+    typer.echo(averaged.to_json() if as_json else averaged.to_text())

@@ -1,17 +1,13 @@
-"""`mezzotint submit`, `status`, `logs` and `cancel`: runs on a cluster, and on this machine."""
+"""`mezzotint submit`, `status`, `logs` and `cancel`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-cluster_app = typer.Typer()
+from launch.cli.options import AsJson, ClusterFile, Overrides, Redo, RunName, Runs, StageName
 
-Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
-RunName = Annotated[str, typer.Argument(help="A run: its name under --runs, or its directory.")]
-StageName = Annotated[str | None, typer.Argument(help="One of its stages.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+cluster_app = typer.Typer()
 
 
 @cluster_app.command(
@@ -23,32 +19,23 @@ def submit(
     source: Annotated[
         Path, typer.Argument(metavar="RECIPE|PIPELINE", help="What to train, one YAML file.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     *,
-    cluster: Annotated[Path, typer.Option(help="A cluster file (see recipes/clusters/).")],
+    cluster: ClusterFile,
     runs: Runs = Path("runs"),
-    redo: Annotated[
-        list[str] | None,
-        typer.Option(help="Move a finished stage and all that reads it aside, and run them again."),
-    ] = None,
+    redo: Redo = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch scripts; submit nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a recipe or a pipeline to SLURM, one job per stage; the same command again goes on."""
-    from launch.slurm.config import load_cluster as load_cluster
-    from launch.submit.submit import load_source, plan_submit
-    from launch.submit.submit import submit as send
+    """Submit a recipe or a pipeline to SLURM, one job per stage; the same command resumes it."""
+    from launch.slurm.config import load_cluster
+    from launch.submit import submit
 
-    loaded, machines = load_source(source, overrides or []), load_cluster(cluster)
-    act = plan_submit if dry_run else send
-    result = act(loaded, machines, runs, redo=redo or [])
+    submit_or_plan = submit.plan_submit if dry_run else submit.submit
+    loaded = submit.load_source(source, overrides or [])
+    result = submit_or_plan(loaded, load_cluster(cluster), runs, redo=redo or [])
     typer.echo(result.to_json() if as_json else result.to_text())
 
 
@@ -59,27 +46,27 @@ def submit(
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run: its name under --runs, or its directory. All runs by default."),
+        typer.Argument(help="A run: its name under --runs, or its directory. Default: all runs."),
     ] = None,
     runs: Runs = Path("runs"),
     *,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look every 2 s until all has ended, or Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh every 2 s until all have ended, or Ctrl-C.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object; with --watch, a line per change.")
     ] = False,
 ) -> None:
-    """Show how runs stand: jobs, nodes, steps, losses, speed, time left, from SLURM and disk."""
+    """Show the status of runs: jobs, nodes, steps, losses, speed, time left."""
     from launch.status import table
     from launch.status.lookup import all_runs, find_run
     from launch.status.run import RunStatus, query
 
-    def facts() -> list[RunStatus]:
+    def query_runs() -> list[RunStatus]:
         return query(all_runs(runs) if run is None else [find_run(run, runs)])
 
     show = table.watch if watch else table.show
-    show(facts, listed=run is None, as_json=as_json)
+    show(query_runs, listed=run is None, as_json=as_json)
 
 
 @cluster_app.command(
@@ -90,13 +77,13 @@ def logs(
     run: RunName,
     stage: StageName = None,
     runs: Runs = Path("runs"),
-    lines: Annotated[int, typer.Option(help="How many of the last lines.", min=1)] = 40,
+    lines: Annotated[int, typer.Option(help="Number of lines.", min=1)] = 40,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the stage ends, or Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Continue until the stage ends, or Ctrl-C.")
     ] = False,
 ) -> None:
-    """Print the end of a stage's log; by default of the stage that runs or has failed."""
+    """Print the end of a stage's log; default: of the stage that is running or has failed."""
     from launch.status.logs import show_log
     from launch.status.lookup import find_run
 
@@ -117,13 +104,10 @@ def cancel(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """End the jobs of a run, or of a stage and those that wait for it; checkpoints stay."""
-    from dataclasses import asdict
-
+    """Cancel the jobs of a run, or of a stage and those that wait for it; checkpoints stay."""
     from launch.status.lookup import find_run
     from launch.submit import cancel
 
     root = find_run(run, runs)
-    told = cancel.cancel(root, stage)
-    plain = {"run": root.name, "cancelled": [asdict(each) for each in told]}
-    typer.echo(json.dumps(plain) if as_json else cancel.to_text(told, root.name))
+    jobs = cancel.cancel(root, stage)
+    typer.echo((cancel.to_json if as_json else cancel.to_text)(jobs, root.name))

@@ -1,4 +1,4 @@
-"""`mezzotint import` and `export`."""
+"""`mezzotint import` and `mezzotint export`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-export_app = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+from launch.cli.options import AsJson, Overrides
+
+convert_app = typer.Typer()
 
 
 class SourceFormat(StrEnum):
-    """Code whose weights are read."""
+    """Formats of weights that can be imported."""
 
     guided_diffusion = "guided_diffusion"
     diffusers = "diffusers"
@@ -20,14 +21,14 @@ class SourceFormat(StrEnum):
 
 
 class TargetFormat(StrEnum):
-    """Code for which weights are written."""
+    """Formats of weights that can be exported."""
 
     guided_diffusion = "guided_diffusion"
     diffusers = "diffusers"
     dit = "dit"
 
 
-@export_app.command(
+@convert_app.command(
     "import",
     epilog="Examples:  [bold]mezzotint import 256x256_diffusion.safetensors runs/adm --from "
     "guided_diffusion --recipe recipes/adm_256.yaml[/]  ·  [bold]mezzotint import "
@@ -36,31 +37,28 @@ class TargetFormat(StrEnum):
 )
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A .safetensors file, or the directory diffusers keeps it in.")
+        Path, typer.Argument(help="A .safetensors file, or a model directory of diffusers.")
     ],
-    out: Annotated[str, typer.Argument(help="The model directory to write, a path or URL.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like model.depth=3."),
-    ] = None,
+    out: Annotated[str, typer.Argument(help="The new model directory, a path or URL.")],
+    overrides: Overrides = None,
     source: Annotated[
-        SourceFormat, typer.Option("--from", help="Whose names the weights have.")
+        SourceFormat, typer.Option("--from", help="The format of the weights.")
     ] = SourceFormat.diffusers,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="Says the network; not needed where diffusers' config.json is there."),
+        typer.Option(help="The recipe of the network; not needed with diffusers' config.json."),
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model directory from weights of other code; every name and shape must fit."""
+    """Write a model directory from weights of another library; all names and shapes must match."""
     from launch.weights.convert import import_weights
 
     done = import_weights(file, out, source.value, recipe, overrides or [])
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
 
 
-@export_app.command(
+@convert_app.command(
     epilog="Examples:  [bold]mezzotint export runs/adm/model out --to guided_diffusion[/]  ·  "
     "[bold]mezzotint export runs/emoji_unet/model out --to diffusers[/]",
 )
@@ -68,12 +66,12 @@ def export(
     model: Annotated[str, typer.Argument(help="A model directory, a path or URL.")],
     out: Annotated[Path, typer.Argument(help="A new directory.")],
     target: Annotated[
-        TargetFormat, typer.Option("--to", help="Whose names the weights get.")
+        TargetFormat, typer.Option("--to", help="The format of the weights.")
     ] = TargetFormat.diffusers,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model's weights (safetensors) and settings (config.json) for other code."""
+    """Write a model's weights (safetensors) and settings (config.json) for another library."""
     from launch.weights.convert import export_model
 
     done = export_model(model, out, target.value)

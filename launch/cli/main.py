@@ -1,4 +1,4 @@
-"""The command line. Every command imports its work inside, so that `--help` answers at once."""
+"""The command line. Every command imports its work inside, so that `--help` is fast."""
 
 import sys
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.average import averaging_app
+from launch.cli.average import average_app
 from launch.cli.cluster import cluster_app
-from launch.cli.convert import export_app
+from launch.cli.convert import convert_app
 from launch.cli.data import data_app
+from launch.cli.options import AsJson, ClusterFile, Overrides, RecipeFile, Redo, Runs
 from launch.cli.prior import prior_app
 from launch.cli.sample import sampling_app
 from launch.cli.tracking import tracking_app
@@ -17,7 +18,7 @@ from launch.errors import run_command
 
 app = typer.Typer(
     name="mezzotint",
-    help="Train, sample and judge text-to-image systems.",
+    help="Train, sample and evaluate text-to-image systems.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,18 +27,10 @@ app = typer.Typer(
 app.add_typer(cluster_app)
 app.add_typer(sampling_app)
 app.add_typer(prior_app)
-app.add_typer(averaging_app)
-app.add_typer(export_app)
+app.add_typer(average_app)
+app.add_typer(convert_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
-
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."),
-]
-Runs = Annotated[Path, typer.Option(help="Where run directories are kept.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command(
@@ -48,9 +41,9 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Run name; the recipe's by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Run name; default: the recipe's.")] = None,
 ) -> None:
-    """Train one recipe; the same command again resumes it, or finds it finished."""
+    """Train a recipe; the same command again resumes it, or does nothing when it is finished."""
     from launch.progress import Reporter
     from launch.train.local import tracking_from_environment
     from launch.train.local import train as train_recipe
@@ -75,14 +68,11 @@ def run(
     pipeline: Annotated[Path, typer.Argument(help="A pipeline, one YAML file.")],
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    redo: Annotated[
-        list[str] | None,
-        typer.Option(help="Move a finished stage and all that reads it aside, and run them again."),
-    ] = None,
+    redo: Redo = None,
 ) -> None:
     """Run the stages of a pipeline on this machine; finished stages are skipped."""
     from launch.pipeline.config import load_pipeline
-    from launch.pipeline.runner import run_pipeline as run_pipeline
+    from launch.pipeline.runner import run_pipeline
 
     loaded = load_pipeline(pipeline, overrides or [])
     result = run_pipeline(loaded, runs, redo=redo or [])
@@ -93,7 +83,7 @@ def run(
         hint = f"; not started: {', '.join(result.cancelled)}" if result.cancelled else ""
         raise SystemExit(
             f"failed: {', '.join(result.failed)}{hint}. Logs are in {root}/STAGE/logs; "
-            "the same command goes on from here"
+            "the same command resumes the run"
         )
     typer.echo(f"{len(result.done)} stages run in {result.seconds:.0f} s")
     if (root / "index.html").is_file():
@@ -103,10 +93,10 @@ def run(
 
 @app.command(hidden=True)
 def stage(
-    root: Annotated[Path, typer.Argument(help="A pipeline's run directory.")],
+    root: Annotated[Path, typer.Argument(help="The run directory of a pipeline.")],
     name: Annotated[str, typer.Argument(help="One of its stages.")],
 ) -> None:
-    """Run one stage of a started pipeline (what `run` starts for each stage)."""
+    """Run one stage of a pipeline run (the process that `run` and `submit` start)."""
     from launch.pipeline.stage_process import run_stage
 
     setup_logging()
@@ -121,11 +111,9 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    cluster: Annotated[
-        Path | None, typer.Option(help="Plan for a training job on this cluster.")
-    ] = None,
+    cluster: ClusterFile | None = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Its nodes; the cluster file's by default.", min=1)
+        int | None, typer.Option(help="Nodes of the job; default: the cluster file's.", min=1)
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Without a cluster: processes on this machine.", min=1)
@@ -133,10 +121,10 @@ def check(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a recipe would do: exact parameters, memory, DeepSpeed, job. Starts nothing."""
+    """Print a recipe's parameter counts, memory, DeepSpeed config and job; starts nothing."""
     from launch.dry_run.report import dry_run
     from launch.dry_run.text import to_text
-    from launch.slurm.config import load_cluster as load_cluster
+    from launch.slurm.config import load_cluster
     from trainer.recipe import load
 
     report = dry_run(
@@ -150,20 +138,21 @@ def check(
 
 
 @app.command(
-    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/scores limit.test=50[/]"
+    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/evaluation "
+    "limit.test=50[/]"
 )
 def evaluate(
     config: Annotated[Path, typer.Argument(help="An evaluation, one YAML file.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Where report, samples and grids go.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory of the report, samples and grids.")] = Path(
         "runs/evaluation"
     ),
 ) -> None:
-    """Evaluate a text-to-image system, an autoencoder or a class-conditional model."""
+    """Evaluate a system, an autoencoder or a classifier from its model directories."""
     from launch.evaluate import evaluate_file
 
     evaluate_file(config, overrides or [], out)
-    typer.echo(f"{out / 'evaluation.json'}: metrics")
+    typer.echo(f"{out / 'evaluation.json'}: the metrics")
 
 
 @app.command(epilog="Example:  [bold]mezzotint dashboard --port 5001[/]")
@@ -172,19 +161,19 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Show all runs in MLflow's web page (the sqlite store under the runs directory)."""
+    """Start MLflow's web interface for all runs (the sqlite store under the runs directory)."""
     from launch.tracking.ui import serve_ui
 
     sys.exit(serve_ui(runs, host, port))
 
 
 def setup_logging() -> None:
-    """Send the project's own messages to stderr, and keep libraries quiet."""
+    """Log messages of this project from INFO, and those of libraries from WARNING, to stderr."""
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for room in ("trainer", "launch", "data_pipeline", "evaluation", "models"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    for package in ("trainer", "launch", "data_pipeline", "evaluation", "mezzotint", "models"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def main() -> None:

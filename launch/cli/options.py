@@ -1,17 +1,31 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, like optimizer.lr.peak=1e-4."),
+]
+Runs = Annotated[Path, typer.Option(help="The directory that holds the run directories.")]
+RunName = Annotated[str, typer.Argument(help="A run: its name under --runs, or its directory.")]
+StageName = Annotated[str | None, typer.Argument(help="One of its stages.")]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(help="Archive a finished stage and its downstream stages, and run them again."),
+]
+ClusterFile = Annotated[Path, typer.Option(help="A cluster file (see recipes/clusters/).")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; all GPUs by default, else the CPU.")
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: all GPUs, else the CPU.")
 ]
 Processes = Annotated[
     int | None,
     typer.Option(
-        help="Processes that share the work, with the same result for any number; one per GPU by "
-        "default.",
+        help="Processes that share the work; any number gives the same result. Default: one per "
+        "GPU.",
         min=1,
     ),
 ]

@@ -1,16 +1,18 @@
-"""`mezzotint tracking`: runs and the MLflow server."""
+"""`mezzotint tracking`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-tracking_app = typer.Typer(help="Runs and the MLflow server.", no_args_is_help=True)
+from launch.cli.options import AsJson, Runs
+
+tracking_app = typer.Typer(help="Synchronize runs with MLflow.", no_args_is_help=True)
 
 
 @tracking_app.callback()
 def tracking() -> None:
-    """Runs and the MLflow server."""
+    """Synchronize runs with MLflow."""
 
 
 @tracking_app.command(
@@ -21,13 +23,13 @@ def sync(
     run: Annotated[
         str, typer.Argument(help="A run: its name, or the path of its directory or a stage's.")
     ],
-    runs: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Send MLflow what it missed of a run while it was down; each step goes once."""
-    from launch.tracking.sync import sync_run as send_missing
+    """Upload to MLflow what it has not received of a run, such as while a server was down."""
+    from launch.tracking.sync import sync_run
 
     named = runs / run
-    report = send_missing(named if named.is_dir() else Path(run))
+    report = sync_run(named if named.is_dir() else Path(run))
     typer.echo(report.to_json() if as_json else report.to_text())

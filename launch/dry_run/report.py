@@ -1,4 +1,4 @@
-"""What a recipe would do, worked out without starting anything."""
+"""`mezzotint check`: what a recipe would run and need, without starting anything."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from trainer.run import RunDirectory
 
 @dataclass(frozen=True)
 class Machines:
-    """What the recipe would run on."""
+    """The machines that the recipe would run on."""
 
     nodes: int
     processes: int
@@ -47,16 +47,16 @@ class Machines:
     """`gpu` or `cpu`."""
     precision: Precision
     memory: int | None
-    """Bytes a process may fill (of its GPU, or its share of the node's memory), where known."""
+    """Bytes per process (of its GPU, or its share of the node's memory); None: not known."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process, without activations."""
+    """Memory of one process in bytes, without activations."""
 
     parts: Mapping[str, Footprint]
     total: int
-    """All parts, an upper bound."""
+    """Of all parts, an upper bound."""
     start: int
     """What it holds for a while at its start, before its engines: whole networks in fp32, or what
     is kept of the model (shards under ZeRO-3), whose weights are drawn one by one."""
@@ -64,7 +64,7 @@ class Memory:
     """Numbers of the largest layer, which ZeRO-3 gathers whole."""
     available: int | None
     fits: bool | None
-    """Whether total and start are below what is available; None where that is not known."""
+    """Whether total and start are within what is available; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,21 @@ class DryRunReport:
     parameters: Mapping[str, Mapping[str, int]]
     total: int
     block_matrices: Mapping[str, int]
-    """Weights in the matrices of a transformer's blocks, by part."""
+    """Weights in the matrices of a transformer's blocks, by part (12 width^2 a layer)."""
     steps: int
     per_step: Mapping[str, int]
     machines: Machines
     memory: Memory
     checkpoint_bytes: int
     deepspeed: Mapping[str, Any]
-    """DeepSpeed's JSON by part."""
+    """DeepSpeed's config by part."""
     job_script: str | None
-    """What `mezzotint submit` would hand to SLURM; None without a cluster."""
+    """The script that `mezzotint submit` would submit; None without a cluster."""
     notes: tuple[str, ...]
-    """What `mezzotint submit` would refuse."""
+    """Why `mezzotint submit` would refuse it."""
     writes: tuple[str, ...]
 
     def to_json(self) -> str:
-        """One JSON object."""
         tree = asdict(self)
         del tree["resolved"]
         return json.dumps(tree, indent=1)
@@ -105,16 +104,15 @@ def dry_run(
     cluster: Cluster | None = None,
     nodes: int | None = None,
 ) -> DryRunReport:
-    """Resolve, count and plan; nothing is started and nothing is written.
+    """Resolve a recipe, count its parameters and plan its job; nothing is started or written.
 
-    For a cluster's training job (on `nodes` nodes, by default as many as the cluster file says), or
-    for `processes` processes on this machine.
+    For a training job of a cluster (on `nodes` nodes; default: the cluster file's), or for
+    `processes` processes on this machine.
 
     Raises:
-        UserError: the global batch cannot be shared by that many processes.
-        UserError: settings of both kinds of machine at once.
+        UserError: the batch cannot be split over the processes, or options that exclude each other.
     """
-    machines, shape = _machines(recipe, processes, cluster, nodes)
+    machines, resources = _machines(recipe, processes, cluster, nodes)
     micro = recipe.micro_batch_for(machines.processes)
     with torch.device("meta"):
         parts = recipe.task.build(recipe.model.build()).parts()
@@ -126,8 +124,8 @@ def dry_run(
     numbers = {name: sizes(part) for name, part in parts.items()}
     script: str | None = None
     notes: tuple[str, ...] = ()
-    if cluster is not None and shape is not None:
-        script, notes = _job(recipe, runs, cluster, shape)
+    if cluster is not None and resources is not None:
+        script, notes = _job(recipe, runs, cluster, resources)
     return DryRunReport(
         recipe=recipe.model_dump(mode="json"),
         resolved=dump(recipe),
@@ -158,33 +156,38 @@ def dry_run(
 def _machines(
     recipe: Recipe, processes: int | None, cluster: Cluster | None, nodes: int | None
 ) -> tuple[Machines, JobResources | None]:
-    """Where the recipe would run; on a cluster with GPUs, `auto` is taken for bf16."""
+    """The machines; on a cluster with GPUs, precision `auto` means bf16."""
     wanted = recipe.engine.precision
     if cluster is None:
         if nodes is not None:
-            raise UserError("--nodes: needs --cluster, whose nodes it counts")
+            raise UserError("--nodes: needs --cluster")
         count = processes or 1
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = resolve_precision(wanted, device)
         kind = "gpu" if device.type == "cuda" else "cpu"
         return Machines(1, count, count, kind, precision, None), None
     if processes is not None:
-        raise UserError("--processes: the cluster file says how many; use --nodes")
-    shape = cluster.training_resources(nodes)
-    if shape.gpus_per_node:
+        raise UserError("--processes: the cluster file sets them; use --nodes")
+    resources = cluster.training_resources(nodes)
+    if resources.gpus_per_node:
         precision = chosen_precision(wanted, gpu=True, bf16=True)
         memory = cluster.gpu_memory and memory_bytes(cluster.gpu_memory)
     else:
         precision = resolve_precision(wanted, torch.device("cpu"))
-        memory = cluster.memory and memory_bytes(cluster.memory) // shape.tasks_per_node
-    device_kind = "gpu" if shape.gpus_per_node else "cpu"
+        memory = cluster.memory and memory_bytes(cluster.memory) // resources.tasks_per_node
+    device_kind = "gpu" if resources.gpus_per_node else "cpu"
     return Machines(
-        shape.nodes, shape.tasks, shape.tasks_per_node, device_kind, precision, memory or None
-    ), shape
+        resources.nodes,
+        resources.tasks,
+        resources.tasks_per_node,
+        device_kind,
+        precision,
+        memory or None,
+    ), resources
 
 
 def _parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
-    """Numbers by part and submodule, frozen ones too; a submodule without any is left out."""
+    """Parameters by part and submodule, frozen ones included; empty submodules are left out."""
     counted = {
         part: {
             name: sum(weight.numel() for weight in child.parameters())
@@ -197,7 +200,7 @@ def _parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
 
 
 def _block_matrices(parts: Mapping[str, nn.Module]) -> dict[str, int]:
-    """The effective size of a transformer (12 width^2 a layer), where a part is one."""
+    """Weights in the matrices of a transformer's blocks, for parts that are transformers."""
     found = {}
     for name, part in parts.items():
         blocks = dict(part.named_children()).get("blocks")
@@ -221,13 +224,14 @@ def _per_step(recipe: Recipe, micro: int, processes: int) -> dict[str, int]:
 
 
 def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) -> Memory:
-    hows = {name: states(recipe, name, machines.precision) for name in numbers}
+    layouts = {name: states(recipe, name, machines.precision) for name in numbers}
     world = machines.processes
-    parts = {name: footprint(part, hows[name], world) for name, part in numbers.items()}
+    parts = {name: footprint(part, layouts[name], world) for name, part in numbers.items()}
     total = reduce(Footprint.__add__, parts.values()).total
     model = next(iter(numbers))  # the recipe's; other parts are built whole by the task
     start = sum(
-        start_bytes(part, hows[name], world, drawn=name == model) for name, part in numbers.items()
+        start_bytes(part, layouts[name], world, drawn=name == model)
+        for name, part in numbers.items()
     )
     available = machines.memory
     return Memory(
@@ -241,12 +245,12 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
 
 
 def _job(
-    recipe: Recipe, runs: Path, cluster: Cluster, shape: JobResources
+    recipe: Recipe, runs: Path, cluster: Cluster, resources: JobResources
 ) -> tuple[str, tuple[str, ...]]:
-    """The script, and what submit would object to."""
+    """The job script, and why submit would refuse it."""
     notes: tuple[str, ...] = ()
     try:
         root = run_directory(runs, recipe.name, cluster)
     except UserError as error:
         root, notes = (runs / recipe.name).absolute(), (str(error),)
-    return job_script(recipe_job(recipe, root, shape), cluster).text, notes
+    return job_script(recipe_job(recipe, root, resources), cluster).text, notes

@@ -1,4 +1,4 @@
-"""A dry run for people."""
+"""A dry run as text."""
 
 import json
 from dataclasses import asdict
@@ -9,16 +9,16 @@ LABELS = {
     "weights": "weights",
     "master": "fp32 master weights",
     "moments": "optimizer moments",
-    "averages": "averages (EMA)",
+    "averages": "EMA",
     "gradients": "gradients",
     "buckets": "reduction buckets",
-    "gathered": "gathered weights",
+    "gathered": "gathered parameters",
     "update": "copies in an update",
 }
 
 
 def format_bytes(count: int) -> str:
-    """Bytes in the unit that leaves few digits."""
+    """A number of bytes with a unit."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -26,13 +26,13 @@ def format_bytes(count: int) -> str:
 
 
 def to_text(report: DryRunReport) -> str:
-    """The whole report."""
+    """The report of `mezzotint check`."""
     lines = [report.resolved.rstrip(), "", "parameters (exact, trainable):"]
     for part, modules in report.parameters.items():
         lines += [f"  {part}.{name}: {count:,}" for name, count in modules.items()]
         if part in report.block_matrices:
             matrices = report.block_matrices[part]
-            lines.append(f"  (in the matrices of {part}'s blocks: {matrices:,})")
+            lines.append(f"  (in the weight matrices of {part}'s blocks: {matrices:,})")
     lines += [f"  total: {report.total:,}", "", f"steps: {report.steps:,}"]
     lines += [f"per step: {count:,} {unit}" for unit, count in report.per_step.items()]
     lines += ["", *machine_lines(report), "", *memory_lines(report)]
@@ -48,7 +48,7 @@ def to_text(report: DryRunReport) -> str:
 
 
 def machine_lines(report: DryRunReport) -> list[str]:
-    """Where it would run."""
+    """The processes."""
     machines = report.machines
     return [
         f"machines: {machines.processes} processes on {machines.nodes} nodes, "
@@ -57,7 +57,7 @@ def machine_lines(report: DryRunReport) -> list[str]:
 
 
 def memory_lines(report: DryRunReport) -> list[str]:
-    """Bytes of each process."""
+    """The memory of each process."""
     memory = report.memory
     lines = ["memory of each process, without activations:"]
     stages = {

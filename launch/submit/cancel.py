@@ -1,9 +1,10 @@
 """`mezzotint cancel`: end the jobs of a run; its checkpoints stay."""
 
+import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,11 @@ def check_cancellable(run: RunStatus, selected: set[str]) -> None:
         )
     if run.notes and any(stage.state == "unknown" for stage in stages):
         raise UserError("; ".join(run.notes))
+
+
+def to_json(jobs: Sequence[Cancelled], run: str) -> str:
+    """One JSON object."""
+    return json.dumps({"run": run, "cancelled": [asdict(job) for job in jobs]})
 
 
 def to_text(jobs: Sequence[Cancelled], run: str) -> str:

@@ -1,1 +1,1 @@
-"""The local MLflow store: late uploads and the dashboard."""
+"""MLflow: late uploads and the web interface."""

@@ -1,4 +1,4 @@
-"""Send MLflow what it missed of a run: a server was down, or none was named."""
+"""Upload to MLflow what it has not received: the server was down, or none was set."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -15,64 +15,64 @@ from trainer.tracking.run_log import TrackingConfig, read_account
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What was sent, by run."""
+    """What was uploaded, by run."""
 
     store: str
     runs: dict[str, UploadSummary]
 
     def to_json(self) -> str:
-        """One JSON object."""
-        runs = [{"run": name, **asdict(delivery)} for name, delivery in self.runs.items()]
+        runs = [{"run": name, **asdict(summary)} for name, summary in self.runs.items()]
         return json.dumps({"store": self.store, "runs": runs}, indent=1)
 
     def to_text(self) -> str:
-        """A line per run."""
-        lines = [f"{name}: {format_summary(delivery)}" for name, delivery in self.runs.items()]
-        return "\n".join([*lines, f"MLflow at {self.store} has it all"])
+        lines = [f"{name}: {format_summary(summary)}" for name, summary in self.runs.items()]
+        return "\n".join([*lines, f"MLflow at {self.store} is up to date"])
 
 
-def format_summary(delivery: UploadSummary) -> str:
-    """What was sent of one run, in a few words."""
+def format_summary(summary: UploadSummary) -> str:
+    """What was uploaded of one run, on one line."""
     counts = {
-        "steps": delivery.steps,
-        "pictures": delivery.pictures,
-        "artifacts": delivery.artifacts,
-        "load samples": delivery.samples,
+        "steps": summary.steps,
+        "images": summary.pictures,
+        "artifacts": summary.artifacts,
+        "system metrics": summary.samples,
     }
-    words = [f"{count:,} {name}" for name, count in counts.items() if count]
-    return ", ".join([*(["opened"] if delivery.opened else []), *words]) or "nothing was missing"
+    parts = [f"{count:,} {name}" for name, count in counts.items() if count]
+    return ", ".join([*(["opened"] if summary.opened else []), *parts]) or "up to date"
 
 
 def sync_run(run: Path) -> SyncReport:
-    """Send what is missing of a run directory, or of a pipeline's and all its stages'.
+    """Upload what is missing of a run directory, or of a pipeline and all its stages.
 
     Raises:
-        UserError: no run directory, or nothing was recorded in it.
-        Refused: what the server answers, or that none does.
+        UserError: not a run directory, or it holds no record.
+        TrackingError: the server refuses, or does not answer.
     """
     pipeline = run / "pipeline.yaml"
     if not pipeline.is_file() and not (run / "recipe.yaml").is_file() and not read_account(run):
-        raise UserError(f"{run}: is no run directory; give runs/NAME, or runs/NAME/STAGE")
-    above = run.parent / "pipeline.yaml"
-    root = run if pipeline.is_file() else run.parent if above.is_file() else None
+        raise UserError(f"{run}: is not a run directory; use runs/NAME, or runs/NAME/STAGE")
+    parent = run.parent / "pipeline.yaml"
+    root = run if pipeline.is_file() else run.parent if parent.is_file() else None
     if root and root != run and run.name not in load_run_pipeline(root).stages:
         root = None
-    link = tracking_from_environment(default_uri((root or run).parent), root)
-    assert link is not None
+    tracking = tracking_from_environment(default_uri((root or run).parent), root)
+    assert tracking is not None
     directories = [run]
     if root == run:
         directories += [run / name for name in load_run_pipeline(run).stages]
-    known = [directory for directory in directories if read_account(directory)]
-    if not known:
-        raise UserError(f"{run}: nothing is recorded there for MLflow yet; start the run first")
-    return SyncReport(redact(link.uri), {str(each): upload_run(each, link) for each in known})
+    recorded = [directory for directory in directories if read_account(directory)]
+    if not recorded:
+        raise UserError(f"{run}: holds no record for MLflow yet; start the run first")
+    return SyncReport(
+        redact(tracking.uri), {str(each): upload_run(each, tracking) for each in recorded}
+    )
 
 
-def upload_run(directory: Path, link: TrackingConfig) -> UploadSummary:
-    """Send what is missing of one run, and of the load of each of its nodes."""
-    own = replace(link, root=None) if link.root == directory else link
-    delivery = Uploader(RunDirectory(directory), own).sync()
+def upload_run(directory: Path, tracking: TrackingConfig) -> UploadSummary:
+    """Upload what is missing of one run, and of the system metrics of each of its nodes."""
+    own = replace(tracking, root=None) if tracking.root == directory else tracking
+    summary = Uploader(RunDirectory(directory), own).sync()
     for lines in sorted((directory / "system").glob("*.jsonl")):
         host = lines.name.removesuffix(".jsonl")
-        delivery.samples += LoadUploader(directory, own, host).sync(wait=20.0)
-    return delivery
+        summary.samples += LoadUploader(directory, own, host).sync(wait=20.0)
+    return summary

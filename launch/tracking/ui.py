@@ -1,4 +1,4 @@
-"""MLflow's own web page over the runs of this machine."""
+"""MLflow's web interface for the runs of this machine."""
 
 import os
 import socket
@@ -19,11 +19,11 @@ def serve_ui(runs: Path, host: str, port: int) -> int:
     """
     uri = default_uri(runs)
     if uri.startswith("http"):
-        raise UserError(
-            f"MLFLOW_TRACKING_URI names a server: open its address {redact(uri)} in a browser"
-        )
+        raise UserError(f"MLFLOW_TRACKING_URI is a server: open {redact(uri)} in a browser")
     if not uri.startswith("sqlite:///"):
-        raise UserError("MLFLOW_TRACKING_URI names no sqlite file: use that store's own page")
+        raise UserError(
+            "MLFLOW_TRACKING_URI is not a sqlite file: use the web interface of that store"
+        )
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.is_file():
         raise UserError(f"{store}: no runs are tracked there yet; train something first")
@@ -41,10 +41,10 @@ def serve_ui(runs: Path, host: str, port: int) -> int:
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Names under which the page may be asked for, as MLflow's server takes them.
+    """Patterns of the `Host` headers that MLflow's server accepts.
 
-    Its default is this machine and private addresses by number; here this machine's own name and
-    the one that it listens on are added, and no other, so that no page of elsewhere can ask for it.
+    MLflow's defaults (this machine, private addresses), and the names of this machine. All others
+    are rejected, so that no page of another site can query the server (DNS rebinding).
     """
     names = ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"]
     names += dict.fromkeys([socket.gethostname(), socket.getfqdn(), host])

@@ -1,4 +1,4 @@
-"""`mezzotint import` and `export`: networks with the weights of other code, and for other code."""
+"""`mezzotint import` and `export`: weights of and for other libraries."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -44,25 +44,22 @@ class Converted:
     """What was written."""
 
     kind: str
-    code: str
-    """Whose weights they were, or became."""
+    format: str
+    """The format read or written."""
     parameters: int
     files: tuple[str, ...]
 
     def to_json(self) -> str:
-        """One object."""
         return json.dumps(asdict(self))
 
 
 def import_weights(
     file: Path, out: str, source: SourceFormat, recipe: Path | None, overrides: Sequence[str]
 ) -> Converted:
-    """Write a model directory from weights of other code.
+    """Write a model directory from weights of another library.
 
     Raises:
-        UserError: no such file, or nothing that says what network they belong to.
-        UserError: weights that are not those of the network.
-        UserError: a recipe, or an override, that says no network.
+        UserError: no such file, no settings of the network, or weights that do not fit it.
     """
     file, settings = _locate(file, source)
     config = _config(settings, str(file.with_name("config.json")), source, recipe, overrides)
@@ -71,22 +68,21 @@ def import_weights(
     state = {name: value.float() for name, value in reader(weights).items()}
     parameters = sum(value.numel() for value in state.values())
     card = (
-        f"# {config.kind} from {source}\n\nWeights of `{file.name}`, under the names of this "
-        f"library: {parameters:,} numbers. What they were trained on is not known here.\n"
+        f"# {config.kind} from {source}\n\nWeights of `{file.name}`, "
+        f"{parameters:,} parameters. The training data is not known.\n"
     )
     store.save(out, config, state, card=card)
     return Converted(config.kind, source, parameters, (out,))
 
 
 def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
-    """Write a model directory's weights and settings for other code.
+    """Write a model's weights and settings for another library.
 
     Raises:
-        UserError: a network that other code does not have, or `out` that holds something.
-        UserError: no model directory, or a network with parts that other code does not have.
+        UserError: no model directory, a network that the format cannot hold, or `out` not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new directory")
+        raise UserError(f"{out}: already exists; choose a new directory")
     config = store.describe(directory).config
     write, settings = _writer(config, target)
     network = store.load(directory)
@@ -100,7 +96,7 @@ def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
 
 
 def _locate(file: Path, source: SourceFormat) -> tuple[Path, dict[str, Any] | None]:
-    """The weights' file, and diffusers' settings where they lie beside it."""
+    """The file of the weights, and diffusers' settings if they lie beside it."""
     if file.is_dir():
         file = file / _FILES["diffusers" if source == "diffusers" else "dit"]
     if not file.is_file():
@@ -124,12 +120,12 @@ def _config(
     recipe: Path | None,
     overrides: Sequence[str],
 ) -> ModelConfig:
-    """From the recipe, or from diffusers' settings, which lie at `where`."""
+    """The config of the recipe, or of diffusers' settings at `where`."""
     if recipe is not None:
         return load(recipe, overrides).model
     if settings is None:
-        beside = " or config.json beside the file" if source == "diffusers" else ""
-        raise UserError(f"--recipe: give the recipe that says the network{beside}")
+        beside = ", or config.json beside the weights" if source == "diffusers" else ""
+        raise UserError(f"--recipe: is needed for the config of the network{beside}")
     tree: dict[str, Any] = {"model": config_of(read_settings(settings, where), where)}
     for override in overrides:
         apply_override(tree, override)
@@ -146,7 +142,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt, .bin) "
-            "can run code when it is read, so convert it where it came from"
+            "can run code when it is loaded: convert it to safetensors first"
         ) from error
 
 
@@ -157,13 +153,13 @@ def _reader(
         case "guided_diffusion", UNetConfig() as unet:
             return lambda weights: from_guided_diffusion(weights, unet)
         case "diffusers", UNetConfig() as unet:
-            sines = settings is not None and settings.get("flip_sin_to_cos") is False
-            return lambda weights: from_diffusers(weights, unet, sines_first=sines)
+            sines_first = settings is not None and settings.get("flip_sin_to_cos") is False
+            return lambda weights: from_diffusers(weights, unet, sines_first=sines_first)
         case "dit", DiTConfig() as dit:
             return lambda weights: from_dit(weights, dit)
         case "taming", AutoencoderConfig() as autoencoder:
             return lambda weights: from_taming(weights, autoencoder)
-    raise UserError(f"--from {source}: has no weights for a model of kind {config.kind}")
+    raise UserError(f"--from {source}: cannot hold a model of kind {config.kind}")
 
 
 def _writer(
@@ -176,4 +172,4 @@ def _writer(
             return lambda weights: to_diffusers(weights, unet), settings_of(unet)
         case "dit", DiTConfig() as dit:
             return lambda weights: to_dit(weights, dit), dit_settings(dit)
-    raise UserError(f"--to {target}: has no network of kind {config.kind}")
+    raise UserError(f"--to {target}: cannot hold a model of kind {config.kind}")

@@ -1,4 +1,4 @@
-"""A model directory of another average of a run's weights (arXiv 2312.02696, 3)."""
+"""`mezzotint average`: a model with another EMA length, post hoc (arXiv 2312.02696, sec. 3)."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,56 +13,52 @@ from trainer.run import RunDirectory
 
 @dataclass(frozen=True)
 class AveragedModel:
-    """What was made."""
+    """The model that was written."""
 
     model: str
     """The model directory."""
     sigma_rel: float
     update: int
     snapshots: int
-    """Of how many it consists."""
+    """Number of snapshots that were combined."""
     error: float
-    """The distance of its weighting of all updates from the wanted one, relative; 0 is exact."""
+    """Relative distance of its weighting of the updates from the requested one; 0 is exact."""
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(asdict(self), indent=1)
 
     def to_text(self) -> str:
-        """One line."""
         return (
-            f"{self.model}: the average of relative width {self.sigma_rel:g} at update "
-            f"{self.update}, from {self.snapshots} snapshots, off by {100 * self.error:.2g} %"
+            f"{self.model}: EMA of relative width {self.sigma_rel:g} at update {self.update}, from "
+            f"{self.snapshots} snapshots, off by {100 * self.error:.2g} %"
         )
 
 
 def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | None) -> AveragedModel:
-    """Write the model directory of an average of a finished run.
+    """Write the model directory of another EMA of a finished run.
 
     Raises:
-        UserError: the width is impossible.
-        UserError: the run has no snapshots, or none that early.
-        UserError: the run has not handed over its model yet.
+        UserError: an impossible width, no snapshot up to that update, or no model yet.
     """
     if not 0 < sigma_rel < WIDEST:
         raise UserError(f"--sigma-rel: {sigma_rel:g} must lie between 0 and {WIDEST}")
     directory = RunDirectory(run)
-    made = make(directory.averages, sigma_rel, update)
+    averaged = make(directory.averages, sigma_rel, update)
     source = str(directory.model)
-    known, model = store.describe(source), store.load(source)
-    place = out or run / f"model-{sigma_rel:g}-{made.profile.update}"
+    info, model = store.describe(source), store.load(source)
+    target = out or run / f"model-{sigma_rel:g}-{averaged.profile.update}"
     card = (
-        f"# {run.resolve().name}, averaged again\n\nThe model of `{source}` with the average of "
-        f"its weights of relative width {sigma_rel:g} that ends at update {made.profile.update}.\n"
+        f"# {run.resolve().name}, post-hoc EMA\n\nThe model of `{source}` with the EMA of "
+        f"its weights of relative width {sigma_rel:g} at update {averaged.profile.update}.\n"
     )
     store.save(
-        str(place),
-        known.config,
-        {**model.state_dict(), **made.weights},
+        str(target),
+        info.config,
+        {**model.state_dict(), **averaged.weights},
         card=card,
-        tokenizer=store.tokenizer_bytes(source) if known.tokenizer_sha256 else None,
-        text_length=known.text_length,
-        text_encoder=known.text_encoder,
+        tokenizer=store.tokenizer_bytes(source) if info.tokenizer_sha256 else None,
+        text_length=info.text_length,
+        text_encoder=info.text_encoder,
     )
-    profile, error = made.profile, made.combination.error
-    return AveragedModel(str(place), profile.sigma_rel, profile.update, made.snapshots, error)
+    profile, error = averaged.profile, averaged.combination.error
+    return AveragedModel(str(target), profile.sigma_rel, profile.update, averaged.snapshots, error)

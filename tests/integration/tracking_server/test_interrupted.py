@@ -83,7 +83,7 @@ def test_an_interrupted_run_is_one_run_though_the_server_froze_and_died_meanwhil
     assert len(runs_named(client, "interrupted")) == 1
     pictures = client.list_artifacts(after.info.run_id, "images")
     assert len([entry for entry in pictures if entry.path.endswith(".png")]) == 2 * 2
-    assert "nothing was missing" in sync_run(run).to_text()
+    assert "up to date" in sync_run(run).to_text()
     assert steps(client, run) == list(range(1, STEPS + 1))
 
 

@@ -19,7 +19,7 @@ from models.autoregressive.sparse import attend_blocks
 SMALL = ("model.mask_flavor=paper", "model.text_length=6", "data.text.length=6")
 
 
-def test_inspect_mask_counts_draws_and_proves_every_mask(mezzotint, tmp_path):
+def test_inspect_mask_counts_renders_and_checks_every_mask(mezzotint, tmp_path):
     outcome = mezzotint(
         "inspect-mask", "recipes/emoji_prior.yaml", *SMALL, "--out", tmp_path / "masks", "--json"
     )
@@ -32,25 +32,25 @@ def test_inspect_mask_counts_draws_and_proves_every_mask(mezzotint, tmp_path):
     assert masks["row"]["cache_entries"] == 7 + 9
     assert masks["column"]["cache_entries"] == masks["column"]["dense_cache_entries"] == 70
     for mask in masks.values():
-        assert mask["proof"] == {"causal": True, "exact": True}
+        assert mask["check"] == {"causal": True, "exact": True}
         assert mask["density"] == pytest.approx(mask["scores"] / (70 * 71 / 2))
-        with Image.open(mask["picture"]) as picture:
-            assert picture.width == picture.height >= 640
+        with Image.open(mask["image"]) as image:
+            assert image.width == image.height >= 640
     assert 0 < found["attention_flop_saved"] < 1
     assert 0 < found["cache_saved"] < 1
 
 
-def test_inspect_mask_says_it_in_words(mezzotint):
+def test_inspect_mask_prints_text(mezzotint):
     outcome = mezzotint("inspect-mask", "recipes/emoji_prior.yaml", *SMALL)
     assert "row: 4 layers (1, 3-5)" in outcome.out
-    assert outcome.out.count("proved by gradients") == 3
+    assert outcome.out.count("by gradients: passed") == 3
 
 
 def test_inspect_mask_refuses_a_recipe_without_masks(refused):
-    assert "has no masks" in refused("inspect-mask", "recipes/emoji_base.yaml")
+    assert "has no attention masks" in refused("inspect-mask", "recipes/emoji_base.yaml")
 
 
-def test_the_proof_fails_for_an_attention_that_reads_the_future_or_too_little():
+def test_the_check_fails_for_an_attention_that_reads_the_future_or_too_little():
     mask = joint_mask(Row(4), 3, 3 + 12)
 
     def leaking(query, key, value):

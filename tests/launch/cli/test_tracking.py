@@ -35,9 +35,9 @@ def test_sync_explains_itself_with_an_example(mezzotint):
     assert "Examples: mezzotint tracking sync quickstart" in text
 
 
-def test_what_is_no_run_directory_is_refused(mezzotint, tmp_path):
-    assert "is no run directory" in refused(mezzotint("tracking", "sync", tmp_path))
-    assert "is no run directory" in refused(mezzotint("tracking", "sync", tmp_path / "absent"))
+def test_other_directories_are_refused(mezzotint, tmp_path):
+    assert "is not a run directory" in refused(mezzotint("tracking", "sync", tmp_path))
+    assert "is not a run directory" in refused(mezzotint("tracking", "sync", tmp_path / "absent"))
 
 
 def test_a_run_that_never_started_has_nothing_to_send(mezzotint, tmp_path):

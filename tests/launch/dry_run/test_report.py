@@ -125,11 +125,11 @@ def test_the_12_billion_fit_sharded_and_not_whole(checked, cluster):
     assert whole["parts"]["model"]["weights"] == 24_585_673_984  # the paper's "about 24 GB"
 
 
-def test_the_report_for_people_names_what_matters(mezzotint, cluster, tmp_path):
+def test_the_report_as_text(mezzotint, cluster, tmp_path):
     words = ["recipes/dalle_prior_12b.yaml", "engine.zero=1", "--cluster", cluster()]
     text = mezzotint("check", *words, "--runs", tmp_path / "runs").out
     for line in (
-        "  (in the matrices of model's blocks: 12,092,178,432)",
+        "  (in the weight matrices of model's blocks: 12,092,178,432)",
         "machines: 16 processes on 2 nodes, one per GPU, computing in bf16",
         "  model at ZeRO 1:",
         "    weights 22.9 GiB",
@@ -170,7 +170,7 @@ def test_checking_12_billion_weights_takes_seconds_and_no_memory(tmp_path):
         (["recipes/dalle_dvae.yaml", "--nodes", "3"], "--nodes: needs --cluster"),
         (
             ["recipes/dalle_dvae.yaml", "--cluster", "FILE", "--processes", "3"],
-            "--processes: the cluster file says how many",
+            "--processes: the cluster file sets them",
         ),
         (
             ["recipes/dalle_dvae.yaml", "--cluster", "FILE", "--nodes", "3"],
@@ -183,7 +183,7 @@ def test_checking_12_billion_weights_takes_seconds_and_no_memory(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_one_message(refused, cluster, tmp_path, words, message):
+def test_impossible_options_are_refused_with_one_message(refused, cluster, tmp_path, words, message):
     path = str(cluster())
     words = [path if word == "FILE" else word for word in words]
     assert message in refused("check", *words, "--runs", tmp_path / "runs")

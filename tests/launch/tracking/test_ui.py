@@ -33,7 +33,7 @@ def test_the_page_of_another_site_cannot_ask_for_it(is_allowed, header):
     assert not is_allowed("login.cluster", header)
 
 
-def test_a_server_has_a_page_of_its_own_which_is_named_without_its_password(tmp_path, monkeypatch):
+def test_the_address_of_a_server_is_shown_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:canary@tracking.example/mlflow")
-    with pytest.raises(UserError, match=r"open its address https://tracking\.example/mlflow"):
+    with pytest.raises(UserError, match=r"open https://tracking\.example/mlflow"):
         serve_ui(tmp_path, "127.0.0.1", 5000)

@@ -32,7 +32,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_model_of_another_width_is_made_from_snapshots(mezzotint, run):
+def test_a_model_of_another_width_is_combined_from_snapshots(mezzotint, run):
     outcome = mezzotint("average", run, "--sigma-rel", "0.2", "--json")
     assert outcome.code == 0, outcome.err
     made = json.loads(outcome.out)
@@ -46,7 +46,7 @@ def test_a_model_of_another_width_is_made_from_snapshots(mezzotint, run):
     kept = dict(before.named_buffers())
     assert all(torch.equal(value, kept[name]) for name, value in model.named_buffers())
     said = mezzotint("average", run, "--sigma-rel", "0.1", "--update", "1", "--out", run / "early")
-    assert "early: the average of relative width 0.1 at update 1, from 2 snapshots" in said.out
+    assert "early: EMA of relative width 0.1 at update 1, from 2 snapshots" in said.out
 
 
 def test_what_is_not_there_is_named(refused, run, tmp_path):
