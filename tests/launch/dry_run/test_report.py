@@ -183,7 +183,9 @@ def test_checking_12_billion_weights_takes_seconds_and_no_memory(tmp_path):
         ),
     ],
 )
-def test_impossible_options_are_refused_with_one_message(refused, cluster, tmp_path, words, message):
+def test_impossible_options_are_refused_with_one_message(
+    refused, cluster, tmp_path, words, message
+):
     path = str(cluster())
     words = [path if word == "FILE" else word for word in words]
     assert message in refused("check", *words, "--runs", tmp_path / "runs")
