@@ -45,7 +45,7 @@ from models.diffusion.schedules.discrete import DiscreteScheduleConfig  # noqa: 
 from models.diffusion.solvers.ddim import DDIM  # noqa: E402
 from models.diffusion.solvers.dpm_solver_pp_2m import DPMSolverPP2M  # noqa: E402
 from models.diffusion.solvers.euler import Euler  # noqa: E402
-from models.diffusion.solvers.solver import IterativeSolver  # noqa: E402
+from models.diffusion.solvers.solver import Solver  # noqa: E402
 from models.diffusion.solvers.unipc import UniPC  # noqa: E402
 from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
 from models.nn.cpu.malloc import set_malloc_thresholds  # noqa: E402
@@ -119,20 +119,22 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
 
 def own_call(unet: UNet) -> Call:
     """Ours, told steps from 0."""
-    return lambda x, step, cond: unet(x, (step + 1) / STEPS, cond)
+    return lambda x, step, condition: unet(x, (step + 1) / STEPS, condition)
 
 
 def error(call: Call, given: tuple[Tensor, Tensor, Condition, Tensor]) -> Tensor:
     """Of the noise."""
-    x, step, cond, noise = given
-    return (call(x, step, cond).float() - noise).square().mean()
+    x, step, condition, noise = given
+    return (call(x, step, condition).float() - noise).square().mean()
 
 
 def same_outputs(unet: UNet, peer: Diffusers, shape: Shape) -> float:
     """The largest difference of outputs."""
-    x, step, cond, _ = inputs(shape)
+    x, step, condition, _ = inputs(shape)
     with torch.no_grad():
-        found = float((own_call(unet)(x, step, cond) - peer.call(x, step, cond)).abs().max())
+        found = float(
+            (own_call(unet)(x, step, condition) - peer.call(x, step, condition)).abs().max()
+        )
     return checked(f"{peer.name}'s outputs", found, 1e-4)
 
 
@@ -167,11 +169,16 @@ def own_sampling(unet: UNet, shape: Shape, kind: str) -> Tensor:
     """25 steps of DDIM."""
     from models.diffusion.process import denoiser
 
-    x, _, cond, _ = inputs(shape)
+    x, _, condition, _ = inputs(shape)
     times = torch.linspace(1, 0, 26)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-        return DDIM(unet.process.schedule).solve(
-            denoiser(unet), x, times, cond, torch.Generator().manual_seed(0)
+        return DDIM().solve(
+            unet.process.schedule,
+            denoiser(unet),
+            x,
+            times,
+            condition,
+            torch.Generator().manual_seed(0),
         )
 
 
@@ -182,19 +189,19 @@ def peer_sampling(peer: Peer, shape: Shape, kind: str) -> Tensor:
 
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(25)
-    x, _, cond, _ = inputs(shape)
+    x, _, condition, _ = inputs(shape)
     for step in scheduler.timesteps:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-            guess = peer.call(x, step.expand(len(x)), cond).float()
+            guess = peer.call(x, step.expand(len(x)), condition).float()
         x = scheduler.step(guess, step, x).prev_sample
     return x
 
 
 def flop(call: Call, shape: Shape) -> float:
     """Forward, per picture."""
-    x, step, cond, _ = inputs(shape)
+    x, step, condition, _ = inputs(shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(x, step, cond)
+        call(x, step, condition)
     return counter.get_total_flops() / shape.batch
 
 
@@ -281,18 +288,18 @@ def solvers(rounds: int) -> dict[str, object]:
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     raw = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     times = torch.linspace(1, 0.02, 51)
-    pairs: dict[str, tuple[IterativeSolver, str, dict[str, object]]] = {
-        "DDIM": (DDIM(process.schedule), "DDIMScheduler", {"clip_sample": False}),
-        "Euler": (Euler(process.schedule), "EulerDiscreteScheduler", {}),
-        "DPM++2M": (DPMSolverPP2M(process.schedule), "DPMSolverMultistepScheduler", {}),
-        "UniPC": (UniPC(process.schedule), "UniPCMultistepScheduler", {}),
+    pairs: dict[str, tuple[Solver, str, dict[str, object]]] = {
+        "DDIM": (DDIM(), "DDIMScheduler", {"clip_sample": False}),
+        "Euler": (Euler(), "EulerDiscreteScheduler", {}),
+        "DPM++2M": (DPMSolverPP2M(), "DPMSolverMultistepScheduler", {}),
+        "UniPC": (UniPC(), "UniPCMultistepScheduler", {}),
     }
 
-    def ours(solver: IterativeSolver) -> Callable[[], None]:
+    def ours(solver: Solver) -> Callable[[], None]:
         def run() -> None:
             for _ in range(SOLVES):
                 solver.solve(
-                    lambda y, t, cond: process.prediction(raw, y, t),
+                    process.schedule, lambda y, t, condition: process.prediction(raw, y, t),
                     x, times, None, torch.Generator(),
                 )  # fmt: skip
 

@@ -38,10 +38,10 @@ class Diffusers:
         self.model: nn.Module = kind(**settings)
         self.model.load_state_dict(to_diffusers(ours.state_dict(), ours.config), strict=True)
 
-    def call(self, x: Tensor, step: Tensor, cond: Condition) -> Tensor:
+    def call(self, x: Tensor, step: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, C, H, W) at steps (B,), from 0, to the noise."""
-        if cond.features is not None:
-            return self.model(x, step, cond.features).sample
+        if condition.features is not None:
+            return self.model(x, step, condition.features).sample
         return self.model(x, step).sample
 
     def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +98,7 @@ class DdpmPytorch:
             )
         self.model: nn.Module = found.Unet(dim, dim_mults=multipliers, flash_attn=True)
 
-    def call(self, x: Tensor, step: Tensor, cond: Condition) -> Tensor:
+    def call(self, x: Tensor, step: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, 3, H, W) at steps (B,) to the noise."""
         return self.model(x, step)
 
@@ -127,12 +127,12 @@ class ImagenPytorch:
             text_embed_dim=context or 768,
         )
 
-    def call(self, x: Tensor, step: Tensor, cond: Condition) -> Tensor:
+    def call(self, x: Tensor, step: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, 3, H, W) at steps (B,) to the noise."""
         times = step / STEPS
-        if cond.features is None:
+        if condition.features is None:
             return self.model(x, times)
-        return self.model(x, times, text_embeds=cond.features)
+        return self.model(x, times, text_embeds=condition.features)
 
 
 Peer = Diffusers | DdpmPytorch | ImagenPytorch

@@ -7,14 +7,14 @@ docs/images/solvers-error.png and prints the table of docs/diffusion.md.
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import torch
 
-from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.schedules.schedule import EDMScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.dpm_solver_2 import DPMSolver2
 from models.diffusion.solvers.dpm_solver_3 import DPMSolver3
@@ -25,22 +25,24 @@ from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.solvers.unipc import UniPC
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models" / "diffusion"))
 matplotlib.use("Agg")
+from closed_forms import Mixture, MixtureDenoiser
 from matplotlib import pyplot
 
 SCHEDULE = EDMScheduleConfig().build()
 SOLVERS = {
-    "DDIM = Euler": DDIM(SCHEDULE),
-    "Heun": Heun(SCHEDULE),
-    "DPM-Solver-2": DPMSolver2(SCHEDULE),
-    "DPM-Solver-3": DPMSolver3(SCHEDULE),
-    "DPM-Solver++(2S)": DPMSolverPP2S(SCHEDULE),
-    "DPM-Solver++(2M)": DPMSolverPP2M(SCHEDULE),
-    "DPM-Solver++(3M)": DPMSolverPP3M(SCHEDULE),
-    "DPM-Solver++(3M), released": DPMSolverPP3M(SCHEDULE, released=True),
-    "UniPC-1": UniPC(SCHEDULE, 1),
-    "UniPC-2": UniPC(SCHEDULE, 2),
-    "UniPC-3": UniPC(SCHEDULE, 3),
+    "DDIM = Euler": DDIM(),
+    "Heun": Heun(),
+    "DPM-Solver-2": DPMSolver2(),
+    "DPM-Solver-3": DPMSolver3(),
+    "DPM-Solver++(2S)": DPMSolverPP2S(),
+    "DPM-Solver++(2M)": DPMSolverPP2M(),
+    "DPM-Solver++(3M)": DPMSolverPP3M(),
+    "DPM-Solver++(3M), released": DPMSolverPP3M(released=True),
+    "UniPC-1": UniPC(points=1),
+    "UniPC-2": UniPC(points=2),
+    "UniPC-3": UniPC(points=3),
 }
 CALLS = (6, 12, 18, 24, 36, 48, 72, 96, 144, 192, 288, 384, 576)
 Denoise = Callable[[torch.Tensor, torch.Tensor, object], object]
@@ -52,9 +54,9 @@ class Counted:
     def __init__(self, denoiser: Denoise) -> None:
         self._denoiser, self.calls = denoiser, 0
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: object) -> object:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, condition: object) -> object:
         self.calls += 1
-        return self._denoiser(x, t, cond)
+        return self._denoiser(x, t, condition)
 
 
 def numbers(*values: object) -> torch.Tensor:
@@ -74,7 +76,7 @@ def main() -> None:
     rng = torch.Generator().manual_seed(0)
     x = 80 * torch.randn(256, 2, generator=rng, dtype=torch.float64)
     denoiser = MixtureDenoiser(data, SCHEDULE)
-    truth = DPMSolver3(SCHEDULE).solve(denoiser, x, uniform_times(6000), None, rng)
+    truth = DPMSolver3().solve(SCHEDULE, denoiser, x, uniform_times(6000), None, rng)
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     print("| solver | declared | measured |\n|---|---|---|")
     for place, (name, solver) in enumerate(SOLVERS.items()):
@@ -82,7 +84,7 @@ def main() -> None:
         calls, errors = [], []
         for steps in CALLS:
             counted = Counted(denoiser)
-            got = solver.solve(counted, x, uniform_times(steps), None, rng)
+            got = solver.solve(SCHEDULE, counted, x, uniform_times(steps), None, rng)
             calls.append(counted.calls)
             errors.append(float((got - truth).square().mean().sqrt()))
         axes.loglog(calls, errors, style, markersize=3, label=name)

@@ -35,7 +35,7 @@ from mezzotint.inference.model_lookup import (
 )
 from mezzotint.inference.process_group import ProcessGroup
 from models import store
-from models.diffusion.solvers.config import AnalyticDPMConfig
+from models.diffusion.solvers.analytic_dpm import AnalyticDPM
 
 TRAJECTORY_IMAGES = 4
 """Images of a trajectory at most."""
@@ -276,7 +276,7 @@ def generate_cells(
 def with_moments(generator: DiffusionGenerator, options: SampleOptions) -> DiffusionGenerator:
     """The generator, with estimated moments if its solver is Analytic-DPM and has none."""
     solver = generator.config.sampling.solver
-    if not isinstance(solver, AnalyticDPMConfig) or solver.moments is not None:
+    if not isinstance(solver, AnalyticDPM) or solver.moments is not None:
         return generator
     if options.data is None:
         raise UserError(

@@ -6,7 +6,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from models.autoregressive.decoding import Sampling
 from models.diffusion.sampling import DiffusionSampling
-from models.diffusion.solvers.config import DDIMConfig, SolverConfig
+from models.diffusion.solvers.config import SolverConfig
+from models.diffusion.solvers.ddim import DDIM
 
 
 class StageSampling(BaseModel, frozen=True, extra="forbid"):
@@ -30,7 +31,7 @@ class StageSampling(BaseModel, frozen=True, extra="forbid"):
 
     def sampling(self) -> DiffusionSampling:
         """The same as the sampling of any diffusion model."""
-        solver = DDIMConfig(eta=self.eta) if self.solver is None else self.solver
+        solver = DDIM(eta=self.eta) if self.solver is None else self.solver
         return DiffusionSampling(solver=solver, steps=self.steps, guidance=self.guidance)
 
 

@@ -26,14 +26,14 @@ from models import store
 from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import LogProbability, with_condition, without_class, without_text
-from models.diffusion.inversion import RoundTrip, encoding_times, round_trip
+from models.diffusion.inversion import DDIMInversion, ddim_round_trip, encoding_times
 from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
 from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
 from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
 from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
-from models.diffusion.solvers.config import AnalyticDPMConfig
+from models.diffusion.solvers.analytic_dpm import AnalyticDPM
 from models.nn.random import BatchGenerator, normal
 
 
@@ -198,10 +198,10 @@ class DiffusionGenerator:
         plain = count_nfe(denoiser(self.network), nfe)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
         run = sampling.sampler_run(plain, free, self.schedule, wanted)
-        x, time = run.start(noise), float(run.plan.times[0])
+        x, time = run.start(noise), float(run.times[0])
         for step in run.steps(x, cond, rng):
             if callback is not None:
-                callback(SamplerStep(step.done - 1, step.total, time, x, step.guess.x0))
+                callback(SamplerStep(step.done - 1, step.total, time, x, step.prediction.x0))
             x, time = step.x, step.time
         if callback is not None:
             callback(SamplerStep(sampling.steps, sampling.steps, time, x, x))
@@ -288,13 +288,13 @@ class DiffusionGenerator:
         with self.runtime.inference():
             cond, x0 = self.condition(prompts), images.to(self.runtime.device)
             found = noise_moments(denoiser(self.network), schedule, x0, times, cond, rng)
-        solver = AnalyticDPMConfig(moments=tuple(found))
+        solver = AnalyticDPM(moments=tuple(found))
         chosen = sampling.model_copy(update={"solver": solver})
         return replace(self, config=self.config.model_copy(update={"sampling": chosen}))
 
     def invert(
         self, images: Tensor, prompts: Sequence[Prompt], progress: Progress | None = None
-    ) -> RoundTrip:
+    ) -> DDIMInversion:
         """Images (B, 3, H, W) in [-1, 1] to noise by DDIM and back, without guidance.
 
         Of the sampling only times, steps and thresholding are used. The images are taken as noisy
@@ -306,8 +306,8 @@ class DiffusionGenerator:
         called = sampling.thresholding.wrap(denoiser(self.network), schedule)
         with self.runtime.inference():
             x0 = images.to(self.runtime.device)
-            trip = round_trip(called, schedule, x0, times, self.condition(prompts), progress)
-        return RoundTrip(trip.noise.cpu(), trip.back.cpu())
+            trip = ddim_round_trip(called, schedule, x0, times, self.condition(prompts), progress)
+        return DDIMInversion(trip.noise.cpu(), trip.reconstruction.cpu())
 
     def log_likelihood(
         self,

@@ -175,7 +175,7 @@ def class_log_probability(
 
     def log_probability(x: Tensor, t: Tensor) -> Tensor:
         time = own.inverse_log_snr(schedule.log_snr(t.double())).clamp(0, 1)
-        here, there = schedule.at(t.double()).like(x), own.at(time).like(x)
+        here, there = schedule.at(t.double()).broadcast_to(x), own.at(time).broadcast_to(x)
         ratio = torch.hypot(there.alpha, there.sigma) / torch.hypot(here.alpha, here.sigma)
         logits = classifier(x * ratio.to(x.dtype), time.to(t.dtype))
         return logits.log_softmax(dim=1).gather(1, label[:, None])[:, 0]

@@ -107,7 +107,7 @@ class DiT(nn.Module):
         zero_module(self.modulation)
         zero_module(self.image_out)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, C, H, W), times (B,) in [0, 1] and labels to the raw output, in fp32.
 
         The raw output has as many channels, or twice as many where the process learns its variance.
@@ -126,9 +126,9 @@ class DiT(nn.Module):
         )
         vector = self.time(t)
         if config.classes is not None:
-            if cond.label is None:
+            if condition.label is None:
                 raise UserError("this dit needs class labels")
-            vector = vector + self.label(cond.label)
+            vector = vector + self.label(condition.label)
         for block in self.blocks:
             tokens = block(tokens, vector)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)

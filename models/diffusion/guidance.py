@@ -1,4 +1,4 @@
-"""Wrappers of denoisers that steer them; they compose."""
+"""Guidance as wrappers of denoisers; they compose."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,11 +27,10 @@ def with_guidance(denoiser: Denoiser[C], unconditional: Denoiser[C], scale: floa
     if scale == 0.0:
         return unconditional
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        c, u = denoiser(x, t, cond), unconditional(x, t, cond)
-        return Prediction(
-            u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise), c.logvar_fraction
-        )
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        c, u = denoiser(x, t, condition), unconditional(x, t, condition)
+        x0, noise = u.x0 + scale * (c.x0 - u.x0), u.noise + scale * (c.noise - u.noise)
+        return Prediction(x0, noise, c.logvar_fraction)
 
     return denoise
 
@@ -48,46 +47,45 @@ def with_guidance_interval(
 
     Elsewhere it is the conditional denoiser bit for bit, in one call when a batch shares its time.
     """
-    both = with_guidance(denoiser, unconditional, scale)
+    guided = with_guidance(denoiser, unconditional, scale)
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
         inside = (t >= first) & (t <= last)
         if bool(inside.all()):
-            return both(x, t, cond)
-        plain = denoiser(x, t, cond)
+            return guided(x, t, condition)
+        c = denoiser(x, t, condition)
         if not bool(inside.any()):
-            return plain
-        steered = both(x, t, cond)
-        here = inside.view((-1,) + (1,) * (x.ndim - 1))
-        return Prediction(
-            torch.where(here, steered.x0, plain.x0),
-            torch.where(here, steered.noise, plain.noise),
-            plain.logvar_fraction,
-        )
+            return c
+        g, here = guided(x, t, condition), inside.view((-1,) + (1,) * (x.ndim - 1))
+        x0, noise = torch.where(here, g.x0, c.x0), torch.where(here, g.noise, c.noise)
+        return Prediction(x0, noise, c.logvar_fraction)
 
     return denoise
 
 
 def with_guidance_rescale(
-    with_guidance: Denoiser[C], conditional: Denoiser[C], schedule: Schedule, share: float = 0.7
+    guided: Denoiser[C], conditional: Denoiser[C], schedule: Schedule, fraction: float = 0.7
 ) -> Denoiser[C]:
-    """Guidance whose v has, by `share`, the standard deviation of the conditional v per sample.
+    """Guidance whose v has, by `fraction`, the standard deviation of the conditional v per sample.
 
     arXiv 2305.08891, eq. 15 and 16, against overexposure; for schedules that preserve variance.
-    Share 0 is the guided denoiser itself. It asks `conditional` once more; a caller who minds keeps
-    the prediction.
+    Fraction 0 is the guided denoiser itself. It calls `conditional` once more: see `memoize_last`.
     """
-    if share == 0.0:
-        return with_guidance
+    if fraction == 0.0:
+        return guided
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        strong, plain, here = with_guidance(x, t, cond), conditional(x, t, cond), schedule.at(t)
-        v, wanted = to_v(strong, here), to_v(plain, here)
-        ratio = _deviations(wanted) / _deviations(v)
-        guess = from_v(share * v * ratio + (1 - share) * v, x, here)
-        return Prediction(guess.x0, guess.noise, strong.logvar_fraction)
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        g, c, here = guided(x, t, condition), conditional(x, t, condition), schedule.at(t)
+        v = to_v(g, here)
+        ratio = _std(to_v(c, here)) / _std(v)
+        return from_v(fraction * v * ratio + (1 - fraction) * v, x, here, g.logvar_fraction)
 
     return denoise
+
+
+def _std(values: Tensor) -> Tensor:
+    """Standard deviations of the samples of (B, ...), shaped (B, 1, ...)."""
+    return values.flatten(1).std(dim=1).view((-1,) + (1,) * (values.ndim - 1))
 
 
 def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
@@ -95,27 +93,22 @@ def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
 
     With a negative prompt it is the unconditional side of `with_guidance`.
     """
-
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        return denoiser(x, t, other)
-
-    return denoise
+    return _map_condition(denoiser, lambda condition: other)
 
 
 def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
-    """The denoiser as it acts on empty captions."""
-
-    def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        return denoiser(x, t, cond.without_text())
-
-    return denoise
+    """The denoiser of empty captions."""
+    return _map_condition(denoiser, Condition.without_text)
 
 
 def without_class(denoiser: Denoiser[Condition], null: int) -> Denoiser[Condition]:
-    """The denoiser as it acts on the label `null`, "no class"."""
+    """The denoiser of the label `null`, "no class"."""
+    return _map_condition(denoiser, lambda condition: condition.without_class(null))
 
-    def denoise(x: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        return denoiser(x, t, cond.without_class(null))
+
+def _map_condition(denoiser: Denoiser[C], change: Callable[[C], C]) -> Denoiser[C]:
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        return denoiser(x, t, change(condition))
 
     return denoise
 
@@ -127,8 +120,8 @@ def classifier_gradient(
 
     def gradient(x: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
-            place = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(log_probability(place, t).sum(), place)
+            point = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(log_probability(point, t).sum(), point)
         return scale * slope
 
     return gradient
@@ -140,20 +133,31 @@ def with_classifier_guidance(
     """Classifier guidance for any solver: noise - sigma scale grad ln p(y | x_t).
 
     arXiv 2105.05233, algorithm 2. Scale 0 is the denoiser itself; at scale 1, with the true
-    classifier, the guess is that of the conditional density. `DDPM(gradient=...)` is algorithm 1.
+    classifier, the prediction is that of the conditional density.
     """
     if scale == 0.0:
         return denoiser
     gradient = classifier_gradient(log_probability, scale)
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        guess, here = denoiser(x, t, cond), schedule.at(t)
-        steered = from_noise(guess.noise - here.like(x).sigma * gradient(x, t), x, here)
-        return Prediction(steered.x0, steered.noise, guess.logvar_fraction)
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        pred, here = denoiser(x, t, condition), schedule.at(t)
+        noise = pred.noise - here.broadcast_to(x).sigma * gradient(x, t)
+        return from_noise(noise, x, here, pred.logvar_fraction)
 
     return denoise
 
 
-def _deviations(values: Tensor) -> Tensor:
-    """Standard deviations of the samples of (B, ...), shaped (B, 1, ...)."""
-    return values.flatten(1).std(dim=1).view((-1,) + (1,) * (values.ndim - 1))
+def with_mean_gradient(
+    denoiser: Denoiser[C], gradient: Callable[[Tensor, Tensor], Tensor]
+) -> Denoiser[C]:
+    """Classifier guidance for DDPM: the mean of a step moves by variance x gradient of (x, t).
+
+    arXiv 2105.05233, algorithm 1. The outermost wrapper: the others keep no such gradient.
+    """
+
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        pred = denoiser(x, t, condition)
+        shift = gradient(x, t)
+        return Prediction(lambda: pred.x0, lambda: pred.noise, pred.logvar_fraction, shift)
+
+    return denoise

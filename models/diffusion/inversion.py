@@ -1,4 +1,4 @@
-"""From pictures to the noise that DDIM draws them from, and back (arXiv 2010.02502, 4.3)."""
+"""From images to the noise that DDIM generates them from, and back (arXiv 2010.02502, 4.3)."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.grids import noisy_end
 from models.diffusion.solvers.solver import ProgressCallback
@@ -17,82 +17,81 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class RoundTrip:
-    """Noise that stands for pictures, and the pictures that are drawn from it."""
+class DDIMInversion:
+    """The noise that stands for images, and the images that are generated from it."""
 
     noise: Tensor
     """(B, ...): x at the noisiest time, divided as `sampling.scale_initial_noise` multiplies."""
-    back: Tensor
+    reconstruction: Tensor
     """(B, ...)."""
 
 
 def encoding_times(schedule: Schedule, times: Tensor) -> Tensor:
-    """Falling times (n,) without a clean end, where a picture holds no noise to be guessed.
+    """Decreasing times (n,) without a clean end, where an image holds no noise to be predicted.
 
-    Their last is then the least noise there is: a picture is taken for one at that time.
+    Their last is then the least noise there is: an image is taken for one at that time.
     """
     least = noisy_end(schedule, float(times[-1]))
     kept = times[:-1]
     return torch.cat([kept[kept > least], times.new_tensor([least])])
 
 
-def round_trip(
+def ddim_round_trip(
     denoiser: Denoiser[C],
     schedule: Schedule,
     x0: Tensor,
     times: Tensor,
-    cond: C,
+    condition: C,
     progress: ProgressCallback | None = None,
-) -> RoundTrip:
-    """Pictures (B, ...) to noise along the times backwards, and back along them; draws nothing.
+) -> DDIMInversion:
+    """Images (B, ...) to noise along the times backwards, and back along them; deterministic.
 
     With `times` of `encoding_times`; the error of the way back is of first order in their steps.
     """
     steps = len(times) - 1
-    solver, unused = DDIM(schedule), torch.Generator(x0.device)
+    solver, unused = DDIM(), torch.Generator(x0.device)
 
-    def second(done: int, _: int) -> None:
-        if progress is not None:
-            progress(steps + done, 2 * steps)
+    def report(before: int) -> ProgressCallback:
+        def call(done: int, _: int) -> None:
+            if progress is not None:
+                progress(before + done, 2 * steps)
 
-    def first(done: int, _: int) -> None:
-        if progress is not None:
-            progress(done, 2 * steps)
+        return call
 
-    latent = solver.solve(denoiser, x0, times.flip(0), cond, unused, first)
-    back = solver.solve(denoiser, latent, times, cond, unused, second)
+    latent = solver.solve(schedule, denoiser, x0, times.flip(0), condition, unused, report(0))
+    back = solver.solve(schedule, denoiser, latent, times, condition, unused, report(steps))
     end = schedule.at(times[0])
-    return RoundTrip(latent / math.hypot(float(end.alpha), float(end.sigma)), back)
+    return DDIMInversion(latent / math.hypot(float(end.alpha), float(end.sigma)), back)
 
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """How near values are to independent standard normal ones; each field is (B,)."""
+    """How close values are to independent standard normal ones; each field is (B,)."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     skewness: Tensor
     kurtosis: Tensor
     """Excess: 0 for normal values."""
     distance: Tensor
-    """Kolmogorov's: the largest gap between their distribution function and the normal one."""
+    """Kolmogorov-Smirnov: the largest gap between the distribution functions."""
     neighbours: Tensor
-    """Correlation of values side by side in a row: what is left of the picture's shapes."""
+    """Correlation of values side by side in a row: what is left of the image's shapes."""
 
 
 def noise_statistics(noise: Tensor) -> NoiseStatistics:
     """Of every sample of (B, C, H, W)."""
     flat = noise.to(torch.float64).flatten(1)
-    mean, deviation = flat.mean(dim=1), flat.std(dim=1)
-    normed = (flat - mean[:, None]) / deviation[:, None]
+    mean, std = flat.mean(dim=1), flat.std(dim=1)
+    normed = (flat - mean[:, None]) / std[:, None]
     size = flat.shape[1]
     normal = torch.special.ndtr(flat.sort(dim=1).values)
-    places = torch.arange(size + 1, dtype=torch.float64, device=flat.device) / size
-    gap = torch.maximum((normal - places[:-1]).abs(), (normal - places[1:]).abs())
+    ranks = torch.arange(size + 1, dtype=torch.float64, device=flat.device) / size
+    gap = torch.maximum((normal - ranks[:-1]).abs(), (normal - ranks[1:]).abs())
     left, right = (part.to(torch.float64).flatten(1) for part in (noise[..., :-1], noise[..., 1:]))
     return NoiseStatistics(
         mean=mean,
-        deviation=deviation,
+        std=std,
         skewness=(normed**3).mean(dim=1),
         kurtosis=(normed**4).mean(dim=1) - 3,
         distance=gap.amax(dim=1),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -28,32 +28,12 @@ class Flow:
     """(B,): the trace of its Jacobian, exact or an unbiased estimate."""
 
 
-class Divergence(Protocol):
-    """A way to the trace of a Jacobian."""
-
-    def __call__(self, field: Field, x: Tensor) -> Flow:
-        """The field and its trace at points (B, ...)."""
-        ...
-
-
-class ExactTrace:
-    """One backward pass per dimension: for small ones."""
-
-    def __call__(self, field: Field, x: Tensor) -> Flow:
-        """The field and its trace at points (B, ...)."""
-        with torch.enable_grad():
-            place = x.detach().requires_grad_()
-            value = field(place)
-            flat = value.flatten(1)
-            trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-            for axis in range(flat.shape[1]):
-                (row,) = torch.autograd.grad(flat[:, axis].sum(), place, retain_graph=True)
-                trace = trace + row.flatten(1)[:, axis]
-        return Flow(value.detach(), trace)
+Divergence = Callable[[Field, Tensor], Flow]
+"""The field and its trace at points (B, ...)."""
 
 
 class Hutchinson:
-    """The mean of v^T J v over random probes v, drawn once: the same along the whole path.
+    """The mean of v^T J v over random probes v, sampled once: the same along the whole path.
 
     Skilling and Hutchinson's estimator; with signs (Rademacher) it is exact for diagonal J.
     """
@@ -64,24 +44,23 @@ class Hutchinson:
         rng: Generator,
         *,
         probes: int = 1,
-        law: Literal["signs", "normal"] = "signs",
+        distribution: Literal["signs", "normal"] = "signs",
     ) -> None:
         """Probes for points shaped as `like` (B, ...)."""
         shape = (probes, *like.shape)
-        if law == "signs":
+        if distribution == "signs":
             coins = torch.randint(2, shape, generator=rng, device=rng.device).to(like)
             self._probes = coins * 2 - 1
         else:
             self._probes = normal(shape, rng, like.device, like.dtype)
 
     def __call__(self, field: Field, x: Tensor) -> Flow:
-        """The field and an estimate of its trace at points (B, ...)."""
         with torch.enable_grad():
-            place = x.detach().requires_grad_()
-            value = field(place)
+            point = x.detach().requires_grad_()
+            value = field(point)
             traces = []
             for probe in self._probes:
-                (row,) = torch.autograd.grad(value, place, probe, retain_graph=True)
+                (row,) = torch.autograd.grad(value, point, probe, retain_graph=True)
                 traces.append((row * probe).flatten(1).sum(dim=1))
         return Flow(value.detach(), torch.stack(traces).mean(dim=0))
 
@@ -105,13 +84,13 @@ def log_likelihood(
     schedule: Schedule,
     x: Tensor,
     times: Tensor,
-    cond: C,
+    condition: C,
     divergence: Divergence,
     *,
     prior: Callable[[Tensor], Tensor] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Likelihood:
-    """ln p of x (B, ...), by Heun steps of the flow along rising times, two calls each.
+    """ln p of x (B, ...), by Heun steps of the flow along increasing times, two calls each.
 
     In y = x / alpha and u = sigma / alpha the flow is dy/du = noise, and ln p(y) falls by the trace
     of its Jacobian. That of standard normal data, d u / (1 + u^2), is integrated exactly, so only
@@ -119,54 +98,56 @@ def log_likelihood(
     there. `prior` is the log density (B,) at times[-1], if not given that of N(0, sigma^2).
 
     Raises:
-        ValueError: times that do not rise.
+        ValueError: times that do not increase.
     """
     if not bool((times.diff() > 0).all()):
-        raise ValueError("the likelihood needs rising times, from data to noise")
-    path = time_grid(schedule, times)
-    scaled, size = x / path.alpha[0], x[0].numel()
+        raise ValueError("the likelihood needs increasing times, from data to noise")
+    grid = time_grid(schedule, times)
+    scaled, size = x / grid.alpha[0], x[0].numel()
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for step in range(path.total):
-        width = path.ratio(step + 1) - path.ratio(step)
-        here = divergence(_field(denoiser, path, step, cond), scaled)
-        there = divergence(_field(denoiser, path, step + 1, cond), scaled + width * here.value)
+    for step in range(grid.total):
+        width = grid.noise_level(step + 1) - grid.noise_level(step)
+        here = divergence(_field(denoiser, grid, step, condition), scaled)
+        there = divergence(_field(denoiser, grid, step + 1, condition), scaled + width * here.value)
         scaled = scaled + width / 2 * (here.value + there.value)
-        usual = size * (_usual(path.ratio(step)) + _usual(path.ratio(step + 1)))
-        total = total + width / 2 * (here.trace + there.trace - usual)
+        normal = size * (
+            _normal_trace(grid.noise_level(step)) + _normal_trace(grid.noise_level(step + 1))
+        )
+        total = total + width / 2 * (here.trace + there.trace - normal)
         if progress is not None:
-            progress(step + 1, path.total)
-    latent = path.alpha[-1] * scaled
+            progress(step + 1, grid.total)
+    latent = grid.alpha[-1] * scaled
     total = total + size / 2 * math.log(
-        (1 + path.ratio(path.total) ** 2) / (1 + path.ratio(0) ** 2)
+        (1 + grid.noise_level(grid.total) ** 2) / (1 + grid.noise_level(0) ** 2)
     )
-    change = total + size * (math.log(path.alpha[-1]) - math.log(path.alpha[0]))
-    end = prior(latent) if prior is not None else _normal(latent, path.sigma[-1])
+    change = total + size * (math.log(grid.alpha[-1]) - math.log(grid.alpha[0]))
+    end = prior(latent) if prior is not None else _log_normal(latent, grid.sigma[-1])
     return Likelihood(end + change, latent, end, change)
 
 
-def _field(denoiser: Denoiser[C], path: TimeGrid, place: int, cond: C) -> Field:
+def _field(denoiser: Denoiser[C], grid: TimeGrid, index: int, condition: C) -> Field:
     """y to the noise in it, at one time."""
 
     def field(scaled: Tensor) -> Tensor:
-        return call_denoiser(denoiser, path.alpha[place] * scaled, path.t[place], cond).noise
+        return call_denoiser(denoiser, grid.alpha[index] * scaled, grid.t[index], condition).noise
 
     return field
 
 
-def _usual(level: float) -> float:
+def _normal_trace(level: float) -> float:
     """The trace per dimension for standard normal data at level u."""
     return level / (1 + level * level)
 
 
-def _normal(x: Tensor, deviation: float) -> Tensor:
-    """ln N(x; 0, deviation^2), (B,)."""
+def _log_normal(x: Tensor, std: float) -> Tensor:
+    """ln N(x; 0, std^2), (B,)."""
     size = x[0].numel()
-    squares = x.flatten(1).square().sum(dim=1) / deviation**2
-    return -0.5 * (squares + size * math.log(2 * math.pi * deviation**2))
+    squares = x.flatten(1).square().sum(dim=1) / std**2
+    return -0.5 * (squares + size * math.log(2 * math.pi * std**2))
 
 
 def dequantized(levels: Tensor, rng: Generator, *, count: int = 256) -> Tensor:
-    """Whole levels 0 to count - 1, (B, ...), plus uniform noise in [0, 1), mapped to [-1, 1).
+    """Integer levels 0 to count - 1, (B, ...), plus uniform noise in [0, 1), mapped to [-1, 1).
 
     Uniform dequantisation: E ln p of the result is a lower bound of the discrete ln P.
     """

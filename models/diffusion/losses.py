@@ -1,7 +1,7 @@
 """The training losses of diffusion networks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,78 +9,71 @@ from torch import Tensor
 from models.diffusion.condition import Condition
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Process
-from models.diffusion.variational_bound import bound_terms
+from models.diffusion.variational_bound import vlb_terms
 from models.diffusion.weighting import Weighting
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
-class DenoisingLoss:
-    """Errors of one batch; the loss to minimise is `value.mean()`."""
+class PerSampleLoss:
+    """The loss of each sample of a batch."""
 
     value: Tensor
-    """(B,): weighted squared error of x_0, per value."""
-    mse: Tensor
-    """(B,): the same, unweighted."""
+    """(B,): the loss to minimise is its mean, where times are uniform."""
+    metrics: Mapping[str, Tensor]
+    """(B,) each."""
 
 
 def denoising_loss(
     network: Network,
     process: Process,
     x0: Tensor,
-    cond: Condition,
+    condition: Condition,
     t: Tensor,
     noise: Tensor,
     weight: Weighting,
-) -> DenoisingLoss:
-    """weight(t) |x0 - x0_hat|^2 per sample, in fp32, at given times (B,) and noise (B, ...)."""
+) -> PerSampleLoss:
+    """weight(t) |x_0 - prediction|^2 per value, in fp32, at times (B,) with noise (B, ...).
+
+    `x0_mse` is the same without the weight.
+    """
     x = process.add_noise(x0, t, noise)
-    raw = network(process.input(x, t), t, cond).float()
-    guess = process.prediction(raw, x, t).x0
-    mse = (guess - x0).square().flatten(1).mean(dim=1)
-    return DenoisingLoss(weight(process.schedule.at(t)) * mse, mse)
+    raw = network(process.input(x, t), t, condition).float()
+    mse = _mse(process.prediction(raw, x, t).x0, x0)
+    return PerSampleLoss(weight(process.schedule.at(t)) * mse, {"x0_mse": mse})
 
 
 def simple_loss(
-    network: Network, process: Process, x0: Tensor, cond: Condition, t: Tensor, noise: Tensor
-) -> Tensor:
-    """|target - raw|^2 per value, (B,), of what the network itself predicts.
+    network: Network, process: Process, x0: Tensor, condition: Condition, t: Tensor, noise: Tensor
+) -> PerSampleLoss:
+    """|target - raw|^2 per value of what the network itself predicts, in fp32.
 
     For noise it is L_simple (arXiv 2006.11239, eq. 14), and needs no division where sigma is small.
     """
     x = process.add_noise(x0, t, noise)
-    raw = network(process.input(x, t), t, cond).float()
-    aim, *_ = raw.chunk(process.config.outputs, dim=1)
-    return (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
-
-
-@dataclass(frozen=True)
-class HybridLoss:
-    """L_hybrid = L_simple + lambda L_vlb (arXiv 2102.09672, eq. 16), each (B,)."""
-
-    value: Tensor
-    """The loss to minimise is its mean."""
-    simple: Tensor
-    bound: Tensor
-    """One term of the variational bound, in bits per value; N of them make the bound."""
+    raw = network(process.input(x, t), t, condition).float()
+    output, *_ = raw.chunk(process.config.outputs, dim=1)
+    simple = _mse(output, process.target(x0, t, noise))
+    return PerSampleLoss(simple, {"simple": simple})
 
 
 def hybrid_loss(
     network: Network,
     process: Process,
     x0: Tensor,
-    cond: Condition,
+    condition: Condition,
     t: Tensor,
     noise: Tensor,
     *,
     steps: int = 1000,
     vlb_weight: float = 0.001,
-) -> HybridLoss:
-    """The loss of learned variances, at times (B,) of a chain of `steps` steps.
+) -> PerSampleLoss:
+    """L_hybrid = L_simple + lambda L_vlb of learned variances (arXiv 2102.09672, eq. 16).
 
-    L_vlb = steps x the term from t to t - 1 / steps; the term moves the variance only, no gradient
-    of it reaches the mean. `vlb_weight` is lambda, for bits per value, as in the released code.
+    At times (B,) of a chain of `steps` steps, L_vlb = steps x the term from t to t - 1 / steps; the
+    term moves the variance only, no gradient of it reaches the mean. `vlb_weight` is lambda, for
+    bits per value, as in the released code. `bound_bits` is L_vlb.
 
     Raises:
         ValueError: the process has fixed variances.
@@ -88,13 +81,18 @@ def hybrid_loss(
     if process.config.variance != "learned":
         raise ValueError("the hybrid loss needs process.variance: learned")
     x = process.add_noise(x0, t, noise)
-    raw = network(process.input(x, t), t, cond).float()
-    aim, _ = raw.chunk(process.config.outputs, dim=1)
-    simple = (aim - process.target(x0, t, noise)).square().flatten(1).mean(dim=1)
-    guess = process.prediction(raw, x, t)
-    still = Prediction(guess.x0.detach(), guess.noise.detach(), guess.logvar_fraction)
+    raw = network(process.input(x, t), t, condition).float()
+    output, _ = raw.chunk(2, dim=1)
+    simple = _mse(output, process.target(x0, t, noise))
+    pred = process.prediction(raw, x, t)
+    fixed_mean = Prediction(pred.x0.detach(), pred.noise.detach(), pred.logvar_fraction)
     # half a step's tolerance: the first step ends at 0 whatever fp32 makes of t
     s = t.double() - 1 / steps
     s = s.where(s > 0.5 / steps, 0.0)
-    bits = bound_terms(still, process.schedule, x0, x, t, s).float() / math.log(2)
-    return HybridLoss(simple + vlb_weight * steps * bits, simple, bits)
+    bound = steps * vlb_terms(fixed_mean, process.schedule, x0, x, t, s).float() / math.log(2)
+    return PerSampleLoss(simple + vlb_weight * bound, {"simple": simple, "bound_bits": bound})
+
+
+def _mse(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared differences (B,) of (B, ...)."""
+    return (one - other).square().flatten(1).mean(dim=1)

@@ -1,9 +1,9 @@
-"""How pictures are drawn with a denoiser, as one setting: solver, times, guidance, thresholding."""
+"""Sampling as one setting: solver, times, guidance, thresholding."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -17,18 +17,17 @@ from models.diffusion.guidance import (
     with_guidance,
     with_guidance_interval,
     with_guidance_rescale,
+    with_mean_gradient,
 )
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.config import (
-    AnalyticDPMConfig,
-    DDIMConfig,
-    DDPMConfig,
-    EulerAncestralConfig,
-    EulerConfig,
-    SolverConfig,
-)
+from models.diffusion.schedules.marginal import Schedule
+from models.diffusion.solvers.analytic_dpm import AnalyticDPM
+from models.diffusion.solvers.config import SolverConfig
+from models.diffusion.solvers.ddim import DDIM
+from models.diffusion.solvers.ddpm import DDPM
+from models.diffusion.solvers.euler import Euler
+from models.diffusion.solvers.euler_ancestral import EulerAncestral
 from models.diffusion.solvers.grids import (
     LeadingTimesConfig,
     LogSnrTimesConfig,
@@ -36,93 +35,50 @@ from models.diffusion.solvers.grids import (
     TrailingTimesConfig,
     UniformTimesConfig,
 )
-from models.diffusion.solvers.solver import IterativeSolver, ProgressCallback, SolverStep
-from models.diffusion.thresholding import dynamic_threshold, static_threshold
+from models.diffusion.solvers.solver import ProgressCallback, Solver, SolverStep
+from models.diffusion.thresholding import StaticThresholding, ThresholdingConfig
 
 C = TypeVar("C")
 
 
-class NoThresholding(BaseModel, frozen=True, extra="forbid"):
-    """x_0 as it is guessed: for latents and vectors."""
-
-    kind: Literal["none"] = "none"
-
-    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-        """The denoiser itself."""
-        return denoiser
-
-
-class StaticThresholding(BaseModel, frozen=True, extra="forbid"):
-    """x_0 clamped to [-1, 1]."""
-
-    kind: Literal["static"] = "static"
-
-    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-        """The denoiser with its x_0 in range."""
-        return static_threshold(denoiser, schedule)
-
-
-class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
-    """x_0 clamped to a percentile of its size and divided by it (arXiv 2205.11487, 2.3)."""
-
-    kind: Literal["dynamic"] = "dynamic"
-    percentile: float = Field(default=0.995, gt=0, le=1)
-
-    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-        """The denoiser with its x_0 in range."""
-        return dynamic_threshold(denoiser, schedule, percentile=self.percentile)
-
-
-ThresholdingConfig = Annotated[
-    NoThresholding | StaticThresholding | DynamicThresholding, Field(discriminator="kind")
-]
-
-
-_PLAIN = (DDIMConfig, DDPMConfig, EulerConfig, EulerAncestralConfig, AnalyticDPMConfig)
-
-
-@dataclass(frozen=True)
-class SamplerPlan:
-    """A solver and the times it visits (steps + 1,)."""
-
-    solver: IterativeSolver
-    times: Tensor
-
-
 @dataclass(frozen=True)
 class SamplerRun(Generic[C]):
-    """A denoiser and the way from noise to its pictures: only noise and condition are missing."""
+    """Everything that turns noise into samples but the noise and the condition."""
 
-    plan: SamplerPlan
+    solver: Solver
+    times: Tensor
+    """(steps + 1,)."""
     denoiser: Denoiser[C]
     schedule: Schedule
 
     def start(self, noise: Tensor) -> Tensor:
         """x at the first time, from standard normal noise (B, ...)."""
-        return scale_initial_noise(noise, self.schedule, float(self.plan.times[0]))
+        return scale_initial_noise(noise, self.schedule, float(self.times[0]))
 
-    def steps(self, x: Tensor, cond: C, rng: Generator) -> Iterator[SolverStep]:
-        """The steps from the start x, made as they are asked for."""
-        return self.plan.solver.steps(self.denoiser, x, self.plan.times, cond, rng)
+    def steps(self, x: Tensor, condition: C, rng: Generator) -> Iterator[SolverStep]:
+        """The steps from x (B, ...) at the first time, each computed when it is requested."""
+        return self.solver.steps(self.schedule, self.denoiser, x, self.times, condition, rng)
 
     def solve(
-        self, noise: Tensor, cond: C, rng: Generator, progress: ProgressCallback | None = None
+        self, noise: Tensor, condition: C, rng: Generator, progress: ProgressCallback | None = None
     ) -> Tensor:
-        """From standard normal noise (B, ...) to what is drawn."""
+        """From standard normal noise (B, ...) to samples (B, ...)."""
         x = self.start(noise)
-        return self.plan.solver.solve(self.denoiser, x, self.plan.times, cond, rng, progress)
+        return self.solver.solve(
+            self.schedule, self.denoiser, x, self.times, condition, rng, progress
+        )
 
 
 class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
-    """Everything that decides what is drawn besides the network, the condition and the seed.
+    """Everything that decides on a sample besides the network, the condition and the seed.
 
     `guidance` is the scale of classifier-free guidance: 1 is the plain conditional model, 0 the
-    unconditional one. `interval` limits it to times in [low, high], `rescale` gives back the
-    conditional deviation. `classifier_scale` acts where a noisy classifier is
-    at hand: on the mean of DDPM's steps, on the guess of every other solver.
+    unconditional one. `interval` limits it to times in [low, high], `rescale` restores the standard
+    deviation of the conditional prediction. `classifier_scale` acts where a noisy classifier is
+    given: on the mean of DDPM's steps, on the prediction of every other solver.
     """
 
-    solver: SolverConfig = DDIMConfig()
+    solver: SolverConfig = DDIM()
     steps: int = Field(default=25, gt=0)
     times: TimeGridConfig | None = None
     """None: equal steps of t for solvers of order 1 in one call, which take them well; equal steps
@@ -144,23 +100,8 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         """The grid of times, chosen by the solver where none is set."""
         if self.times is not None:
             return self.times
-        return UniformTimesConfig() if isinstance(self.solver, _PLAIN) else LogSnrTimesConfig()
-
-    def plan(
-        self, schedule: Schedule, log_probability: LogProbability | None = None
-    ) -> SamplerPlan:
-        """Solver and times; where a classifier steers, `log_probability` of the wanted class.
-
-        Raises:
-            UserError: solver and times do not suit the schedule.
-        """
-        try:
-            self._refuse_silence(schedule)
-            times = self.time_grid.build(schedule, self.steps)
-            solver = self._solver(schedule, log_probability)
-        except ValueError as error:
-            raise UserError(f"sampling: {error}") from error
-        return SamplerPlan(solver, times)
+        first_order = (DDIM, DDPM, Euler, EulerAncestral, AnalyticDPM)
+        return UniformTimesConfig() if isinstance(self.solver, first_order) else LogSnrTimesConfig()
 
     def sampler_run(
         self,
@@ -169,70 +110,67 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         schedule: Schedule,
         log_probability: LogProbability | None = None,
     ) -> SamplerRun[C]:
-        """How noise becomes pictures; see `plan` and `steered`.
+        """The solver on its times; `log_probability` of the wanted class for classifier guidance.
 
         Raises:
             UserError: solver and times do not suit the schedule.
         """
-        plan = self.plan(schedule, log_probability)
-        asked = self.steered(conditional, unconditional, schedule, log_probability)
-        return SamplerRun(plan, asked, schedule)
+        try:
+            self._require_signal(schedule)
+            times = self.time_grid.build(schedule, self.steps)
+            self.solver.check(self.steps)
+        except ValueError as error:
+            raise UserError(f"sampling: {error}") from error
+        denoiser = self.guided_denoiser(conditional, unconditional, schedule, log_probability)
+        return SamplerRun(self.solver, times, denoiser, schedule)
 
-    def _refuse_silence(self, schedule: Schedule) -> None:
-        """Only ddim and ddpm start where no signal is left."""
+    def _require_signal(self, schedule: Schedule) -> None:
+        """Only ddim and ddpm can start where no signal is left."""
         grid = self.time_grid
         if isinstance(grid, TrailingTimesConfig | LeadingTimesConfig):
-            first = float(grid.build(schedule, self.steps)[0])
+            first = grid.build(schedule, self.steps)[0]
         else:
-            first = grid.first
-        alpha = schedule.at(torch.tensor(first, dtype=torch.float64)).alpha
-        if float(alpha) == 0 and not isinstance(self.solver, DDIMConfig | DDPMConfig):
+            first = torch.tensor(grid.first, dtype=torch.float64, device="cpu")
+        if float(schedule.at(first).alpha) == 0 and not isinstance(self.solver, DDIM | DDPM):
             raise UserError(
                 f"sampling.solver: {self.solver.kind} needs some signal at every time, which this "
                 "model's schedule does not leave; choose ddim or ddpm"
             )
 
-    def _solver(
-        self, schedule: Schedule, log_probability: LogProbability | None
-    ) -> IterativeSolver:
-        match self.solver:
-            case DDPMConfig() if log_probability is not None and self.classifier_scale:
-                gradient = classifier_gradient(log_probability, self.classifier_scale)
-                return self.solver.steered(schedule, gradient)
-            case AnalyticDPMConfig(moments=moments) if moments and len(moments) != self.steps:
-                raise ValueError(f"{self.steps} steps need as many moments, got {len(moments)}")
-        return self.solver.build(schedule)
-
-    def steered(
+    def guided_denoiser(
         self,
         conditional: Denoiser[C],
         unconditional: Denoiser[C],
         schedule: Schedule,
         log_probability: LogProbability | None = None,
     ) -> Denoiser[C]:
-        """The denoiser that the solver asks: guidance first, thresholding last.
+        """The denoiser that the solver calls: guidance first, then thresholding.
 
-        `unconditional` is asked only where the scale is not 1.
+        `unconditional` is called only where the scale is not 1.
         """
         conditional = memoize_last(conditional)
         if self.interval is None:
-            steered = with_guidance(conditional, unconditional, self.guidance)
+            guided = with_guidance(conditional, unconditional, self.guidance)
         else:
             low, high = self.interval
-            steered = with_guidance_interval(
+            guided = with_guidance_interval(
                 conditional, unconditional, self.guidance, first=low, last=high
             )
         if self.guidance != 1:
-            steered = with_guidance_rescale(steered, conditional, schedule, self.rescale)
-        if log_probability is not None and not isinstance(self.solver, DDPMConfig):
-            scale = self.classifier_scale
-            steered = with_classifier_guidance(steered, schedule, log_probability, scale)
-        return self.thresholding.wrap(steered, schedule)
+            guided = with_guidance_rescale(guided, conditional, schedule, self.rescale)
+        scale = self.classifier_scale
+        if log_probability is None or not scale:
+            return self.thresholding.wrap(guided, schedule)
+        if isinstance(self.solver, DDPM):
+            gradient = classifier_gradient(log_probability, scale)
+            return with_mean_gradient(self.thresholding.wrap(guided, schedule), gradient)
+        guided = with_classifier_guidance(guided, schedule, log_probability, scale)
+        return self.thresholding.wrap(guided, schedule)
 
 
 @dataclass
 class NFE:
-    """How often networks were asked, a batch at a time."""
+    """Number of function evaluations: calls of networks, each for a whole batch."""
 
     network: int = 0
     classifier: int = 0
@@ -241,9 +179,9 @@ class NFE:
 def count_nfe(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
     """The denoiser, its calls counted."""
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
         calls.network += 1
-        return denoiser(x, t, cond)
+        return denoiser(x, t, condition)
 
     return denoise
 
@@ -251,32 +189,32 @@ def count_nfe(denoiser: Denoiser[C], calls: NFE) -> Denoiser[C]:
 def count_classifier_nfe(log_probability: LogProbability, calls: NFE) -> LogProbability:
     """The classifier, its calls counted."""
 
-    def ask(x: Tensor, t: Tensor) -> Tensor:
+    def classify(x: Tensor, t: Tensor) -> Tensor:
         calls.classifier += 1
         return log_probability(x, t)
 
-    return ask
+    return classify
 
 
 def memoize_last(denoiser: Denoiser[C]) -> Denoiser[C]:
-    """The denoiser; the same question twice in a row is one call."""
+    """The denoiser; the same arguments twice in a row are one call."""
     last: list[tuple[Tensor, Tensor, C, Prediction]] = []
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        if last and last[0][0] is x and last[0][1] is t and last[0][2] is cond:
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        if last and last[0][0] is x and last[0][1] is t and last[0][2] is condition:
             return last[0][3]
-        guess = denoiser(x, t, cond)
-        last[:] = [(x, t, cond, guess)]
-        return guess
+        pred = denoiser(x, t, condition)
+        last[:] = [(x, t, condition, pred)]
+        return pred
 
     return denoise
 
 
 def scale_initial_noise(noise: Tensor, schedule: Schedule, time: float) -> Tensor:
-    """x (B, ...) at a time, of data that standard normal noise (B, ...) hides.
+    """x (B, ...) at a time where standard normal noise (B, ...) hides the data.
 
-    Its deviation is that of normalised data there, sqrt(alpha^2 + sigma^2): 1 where the schedule
-    preserves variance.
+    Its standard deviation is that of normalised data there, sqrt(alpha^2 + sigma^2): 1 where the
+    schedule preserves variance.
     """
-    here = schedule.at(torch.tensor(time, dtype=torch.float64))
+    here = schedule.at(torch.tensor(time, dtype=torch.float64, device="cpu"))
     return noise * math.hypot(float(here.alpha), float(here.sigma))

@@ -99,13 +99,13 @@ class SuperResolution(nn.Module):
     def _stack(width: int, vector: int, blocks: int) -> nn.ModuleList:
         return nn.ModuleList(FiLMResBlock(width, vector) for _ in range(blocks))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, 3, H, W), times (B,) and the low-resolution input to x_0, in fp32.
 
         Raises:
             UserError: no low-resolution image or level, or sizes that do not fit.
         """
-        if cond.low_res is None or cond.noise_level is None:
+        if condition.low_res is None or condition.noise_level is None:
             raise UserError("super_resolution needs a low-resolution image and its level")
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
@@ -114,13 +114,13 @@ class SuperResolution(nn.Module):
                 f"{self.config.stride}, got {height} x {width}"
             )
         enlarged = F.interpolate(
-            cond.low_res.float(), (height, width), mode="bilinear", align_corners=False
+            condition.low_res.float(), (height, width), mode="bilinear", align_corners=False
         )
         both = F.pixel_unshuffle(torch.cat([x.to(enlarged.dtype), enlarged], dim=1), 2)
         hidden = self.stem(
             both.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         )
-        hidden = self._levels(hidden, self.time(t) + self.level(cond.noise_level))
+        hidden = self._levels(hidden, self.time(t) + self.level(condition.noise_level))
         correction = F.pixel_shuffle(self.out(F.silu(self.norm(hidden))).float(), 2)
         return enlarged + correction
 

@@ -90,20 +90,20 @@ class TextDiffusion(nn.Module):
         for layer in (self.modulation, self.image_out):
             zero_module(layer)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, 3, H, W), times (B,) in [0, 1] and captions to the raw output, in fp32.
 
         Raises:
             UserError: the condition holds no captions.
         """
-        if cond.text is None:
+        if condition.text is None:
             raise UserError("text_diffusion needs captions: set data.text")
         config = self.config
         image = self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch))
         image = image + self.image_place(0, image.shape[1])
-        words = self.text_token(cond.text)
-        text = self.text_norm(words + self.text_place(0, cond.text.shape[1]))
-        vector = self.time(t) + self.caption(mean_word(words, cond.text))
+        words = self.text_token(condition.text)
+        text = self.text_norm(words + self.text_place(0, condition.text.shape[1]))
+        vector = self.time(t) + self.caption(mean_word(words, condition.text))
         tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         out = self.image_out(modulate(self.norm(tokens), shift, scale))

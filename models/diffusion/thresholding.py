@@ -3,9 +3,11 @@
 Wrap it around guidance, which leaves the range.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from models.diffusion.parameterization import Prediction, from_x0
@@ -15,33 +17,66 @@ from models.diffusion.schedules.marginal import Schedule
 C = TypeVar("C")
 
 
-def static_threshold(
-    denoiser: Denoiser[C], schedule: Schedule, low: float = -1.0, high: float = 1.0
-) -> Denoiser[C]:
-    """Static thresholding: x_0 clamped to the range, and the noise that then explains x_t."""
-
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        guess = denoiser(x, t, cond)
-        inside = from_x0(guess.x0.clamp(low, high), x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.logvar_fraction)
-
-    return denoise
+def static_threshold(denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+    """Static thresholding: x_0 clamped to [-1, 1], and the noise that then explains x_t."""
+    return _with_x0(denoiser, schedule, lambda x0: x0.clamp(-1, 1))
 
 
 def dynamic_threshold(
-    denoiser: Denoiser[C], schedule: Schedule, *, percentile: float = 0.995, least: float = 1.0
+    denoiser: Denoiser[C], schedule: Schedule, *, percentile: float = 0.995
 ) -> Denoiser[C]:
-    """Dynamic thresholding: x_0 clamped to [-s, s] and divided by s / least.
+    """Dynamic thresholding: x_0 clamped to [-s, s] and divided by s.
 
-    s is the percentile of |x_0| within each sample, at least `least`.
+    s is the percentile of |x_0| within each sample, at least 1.
     """
 
-    def denoise(x: Tensor, t: Tensor, cond: C) -> Prediction:
-        guess = denoiser(x, t, cond)
-        sizes = guess.x0.abs().flatten(1).float()
-        limit = torch.quantile(sizes, percentile, dim=1).clamp(min=least).to(x.dtype)
-        limit = limit.view((-1,) + (1,) * (x.ndim - 1))
-        inside = from_x0(guess.x0.clamp(-limit, limit) / limit * least, x, schedule.at(t))
-        return Prediction(inside.x0, inside.noise, guess.logvar_fraction)
+    def threshold(x0: Tensor) -> Tensor:
+        sizes = x0.abs().flatten(1).float()
+        limit = torch.quantile(sizes, percentile, dim=1).clamp(min=1).to(x0.dtype)
+        limit = limit.view((-1,) + (1,) * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
+
+    return _with_x0(denoiser, schedule, threshold)
+
+
+def _with_x0(
+    denoiser: Denoiser[C], schedule: Schedule, change: Callable[[Tensor], Tensor]
+) -> Denoiser[C]:
+    def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:
+        pred = denoiser(x, t, condition)
+        return from_x0(change(pred.x0), x, schedule.at(t), pred.logvar_fraction)
 
     return denoise
+
+
+class NoThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 as it is predicted: for latents and vectors."""
+
+    kind: Literal["none"] = "none"
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        return denoiser
+
+
+class StaticThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 clamped to [-1, 1]."""
+
+    kind: Literal["static"] = "static"
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        return static_threshold(denoiser, schedule)
+
+
+class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 clamped to a percentile of its size and divided by it."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    percentile: float = Field(default=0.995, gt=0, le=1)
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        return dynamic_threshold(denoiser, schedule, percentile=self.percentile)
+
+
+ThresholdingConfig = Annotated[
+    NoThresholding | StaticThresholding | DynamicThresholding, Field(discriminator="kind")
+]

@@ -40,9 +40,9 @@ from trainer.tasks.frozen_text import Reading
 from trainer.tasks.objectives import (
     HybridLoss,
     LossConfig,
-    Objective,
     Weight,
     WeightedLoss,
+    objective,
 )
 
 
@@ -161,7 +161,7 @@ class Denoising:
     def __init__(self, config: DenoisingConfig, model: ConditionalNetwork) -> None:
         self._config, self._model = config, model
         self._conditions = single(config.condition)
-        self._objective = Objective(config.loss, config.weight or SnrClamped())
+        self._objective = objective(config.loss, config.weight or SnrClamped())
         self._times: TimestepSampler = config.draws.build(model.process.schedule)
         self._seen: list[Tensor] = []
         self._reading = None if config.reads is None else Reading(config.reads)

@@ -1,4 +1,4 @@
-"""Schedules of discrete steps, given by their betas (DDPM, arXiv 2006.11239, eq. 2 to 4).
+"""Schedules of discrete steps, given by their betas (steps,) (DDPM, arXiv 2006.11239, eq. 2 to 4).
 
 Step k of N is the time k / N, so t = 0 is the clean image itself (alpha 1, sigma 0) and t = 1 the
 last step. Between steps alpha is linear in t. A peer that counts its steps from 0 calls time
@@ -23,7 +23,6 @@ class LinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
     last: float = Field(default=0.02, gt=0, lt=1)
 
     def betas(self, steps: int) -> Tensor:
-        """(steps,), fp64."""
         return torch.linspace(self.first, self.last, steps, dtype=torch.float64, device="cpu")
 
 
@@ -35,7 +34,6 @@ class SqrtLinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
     last: float = Field(default=0.012, gt=0, lt=1)
 
     def betas(self, steps: int) -> Tensor:
-        """(steps,), fp64."""
         ends = math.sqrt(self.first), math.sqrt(self.last)
         return torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** 2
 
@@ -48,7 +46,6 @@ class CosineBetasConfig(BaseModel, frozen=True, extra="forbid"):
     cap: float = Field(default=0.999, gt=0, lt=1)
 
     def betas(self, steps: int) -> Tensor:
-        """(steps,), fp64."""
         t = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         kept = ((t + self.offset) / (1 + self.offset) * (math.pi / 2)).cos() ** 2
         return (1 - kept[1:] / kept[:-1]).clamp(max=self.cap)
@@ -72,7 +69,6 @@ class DiscreteScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     zero_terminal_snr: bool = False
 
     def build(self) -> "DiscreteSchedule":
-        """The schedule."""
         betas = self.betas.betas(self.steps)
         return DiscreteSchedule(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
 
@@ -87,7 +83,6 @@ class DiscreteSchedule:
         self.steps = len(betas)
 
     def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
         alpha = self._alpha(t)
         return Marginal(alpha.to(t.dtype), ((1 - alpha) * (1 + alpha)).sqrt().to(t.dtype))
 
@@ -97,39 +92,24 @@ class DiscreteSchedule:
         return (2 * alpha.log() - ((1 - alpha) * (1 + alpha)).log()).to(t.dtype)
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
         alpha = log_snr.to(torch.float64).sigmoid().sqrt()
         table = self._alphas.to(alpha.device)
-        place = torch.searchsorted(-table, -alpha, right=True) - 1
-        place = place.clamp(0, self.steps - 1)
-        share = (table[place] - alpha) / (table[place] - table[place + 1])
-        return ((place + share) / self.steps).to(log_snr.dtype)
+        index = torch.searchsorted(-table, -alpha, right=True) - 1
+        index = index.clamp(0, self.steps - 1)
+        fraction = (table[index] - alpha) / (table[index] - table[index + 1])
+        return ((index + fraction) / self.steps).to(log_snr.dtype)
 
     def _alpha(self, t: Tensor) -> Tensor:
         table = self._alphas.to(t.device)
         position = t.to(torch.float64) * self.steps
-        place = position.floor().clamp(0, self.steps - 1).long()
-        share = position - place
-        return torch.lerp(table[place], table[place + 1], share)
+        index = position.floor().clamp(0, self.steps - 1).long()
+        fraction = position - index
+        return torch.lerp(table[index], table[index + 1], fraction)
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas (N,) whose alpha keeps its first value and falls to 0 (arXiv 2305.08891, alg. 1)."""
+    """Betas (N,) whose alpha keeps its first value and ends at 0 (arXiv 2305.08891, alg. 1)."""
     alphas = (1 - betas).cumprod(0).sqrt()
     first, last = alphas[0], alphas[-1]
     kept = ((alphas - last) * first / (first - last)) ** 2
-    return 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
-
-
-def respaced(betas: Tensor, steps: Tensor) -> Tensor:
-    """Betas (n,) of the chain that visits only the rising `steps` (n,), counted from 1.
-
-    1 - beta is the ratio of neighbouring alpha^2 (arXiv 2102.09672, section 4, "strided").
-
-    Raises:
-        ValueError: steps that do not rise, or lie outside 1 to N.
-    """
-    if bool((steps.diff() <= 0).any()) or int(steps[0]) < 1 or int(steps[-1]) > len(betas):
-        raise ValueError(f"steps must rise within 1 to {len(betas)}")
-    kept = (1 - betas).cumprod(0)[steps - 1]
     return 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])

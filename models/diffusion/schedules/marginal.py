@@ -1,10 +1,12 @@
 """What a schedule is: x_t = alpha(t) x_0 + sigma(t) noise, t from 0 (clean) to 1 (noise)."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import torch
+from pydantic import BaseModel
 from torch import Tensor
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Marginal:
         """Signal-to-noise ratio alpha^2 / sigma^2."""
         return (self.alpha / self.sigma) ** 2
 
-    def like(self, x: Tensor) -> "Marginal":
+    def broadcast_to(self, x: Tensor) -> "Marginal":
         """The same, shaped (B, 1, ...) to multiply `x` (B, ...); one for all stays as it is."""
         if self.alpha.shape == (1,):
             return self
@@ -33,12 +35,12 @@ class Marginal:
 
     def add_noise(self, x0: Tensor, noise: Tensor) -> Tensor:
         """alpha x_0 + sigma noise for a batch (B, ...)."""
-        here = self.like(x0)
+        here = self.broadcast_to(x0)
         return here.alpha * x0 + here.sigma * noise
 
 
 class Schedule(Protocol):
-    """Marginals of a diffusion at any time. It never changes: solvers remember what it says."""
+    """Marginals of a diffusion at any time. It never changes: solvers cache its numbers."""
 
     def __hash__(self) -> int: ...
 
@@ -47,7 +49,7 @@ class Schedule(Protocol):
         ...
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """ln(alpha^2 / sigma^2) at times in [0, 1]; falls with t."""
+        """ln(alpha^2 / sigma^2) at times in [0, 1]; decreasing in t."""
         ...
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -55,25 +57,12 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """A schedule in numbers, for plots; every field is (count,), fp64."""
+def require_increasing(settings: M, low: str, high: str) -> M:
+    """The settings, where the value of `low` is below that of `high`.
 
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    snr: Tensor
-    """alpha^2 / sigma^2."""
-    log_snr: Tensor
-    density: Tensor
-    """-dt / d log_snr: how often training at uniform times visits a log signal-to-noise ratio
-    (arXiv 2303.00848, section 3)."""
-
-
-def statistics(schedule: Schedule, count: int = 1001) -> Statistics:
-    """Signal and noise at `count` times, evenly in [0, 1]."""
-    t = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
-    here = schedule.at(t)
-    log_snr = schedule.log_snr(t)
-    slope = torch.gradient(log_snr, spacing=(t,))[0]
-    return Statistics(t, here.alpha, here.sigma, here.snr, log_snr, -1 / slope)
+    Raises:
+        ValueError: it is not.
+    """
+    if getattr(settings, low) >= getattr(settings, high):
+        raise ValueError(f"{low} must be below {high}")
+    return settings

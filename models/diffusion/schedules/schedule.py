@@ -4,26 +4,15 @@ The ones of this file are variance preserving, alpha^2 + sigma^2 = 1, and in con
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.marginal import Marginal, Schedule
+from models.diffusion.schedules.marginal import Marginal, require_increasing
 from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
-
-__all__ = [
-    "CosineSchedule",
-    "CosineScheduleConfig",
-    "LinearSchedule",
-    "LinearScheduleConfig",
-    "Marginal",
-    "Schedule",
-    "ScheduleConfig",
-    "VPScheduleConfig",
-]
 
 
 class CosineScheduleConfig(BaseModel, frozen=True, extra="forbid"):
@@ -34,13 +23,10 @@ class CosineScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     log_snr_max: float = 15.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> "CosineScheduleConfig":
-        if self.log_snr_min >= self.log_snr_max:
-            raise ValueError("log_snr_min must be below log_snr_max")
-        return self
+    def _ordered(self) -> Self:
+        return require_increasing(self, "log_snr_min", "log_snr_max")
 
     def build(self) -> "CosineSchedule":
-        """The schedule."""
         return CosineSchedule(self)
 
 
@@ -55,16 +41,13 @@ class CosineSchedule:
         self._span = math.atan(math.exp(-config.log_snr_min / 2)) - self._first
 
     def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
         angle = self._first + self._span * t
         return Marginal(angle.cos(), angle.sin())
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """ln(alpha^2 / sigma^2)."""
         return -2 * (self._first + self._span * t).tan().log()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
         return ((-log_snr / 2).exp().atan() - self._first) / self._span
 
 
@@ -81,13 +64,10 @@ class LinearScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     first: float = Field(default=1e-3, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "LinearScheduleConfig":
-        if self.beta_min >= self.beta_max:
-            raise ValueError("beta_min must be below beta_max")
-        return self
+    def _ordered(self) -> Self:
+        return require_increasing(self, "beta_min", "beta_max")
 
     def build(self) -> "LinearSchedule":
-        """The schedule."""
         return LinearSchedule(self)
 
 
@@ -97,7 +77,7 @@ class LinearSchedule:
     The variance-preserving process of arXiv 2011.13456, appendix C.
     """
 
-    def __init__(self, config: LinearScheduleConfig) -> None:
+    def __init__(self, config: "LinearScheduleConfig | VPScheduleConfig") -> None:
         self._config = config
 
     def _integral(self, t: Tensor) -> Tensor:
@@ -106,7 +86,6 @@ class LinearSchedule:
         return config.beta_min * s + 0.5 * (config.beta_max - config.beta_min) * s**2
 
     def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
         integral = self._integral(t)
         return Marginal((-0.5 * integral).exp(), (-torch.expm1(-integral)).sqrt())
 
@@ -115,7 +94,6 @@ class LinearSchedule:
         return -torch.expm1(self._integral(t)).log()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
         config = self._config
         integral = torch.nn.functional.softplus(-log_snr)
         slope = config.beta_max - config.beta_min
@@ -133,16 +111,11 @@ class VPScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     first: float = Field(default=1e-5, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "VPScheduleConfig":
-        if self.beta_min >= self.beta_max:
-            raise ValueError("beta_min must be below beta_max")
-        return self
+    def _ordered(self) -> Self:
+        return require_increasing(self, "beta_min", "beta_max")
 
     def build(self) -> LinearSchedule:
-        """The schedule."""
-        return LinearSchedule(
-            LinearScheduleConfig(beta_min=self.beta_min, beta_max=self.beta_max, first=self.first)
-        )
+        return LinearSchedule(self)
 
 
 ScheduleConfig = Annotated[

@@ -1,13 +1,13 @@
 """Variance exploding schedules: alpha is 1, so x_t = x_0 + sigma(t) noise."""
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from models.diffusion.schedules.marginal import Marginal
+from models.diffusion.schedules.marginal import Marginal, require_increasing
 
 
 class VEScheduleConfig(BaseModel, frozen=True, extra="forbid"):
@@ -18,13 +18,10 @@ class VEScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     sigma_max: float = Field(default=50.0, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "VEScheduleConfig":
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError("sigma_min must be below sigma_max")
-        return self
+    def _ordered(self) -> Self:
+        return require_increasing(self, "sigma_min", "sigma_max")
 
     def build(self) -> "VESchedule":
-        """The schedule."""
         return VESchedule(self)
 
 
@@ -36,15 +33,12 @@ class VESchedule:
         self._span = math.log(config.sigma_max) - self._first
 
     def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
         return Marginal(torch.ones_like(t), (self._first + self._span * t).exp())
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-2 ln sigma."""
         return -2 * (self._first + self._span * t)
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
         return (-log_snr / 2 - self._first) / self._span
 
 
@@ -57,13 +51,10 @@ class EDMScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     rho: float = Field(default=7.0, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "EDMScheduleConfig":
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError("sigma_min must be below sigma_max")
-        return self
+    def _ordered(self) -> Self:
+        return require_increasing(self, "sigma_min", "sigma_max")
 
     def build(self) -> "EDMSchedule":
-        """The schedule."""
         return EDMSchedule(self)
 
 
@@ -76,13 +67,10 @@ class EDMSchedule:
         self._span = config.sigma_max ** (1 / config.rho) - self._first
 
     def at(self, t: Tensor) -> Marginal:
-        """The marginal at times in [0, 1]."""
         return Marginal(torch.ones_like(t), (self._first + self._span * t) ** self._rho)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-2 ln sigma."""
         return -2 * self._rho * (self._first + self._span * t).log()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`."""
         return ((-log_snr / (2 * self._rho)).exp() - self._first) / self._span

@@ -4,53 +4,54 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
-from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.solver import TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, TimeGrid
 from models.nn.random import randn_like
 
 
-@dataclass(frozen=True)
-class Churn:
-    """How much, between which noise levels sigma / alpha."""
+class Churn(BaseModel, frozen=True, extra="forbid"):
+    """How much noise is added, between which noise levels sigma / alpha."""
 
-    amount: float = 0.0
+    amount: float = Field(default=0.0, ge=0)
     """S_churn, spread over all steps."""
-    low: float = 0.0
-    high: float = math.inf
-    noise: float = 1.0
+    low: float = Field(default=0.0, ge=0)
+    high: float | None = Field(default=None, gt=0)
+    noise: float = Field(default=1.0, gt=0)
     """S_noise: the new noise's standard deviation, a little above 1 for networks that blur."""
 
     def gamma(self, level: float, total: int) -> float:
-        """gamma: by how much one of `total` steps raises its noise level."""
-        inside = self.low <= level <= self.high
+        """The relative increase of the noise level by one of `total` steps."""
+        inside = self.low <= level <= (math.inf if self.high is None else self.high)
         return min(self.amount / total, math.sqrt(2) - 1) if inside else 0.0
 
 
 @dataclass(slots=True)
-class Start:
-    """Where a step starts."""
+class StepStart:
+    """The point from which a step starts."""
 
-    time: float
+    x: Tensor
+    """(B, ...)."""
+    t: Tensor
+    """(B,)."""
     alpha: float
     level: float
     """sigma / alpha."""
-    x: Tensor
-    """(B, ...)."""
 
 
-def start(
-    churn: Churn, schedule: Schedule, path: TimeGrid, step: int, x: Tensor, rng: Generator
-) -> Start:
+def start_step(
+    churn: Churn, denoise: GridDenoiser, grid: TimeGrid, step: int, x: Tensor, rng: Generator
+) -> StepStart:
     """x (B, ...) at the step's time, with more noise at an earlier time where there is churn."""
-    level, alpha = path.ratio(step), path.alpha[step]
-    gamma = churn.gamma(level, path.total)
+    level, alpha = grid.noise_level(step), grid.alpha[step]
+    gamma = churn.gamma(level, grid.total)
     if not gamma:
-        return Start(path.t[step], alpha, level, x)
+        return StepStart(x, denoise.times[step], alpha, level)
     raised = level * (1 + gamma)
     added = churn.noise * math.sqrt(raised * raised - level * level)
-    time = schedule.inverse_log_snr(torch.tensor(-2 * math.log(raised), dtype=torch.float64))
-    earlier = float(schedule.at(time).alpha)
+    log_snr = torch.tensor(-2 * math.log(raised), dtype=torch.float64, device="cpu")
+    time = grid.schedule.inverse_log_snr(log_snr)
+    earlier = float(grid.schedule.at(time).alpha)
     noisier = earlier * (x / alpha + added * randn_like(x, rng))
-    return Start(float(time), earlier, raised, noisier)
+    return StepStart(noisier, x.new_full((len(x),), float(time)), earlier, raised)

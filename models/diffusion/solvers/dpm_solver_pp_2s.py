@@ -2,45 +2,40 @@
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Literal
 
 from torch import Generator, Tensor
 
-from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, groups, lambda_step
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, call_denoiser, time_grid
-
-C = TypeVar("C")
+from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
 
 
-class DPMSolverPP2S(IterativeSolver):
+class DPMSolverPP2S(Solver, frozen=True, extra="forbid"):
     """Singlestep in data form; every time of the grid is one call, two make a step."""
 
-    order = 2
+    kind: Literal["dpm_solver_pp_2s"] = "dpm_solver_pp_2s"
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    @property
+    def order(self) -> int:
+        return 2
 
-    def steps(
-        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    def _iterate(
+        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
     ) -> Iterator[SolverStep]:
-        """From x (B, ...) at times[0] to x at times[-1]."""
-        path = time_grid(self._schedule, times)
         s = 0
-        for size in groups(path, 2):
-            guess = call_denoiser(denoiser, x, path.t[s], cond)
+        for size in groups(grid, 2):
+            pred = denoise(x, s)
             if size == 1:
-                x = data_step(path, s, s + 1, x, guess.x0)
+                x = data_step(grid, s, s + 1, x, pred.x0)
             else:
                 m, t = s + 1, s + 2
-                inner = data_step(path, s, m, x, guess.x0)
-                yield SolverStep(m, path.total, path.t[m], inner, guess)
-                middle = call_denoiser(denoiser, inner, path.t[m], cond)
-                h = lambda_step(path, s, t)
-                r = lambda_step(path, s, m) / h
-                slope = (middle.x0 - guess.x0) / (2 * r)
-                x = data_step(path, s, t, x, guess.x0) - path.alpha[t] * math.expm1(-h) * slope
-                guess = middle
+                inner = data_step(grid, s, m, x, pred.x0)
+                yield grid.step(m, inner, pred)
+                middle = denoise(inner, m)
+                h = lambda_step(grid, s, t)
+                r = lambda_step(grid, s, m) / h
+                slope = (middle.x0 - pred.x0) / (2 * r)
+                x = data_step(grid, s, t, x, pred.x0) - grid.alpha[t] * math.expm1(-h) * slope
+                pred = middle
             s += size
-            yield SolverStep(s, path.total, path.t[s], x, guess)
+            yield grid.step(s, x, pred)

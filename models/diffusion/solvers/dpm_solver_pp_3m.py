@@ -2,62 +2,51 @@
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Literal
 
 from torch import Generator, Tensor
 
-from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
 from models.diffusion.solvers.exponential import data_step, lambda_step
-from models.diffusion.solvers.solver import (
-    IterativeSolver,
-    SolverStep,
-    TimeGrid,
-    call_denoiser,
-    time_grid,
-)
-
-C = TypeVar("C")
+from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
 
 
-class DPMSolverPP3M(IterativeSolver):
-    """Multistep in data form: the parabola through the newest three guesses, one call a step.
-    The first step is of first order: begun where x_0 changes over it, the whole is of order 2.
+class DPMSolverPP3M(Solver, frozen=True, extra="forbid"):
+    """Multistep in data form: the parabola through the newest three predictions, one call a step.
 
-    The parabola's second derivative is twice the second difference. The released code, and what
-    follows it, leaves the 2 out and is of order 2: `released` does the same, to repeat its samples.
+    The first step is of first order: begun where x_0 changes over it, the whole is of order 2. The
+    parabola's second derivative is twice the second difference. The released code, and what follows
+    it, leaves the 2 out and is of order 2: `released` does the same, to repeat its samples.
     """
 
-    order = 3
+    kind: Literal["dpm_solver_pp_3m"] = "dpm_solver_pp_3m"
+    released: bool = False
 
-    def __init__(self, schedule: Schedule, *, released: bool = False) -> None:
-        self._schedule = schedule
-        self._bend = 1.0 if released else 2.0
+    @property
+    def order(self) -> int:
+        return 2 if self.released else 3
 
-    def steps(
-        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    def _iterate(
+        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
     ) -> Iterator[SolverStep]:
-        """From x (B, ...) at times[0] to x at times[-1]."""
-        path = time_grid(self._schedule, times)
-        known: list[Tensor] = []
-        for s in range(path.total):
-            guess = call_denoiser(denoiser, x, path.t[s], cond)
-            known = [guess.x0, *known[:2]]
-            x = data_step(path, s, s + 1, x, guess.x0)
-            if len(known) > 1 and not path.ends_clean(s + 1):
-                x = x + path.alpha[s + 1] * self._correction(path, s, known)
-            yield SolverStep(s + 1, path.total, path.t[s + 1], x, guess)
+        history: list[Tensor] = []
+        for s in range(grid.total):
+            pred = denoise(x, s)
+            history = [pred.x0, *history[:2]]
+            x = data_step(grid, s, s + 1, x, pred.x0)
+            if len(history) > 1 and not grid.is_clean(s + 1):
+                x = x + grid.alpha[s + 1] * self._correction(grid, s, history)
+            yield grid.step(s + 1, x, pred)
 
-    def _correction(self, path: TimeGrid, s: int, known: list[Tensor]) -> Tensor:
-        """What the change of x_0 over the step adds to x_t / alpha_t, from 2 or 3 guesses."""
-        h = lambda_step(path, s, s + 1)
+    def _correction(self, grid: TimeGrid, s: int, history: list[Tensor]) -> Tensor:
+        """What the change of x_0 over the step adds to x_t / alpha_t, from 2 or 3 predictions."""
+        h = lambda_step(grid, s, s + 1)
         phi1 = math.expm1(-h)
-        r0 = lambda_step(path, s - 1, s) / h
-        recent = (known[0] - known[1]) / r0
-        if len(known) == 2:
+        r0 = lambda_step(grid, s - 1, s) / h
+        recent = (history[0] - history[1]) / r0
+        if len(history) == 2:
             return -phi1 / 2 * recent
-        r1 = lambda_step(path, s - 2, s - 1) / h
-        earlier = (known[1] - known[2]) / r1
+        r1 = lambda_step(grid, s - 2, s - 1) / h
+        earlier = (history[1] - history[2]) / r1
         second = (recent - earlier) / (r0 + r1)
-        slope, bend = recent + r0 * second, self._bend * second
+        slope, bend = recent + r0 * second, (1.0 if self.released else 2.0) * second
         return (phi1 / h + 1) * slope - ((phi1 + h) / h**2 - 0.5) * bend

@@ -1,4 +1,7 @@
-"""Grids of times as a setting: built for a schedule and a number of steps."""
+"""Grids of times: `build(schedule, steps)` gives decreasing times (steps + 1,), in fp64.
+
+It raises a `ValueError` where the grid does not suit the schedule or the number of steps.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
@@ -8,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.schedules.discrete import DiscreteSchedule
-from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.times import (
     karras_times,
     leading_times,
@@ -26,7 +29,7 @@ class _Span(BaseModel, frozen=True, extra="forbid"):
     """The clean end."""
 
     @model_validator(mode="after")
-    def _falls(self) -> Self:
+    def _decreasing(self) -> Self:
         if self.last >= self.first:
             raise ValueError("last must lie below first")
         return self
@@ -38,7 +41,6 @@ class UniformTimesConfig(_Span, frozen=True, extra="forbid"):
     kind: Literal["uniform"] = "uniform"
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64."""
         return uniform_times(steps, first=self.first, last=self.last)
 
 
@@ -48,7 +50,6 @@ class QuadraticTimesConfig(_Span, frozen=True, extra="forbid"):
     kind: Literal["quadratic"] = "quadratic"
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64."""
         return quadratic_times(steps, first=self.first, last=self.last)
 
 
@@ -59,16 +60,10 @@ class KarrasTimesConfig(_Span, frozen=True, extra="forbid"):
     rho: float = Field(default=7.0, gt=0)
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64.
-
-        Raises:
-            ValueError: no signal at the noisy end, or too few steps.
-        """
-
         def grid(steps: int, last: float) -> Tensor:
             return karras_times(schedule, steps, rho=self.rho, first=self.first, last=last)
 
-        return _down(schedule, steps, self, grid)
+        return _to_clean(schedule, steps, self, grid)
 
 
 class LogSnrTimesConfig(_Span, frozen=True, extra="forbid"):
@@ -81,16 +76,10 @@ class LogSnrTimesConfig(_Span, frozen=True, extra="forbid"):
     kind: Literal["log_snr"] = "log_snr"
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64.
-
-        Raises:
-            ValueError: no signal at the noisy end, or too few steps.
-        """
-
         def grid(steps: int, last: float) -> Tensor:
             return uniform_log_snr_times(schedule, steps, first=self.first, last=last)
 
-        return _down(schedule, steps, self, grid)
+        return _to_clean(schedule, steps, self, grid)
 
 
 class TrailingTimesConfig(BaseModel, frozen=True, extra="forbid"):
@@ -99,11 +88,6 @@ class TrailingTimesConfig(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["trailing"] = "trailing"
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64.
-
-        Raises:
-            ValueError: a schedule in continuous time, or fewer than `steps` discrete steps.
-        """
         return trailing_times(_discrete(schedule, steps, self.kind), steps)
 
 
@@ -114,11 +98,6 @@ class LeadingTimesConfig(BaseModel, frozen=True, extra="forbid"):
     offset: int = Field(default=0, ge=0)
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        """Falling times (steps + 1,), fp64.
-
-        Raises:
-            ValueError: a schedule in continuous time, or fewer than `steps` discrete steps.
-        """
         return leading_times(_discrete(schedule, steps, self.kind), steps, offset=self.offset)
 
 
@@ -135,20 +114,20 @@ TimeGridConfig = Annotated[
 
 def noisy_end(schedule: Schedule, time: float = 0.0) -> float:
     """The time itself if there is noise, else the first discrete step, the least noise there is."""
-    here = schedule.at(torch.tensor(time, dtype=torch.float64))
+    here = schedule.at(torch.tensor(time, dtype=torch.float64, device="cpu"))
     if float(here.sigma) > 0 or not isinstance(schedule, DiscreteSchedule):
         return time
     return 1 / schedule.steps
 
 
-def _down(
+def _to_clean(
     schedule: Schedule,
     steps: int,
     span: KarrasTimesConfig | LogSnrTimesConfig,
     grid: Callable[[int, float], Tensor],
 ) -> Tensor:
     """`grid` of (steps, last) down to the least noise there is, then, if need be, to none."""
-    start = schedule.at(torch.tensor(span.first, dtype=torch.float64))
+    start = schedule.at(torch.tensor(span.first, dtype=torch.float64, device="cpu"))
     if float(start.alpha) == 0:
         raise ValueError(
             f"times of kind {span.kind} need some signal at time {span.first:g}: choose uniform"

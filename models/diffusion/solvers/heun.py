@@ -1,44 +1,39 @@
 """Heun's method on the probability-flow ODE (EDM, arXiv 2206.00364, algorithms 1 and 2)."""
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.churn import Churn, start
-from models.diffusion.solvers.solver import IterativeSolver, SolverStep, call_denoiser, time_grid
-
-C = TypeVar("C")
+from models.diffusion.solvers.churn import Churn, start_step
+from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
 
 
-class Heun(IterativeSolver):
+class Heun(Solver, frozen=True, extra="forbid"):
     """The slope d(x / alpha) / d(sigma / alpha) = noise, averaged over both ends of a step.
 
     Two calls a step, one for a step to a time without noise.
     """
 
-    order = 2
+    kind: Literal["heun"] = "heun"
+    churn: Churn = Churn()
 
-    def __init__(self, schedule: Schedule, churn: Churn | None = None) -> None:
-        self._schedule = schedule
-        self._churn = churn or Churn()
+    @property
+    def order(self) -> int:
+        return 2
 
-    def steps(
-        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
+    def _iterate(
+        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
     ) -> Iterator[SolverStep]:
-        """From x (B, ...) at times[0] to x at times[-1]; rising times invert."""
-        path = time_grid(self._schedule, times)
-        for step in range(path.total):
-            here = start(self._churn, self._schedule, path, step, x, rng)
-            guess = call_denoiser(denoiser, here.x, here.time, cond)
-            kept, alpha = path.alpha[step + 1] / here.alpha, path.alpha[step + 1]
-            width = path.ratio(step + 1) - here.level
-            x = torch.add(kept * here.x, guess.noise, alpha=alpha * width)
-            if not path.ends_clean(step + 1):
-                end = call_denoiser(denoiser, x, path.t[step + 1], cond)
-                slope = (guess.noise + end.noise) / 2
-                x, guess = torch.add(kept * here.x, slope, alpha=alpha * width), end
-            yield SolverStep(step + 1, path.total, path.t[step + 1], x, guess)
+        for step in range(grid.total):
+            here = start_step(self.churn, denoise, grid, step, x, rng)
+            pred = denoise.call(here.x, here.t)
+            kept, alpha = grid.alpha[step + 1] / here.alpha, grid.alpha[step + 1]
+            width = alpha * (grid.noise_level(step + 1) - here.level)
+            x = torch.add(kept * here.x, pred.noise, alpha=width)
+            if not grid.is_clean(step + 1):
+                end = denoise(x, step + 1)
+                slope = (pred.noise + end.noise) / 2
+                x, pred = torch.add(kept * here.x, slope, alpha=width), end
+            yield grid.step(step + 1, x, pred)

@@ -1,90 +1,45 @@
-"""What every solver offers, and the numbers along a grid of times that all of them need."""
+"""The base of all solvers, and the numbers along a grid of times that they share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import Denoiser
-from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.schedules.marginal import Schedule
 
 C = TypeVar("C")
 ProgressCallback = Callable[[int, int], None]
-"""Called with the steps done and their total."""
-
-
-class Solver(Protocol):
-    """Carries x along a grid of times."""
-
-    order: int
-    """Order of convergence of its deterministic form."""
-
-    def solve(
-        self,
-        denoiser: Denoiser[C],
-        x: Tensor,
-        times: Tensor,
-        cond: C,
-        rng: Generator,
-        progress: ProgressCallback | None = None,
-    ) -> Tensor:
-        """From x (B, ...) at times[0] to x at times[-1]."""
-        ...
+"""Called with the number of finished steps and their total."""
 
 
 @dataclass(slots=True)
 class SolverStep:
-    """Where a solver stands after a step."""
+    """The state of a solver after a step."""
 
     done: int
-    """Steps of the grid behind it."""
+    """Number of finished steps."""
     total: int
     time: float
     """times[done]."""
     x: Tensor
     """(B, ...) at that time."""
-    guess: Prediction
-    """The newest prediction used; `guess.x0` (B, ...) is what a preview shows."""
-
-
-class IterativeSolver(ABC):
-    """A solver that can be watched, stopped and drawn at every step."""
-
-    order: int
-
-    @abstractmethod
-    def steps(
-        self, denoiser: Denoiser[C], x: Tensor, times: Tensor, cond: C, rng: Generator
-    ) -> Iterator[SolverStep]:
-        """The steps from x (B, ...) at times[0] to times[-1], made as they are asked for."""
-        ...
-
-    def solve(
-        self,
-        denoiser: Denoiser[C],
-        x: Tensor,
-        times: Tensor,
-        cond: C,
-        rng: Generator,
-        progress: ProgressCallback | None = None,
-    ) -> Tensor:
-        """From x (B, ...) at times[0] to x at times[-1]."""
-        for step in self.steps(denoiser, x, times, cond, rng):
-            x = step.x
-            if progress is not None:
-                progress(step.done, step.total)
-        return x
+    prediction: Prediction
+    """The newest prediction used; `prediction.x0` (B, ...) is what a preview shows."""
 
 
 @dataclass(frozen=True)
 class TimeGrid:
     """Marginals at every time of a grid, as plain numbers in double precision."""
 
+    schedule: Schedule
     t: tuple[float, ...]
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
@@ -93,55 +48,134 @@ class TimeGrid:
 
     @property
     def total(self) -> int:
-        """Steps."""
+        """Number of steps."""
         return len(self.t) - 1
 
-    def ratio(self, place: int) -> float:
-        """sigma / alpha, the noise level of x / alpha.
+    def noise_level(self, index: int) -> float:
+        """sigma / alpha, the standard deviation of the noise in x / alpha.
 
         Raises:
             ValueError: alpha is 0.
         """
-        if self.alpha[place] == 0:
+        if self.alpha[index] == 0:
             raise ValueError("this solver needs some signal at every time, use DDIM or DDPM")
-        return self.sigma[place] / self.alpha[place]
+        return self.sigma[index] / self.alpha[index]
 
-    def ends_clean(self, place: int) -> bool:
+    def is_clean(self, index: int) -> bool:
         """Whether no noise is left at this time, where lambda is infinite."""
-        return self.sigma[place] == 0
+        return self.sigma[index] == 0
+
+    def forward_variance(self, step: int) -> float:
+        """var_ts = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 of q(x_t | x_s), t = t[step]."""
+        ratio = self.alpha[step] / self.alpha[step + 1]
+        now, then = self.sigma[step], self.sigma[step + 1]
+        return max(now * now - ratio * ratio * then * then, 0.0)
+
+    def posterior_std(self, step: int) -> float:
+        """sqrt(var_ts) sigma_s / sigma_t of q(x_s | x_t, x_0) (arXiv 2006.11239, eq. 7)."""
+        return math.sqrt(self.forward_variance(step)) * self.sigma[step + 1] / self.sigma[step]
+
+    def step(self, done: int, x: Tensor, prediction: Prediction) -> SolverStep:
+        """The state x (B, ...) after `done` steps."""
+        return SolverStep(done, self.total, self.t[done], x, prediction)
 
 
 def time_grid(schedule: Schedule, times: Tensor) -> TimeGrid:
-    """The marginals at times (n + 1,), computed on the CPU and in fp64, once for many batches."""
-    return _grid(schedule, tuple(times.detach().to(torch.float64).tolist()))
+    """The marginals at times (n + 1,), computed on the CPU in fp64, once for many batches."""
+    return _time_grid(schedule, tuple(times.detach().to(torch.float64).tolist()))
 
 
 @lru_cache(maxsize=32)
-def _grid(schedule: Schedule, times: tuple[float, ...]) -> TimeGrid:
-    t = torch.tensor(times, dtype=torch.float64)
-    here = schedule.at(t)
+def _time_grid(schedule: Schedule, times: tuple[float, ...]) -> TimeGrid:
+    here = schedule.at(torch.tensor(times, dtype=torch.float64, device="cpu"))
     half = here.alpha.log() - here.sigma.log()
-    return TimeGrid(times, *(tuple(each.tolist()) for each in (here.alpha, here.sigma, half)))
+    numbers = (tuple(each.tolist()) for each in (here.alpha, here.sigma, half))
+    return TimeGrid(schedule, times, *numbers)
 
 
-def require_decreasing(times: Tensor, who: str) -> None:
-    """Refuse times that do not fall.
+@dataclass(frozen=True, slots=True)
+class GridDenoiser:
+    """A denoiser with its condition, for a batch that shares its time."""
 
-    Raises:
-        ValueError: they do not.
-    """
-    if not bool((times.diff() < 0).all()):
-        raise ValueError(f"{who} needs falling times")
+    call: Callable[[Tensor, Tensor], Prediction]
+    """x (B, ...) and times (B,) to a prediction."""
+    times: tuple[Tensor, ...]
+    """Every time of the grid, (B,) each."""
+
+    def __call__(self, x: Tensor, index: int) -> Prediction:
+        """The prediction for x (B, ...) at a position of the grid."""
+        return self.call(x, self.times[index])
 
 
-def call_denoiser(denoiser: Denoiser[C], x: Tensor, t: float, cond: C) -> Prediction:
-    """The denoiser's guess for a batch that shares its time."""
-    return denoiser(x, x.new_full(x.shape[:1], t), cond)
+class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
+    """Carries x along a grid of times; the fields are the settings of a recipe."""
+
+    decreasing_only: ClassVar[bool] = False
+    """Whether it adds noise, so that there is no way back along increasing times."""
+
+    @property
+    def order(self) -> int | None:
+        """Order of convergence, of the distribution where noise is added; None without one."""
+        return 1
+
+    def check(self, steps: int) -> None:
+        """Refuse a number of steps that the settings do not fit.
+
+        Raises:
+            ValueError: they do not.
+        """
+
+    @abstractmethod
+    def _iterate(
+        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
+    ) -> Iterator[SolverStep]:
+        """The steps from x (B, ...) at the grid's first time to its last."""
+        ...
+
+    def steps(
+        self,
+        schedule: Schedule,
+        denoiser: Denoiser[C],
+        x: Tensor,
+        times: Tensor,
+        condition: C,
+        rng: Generator,
+    ) -> Iterator[SolverStep]:
+        """The steps from x (B, ...) at times[0] to times[-1], each computed when it is requested.
+
+        Raises:
+            ValueError: times that do not decrease, for a solver that needs it, or a number of steps
+                that the settings do not fit.
+        """
+        if self.decreasing_only and not bool((times.diff() < 0).all()):
+            raise ValueError(f"{type(self).__name__} needs decreasing times")
+        grid = time_grid(schedule, times)
+        self.check(grid.total)
+        batched = x.new_tensor(grid.t)[:, None].expand(-1, len(x)).unbind()
+        bound = GridDenoiser(lambda x, t: denoiser(x, t, condition), batched)
+        return self._iterate(bound, x, grid, rng)
+
+    def solve(
+        self,
+        schedule: Schedule,
+        denoiser: Denoiser[C],
+        x: Tensor,
+        times: Tensor,
+        condition: C,
+        rng: Generator,
+        progress: ProgressCallback | None = None,
+    ) -> Tensor:
+        """From x (B, ...) at times[0] to x at times[-1]."""
+        for step in self.steps(schedule, denoiser, x, times, condition, rng):
+            x = step.x
+            if progress is not None:
+                progress(step.done, step.total)
+        return x
 
 
-def batched_times(path: TimeGrid, x: Tensor) -> tuple[Tensor, ...]:
-    """Every time of the grid for the batch x (B, ...), as a denoiser is told it: (B,) each."""
-    return x.new_tensor(path.t)[:, None].expand(-1, len(x)).unbind()
+def call_denoiser(denoiser: Denoiser[C], x: Tensor, t: float, condition: C) -> Prediction:
+    """The prediction for a batch (B, ...) that shares its time."""
+    return denoiser(x, x.new_full(x.shape[:1], t), condition)
 
 
 def lincomb(x: Tensor, weight: Tensor | float, *others: tuple[Tensor, float]) -> Tensor:
@@ -153,9 +187,9 @@ def lincomb(x: Tensor, weight: Tensor | float, *others: tuple[Tensor, float]) ->
 
 
 def scalars(values: Iterable[float], x: Tensor) -> tuple[Tensor, ...]:
-    """Numbers to multiply x by, as tensors without dimensions: torch takes half the time for those.
+    """Numbers to multiply x by, as 0-dimensional tensors: torch takes half the time for those.
 
     They are on the CPU, wherever x is, and in its precision.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.tensor(list(values), dtype=torch.float64).to(dtype).unbind()
+    return torch.tensor(list(values), dtype=torch.float64, device="cpu").to(dtype).unbind()

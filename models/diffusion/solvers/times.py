@@ -1,11 +1,11 @@
-"""Grids of times for solvers: steps + 1 values, from noise to clean, in fp64."""
+"""Grids of times for solvers: steps + 1 values, from noise to clean, in fp64 on the CPU."""
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
-from models.diffusion.schedules.schedule import Schedule
+from models.diffusion.schedules.marginal import Schedule
 
 
 def uniform_times(steps: int, *, first: float = 1.0, last: float = 0.0) -> Tensor:
@@ -13,21 +13,20 @@ def uniform_times(steps: int, *, first: float = 1.0, last: float = 0.0) -> Tenso
 
     On a discrete schedule from 1 to 0 these are the "trailing" steps of arXiv 2305.08891, table 2.
     """
-    return torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    return torch.linspace(first, last, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def quadratic_times(steps: int, *, first: float = 1.0, last: float = 0.0) -> Tensor:
     """Equal steps of sqrt(t) (arXiv 2010.02502, appendix D.2)."""
-    return _powers(first, last, steps, 0.5)
+    return _power_spaced(first, last, steps, 0.5)
 
 
 def uniform_log_snr_times(
     schedule: Schedule, steps: int, *, first: float = 1.0, last: float = 0.0
 ) -> Tensor:
     """Equal steps of the log signal-to-noise ratio (as DPM-Solver, arXiv 2206.00927)."""
-    ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
-    grid = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
-    times = schedule.inverse_log_snr(grid)
+    start, end = _log_snr(schedule, first, last)
+    times = schedule.inverse_log_snr(uniform_times(steps, first=start, last=end))
     times[0], times[-1] = first, last
     return times
 
@@ -36,9 +35,8 @@ def karras_times(
     schedule: Schedule, steps: int, *, rho: float = 7.0, first: float = 1.0, last: float = 0.0
 ) -> Tensor:
     """Equal steps of (sigma / alpha)^(1 / rho) (EDM, arXiv 2206.00364, eq. 5)."""
-    ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
-    low, high = (-ends / 2).exp().tolist()[::-1]
-    levels = _powers(high, low, steps, 1 / rho)
+    high, low = (math.exp(-log_snr / 2) for log_snr in _log_snr(schedule, first, last))
+    levels = _power_spaced(high, low, steps, 1 / rho)
     times = schedule.inverse_log_snr(-2 * levels.log())
     times[0], times[-1] = first, last
     return times
@@ -47,42 +45,25 @@ def karras_times(
 def trailing_times(train_steps: int, steps: int) -> Tensor:
     """Every (N / steps)-th of N discrete steps, from the last one (arXiv 2305.08891, table 2)."""
     stride = train_steps / steps
-    places = (train_steps - stride * torch.arange(steps, dtype=torch.float64)).round()
-    return _with_clean(places / train_steps)
+    offsets = stride * torch.arange(steps, dtype=torch.float64, device="cpu")
+    return _with_clean((train_steps - offsets).round() / train_steps)
 
 
 def leading_times(train_steps: int, steps: int, *, offset: int = 0) -> Tensor:
     """Steps 1, 1 + r, 1 + 2 r ... of N, r = N // steps, plus `offset` (as DDIM's released code)."""
-    places = torch.arange(steps, dtype=torch.float64).flip(0) * (train_steps // steps)
-    return _with_clean((places + 1 + offset) / train_steps)
+    multiples = torch.arange(steps, dtype=torch.float64, device="cpu").flip(0)
+    return _with_clean((multiples * (train_steps // steps) + 1 + offset) / train_steps)
 
 
-def respaced_times(train_steps: int, sections: Sequence[int]) -> Tensor:
-    """N discrete steps in equal sections, of each so many steps (ADM's "10,10,15,30").
-
-    A section keeps its first and last step (arXiv 2102.09672, section 4). `sections` starts at the
-    clean end.
-
-    Raises:
-        ValueError: a section is asked for more steps than it has.
-    """
-    size, extra = divmod(train_steps, len(sections))
-    kept: list[int] = []
-    start = 1
-    for place, count in enumerate(sections):
-        length = size + (1 if place < extra else 0)
-        if not 0 < count <= length:
-            raise ValueError(f"cannot take {count} of the {length} steps of section {place + 1}")
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        kept += [start + round(stride * step) for step in range(count)]
-        start += length
-    return _with_clean(torch.tensor(kept[::-1], dtype=torch.float64) / train_steps)
+def _log_snr(schedule: Schedule, first: float, last: float) -> list[float]:
+    """ln(alpha^2 / sigma^2) at two times."""
+    times = torch.tensor([first, last], dtype=torch.float64, device="cpu")
+    return schedule.log_snr(times).tolist()
 
 
-def _powers(first: float, last: float, steps: int, power: float) -> Tensor:
+def _power_spaced(first: float, last: float, steps: int, power: float) -> Tensor:
     """Equal steps of value^power from `first` to `last`, both exact."""
-    grid = torch.linspace(first**power, last**power, steps + 1, dtype=torch.float64)
-    values = grid ** (1 / power)
+    values = uniform_times(steps, first=first**power, last=last**power) ** (1 / power)
     values[0], values[-1] = first, last
     return values
 

@@ -278,7 +278,7 @@ class UNet(nn.Module):
             case "convolution_end":
                 return PlainResampling(width, resampling, pads="end")
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, C, H, W), times (B,) in [0, 1] and the condition to the raw output, in fp32.
 
         The raw output has as many channels, or twice as many where the process learns its variance.
@@ -286,8 +286,8 @@ class UNet(nn.Module):
         Raises:
             UserError: the condition lacks what the network is told, or the size does not fit.
         """
-        vector, context = self._told(t, cond)
-        image = self._image(x, cond).to(self.stem.weight.dtype)
+        vector, context = self._told(t, condition)
+        image = self._image(x, condition).to(self.stem.weight.dtype)
         hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
         kept = [hidden]
         for stage in self.down:
@@ -298,29 +298,29 @@ class UNet(nn.Module):
             hidden = stage(joined(hidden, kept.pop()), vector, context)
         return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
-    def _told(self, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
+    def _told(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """The vector of time, class, caption and level, and the caption's tokens."""
         config, vector, context = self.config, self.time(t), None
         if config.classes is not None:
-            if cond.label is None:
+            if condition.label is None:
                 raise UserError("this unet needs class labels")
-            vector = vector + self.label(cond.label)
+            vector = vector + self.label(condition.label)
         if config.text is not None:
-            if cond.text is None:
+            if condition.text is None:
                 raise UserError("this unet needs captions: set data.text")
-            features = cached(self.text, cond.text, self.text)
+            features = cached(self.text, condition.text, self.text)
             vector, context = vector + self.caption(features.whole), features.places
         if config.features is not None:
-            if cond.features is None:
+            if condition.features is None:
                 raise UserError("this unet needs features of captions, read by their encoder")
-            context = cached(self, cond.features, partial(cast, dtype=vector.dtype))
+            context = cached(self, condition.features, partial(cast, dtype=vector.dtype))
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
-            if cond.noise_level is None:
+            if condition.noise_level is None:
                 raise UserError("this unet needs the level of its low-resolution image")
-            vector = vector + self.level(cond.noise_level)
+            vector = vector + self.level(condition.noise_level)
         return vector, context
 
-    def _image(self, x: Tensor, cond: Condition) -> Tensor:
+    def _image(self, x: Tensor, condition: Condition) -> Tensor:
         """The noisy image, with the enlarged low-resolution one where there is one."""
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
@@ -330,10 +330,10 @@ class UNet(nn.Module):
             )
         if self.config.low_resolution is None:
             return x
-        if cond.low_res is None:
+        if condition.low_res is None:
             raise UserError("this unet needs a low-resolution image")
         size = (height, width)
         enlarged = F.interpolate(
-            cond.low_res.to(x.dtype), size, mode="bilinear", align_corners=False
+            condition.low_res.to(x.dtype), size, mode="bilinear", align_corners=False
         )
         return torch.cat([x, enlarged], dim=1)

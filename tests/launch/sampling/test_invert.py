@@ -53,7 +53,7 @@ def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces,
     assert [run["steps"] for run in said["runs"]] == [5, 20]
     assert [run["nfe"] for run in said["runs"]] == [10, 40]
     assert all(len(run["psnr"]) == 2 for run in said["runs"])
-    assert {"mean", "deviation", "kurtosis", "distance"} <= said["runs"][0]["noise"].keys()
+    assert {"mean", "std", "kurtosis", "distance"} <= said["runs"][0]["noise"].keys()
     with Image.open(out) as sheet:
         assert sheet.width > 3 * 96
     kept = read_noise(out.with_suffix(".safetensors"))

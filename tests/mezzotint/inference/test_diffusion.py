@@ -139,7 +139,7 @@ class Shrinks(nn.Module):
         self.config = UNetConfig(**SMALL, attention=(), head_width=4)
 
     def forward(self, x, t, cond):
-        return self.process.schedule.at(t).like(x).sigma * x
+        return self.process.schedule.at(t).broadcast_to(x).sigma * x
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def test_inversion_and_reconstruction_return_the_image_with_enough_steps(caption
             "steps": steps, "times": {"kind": "log_snr"}, "thresholding": {"kind": "none"}
         }  # fmt: skip
         trip = under(captioned, **settings).invert(images, prompts)
-        errors.append(float((trip.back - images).square().mean()))
+        errors.append(float((trip.reconstruction - images).square().mean()))
     assert errors[1] < errors[0] / 4
     again = sample(captioned, Condition(text=TEXT), trip.noise, **settings)
     assert float((again - images).square().mean()) < 2 * errors[1] + 1e-6

@@ -1,14 +1,15 @@
 """Losses: the variational bound beside numerical integration, weights, and times to train at."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from closed_forms import Mixture, MixtureDenoiser
 from torch import nn
 
 from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss, hybrid_loss, simple_loss
-from models.diffusion.mixture import Mixture, MixtureDenoiser
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
@@ -23,15 +24,14 @@ from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.variational_bound import (
     Gaussian,
-    bound_terms,
-    learned,
-    log_probability,
+    discretized_log_likelihood,
+    kl_divergence,
     posterior,
-    prior_term,
-    reverse,
-    variational_bound,
+    reverse_step,
+    vlb_terms,
 )
 from models.diffusion.weighting import EDM, P2, MinSnr, Snr, VLoss
+from models.nn.random import randn_like
 
 DISCRETE = DiscreteScheduleConfig(steps=20).build()
 SCHEDULES = [DISCRETE, CosineScheduleConfig().build()]
@@ -43,6 +43,24 @@ def rng(seed=0):
 
 def numbers(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def prior_term(x0, schedule):
+    """KL(q(x_1 | x_0) || N(0, sigma(1)^2 + alpha(1)^2)): (B,), nats per value."""
+    end = schedule.at(numbers(1.0)[0])
+    truth = Gaussian(end.alpha * x0.double(), 2 * end.sigma.log())
+    prior = Gaussian(torch.zeros_like(x0), (end.alpha**2 + end.sigma**2).log())
+    return kl_divergence(truth, prior).flatten(1).mean(dim=1)
+
+
+def variational_bound(denoiser, schedule, x0, times, rng):
+    """The bound (B,) and its terms (n, B) over decreasing times from 1 to 0, a new x_t for each."""
+    terms = []
+    for now, then in pairwise(times.tolist()):
+        t, s = x0.new_full((len(x0),), now), x0.new_full((len(x0),), then)
+        x = schedule.at(t).add_noise(x0, randn_like(x0, rng))
+        terms.append(vlb_terms(denoiser(x, t, None), schedule, x0, x, t, s))
+    return prior_term(x0, schedule) + torch.stack(terms).sum(dim=0), torch.stack(terms)
 
 
 def density(x, mean, variance):
@@ -65,9 +83,9 @@ def q_step(schedule, x0, x, t, s, places):
 def test_a_term_of_the_bound_is_the_integral_it_stands_for(schedule, t, s):
     x0, x, spread = 0.4, -0.3, 0.3
     guess = Prediction(numbers([0.1]), numbers([0.0]), numbers([spread]))
-    term = bound_terms(guess, schedule, numbers([x0]), numbers([x]), numbers(t), numbers(s))
-    step = reverse(schedule.at(numbers(t)), schedule.at(numbers(s)))
-    model = learned(guess, numbers([x]), step)
+    term = vlb_terms(guess, schedule, numbers([x0]), numbers([x]), numbers(t), numbers(s))
+    step = reverse_step(schedule.at(numbers(t)), schedule.at(numbers(s)))
+    model = posterior(guess.x0, numbers([x]), step, guess.logvar_fraction)
     mean, variance = float(model.mean), float(model.log_variance.exp())
     width = 40 * math.sqrt(variance)
     places = torch.linspace(mean - width, mean + width, 400_001, dtype=torch.float64)
@@ -88,7 +106,9 @@ def test_the_decoder_gives_a_level_the_integral_over_its_bin(level, mean, deviat
     places = torch.linspace(low, high, len(places), dtype=torch.float64)
     wanted = float(torch.trapezoid(density(places, mean, deviation**2), places))
     got = float(
-        log_probability(numbers(x0), Gaussian(numbers(mean), numbers(2 * math.log(deviation))))
+        discretized_log_likelihood(
+            numbers(x0), Gaussian(numbers(mean), numbers(2 * math.log(deviation)))
+        )
     )
     if wanted > 1e-200:
         assert got == pytest.approx(math.log(wanted), rel=1e-6, abs=1e-6)
@@ -98,7 +118,7 @@ def test_the_decoder_gives_a_level_the_integral_over_its_bin(level, mean, deviat
 def test_the_levels_share_all_probability():
     levels = torch.linspace(-1, 1, 256, dtype=torch.float64)
     p = Gaussian(torch.full((256,), 0.31).double(), torch.full((256,), -3.0).double())
-    assert float(log_probability(levels, p).exp().sum()) == pytest.approx(1, abs=1e-12)
+    assert float(discretized_log_likelihood(levels, p).exp().sum()) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -123,24 +143,24 @@ def test_the_bound_lies_above_the_entropy_and_falls_with_more_steps():
     for steps in (50, 400):
         schedule = DiscreteScheduleConfig(steps=1000).build()
         times = uniform_times(steps)
-        made = variational_bound(MixtureDenoiser(data, schedule), schedule, x0, times, None, rng())
-        assert made.steps.shape == (steps, 4000)
-        gaps.append(float(made.total.mean()) - entropy)
+        total, terms = variational_bound(
+            MixtureDenoiser(data, schedule), schedule, x0, times, rng()
+        )
+        assert terms.shape == (steps, 4000)
+        gaps.append(float(total.mean()) - entropy)
     assert 0 < gaps[1] < gaps[0] - 0.1
-    assert torch.allclose(made.bits, made.total / math.log(2))
+    assert torch.allclose(total, prior_term(x0, schedule) + terms.sum(dim=0))
 
 
 def test_learned_variances_lie_between_the_two_ends_by_their_logarithms():
-    step = reverse(DISCRETE.at(numbers(0.5)), DISCRETE.at(numbers(0.45)))
+    step = reverse_step(DISCRETE.at(numbers(0.5)), DISCRETE.at(numbers(0.45)))
     beta = 1 - (DISCRETE.at(numbers(0.5)).alpha / DISCRETE.at(numbers(0.45)).alpha) ** 2
     x = numbers([0.2])
     for v in (0.0, 0.3, 1.0):
-        got = learned(Prediction(x, x, numbers([v])), x, step).log_variance
+        got = posterior(x, x, step, numbers([v])).log_variance
         small = posterior(x, x, step).log_variance
         assert float(got) == pytest.approx(float(v * beta.log() + (1 - v) * small), abs=1e-12)
-    assert float(learned(Prediction(x, x), x, step).log_variance) == float(
-        posterior(x, x, step).log_variance
-    )
+    assert float(posterior(x, x, step).log_variance) == float(step.log_var_min)
 
 
 class Small(nn.Module):
@@ -176,8 +196,8 @@ def test_the_bound_moves_the_variance_and_never_the_mean(prediction_type, schedu
     t = torch.tensor([0.001, 0.002, 0.1, 0.5, 0.9, 1.0])
     loss = hybrid_loss(network, process, x0, Condition(), t, noise)
     assert bool(torch.isfinite(loss.value).all())
-    assert torch.allclose(loss.value, loss.simple + loss.bound)
-    loss.bound.mean().backward(retain_graph=True)
+    assert torch.allclose(loss.value, loss.metrics["simple"] + 0.001 * loss.metrics["bound_bits"])
+    (0.001 * loss.metrics["bound_bits"]).mean().backward(retain_graph=True)
     assert network.target.weight.grad is None or not bool(network.target.weight.grad.any())
     assert bool(torch.isfinite(network.variance.weight.grad).all())
     assert bool(network.variance.weight.grad.any())
@@ -186,25 +206,26 @@ def test_the_bound_moves_the_variance_and_never_the_mean(prediction_type, schedu
     loss.value.mean().backward()
     assert torch.allclose(network.variance.weight.grad, bound_gradient)
     alone = torch.autograd.grad(
-        simple_loss(network, process, x0, Condition(), t, noise).mean(), network.target.weight
+        simple_loss(network, process, x0, Condition(), t, noise).value.mean(), network.target.weight
     )[0]
     assert torch.allclose(network.target.weight.grad, alone)
 
 
-def test_the_first_step_of_a_chain_is_judged_by_the_decoder():
+def test_the_first_step_of_a_chain_is_scored_by_the_decoder():
     process = ProcessConfig(
         schedule=DiscreteScheduleConfig(steps=1000), prediction_type="noise", variance="learned"
     ).build()
     x0, noise = batch(1)
     t = torch.tensor([0.001])
     network = Small(2)
-    bound = hybrid_loss(network, process, x0, Condition(), t, noise).bound
+    loss = hybrid_loss(network, process, x0, Condition(), t, noise)
+    bound = loss.metrics["bound_bits"] / 1000
     x = process.add_noise(x0, t, noise)
     guess = process.prediction(network(x, t, Condition()), x, t)
     one, two = (process.schedule.at(numbers(k / 1000)) for k in (1, 2))
-    small, large = reverse(two, one).smallest, (one.sigma**2).log()
+    small, large = reverse_step(two, one).log_var_min, (one.sigma**2).log()
     variance = guess.logvar_fraction * large + (1 - guess.logvar_fraction) * small
-    wanted = -log_probability(x0, Gaussian(guess.x0, variance)).mean() / math.log(2)
+    wanted = -discretized_log_likelihood(x0, Gaussian(guess.x0, variance)).mean() / math.log(2)
     assert torch.allclose(bound, wanted.float(), rtol=1e-5)
 
 
@@ -222,7 +243,7 @@ def test_the_simple_loss_is_a_weighted_error_of_x0(prediction_type, weight):
     process = ProcessConfig(prediction_type=prediction_type).build()
     x0, noise = batch(3)
     t, network = torch.tensor([0.2, 0.5, 0.8]), Small(1)
-    simple = simple_loss(network, process, x0, Condition(), t, noise)
+    simple = simple_loss(network, process, x0, Condition(), t, noise).value
     weighted = denoising_loss(network, process, x0, Condition(), t, noise, weight).value
     assert torch.allclose(simple, weighted, rtol=1e-4)
 

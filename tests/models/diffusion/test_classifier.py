@@ -97,7 +97,7 @@ def test_it_guides_sampling(classifier):
     for scale in (0.0, 1.0, 4.0):
         steered = with_classifier_guidance(plain, schedule, ask, scale)
         grid = uniform_times(8, first=0.9, last=0.1)
-        drawn = DDIM(schedule, 0.0).solve(steered, noise, grid, Condition(), None)
+        drawn = DDIM(eta=0.0).solve(schedule, steered, noise, grid, Condition(), None)
         with torch.no_grad():
             near.append(float(ask(drawn, torch.full((3,), 0.1).double()).mean()))
     assert near[0] < near[1] < near[2]
@@ -117,7 +117,7 @@ def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
         return from_noise(0 * x, x, schedule.at(t))
 
     moved = with_classifier_guidance(denoise, schedule, ask, 3.0)(x, T, None).noise
-    wanted = -schedule.at(T).like(x).sigma * classifier_gradient(ask, 3.0)(x, T)
+    wanted = -schedule.at(T).broadcast_to(x).sigma * classifier_gradient(ask, 3.0)(x, T)
     assert torch.allclose(moved, wanted, atol=1e-12)
 
 

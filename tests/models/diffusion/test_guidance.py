@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from closed_forms import Mixture, MixtureDenoiser, exact_trace, score
 
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import (
@@ -13,12 +14,12 @@ from models.diffusion.guidance import (
     with_guidance,
     with_guidance_interval,
     with_guidance_rescale,
+    with_mean_gradient,
     without_class,
     without_text,
 )
-from models.diffusion.likelihood import ExactTrace, log_likelihood
-from models.diffusion.mixture import Mixture, MixtureDenoiser
-from models.diffusion.parameterization import Prediction, from_noise, score, to_v
+from models.diffusion.likelihood import log_likelihood
+from models.diffusion.parameterization import Prediction, from_noise, to_v
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.solvers.ddpm import DDPM
@@ -81,7 +82,7 @@ def test_the_density_guided_by_the_true_classifier_is_the_conditional_one():
     points = ONE.sample(24, rng(1))
     steered = with_classifier_guidance(FREE, SCHEDULE, classify, 1.0)
     times = uniform_log_snr_times(SCHEDULE, 256, first=0.0, last=1.0)
-    got = log_likelihood(Differentiable(), SCHEDULE, points, times, None, ExactTrace())
+    got = log_likelihood(Differentiable(), SCHEDULE, points, times, None, exact_trace)
     wanted = ONE.log_density(points, SCHEDULE.at(numbers(0.0)))
     assert float((got.log_density - wanted).abs().max()) < 5e-3
     # and the wrapper is that denoiser
@@ -97,7 +98,7 @@ class Differentiable:
             place = x if x.requires_grad else x.clone().requires_grad_(True)
             (slope,) = torch.autograd.grad(classify(place, t).sum(), place, create_graph=True)
         guess = FREE(x, t, cond)
-        return from_noise(guess.noise - here.like(x).sigma * slope, x, here)
+        return from_noise(guess.noise - here.broadcast_to(x).sigma * slope, x, here)
 
 
 def test_samples_guided_by_the_true_classifier_are_those_of_the_class():
@@ -105,7 +106,7 @@ def test_samples_guided_by_the_true_classifier_are_those_of_the_class():
     x = torch.randn(count, 2, generator=rng(2), dtype=torch.float64)
     steered = with_classifier_guidance(FREE, SCHEDULE, classify, 1.0)
     times = uniform_log_snr_times(SCHEDULE, 40)
-    got = Heun(SCHEDULE).solve(steered, x, times, None, rng())
+    got = Heun().solve(SCHEDULE, steered, x, times, None, rng())
     error = 3 * 0.5 / math.sqrt(count)
     assert float((got.mean(dim=0) - ONE.means[0]).abs().max()) < error
     assert torch.allclose(got.T.cov(), 0.25 * torch.eye(2).double(), atol=0.02)
@@ -124,9 +125,11 @@ def test_the_gradient_of_a_classifier_is_that_of_central_differences():
 def test_ancestral_steps_move_their_mean_by_variance_times_gradient(variance):
     times = numbers(0.5, 0.4)
     scale = 3.0
-    plain = DDPM(SCHEDULE, variance).solve(FREE, X, times, None, rng(3))
+    plain = DDPM(variance=variance).solve(SCHEDULE, FREE, X, times, None, rng(3))
     slope = classifier_gradient(classify, scale)
-    moved = DDPM(SCHEDULE, variance, slope).solve(FREE, X, times, None, rng(3))
+    moved = DDPM(variance=variance).solve(
+        SCHEDULE, with_mean_gradient(FREE, slope), X, times, None, rng(3)
+    )
     now, then = SCHEDULE.at(times[0]), SCHEDULE.at(times[1])
     fresh = now.sigma**2 - (now.alpha / then.alpha) ** 2 * then.sigma**2
     sigma = fresh if variance == "largest" else fresh * then.sigma**2 / now.sigma**2
@@ -136,9 +139,9 @@ def test_ancestral_steps_move_their_mean_by_variance_times_gradient(variance):
 
 def test_no_scale_is_no_classifier_bit_for_bit():
     assert with_classifier_guidance(FREE, SCHEDULE, classify, 0.0) is FREE
-    plain = DDPM(SCHEDULE).solve(FREE, X, uniform_times(4), None, rng())
-    silent = DDPM(SCHEDULE, gradient=classifier_gradient(classify, 0.0))
-    assert torch.equal(silent.solve(FREE, X, uniform_times(4), None, rng()), plain)
+    plain = DDPM().solve(SCHEDULE, FREE, X, uniform_times(4), None, rng())
+    silent = with_mean_gradient(FREE, classifier_gradient(classify, 0.0))
+    assert torch.equal(DDPM().solve(SCHEDULE, silent, X, uniform_times(4), None, rng()), plain)
 
 
 def counting(denoiser, calls, name):

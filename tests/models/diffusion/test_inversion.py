@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from closed_forms import Mixture, MixtureDenoiser
 
-from models.diffusion.inversion import encoding_times, noise_statistics, round_trip
-from models.diffusion.mixture import Mixture, MixtureDenoiser
+from models.diffusion.inversion import ddim_round_trip, encoding_times, noise_statistics
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
@@ -35,8 +35,8 @@ def test_twice_the_steps_half_the_error_of_a_round_trip(schedule):
     errors = []
     for steps in (100, 200):
         times = uniform_log_snr_times(schedule, steps, last=first)
-        trip = round_trip(denoiser, schedule, x, times, None)
-        errors.append(float((trip.back - x).abs().mean()))
+        trip = ddim_round_trip(denoiser, schedule, x, times, None)
+        errors.append(float((trip.reconstruction - x).abs().mean()))
     assert errors[0] < 0.1
     assert 0.4 < errors[1] / errors[0] < 0.6
     # and in between it is noise: that of the data, normalised as sampling starts
@@ -57,7 +57,7 @@ def test_progress_counts_both_ways():
     seen = []
     schedule = CosineScheduleConfig().build()
     x, times = DATA.sample(2, rng()), uniform_times(3)
-    round_trip(
+    ddim_round_trip(
         MixtureDenoiser(DATA, schedule), schedule, x, times, None, lambda *done: seen.append(done)
     )
     assert seen == [(done, 6) for done in range(1, 7)]
@@ -68,7 +68,7 @@ def test_statistics_tell_noise_from_what_is_not():
     normal = noise_statistics(noise)
     size = noise[0].numel()
     assert torch.allclose(normal.mean, noise.double().flatten(1).mean(dim=1))
-    assert torch.allclose(normal.deviation, noise.double().flatten(1).std(dim=1))
+    assert torch.allclose(normal.std, noise.double().flatten(1).std(dim=1))
     assert float(normal.skewness.abs().max()) < 4 * (6 / size) ** 0.5
     assert float(normal.kurtosis.abs().max()) < 4 * (24 / size) ** 0.5
     assert float(normal.distance.max()) < 1.95 / size**0.5  # 0.1% of normal samples lie above

@@ -141,7 +141,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_t
     process = ProcessConfig(prediction_type=prediction_type).build()
     x0 = images().double()
     noise = torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
-    here = process.schedule.at(TIMES.double()).like(x0)
+    here = process.schedule.at(TIMES.double()).broadcast_to(x0)
     truth = {"x0": x0, "noise": noise, "v": here.alpha * noise - here.sigma * x0}[prediction_type]
 
     def perfect(x, t, cond):
@@ -155,7 +155,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_t
         prediction_type
     ]
     loss = denoising_loss(lambda x, t, cond: truth + shift, *args)
-    assert loss.mse.tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
+    assert loss.metrics["x0_mse"].tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
     snr = process.schedule.at(TIMES.double()).snr.clamp(0.05, 5.0)
     assert loss.value.tolist() == pytest.approx((0.01 * snr).tolist(), rel=1e-4)
 

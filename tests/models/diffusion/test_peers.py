@@ -68,9 +68,11 @@ def levels(schedule):
     return denoise
 
 
-def walked(solver, denoiser, x, times):
+def walked(solver, schedule, denoiser, x, times):
     rng = torch.Generator().manual_seed(7)
-    return torch.stack([x, *(step.x for step in solver.steps(denoiser, x, times, None, rng))])
+    return torch.stack(
+        [x, *(step.x for step in solver.steps(schedule, denoiser, x, times, None, rng))]
+    )
 
 
 def grid(name):
@@ -79,61 +81,61 @@ def grid(name):
 
 
 CASES = {
-    "ddim": (DDIM(SCHEDULE), LEADING),
-    "ddim_eta": (DDIM(SCHEDULE, 0.5), LEADING),
-    "ddpm": (DDPM(SCHEDULE), LEADING),
-    "ddpm_large": (DDPM(SCHEDULE, "largest"), LEADING),
-    "euler": (Euler(SCHEDULE), TRAILING),
-    "euler_ancestral": (EulerAncestral(SCHEDULE), TRAILING),
-    "dpm_2": (DPMSolver2(SCHEDULE), grid("dpm_2_k")),
-    "dpm_3": (DPMSolver3(SCHEDULE), grid("dpm_3_k")),
-    "dpm_pp_2s": (DPMSolverPP2S(SCHEDULE), grid("dpm_pp_2s_k")),
-    "dpm_pp_2m": (DPMSolverPP2M(SCHEDULE), TRAILING),
-    "dpm_pp_3m": (DPMSolverPP3M(SCHEDULE, released=True), TRAILING),
-    "dpm_pp_sde": (DPMSolverPPSDE(SCHEDULE), TRAILING),
-    "dpm_pp_sde_1": (DPMSolverPPSDE(SCHEDULE, slope=False), TRAILING),
-    "unipc_1": (UniPC(SCHEDULE, 1), TRAILING),
-    "unipc_2": (UniPC(SCHEDULE, 2), TRAILING),
-    "unipc_3": (UniPC(SCHEDULE, 3), TRAILING),
+    "ddim": (DDIM(), LEADING),
+    "ddim_eta": (DDIM(eta=0.5), LEADING),
+    "ddpm": (DDPM(), LEADING),
+    "ddpm_large": (DDPM(variance="largest"), LEADING),
+    "euler": (Euler(), TRAILING),
+    "euler_ancestral": (EulerAncestral(), TRAILING),
+    "dpm_2": (DPMSolver2(), grid("dpm_2_k")),
+    "dpm_3": (DPMSolver3(), grid("dpm_3_k")),
+    "dpm_pp_2s": (DPMSolverPP2S(), grid("dpm_pp_2s_k")),
+    "dpm_pp_2m": (DPMSolverPP2M(), TRAILING),
+    "dpm_pp_3m": (DPMSolverPP3M(released=True), TRAILING),
+    "dpm_pp_sde": (DPMSolverPPSDE(), TRAILING),
+    "dpm_pp_sde_1": (DPMSolverPPSDE(points=1), TRAILING),
+    "unipc_1": (UniPC(points=1), TRAILING),
+    "unipc_2": (UniPC(points=2), TRAILING),
+    "unipc_3": (UniPC(points=3), TRAILING),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_solver_takes_the_steps_of_diffusers(name):
     solver, times = CASES[name]
-    got = walked(solver, network(SCHEDULE), PEER[name][0], times)
+    got = walked(solver, SCHEDULE, network(SCHEDULE), PEER[name][0], times)
     assert float((got - PEER[name]).abs().max()) < 1e-5
 
 
 def test_learned_variances_take_the_steps_of_diffusers():
     wanted = PEER["ddpm_learned"]
-    got = walked(DDPM(SCHEDULE), network(SCHEDULE, learned=True), wanted[0], LEADING)
+    got = walked(DDPM(), SCHEDULE, network(SCHEDULE, learned=True), wanted[0], LEADING)
     assert float((got - wanted).abs().max()) < 1e-5
 
 
 def test_ddim_from_pure_noise_takes_the_steps_of_diffusers():
     wanted = PEER["ddim_zero"]
-    got = walked(DDIM(ZERO), network(ZERO, from_v), wanted[0], TRAILING)
+    got = walked(DDIM(), ZERO, network(ZERO, from_v), wanted[0], TRAILING)
     assert float((got - wanted).abs().max()) < 1e-5
 
 
 def test_heun_takes_the_steps_of_diffusers():
     wanted = torch.cat([PEER["heun"][0:39:2], PEER["heun"][-1:]])
-    got = walked(Heun(SCHEDULE), network(SCHEDULE), wanted[0], TRAILING)
+    got = walked(Heun(), SCHEDULE, network(SCHEDULE), wanted[0], TRAILING)
     assert float((got - wanted).abs().max()) < 1e-5
 
 
 def test_the_deterministic_encoder_takes_the_steps_of_diffusers():
     wanted = PEER["ddim_inverse"]
     times = torch.cat([torch.zeros(1, dtype=torch.float64), (PEER["ddim_inverse_k"] + 1) / 1000])
-    got = walked(DDIM(SCHEDULE), network(SCHEDULE), wanted[0], times)
+    got = walked(DDIM(), SCHEDULE, network(SCHEDULE), wanted[0], times)
     assert float((got - wanted).abs().max()) < 1e-5
 
 
 def test_predictor_corrector_takes_the_steps_of_diffusers():
     schedule, wanted = VEScheduleConfig().build(), PEER["predictor_corrector"]
-    solver = PredictorCorrector(schedule)
-    got = walked(solver, levels(schedule), wanted[0], uniform_times(19))[:-1]
+    solver = PredictorCorrector()
+    got = walked(solver, schedule, levels(schedule), wanted[0], uniform_times(19))[:-1]
     assert float((got - wanted[:-1]).abs().max()) < 1e-5
 
 
@@ -142,7 +144,7 @@ def test_predictor_corrector_takes_the_steps_of_diffusers():
 )
 def test_a_solver_takes_the_steps_of_k_diffusion(name, make):
     schedule, wanted = EDMScheduleConfig().build(), PEER[f"k_{name}"]
-    got = walked(make(schedule), levels(schedule), wanted[0], uniform_times(20))
+    got = walked(make(), schedule, levels(schedule), wanted[0], uniform_times(20))
     assert float((got - wanted).abs().max()) < 1e-6
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.diffusion.parameterization import Prediction
-from models.diffusion.process import ProcessConfig, _Reading
+from models.diffusion.process import ProcessConfig, _Coefficients
 from models.diffusion.schedules.discrete import DiscreteScheduleConfig
 from models.diffusion.schedules.schedule import CosineScheduleConfig
 from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
@@ -67,11 +67,13 @@ def test_gradients_pass_through_a_shared_time():
 
 
 def test_times_are_remembered_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr("models.diffusion.process._REMEMBERED", 2)
+    monkeypatch.setattr("models.diffusion.process._CACHED_TIMES", 2)
     process = ProcessConfig().build()
     made = []
-    at = _Reading.at
-    monkeypatch.setattr(_Reading, "at", lambda *parts: made.append(1) or at(*parts))
+    monkeypatch.setattr(
+        "models.diffusion.process._Coefficients",
+        lambda *parts: made.append(1) or _Coefficients(*parts),
+    )
     x = noise(2, 3)
     for time in (0.1, 0.2, 0.1, 0.2, 0.3, 0.1):
         process.prediction(x, x, torch.full((2,), time, dtype=torch.float64))

@@ -5,11 +5,11 @@ from typing import get_args
 
 import pytest
 import torch
+from closed_forms import Mixture, MixtureDenoiser
 from pydantic import TypeAdapter
 
 from mezzotint.common.errors import UserError
-from models.diffusion.guidance import classifier_gradient, with_guidance
-from models.diffusion.mixture import Mixture, MixtureDenoiser
+from models.diffusion.guidance import classifier_gradient, with_guidance, with_mean_gradient
 from models.diffusion.parameterization import Prediction
 from models.diffusion.sampling import (
     NFE,
@@ -59,9 +59,13 @@ def sampling(**settings):
     return DiffusionSampling.model_validate(settings)
 
 
+def times_of(settings, schedule):
+    return settings.sampler_run(free, free, schedule).times
+
+
 def drawn(settings, schedule, denoiser, log_probability=None):
-    course = settings.sampler_run(denoiser, denoiser, schedule, log_probability)
-    return course.solve(X, None, rng(1))
+    run = settings.sampler_run(denoiser, denoiser, schedule, log_probability)
+    return run.solve(X, None, rng(1))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "discrete", "edm"])
@@ -79,7 +83,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
     points = drawn(settings, schedule, denoiser)
     # every point lies on one of the two gaussians, and about their shares on each
     log_joint = ALL.log_joint(points, COSINE.at(numbers(0.0)))
-    far = (points[:, None] - ALL.means).norm(dim=-1) / ALL.deviations
+    far = (points[:, None] - ALL.means).norm(dim=-1) / ALL.stds
     assert float(far.min(dim=1).values.max()) < 6.5
     assert 0.2 < float((log_joint.argmax(dim=1) == 0).double().mean()) < 0.6
 
@@ -90,9 +94,9 @@ def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
     settings = sampling(times={"kind": kind}, steps=12)
     if kind in ("trailing", "leading") and schedule != "discrete":
         with pytest.raises(UserError, match=f"times of kind {kind} count discrete steps"):
-            settings.plan(SCHEDULES[schedule])
+            times_of(settings, SCHEDULES[schedule])
         return
-    times = settings.plan(SCHEDULES[schedule]).times
+    times = times_of(settings, SCHEDULES[schedule])
     assert times.shape == (13,)
     assert float(times[-1]) == 0
     assert bool((times.diff() < 0).all())
@@ -107,7 +111,7 @@ def test_solvers_that_need_short_last_steps_get_them():
 
 def test_equal_log_snr_ends_at_the_first_discrete_step():
     schedule = SCHEDULES["discrete"]
-    times = sampling(times={"kind": "log_snr"}, steps=9).plan(schedule).times
+    times = times_of(sampling(times={"kind": "log_snr"}, steps=9), schedule)
     assert noisy_end(schedule) == 1 / 1000
     assert noisy_end(COSINE) == 0
     wanted = uniform_log_snr_times(schedule, 8, last=1 / 1000)
@@ -131,14 +135,14 @@ def test_equal_log_snr_ends_at_the_first_discrete_step():
 def test_what_does_not_suit_a_schedule_is_refused_before_a_step(settings, message):
     silent = DiscreteScheduleConfig(steps=10, zero_terminal_snr=True).build()
     with pytest.raises(UserError, match=message):
-        sampling(**settings).plan(silent)
+        times_of(sampling(**settings), silent)
 
 
 def test_analytic_dpm_needs_a_moment_for_each_step():
     with pytest.raises(UserError, match="needs moments"):
-        sampling(solver={"kind": "analytic_dpm"}).plan(COSINE)
+        times_of(sampling(solver={"kind": "analytic_dpm"}), COSINE)
     with pytest.raises(UserError, match="2 steps need as many moments, got 1"):
-        sampling(solver={"kind": "analytic_dpm", "moments": [0.5]}, steps=2).plan(COSINE)
+        times_of(sampling(solver={"kind": "analytic_dpm", "moments": [0.5]}, steps=2), COSINE)
 
 
 @pytest.mark.parametrize(
@@ -178,21 +182,21 @@ def free(x, t, cond):
 def test_calls_of_the_network_are_counted(settings, calls):
     seen = NFE()
     settings = sampling(steps=6, **settings)
-    course = settings.sampler_run(count_nfe(told, seen), count_nfe(free, seen), COSINE)
-    course.solve(X, None, rng())
+    run = settings.sampler_run(count_nfe(told, seen), count_nfe(free, seen), COSINE)
+    run.solve(X, None, rng())
     assert seen == NFE(network=calls)
 
 
 def test_steering_is_guidance_then_thresholding():
     settings = sampling(guidance=3.0)
-    got = settings.steered(told, free, COSINE)(X, T, None)
+    got = settings.guided_denoiser(told, free, COSINE)(X, T, None)
     wanted = static_threshold(with_guidance(told, free, 3.0), COSINE)(X, T, None)
     assert torch.equal(got.x0, wanted.x0)
     assert torch.equal(got.noise, wanted.noise)
-    plain = sampling(thresholding={"kind": "none"}).steered(told, free, COSINE)(X, T, None)
+    plain = sampling(thresholding={"kind": "none"}).guided_denoiser(told, free, COSINE)(X, T, None)
     assert torch.equal(plain.x0, told(X, T, None).x0)
     dynamic = sampling(guidance=3.0, thresholding={"kind": "dynamic"})
-    assert float(dynamic.steered(told, free, COSINE)(X, T, None).x0.abs().max()) <= 1
+    assert float(dynamic.guided_denoiser(told, free, COSINE)(X, T, None).x0.abs().max()) <= 1
 
 
 def classify(x, t):
@@ -206,9 +210,9 @@ def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others(
     open_ended = {"thresholding": {"kind": "none"}}
     settings = sampling(**settings.model_dump() | open_ended)
     got = drawn(settings, COSINE, free, counting)
-    times = settings.plan(COSINE).times
-    wanted = DDPM(COSINE, gradient=classifier_gradient(classify, 2.0))
-    assert torch.equal(got, wanted.solve(free, X, times, None, rng(1)))
+    times = times_of(settings, COSINE)
+    guided = with_mean_gradient(free, classifier_gradient(classify, 2.0))
+    assert torch.equal(got, DDPM().solve(COSINE, guided, X, times, None, rng(1)))
     assert seen.classifier == 4
     # with the true classifier at scale 1 all points are the class's
     settings = sampling(solver={"kind": "heun"}, steps=40, classifier_scale=1.0, **open_ended)

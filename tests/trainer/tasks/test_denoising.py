@@ -127,7 +127,7 @@ def test_captions_are_emptied_before_times_and_noise_are_drawn():
     weight = SnrClamped(low=0.05, high=5.0)
     wanted = denoising_loss(model, model.process, batch().images, cond, t, noise, weight)
     assert loss.value.item() == wanted.value.mean().item()
-    assert loss.metrics["x0_mse"].item() == wanted.mse.mean().item()
+    assert loss.metrics["x0_mse"].item() == wanted.metrics["x0_mse"].mean().item()
 
 
 def test_the_micro_batches_of_a_step_share_the_strata():

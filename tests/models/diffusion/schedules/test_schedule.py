@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from models.diffusion.parameterization import from_noise, from_v, from_x0
-from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig, Marginal
+from models.diffusion.schedules.marginal import Marginal
+from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 from models.diffusion.weighting import SnrClamped
 
@@ -62,7 +63,7 @@ def test_every_parameterization_recovers_the_truth(schedule):
     t = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
     marginal = schedule.at(t)
     x = marginal.add_noise(x0, noise)
-    here = marginal.like(x)
+    here = marginal.broadcast_to(x)
     v = here.alpha * noise - here.sigma * x0
     for guess in (from_x0(x0, x, marginal), from_noise(noise, x, marginal), from_v(v, x, marginal)):
         assert torch.allclose(guess.x0, x0, atol=1e-9)

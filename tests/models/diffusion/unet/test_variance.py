@@ -28,7 +28,7 @@ def test_a_learned_variance_lies_between_the_two_sensible_ones(spread):
     times = torch.tensor([0.6, 0.4], dtype=torch.float64)
     x = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
-    drawn = DDPM(schedule).solve(denoiser(network), x, times, Condition(), rng)
+    drawn = DDPM().solve(schedule, denoiser(network), x, times, Condition(), rng)
     here = schedule.at(times)
     (a_t, a_s), (v_t, v_s) = here.alpha, here.sigma**2
     largest = v_t - (a_t / a_s) ** 2 * v_s
