@@ -80,10 +80,10 @@ class InversionReport:
 
     def to_text(self) -> str:
         """A line per number of steps."""
-        lines = ["steps   PSNR     noise: mean  deviation  kurtosis  neighbours"]
+        lines = ["steps   PSNR     noise: mean        std  kurtosis  neighbours"]
         for result in self.results:
             means = {key: sum(each) / len(each) for key, each in result.statistics.items()}
-            shown = f"{means['mean']:>12.3f} {means['deviation']:>10.3f} {means['kurtosis']:>9.2f}"
+            shown = f"{means['mean']:>12.3f} {means['std']:>10.3f} {means['kurtosis']:>9.2f}"
             lines.append(
                 f"{result.steps:>5} {result.mean_psnr:>6.2f} dB {shown} "
                 f"{means['neighbours']:>11.3f}"
