@@ -31,9 +31,8 @@ from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
 from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
 from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
-from models.diffusion.schedules.schedule import Schedule
-from models.diffusion.solvers.analytic_dpm import noise_moments
-from models.diffusion.solvers.analytic_dpm import AnalyticDPM
+from models.diffusion.schedules.marginal import Schedule
+from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
 from models.nn.random import BatchGenerator, normal
 
 
