@@ -10,19 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.autoencoders import resnet
-from models.autoencoders.pyramid import Residual
-from models.autoencoders.strided import ThinResidual
-from models.diffusion.unet.blocks import AttentionBlock, ResidualBlock
-from models.diffusion.unet.spatial import SpatialTransformer
-from models.nn.convolution import FiLMResBlock
-from models.nn.transformer import Block, DiTBlock
-
-BLOCKS = (
-    *(Block, DiTBlock, FiLMResBlock, Residual, ResidualBlock, AttentionBlock),
-    *(SpatialTransformer, resnet.ResidualBlock, resnet.SpatialAttention, ThinResidual),
-)
-"""What is computed again as a whole."""
+from models.blocks import blocks_of
 
 
 def enable_activation_checkpointing(module: nn.Module) -> int:
@@ -30,9 +18,9 @@ def enable_activation_checkpointing(module: nn.Module) -> int:
 
     Outputs and gradients stay the same, dropout included. Without gradients nothing changes.
     """
-    blocks = [block for block in module.modules() if isinstance(block, BLOCKS)]
+    blocks = blocks_of(module)
     for block in blocks:
-        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward)
     return len(blocks)
 
 

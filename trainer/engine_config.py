@@ -11,6 +11,7 @@ from torch import nn
 
 from mezzotint.common.errors import UserError
 from models.activation_checkpointing import enable_activation_checkpointing
+from models.regional_compile import compile_blocks
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, branches
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.recipe import Precision, Recipe, Update
@@ -152,6 +153,11 @@ def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
         )
     match settings.gradient_scaling:
         case PerBlockScaling():
+            if settings.compile:
+                raise UserError(
+                    "engine.compile: does not go with engine.gradient_scaling of kind per_block, "
+                    "whose scales act inside the blocks; leave one of them out"
+                )
             if not whole_weights:
                 raise UserError(
                     "engine.gradient_scaling: per_block needs fp32 weights, whose products "
@@ -201,6 +207,10 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
                     )
         case WholeScaling():
             pass
+    if recipe.engine.compile:
+        for name, part in parts.items():
+            if not compile_blocks(part):
+                raise UserError(f"engine.compile: {name} has no blocks to compile; leave it out")
     if not recipe.engine.activation_checkpointing:
         return
     for name, part in parts.items():

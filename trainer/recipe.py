@@ -43,6 +43,8 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     """Of the gradients that processes exchange."""
     processes: int | None = Field(default=None, gt=0)
     """Data-parallel processes on one machine; by default one per GPU, one on a CPU."""
+    compile: bool = False
+    """torch.compile of every block (regional compilation), on GPUs and CPUs."""
     activation_checkpointing: bool = False
     """Blocks compute their activations again in backward instead of keeping them."""
 

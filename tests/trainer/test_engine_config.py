@@ -70,6 +70,8 @@ def test_parts_are_made_ready_only_as_the_recipe_can_mean_it():
     prepare(parts, recipe)
     with pytest.raises(UserError, match=r"engine.activation_checkpointing: model has no blocks"):
         prepare(clip, recipe)
+    with pytest.raises(UserError, match=r"engine.compile: model has no blocks to compile"):
+        prepare(clip, load(DVAE, ["engine.compile=true"]))
     wrong = load(DVAE, ["optimizers.critic={lr: {peak: 1e-3}}"])
     with pytest.raises(UserError, match=r"optimizers.critic: no such part; .* are model"):
         prepare(parts, wrong)
@@ -120,6 +122,11 @@ def test_a_bound_for_each_weight_needs_updates_inside_backward():
 @pytest.mark.parametrize(
     ("changes", "precision", "message"),
     [
+        (
+            ["engine.compile=true", "engine.gradient_scaling={kind: per_block}"],
+            "fp32",
+            "engine.compile: does not go with engine.gradient_scaling of kind per_block",
+        ),
         (["engine.master_dtype=bf16"], "bf16", "engine.master_dtype: bf16 needs"),
         (["engine.fp32_logits=true"], "bf16", "engine.fp32_logits: with engine.precision=bf16"),
         (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.activation_checkpointing import BLOCKS
+from models.blocks import blocks_of
 
 
 def matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -17,8 +17,7 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
 
     A network without any of the house's blocks has its matrices anywhere but in embeddings.
     """
-    blocks = [each for each in module.modules() if isinstance(each, BLOCKS)]
-    roots: list[nn.Module] = [*blocks] or [module]
+    roots = blocks_of(module) or [module]
     owners = [inner for root in roots for inner in root.modules()]
     found = {
         weight: None
@@ -37,12 +36,7 @@ def _dimensions(weight: nn.Parameter) -> int:
 
 def unembeddings(module: nn.Module) -> list[nn.Linear]:
     """Linear layers outside the residual blocks: a transformer's heads."""
-    inside = {
-        id(inner)
-        for block in module.modules()
-        if isinstance(block, BLOCKS)
-        for inner in block.modules()
-    }
+    inside = {id(inner) for block in blocks_of(module) for inner in block.modules()}
     return [
         each for each in module.modules() if isinstance(each, nn.Linear) and id(each) not in inside
     ]
