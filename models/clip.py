@@ -64,7 +64,6 @@ class ClipConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "Clip":
-        """A new network, with parameters from torch's global generator."""
         return Clip(self)
 
 
@@ -173,7 +172,6 @@ class Clip(nn.Module):
         return at_end(self.clip.encode_text(tokens, normalize=True), tokens)
 
     def token_features(self, tokens: Tensor) -> Tensor:
-        """Captions (B, L) int64 to a vector per token (B, L, text_width), in fp32."""
         return token_features(self.clip, tokens)
 
     def _sized(self, image: Tensor) -> Tensor:
@@ -292,7 +290,6 @@ class PretrainedClip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Inverse temperature, a scalar."""
         return self.clip.logit_scale.float().exp()
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -312,7 +309,6 @@ class PretrainedClip(nn.Module):
         return self.clip.encode_text(tokens, normalize=True).float()
 
     def token_features(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) to a vector each, (B, L, width) in fp32."""
         return token_features(self.clip, tokens)
 
     def encode_captions(self, captions: list[str]) -> Tensor:

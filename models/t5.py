@@ -36,7 +36,6 @@ class T5Settings(BaseModel, frozen=True, extra="forbid"):
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
 
     def build(self) -> "T5Encoder":
-        """A network whose weights are to be read."""
         return T5Encoder(self)
 
 
@@ -50,7 +49,6 @@ class RMSNorm(nn.Module):
         self._epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to (..., width)."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self._epsilon)
 
 
@@ -65,7 +63,6 @@ class T5Attention(nn.Module):
         self.o = nn.Linear(inner, settings.d_model, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(B, L, width), additive bias (B, heads, L, L), to (B, L, width)."""
         q, k, v = (
             each(x).unflatten(-1, (self._heads, -1)).transpose(1, 2)
             for each in (self.q, self.k, self.v)
@@ -92,7 +89,6 @@ class T5FeedForward(nn.Module):
         self.wo = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to (..., width)."""
         if self.wi is not None:
             return self.wo(F.relu(self.wi(x)))
         assert self.wi_0 is not None and self.wi_1 is not None  # noqa: PT018 - one thought
@@ -111,7 +107,6 @@ class T5Block(nn.Module):
         self.feed_forward = T5FeedForward(settings)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(B, L, width) to (B, L, width)."""
         x = x + self.attention(self.attention_norm(x), bias)
         return x + self.feed_forward(self.forward_norm(x))
 

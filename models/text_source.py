@@ -17,7 +17,6 @@ class ClipText(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def place(self) -> str:
-        """Where it lies."""
         return self.model
 
 
@@ -31,7 +30,6 @@ class OpenClipText(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def place(self) -> str:
-        """Where it lies."""
         return self.checkpoint
 
 
@@ -48,7 +46,6 @@ class T5Text(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def place(self) -> str:
-        """Where it lies."""
         return self.directory
 
 

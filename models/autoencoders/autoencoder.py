@@ -1,4 +1,4 @@
-"""Autoencoders put together from a pyramid and a bottleneck: AE, VAE, VQ-VAE, VQ-GAN, KL and VQ."""
+"""Autoencoders of a pyramid and a bottleneck: AE, VAE, VQ-VAE, VQ-GAN, KL and VQ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -19,6 +19,7 @@ from models.autoencoders.protocols import Reconstruction
 from models.autoencoders.quantizer import (
     EmaVectorQuantizer,
     EmaVectorQuantizerConfig,
+    Quantizer,
     VectorQuantizer,
     VectorQuantizerConfig,
 )
@@ -56,7 +57,6 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
         return isinstance(self.bottleneck, VectorQuantizerConfig | EmaVectorQuantizerConfig)
 
     def build(self) -> "Autoencoder":
-        """A new network, with parameters from torch's global generator."""
         return Autoencoder(self)
 
 
@@ -75,12 +75,10 @@ class Autoencoder(nn.Module):
 
     @property
     def penalty(self) -> Penalty:
-        """What the bottleneck's loss is."""
         return self.bottleneck.penalty
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is shaped for."""
         return self.config.image_size
 
     @property
@@ -96,13 +94,13 @@ class Autoencoder(nn.Module):
         return Reconstruction(self.decoder.project(features).float(), (latent,), features)
 
     def hidden(self, image: Tensor) -> Tensor:
-        """What the bottleneck reads."""
+        """The input of the bottleneck."""
         return self.to_latent(self.encoder(image))
 
     def encode(self, image: Tensor, rng: Generator | None = None) -> Tensor:
         """The latent (B, channels, h, w) in fp32, before any quantisation.
 
-        Of a gaussian bottleneck it is a sample by `rng`, or the mean without one.
+        A gaussian bottleneck gives a sample by `rng`, or the mean without one.
         """
         hidden = self.hidden(image)
         if rng is None or self.discrete:
@@ -110,9 +108,9 @@ class Autoencoder(nn.Module):
         return self.bottleneck(hidden, rng).value.float()
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent (B, channels, h, w), quantised here if codes are, to (B, 3, H, W) in [-1, 1]."""
+        """Latent (B, channels, h, w), quantised first if discrete, to (B, 3, H, W) in [-1, 1]."""
         quantizer = self.bottleneck
-        if isinstance(quantizer, VectorQuantizer | EmaVectorQuantizer):
+        if isinstance(quantizer, Quantizer):
             latent = quantizer.lookup(quantizer.tokens(latent))
         output = self.decoder.project(self.decoder.features(self._from(latent)))
         return self.to_image(output).clamp(-1, 1)
@@ -126,7 +124,7 @@ class Autoencoder(nn.Module):
         return self._quantizer().tokens(self.hidden(image))
 
     def decode_tokens(self, codes: Tensor) -> Tensor:
-        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1].
+        """Decode codes (B, h, w) to (B, 3, H, W) in [-1, 1].
 
         Raises:
             UserError: the latent is continuous.
@@ -136,25 +134,23 @@ class Autoencoder(nn.Module):
 
     @property
     def discrete(self) -> bool:
-        """Whether the latent is made of codes."""
         return self.config.discrete
 
     def to_image(self, output: Tensor) -> Tensor:
-        """The decoder's output is the image itself."""
         return output.float()
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """There and back without noise: (B, 3, H, W) in [-1, 1]."""
+        """Encode and decode without noise: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(image))
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
-        """`codes` (B, h, w), or nothing if the latent is continuous."""
+        """`codes` (B, h, w); empty if the latent is continuous."""
         return {"codes": self.tokens(image)} if self.discrete else {}
 
     def latent_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
         """`latents` (B, channels, h, w) in fp32, before any quantisation.
 
-        Of a gaussian bottleneck these are the means, and `latent_deviations` go with them.
+        For a gaussian bottleneck these are the means, with `latent_deviations`.
         """
         hidden = self.hidden(image)
         arrays = {"latents": self.bottleneck.mode(hidden).float()}
@@ -163,18 +159,16 @@ class Autoencoder(nn.Module):
         return arrays
 
     def vocabularies(self) -> Mapping[str, int]:
-        """Size of the codebook."""
         return {"codes": self._quantizer().config.codes} if self.discrete else {}
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
-        """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
         return self.decoder.last_gradient(features, output)
 
     def set_temperature(self, temperature: float) -> None:
-        """None of these bottlenecks is relaxed."""
+        """None of these bottlenecks has a temperature."""
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Update a codebook of averages; returns how many codes restarted."""
+        """Update an EMA codebook; returns how many codes restarted."""
         if isinstance(self.bottleneck, EmaVectorQuantizer):
             return self.bottleneck.commit(seen[0], rng)
         return 0

@@ -1,23 +1,23 @@
-"""Bottlenecks between an encoder and a decoder: what an image is squeezed through."""
+"""Bottlenecks between an encoder and a decoder."""
 
 import math
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Generator, Tensor, nn
 
-from models.autoencoders.gumbel_softmax import SMALL, relaxed
+from models.autoencoders.gumbel_softmax import SMALL, gumbel_softmax
 from models.nn.random import gumbel_like, randn_like
 
 Penalty = Literal["kl", "codebook"]
-"""What a bottleneck's loss is, and so by which weight of an objective it is multiplied."""
+"""The kind of a bottleneck's loss, which decides its weight in an objective."""
 
 
 class Statistics(NamedTuple):
-    """What one forward saw of a codebook; whoever trains sums it over micro-batches and processes.
+    """Codebook statistics of one forward pass, to be summed over micro-batches and processes.
 
-    A forward only reports: it may run twice (activation checkpointing) and sees one share.
+    A forward pass changes no state: it may run twice (activation checkpointing).
     """
 
     counts: Tensor
@@ -25,14 +25,14 @@ class Statistics(NamedTuple):
     sums: Tensor | None
     """Sum of the encoder outputs that chose each code, (K, D) fp32, where the codebook uses it."""
     candidates: Tensor | None
-    """Some encoder outputs (R, D) fp32, in whose place dead codes may be put."""
+    """Some encoder outputs (R, D) fp32, where dead codes may restart."""
 
 
 class Latent(NamedTuple):
-    """What a bottleneck hands to the decoder."""
+    """The result of a bottleneck."""
 
     value: Tensor
-    """(B, C, h, w): what the decoder reads."""
+    """(B, C, h, w), the input of the decoder."""
     loss: Tensor
     """Scalar, per position and averaged over the batch, so independent of batch and image size."""
     codes: Tensor | None = None
@@ -42,52 +42,38 @@ class Latent(NamedTuple):
     rate: Tensor | None = None
     """KL divergence to the prior in nats per position, before any free bits, or None."""
     statistics: Statistics | None = None
-    """For a codebook that whoever trains has to keep in order (`commit`), else None."""
-
-
-class Bottleneck(Protocol):
-    """Turns encoder outputs into a latent."""
-
-    penalty: Penalty
-
-    def __call__(self, h: Tensor, rng: Generator) -> Latent:
-        """Encoder outputs (B, C, h, w) to a latent."""
-        ...
+    """For a codebook that `commit` updates, else None."""
 
 
 class Identity(BaseModel, frozen=True, extra="forbid"):
-    """No bottleneck but the number of channels: a plain autoencoder."""
+    """A plain autoencoder, whose only bottleneck is the number of channels."""
 
     kind: Literal["identity"] = "identity"
 
     def inputs(self, channels: int) -> int:
-        """Encoder channels for a latent of `channels`."""
         return channels
 
     def build(self, channels: int) -> "IdentityBottleneck":
-        """The module."""
         return IdentityBottleneck()
 
 
 class IdentityBottleneck(nn.Module):
-    """The encoder's outputs as they are."""
+    """Passes the encoder's outputs on."""
 
     penalty: Penalty = "kl"
 
     def forward(self, h: Tensor, rng: Generator) -> Latent:
-        """(B, C, h, w) to itself, at no loss."""
         return Latent(h, h.new_zeros((), dtype=torch.float32))
 
     def mode(self, h: Tensor) -> Tensor:
-        """The latent without noise."""
         return h
 
 
 class Gaussian(BaseModel, frozen=True, extra="forbid"):
     """A diagonal gaussian per position against the standard normal prior (arXiv 1312.6114).
 
-    `free_bits` bits per position and channel cost nothing: a channel whose mean divergence is below
-    them is not pushed further (arXiv 1606.04934, C.8, per channel).
+    A channel whose mean divergence is below `free_bits` bits per position is not penalised (arXiv
+    1606.04934, C.8, per channel).
     """
 
     kind: Literal["gaussian"] = "gaussian"
@@ -98,7 +84,6 @@ class Gaussian(BaseModel, frozen=True, extra="forbid"):
         return 2 * channels
 
     def build(self, channels: int) -> "GaussianBottleneck":
-        """The module."""
         return GaussianBottleneck(self.free_bits)
 
 
@@ -119,7 +104,6 @@ class GaussianBottleneck(nn.Module):
         return Latent(value, channels.clamp(min=self.free_nats).sum(), rate=channels.sum())
 
     def mode(self, h: Tensor) -> Tensor:
-        """The latent without noise: the mean."""
         return moments(h)[0]
 
 
@@ -137,8 +121,8 @@ def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 class GumbelBottleneck(nn.Module):
     """A relaxed categorical code per position (dVAE of DALL-E, arXiv 2102.12092, 2.1 and A.3).
 
-    `temperature` is a plain attribute: whoever trains anneals it. The sample is relaxed in the
-    forward and in the backward pass.
+    `temperature` is a plain attribute that training anneals. The sample is relaxed in the forward
+    and in the backward pass.
     """
 
     penalty: Penalty = "kl"
@@ -154,7 +138,7 @@ class GumbelBottleneck(nn.Module):
         """
         logits = h.float()
         if logits.numel() > SMALL:
-            value, negative_entropy, codes = relaxed(logits, self.temperature, rng)
+            value, negative_entropy, codes = gumbel_softmax(logits, self.temperature, rng)
             divergence = (negative_entropy + math.log(logits.shape[1])).mean()
         else:
             value = ((logits + gumbel_like(logits, rng)) / self.temperature).softmax(dim=1)
@@ -175,6 +159,6 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of how often codes are used, (K,) to a scalar: K if all are used alike."""
+    """exp of the entropy of code counts (K,), a scalar: K if all codes are used equally often."""
     share = counts.float() / counts.sum().clamp(min=1)
     return torch.special.entr(share).sum().exp()

@@ -1,4 +1,4 @@
-"""A discriminator that judges overlapping patches (PatchGAN, arXiv 1611.07004, 3.2.2)."""
+"""A discriminator of overlapping patches (PatchGAN, arXiv 1611.07004, 3.2.2)."""
 
 from typing import Literal
 
@@ -14,15 +14,14 @@ class PatchDiscriminatorConfig(BaseModel, frozen=True, extra="forbid"):
     layers: int = Field(default=3, gt=0)
 
     def build(self) -> "PatchDiscriminator":
-        """A new network, with parameters from torch's global generator."""
         return PatchDiscriminator(self)
 
 
 class PatchDiscriminator(nn.Module):
-    """Scores of patches: high for real.
+    """Logits of patches, high for real.
 
-    Group norm stands where the paper has batch norm: a score then depends on its own image only,
-    and processes need not exchange statistics.
+    Group norm replaces the paper's batch norm: a logit then depends on its own image only, and
+    processes need not exchange statistics.
     """
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:

@@ -34,7 +34,6 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def residual_gain(self) -> float:
-        """The factor of the residual branches."""
         return self.gain or (self.groups * self.blocks_per_group) ** -2.0
 
     @property
@@ -52,7 +51,6 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "DVAE":
-        """A new network, with parameters from torch's global generator."""
         return DVAE(self)
 
 
@@ -104,39 +102,34 @@ class DVAE(nn.Module):
         return self.logits(image).argmax(dim=1)
 
     def decode_tokens(self, codes: Tensor) -> Tensor:
-        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1], fp32."""
+        """Decode codes (B, h, w) to (B, 3, H, W) in [-1, 1], fp32."""
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2).float()
         return reconstruction(self.decoder(one_hot)).clamp(-1, 1)
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is shaped for."""
         return self.config.image_size
 
     def to_image(self, output: Tensor) -> Tensor:
-        """The image that the means stand for."""
+        """The image of the means."""
         return reconstruction(output)
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """There and back through hard codes: (B, 3, H, W) in [-1, 1]."""
+        """Encode to hard codes and decode: (B, 3, H, W) in [-1, 1]."""
         return self.decode_tokens(self.tokens(image))
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
-        """`codes` (B, h, w)."""
         return {"codes": self.tokens(image)}
 
     def vocabularies(self) -> Mapping[str, int]:
-        """Size of the vocabulary."""
         return {"codes": self.config.vocab}
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
-        """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
         return self.decoder.last_gradient(features, output)
 
     def set_temperature(self, temperature: float) -> None:
-        """The temperature of the relaxation."""
         self.bottleneck.temperature = temperature
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Gradients train the whole model."""
+        """Nothing to update: gradients train the codebook."""
         return 0

@@ -1,4 +1,4 @@
-"""Relaxed samples of a large vocabulary, in pieces that stay in the processor's cache."""
+"""Gumbel-softmax over a large vocabulary, in chunks that stay in the processor's cache."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,22 +10,24 @@ from torch.autograd.function import once_differentiable
 from models.nn.random import gumbel_like
 
 SMALL = 2**20
-"""Up to so many logits fit in a cache as they are: there the plain expressions are as fast."""
-CACHED, HELD = 2**18, 2**26
-"""Logits worked on at a time, on a CPU and elsewhere."""
+"""Up to so many logits fit in a cache: plain expressions are as fast."""
+CHUNK_CPU, CHUNK_GPU = 2**18, 2**26
+"""Logits processed at a time."""
 
 
-def relaxed(logits: Tensor, temperature: float, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def gumbel_softmax(
+    logits: Tensor, temperature: float, rng: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """softmax((logits + gumbel) / temperature), sum_k q_k ln q_k, and argmax of (B, K, h, w).
 
     q is the softmax of the logits themselves. The three are (B, K, h, w), (B, h, w) and (B, h, w)
-    int64. The same as the expressions over dimension 1, but one position's K logits lie together,
-    every pass is made while a piece is in the cache, and only the logits, the sample and two
-    numbers per position are kept for the backward pass.
+    int64. Unlike plain expressions over dimension 1, the K logits of a position are contiguous, all
+    operations on a chunk run while it is in the cache, and only the logits, the sample and two
+    numbers per position are saved for the backward pass.
     """
     batch, vocab, *grid = logits.shape
     flat = logits.movedim(1, -1).reshape(-1, vocab)
-    value, negative_entropy, codes = _Relaxed.apply(flat, temperature, rng)  # type: ignore[no-untyped-call]
+    value, negative_entropy, codes = _GumbelSoftmax.apply(flat, temperature, rng)  # type: ignore[no-untyped-call]
     return (
         value.view(batch, *grid, vocab).movedim(-1, 1),
         negative_entropy.view(batch, *grid),
@@ -33,15 +35,15 @@ def relaxed(logits: Tensor, temperature: float, rng: Generator) -> tuple[Tensor,
     )
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each, the first being the logits."""
     first = tensors[0]
-    most = CACHED if first.device.type == "cpu" else HELD
-    rows = max(most // first.shape[1], 1)
+    chunk = CHUNK_CPU if first.device.type == "cpu" else CHUNK_GPU
+    rows = max(chunk // first.shape[1], 1)
     return zip(*(torch.split(each, rows) for each in tensors), strict=True)
 
 
-class _Relaxed(torch.autograd.Function):
+class _GumbelSoftmax(torch.autograd.Function):
     """Of (N, K) in fp32."""
 
     @staticmethod
@@ -56,7 +58,7 @@ class _Relaxed(torch.autograd.Function):
         log_sum = logits.new_empty(len(logits), 1)
         negative_entropy = logits.new_empty(len(logits), 1)
         codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        for x, y, total, inner, best in _pieces(logits, value, log_sum, negative_entropy, codes):
+        for x, y, total, inner, best in _chunks(logits, value, log_sum, negative_entropy, codes):
             top = torch.max(x, dim=1, keepdim=True)
             best.copy_(top.indices[:, 0])
             shifted = x - top.values
@@ -82,7 +84,7 @@ class _Relaxed(torch.autograd.Function):
         logits, value, log_sum, negative_entropy = ctx.saved_tensors
         result = torch.empty_like(logits)
         of_entropy = of_entropy[:, None]
-        for x, y, total, inner, upper, side, out in _pieces(
+        for x, y, total, inner, upper, side, out in _chunks(
             logits, value, log_sum, negative_entropy, of_value, of_entropy, result
         ):
             torch.sub(x, total, out=out)

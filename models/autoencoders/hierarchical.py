@@ -1,4 +1,4 @@
-"""VQ-VAE-2: codes at several resolutions, coarse ones first (arXiv 1906.00446, 3.1)."""
+"""VQ-VAE-2: codes at several resolutions, coarse to fine (arXiv 1906.00446, 3.1)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,7 +16,7 @@ NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
 class VQVAE2Config(BaseModel, frozen=True, extra="forbid"):
-    """`levels` codebooks; the finest has a code per `pyramid.stride` pixels, each other per twice.
+    """`levels` codebooks; the finest has the stride of `pyramid`, each coarser one twice that.
 
     The defaults are the paper's for 256 pixels: 32 x 32 top and 64 x 64 bottom codes of 512.
     """
@@ -30,7 +30,7 @@ class VQVAE2Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the levels are called, the coarsest first."""
+        """Names of the levels, the coarsest first."""
         return NAMES[self.levels]
 
     @property
@@ -54,15 +54,14 @@ class VQVAE2Config(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "VQVAE2":
-        """A new network, with parameters from torch's global generator."""
         return VQVAE2(self)
 
 
 class Level(nn.Module):
-    """One codebook: what it reads of the image, and how what is known grows finer.
+    """One codebook, with its encoder and the upsampling of the coarser levels' codes.
 
-    A level below the top is quantised knowing the coarser codes, so that its own hold what is still
-    missing. `known` is the codes so far, side by side, at this level's resolution.
+    A level below the top is quantised given the coarser codes, so that its own hold what is
+    missing. `known` is the vectors of all codes so far, concatenated, at this level's resolution.
     """
 
     def __init__(self, config: VQVAE2Config, index: int) -> None:
@@ -82,14 +81,14 @@ class Level(nn.Module):
         )
 
     def hidden(self, features: Tensor, known: Tensor | None) -> Tensor:
-        """What is quantised, from this level's features and the next coarser level's `known`."""
+        """The quantiser's input, from the features and the next coarser level's `known`."""
         if self.guess is None or known is None:
             return self.to_latent(features)
         guess = self.guess(known).to(features.dtype)
         return self.to_latent(torch.cat([features, guess], dim=1))
 
-    def grown(self, value: Tensor | None, known: Tensor | None) -> Tensor:
-        """`known` with this level's vectors (zeros for None)."""
+    def extend(self, value: Tensor | None, known: Tensor | None) -> Tensor:
+        """`known` upsampled, with this level's vectors (zeros for None)."""
         if self.upsample is None or known is None:
             assert value is not None
             return value
@@ -112,7 +111,6 @@ class VQVAE2(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is shaped for."""
         return self.config.image_size
 
     def forward(self, image: Tensor, rng: Generator) -> Reconstruction:
@@ -122,7 +120,7 @@ class VQVAE2(nn.Module):
         for level, features in zip(self._levels(), self._features(image), strict=True):
             latent = level.bottleneck(level.hidden(features, known), rng)
             latents.append(latent)
-            known = level.grown(latent.value, known)
+            known = level.extend(latent.value, known)
         assert known is not None
         read = self.decoder.features(known)
         return Reconstruction(self.decoder.project(read).float(), tuple(latents), read)
@@ -134,27 +132,25 @@ class VQVAE2(nn.Module):
         for level, features in zip(self._levels(), self._features(image), strict=True):
             found = level.bottleneck.tokens(level.hidden(features, known))
             codes.append(found)
-            known = level.grown(level.bottleneck.lookup(found), known)
+            known = level.extend(level.bottleneck.lookup(found), known)
         return tuple(codes)
 
     def decode(self, codes: Sequence[Tensor]) -> Tensor:
-        """The image that codes of the levels, the coarsest first, stand for, in [-1, 1].
+        """Decode codes of the levels, the coarsest first, to (B, 3, H, W) in [-1, 1].
 
-        Levels whose codes are not given are left out: what the coarser ones alone say.
+        Codes of finer levels that are not given count as zero vectors.
         """
         known: Tensor | None = None
         for index, level in enumerate(self._levels()):
             value = level.bottleneck.lookup(codes[index]) if index < len(codes) else None
-            known = level.grown(value, known)
+            known = level.extend(value, known)
         assert known is not None
         return self.decoder(known).float().clamp(-1, 1)
 
     def to_image(self, output: Tensor) -> Tensor:
-        """The decoder's output is the image itself."""
         return output.float()
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """There and back: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.codes(image))
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
@@ -162,18 +158,16 @@ class VQVAE2(nn.Module):
         return dict(zip(self.config.names, self.codes(image), strict=True))
 
     def vocabularies(self) -> Mapping[str, int]:
-        """Size of each level's codebook."""
         return dict.fromkeys(self.config.names, self.config.bottleneck.codes)
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
-        """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
         return self.decoder.last_gradient(features, output)
 
     def set_temperature(self, temperature: float) -> None:
         """Hard codes have no temperature."""
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Update every level's codebook of averages; returns how many codes restarted."""
+        """Update every level's EMA codebook; returns how many codes restarted."""
         return sum(
             level.bottleneck.commit(statistics, rng)
             for level, statistics in zip(self._levels(), seen, strict=True)

@@ -21,7 +21,7 @@ def unmap_pixels(mapped: Tensor) -> Tensor:
 
 
 def reconstruction(output: Tensor) -> Tensor:
-    """The image a decoder means: (B, 6, H, W) to (B, 3, H, W) around [-1, 1], not clamped."""
+    """The image of a decoder's means: (B, 6, H, W) to (B, 3, H, W) around [-1, 1], not clamped."""
     return unmap_pixels(torch.sigmoid(output[:, :3].float()))
 
 

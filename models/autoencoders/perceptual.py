@@ -1,6 +1,6 @@
 """Distances between images in the features of a frozen network (LPIPS, arXiv 1801.03924, eq. 1).
 
-Nothing is downloaded: weights are local files, a model directory of our own, or drawn from a seed.
+Nothing is downloaded: weights are local files, a model directory, or random from a seed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,7 +88,7 @@ def _channels(*values: float) -> Tensor:
 
 
 class Activations(nn.Module):
-    """What an encoder's convolutions give at each of its resolutions."""
+    """The outputs of an encoder's layers at each of its resolutions."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What objectives, evaluations and systems see of an autoencoder, whatever it is made of."""
+"""The interfaces of autoencoders for training objectives, evaluation and samplers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -9,14 +9,14 @@ from models.autoencoders.bottleneck import Latent, Penalty, Statistics
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass gives the loss."""
+    """The result of a forward pass, for the loss."""
 
     output: Tensor
-    """What the decoder says, (B, 3 or 6, H, W) in fp32; `to_image` turns it into an image."""
+    """The decoder's output (B, 3 or 6, H, W) in fp32, which `to_image` turns into an image."""
     latents: tuple[Latent, ...]
     """One per codebook or latent, the coarsest first."""
     features: Tensor
-    """What the decoder's last layer read, (B, C, H', W')."""
+    """The input of the decoder's last layer, (B, C, H', W')."""
 
     @property
     def latent(self) -> Latent:
@@ -25,24 +25,24 @@ class Reconstruction(NamedTuple):
 
 
 class FirstStage(Protocol):
-    """An autoencoder as others use it."""
+    """An autoencoder."""
 
     @property
     def penalty(self) -> Penalty:
-        """What the loss of its bottlenecks is."""
+        """The kind of its bottlenecks' loss."""
         ...
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is shaped for."""
+        """Side of its images in pixels."""
         ...
 
     def to_image(self, output: Tensor) -> Tensor:
-        """The image an output means: (B, 3, H, W) around [-1, 1], not clamped."""
+        """The image of a decoder's output: (B, 3, H, W) around [-1, 1], not clamped."""
         ...
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """There and back without noise: (B, 3, H, W) in [-1, 1]."""
+        """Encode and decode without noise: (B, 3, H, W) in [-1, 1]."""
         ...
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
@@ -50,7 +50,7 @@ class FirstStage(Protocol):
         ...
 
     def vocabularies(self) -> Mapping[str, int]:
-        """How many codes each of those arrays can hold."""
+        """Size of the codebook of each of those arrays."""
         ...
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class FirstStage(Protocol):
         ...
 
     def set_temperature(self, temperature: float) -> None:
-        """Anneal a relaxed bottleneck; the others have no temperature and ignore it."""
+        """Set the temperature of a Gumbel-softmax bottleneck; others ignore it."""
         ...
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
@@ -67,11 +67,11 @@ class FirstStage(Protocol):
 
 
 class DiscreteAutoencoder(Protocol):
-    """An autoencoder with one codebook, as a prior over its codes sees it."""
+    """An autoencoder with one codebook, for a prior over its codes."""
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is shaped for."""
+        """Side of its images in pixels."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class DiscreteAutoencoder(Protocol):
         ...
 
     def vocabularies(self) -> Mapping[str, int]:
-        """How many `codes` there are."""
+        """Size of the codebook `codes`."""
         ...
 
     def tokens(self, image: Tensor) -> Tensor:
@@ -88,5 +88,5 @@ class DiscreteAutoencoder(Protocol):
         ...
 
     def decode_tokens(self, codes: Tensor) -> Tensor:
-        """The image that codes (B, h, w) stand for: (B, 3, H, W) in [-1, 1]."""
+        """Decode codes (B, h, w) to (B, 3, H, W) in [-1, 1]."""
         ...

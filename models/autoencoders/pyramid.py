@@ -17,8 +17,8 @@ from models.nn import initialization
 class Convolution(nn.Module):
     """A square convolution with "same" padding, weights `w` ~ N(0, 1 / fan-in) and bias `b` = 0.
 
-    With `exact` it computes in fp32 whatever the precision around it: the first and last layers,
-    as wide as the vocabulary, are kept so in the paper.
+    With `exact` it computes in fp32 under any autocast, as the paper does for the first and last
+    layers, which are as wide as the vocabulary.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, exact: bool = False) -> None:
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(layers)
 
     def features(self, codes: Tensor) -> Tensor:
-        """(B, vocab, h, w) to what the last convolution reads."""
+        """(B, vocab, h, w) to the input of the last convolution."""
         first = self.blocks[0]
         assert isinstance(first, Convolution)
         hidden = first(codes.contiguous(memory_format=torch.channels_last)).to(first.w.dtype)

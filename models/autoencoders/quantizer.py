@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
 from models.nn import initialization
 
-CACHED, HELD = 2**22, 2**26
-"""Distances computed at a time, on a CPU (they stay in its cache) and elsewhere (they are held)."""
-MOST_CANDIDATES = 256
+CHUNK_CPU, CHUNK_GPU = 2**22, 2**26
+"""Distances computed at a time; on a CPU they stay in its cache."""
+MAX_CANDIDATES = 256
 
 
 class VectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     """A codebook trained by gradient: |q - sg z|^2 + commitment x |z - sg q|^2 (eq. 3).
 
-    `legacy_beta` puts the factor on the other term, as the first taming-transformers quantiser and
-    all weights trained with it have it.
+    `legacy_beta` puts the factor on the other term, as the first quantiser of taming-transformers
+    and all weights trained with it do.
     """
 
     kind: Literal["vq"] = "vq"
@@ -29,20 +29,18 @@ class VectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     legacy_beta: bool = False
 
     def inputs(self, channels: int) -> int:
-        """Encoder channels for a latent of `channels`."""
         return channels
 
     def build(self, channels: int) -> "VectorQuantizer":
-        """The module, its codes uniform in +-1 / K from torch's global generator."""
         return VectorQuantizer(self, channels)
 
 
 class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     """A codebook of moving averages of the vectors that chose each code (1711.00937, A.1).
 
-    A code whose averaged count falls below `restart` of a fair share (all positions / K) is put in
-    the place of a random encoder output of the step; None leaves dead codes dead. All codes start
-    dead, so that the first steps spread them over what the encoder gives.
+    A code whose averaged count falls below `restart` times the mean count (positions / K) restarts
+    at a random encoder output of the step; None disables that. All codes start dead, so that the
+    first steps spread them over the encoder outputs.
     """
 
     kind: Literal["ema_vq"] = "ema_vq"
@@ -53,18 +51,33 @@ class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     restart: float | None = Field(default=0.1, gt=0, lt=1)
 
     def inputs(self, channels: int) -> int:
-        """Encoder channels for a latent of `channels`."""
         return channels
 
     def build(self, channels: int) -> "EmaVectorQuantizer":
-        """The module, its codes standard normal from torch's global generator."""
         return EmaVectorQuantizer(self, channels)
 
 
-class VectorQuantizer(nn.Module):
-    """Nearest codes with a straight-through gradient; the codebook follows its own loss."""
+class Quantizer(nn.Module):
+    """What both quantisers have: a codebook (K, D)."""
 
     penalty: Penalty = "codebook"
+    codebook: Tensor
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The encoder's outputs before quantisation."""
+        return h.float()
+
+    def tokens(self, h: Tensor) -> Tensor:
+        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
+        return grid(nearest(vectors(h), self.codebook.float()), h.shape)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) of codes (B, h, w), in fp32."""
+        return F.embedding(codes, self.codebook.float()).movedim(-1, 1)
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest codes with a straight-through gradient; the codebook follows its own loss."""
 
     def __init__(self, config: VectorQuantizerConfig, channels: int) -> None:
         super().__init__()
@@ -97,28 +110,14 @@ class VectorQuantizer(nn.Module):
                 statistics=Statistics(usage.float(), None, None),
             )
 
-    def mode(self, h: Tensor) -> Tensor:
-        """The encoder's outputs before quantisation."""
-        return h.float()
 
-    def tokens(self, h: Tensor) -> Tensor:
-        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
-        return grid(nearest(vectors(h), self.codebook.float()), h.shape)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) of codes (B, h, w), in fp32."""
-        return F.embedding(codes, self.codebook.float()).movedim(-1, 1)
-
-
-class EmaVectorQuantizer(nn.Module):
+class EmaVectorQuantizer(Quantizer):
     """Nearest codes with a straight-through gradient; the codebook is averages, not parameters.
 
-    A forward changes nothing: `commit` does, once per optimizer step, with the statistics of all
+    A forward changes nothing; `commit` does, once per optimizer step, with the statistics of all
     micro-batches and processes. The averages stay in fp32 whatever the module is cast to.
     """
 
-    penalty: Penalty = "codebook"
-    codebook: Tensor
     counts: Tensor
     sums: Tensor
 
@@ -155,14 +154,14 @@ class EmaVectorQuantizer(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
         candidates = None
         if self.config.restart is not None:
-            count = min(len(flat), self.config.codes, MOST_CANDIDATES)
+            count = min(len(flat), self.config.codes, MAX_CANDIDATES)
             picks = torch.randint(len(flat), (count,), generator=rng, device=flat.device)
             candidates = flat[picks]
         return Statistics(usage.float(), sums, candidates)
 
     @torch.no_grad()
     def commit(self, seen: Statistics, rng: Generator) -> int:
-        """Move the averages towards what one optimizer step saw; returns how many codes restarted.
+        """Move the averages towards the statistics of a step; returns how many codes restarted.
 
         N <- decay N + (1 - decay) n and m <- decay m + (1 - decay) sum z, code = m / N with N
         smoothed by Laplace's rule, (N + eps) / (sum N + K eps) sum N (arXiv 1711.00937, A.1).
@@ -181,32 +180,20 @@ class EmaVectorQuantizer(nn.Module):
         return restarted
 
     def _restart(self, seen: Statistics, threshold: float, rng: Generator) -> int:
-        """Put the least used dead codes in the place of random encoder outputs."""
+        """Restart the least used dead codes at random encoder outputs."""
         assert seen.candidates is not None
-        fair = seen.counts.sum() / self.config.codes
-        dead = (self.counts < threshold * fair).nonzero()[:, 0]
+        mean = seen.counts.sum() / self.config.codes
+        dead = (self.counts < threshold * mean).nonzero()[:, 0]
         dead = dead[self.counts[dead].argsort(stable=True)][: len(seen.candidates)]
         order = torch.randperm(len(seen.candidates), generator=rng, device=rng.device)
-        places = seen.candidates.to(self.sums)[order.to(dead.device)][: len(dead)]
+        chosen = seen.candidates.to(self.sums)[order.to(dead.device)][: len(dead)]
         # a grace of ln 2 / (1 - decay) steps to be chosen before it counts as dead again
-        self.counts[dead] = 2 * threshold * fair
-        self.sums[dead] = places * self.counts[dead, None]
+        self.counts[dead] = 2 * threshold * mean
+        self.sums[dead] = chosen * self.counts[dead, None]
         return len(dead)
 
-    def mode(self, h: Tensor) -> Tensor:
-        """The encoder's outputs before quantisation."""
-        return h.float()
-
-    def tokens(self, h: Tensor) -> Tensor:
-        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
-        return grid(nearest(vectors(h), self.codebook), h.shape)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) of codes (B, h, w), in fp32."""
-        return F.embedding(codes, self.codebook).movedim(-1, 1)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's own signature
-        """Move with the module, but never into 16 bits: the averages would stand still."""
+        """Move with the module, but never into 16 bits: the averages would not change any more."""
         exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
         moved: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
@@ -233,8 +220,8 @@ def nearest(flat: Tensor, codebook: Tensor) -> Tensor:
     """
     with torch.no_grad():
         offset = -0.5 * codebook.square().sum(dim=1)
-        most = CACHED if flat.device.type == "cpu" else HELD
-        parts = torch.split(flat, max(most // len(codebook), 1))
+        chunk = CHUNK_CPU if flat.device.type == "cpu" else CHUNK_GPU
+        parts = torch.split(flat, max(chunk // len(codebook), 1))
         return torch.cat([torch.addmm(offset, part, codebook.T).argmax(dim=1) for part in parts])
 
 

@@ -1,7 +1,7 @@
 """The residual pyramid of VQ-GAN and latent diffusion (arXiv 2012.09841, A; 2112.10752, E.1).
 
 Two convolutions a block, group norms, self-attention at chosen sizes and in the middle. It computes
-what taming-transformers and latent-diffusion compute; `taming` renames their weights.
+what taming-transformers and latent-diffusion compute; `taming_weights` renames theirs.
 """
 
 from typing import Literal
@@ -31,7 +31,6 @@ class ResnetPyramid(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def stride(self) -> int:
-        """Pixels per position of the latent, each way."""
         return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
     @model_validator(mode="after")
@@ -41,11 +40,9 @@ class ResnetPyramid(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def encoder(self, outputs: int, image_size: int) -> "ResnetEncoder":
-        """Images of `image_size` to `outputs` channels."""
         return ResnetEncoder(self, outputs, image_size)
 
     def decoder(self, inputs: int, image_size: int) -> "ResnetDecoder":
-        """The way back from `inputs` channels to three colours."""
         return ResnetDecoder(self, inputs, image_size)
 
 
@@ -98,7 +95,7 @@ class Middle(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, and the way to the next one."""
+    """The blocks of one resolution, and the resampling to the next."""
 
     def __init__(
         self,
@@ -209,7 +206,7 @@ class ResnetDecoder(nn.Module):
         self.out = nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1)
 
     def features(self, latent: Tensor) -> Tensor:
-        """(B, inputs, h, w) to what the last layer reads, (B, width, H, W)."""
+        """(B, inputs, h, w) to the input of the last layer, (B, width, H, W)."""
         latent = latent.to(self.stem.weight.dtype)
         x = self.middle(self.stem(latent.contiguous(memory_format=torch.channels_last)))
         for stage in self.stages:
@@ -229,8 +226,8 @@ class ResnetDecoder(nn.Module):
 def convolution_gradient(features: Tensor, shape: tuple[int, ...], output: Tensor) -> Tensor:
     """Gradient of a "same" convolution's weight of `shape`, in fp32.
 
-    From the layer's input (B, C, H, W) and the gradient of its output (B, O, H, W): the weight
-    itself, which a process may hold only a part of, is not needed.
+    From the layer's input (B, C, H, W) and the gradient of its output (B, O, H, W). The weight
+    itself, which ZeRO-3 may have partitioned, is not needed.
     """
     with torch.autocast(features.device.type, enabled=False):
         gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_weight
 
 
 class StridedPyramid(BaseModel, frozen=True, extra="forbid"):
-    """`halvings` convolutions of stride 2, then residual blocks; transposed ones on the way back.
+    """`halvings` convolutions of stride 2, then residual blocks; transposed ones in the decoder.
 
     `patch` > 1 puts a pixel-unshuffle before the encoder and its inverse after the decoder, which
     makes small networks cheap.
@@ -26,20 +26,17 @@ class StridedPyramid(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def stride(self) -> int:
-        """Pixels per position of the latent, each way."""
         return int(self.patch * 2**self.halvings)
 
     def encoder(self, outputs: int, image_size: int) -> "StridedEncoder":
-        """Images to `outputs` channels."""
         return StridedEncoder(self, 3, outputs)
 
     def decoder(self, inputs: int, image_size: int) -> "StridedDecoder":
-        """The way back from `inputs` channels to three colours."""
         return StridedDecoder(self, inputs, 3)
 
 
 class ThinResidual(nn.Module):
-    """x + conv1(relu(conv3(relu x))) through a thin layer."""
+    """x + conv1(relu(conv3(relu x))), narrow in between."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -103,7 +100,7 @@ class StridedDecoder(nn.Module):
         self.out = nn.ConvTranspose2d(widths[-1], outputs * config.patch**2, 4, stride=2, padding=1)
 
     def features(self, latent: Tensor) -> Tensor:
-        """What the last layer reads."""
+        """The input of the last layer."""
         latent = latent.to(self.stem.weight.dtype)
         x = self.stem(latent.contiguous(memory_format=torch.channels_last))
         x = F.relu(self.residuals(x))
@@ -122,7 +119,7 @@ class StridedDecoder(nn.Module):
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         """Gradient of the last layer's weight, from that of its output; reads no weight.
 
-        A transposed convolution is the adjoint of a convolution: the two change roles.
+        It is the adjoint of a convolution: input and output gradient swap roles.
         """
         output = F.pixel_unshuffle(output.float(), self.patch)
         shape = (features.shape[1], output.shape[1], 4, 4)

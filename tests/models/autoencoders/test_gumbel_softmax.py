@@ -11,7 +11,7 @@ from models.nn.random import gumbel_like
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Seven rows at a time, of a number that seven does not divide."""
-    monkeypatch.setattr(pieces, "CACHED", 7 * 50)
+    monkeypatch.setattr(pieces, "CHUNK_CPU", 7 * 50)
 
 
 def plain(logits, temperature, rng):
@@ -26,7 +26,9 @@ def test_a_sample_in_pieces_is_the_plain_one_and_so_are_its_gradients(in_pieces,
     logits = 4 * torch.randn(3, 50, 2, 5, generator=rng)
     logits = logits.contiguous(memory_format=layout).requires_grad_()
     weight = torch.randn(logits.shape, generator=rng)
-    value, negative_entropy, codes = pieces.relaxed(logits, 0.7, torch.Generator().manual_seed(1))
+    value, negative_entropy, codes = pieces.gumbel_softmax(
+        logits, 0.7, torch.Generator().manual_seed(1)
+    )
     divergence = negative_entropy + torch.tensor(50.0).log()
     (gradient,) = torch.autograd.grad((value * weight).sum() + divergence.mean(), logits)
     expected, kl = plain(logits, 0.7, torch.Generator().manual_seed(1))
@@ -41,7 +43,9 @@ def test_logits_far_apart_give_finite_gradients(in_pieces):
     logits = torch.zeros(1, 50, 2, 2)
     logits[:, 3] = 300.0
     logits.requires_grad_()
-    value, negative_entropy, _ = pieces.relaxed(logits, 1 / 16, torch.Generator().manual_seed(1))
+    value, negative_entropy, _ = pieces.gumbel_softmax(
+        logits, 1 / 16, torch.Generator().manual_seed(1)
+    )
     assert torch.allclose(negative_entropy, torch.zeros(1, 2, 2))
     (gradient,) = torch.autograd.grad(value.square().sum() + negative_entropy.sum(), logits)
     assert gradient.isfinite().all()
