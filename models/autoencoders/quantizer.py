@@ -1,5 +1,6 @@
 """Vector quantisation: the nearest of K learned vectors per position (VQ-VAE, arXiv 1711.00937)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
@@ -57,11 +58,15 @@ class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
         return EmaVectorQuantizer(self, channels)
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """What both quantisers have: a codebook (K, D)."""
 
     penalty: Penalty = "codebook"
     codebook: Tensor
+
+    @abstractmethod
+    def forward(self, h: Tensor, rng: Generator) -> Latent:
+        """Encoder outputs (B, D, h, w) to their nearest codes, in fp32."""
 
     def mode(self, h: Tensor) -> Tensor:
         """The encoder's outputs before quantisation."""
