@@ -27,24 +27,22 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 4
 
 
-def default_cache_directory() -> Path:
-    """`$MEZZOTINT_CACHE`, else `~/.cache/mezzotint/shards`."""
-    named = os.environ.get("MEZZOTINT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "mezzotint" / "shards"
+def node_cache(directory: str | None = None) -> "ShardCache":
+    """The cache of this node.
 
-
-def cache_limit() -> int | None:
-    """`$MEZZOTINT_CACHE_BYTES`, the cache's maximum size; None: limited by the disk alone.
+    Args:
+        directory: Default: `$MEZZOTINT_CACHE`, then `~/.cache/mezzotint/shards`. Its maximum size
+            is `$MEZZOTINT_CACHE_BYTES`; by default the disk alone limits it.
 
     Raises:
-        UserError: It is not a positive number of bytes.
+        UserError: MEZZOTINT_CACHE_BYTES is not a positive number of bytes.
     """
-    text = os.environ.get("MEZZOTINT_CACHE_BYTES")
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"MEZZOTINT_CACHE_BYTES={text}: give a positive whole number of bytes")
-    return int(text)
+    default = os.environ.get("MEZZOTINT_CACHE") or "~/.cache/mezzotint/shards"
+    limit = os.environ.get("MEZZOTINT_CACHE_BYTES")
+    if limit is not None and (not limit.isdecimal() or int(limit) == 0):
+        raise UserError(f"MEZZOTINT_CACHE_BYTES={limit}: give a positive whole number of bytes")
+    path = Path(directory or default).expanduser()
+    return ShardCache(path, None if limit is None else int(limit))
 
 
 class ShardCache:

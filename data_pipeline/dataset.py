@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from data_pipeline.cache import ShardCache, cache_limit, default_cache_directory
+from data_pipeline.cache import node_cache
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
 from data_pipeline.labels import labels
@@ -54,11 +53,9 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
     manifest = read_manifest(config.url)
     _check_encoder(config, manifest, expected_encoder)
     check_sizes(config.url, manifest)
-    cache = ShardCache(
-        Path(config.cache) if config.cache else default_cache_directory(), cache_limit()
-    )
+    reader = ShardReader(config.url, manifest.shards, node_cache(config.cache))
     tokenizer = Tokenizer.load(config.text.tokenizer) if config.text else None
-    return Dataset(config, manifest, ShardReader(config.url, manifest.shards, cache), tokenizer)
+    return Dataset(config, manifest, reader, tokenizer)
 
 
 class Dataset:

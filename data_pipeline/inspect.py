@@ -93,7 +93,7 @@ def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
         fields=manifest.fields,
         samples=len(dataset),
         shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in manifest.shards),
+        bytes=manifest.bytes,
         splits={
             name: SplitSizes(split.description, len(split.train), len(split.test))
             for name, split in manifest.splits.items()

@@ -112,6 +112,14 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         for shard in self.shards:
             yield from shard.samples
 
+    @property
+    def sample_count(self) -> int:
+        return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON; it does not depend on where the set is stored."""

@@ -5,6 +5,7 @@ Permutations sort the raw output of a keyed Philox counter, which NumPy guarante
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,20 @@ def _permutation(size: int, bits: np.random.Philox) -> NDArray[np.int64]:
     return np.argsort(bits.random_raw(size), kind="stable").astype(np.int64)
 
 
-def shard_blocks(shards: int, seed: int, epoch: int, block: int) -> list[NDArray[np.int64]]:
-    """The shards of an epoch in reading order, in blocks of `block` shards."""
-    permuted = _permutation(shards, _bits(_SHARDS, seed, epoch, 0))
-    return [permuted[start : start + block] for start in range(0, shards, block)]
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of an epoch of N samples, which are indexed shard after shard."""
+
+    samples: NDArray[np.int64]
+    """(N,), a permutation."""
+    blocks: list[NDArray[np.int64]]
+    """The shards that are read at the same time, block after block."""
+    ends: NDArray[np.int64]
+    """End of each block in `samples`."""
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
-    """A permutation (N,) of all samples: shards are permuted, then samples within each block.
-
-    Samples are indexed shard after shard. Reading an epoch needs `block` shards at a time.
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -> EpochOrder:
+    """Permute the shards, and shuffle the samples within each block of shards.
 
     Args:
         shard_sizes: Samples of each shard.
@@ -39,11 +44,15 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -
     """
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    parts = []
-    for number, shards in enumerate(shard_blocks(len(sizes), seed, epoch, block)):
-        members = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
-        parts.append(members[_permutation(len(members), _bits(_BLOCKS, seed, epoch, number))])
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    shards = _permutation(len(sizes), _bits(_SHARDS, seed, epoch, 0))
+    blocks = [shards[start : start + block] for start in range(0, len(shards), block)]
+    samples = [np.zeros(0, dtype=np.int64)]
+    for number, members in enumerate(blocks):
+        block_samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in members])
+        permuted = _permutation(len(block_samples), _bits(_BLOCKS, seed, epoch, number))
+        samples.append(block_samples[permuted])
+    ends = np.cumsum([len(one) for one in samples[1:]])
+    return EpochOrder(np.concatenate(samples), blocks, ends)
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

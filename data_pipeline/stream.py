@@ -3,18 +3,17 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset, collate
-from data_pipeline.sample_order import epoch_order, shard_blocks
+from data_pipeline.sample_order import epoch_order
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
@@ -92,7 +91,11 @@ class Stream:
         self.seed = seed
         self.state = state or self._state_at(0)
         self._check_state()
-        self._orders: dict[int, _Epoch] = {}
+        self._epoch = lru_cache(maxsize=2)(
+            lambda epoch: epoch_order(
+                dataset.shard_sizes, seed, epoch, dataset.config.shuffle_block
+            )
+        )
 
     def at(self, state: StreamState) -> "Stream":
         """The same stream at another position.
@@ -155,28 +158,21 @@ class Stream:
                 f"stream state: {self.state.consumed} samples consumed of {len(self.dataset)}"
             )
 
-    def _epoch(self, epoch: int) -> "_Epoch":
-        if epoch not in self._orders:
-            for old in [known for known in self._orders if known < epoch - 1]:
-                del self._orders[old]
-            self._orders[epoch] = _Epoch.of(self.dataset, self.seed, epoch)
-        return self._orders[epoch]
-
     def _refs(self, start: int, count: int) -> list[SampleRef]:
         refs: list[SampleRef] = []
         while len(refs) < count:
             epoch, offset = divmod(start + len(refs), len(self.dataset))
-            part = self._epoch(epoch).order[offset : offset + count - len(refs)]
+            part = self._epoch(epoch).samples[offset : offset + count - len(refs)]
             refs.extend((epoch, index) for index in part.tolist())
         return refs
 
     def _prefetch(self, start: int, previous: tuple[int, int] | None) -> tuple[int, int]:
         """(epoch, block) of a position; fetches that block and the next where it is a new one."""
         epoch, offset = divmod(start, len(self.dataset))
-        blocks = self._epoch(epoch)
-        current = epoch, int(np.searchsorted(blocks.ends, offset, side="right"))
+        order = self._epoch(epoch)
+        current = epoch, int(np.searchsorted(order.ends, offset, side="right"))
         if current != previous:
-            needed = blocks.shards[current[1] : current[1] + 2]
+            needed = order.blocks[current[1] : current[1] + 2]
             self.dataset.prefetch([int(shard) for block in needed for shard in block])
         return current
 
@@ -223,23 +219,6 @@ class Stream:
         )
         for item in loader:
             yield _or_raise(item)
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    order: NDArray[np.int64]
-    shards: list[NDArray[np.int64]]
-    """Shards of each block."""
-    ends: NDArray[np.int64]
-    """End of each block in `order`."""
-
-    @classmethod
-    def of(cls, dataset: Dataset, seed: int, epoch: int) -> "_Epoch":
-        sizes = np.asarray(dataset.shard_sizes)
-        block = dataset.config.shuffle_block
-        shards = shard_blocks(len(sizes), seed, epoch, block)
-        ends = np.cumsum([int(sizes[members].sum()) for members in shards])
-        return cls(epoch_order(dataset.shard_sizes, seed, epoch, block), shards, ends)
 
 
 class _Loader(TorchDataset[Batch | UserError]):

@@ -17,12 +17,9 @@ from mezzotint.common.storage_errors import CredentialsError, TransientError
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Contents of the set, and every difference from its manifest as a sentence."""
+    """A set's manifest, and every difference from it as a sentence."""
 
-    url: str
-    shards: int
-    samples: int
-    bytes: int
+    manifest: Manifest
     problems: tuple[str, ...]
 
 
@@ -45,13 +42,7 @@ def verify(url: str, progress: Progress | None = None) -> VerifyReport:
             problems += _differences(path, shard)
         if progress is not None:
             progress(number, len(manifest.shards))
-    return VerifyReport(
-        url=url,
-        shards=len(manifest.shards),
-        samples=sum(1 for _ in manifest.samples()),
-        bytes=sum(shard.bytes for shard in manifest.shards),
-        problems=tuple(problems),
-    )
+    return VerifyReport(manifest, tuple(problems))
 
 
 def index(

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -74,21 +73,11 @@ class Rejection(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class PackReport:
-    """The packed set in numbers."""
+    """A packed set, and what was rejected."""
 
     url: str
-    name: str
-    samples: int
-    shards: int
-    bytes: int
-    splits: Mapping[str, tuple[int, int]]
-    """Training and test samples of each split."""
+    manifest: Manifest
     rejected: tuple[Rejection, ...]
-
-    @property
-    def faults(self) -> Mapping[Fault, int]:
-        """Rejected pairs by kind of fault."""
-        return Counter(one.fault for one in self.rejected)
 
 
 class _Chunk(BaseModel, frozen=True):
@@ -298,10 +287,8 @@ def _finish(
         shards=shards,
     )
     write_manifest(out, manifest)
-    for name in storage.walk(storage.join(out, _JOURNAL)):
-        storage.remove(storage.join(out, f"{_JOURNAL}/{name}"))
-    storage.remove_directory(storage.join(out, _JOURNAL))
-    return _report(out, manifest, rejected)
+    storage.remove_tree(storage.join(out, _JOURNAL))
+    return PackReport(out, manifest, rejected)
 
 
 _FIELDS = {"txt": "caption", "json": "source and attributes"}
@@ -315,16 +302,5 @@ def _report_finished(out: str, plan: str) -> PackReport:
             "directory or delete it"
         )
     lines = storage.read_bytes(storage.join(out, REJECTED_NAME)).splitlines()
-    return _report(out, manifest, tuple(Rejection.model_validate_json(line) for line in lines))
-
-
-def _report(out: str, manifest: Manifest, rejected: tuple[Rejection, ...]) -> PackReport:
-    return PackReport(
-        url=out,
-        name=manifest.name,
-        samples=sum(1 for _ in manifest.samples()),
-        shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in manifest.shards),
-        splits={name: (len(one.train), len(one.test)) for name, one in manifest.splits.items()},
-        rejected=rejected,
-    )
+    rejected = tuple(Rejection.model_validate_json(line) for line in lines)
+    return PackReport(out, manifest, rejected)

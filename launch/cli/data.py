@@ -152,7 +152,7 @@ def derive(
     with Reporter(None, shows=not as_json) as reporter:
         tell = reporter.callback("samples")
         manifest = derive_with(data, model, out, batch, tell, latents=latents)
-    samples = sum(len(shard.samples) for shard in manifest.shards)
+    samples = manifest.sample_count
     result = {"url": out, "samples": samples, "encoder": manifest.encoder}
     words = f"{out}: {samples:,} samples, encoder {manifest.encoder}"
     found = spread(out, manifest)

@@ -60,15 +60,16 @@ def verify_set(url: str, *, as_json: bool) -> str:
     if report.problems:
         problems = "\n  ".join(report.problems)
         raise UserError(f"{url}: differs from its manifest:\n  {problems}")
-    result = {"url": url, "shards": report.shards, "samples": report.samples, "intact": True}
-    text = f"{url}: intact, {report.samples:,} samples in {report.shards} shards"
+    shards, samples = len(report.manifest.shards), report.manifest.sample_count
+    result = {"url": url, "shards": shards, "samples": samples, "intact": True}
+    text = f"{url}: intact, {samples:,} samples in {shards} shards"
     return json.dumps(result) if as_json else text
 
 
 def index_tars(url: str, name: str, licence: str, *, as_json: bool) -> str:
     """Write the manifest of a folder of webdataset tars."""
     manifest, excluded = index(url, name=name, licence=licence)
-    samples = sum(len(shard.samples) for shard in manifest.shards)
+    samples = manifest.sample_count
     if as_json:
         return json.dumps({"url": url, "samples": samples, "excluded": list(excluded)}, indent=1)
     lines = [f"{url}/manifest.json: {samples:,} samples in {len(manifest.shards)} shards"]

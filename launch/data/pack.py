@@ -1,11 +1,11 @@
 """`mezzotint data pack`."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 
 from data_pipeline.config import Selection
 from data_pipeline.packing.pack import PackOptions, PackReport, pack
-from data_pipeline.packing.shard_writer import shard_name
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
 
@@ -42,34 +42,33 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
 
 def to_json(report: PackReport) -> str:
     """The report as JSON, with every rejected pair."""
-    return json.dumps(
-        {
-            "url": report.url,
-            "samples": report.samples,
-            "shards": report.shards,
-            "bytes": report.bytes,
-            "splits": {
-                name: {"train": train, "test": test}
-                for name, (train, test) in report.splits.items()
-            },
-            "rejected": [one.model_dump(mode="json") for one in report.rejected],
+    manifest = report.manifest
+    tree = {
+        "url": report.url,
+        "samples": manifest.sample_count,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+        "splits": {
+            name: {"train": len(split.train), "test": len(split.test)}
+            for name, split in manifest.splits.items()
         },
-        ensure_ascii=False,
-        indent=1,
-    )
+        "rejected": [one.model_dump(mode="json") for one in report.rejected],
+    }
+    return json.dumps(tree, ensure_ascii=False, indent=1)
 
 
 def to_text(report: PackReport) -> str:
     """The report as text, with the first rejected pairs."""
-    first = shard_name(report.name, 0)
+    manifest = report.manifest
     lines = [
-        f"{report.url}: {report.samples:,} samples in {report.shards} shards "
-        f"({report.bytes / 1e6:.1f} MB), {first} ..."
+        f"{report.url}: {manifest.sample_count:,} samples in {len(manifest.shards)} shards "
+        f"({manifest.bytes / 1e6:.1f} MB), {manifest.shards[0].name} ..."
     ]
-    for name, (train, test) in report.splits.items():
-        lines.append(f"split {name}: {train:,} train, {test:,} test")
+    for name, split in manifest.splits.items():
+        lines.append(f"split {name}: {len(split.train):,} train, {len(split.test):,} test")
     if report.rejected:
-        kinds = ", ".join(f"{count} {fault}" for fault, count in sorted(report.faults.items()))
+        counts = Counter(one.fault for one in report.rejected)
+        kinds = ", ".join(f"{count} {fault}" for fault, count in sorted(counts.items()))
         lines.append(f"rejected {len(report.rejected)} pairs: {kinds}")
         lines += [f"  {one.name}: {one.detail}" for one in report.rejected[:_LISTED]]
         lines.append(f"all are listed in {report.url}/rejected.jsonl")

@@ -86,7 +86,7 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
     out = stage.out or str(directory / "set")
     manifest = derive_with(stage.data, stage.model, out, stage.batch, reporter.callback("samples"))
     write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
-    samples = sum(len(shard.samples) for shard in manifest.shards)
+    samples = manifest.sample_count
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
 
 

@@ -205,10 +205,9 @@ def remove(url: str) -> None:
         _call(url, "deleted", lambda system, path: system.rm_file(path))
 
 
-def remove_directory(url: str) -> None:
-    """Delete the empty directory `url`; object stores have no directories."""
-    if is_local(url):
-        local_path(url).rmdir()
+def remove_tree(url: str) -> None:
+    """Delete the directory `url` with all files in it."""
+    _call(url, "deleted", lambda system, path: system.rm(path, recursive=True), _LIST_TIMEOUT)
 
 
 def sizes(url: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_pipeline.cache import ShardCache, cache_limit
+from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.manifest import read_manifest
@@ -152,7 +152,7 @@ def test_a_small_cache_still_serves_the_whole_set(remote, squares, cache, monkey
 def test_cache_sizes_are_whole_numbers_of_bytes(monkeypatch, value):
     monkeypatch.setenv("MEZZOTINT_CACHE_BYTES", value)
     with pytest.raises(UserError, match=f"MEZZOTINT_CACHE_BYTES={value}: "):
-        cache_limit()
+        node_cache()
 
 
 def fetch_counted(url, shard, directory, log):

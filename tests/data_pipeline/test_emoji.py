@@ -32,7 +32,7 @@ def cache(tmp_path_factory, monkeypatch):
 def test_the_set_is_whole_and_small():
     report = verify(str(EMOJI))
     assert report.problems == ()
-    assert report.samples == 3823
+    assert report.manifest.sample_count == 3823
     assert sum(path.stat().st_size for path in EMOJI.rglob("*") if path.is_file()) <= 15_000_000
 
 

@@ -120,7 +120,7 @@ def test_a_sound_set_verifies(make_set):
     for compress in (False, True):
         report = verify(make_set(f"set{compress}", compress=compress))
         assert report.problems == ()
-        assert (report.shards, report.samples) == (5, 23)
+        assert (len(report.manifest.shards), report.manifest.sample_count) == (5, 23)
 
 
 def test_verify_names_every_kind_of_damage(squares):
