@@ -1,7 +1,7 @@
-"""Activation checkpointing: blocks forget what they compute, and compute it again in backward.
+"""Activation checkpointing: blocks are computed again in the backward pass.
 
-Memory for activations falls to what passes between blocks, for one more forward (Chen et al.,
-arXiv 1604.06174).
+Only the activations between blocks are kept, for one more forward pass (Chen et al., arXiv
+1604.06174).
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from models.blocks import blocks_of
 
 
 def enable_activation_checkpointing(module: nn.Module) -> int:
-    """Let every block inside `module` do so from now on; returns how many there are.
+    """Checkpoint every block inside `module` from now on; returns their number.
 
     Outputs and gradients stay the same, dropout included. Without gradients nothing changes.
     """
     blocks = blocks_of(module)
     for block in blocks:
-        block.forward = _recomputed(block.forward)
+        block.forward = _checkpointed(block.forward)
     return len(blocks)
 
 
-def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(x: Tensor, *others: object) -> Tensor:
         if not torch.is_grad_enabled():
             return forward(x, *others)

@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): one to train, and a frozen pretrained one, with the same methods."""
+"""CLIP (arXiv 2103.00020): a trainable one and a frozen pretrained one, with the same methods."""
 
 import math
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 
-class ImageText(Protocol):
-    """What re-ranking and scoring ask of a CLIP."""
+class ImageTextEncoder(Protocol):
+    """The interface of a CLIP for re-ranking and scoring."""
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to unit vectors (B, D)."""
@@ -81,7 +81,7 @@ class ClipFeatures(NamedTuple):
 class Clip(nn.Module):
     """Both towers and the temperature.
 
-    A caption's vector is read at its last token that is not 0.
+    A caption's feature is that of its last token that is not padding (0).
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -161,7 +161,7 @@ class Clip(nn.Module):
         # through the inner module's own forward, where ZeRO-3 gathers the weights it holds directly
         image_features, text_features, scale = self.clip(self._sized(image), tokens)
         scale = scale.float().clamp(max=100.0).reshape(())
-        return ClipFeatures(image_features.float(), at_end(text_features, tokens), scale)
+        return ClipFeatures(image_features.float(), pool_last_token(text_features, tokens), scale)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""
@@ -169,7 +169,7 @@ class Clip(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Captions (B, L) int64 to unit vectors (B, D) in fp32."""
-        return at_end(self.clip.encode_text(tokens, normalize=True), tokens)
+        return pool_last_token(self.clip.encode_text(tokens, normalize=True), tokens)
 
     def token_features(self, tokens: Tensor) -> Tensor:
         return token_features(self.clip, tokens)
@@ -180,26 +180,25 @@ class Clip(nn.Module):
 
 
 def token_features(clip: "CLIP", tokens: Tensor) -> Tensor:
-    """A vector per token (B, L, width), fp32, as open_clip's CLIP has them before it pools.
+    """A vector per token (B, L, width) in fp32, of open_clip's CLIP before pooling.
 
-    They have passed the last norm and not the projection, as latent diffusion's text encoders give
-    them.
+    After the last norm and before the projection, as in latent diffusion's text encoders.
     """
     dtype = clip.transformer.get_cast_dtype()
     x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding.to(dtype)
-    positions: Tensor = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
-    return positions.float()
+    features: Tensor = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
+    return features.float()
 
 
-def at_end(features: Tensor, tokens: Tensor) -> Tensor:
-    """The feature (B, D) of (B, L, D) at the last token that is not 0; at position 0 if all are."""
+def pool_last_token(features: Tensor, tokens: Tensor) -> Tensor:
+    """The feature (B, D) of (B, L, D) at the last token that is not 0; the first if all are."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     last = ((tokens != 0) * positions).argmax(dim=1)
     return features[torch.arange(len(tokens), device=tokens.device), last].float()
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
-    """Mean of the cross-entropies of images over captions and of captions over images, in nats.
+    """Mean cross-entropy of images over captions and of captions over images, in nats.
 
     Features (B, D) of matching pairs, unit norm; figure 3 of the paper.
     """
@@ -208,24 +207,24 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-UNFIT = (
+LOAD_ERRORS = (
     RuntimeError,
     KeyError,
     OSError,
     SafetensorError,
     UnpicklingError,
-    # how open_clip's conversions meet another text width, and a file that holds no mapping
+    # raised by open_clip for another text width, and for a file that holds no mapping
     AssertionError,
     AttributeError,
 )
-"""What loading raises for a file that is not a checkpoint of the architecture."""
+"""Raised by loading a file that is not a checkpoint of the architecture."""
 
 
 def text_width(architecture: str) -> int:
     """Width of the text tower of an open_clip architecture.
 
     Raises:
-        UserError: open_clip knows no such architecture, or one without a plain text tower.
+        UserError: open_clip has no such architecture, or its text tower is not CLIP's.
     """
     ensure_torchvision()
     import open_clip
@@ -242,7 +241,7 @@ def text_width(architecture: str) -> int:
 
 
 def needs_hugging_face(shape: Mapping[str, Any], architecture: str) -> bool:
-    """Whether open_clip would fetch the tokenizer or text tower of an architecture."""
+    """Whether open_clip downloads the tokenizer or text tower of an architecture."""
     text = shape["text_cfg"]
     named = text.get("hf_tokenizer_name") or text.get("hf_model_name")
     return bool(named) or "siglip" in architecture.lower()
@@ -277,8 +276,8 @@ class PretrainedClip(nn.Module):
             raise UserError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
         try:
             open_clip.load_checkpoint(self.clip, checkpoint)
-        except UNFIT as error:
-            # open_clip's own words name every tensor
+        except LOAD_ERRORS as error:
+            # open_clip's message names every tensor
             found = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
             raise UserError(
                 f"{checkpoint}: not a checkpoint of {architecture}; give the architecture it was "
@@ -310,7 +309,3 @@ class PretrainedClip(nn.Module):
 
     def token_features(self, tokens: Tensor) -> Tensor:
         return token_features(self.clip, tokens)
-
-    def encode_captions(self, captions: list[str]) -> Tensor:
-        """Captions to unit vectors (B, D) in fp32."""
-        return self.encode_text(self.tokens(captions).to(self.clip.logit_scale.device))

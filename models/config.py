@@ -35,18 +35,18 @@ ModelConfig = Annotated[
 
 @dataclass(frozen=True)
 class TextShape:
-    """The captions a model is shaped for."""
+    """The captions that a model takes."""
 
     vocab: int
-    """Pieces of the tokenizer."""
+    """Size of the tokenizer's vocabulary."""
     length: int
     """Tokens of a caption."""
     keys: str = "model.text_"
-    """How the keys of a recipe that say so begin."""
+    """Prefix of the recipe keys that set it."""
 
 
 def text_shape(config: ModelConfig) -> TextShape | None:
-    """The captions a model reads, or None for a model that reads none."""
+    """The captions that a model takes, or None."""
     match config:
         case PriorConfig() | ClipConfig() | TextDiffusionConfig():
             return TextShape(config.text_vocab, config.text_length)

@@ -1,4 +1,4 @@
-"""State dicts of other code, weight by weight: ours, their names, and how the numbers lie there."""
+"""Conversion of state dicts to and from other code: names, shapes and order of each weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mezzotint.common.errors import UserError
 
 @dataclass(frozen=True)
 class WeightMapping:
-    """How one weight of ours lies in one or several of theirs."""
+    """How one weight of ours is stored in one or several of theirs."""
 
     read: Callable[[Sequence[Tensor]], Tensor]
     """Theirs to ours."""
@@ -26,15 +26,15 @@ def _contiguous(parts: Sequence[Tensor]) -> list[Tensor]:
 SAME = WeightMapping(lambda parts: parts[0], lambda own: [own])
 
 
-def joined(count: int) -> WeightMapping:
-    """Ours are `count` of theirs, one after the other along the first dimension."""
+def concatenated(count: int) -> WeightMapping:
+    """Ours is `count` of theirs, concatenated along the first dimension."""
     return WeightMapping(
         lambda parts: torch.cat(list(parts)), lambda own: _contiguous(own.chunk(count))
     )
 
 
-def pointwise(dimensions: int) -> WeightMapping:
-    """A linear layer that is a convolution of one place over `dimensions` there."""
+def as_convolution(dimensions: int) -> WeightMapping:
+    """A linear layer that is a pointwise convolution over `dimensions` there."""
     ones = (1,) * dimensions
 
     def write(own: Tensor) -> list[Tensor]:
@@ -43,8 +43,8 @@ def pointwise(dimensions: int) -> WeightMapping:
     return WeightMapping(lambda parts: parts[0].flatten(1), write)
 
 
-def reordered(order: Tensor, then: WeightMapping = SAME) -> WeightMapping:
-    """Row i of ours is row `order[i]` of theirs, which is of the form `then`."""
+def permuted_rows(order: Tensor, then: WeightMapping = SAME) -> WeightMapping:
+    """Row i of ours is row `order[i]` of theirs, after `then`."""
     back = order.argsort()
     return WeightMapping(
         lambda parts: then.read(parts)[order], lambda own: _contiguous(then.write(own[back]))
@@ -53,7 +53,7 @@ def reordered(order: Tensor, then: WeightMapping = SAME) -> WeightMapping:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of ours, and those of theirs that hold it."""
+    """The names of one weight of ours and of those of theirs that hold it."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -61,15 +61,15 @@ class Weight:
 
 
 def layer(ours: str, theirs: str, form: WeightMapping = SAME, *, bias: bool = True) -> list[Weight]:
-    """The weight and the bias of a layer; the form is the weight's."""
+    """The weight and the bias of a layer; `form` is the weight's."""
     found = [Weight(f"{ours}.weight", (f"{theirs}.weight",), form)]
     return [*found, Weight(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
 
 
-def imported(
+def import_state(
     layout: Sequence[Weight], network: nn.Module, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The state dict of `network` (on the meta device is enough) from one with their names.
+    """The state dict of `network`, which may be on the meta device, from one with their names.
 
     Raises:
         UserError: weights that are missing, unexpected, or of another shape, each by its name.
@@ -94,8 +94,8 @@ def imported(
     }
 
 
-def exported(layout: Sequence[Weight], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under their names."""
+def export_state(layout: Sequence[Weight], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of ours under their names."""
     return {
         name: part
         for each in layout
@@ -104,12 +104,12 @@ def exported(layout: Sequence[Weight], weights: Mapping[str, Tensor]) -> dict[st
 
 
 def _shapes(layout: Sequence[Weight], network: nn.Module) -> dict[str, torch.Size]:
-    """Of all their weights."""
+    """The shapes of all their weights."""
     own = {name: value.to("meta") for name, value in network.state_dict().items()}
     left = set(own) - {each.ours for each in layout}
     if left:
-        raise UserError(f"this model has weights that have no place there: {sorted(left)[:3]}")
-    return {name: part.shape for name, part in exported(layout, own).items()}
+        raise UserError(f"this model has weights that the other code lacks: {sorted(left)[:3]}")
+    return {name: part.shape for name, part in export_state(layout, own).items()}
 
 
 def _some(what: str, names: Sequence[str]) -> str:

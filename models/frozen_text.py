@@ -1,4 +1,4 @@
-"""Captions as a frozen encoder reads them: CLIP's or T5's features through one interface."""
+"""Frozen text encoders: features of captions from CLIP or T5, through one interface."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from models.clip import Clip, ClipConfig, PretrainedClip, text_width
 from models.text_source import ClipText, OpenClipText, T5Text, TextSource
 
 Tokenize = Callable[[Sequence[str], int], Tensor]
-"""Captions to ids (B, length) int64, 0 where nothing is."""
+"""Captions to ids (B, length) int64, padded with 0."""
 
 
-class Tokenizers(Protocol):
-    """Makes a tokenizer of a sentencepiece model: of this project, or T5's."""
+class TokenizerFactory(Protocol):
+    """Makes a tokenizer from a sentencepiece model: of this project, or T5's."""
 
     def __call__(self, style: Literal["own", "t5"], content: bytes, name: str) -> Tokenize:
-        """The tokenizer in `content`, which messages call `name`."""
+        """The tokenizer in `content`, called `name` in messages."""
         ...
 
 
 class TextTower(Protocol):
-    """What a frozen encoder does with tokens."""
+    """The network of a frozen encoder."""
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each, (B, L, width) in fp32."""
@@ -34,7 +34,7 @@ class TextTower(Protocol):
 
 
 @dataclass(frozen=True)
-class CaptionReader:
+class FrozenTextEncoder:
     """A frozen encoder with its tokenizer."""
 
     tower: TextTower
@@ -46,12 +46,12 @@ class CaptionReader:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Features (B, L, width) in fp32, computed in fp32 and where the weights are."""
+        """Features (B, L, width), computed in fp32 on the device of the weights."""
         device = next(self._module.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.tower.token_features(self.tokens(captions).to(device))
 
-    def to(self, device: torch.device) -> "CaptionReader":
+    def to(self, device: torch.device) -> "FrozenTextEncoder":
         """Move the weights."""
         self._module.to(device)
         return self
@@ -64,7 +64,7 @@ class CaptionReader:
 
 @dataclass(frozen=True)
 class TextEncoderInfo:
-    """What is known of an encoder without reading its weights into memory."""
+    """What is known of an encoder without loading its weights."""
 
     source: TextSource
     """With its digest."""
@@ -75,14 +75,14 @@ def describe(source: TextSource) -> TextEncoderInfo:
     """Width and digest of an encoder.
 
     Raises:
-        UserError: it is not there or no encoder of text, or not the one of the source's digest.
+        UserError: it is missing, no text encoder, or not that of the source's digest.
     """
     match source:
         case ClipText():
             stored = store.describe(source.model)
             if not isinstance(stored.config, ClipConfig):
                 raise UserError(
-                    f"{source.model}: holds a {stored.config.kind}; captions are read by a clip"
+                    f"{source.model}: holds a {stored.config.kind}; captions need a clip"
                 )
             width, found = stored.config.text_width, stored.digest
         case OpenClipText():
@@ -94,14 +94,14 @@ def describe(source: TextSource) -> TextEncoderInfo:
             assert_never(source)
     if source.digest not in (None, found):
         raise UserError(
-            f"{source.place}: holds another text encoder ({found[:12]}) than the one wanted "
+            f"{source.location}: holds another text encoder ({found[:12]}) than the one expected "
             f"({str(source.digest)[:12]}); put that one there, or train with this one"
         )
     return TextEncoderInfo(source.model_copy(update={"digest": found}), width)
 
 
-def load(source: TextSource, tokenizers: Tokenizers) -> CaptionReader:
-    """Read an encoder; its weights take no gradient.
+def load(source: TextSource, tokenizers: TokenizerFactory) -> FrozenTextEncoder:
+    """Load an encoder, without gradients.
 
     Raises:
         UserError: as `describe`, or weights that do not fit.
@@ -124,7 +124,7 @@ def load(source: TextSource, tokenizers: Tokenizers) -> CaptionReader:
             tower, tokens = t5.load_t5(source.directory), _of_length(tokenize, source.length)
         case _:
             assert_never(source)
-    return CaptionReader(tower, tokens, known.width, known.source)
+    return FrozenTextEncoder(tower, tokens, known.width, known.source)
 
 
 def _of_length(tokenize: Tokenize, length: int) -> Callable[[Sequence[str]], Tensor]:

@@ -1,7 +1,7 @@
 """The model directory: config.json, safetensors, a model card, and the tokenizer of a text model.
 
-Directories are local paths or fsspec URLs. A local directory appears whole or not at all; at a URL
-config.json, without which nothing is a model directory, is written last.
+Directories are local paths or fsspec URLs. A local directory is written atomically; at a URL
+config.json, without which it is no model directory, is written last.
 """
 
 import json
@@ -27,7 +27,7 @@ from models.nn.initialization import assign_state
 from models.text_source import TextSource
 
 CONFIG, CARD, TOKENIZER = "config.json", "README.md", "tokenizer.model"
-_LARGEST_FILE = 4 * 2**30
+_MAX_FILE_BYTES = 4 * 2**30
 
 
 class WeightFile(BaseModel, frozen=True, extra="forbid"):
@@ -51,13 +51,13 @@ class Header(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model directory says of itself."""
+    """The description of a model directory."""
 
     config: ModelConfig
     tokenizer_sha256: str | None
     text_length: int | None
     text_encoder: TextSource | None
-    """The frozen encoder, by place and digest, whose features of captions the model is told."""
+    """Location and digest of the frozen encoder of the model's captions."""
     weights_sha256: str
     digest: str
     """SHA-256 over the model's config and weights: names an encoder."""
@@ -73,10 +73,9 @@ def save(
     text_length: int | None = None,
     text_encoder: TextSource | None = None,
 ) -> None:
-    """Write a model directory; one that is there already is replaced.
+    """Write a model directory, replacing an existing one.
 
-    `weights` is the state dict; buffers that a model rebuilds by itself may be in it and are left
-    out.
+    `weights` is the state dict; buffers that are not persistent may be in it and are left out.
 
     Raises:
         UserError: weights that are not the model's, or a directory that cannot be written.
@@ -100,7 +99,7 @@ def describe(directory: str) -> ModelInfo:
     """
     header = _header(directory)
     weights = _weights_sha256(header)
-    # without the defaults: an option that a later version adds must not rename old models
+    # without defaults: an option that a later version adds must not change old digests
     chosen = header.model.model_dump(mode="json", exclude_defaults=True)
     config = json.dumps({**chosen, "kind": header.model.kind}, sort_keys=True)
     return ModelInfo(
@@ -147,32 +146,32 @@ def tokenizer_bytes(directory: str) -> bytes:
     """The tokenizer the model was trained with, verified.
 
     Raises:
-        UserError: the model reads no text, or the file is missing or changed.
+        UserError: the model takes no text, or the file is missing or changed.
     """
     header = _header(directory)
     if header.tokenizer_sha256 is None:
-        raise UserError(f"{directory}: holds no tokenizer; this model reads no text")
+        raise UserError(f"{directory}: holds no tokenizer; this model takes no text")
     return _verified(directory, TOKENIZER, header.tokenizer_sha256)
 
 
 def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the state dict, refused unless they are exactly the model's."""
+    """The persistent weights of a state dict, refused unless they are exactly the model's."""
     with torch.device("meta"):
         model = config.build()
     expected = model.state_dict()
-    rebuilt = {name for name, _ in model.named_buffers()}
+    buffers = {name for name, _ in model.named_buffers()}
     missing = [name for name in expected if name not in weights]
-    unknown = [name for name in weights if name not in expected and name not in rebuilt]
+    unknown = [name for name in weights if name not in expected and name not in buffers]
     if missing or unknown:
         raise UserError(
             f"weights are not those of a {config.kind}: missing {missing[:3]}, "
             f"unknown {unknown[:3]}"
         )
-    for name, place in expected.items():
-        if weights[name].shape != place.shape:
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
             raise UserError(
                 f"weight {name} has shape {tuple(weights[name].shape)}, the config needs "
-                f"{tuple(place.shape)}"
+                f"{tuple(value.shape)}"
             )
     return {name: weights[name].detach().cpu().contiguous() for name in expected}
 
@@ -185,7 +184,7 @@ def _contents(
     text_length: int | None,
     text_encoder: TextSource | None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Names and contents, one after the other so that one is in memory at a time; header last."""
+    """Names and contents of the files, one in memory at a time; the header comes last."""
     entries: list[WeightFile] = []
     groups = list(_groups(weights))
     for number, group in enumerate(groups):
@@ -208,12 +207,12 @@ def _contents(
 
 
 def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut the weights into groups of at most `_LARGEST_FILE` bytes where tensors allow it."""
+    """Split the weights into groups of at most `_MAX_FILE_BYTES`, unless one tensor is larger."""
     group: dict[str, Tensor] = {}
     size = 0
     for name, value in weights.items():
         bytes_here = value.numel() * value.element_size()
-        if group and size + bytes_here > _LARGEST_FILE:
+        if group and size + bytes_here > _MAX_FILE_BYTES:
             yield group
             group, size = {}, 0
         group[name] = value

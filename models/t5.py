@@ -21,7 +21,7 @@ PIECES = "spiece.model"
 
 
 class T5Settings(BaseModel, frozen=True, extra="forbid"):
-    """What the encoder needs of a published `config.json`, under its keys."""
+    """The keys of a published `config.json` that the encoder needs."""
 
     model_type: Literal["t5", "mt5"]
     vocab_size: int = Field(gt=1)
@@ -112,7 +112,7 @@ class T5Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Every token reads every other one that is no padding (id 0)."""
+    """A bidirectional encoder; padding (id 0) is masked."""
 
     def __init__(self, settings: T5Settings) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class T5Encoder(nn.Module):
         self.norm = RMSNorm(settings.d_model, settings.layer_norm_epsilon)
 
     def token_features(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) int64 to a vector each (B, L, d_model), fp32; 0 where padding is."""
+        """Tokens (B, L) int64 to a vector each (B, L, d_model) in fp32; 0 for padding."""
         settings, length = self.settings, tokens.shape[1]
         position = torch.arange(length, device=tokens.device)
         buckets = relative_buckets(
@@ -133,7 +133,7 @@ class T5Encoder(nn.Module):
         )
         known = (tokens != 0)[:, None, None]
         bias = self.bias(buckets).permute(2, 0, 1).masked_fill(~known, -torch.inf)
-        # a row of nothing but padding would divide 0 by 0
+        # softmax of a row of padding alone would be NaN
         bias = bias.masked_fill(~known.any(dim=-1, keepdim=True), 0.0)
         x = self.token(tokens)
         for block in self.blocks:
@@ -142,10 +142,10 @@ class T5Encoder(nn.Module):
 
 
 def relative_buckets(offset: Tensor, buckets: int, farthest: int) -> Tensor:
-    """The bucket of key position - query position, int64: half of them before, half after.
+    """The bucket of key position - query position, int64: half for earlier keys, half for later.
 
-    In each half the first half are single offsets, the others grow logarithmically up to
-    `farthest`; what lies beyond shares the last (arXiv 1910.10683, 2.1).
+    In each half, the first half are single offsets, the others grow logarithmically up to
+    `farthest`; larger offsets share the last (arXiv 1910.10683, 2.1).
     """
     half = buckets // 2
     exact = half // 2
@@ -176,10 +176,10 @@ def read_settings(directory: str) -> T5Settings:
         return T5Settings.model_validate({key: tree[key] for key in tree if key in known})
     except (ValidationError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        said = (
+        reason = (
             str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         )
-        raise UserError(f"{where}: is not that of a T5 encoder ({said})") from error
+        raise UserError(f"{where}: is not that of a T5 encoder ({reason})") from error
 
 
 def load_t5(directory: str) -> T5Encoder:
@@ -196,11 +196,11 @@ def load_t5(directory: str) -> T5Encoder:
     found = dict(_tensors(_weight_files(directory), {*names.values()}))
     for ours, theirs in names.items():
         value = found.get(theirs)
-        if value is None and ours == "token.weight":  # kept once where a decoder shares it
+        if value is None and ours == "token.weight":  # the name in encoder-only checkpoints
             value = found.get("encoder.embed_tokens.weight")
         if value is None or value.shape != network.get_parameter(ours).shape:
             raise UserError(
-                f"{directory}: {theirs} is missing or has another shape than {SETTINGS} says"
+                f"{directory}: {theirs} is missing or has another shape than in {SETTINGS}"
             )
         state[ours] = value
     initialization.assign_state(network, state, device=torch.device("cpu"))
@@ -217,7 +217,7 @@ def pieces(directory: str) -> bytes:
     try:
         return where.read_bytes()
     except OSError as error:
-        raise UserError(f"{where}: cannot be read; T5's sentencepiece model goes there") from error
+        raise UserError(f"{where}: cannot be read; put T5's sentencepiece model there") from error
 
 
 def digest(directory: str) -> str:

@@ -1,4 +1,4 @@
-"""Which frozen encoder reads captions, and where it lies; costs nothing but pydantic to import."""
+"""The kind and location of a frozen text encoder; imports pydantic only."""
 
 from typing import Annotated, Literal
 
@@ -13,10 +13,10 @@ class ClipText(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["clip"] = "clip"
     model: str = Field(min_length=1)
     digest: Digest | None = None
-    """SHA-256 it must have; None in a recipe that takes what it finds."""
+    """SHA-256 it must have; None in a recipe that accepts any."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return self.model
 
 
@@ -29,7 +29,7 @@ class OpenClipText(BaseModel, frozen=True, extra="forbid"):
     digest: Digest | None = None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return self.checkpoint
 
 
@@ -45,7 +45,7 @@ class T5Text(BaseModel, frozen=True, extra="forbid"):
     digest: Digest | None = None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return self.directory
 
 

@@ -94,7 +94,7 @@ def check_reading(recipe: Recipe) -> TextSource | None:
     told = model.features if isinstance(model, UNetConfig) else None
     if told is not None and told.width != found.width:
         raise UserError(
-            f"model.features.width is {told.width} and {found.source.place} gives features of "
+            f"model.features.width is {told.width} and {found.source.location} gives features of "
             f"{found.width}; set model.features.width={found.width}"
         )
     return found.source

@@ -13,7 +13,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.images import from_bytes
 from models import store
-from models.clip import Clip, ImageText, PretrainedClip
+from models.clip import Clip, ImageTextEncoder, PretrainedClip
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CaptionTokenizer:
 class ClipEmbedder:
     """A frozen CLIP model with the tokenizer it was trained with."""
 
-    model: ImageText
+    model: ImageTextEncoder
     text: Callable[[Sequence[str]], Tensor]
     """Captions to the tokens (n, L) int64 that `model` takes."""
     digest: str

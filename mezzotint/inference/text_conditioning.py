@@ -11,7 +11,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer
 from models import frozen_text, store
 from models.diffusion.condition import Condition
-from models.frozen_text import CaptionReader
+from models.frozen_text import FrozenTextEncoder
 
 
 class TextConditioning(Protocol):
@@ -44,7 +44,7 @@ class TokenConditioning:
 class FeatureConditioning:
     """For a model that is conditioned on features of a frozen encoder."""
 
-    reader: CaptionReader
+    reader: FrozenTextEncoder
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
         """The condition with features, and those of an empty caption for guidance."""

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from models.conversion import Weight, WeightMapping, exported, imported, layer, reordered
+from models.conversion import (
+    Weight,
+    WeightMapping,
+    export_state,
+    import_state,
+    layer,
+    permuted_rows,
+)
 from models.diffusion.dit import DiT, DiTConfig
 
 
@@ -18,7 +25,7 @@ def from_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tens
             classes, which that code does not have.
     """
     network = _skeleton(config)
-    return imported(_layout(config), network, weights)
+    return import_state(_layout(config), network, weights)
 
 
 def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
@@ -27,7 +34,7 @@ def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor
     Raises:
         UserError: a network without classes.
     """
-    return exported(_layout(config), weights)
+    return export_state(_layout(config), weights)
 
 
 def _skeleton(config: DiTConfig) -> DiT:
@@ -76,7 +83,7 @@ def _pixels_last(config: DiTConfig) -> WeightMapping:
     """The values of a patch lie as (row, column, channel) there, (channel, row, column) here."""
     channels = config.image_channels * config.process.outputs
     rows = torch.arange(channels * config.patch**2).view(config.patch**2, channels)
-    return reordered(rows.T.flatten())
+    return permuted_rows(rows.T.flatten())
 
 
 def dit_settings(config: DiTConfig) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""Layers shared by every network of this room."""
+"""Layers shared by all networks."""

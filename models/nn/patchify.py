@@ -1,4 +1,4 @@
-"""Images as tokens, and resizing."""
+"""Images as patches, and resizing."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -51,7 +51,7 @@ def randn_like(x: Tensor, rng: Generator) -> Tensor:
 def gumbel_like(x: Tensor, rng: Generator) -> Tensor:
     """Standard Gumbel noise, -ln(-ln u) with u uniform, of the shape and device of `x`, in fp32."""
     uniform = torch.rand(x.shape, generator=rng, dtype=torch.float32, device=x.device)
-    # a draw of exactly 0 would give an infinite logit
+    # exactly 0 would give an infinite logit
     return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
 
 

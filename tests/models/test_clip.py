@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from mezzotint.common.errors import UserError
-from models.clip import ClipConfig, PretrainedClip, at_end, contrastive_loss
+from models.clip import ClipConfig, PretrainedClip, contrastive_loss, pool_last_token
 
 TINY = ClipConfig(
     image_size=16,
@@ -53,7 +53,7 @@ def test_a_caption_is_read_at_its_last_token_whatever_its_padding(clip):
     longer = torch.cat([TOKENS[:2, :4], torch.zeros(2, 2, dtype=torch.int64)], dim=1)
     assert torch.allclose(clip.encode_text(longer), clip.encode_text(TOKENS[:2]))
     features = torch.arange(18.0).view(3, 6, 1)
-    assert at_end(features, TOKENS).flatten().tolist() == [3.0, 8.0, 12.0]
+    assert pool_last_token(features, TOKENS).flatten().tolist() == [3.0, 8.0, 12.0]
 
 
 def test_images_of_any_size_are_taken(clip):
@@ -141,7 +141,7 @@ def test_a_pretrained_clip_is_read_from_a_checkpoint_and_frozen(tmp_path):
     assert not clip.training
     captions = ["a cat", "a photo of a dog"]
     wanted = made.eval().encode_text(clip.tokens(captions), normalize=True)
-    assert torch.allclose(clip.encode_captions(captions), wanted, atol=1e-6)
+    assert torch.allclose(clip.encode_text(clip.tokens(captions)), wanted, atol=1e-6)
     image = torch.rand(2, 3, 32, 32, generator=rng()) * 2 - 1
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from mezzotint.common.errors import UserError
 from models import frozen_text, store
 from models.autoencoders.dvae import DVAEConfig
-from models.clip import ClipConfig, at_end
+from models.clip import ClipConfig, pool_last_token
 from models.text_source import ClipText, OpenClipText, T5Text
 
 CLIP = ClipConfig(
@@ -47,7 +47,7 @@ def test_a_clips_features_are_what_it_pools(clip):
     assert reader.width == 16
     assert not features.requires_grad
     assert not any(weight.requires_grad for weight in reader.tower.parameters())
-    pooled = at_end(features @ model.clip.text_projection, reader.tokens(CAPTIONS))
+    pooled = pool_last_token(features @ model.clip.text_projection, reader.tokens(CAPTIONS))
     wanted = model.encode_text(reader.tokens(CAPTIONS))
     assert torch.allclose(torch.nn.functional.normalize(pooled, dim=1), wanted, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -101,7 +101,7 @@ def test_an_open_clip_checkpoint_gives_what_it_pools(tmp_path):
 def test_a_model_that_reads_no_captions_is_refused(tmp_path):
     config = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8)
     store.save(str(tmp_path / "dvae"), config, config.build().state_dict(), card="tiny")
-    with pytest.raises(UserError, match="dvae: holds a dvae; captions are read by a clip"):
+    with pytest.raises(UserError, match="dvae: holds a dvae; captions need a clip"):
         frozen_text.describe(ClipText(model=str(tmp_path / "dvae")))
     with pytest.raises(UserError, match="nowhere is not a model directory"):
         frozen_text.describe(ClipText(model=str(tmp_path / "nowhere")))

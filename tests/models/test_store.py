@@ -231,7 +231,7 @@ def test_saving_again_replaces_the_directory(tmp_path):
 
 
 def test_large_weights_are_cut_into_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_LARGEST_FILE", 4000)
+    monkeypatch.setattr(store, "_MAX_FILE_BYTES", 4000)
     model = save(tmp_path / "m")
     names = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
     assert len(names) > 2

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data_pipeline.text.t5_tokenizer import tokenizer_of
 from models import frozen_text
-from models.frozen_text import CaptionReader
+from models.frozen_text import FrozenTextEncoder
 from models.text_source import TextSource
 from trainer.tasks.conditions import Read
 
@@ -21,7 +21,7 @@ class Reading:
 
     def __init__(self, source: TextSource) -> None:
         self._source = source
-        self._opened: tuple[CaptionReader, Tensor] | None = None
+        self._opened: tuple[FrozenTextEncoder, Tensor] | None = None
 
     def __call__(self, captions: Sequence[str], device: torch.device) -> Read:
         """The captions' features on a device, and those of an empty one, which are kept.

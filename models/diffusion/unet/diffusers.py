@@ -6,7 +6,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
-from models.conversion import Weight, exported, imported, joined, layer
+from models.conversion import Weight, concatenated, export_state, import_state, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
     Names,
@@ -47,7 +47,7 @@ def from_diffusers(
     named = {_new(name): value for name, value in weights.items()}
     edge = named.get("mid_block.attentions.0.proj_in.weight")
     linear = edge is not None and edge.ndim == 2
-    state = imported(_layout(network, linear=linear), network, named)
+    state = import_state(_layout(network, linear=linear), network, named)
     if sines_first:
         state["time.hidden.weight"] = state["time.hidden.weight"].roll(config.channels // 2, dims=1)
     return state
@@ -59,7 +59,7 @@ def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
     Raises:
         UserError: a network that diffusers does not have.
     """
-    return exported(_layout(skeleton(config), linear=False), weights)
+    return export_state(_layout(skeleton(config), linear=False), weights)
 
 
 def _new(name: str) -> str:
@@ -149,5 +149,5 @@ def _attention(ours: str, theirs: str) -> Iterator[Weight]:
     yield from layer(f"{ours}.norm", f"{theirs}.group_norm")
     for parameter in ("weight", "bias"):
         names = tuple(f"{theirs}.to_{part}.{parameter}" for part in "qkv")
-        yield Weight(f"{ours}.attention.qkv.{parameter}", names, joined(3))
+        yield Weight(f"{ours}.attention.qkv.{parameter}", names, concatenated(3))
     yield from layer(f"{ours}.attention.out", f"{theirs}.to_out.0")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
-from models.conversion import Weight, exported, imported, layer, pointwise
+from models.conversion import Weight, as_convolution, export_state, import_state, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
     Names,
@@ -48,7 +48,7 @@ def from_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> 
         if name.startswith(PREFIX)
     }
     network = skeleton(config)
-    return imported(_layout(network), network, inside or weights)
+    return import_state(_layout(network), network, inside or weights)
 
 
 def to_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def to_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> di
     Raises:
         UserError: a network that guided-diffusion does not have.
     """
-    return exported(_layout(skeleton(config)), weights)
+    return export_state(_layout(skeleton(config)), weights)
 
 
 def flags(config: UNetConfig) -> dict[str, object]:
@@ -137,7 +137,7 @@ def _attention(block: AttentionBlock, ours: str, theirs: str) -> Iterator[Weight
     """Queries, keys and values lie head by head there."""
     width, heads = block.norm.num_channels, block.attention.heads
     yield from layer(f"{ours}.norm", f"{theirs}.norm")
-    weight = heads_first(width, heads, pointwise(1))
+    weight = heads_first(width, heads, as_convolution(1))
     yield Weight(f"{ours}.attention.qkv.weight", (f"{theirs}.qkv.weight",), weight)
     yield Weight(f"{ours}.attention.qkv.bias", (f"{theirs}.qkv.bias",), heads_first(width, heads))
-    yield from layer(f"{ours}.attention.out", f"{theirs}.proj_out", pointwise(1))
+    yield from layer(f"{ours}.attention.out", f"{theirs}.proj_out", as_convolution(1))

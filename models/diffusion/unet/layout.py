@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from mezzotint.common.errors import UserError
-from models.conversion import SAME, Weight, WeightMapping, joined, layer, pointwise, reordered
+from models.conversion import (
+    SAME,
+    Weight,
+    WeightMapping,
+    as_convolution,
+    concatenated,
+    layer,
+    permuted_rows,
+)
 from models.diffusion.unet.blocks import ResidualBlock, Stage
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
@@ -79,7 +87,7 @@ def spatial(block: SpatialTransformer, ours: str, theirs: str, *, linear: bool) 
 
     `linear`: whether its first and last layers are linear there, and not convolutions.
     """
-    edge = SAME if linear else pointwise(2)
+    edge = SAME if linear else as_convolution(2)
     yield from layer(f"{ours}.norm", f"{theirs}.norm")
     yield from layer(f"{ours}.enter", f"{theirs}.proj_in", edge)
     yield from layer(f"{ours}.out", f"{theirs}.proj_out", edge)
@@ -98,10 +106,10 @@ def spatial(block: SpatialTransformer, ours: str, theirs: str, *, linear: bool) 
 
 def _projections(ours: str, theirs: str, parts: str) -> Weight:
     names = tuple(f"{theirs}.to_{part}.weight" for part in parts)
-    return Weight(f"{ours}.weight", names, joined(len(parts)))
+    return Weight(f"{ours}.weight", names, concatenated(len(parts)))
 
 
 def heads_first(width: int, heads: int, then: WeightMapping = SAME) -> WeightMapping:
     """Rows that lie as (head, of query key value, feature) there and (of three, head, ...) here."""
     rows = torch.arange(3 * width).view(heads, 3, -1).transpose(0, 1).flatten()
-    return reordered(rows, then)
+    return permuted_rows(rows, then)
