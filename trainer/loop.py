@@ -93,7 +93,7 @@ def train(
             report(recipe, engines, state.step, meter, around)
         if recipe.log.previews and (state.step % recipe.log.previews == 0 or last):
             pictures = preview(recipe, task, engines, state.emas, batch, state.step)
-            around.tracker.pictures(state.step, pictures)
+            around.tracker.log_images(state.step, pictures)
         leaving = distributed.any_of(around.preemption.requested, around.world.device)
         around.preemption.requested = leaving
         if state.step % recipe.checkpoint.every == 0 or last or leaving:

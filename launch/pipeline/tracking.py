@@ -24,10 +24,10 @@ from trainer.tracking.run_log import (
     RunRecord,
     Status,
     TrackingConfig,
-    begin,
-    end,
-    read_account,
-    write_account,
+    read_run_record,
+    record_end,
+    record_start,
+    write_run_record,
 )
 
 LOCK, LOCK_TIMEOUT = "opening.lock", 20.0
@@ -37,7 +37,7 @@ TAGS = {"mezzotint.kind": "pipeline"}
 def open_pipeline_run(root: Path, tracking: TrackingConfig | None) -> None:
     """Start the MLflow run of a pipeline, or reopen it without the failures of earlier starts."""
     with file_lock(root / LOCK, LOCK_TIMEOUT):
-        begin(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
+        record_start(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
         reset_status(root, None)
     push(root, tracking)
 
@@ -45,19 +45,21 @@ def open_pipeline_run(root: Path, tracking: TrackingConfig | None) -> None:
 def mark_stage_started(root: Path, tracking: TrackingConfig | None, stage: str) -> None:
     """Record that a stage, and so the pipeline, is running. The stage itself uploads this."""
     with file_lock(root / LOCK, LOCK_TIMEOUT):
-        if read_account(root) is None:
-            begin(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
+        if read_run_record(root) is None:
+            record_start(
+                root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS)
+            )
         reset_status(root, [stage])
 
 
 def reset_status(root: Path, stages: Iterable[str] | None) -> None:
     """Set stages (None: all) to not ended, and the pipeline to running."""
-    record = read_account(root)
+    record = read_run_record(root)
     assert record is not None
     for stage in list(record.stages) if stages is None else stages:
         record.stages.pop(stage, None)
     record.status, record.ended = "RUNNING", None
-    write_account(root, record)
+    write_run_record(root, record)
 
 
 def update_status(
@@ -76,7 +78,7 @@ def update_status(
     for stage, status in (ended or {}).items():
         end_run(root / stage, replace(tracking, root=root) if tracking else None, status)
     with file_lock(root / LOCK, LOCK_TIMEOUT):
-        record = read_account(root)
+        record = read_run_record(root)
         if record is None:
             return
         state = PipelineState(root)
@@ -85,7 +87,7 @@ def update_status(
         statuses = record.stages | dict(ended or {})
         record.stages = {stage: statuses[stage] for stage in statuses if stage in unfinished}
         set_status(record, unfinished, root)
-        write_account(root, record)
+        write_run_record(root, record)
     push(root, tracking)
 
 
@@ -105,9 +107,9 @@ def set_status(record: RunRecord, unfinished: list[str], root: Path) -> None:
 
 def end_run(directory: Path, tracking: TrackingConfig | None, status: Status) -> None:
     """End an MLflow run that its own processes did not end."""
-    record = read_account(directory)
+    record = read_run_record(directory)
     if record is not None and record.status == "RUNNING":
-        end(directory, status)
+        record_end(directory, status)
         push(directory, tracking)
 
 
@@ -116,7 +118,7 @@ def push(directory: Path, tracking: TrackingConfig | None) -> None:
     if tracking is None:
         return
     own = replace(tracking, root=None) if tracking.root == directory else tracking
-    tracker.push(RunDirectory(directory), own)
+    tracker.upload(RunDirectory(directory), own)
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
-from trainer.tracking.mlflow_client import LoadUploader, Uploader, UploadSummary, default_uri
-from trainer.tracking.run_log import TrackingConfig, read_account
+from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, UploadSummary, default_uri
+from trainer.tracking.run_log import TrackingConfig, read_run_record
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def format_summary(summary: UploadSummary) -> str:
     """What was uploaded of one run, on one line."""
     counts = {
         "steps": summary.steps,
-        "images": summary.pictures,
+        "images": summary.images,
         "artifacts": summary.artifacts,
         "system metrics": summary.samples,
     }
     parts = [f"{count:,} {name}" for name, count in counts.items() if count]
-    return ", ".join([*(["opened"] if summary.opened else []), *parts]) or "up to date"
+    return ", ".join([*(["created"] if summary.created else []), *parts]) or "up to date"
 
 
 def sync_run(run: Path) -> SyncReport:
@@ -49,7 +49,7 @@ def sync_run(run: Path) -> SyncReport:
         TrackingError: the server refuses, or does not answer.
     """
     pipeline = run / "pipeline.yaml"
-    if not pipeline.is_file() and not (run / "recipe.yaml").is_file() and not read_account(run):
+    if not pipeline.is_file() and not (run / "recipe.yaml").is_file() and not read_run_record(run):
         raise UserError(f"{run}: is not a run directory; use runs/NAME, or runs/NAME/STAGE")
     parent = run.parent / "pipeline.yaml"
     root = run if pipeline.is_file() else run.parent if parent.is_file() else None
@@ -60,7 +60,7 @@ def sync_run(run: Path) -> SyncReport:
     directories = [run]
     if root == run:
         directories += [run / name for name in load_run_pipeline(run).stages]
-    recorded = [directory for directory in directories if read_account(directory)]
+    recorded = [directory for directory in directories if read_run_record(directory)]
     if not recorded:
         raise UserError(f"{run}: holds no record for MLflow yet; start the run first")
     return SyncReport(
@@ -74,5 +74,5 @@ def upload_run(directory: Path, tracking: TrackingConfig) -> UploadSummary:
     summary = Uploader(RunDirectory(directory), own).sync()
     for lines in sorted((directory / "system").glob("*.jsonl")):
         host = lines.name.removesuffix(".jsonl")
-        summary.samples += LoadUploader(directory, own, host).sync(wait=20.0)
+        summary.samples += NodeMetricsUploader(directory, own, host).sync(wait=20.0)
     return summary

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
-from trainer.tracking.mlflow_client import BOUNDS, default_uri
+from trainer.tracking.mlflow_client import CLIENT_ENVIRONMENT, default_uri
 
 
 def serve_ui(runs: Path, host: str, port: int) -> int:
@@ -27,7 +27,11 @@ def serve_ui(runs: Path, host: str, port: int) -> int:
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.is_file():
         raise UserError(f"{store}: no runs are tracked there yet; train something first")
-    environment = {**BOUNDS, **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **CLIENT_ENVIRONMENT,
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", (store.parent / "mlartifacts").as_uri()]
     command += ["--host", host, "--port", str(port), "--workers", "1"]

@@ -30,7 +30,7 @@ def train(
         UserError: bad input.
     """
     from trainer.setup import check
-    from trainer.tracking.tracker import catch_up
+    from trainer.tracking.tracker import finalize
 
     with ExitStack() as stack:
         if not is_launched():
@@ -42,7 +42,7 @@ def train(
             run.claim(recipe)
         if run.finished():
             if is_main_process():
-                catch_up(run, tracking)
+                finalize(run, tracking)
             return
         count = 1 if is_launched() else num_processes(recipe)
         if count > 1:

@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 
 from launch.train.local import free_port
-from trainer.tracking.mlflow_client import BOUNDS
+from trainer.tracking.mlflow_client import CLIENT_ENVIRONMENT
 
 # One process for requests, none for jobs: half a gigabyte instead of one and a half.
-LIGHT = {**BOUNDS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
+LIGHT = {
+    **CLIENT_ENVIRONMENT,
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass

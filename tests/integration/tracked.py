@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from trainer.tracking.run_log import read_sent
+from trainer.tracking.run_log import read_upload_state
 
 STEPS = 40
 TRAIN = ["train", "recipes/emoji_dvae.yaml", f"steps={STEPS}", "batch=8", "model.width=32"]
@@ -45,7 +45,7 @@ def until(condition: Callable[[], object], seconds: float = 90) -> None:
 
 def found(client: MlflowClient, directory: Path) -> Run:
     """The MLflow run of a directory."""
-    run_id = read_sent(directory).run_id
+    run_id = read_upload_state(directory).run_id
     assert run_id is not None
     return client.get_run(run_id)
 

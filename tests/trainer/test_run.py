@@ -3,7 +3,7 @@ from pathlib import Path
 
 from trainer.recipe import flatten
 from trainer.run import first_difference
-from trainer.tracking.run_log import Record, read_metrics
+from trainer.tracking.run_log import MetricsLog, read_metrics
 
 
 def test_the_first_differing_key_is_named_with_both_values():
@@ -15,12 +15,12 @@ def test_the_first_differing_key_is_named_with_both_values():
 
 def test_a_replayed_step_is_recorded_once_and_a_torn_line_is_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    record = Record(path)
+    record = MetricsLog(path)
     record.append(10, {"loss": 1.0})
     record.append(20, {"loss": 0.5})
     with path.open("ab") as file:
         file.write(b'{"step": 30, "metr')
-    again = Record(path)
+    again = MetricsLog(path)
     again.append(20, {"loss": 99.0})
     again.append(30, {"loss": 0.25})
     assert [(line["step"], line["metrics"]["loss"]) for line in read_metrics(path)] == [

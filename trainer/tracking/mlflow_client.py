@@ -1,8 +1,7 @@
 """MLflow, and the only file that imports it.
 
-A run says on disk what it is and what it measures (trainer/tracking/run_log.py) before anything
-else. What is here sends MLflow what it has not acknowledged of that, each thing once, whoever calls
-it and when.
+A run first writes its record and metrics to disk (trainer/tracking/run_log.py). An uploader sends
+what MLflow has not acknowledged yet, each item once, from any process at any time.
 """
 
 import json
@@ -23,14 +22,14 @@ from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
 from trainer.tracking.errors import TrackingError, check_uri, explain
 from trainer.tracking.run_log import (
-    OPENING,
-    SENT,
+    RECORD_FILE,
+    STATE_FILE,
     RunRecord,
     TrackingConfig,
     UploadState,
-    read_account,
-    read_sent,
-    write_sent,
+    read_run_record,
+    read_upload_state,
+    write_upload_state,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
-BOUNDS = {  # a dead server costs seconds, not the default's minutes
+CLIENT_ENVIRONMENT = {  # a dead server costs seconds, not the default's minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeated request could make a second run
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -48,7 +47,7 @@ BOUNDS = {  # a dead server costs seconds, not the default's minutes
 }
 ARTIFACT_TIMEOUT = 60.0
 BATCH = 1000  # metrics that MLflow takes in a request
-LOCK_WAIT = 20.0
+LOCK_SECONDS = 20.0
 
 
 def default_uri(runs: Path) -> str:
@@ -58,213 +57,219 @@ def default_uri(runs: Path) -> str:
 
 @dataclass
 class UploadSummary:
-    """What was sent in one go."""
+    """What one `sync` sent."""
 
     run_id: str
-    opened: bool = False
+    created: bool = False
     steps: int = 0
-    pictures: int = 0
+    images: int = 0
     artifacts: int = 0
     samples: int = 0
 
 
 class Uploader:
-    """Brings a run's MLflow state up to what it says of itself on disk."""
+    """Uploads what MLflow has not yet acknowledged of a run."""
 
-    def __init__(self, directory: RunDirectory, link: TrackingConfig) -> None:
-        self._directory, self._link = directory, link
+    def __init__(self, directory: RunDirectory, tracking: TrackingConfig) -> None:
+        self._directory, self._tracking = directory, tracking
         self._client: MlflowClient | None = None
         self._parent: str | None = None
-        self._certain = False  # that the pictures acknowledged are all that MLflow has
+        self._images_verified = False
+        """Whether the acknowledged images are known to be all that MLflow has."""
 
-    def sync(self, wait: float = LOCK_WAIT) -> UploadSummary:
-        """Send what is new: opening, metrics, pictures, and the end when it has come.
+    def sync(self, wait: float = LOCK_SECONDS) -> UploadSummary:
+        """Send what is new: parameters, metrics, images; at the end also artifacts and status.
 
         Raises:
-            Refused: what MLflow answers, in a sentence; or another process sends for too long.
+            TrackingError: MLflow refused a request, or another process holds the lock too long.
         """
-        lock, store = self._directory.path / "tracking.lock", read_sent(self._directory.path).store
-        with explained(self._link.uri, store), file_lock(lock, wait):
-            account = read_account(self._directory.path)
-            if account is None:
-                raise TrackingError(f"{self._directory.path}: has recorded nothing for MLflow yet")
+        lock, store = (
+            self._directory.path / "tracking.lock",
+            read_upload_state(self._directory.path).store,
+        )
+        with explain_errors(self._tracking.uri, store), file_lock(lock, wait):
+            record = read_run_record(self._directory.path)
+            if record is None:
+                raise TrackingError(
+                    f"{self._directory.path}: has no run record yet; start the run first"
+                )
             if self._client is None:
-                self._client = client(self._link.uri)
+                self._client = make_client(self._tracking.uri)
             try:
-                return self._send(self._client, account, read_sent(self._directory.path))
+                return self._send(self._client, record, read_upload_state(self._directory.path))
             except BaseException:
-                self._certain = False
+                self._images_verified = False
                 raise
 
-    def _send(self, mlflow: "MlflowClient", account: RunRecord, sent: UploadState) -> UploadSummary:
-        delivery = UploadSummary(sent.run_id or "")
-        if sent.run_id is None:
-            sent.run_id = open_run(mlflow, self._link, account, self._parent_id())
-            sent.store = redact(self._link.uri)
-            delivery = UploadSummary(sent.run_id, opened=True)
-            self._keep(sent)
-        elif self._link.root:
-            self._parent_id()
-        if account.status == "RUNNING":
-            self._tell_status(mlflow, account, sent)
-        self._tell(mlflow, account, sent)
-        self._send_metrics(mlflow, sent, delivery)
-        self._send_pictures(mlflow, sent, delivery)
-        if account.status != "RUNNING":
-            self._send_artifacts(mlflow, account, sent, delivery)
-            self._tell_status(mlflow, account, sent)
-        return delivery
+    def _send(self, mlflow: "MlflowClient", record: RunRecord, state: UploadState) -> UploadSummary:
+        created = state.run_id is None
+        parent = self._parent_id()
+        if state.run_id is None:
+            state.run_id = open_run(mlflow, self._tracking, record, parent)
+            state.store = redact(self._tracking.uri)
+            self._save_state(state)
+        summary = UploadSummary(state.run_id, created=created)
+        if record.status == "RUNNING":
+            self._set_status(mlflow, state.run_id, record, state)
+        self._log_params(mlflow, state.run_id, record, state)
+        self._send_metrics(mlflow, state, summary)
+        self._send_images(mlflow, state, summary)
+        if record.status != "RUNNING":
+            self._send_artifacts(mlflow, record, state, summary)
+            self._set_status(mlflow, state.run_id, record, state)
+        return summary
 
-    def _keep(self, sent: UploadState) -> None:
-        write_sent(self._directory.path, sent)
+    def _save_state(self, state: UploadState) -> None:
+        write_upload_state(self._directory.path, state)
 
     def _parent_id(self) -> str | None:
-        """The pipeline's run, made or brought up to date by whoever comes first."""
-        if self._link.root and self._parent is None:
-            pipeline = Uploader(RunDirectory(self._link.root), replace(self._link, root=None))
+        """The id of the pipeline's run, which is created or updated by the first to need it."""
+        if self._tracking.root and self._parent is None:
+            pipeline = Uploader(
+                RunDirectory(self._tracking.root), replace(self._tracking, root=None)
+            )
             self._parent = pipeline.sync().run_id
         return self._parent
 
-    def _tell(self, mlflow: "MlflowClient", account: RunRecord, sent: UploadState) -> None:
-        """Parameters, tags and data set, as far as they are new."""
+    def _log_params(
+        self, mlflow: "MlflowClient", run_id: str, record: RunRecord, state: UploadState
+    ) -> None:
+        """Send new parameters, tags and the data set."""
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
-        assert sent.run_id is not None
-        params = [Param(key, value) for key, value in account.params.items()]
-        params = [param for param in params if param.key not in sent.params]
+        params = [Param(key, value) for key, value in record.params.items()]
+        params = [param for param in params if param.key not in state.params]
         for first in range(0, len(params), 100):
-            some = params[first : first + 100]
-            mlflow.log_batch(sent.run_id, params=some, synchronous=True)
-            sent.params += [param.key for param in some]
-            self._keep(sent)
-        tags = {key: value for key, value in account.tags.items() if sent.tags.get(key) != value}
+            chunk = params[first : first + 100]
+            mlflow.log_batch(run_id, params=chunk, synchronous=True)
+            state.params += [param.key for param in chunk]
+            self._save_state(state)
+        tags = {key: value for key, value in record.tags.items() if state.tags.get(key) != value}
         if tags:
             new = [RunTag(key, value) for key, value in tags.items()]
-            mlflow.log_batch(sent.run_id, tags=new, synchronous=True)
-            sent.tags |= tags
-            self._keep(sent)
-        if account.dataset and not sent.dataset:
-            name, digest, source = account.dataset
+            mlflow.log_batch(run_id, tags=new, synchronous=True)
+            state.tags |= tags
+            self._save_state(state)
+        if record.dataset and not state.dataset:
+            name, digest, source = record.dataset
             dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
-            mlflow.log_inputs(sent.run_id, datasets=[DatasetInput(dataset=dataset)])
-            sent.dataset = True
-            self._keep(sent)
+            mlflow.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
+            state.dataset = True
+            self._save_state(state)
 
-    def _tell_status(self, mlflow: "MlflowClient", account: RunRecord, sent: UploadState) -> None:
-        if (account.status, account.ended) == (sent.status, sent.ended):
+    def _set_status(
+        self, mlflow: "MlflowClient", run_id: str, record: RunRecord, state: UploadState
+    ) -> None:
+        if (record.status, record.ended) == (state.status, state.ended):
             return
-        assert sent.run_id is not None
-        if account.ended is None:
-            mlflow.update_run(sent.run_id, status=account.status)
+        if record.ended is None:
+            mlflow.update_run(run_id, status=record.status)
         else:
-            mlflow.set_terminated(sent.run_id, account.status, int(account.ended * 1000))
-        sent.status, sent.ended = account.status, account.ended
-        self._keep(sent)
+            mlflow.set_terminated(run_id, record.status, int(record.ended * 1000))
+        state.status, state.ended = record.status, record.ended
+        self._save_state(state)
 
     def _send_metrics(
-        self, mlflow: "MlflowClient", sent: UploadState, delivery: UploadSummary
+        self, mlflow: "MlflowClient", state: UploadState, summary: UploadSummary
     ) -> None:
-        assert sent.run_id is not None
-        lines = read_lines(self._directory.metrics, sent.metrics_bytes)
-        for metrics, size, steps in batches(lines, ""):
-            log_metrics(mlflow, sent.run_id, metrics)
-            sent.metrics_bytes += size
-            delivery.steps += steps
-            self._keep(sent)
+        lines = read_lines(self._directory.metrics, state.metrics_bytes)
+        for metrics, size, steps in metric_batches(lines, ""):
+            log_metrics(mlflow, summary.run_id, metrics)
+            state.metrics_bytes += size
+            summary.steps += steps
+            self._save_state(state)
 
-    def _send_pictures(
-        self, mlflow: "MlflowClient", sent: UploadState, delivery: UploadSummary
+    def _send_images(
+        self, mlflow: "MlflowClient", state: UploadState, summary: UploadSummary
     ) -> None:
-        assert sent.run_id is not None
         new = [
             path
             for path in sorted(self._directory.previews.glob("*-step-*.png"))
-            if path.name not in sent.images
+            if path.name not in state.images
         ]
-        there: list[str] = []
-        if new and not self._certain and not delivery.opened:
-            there = [entry.path for entry in mlflow.list_artifacts(sent.run_id, "images")]
+        existing: list[str] = []
+        if new and not self._images_verified and not summary.created:
+            existing = [entry.path for entry in mlflow.list_artifacts(summary.run_id, "images")]
         for path in new:
             key, _, step = path.stem.partition("-step-")
-            begins = f"images/{key}+step+{int(step)}+"  # its small copy is sent last
-            if not any(each.startswith(begins) and each.endswith(".webp") for each in there):
-                stamp = int(path.stat().st_mtime * 1000)
+            prefix = f"images/{key}+step+{int(step)}+"  # its small copy is sent last
+            if not any(each.startswith(prefix) and each.endswith(".webp") for each in existing):
+                milliseconds = int(path.stat().st_mtime * 1000)
                 with Image.open(path) as image:
                     mlflow.log_image(
-                        sent.run_id,
+                        summary.run_id,
                         image.convert("RGB"),
                         key=key,
                         step=int(step),
-                        timestamp=stamp,
+                        timestamp=milliseconds,
                         synchronous=True,
                     )
-                delivery.pictures += 1
-            sent.images.append(path.name)
-            self._keep(sent)
-        self._certain = True
+                summary.images += 1
+            state.images.append(path.name)
+            self._save_state(state)
+        self._images_verified = True
 
     def _send_artifacts(
-        self, mlflow: "MlflowClient", account: RunRecord, sent: UploadState, delivery: UploadSummary
+        self, mlflow: "MlflowClient", record: RunRecord, state: UploadState, summary: UploadSummary
     ) -> None:
-        assert sent.run_id is not None
-        with patience(ARTIFACT_TIMEOUT):
-            for name, where in account.artifacts.items():
-                for path, folder in files(self._directory.path / where, name):
+        with request_timeout(ARTIFACT_TIMEOUT):
+            for name, where in record.artifacts.items():
+                for path, folder in artifact_files(self._directory.path / where, name):
                     key, changed = f"{folder}/{path.name}", path.stat().st_mtime_ns
-                    if sent.artifacts.get(key) != changed:
-                        mlflow.log_artifact(sent.run_id, str(path), folder)
-                        sent.artifacts[key] = changed
-                        delivery.artifacts += 1
-                        self._keep(sent)
+                    if state.artifacts.get(key) != changed:
+                        mlflow.log_artifact(summary.run_id, str(path), folder)
+                        state.artifacts[key] = changed
+                        summary.artifacts += 1
+                        self._save_state(state)
 
 
-class LoadUploader:
-    """Sends a node's load to the run whose id lies in the run directory; makes no run."""
+class NodeMetricsUploader:
+    """Uploads a node's system metrics to an existing run; creates none."""
 
-    def __init__(self, directory: Path, link: TrackingConfig, host: str) -> None:
-        self._directory, self._link, self._host = directory, link, host
-        self._lines = directory / "system" / f"{host}.jsonl"
+    def __init__(self, directory: Path, tracking: TrackingConfig, host: str) -> None:
+        self._directory, self._tracking, self._host = directory, tracking, host
+        self._path = directory / "system" / f"{host}.jsonl"
         self._client: MlflowClient | None = None
 
     def sync(self, wait: float = 0.0) -> int:
-        """Send the samples that are new, once the run is there; returns how many."""
-        run_id = read_sent(self._directory).run_id
-        state = self._lines.with_name(f"{self._host}.sent")
-        lock = self._lines.with_name(f"{self._host}.lock")
-        with explained(self._link.uri, None), file_lock(lock, wait):
+        """Send new samples once the run exists; returns how many."""
+        run_id = read_upload_state(self._directory).run_id
+        state = self._path.with_name(f"{self._host}.sent")
+        lock = self._path.with_name(f"{self._host}.lock")
+        with explain_errors(self._tracking.uri, None), file_lock(lock, wait):
             place = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
-            lines = read_lines(self._lines, place)
+            lines = read_lines(self._path, place)
             if run_id is None or not lines:
                 return 0
             if self._client is None:
-                self._client = client(self._link.uri)
-            for metrics, size, _ in batches(lines, f"system/{self._host}/"):
+                self._client = make_client(self._tracking.uri)
+            for metrics, size, _ in metric_batches(lines, f"system/{self._host}/"):
                 log_metrics(self._client, run_id, metrics)
                 place += size
                 write_json(state, place)
         return len(lines)
 
 
-def batches(lines: list[bytes], prefix: str) -> Iterator[tuple[list["Metric"], int, int]]:
-    """Lines of a record as MLflow's metrics: some at a time, their size in bytes and their number.
+def metric_batches(lines: list[bytes], prefix: str) -> Iterator[tuple[list["Metric"], int, int]]:
+    """Batches of MLflow metrics from JSON lines, each with its size in bytes and number of lines.
 
-    They keep the time at which they were measured, so MLflow knows a repeated one.
+    Metrics keep their measurement time, by which MLflow recognises repeated ones.
     """
     from mlflow.entities import Metric
 
-    some: list[Metric] = []
+    chunk: list[Metric] = []
     size = count = 0
     for number, line in enumerate(lines):
         entry = json.loads(line)
-        stamp = int(entry["time"] * 1000)
-        some += [
-            Metric(f"{prefix}{name}", value, stamp, entry["step"])
+        milliseconds = int(entry["time"] * 1000)
+        chunk += [
+            Metric(f"{prefix}{name}", value, milliseconds, entry["step"])
             for name, value in entry["metrics"].items()
         ]
         size, count = size + len(line), count + 1
-        if len(some) > BATCH // 2 or number == len(lines) - 1:
-            yield some, size, count
-            some, size, count = [], 0, 0
+        if len(chunk) > BATCH // 2 or number == len(lines) - 1:
+            yield chunk, size, count
+            chunk, size, count = [], 0, 0
 
 
 def log_metrics(mlflow: "MlflowClient", run_id: str, metrics: list["Metric"]) -> None:
@@ -273,20 +278,22 @@ def log_metrics(mlflow: "MlflowClient", run_id: str, metrics: list["Metric"]) ->
         mlflow.log_batch(run_id, metrics=metrics[first : first + BATCH], synchronous=True)
 
 
-def files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
-    """The files of an artifact and the folder each lies in; not what tracking itself writes."""
+def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
+    """The files of an artifact and the folder of each, without tracking's own files."""
     if path.is_file():
         yield path, folder
     elif path.is_dir():
-        own = {OPENING, SENT, "tracking.lock", "lock", "progress.json"}
+        own = {RECORD_FILE, STATE_FILE, "tracking.lock", "lock", "progress.json"}
         for each in sorted(path.iterdir()):
             if each.name not in own and each.name != "system" and not each.name.startswith("."):
-                yield from files(each, f"{folder}/{each.name}" if each.is_dir() else folder)
+                yield from artifact_files(
+                    each, f"{folder}/{each.name}" if each.is_dir() else folder
+                )
 
 
-def prepare() -> None:
-    """Import MLflow with bounded waiting: seconds, so not in a thread beside other imports."""
-    for name, value in BOUNDS.items():
+def configure_mlflow() -> None:
+    """Import MLflow (seconds, so not in a thread beside other imports) with bounded timeouts."""
+    for name, value in CLIENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401
 
@@ -294,14 +301,14 @@ def prepare() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def client(uri: str) -> "MlflowClient":
-    """An MLflow client with bounded waiting; an sqlite store is created at its first use.
+def make_client(uri: str) -> "MlflowClient":
+    """An MLflow client with bounded timeouts; an sqlite store is created at its first use.
 
     Raises:
-        Refused: the URI is no address.
+        TrackingError: the URI is not an address.
     """
     check_uri(uri)
-    prepare()
+    configure_mlflow()
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -309,24 +316,26 @@ def client(uri: str) -> "MlflowClient":
 
 
 def open_run(
-    mlflow: "MlflowClient", link: TrackingConfig, account: RunRecord, parent: str | None
+    mlflow: "MlflowClient", tracking: TrackingConfig, record: RunRecord, parent: str | None
 ) -> str:
-    """The id of an account's run; made where an earlier try has not made it unheard."""
-    experiment = experiment_id(mlflow, link.uri, account.experiment or link.experiment)
-    made = mlflow.search_runs([experiment], f"tags.`mezzotint.id` = '{account.id}'", max_results=1)
-    if made:
-        found: str = made[0].info.run_id
+    """The id of a record's MLflow run; created unless an unacknowledged request has done so."""
+    experiment = experiment_id(mlflow, tracking.uri, record.experiment or tracking.experiment)
+    created = mlflow.search_runs(
+        [experiment], f"tags.`mezzotint.id` = '{record.id}'", max_results=1
+    )
+    if created:
+        found: str = created[0].info.run_id
         return found
-    tags = {"mlflow.runName": account.name, "mezzotint.id": account.id}
+    tags = {"mlflow.runName": record.name, "mezzotint.id": record.id}
     if parent:
         tags["mlflow.parentRunId"] = parent
-    start = int(account.started * 1000)
+    start = int(record.started * 1000)
     run_id: str = mlflow.create_run(experiment, start_time=start, tags=tags).info.run_id
     return run_id
 
 
 def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
-    """The id of an experiment, made at its first run."""
+    """The id of an experiment, which is created at its first run."""
     from mlflow.exceptions import MlflowException
 
     found = mlflow.get_experiment_by_name(name)
@@ -337,18 +346,18 @@ def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
     if uri.startswith("sqlite:///"):
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     try:
-        made: str = mlflow.create_experiment(name, artifact_location=artifacts)
-        return made
+        created: str = mlflow.create_experiment(name, artifact_location=artifacts)
+        return created
     except MlflowException:
         found = mlflow.get_experiment_by_name(name)
         if found is None:
             raise
-        return str(found.experiment_id)  # another run was faster
+        return str(found.experiment_id)  # created by another run meanwhile
 
 
 @contextmanager
-def explained(uri: str, store: str | None) -> Iterator[None]:
-    """Turn whatever MLflow's client raises into a sentence without a password."""
+def explain_errors(uri: str, store: str | None) -> Iterator[None]:
+    """Turn any exception of MLflow's client into a TrackingError without credentials."""
     try:
         yield
     except UserError:
@@ -358,8 +367,8 @@ def explained(uri: str, store: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Wait at least so long for an answer: a server stores a large file before it answers."""
+def request_timeout(seconds: float) -> Iterator[None]:
+    """Raise MLflow's request timeout: a server stores a large file before it responds."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ[name]
     os.environ[name] = str(int(max(seconds, float(before))))

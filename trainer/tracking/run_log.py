@@ -1,13 +1,13 @@
-"""What a run writes down for its tracker, whether or not one listens. Nothing here needs MLflow.
+"""Run records on disk, from which MLflow is fed; nothing here needs MLflow.
 
-    opening.json         what the run says of itself: parameters, tags, its starts, how it ended
+    opening.json         run record: parameters, tags, starts, status at the end
     metrics.jsonl        a line per logged step
-    system/NODE.jsonl    a line per sample of a node's load
-    tracking.json        what MLflow has acknowledged: the id of its run, the places reached
+    system/NODE.jsonl    a line per sample of a node's system metrics
+    tracking.json        upload state: the id of the MLflow run, what it has acknowledged
 
-A pipeline's run directory has the first and the last, for the run that its stages' runs lie under.
-`opening.json` is written by the run itself and `tracking.json` by whoever sends, so a later process
-can send what an earlier one could not.
+A pipeline's run directory has the first and the last, for the parent run of its stages' runs.
+`opening.json` is written by the run itself and `tracking.json` by the uploader, so a later process
+can upload what an earlier one could not.
 """
 
 import json
@@ -27,7 +27,7 @@ from mezzotint.common.storage_errors import redact
 from trainer.recipe import flatten
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-OPENING, SENT = "opening.json", "tracking.json"
+RECORD_FILE, STATE_FILE = "opening.json", "tracking.json"
 VALUE_LIMIT = 500
 
 
@@ -38,17 +38,17 @@ class TrackingConfig:
     uri: str = field(repr=False)
     experiment: str
     root: Path | None = None
-    """The run directory of the pipeline whose run this one lies under."""
+    """Run directory of the pipeline whose run is the parent of this one."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run says of itself when it starts."""
+    """A run as it starts: name, parameters, tags, data set (name, digest, source)."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    dataset: tuple[str, str, str] | None = None  # name, digest, source
+    dataset: tuple[str, str, str] | None = None
 
 
 @dataclass
@@ -56,10 +56,10 @@ class RunRecord:
     """`opening.json`. Times are seconds since 1970."""
 
     id: str
-    """The run's own name for itself: no second run is made when an answer is lost."""
+    """A random id, so that a lost response creates no second MLflow run."""
     name: str
     experiment: str | None
-    """None where no server was named yet: the one that it is sent to first decides."""
+    """None without a tracking server so far: then the first upload decides."""
     started: float
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class RunRecord:
     status: Status = "RUNNING"
     ended: float | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
-    """What is kept in MLflow at the end: paths, relative to the run directory where inside."""
+    """Uploaded at the end: paths, relative to the run directory where inside."""
     stages: dict[str, Status] = field(default_factory=dict)
     """Of a pipeline: stages that ended without finishing."""
 
@@ -79,37 +79,37 @@ class UploadState:
 
     run_id: str | None = None
     store: str | None = None
-    """Where that run is; without user and password."""
+    """The tracking store of that run, without credentials."""
     params: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     dataset: bool = False
     metrics_bytes: int = 0
     images: list[str] = field(default_factory=list)
     artifacts: dict[str, int] = field(default_factory=dict)
-    """Files kept in MLflow, and when each was last changed (ns since 1970)."""
+    """Uploaded files, and when each was last changed (ns since 1970)."""
     status: Status = "RUNNING"
     ended: float | None = None
 
 
-def read_account(directory: Path) -> RunRecord | None:
-    """What a run says of itself; None where it has said nothing."""
-    tree = _read(directory / OPENING)
+def read_run_record(directory: Path) -> RunRecord | None:
+    """The run record; None where there is none yet."""
+    tree = _read(directory / RECORD_FILE)
     return None if tree is None else RunRecord(**tree)
 
 
-def write_account(directory: Path, account: RunRecord) -> None:
-    """Keep what a run says of itself."""
-    write_json(directory / OPENING, asdict(account))
+def write_run_record(directory: Path, record: RunRecord) -> None:
+    """Replace the run record."""
+    write_json(directory / RECORD_FILE, asdict(record))
 
 
-def read_sent(directory: Path) -> UploadState:
-    """What MLflow has acknowledged of a run."""
-    return UploadState(**(_read(directory / SENT) or {}))
+def read_upload_state(directory: Path) -> UploadState:
+    """The upload state; empty where nothing is uploaded."""
+    return UploadState(**(_read(directory / STATE_FILE) or {}))
 
 
-def write_sent(directory: Path, sent: UploadState) -> None:
-    """Keep what MLflow has acknowledged."""
-    write_json(directory / SENT, asdict(sent))
+def write_upload_state(directory: Path, state: UploadState) -> None:
+    """Replace the upload state."""
+    write_json(directory / STATE_FILE, asdict(state))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -117,78 +117,78 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        known = RunRecord if path.name == OPENING else UploadState
+        known = RunRecord if path.name == RECORD_FILE else UploadState
         if not set(tree) <= set(known.__dataclass_fields__):
             raise ValueError("unknown keys")
     except ValueError as error:
         raise UserError(
-            f"{path}: cannot be read; remove {OPENING} and {SENT} there, and the run is tracked "
-            "as a new one"
+            f"{path}: cannot be read; remove {RECORD_FILE} and {STATE_FILE} there, and "
+            "the run is tracked as a new one"
         ) from error
     return tree
 
 
-def begin(
-    directory: Path, experiment: str | None, opening: RunInfo, processes: int = 1
+def record_start(
+    directory: Path, experiment: str | None, info: RunInfo, processes: int = 1
 ) -> RunRecord:
-    """Note the start of a run: the first one, or one more after an interruption.
+    """Record a start of a run, its first or one after an interruption.
 
-    Parameters are those of the first start that MLflow has heard of; what changes from start to
-    start (nodes, job, processes) is in the tags.
+    Parameters are fixed once MLflow has acknowledged the run; what differs from start to start
+    (nodes, job, processes) is in the tags.
     """
-    account = read_account(directory)
-    if account is None:
-        account = RunRecord(secrets.token_hex(16), opening.name, experiment, time.time())
-    if read_sent(directory).run_id is None:
-        account.name, account.experiment = opening.name, experiment
-        account.params = plain(opening.params)
-        account.tags = {key: redact(value) for key, value in opening.tags.items()}
-        if opening.dataset:
-            account.dataset = [redact(each) for each in opening.dataset]
-    account.starts.append({"processes": str(processes), "nodes": node(), **job_facts()})
-    account.tags |= {
+    record = read_run_record(directory)
+    if record is None:
+        record = RunRecord(secrets.token_hex(16), info.name, experiment, time.time())
+    if read_upload_state(directory).run_id is None:
+        record.name, record.experiment = info.name, experiment
+        record.params = flat_params(info.params)
+        record.tags = {key: redact(value) for key, value in info.tags.items()}
+        if info.dataset:
+            record.dataset = [redact(each) for each in info.dataset]
+    record.starts.append({"processes": str(processes), "nodes": node_name(), **slurm_job_info()})
+    record.tags |= {
         "mezzotint.directory": str(directory.resolve()),
-        "mezzotint.restarts": str(len(account.starts) - 1),
-        **{f"mezzotint.{key}": value for key, value in account.starts[-1].items()},
+        "mezzotint.restarts": str(len(record.starts) - 1),
+        **{f"mezzotint.{key}": value for key, value in record.starts[-1].items()},
     }
-    if jobs := jobs_of(account):
-        account.tags["mezzotint.jobs"] = ", ".join(jobs)
-    account.status, account.ended, account.artifacts = "RUNNING", None, {}
-    write_account(directory, account)
-    return account
+    if jobs := slurm_jobs(record):
+        record.tags["mezzotint.jobs"] = ", ".join(jobs)
+    record.status, record.ended, record.artifacts = "RUNNING", None, {}
+    write_run_record(directory, record)
+    return record
 
 
-def end(
+def record_end(
     directory: Path,
     status: Status,
     artifacts: Mapping[str, Path] | None = None,
-    facts: Mapping[str, str] | None = None,
+    params_at_end: Mapping[str, str] | None = None,
 ) -> None:
-    """Note how a run ended, what of it is to be kept, and what became known on the way."""
-    account = read_account(directory)
-    if account is None:
+    """Record how a run ended, its artifacts, and parameters that were not known at the start."""
+    record = read_run_record(directory)
+    if record is None:
         return
-    account.status, account.ended = status, time.time()
+    record.status, record.ended = status, time.time()
     for name, path in (artifacts or {}).items():
         inside = path.resolve().is_relative_to(directory.resolve())
         where = os.path.relpath(path, directory) if inside else str(path.resolve())
-        account.artifacts[name] = where
-    account.params = {**plain(facts or {}), **account.params}
-    write_account(directory, account)
+        record.artifacts[name] = where
+    record.params = {**flat_params(params_at_end or {}), **record.params}
+    write_run_record(directory, record)
 
 
-def plain(tree: Mapping[str, Any]) -> dict[str, str]:
-    """A tree as MLflow's flat parameters, without the passwords of URLs."""
+def flat_params(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as MLflow's flat parameters, without credentials."""
     return {key: redact(str(value))[:VALUE_LIMIT] for key, value in flatten(tree).items()}
 
 
-def jobs_of(account: RunRecord) -> list[str]:
-    """The SLURM jobs a run was in, in order."""
-    return list(dict.fromkeys(start["job"] for start in account.starts if "job" in start))
+def slurm_jobs(record: RunRecord) -> list[str]:
+    """The ids of the SLURM jobs of a run, in order."""
+    return list(dict.fromkeys(start["job"] for start in record.starts if "job" in start))
 
 
-def job_facts() -> dict[str, str]:
-    """What SLURM says of the job this process is in; empty outside of one."""
+def slurm_job_info() -> dict[str, str]:
+    """Id, name, restarts and nodes of this process's SLURM job; empty outside of one."""
     names = {
         "job": "SLURM_JOB_ID",
         "job_name": "SLURM_JOB_NAME",
@@ -199,14 +199,14 @@ def job_facts() -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
-def node() -> str:
-    """This machine's name, as SLURM or else the system knows it; fit for a file name."""
+def node_name() -> str:
+    """The node's name from SLURM, else the host name, fit for a file name."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip(".") or "node"
 
 
-class Record:
-    """The local metrics of a run: JSON lines, appended, synced, never a step twice."""
+class MetricsLog:
+    """A metrics file: JSON lines, appended and synced, each step once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -226,5 +226,5 @@ class Record:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file."""
+    """All complete lines of a metrics file."""
     return [json.loads(line) for line in read_lines(path)]

@@ -1,4 +1,4 @@
-"""What the loop writes to: the record on disk at once, MLflow from a thread."""
+"""Tracking of a run: metrics and images to disk at once, to MLflow from a thread."""
 
 import logging
 import os
@@ -12,199 +12,198 @@ from PIL import Image
 from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
 from trainer.tracking.errors import TrackingError
-from trainer.tracking.mlflow_client import LoadUploader, Uploader, prepare
+from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, configure_mlflow
 from trainer.tracking.run_log import (
-    Record,
+    MetricsLog,
     RunInfo,
     Status,
     TrackingConfig,
-    begin,
-    end,
-    node,
-    read_account,
+    node_name,
+    read_run_record,
+    record_end,
+    record_start,
 )
 from trainer.tracking.system_metrics import SystemMetrics
 
 log = logging.getLogger(__name__)
-TICK, LONGEST_PAUSE = 1.0, 60.0
+SAMPLE_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 
 
 class Tracker:
-    """Tracks one run, from each of its processes: one writes, one on every node samples its load.
+    """Tracks one run, in each of its processes: one `writes`, one per node `samples` the system.
 
-    Nothing here waits for a server before `close`, and that waits for seconds only.
+    Nothing waits for a server except `close`, which waits for seconds only.
     """
 
     def __init__(
         self,
         directory: RunDirectory,
-        link: TrackingConfig | None,
-        opening: RunInfo,
+        tracking: TrackingConfig | None,
+        info: RunInfo,
         *,
         writes: bool,
         samples: bool,
         processes: int = 1,
     ) -> None:
         self._directory = directory
-        self._record = self._uploader = self._load = None
+        self._metrics_log = self._uploader = self._node_metrics = None
         if writes:
-            begin(directory.path, link.experiment if link else None, opening, processes)
-            self._record = Record(directory.metrics)
-            self._uploader = Uploader(directory, link) if link else None
+            record_start(directory.path, tracking.experiment if tracking else None, info, processes)
+            self._metrics_log = MetricsLog(directory.metrics)
+            self._uploader = Uploader(directory, tracking) if tracking else None
         if samples:
-            self._load = NodeMetrics(directory.path, link)
-        if link and (self._uploader or self._load):
-            prepare()
-        self._well, self._said = True, ""
+            self._node_metrics = NodeMetrics(directory.path, tracking)
+        if tracking and (self._uploader or self._node_metrics):
+            configure_mlflow()
+        self._reachable, self._last_error = True, ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="tracking", daemon=True)
-        if self._uploader or self._load:
+        self._thread = threading.Thread(target=self._sample_and_send, name="tracking", daemon=True)
+        if self._uploader or self._node_metrics:
             self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step` (updates done)."""
-        if self._record:
-            self._record.append(step, metrics)
+        """Write the metrics of `step` (updates done)."""
+        if self._metrics_log:
+            self._metrics_log.append(step, metrics)
 
-    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
-        """Keep pictures under previews/; MLflow shows them with a step slider."""
-        if self._record is None:
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Save images under previews/; MLflow shows them with a step slider."""
+        if self._metrics_log is None:
             return
-        for name, picture in pictures.items():
+        for name, image in images.items():
             path = self._directory.previews / f"{name}-step-{step:08d}.png"
             temporary = path.with_suffix(".tmp")
-            picture.save(temporary, format="PNG")
+            image.save(temporary, format="PNG")
             temporary.rename(path)
 
-    def _watch(self) -> None:
-        """Sample and send until told to stop; after a failure the pauses grow."""
-        pause, due = TICK, time.monotonic() + TICK
-        while not self._stop.wait(TICK):
+    def _sample_and_send(self) -> None:
+        """Sample and upload until stopped, with longer pauses after failures."""
+        pause, due = SAMPLE_SECONDS, time.monotonic() + SAMPLE_SECONDS
+        while not self._stop.wait(SAMPLE_SECONDS):
             self._sample()
             if time.monotonic() < due:
                 continue
-            self._well = self._send(wait=1.0)
-            pause = 2 * TICK if self._well else min(2 * pause, LONGEST_PAUSE)
+            self._reachable = self._send(wait=1.0)
+            pause = 2 * SAMPLE_SECONDS if self._reachable else min(2 * pause, MAX_RETRY_SECONDS)
             due = time.monotonic() + pause
 
     def _sample(self) -> None:
         try:
-            if self._load:
-                self._load.sample()
+            if self._node_metrics:
+                self._node_metrics.sample()
         except (OSError, UserError) as error:
-            log.debug("no sample of this node's load: %s", error)
+            log.debug("no system metrics of this node: %s", error)
 
     def _send(self, wait: float) -> bool:
-        """Send what is new; a refusal is said once, and so is its end."""
+        """Upload what is new; a failure is logged once, and so is its end."""
         try:
             if self._uploader:
                 self._uploader.sync(wait)
-            if self._load:
-                self._load.send(wait)
-        except TrackingError as refused:
-            if str(refused) != self._said:
-                log.warning("not tracked for now: %s", refused)
-            self._said = str(refused)
+            if self._node_metrics:
+                self._node_metrics.send(wait)
+        except TrackingError as error:
+            if str(error) != self._last_error:
+                log.warning("not tracked for now: %s", error)
+            self._last_error = str(error)
             return False
-        if self._said:
-            log.info("MLflow takes the record again")
-            self._said = ""
+        if self._last_error:
+            log.info("tracking works again")
+            self._last_error = ""
         return True
 
     def close(
         self,
         status: Status,
         artifacts: Mapping[str, Path] | None = None,
-        facts: Mapping[str, str] | None = None,
+        params_at_end: Mapping[str, str] | None = None,
     ) -> None:
-        """Note the end and send the rest, within bounds; what is not sent now can be sent later."""
+        """Record the end and upload the rest for a bounded time; what remains is kept on disk."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=60)
             self._sample()
-        if self._record is not None:
-            end(self._directory.path, status, artifacts, facts)
+        if self._metrics_log is not None:
+            record_end(self._directory.path, status, artifacts, params_at_end)
         if self._uploader is None:
-            if self._load and self._well:
-                self._load.flush()
+            if self._node_metrics and self._reachable:
+                self._node_metrics.flush()
             return
-        tries = 2 if self._well else 1
+        tries = 2 if self._reachable else 1
         for number in range(tries):
             try:
                 self._uploader.sync()
-                if self._load:
-                    self._load.flush()
+                if self._node_metrics:
+                    self._node_metrics.flush()
                 return
-            except TrackingError as refused:
+            except TrackingError as error:
                 if number < tries - 1:
-                    time.sleep(2 * TICK)
+                    time.sleep(2 * SAMPLE_SECONDS)
                     continue
-                regret(self._directory.path, refused)
+                log_deferred_upload(self._directory.path, error)
 
 
 class NodeMetrics:
-    """Samples this node's load into `system/NODE.jsonl`, and sends it."""
+    """Samples system metrics of this node into `system/NODE.jsonl`, and uploads them."""
 
-    def __init__(self, directory: Path, link: TrackingConfig | None) -> None:
-        self._directory, self._host = directory, node()
+    def __init__(self, directory: Path, tracking: TrackingConfig | None) -> None:
+        self._directory, self._host = directory, node_name()
         (directory / "system").mkdir(parents=True, exist_ok=True)
-        self._record = Record(directory / "system" / f"{self._host}.jsonl")
-        self._uploader = LoadUploader(directory, link, self._host) if link else None
-        self._load = SystemMetrics(directory)
+        self._metrics_log = MetricsLog(directory / "system" / f"{self._host}.jsonl")
+        self._uploader = NodeMetricsUploader(directory, tracking, self._host) if tracking else None
+        self._system = SystemMetrics(directory)
         self._due = 0.0
 
     def sample(self) -> None:
-        """Note the load, when it is time to; its step is seconds since the run's first start."""
-        account = read_account(self._directory) if time.monotonic() >= self._due else None
-        if account is None:
+        """Take a sample when one is due; its step is seconds since the run's first start."""
+        record = read_run_record(self._directory) if time.monotonic() >= self._due else None
+        if record is None:
             return
-        self._record.append(int(time.time() - account.started), self._load.read())
-        self._due = time.monotonic() + interval()
+        self._metrics_log.append(int(time.time() - record.started), self._system.read())
+        self._due = time.monotonic() + sampling_interval()
 
     def send(self, wait: float) -> None:
-        """Send the samples that are new."""
         if self._uploader:
             self._uploader.sync(wait)
 
     def flush(self) -> None:
-        """Send the last samples, or leave them for later."""
+        """Upload the last samples; a failure leaves them for later."""
         try:
             self.send(wait=1.0)
-        except TrackingError as refused:
-            log.info("the last samples of this node's load are not sent: %s", refused)
+        except TrackingError as error:
+            log.info("the last system metrics of this node are not uploaded: %s", error)
 
 
-def catch_up(directory: RunDirectory, link: TrackingConfig | None) -> None:
-    """Note the end of a finished run whose process did not live to, and send what is missing."""
-    account = read_account(directory.path)
-    if account is None:
+def finalize(directory: RunDirectory, tracking: TrackingConfig | None) -> None:
+    """Complete the record of a finished run whose process was killed, and upload the rest."""
+    record = read_run_record(directory.path)
+    if record is None:
         return
-    if account.status != "FINISHED":
-        end(directory.path, "FINISHED", {"model": directory.model})
-    if link:
-        push(directory, link)
+    if record.status != "FINISHED":
+        record_end(directory.path, "FINISHED", {"model": directory.model})
+    if tracking:
+        upload(directory, tracking)
 
 
-def push(directory: RunDirectory, link: TrackingConfig) -> bool:
-    """Send what is new of a run; where that cannot be, say why and how it is done later."""
+def upload(directory: RunDirectory, tracking: TrackingConfig) -> bool:
+    """Upload what is new of a run; returns whether that worked, else logs what to do later."""
     try:
-        Uploader(directory, link).sync()
-    except TrackingError as refused:
-        regret(directory.path, refused)
+        Uploader(directory, tracking).sync()
+    except TrackingError as error:
+        log_deferred_upload(directory.path, error)
         return False
     return True
 
 
-def regret(directory: Path, refused: TrackingError) -> None:
-    """Say what a server did not take, and that nothing is lost."""
+def log_deferred_upload(directory: Path, error: TrackingError) -> None:
+    """Log why a server refused, and that nothing is lost."""
     log.warning(
-        "%s. The record is complete in %s; `mezzotint tracking sync %s` sends it later",
-        refused,
+        "%s. The record is complete in %s; `mezzotint tracking sync %s` uploads it later",
+        error,
         directory,
         directory,
     )
 
 
-def interval() -> float:
-    """Seconds between samples of a node's load; MLflow's own variable sets them."""
+def sampling_interval() -> float:
+    """Seconds between samples of system metrics, from MLflow's own variable."""
     return float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "10"))

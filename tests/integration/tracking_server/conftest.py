@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from trainer.tracking.run_log import RunInfo, begin, end
+from trainer.tracking.run_log import RunInfo, record_end, record_start
 
 FAST = {
     "OMP_NUM_THREADS": "1",
@@ -54,6 +54,6 @@ def recorded(tmp_path) -> Path:
     """A run that has something to send."""
     run = tmp_path / "recorded"
     run.mkdir()
-    begin(run, "refused", RunInfo("recorded", {"a": 1}))
-    end(run, "FINISHED")
+    record_start(run, "refused", RunInfo("recorded", {"a": 1}))
+    record_end(run, "FINISHED")
     return run

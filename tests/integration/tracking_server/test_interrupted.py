@@ -56,7 +56,7 @@ def test_an_interrupted_run_is_one_run_though_the_server_froze_and_died_meanwhil
     code, output = ended(second)
     frozen_seconds = time.monotonic() - finished
     assert code == 0, output
-    assert "does not answer in time" in output
+    assert "does not respond in time" in output
     assert "mezzotint tracking sync" in output
     assert frozen_seconds < 30
     assert longest_step(run, reached) < 4.0  # as long as each request waits for the frozen server

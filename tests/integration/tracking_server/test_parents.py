@@ -14,7 +14,12 @@ from launch.pipeline.runner import Runner
 from launch.pipeline.runner import run_pipeline as run_pipeline
 from launch.pipeline.stage_process import run_stage
 from launch.pipeline.tracking import mark_stage_started, open_pipeline_run, update_status
-from trainer.tracking.run_log import TrackingConfig, read_account, read_metrics, read_sent
+from trainer.tracking.run_log import (
+    TrackingConfig,
+    read_metrics,
+    read_run_record,
+    read_upload_state,
+)
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -25,13 +30,13 @@ import sys
 from pathlib import Path
 from launch.train.local import link_from_environment
 from trainer.recipe import load as load_recipe
-from trainer.tracking.run_log import Opening, begin
+from trainer.tracking.run_log import RunInfo, record_start
 from trainer.run import RunDirectory
-from trainer.tracking.mlflow_client import Uploader, prepare
+from trainer.tracking.mlflow_client import Uploader, configure_mlflow
 root, stage = Path(sys.argv[1]), sys.argv[2]
 (root / stage).mkdir()
-begin(root / stage, root.name, Opening(stage))
-prepare()
+record_start(root / stage, root.name, RunInfo(stage))
+configure_mlflow()
 (root / f"{stage}.ready").touch()
 while not (root / "go").exists(): pass
 Uploader(RunDirectory(root / stage), link_from_environment(root=root)).sync()
@@ -46,7 +51,7 @@ def test_a_parent_that_could_not_be_made_at_the_start_is_made_once_by_whoever_co
     dead = TrackingConfig("http://127.0.0.1:1", "gathered")
     open_pipeline_run(root, dead)
     assert "nothing listens" in caplog.text
-    assert read_sent(root).run_id is None
+    assert read_upload_state(root).run_id is None
     stages = ["one", "two"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.url}
     meeting = [
@@ -78,7 +83,7 @@ def test_the_parent_is_running_failed_and_finished_as_its_stages_are(
     assert found(client, root / "second").info.status == "FAILED"
     pipeline("states", "data/emoji")
     mark_stage_started(root, link, "second")
-    assert read_account(root).status == "RUNNING"
+    assert read_run_record(root).status == "RUNNING"
     update_status(root, link)
     assert found(client, root).info.status == "RUNNING"
     run_stage(root, "second")

@@ -30,7 +30,7 @@ def test_sync_sends_a_whole_pipeline_that_no_server_ever_heard_of(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     report = sync_run(root)
     assert [Path(name).name for name in report.runs] == ["unheard", "first", "second"]
-    assert all(delivery.opened for delivery in report.runs.values())
+    assert all(delivery.created for delivery in report.runs.values())
     runs = runs_named(client, "unheard")
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert found(client, root / "second").data.tags["mlflow.parentRunId"]

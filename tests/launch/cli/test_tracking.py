@@ -6,7 +6,7 @@ import re
 import pytest
 
 from launch import errors
-from trainer.tracking.run_log import RunInfo, begin, end
+from trainer.tracking.run_log import RunInfo, record_end, record_start
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # SQLAlchemy and alembic warn of MLflow's use
 
@@ -16,8 +16,8 @@ def recorded(tmp_path):
     """A run that has something to send."""
     run = tmp_path / "runs" / "recorded"
     run.mkdir(parents=True)
-    begin(run, None, RunInfo("recorded", {"a": 1}))
-    end(run, "FINISHED")
+    record_start(run, None, RunInfo("recorded", {"a": 1}))
+    record_end(run, "FINISHED")
     return run
 
 
@@ -70,5 +70,5 @@ def test_without_a_server_sync_fills_the_store_beside_the_runs(mezzotint, record
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert report["store"] == f"sqlite:///{recorded.parent}/mlflow.db"
-    assert report["runs"][0]["opened"] is True
+    assert report["runs"][0]["created"] is True
     assert (recorded.parent / "mlflow.db").is_file()

@@ -48,16 +48,16 @@ REQUEST = f"API request to {URI}/api/2.0/mlflow/runs/create failed with exceptio
         (f"{ENDPOINT} 403 != 200. Response body: 'no'", "(403)", "ask its owner"),
         (f"{ENDPOINT} 404 != 200. Response body: '<html>'", "(404)", "check MLFLOW_TRACKING_URI"),
         (f"{REQUEST} [Errno 111] Connection refused", "nothing listens", "start it"),
-        (f"{REQUEST} Read timed out. (read timeout=5)", "does not answer in time", "TIMEOUT"),
-        (f"{REQUEST} NameResolutionError(tracking.example)", "cannot find", "check MLFLOW"),
+        (f"{REQUEST} Read timed out. (read timeout=5)", "does not respond in time", "TIMEOUT"),
+        (f"{REQUEST} NameResolutionError(tracking.example)", "cannot resolve", "check MLFLOW"),
         (f"{REQUEST} SSLError WRONG_VERSION_NUMBER", "does not speak TLS", "use http://"),
-        (f"{REQUEST} RemoteDisconnected", "cannot be reached", "see whether"),
+        (f"{REQUEST} RemoteDisconnected", "cannot be reached", "check that it is up"),
         (
             "RESOURCE_DOES_NOT_EXIST: Run with id=0 not found",
-            "does not know this run, which was made in http://elsewhere",
+            "does not know this run, which was created in http://elsewhere",
             "set MLFLOW_TRACKING_URI",
         ),
-        ("something\nlong", "MLflow says: something", ""),
+        ("something\nlong", "MLflow reports: something", ""),
     ],
 )
 def test_an_answer_is_explained_with_its_cause_and_the_next_step(said, cause, step):

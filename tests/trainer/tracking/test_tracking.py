@@ -13,19 +13,19 @@ from PIL import Image
 from trainer.run import RunDirectory
 from trainer.tracking import mlflow_client
 from trainer.tracking.errors import TrackingError
-from trainer.tracking.mlflow_client import LoadUploader, Uploader, client
+from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, make_client
 from trainer.tracking.run_log import (
-    Record,
+    MetricsLog,
     RunInfo,
     RunRecord,
     TrackingConfig,
-    begin,
-    end,
-    node,
-    read_account,
-    read_sent,
+    node_name,
+    read_run_record,
+    read_upload_state,
+    record_end,
+    record_start,
 )
-from trainer.tracking.tracker import Tracker, catch_up
+from trainer.tracking.tracker import Tracker, finalize
 
 # SQLAlchemy and alembic warn about how MLflow uses them.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -60,7 +60,7 @@ def run(tmp_path) -> RunDirectory:
 @pytest.fixture
 def write(run) -> Callable[..., None]:
     """Appends steps to the run's record."""
-    record = Record(run.metrics)
+    record = MetricsLog(run.metrics)
 
     def append(*steps: int) -> None:
         for step in steps:
@@ -72,11 +72,11 @@ def write(run) -> Callable[..., None]:
 @pytest.fixture
 def started(run) -> RunRecord:
     """A run that has said what it is."""
-    return begin(run.path, "tests", OPENING)
+    return record_start(run.path, "tests", OPENING)
 
 
 def run_id(run: RunDirectory) -> str:
-    identifier = read_sent(run.path).run_id
+    identifier = read_upload_state(run.path).run_id
     assert identifier
     return identifier
 
@@ -84,7 +84,7 @@ def run_id(run: RunDirectory) -> str:
 def history(
     link: TrackingConfig, run: RunDirectory, name: str = "loss/model"
 ) -> list[tuple[int, float]]:
-    found = client(link.uri).get_metric_history(run_id(run), name)
+    found = make_client(link.uri).get_metric_history(run_id(run), name)
     return sorted((metric.step, metric.value) for metric in found)
 
 
@@ -113,13 +113,13 @@ def test_each_step_is_sent_once_also_when_called_again_or_restarted(link, run, w
 
 def test_the_run_says_what_it_is(link, run, write, tmp_path, started):
     write(1)
-    begin(tmp_path, "tests", RunInfo("whole"))
+    record_start(tmp_path, "tests", RunInfo("whole"))
     Uploader(run, replace(link, root=tmp_path)).sync()
-    found = client(link.uri).get_run(run_id(run))
+    found = make_client(link.uri).get_run(run_id(run))
     assert found.info.run_name == "try"
     assert found.data.params == {"optimizer.lr.peak": "0.001"}
     assert found.data.tags["mezzotint.kind"] == "train"
-    assert found.data.tags["mlflow.parentRunId"] == read_sent(tmp_path).run_id
+    assert found.data.tags["mlflow.parentRunId"] == read_upload_state(tmp_path).run_id
     assert found.inputs.dataset_inputs[0].dataset.digest == "f" * 36
 
 
@@ -127,15 +127,15 @@ def test_a_second_start_is_the_same_run_and_what_changed_is_in_its_tags(
     link, run, write, started, monkeypatch
 ):
     write(1)
-    end(run.path, "KILLED")
+    record_end(run.path, "KILLED")
     Uploader(run, link).sync()
-    found = client(link.uri)
+    found = make_client(link.uri)
     assert found.get_run(run_id(run)).info.status == "KILLED"
     jobs = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
     for name, value in jobs.items():
         monkeypatch.setenv(name, value)
     changed = RunInfo("try", {"optimizer": {"lr": {"peak": 2}}}, OPENING.tags, OPENING.dataset)
-    begin(run.path, "tests", changed, processes=2)
+    record_start(run.path, "tests", changed, processes=2)
     write(2)
     Uploader(run, link).sync()
     again = found.get_run(run_id(run))
@@ -145,12 +145,12 @@ def test_a_second_start_is_the_same_run_and_what_changed_is_in_its_tags(
     assert (tags["restarts"], tags["processes"]) == ("1", "2")
     assert (tags["jobs"], tags["requeues"], tags["nodes"]) == ("17", "1", "n[1-2]")
     assert history(link, run) == expected(1, 2)
-    end(run.path, "FINISHED", facts={"pieces": "300"})
+    record_end(run.path, "FINISHED", params_at_end={"pieces": "300"})
     Uploader(run, link).sync()
     ended = found.get_run(run_id(run))
     assert ended.info.status == "FINISHED"
     assert ended.data.params["pieces"] == "300"
-    assert read_account(run.path).ended * 1000 == pytest.approx(ended.info.end_time, abs=1)
+    assert read_run_record(run.path).ended * 1000 == pytest.approx(ended.info.end_time, abs=1)
 
 
 def test_a_run_whose_making_was_not_heard_of_is_not_made_twice(link, run, write, started):
@@ -166,7 +166,7 @@ def test_a_run_whose_making_was_not_heard_of_is_not_made_twice(link, run, write,
 def test_sending_goes_on_after_the_last_acknowledged_byte(link, run, write, started):
     write(1, 2)
     Uploader(run, link).sync()
-    assert read_sent(run.path).metrics_bytes == run.metrics.stat().st_size
+    assert read_upload_state(run.path).metrics_bytes == run.metrics.stat().st_size
     # what is acknowledged is never read again, whatever became of it
     content = run.metrics.read_bytes()
     run.metrics.write_bytes(b" " * len(content))
@@ -194,8 +194,10 @@ def test_a_picture_whose_arrival_was_not_heard_of_is_not_sent_twice(link, run, s
     picture(run, "samples-step-00000500.png")
     Uploader(run, link).sync()
     (run.path / "tracking.json").write_text(before)
-    assert Uploader(run, link).sync().pictures == 0
-    assert len(client(link.uri).list_artifacts(run_id(run), "images")) == 2  # and its small copy
+    assert Uploader(run, link).sync().images == 0
+    assert (
+        len(make_client(link.uri).list_artifacts(run_id(run), "images")) == 2
+    )  # and its small copy
 
 
 def test_long_records_are_sent_in_several_requests(link, run, write, monkeypatch, started):
@@ -211,8 +213,8 @@ def test_pictures_are_sent_once_with_their_step(link, run, write, started):
         picture(run, f"samples-step-{step:08d}.png")
     Uploader(run, link).sync()
     picture(run, "samples-step-00001500.png")
-    assert Uploader(run, link).sync().pictures == 1
-    sent = client(link.uri).list_artifacts(run_id(run), "images")
+    assert Uploader(run, link).sync().images == 1
+    sent = make_client(link.uri).list_artifacts(run_id(run), "images")
     whole = [entry.path for entry in sent if entry.path.endswith(".png")]
     assert len(whole) == 3
     steps = {word for path in whole for word in path.replace("%", "+").split("+")}
@@ -224,16 +226,16 @@ def test_closing_sends_the_rest_ends_the_run_and_keeps_the_model(link, run):
     (run.path / "model" / "config.json").write_text("{}")
     tracker = Tracker(run, link, OPENING, writes=True, samples=True)
     tracker.log(1, {"loss/model": 1.0})
-    tracker.pictures(1, {"samples": Image.new("RGB", (4, 4))})
+    tracker.log_images(1, {"samples": Image.new("RGB", (4, 4))})
     tracker.close("FINISHED", {"model": run.model, "absent": run.path / "absent"})
     assert history(link, run) == [(1, 1.0)]
-    found = client(link.uri)
+    found = make_client(link.uri)
     ended = found.get_run(run_id(run))
     assert ended.info.status == "FINISHED"
     kept = found.list_artifacts(run_id(run), "model")
     assert [entry.path for entry in kept] == ["model/config.json"]
-    assert read_sent(run.path).images == ["samples-step-00000001.png"]
-    assert f"system/{node()}/cpu_utilization_percentage" in ended.data.metrics
+    assert read_upload_state(run.path).images == ["samples-step-00000001.png"]
+    assert f"system/{node_name()}/cpu_utilization_percentage" in ended.data.metrics
 
 
 def test_a_run_without_a_server_keeps_all_that_can_be_sent_later(link, run):
@@ -241,15 +243,15 @@ def test_a_run_without_a_server_keeps_all_that_can_be_sent_later(link, run):
     tracker.log(1, {"loss/model": 1.0})
     tracker.close("FINISHED", {"model": run.model})
     assert not (run.path / "tracking.json").exists()
-    catch_up(run, link)
+    finalize(run, link)
     assert history(link, run) == [(1, 1.0)]
-    assert client(link.uri).get_run(run_id(run)).info.status == "FINISHED"
+    assert make_client(link.uri).get_run(run_id(run)).info.status == "FINISHED"
 
 
 def test_a_process_that_does_not_write_leaves_nothing(link, run):
     tracker = Tracker(run, link, OPENING, writes=False, samples=False)
     tracker.log(1, {"loss/model": 1.0})
-    tracker.pictures(1, {"samples": Image.new("RGB", (4, 4))})
+    tracker.log_images(1, {"samples": Image.new("RGB", (4, 4))})
     tracker.close("FINISHED")
     assert [path.name for path in run.path.rglob("*")] == ["previews"]
 
@@ -260,8 +262,8 @@ def test_other_nodes_send_their_load_to_the_run_and_make_none(link, run, started
     other.close("FINISHED")
     assert not (run.path / "tracking.json").exists()
     Uploader(run, link).sync()
-    assert LoadUploader(run.path, link, "n2").sync() == 1
-    assert LoadUploader(run.path, link, "n2").sync() == 0
+    assert NodeMetricsUploader(run.path, link, "n2").sync() == 1
+    assert NodeMetricsUploader(run.path, link, "n2").sync() == 0
     assert history(link, run, "system/n2/system_memory_usage_percentage")
 
 
@@ -270,13 +272,13 @@ def test_an_artifact_that_changed_is_sent_again_and_tracking_s_own_files_are_not
 ):
     report = run.path / "report.json"
     report.write_text("1")
-    end(run.path, "FAILED", {"all": run.path})
+    record_end(run.path, "FAILED", {"all": run.path})
     Uploader(run, link).sync()
-    begin(run.path, "tests", OPENING)
+    record_start(run.path, "tests", OPENING)
     report.write_text("2")
-    end(run.path, "FINISHED", {"all": run.path})
+    record_end(run.path, "FINISHED", {"all": run.path})
     assert Uploader(run, link).sync().artifacts == 1
-    kept = client(link.uri).list_artifacts(run_id(run), "all")
+    kept = make_client(link.uri).list_artifacts(run_id(run), "all")
     assert [entry.path for entry in kept] == ["all/report.json"]
 
 
@@ -316,16 +318,18 @@ def test_a_server_that_does_not_answer_delays_nothing_and_gets_all_later(
 
 
 def test_a_run_without_an_account_is_refused_in_a_sentence(link, run):
-    with pytest.raises(TrackingError, match="has recorded nothing"):
+    with pytest.raises(TrackingError, match="has no run record yet"):
         Uploader(run, link).sync()
 
 
 def test_no_password_is_written_down(link, run, write, monkeypatch):
-    behind = client(link.uri)
-    monkeypatch.setattr(mlflow_client, "client", lambda _: behind)
+    behind = make_client(link.uri)
+    monkeypatch.setattr(mlflow_client, "make_client", lambda _: behind)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-word")
     params = {"url": "https://user:secret@data.example/set", "note": "with canary-word in it"}
-    begin(run.path, "passwords", RunInfo("try", params, {"a": "canary-word"}, ("n", "d", "u")))
+    record_start(
+        run.path, "passwords", RunInfo("try", params, {"a": "canary-word"}, ("n", "d", "u"))
+    )
     write(1)
     Uploader(run, TrackingConfig("https://user:secret@client.example/mlflow", "passwords")).sync()
     for path in (path for path in run.path.rglob("*") if path.is_file()):
