@@ -27,9 +27,9 @@ sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 from timing import Timing, interleaved, machine  # noqa: E402
 
 from data_pipeline.batch import Batch  # noqa: E402
-from models.activation_checkpointing import BLOCKS  # noqa: E402
 from models.autoregressive.decoding import Sampling, generate  # noqa: E402
 from models.autoregressive.prior import Prior  # noqa: E402
+from models.blocks import blocks_of  # noqa: E402
 from models.nn.cpu import PIECES, malloc, plain_torch  # noqa: E402
 from trainer import recipe as recipes  # noqa: E402
 from trainer.engine_config import resolve_precision  # noqa: E402
@@ -207,9 +207,8 @@ def compiled(row: Row) -> tuple[Callable[[], object], float]:
     torch._dynamo.config.recompile_limit = 256
     work, networks = row.build()
     for network in networks:
-        for module in network.modules():
-            if isinstance(module, BLOCKS) or type(module).__name__ == "ResidualAttentionBlock":
-                module.compile()
+        for block in blocks_of(network):
+            block.compile()
     run = without(work)
     started = time.perf_counter()
     run()

@@ -123,9 +123,8 @@ class RandomNetwork(nn.Module):
         self.layers = nn.ModuleList()
         inputs = 3
         for width in widths:
-            layer = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-            if not layer.weight.is_meta:
-                nn.init.normal_(layer.weight, std=(2 / (9 * inputs)) ** 0.5, generator=rng)
+            layer = nn.Conv2d(inputs, width, 3, padding=1, bias=False, device="cpu")
+            nn.init.normal_(layer.weight, std=(2 / (9 * inputs)) ** 0.5, generator=rng)
             self.layers.append(layer)
             inputs = width
 
