@@ -1,4 +1,4 @@
-# make quickstart: pictures from captions, on this machine.  make test: the tests.  make help: the rest.
+# make quickstart: images from captions, on this machine.  make test: the tests.  make help: the rest.
 # The environment .venv is made with plain pip, on first need, and renewed when pyproject.toml,
 # constraints.txt or what pip compiles change.
 
@@ -11,13 +11,13 @@ BIN := .venv/bin
 EXTRAS := data,eval,tracking
 EXTRAS_DEV := $(EXTRAS),dev
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# Stamps carry a checksum of what decides the environment: a checkout that only touches files
-# installs nothing.
+# Stamps carry a checksum of the files that define the environment: a checkout that only touches
+# files installs nothing.
 SUM := $(shell cat pyproject.toml constraints.txt models/nn/cpu/bf16_kernels.c | cksum | tr ' ' '-')
 READY := .venv/.ready-$(SUM)
 READY_DEV := .venv/.ready-dev-$(SUM)
 
-# What DeepSpeed compiles at first use belongs to this environment.
+# DeepSpeed compiles its operators into this environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -26,12 +26,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), draw, judge"
-	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), draw, judge"
+	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), sample, evaluate"
+	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), sample, evaluate"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
-	@echo "make lab         a SLURM of three virtual nodes, an S3 and an MLflow server to try things on (root)"
+	@echo "make lab         start SLURM with three virtual nodes, an S3 and an MLflow server on this machine (root)"
 	@echo "make lint        ruff, style and format"
-	@echo "make types       mypy, strict, over the five packages"
+	@echo "make types       mypy, strict, over all packages"
 	@echo "make imports     the import contracts"
 	@echo "make format      rewrite files in the project's format"
 	@echo "make venv        everything above installed, nothing run"

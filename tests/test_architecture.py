@@ -413,3 +413,23 @@ def test_links_between_the_pages_are_not_broken() -> None:
         if not (page.parent / link).exists()
     ]
     assert broken == []
+
+
+def glossary() -> list[tuple[str, str]]:
+    """Term and file of each line of the glossary."""
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| ([^|]+) \| [^|]+ \| `([^`]+)` \|$", text, re.MULTILINE)
+
+
+def test_the_glossary_is_sorted_and_names_existing_files() -> None:
+    terms = [term for term, _ in glossary()]
+    assert len(terms) > 100
+    assert terms == sorted(set(terms), key=str.lower)
+    assert [path for _, path in glossary() if not (ROOT / path).is_file()] == []
+
+
+def test_the_architecture_page_names_existing_files() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(rf"\b((?:{'|'.join(PACKAGES)})/[\w/]+\.(?:py|j2|html))\b", text))
+    assert paths
+    assert sorted(path for path in paths if not (ROOT / path).is_file()) == []
