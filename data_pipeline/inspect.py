@@ -11,19 +11,10 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
-from data_pipeline.manifest import Attribute
+from data_pipeline.manifest import Attribute, Manifest
 from mezzotint.common.errors import UserError
 
 _COMMON = 12
-
-
-@dataclass(frozen=True)
-class SplitSizes:
-    """A split and its numbers of samples."""
-
-    description: str
-    train: int
-    test: int
 
 
 @dataclass(frozen=True)
@@ -40,8 +31,8 @@ class CaptionStatistics:
 
 
 @dataclass(frozen=True)
-class Row:
-    """An example of a sample."""
+class Example:
+    """A sample of the set."""
 
     key: str
     caption: str
@@ -53,56 +44,35 @@ class Inspection:
     """The contents of a set."""
 
     url: str
-    name: str
-    licence: str
-    fingerprint: str
-    encoder: str | None
-    provenance: Mapping[str, str]
-    fields: Mapping[str, str]
-    samples: int
-    shards: int
-    bytes: int
-    splits: Mapping[str, SplitSizes]
+    manifest: Manifest
     attributes: Mapping[str, Mapping[str, int]]
     """The most common values of each attribute, with their counts."""
     captions: CaptionStatistics
-    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
 
 
-def inspect(url: str, *, rows: int = 8, captions: int = 20_000) -> Inspection:
+def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspection:
     """Read a set's manifest and captions.
 
     Args:
         url: Directory of the set.
-        rows: Number of examples, evenly spaced over the captions read.
+        examples: Number of samples, evenly spaced over the captions read.
         captions: Maximum number of captions to read, from the start.
 
     Raises:
         UserError: There is no set, or it is damaged.
     """
     dataset = open_dataset(DataConfig(url=url))
-    manifest = dataset.manifest
     read = [dataset.caption(index) for index in range(min(captions, len(dataset)))]
+    shown = _evenly_spaced(len(read), examples)
     return Inspection(
         url=url,
-        name=manifest.name,
-        licence=manifest.licence,
-        fingerprint=manifest.fingerprint,
-        encoder=manifest.encoder,
-        provenance=manifest.provenance,
-        fields=manifest.fields,
-        samples=len(dataset),
-        shards=len(manifest.shards),
-        bytes=manifest.bytes,
-        splits={
-            name: SplitSizes(split.description, len(split.train), len(split.test))
-            for name, split in manifest.splits.items()
-        },
+        manifest=dataset.manifest,
         attributes=_attributes(dataset),
         captions=_statistics(read),
-        rows=tuple(
-            Row(dataset.entry(index).key, read[index], dataset.attributes(index))
-            for index in _evenly_spaced(len(read), rows)
+        examples=tuple(
+            Example(dataset.entry(index).key, read[index], dataset.attributes(index))
+            for index in shown
         ),
     )
 

@@ -14,31 +14,57 @@ from mezzotint.common.errors import UserError
 def inspect_set(url: str, sheet: Path | None, count: int, *, as_json: bool) -> str:
     """Describe a set; saves a contact sheet of `count` images if `sheet` is given."""
     found = inspect(url)
-    text = json.dumps(asdict(found), ensure_ascii=False, indent=1) if as_json else describe(found)
+    text = to_json(found) if as_json else to_text(found)
     if sheet is not None:
         contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
         text += "" if as_json else f"\n{sheet}: {count} images"
     return text
 
 
-def describe(found: Inspection) -> str:
+def to_json(found: Inspection) -> str:
+    """An inspection as JSON."""
+    manifest = found.manifest
+    tree = manifest.model_dump(include={"name", "licence", "encoder", "provenance", "fields"}) | {
+        "url": found.url,
+        "fingerprint": manifest.fingerprint,
+        "samples": manifest.sample_count,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+        "splits": {
+            name: {
+                "description": split.description,
+                "train": len(split.train),
+                "test": len(split.test),
+            }
+            for name, split in manifest.splits.items()
+        },
+        "attributes": found.attributes,
+        "captions": asdict(found.captions),
+        "examples": [asdict(example) for example in found.examples],
+    }
+    return json.dumps(tree, ensure_ascii=False, indent=1)
+
+
+def to_text(found: Inspection) -> str:
     """An inspection as text."""
-    captions = found.captions
+    manifest, captions = found.manifest, found.captions
     lines = [
-        f"{found.name}  ({found.url})",
-        f"  {found.samples:,} samples in {found.shards} shards, {found.bytes / 1e6:.1f} MB",
-        f"  licence: {found.licence}",
-        f"  manifest sha256: {found.fingerprint}",
+        f"{manifest.name}  ({found.url})",
+        f"  {manifest.sample_count:,} samples in {len(manifest.shards)} shards, "
+        f"{manifest.bytes / 1e6:.1f} MB",
+        f"  licence: {manifest.licence}",
+        f"  manifest sha256: {manifest.fingerprint}",
     ]
-    if found.encoder:
-        lines.append(f"  encoder: {found.encoder}")
-    lines += [f"  {name}: {text}" for name, text in found.fields.items()]
+    if manifest.encoder:
+        lines.append(f"  encoder: {manifest.encoder}")
+    lines += [f"  {name}: {text}" for name, text in manifest.fields.items()]
     lines.append("splits:")
-    for name, split in found.splits.items():
-        lines.append(f"  {name}: {split.train:,} train, {split.test:,} test: {split.description}")
+    for name, split in manifest.splits.items():
+        counts = f"{len(split.train):,} train, {len(split.test):,} test"
+        lines.append(f"  {name}: {counts}: {split.description}")
     lines.append("attributes:")
-    for name, counts in found.attributes.items():
-        values = ", ".join(f"{value} {count:,}" for value, count in list(counts.items())[:6])
+    for name, common in found.attributes.items():
+        values = ", ".join(f"{value} {count:,}" for value, count in list(common.items())[:6])
         lines.append(f"  {name}: {values}")
     lines += [
         f"captions ({captions.read:,} read): {captions.distinct:,} distinct, "
@@ -46,7 +72,7 @@ def describe(found: Inspection) -> str:
         f"{captions.vocabulary:,} different words",
         "samples:",
     ]
-    lines += [f"  {row.key}: {row.caption}" for row in found.rows]
+    lines += [f"  {one.key}: {one.caption}" for one in found.examples]
     return "\n".join(lines)
 
 

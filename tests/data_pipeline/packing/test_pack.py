@@ -314,14 +314,15 @@ def test_an_empty_source_is_named(tmp_path, name):
 
 
 def test_an_inspection_describes_a_set(squares):
-    found = inspect(squares, rows=3)
-    assert (found.samples, found.shards) == (23, 5)
-    assert (found.splits["halves"].train, found.splits["halves"].test) == (12, 11)
+    found = inspect(squares, examples=3)
+    assert (found.manifest.sample_count, len(found.manifest.shards)) == (23, 5)
+    halves = found.manifest.splits["halves"]
+    assert (len(halves.train), len(halves.test)) == (12, 11)
     assert found.captions.distinct == 23
     assert found.captions.words_max == 3
     assert found.captions.common["square"] == 23
     assert found.attributes["shade"] == {"red": 6, "green": 6, "blue": 6, "dark": 5}
-    assert [row.key for row in found.rows] == ["0000", "0011", "0022"]
+    assert [one.key for one in found.examples] == ["0000", "0011", "0022"]
 
 
 def test_a_contact_sheet_shows_images_with_captions(squares):
