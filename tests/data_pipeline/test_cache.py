@@ -38,7 +38,7 @@ def test_compressed_shards_are_expanded_once(make_set, squares, cache):
     assert [path.stat().st_ino for path in sorted(cache.glob("*/*.tar"))] == times
 
 
-def test_cached_copies_serve_when_the_source_is_gone(remote, cache):
+def test_cached_shards_are_read_when_the_source_is_gone(remote, cache):
     dataset = open_dataset(DataConfig(url=remote))
     captions = dataset.captions()
     fsspec.filesystem("memory").rm("/bucket/squares/squares-000001.tar")
@@ -58,7 +58,7 @@ def test_a_remote_shard_that_does_not_match_is_refused_and_not_kept(remote, cach
     assert copies(cache) == []
 
 
-def test_a_transfer_that_stalls_is_given_up_with_its_name(remote, squares, tmp_path, monkeypatch):
+def test_a_stalled_transfer_is_aborted_and_named(remote, squares, tmp_path, monkeypatch):
     shard = read_manifest(squares).shards[0]
     release = threading.Event()
     store = type(fsspec.filesystem("memory"))
@@ -69,7 +69,7 @@ def test_a_transfer_that_stalls_is_given_up_with_its_name(remote, squares, tmp_p
     release.set()
 
 
-def test_a_slow_transfer_is_no_stalled_one(remote, squares, tmp_path, monkeypatch):
+def test_a_slow_transfer_is_not_aborted(remote, squares, tmp_path, monkeypatch):
     shard = read_manifest(squares).shards[0]
     content = Path(squares, shard.name).read_bytes()
 
@@ -104,14 +104,14 @@ def test_a_transfer_that_fails_twice_succeeds_the_third_time(
     assert cache.fetch(remote, shard).stat().st_size == shard.bytes
 
 
-def test_a_shard_that_is_not_there_is_named_at_once(squares, tmp_path):
+def test_a_missing_shard_is_named_without_a_retry(squares, tmp_path):
     shard = read_manifest(squares).shards[0]
     Path(squares, shard.name).unlink()
     with pytest.raises(UserError, match=r"squares-000000.tar: no such file"):
         ShardCache(tmp_path / "c").fetch(squares, shard)
 
 
-def test_what_killed_processes_left_is_deleted_and_what_lives_is_not(remote, squares, tmp_path):
+def test_only_leftovers_of_killed_processes_are_deleted(remote, squares, tmp_path):
     first, second, third = read_manifest(squares).shards[:3]
     cache = tmp_path / "c"
     partials = {}
@@ -126,7 +126,7 @@ def test_what_killed_processes_left_is_deleted_and_what_lives_is_not(remote, squ
     assert left == [third.name]
 
 
-def test_the_least_recently_used_copies_are_forgotten(squares, tmp_path):
+def test_the_least_recently_used_shards_are_evicted(squares, tmp_path):
     shards = read_manifest(squares).shards
     cache = ShardCache(tmp_path / "c", limit=3 * shards[0].bytes)
     for number, shard in enumerate((shards[0], shards[1], shards[2], shards[0], shards[3])):
@@ -140,7 +140,7 @@ def test_a_shard_larger_than_the_cache_is_refused(squares, tmp_path):
         ShardCache(tmp_path / "c", limit=100).fetch(squares, shard)
 
 
-def test_a_small_cache_still_serves_the_whole_set(remote, squares, cache, monkeypatch):
+def test_a_set_larger_than_the_cache_is_read(remote, squares, cache, monkeypatch):
     one = read_manifest(squares).shards[0].bytes
     monkeypatch.setenv("MEZZOTINT_CACHE_BYTES", str(2 * one))
     dataset = open_dataset(DataConfig(url=remote))
@@ -186,7 +186,7 @@ def test_an_unwritable_cache_is_named(squares, tmp_path):
         ShardCache(tmp_path / "file" / "c").fetch(squares, read_manifest(squares).shards[0])
 
 
-def test_a_file_that_only_claims_to_be_gzip_is_named(make_set, tmp_path):
+def test_a_file_that_is_not_gzip_is_named(make_set, tmp_path):
     url = make_set(compress=True)
     manifest = read_manifest(url)
     shard = manifest.shards[0]
@@ -199,7 +199,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_named(make_set, tmp_path):
         ShardCache(tmp_path / "c").fetch(url, lying)
 
 
-def test_prefetched_shards_are_at_hand(remote, cache):
+def test_prefetched_shards_are_cached(remote, cache):
     dataset = open_dataset(DataConfig(url=remote))
     dataset.prefetch([0, 1])
     until = time.monotonic() + 10

@@ -55,7 +55,7 @@ def test_no_selection_is_everything(squares):
         ),
     ],
 )
-def test_selections_of_nothing_are_refused_by_name(squares, selection, message):
+def test_empty_selections_are_refused_by_name(squares, selection, message):
     with pytest.raises(UserError, match=message):
         chosen(squares, selection)
 
@@ -105,7 +105,7 @@ def test_a_missing_manifest_is_named(tmp_path):
         chosen(str(tmp_path))
 
 
-def test_a_manifest_that_is_none_is_named(squares):
+def test_an_invalid_manifest_is_named(squares):
     Path(squares, "manifest.json").write_text('{"name": 3}')
     with pytest.raises(UserError, match=r"manifest.json: "):
         chosen(squares)
@@ -162,7 +162,7 @@ def test_arrays_are_never_unpickled(tmp_path):
         chosen(url, arrays=("codes",)).sample(0)
 
 
-def test_what_a_batch_lacks_is_named_by_its_setting(squares):
+def test_missing_parts_of_a_batch_are_named_by_their_setting(squares):
     batch = chosen(squares).batch([0, 1])
     for access, key in (
         (lambda: batch.images, "data.image"),
@@ -212,7 +212,7 @@ def test_samples_without_a_class_are_refused_by_name(squares, label, message):
         chosen(squares, label=LabelConfig(**label))
 
 
-def test_only_the_chosen_samples_need_a_class(squares):
+def test_only_selected_samples_need_a_class(squares):
     warm = Selection(split="all", part="train", where={"shade": ("red", "green")})
     label = LabelConfig(attribute="shade", values=("red", "green"))
     assert chosen(squares, warm, label=label).batch([0, 1, 2]).labels.tolist() == [0, 1, 0]
@@ -242,7 +242,7 @@ def test_impossible_settings_are_refused(change):
 
 
 def codes_of(batch):
-    """(B, 2, 2) from the pictures' red channel, which is the sample's number."""
+    """(B, 2, 2) from the images' red channel, which is the sample's number."""
     number = ((batch.images[:, 0, :2, :2] + 1) * 127.5).round().to(torch.int32)
     return {"codes": number.numpy()}
 
@@ -297,7 +297,7 @@ def test_an_encoder_directory_must_be_resolved_by_the_caller(derived):
         open_dataset(config)
 
 
-def test_deriving_again_does_nothing_and_another_encoder_derives_anew(squares, derived):
+def test_deriving_again_does_nothing_and_another_encoder_derives_again(squares, derived):
     source = chosen(squares, Selection(split="halves", part="test"), image=ImageConfig(size=4))
 
     def never(batch):
@@ -321,7 +321,7 @@ def test_an_interrupted_derivation_leaves_no_manifest(squares, tmp_path):
     assert not (tmp_path / "d" / "manifest.json").exists()
 
 
-def test_an_encoder_that_breaks_its_promise_is_refused(squares, tmp_path):
+def test_an_encoder_with_other_arrays_is_refused(squares, tmp_path):
     source = chosen(squares, image=ImageConfig(size=4))
     with pytest.raises(UserError, match=r"instead of the arrays \['codes'\]"):
         derive(

@@ -29,7 +29,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MEZZOTINT_CACHE", str(shared))
 
 
-def test_the_set_is_whole_and_small():
+def test_the_set_is_intact_and_small():
     report = verify(str(EMOJI))
     assert report.problems == ()
     assert report.manifest.sample_count == 3823
@@ -99,6 +99,6 @@ def test_transparent_pixels_are_white():
         assert image.min() < 250
 
 
-def test_licences_lie_beside_the_set():
+def test_licences_are_next_to_the_set():
     names = {path.name for path in (EMOJI / "LICENSES").iterdir()}
     assert names == {"OFL-1.1-noto-emoji.txt", "MIT-emojibase.txt", "Unicode-3.0-CLDR.txt"}

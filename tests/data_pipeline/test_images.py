@@ -17,7 +17,7 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> byte
     return content.getvalue()
 
 
-def test_transparent_pixels_go_on_white():
+def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.putpixel((1, 2), (10, 20, 30, 255))
     image.putpixel((2, 2), (0, 0, 0, 51))  # a fifth of black
@@ -27,7 +27,7 @@ def test_transparent_pixels_go_on_white():
     assert array[2, 2].tolist() == [204, 204, 204]
 
 
-def test_palettes_with_transparency_go_on_white():
+def test_transparent_palette_colours_become_white():
     image = Image.new("P", (2, 1))
     image.putpalette([200, 100, 50, 0, 0, 255])
     image.putdata([0, 1])
@@ -49,7 +49,7 @@ def test_sixteen_bit_grey_keeps_its_brightness():
     assert decode(encoded(image), ImageConfig(size=2), "x")[0, 0].tolist() == [128, 128, 128]
 
 
-def test_pad_keeps_the_whole_picture_and_crop_its_middle():
+def test_pad_keeps_the_whole_image_and_crop_its_centre():
     content = encoded(Image.new("RGB", (4, 2), "black"))
     padded = decode(content, ImageConfig(size=4), "x")
     assert padded[:, 0, 0].tolist() in ([255, 0, 0, 255], [0, 0, 255, 255])
@@ -57,7 +57,7 @@ def test_pad_keeps_the_whole_picture_and_crop_its_middle():
     assert cropped.max() == 0
 
 
-def test_photographs_stand_upright():
+def test_exif_orientation_is_applied():
     image = Image.new("RGB", (2, 4), "black")
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
@@ -78,7 +78,7 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [8_000, 10_000, 60_000])
-def test_a_bomb_is_refused_from_its_header(side):
+def test_a_decompression_bomb_is_refused_from_its_header(side):
     with pytest.raises(UserError, match=r"bomb\.png: .*pixels"):
         decode(bomb(side), ImageConfig(size=8), "bomb.png")
 
@@ -91,7 +91,7 @@ def test_the_pixel_limit_is_a_setting():
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
-def test_a_cut_image_is_refused(format_):
+def test_a_truncated_image_is_refused(format_):
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(noise), format_)
     with pytest.raises(UserError, match="cut: not a readable PNG, JPEG or WebP image"):

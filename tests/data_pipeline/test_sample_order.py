@@ -26,13 +26,13 @@ def test_samples_are_shuffled_inside_blocks_of_shards_only(sizes, seed, epoch, b
         start = end
 
 
-def test_the_order_is_the_one_that_earlier_runs_had():
+def test_the_order_is_that_of_earlier_versions():
     # raw Philox output: if it changes, existing runs cannot resume
     order = epoch_order([3, 4, 0, 5], 1, 0, 2).samples
     assert order.tolist() == [6, 8, 9, 3, 11, 7, 10, 5, 4, 1, 0, 2]
 
 
-def test_seeds_and_epochs_have_orders_of_their_own():
+def test_seeds_and_epochs_have_different_orders():
     orders = {
         tuple(epoch_order([50, 50], seed, epoch, 8).samples.tolist())
         for seed in range(3)

@@ -57,7 +57,7 @@ def test_equal_samples_give_equal_bytes(make_set):
         assert one.fingerprint == two.fingerprint
 
 
-def test_nothing_but_the_set_is_left_behind(squares):
+def test_writing_leaves_no_other_files(squares):
     names = sorted(path.name for path in Path(squares).iterdir())
     assert names == ["manifest.json", *(f"squares-{n:06d}.tar" for n in range(5))]
 
@@ -68,7 +68,7 @@ def test_keys_that_webdataset_would_split_elsewhere_are_refused(key):
         RawSample(key, {"txt": b"x"})
 
 
-def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(
         mezzotint.common.disk_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
     )
@@ -79,7 +79,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_without_inodes_is_noticed(tmp_path, monkeypatch):
+def test_a_disk_without_inodes_is_an_error(tmp_path, monkeypatch):
     roomy = {"f_frsize": 4096, "f_blocks": 1 << 30, "f_bfree": 1 << 30, "f_bavail": 1 << 30}
     status = SimpleNamespace(**roomy, f_files=10, f_favail=0)
     monkeypatch.setattr(mezzotint.common.disk_space.os, "statvfs", lambda path: status)
@@ -94,7 +94,7 @@ def test_names_split_as_webdataset_splits_them():
     assert split_name("a/.hidden.txt") is None
 
 
-def test_every_cut_of_a_tar_is_noticed(squares, tmp_path):
+def test_every_truncation_of_a_tar_is_an_error(squares, tmp_path):
     whole = Path(squares, "squares-000000.tar").read_bytes()
     content_end = max(
         offset + size
@@ -107,7 +107,7 @@ def test_every_cut_of_a_tar_is_noticed(squares, tmp_path):
             index_tar(tmp_path / "cut.tar", "cut.tar")
 
 
-def test_a_corrupt_header_in_the_middle_is_noticed(squares, tmp_path):
+def test_a_corrupt_header_in_the_middle_is_an_error(squares, tmp_path):
     content = bytearray(Path(squares, "squares-000000.tar").read_bytes())
     offset, _ = read_manifest(squares).shards[0].samples[2].members["png"]
     content[offset - 512 : offset - 400] = b"\xff" * 112
@@ -116,7 +116,7 @@ def test_a_corrupt_header_in_the_middle_is_noticed(squares, tmp_path):
         index_tar(tmp_path / "bad.tar", "bad.tar")
 
 
-def test_a_sound_set_verifies(make_set):
+def test_an_intact_set_verifies(make_set):
     for compress in (False, True):
         report = verify(make_set(f"set{compress}", compress=compress))
         assert report.problems == ()
@@ -161,7 +161,7 @@ def test_an_existing_tar_set_is_indexed_in_place(make_set):
         assert read_manifest(url) == manifest
 
 
-def test_indexing_names_the_samples_it_leaves_out(tmp_path):
+def test_indexing_names_excluded_samples(tmp_path):
     samples = [
         RawSample("a", {"txt": b"a", "png": b"1"}),
         RawSample("b", {"png": b"1"}),
@@ -176,7 +176,7 @@ def test_indexing_names_the_samples_it_leaves_out(tmp_path):
     )
 
 
-def test_keys_that_restart_in_every_shard_are_not_mixed_up_but_refused(tmp_path):
+def test_keys_that_repeat_in_every_shard_are_refused(tmp_path):
     for number in range(2):
         sample = RawSample("0", {"txt": b"a", "png": b"1"})
         write_shard([sample], str(tmp_path), f"x-{number:06d}.tar")
@@ -184,7 +184,7 @@ def test_keys_that_restart_in_every_shard_are_not_mixed_up_but_refused(tmp_path)
         index(str(tmp_path), name="x")
 
 
-def test_manifests_refuse_splits_that_overlap_or_dangle(squares):
+def test_manifests_refuse_splits_that_overlap_or_name_missing_keys(squares):
     fields = read_manifest(squares).model_dump()
     for train, test, message in (
         (("0001",), ("0001",), "in train and in test"),
@@ -208,7 +208,7 @@ class Quiet(SimpleHTTPRequestHandler):
         """Quiet."""
 
 
-def test_a_set_on_a_web_server_is_read_and_checked(squares):
+def test_a_set_over_http_is_read_and_checked(squares):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=squares)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = DataConfig(url=f"http://127.0.0.1:{server.server_port}")

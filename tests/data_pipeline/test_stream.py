@@ -36,7 +36,7 @@ def sample_refs(dataset, batches, *, world, global_batch, seed=3, state=None):
 
 @FIXTURES_ARE_READ_ONLY
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**40))
-def test_every_epoch_sees_every_sample_once_on_any_world_size(dataset, world, share, seed):
+def test_every_epoch_has_every_sample_once_on_any_world_size(dataset, world, share, seed):
     batch = world * share
     batches = -(-3 * len(dataset) // batch)
     seen = [
@@ -51,7 +51,7 @@ def test_every_epoch_sees_every_sample_once_on_any_world_size(dataset, world, sh
 
 @FIXTURES_ARE_READ_ONLY
 @given(st.integers(0, 30), st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3, 4, 6]))
-def test_a_run_goes_on_exactly_at_any_batch_and_world_size(dataset, done, before, after):
+def test_a_run_resumes_exactly_on_any_world_size(dataset, done, before, after):
     whole = sample_refs(dataset, done + 5, world=before, global_batch=12)
     first = Stream(dataset, global_batch=12, rank=0, world=before, seed=3)
     state = StreamState.from_json(json.loads(json.dumps(first.state_after(done).model_dump())))
@@ -70,7 +70,7 @@ def test_states_add_up(dataset, some, more, batch):
     assert next(later.sample_refs()) == next(stream.at(later.state).sample_refs())
 
 
-def test_another_batch_size_goes_on_at_the_same_sample(dataset):
+def test_another_batch_size_resumes_at_the_same_sample(dataset):
     state = Stream(dataset, global_batch=4, rank=0, world=1, seed=3).state_after(3)
     flat = [v for one in sample_refs(dataset, 30, world=1, global_batch=1) for v in one]
     assert sample_refs(dataset, 1, world=1, global_batch=7, state=state)[0] == flat[12:19]
@@ -85,7 +85,7 @@ def read(config, batches=6, **options):
     return taken
 
 
-def test_batches_do_not_depend_on_workers_or_memory(squares, tokenizer_directory):
+def test_batches_do_not_depend_on_workers_or_caching(squares, tokenizer_directory):
     config = DataConfig(
         url=squares,
         image=ImageConfig(size=4, flip=True),
@@ -122,7 +122,7 @@ def test_images_come_as_floats_between_minus_one_and_one(squares):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_sample_stops_the_stream_with_one_sentence(squares, workers):
+def test_a_damaged_sample_ends_the_stream_with_one_sentence(squares, workers):
     path = f"{squares}/squares-000001.tar"
     content = bytearray(Path(path).read_bytes())
     at = content.index(b"\x89PNG")
@@ -165,6 +165,6 @@ def test_a_state_of_other_data_or_another_seed_is_refused(dataset, squares):
         Stream(dataset, global_batch=4, rank=0, world=1, seed=1, state=state)
 
 
-def test_a_state_that_is_none_is_refused():
+def test_invalid_states_are_refused():
     with pytest.raises(UserError, match="not the state of a stream"):
         StreamState.from_json({"epoch": 0, "consumed": "three"})

@@ -1,4 +1,4 @@
-"""What the tests of object storage share: secrets, a small model, what refusals look like."""
+"""Shared by the tests of object storage: secrets, a small model, failing stores and messages."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ SECRETS = (s3.CANARY, TOKEN)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and all it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -68,7 +68,7 @@ def unknown_profile(server, proxy) -> dict[str, str]:
     return server.environment(AWS_PROFILE="nobody")
 
 
-REFUSALS = {
+MESSAGES = {
     wrong_secret: "the secret key is wrong; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     unknown_key: "the access key is unknown there; check AWS_ACCESS_KEY_ID",
     expired_token: "session token has expired; get new credentials and set AWS_SESSION_TOKEN",
@@ -81,19 +81,19 @@ REFUSALS = {
 }
 
 
-def check_manners(outcome: Outcome, *words: str) -> None:
-    """One message with these words, exit code 2, no traceback, no secret."""
+def check_message(outcome: Outcome, *texts: str) -> None:
+    """One message with these texts, exit code 2, no traceback, no secret."""
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1, outcome.err
-    for word in words:
-        assert word in outcome.err
+    for text in texts:
+        assert text in outcome.err
     assert "Traceback" not in outcome.err
     assert not any(secret in outcome.err for secret in SECRETS)
 
 
-def check_files(directory: Path) -> None:
+def check_no_secrets(directory: Path) -> None:
     """No file holds a secret."""
     for path in directory.rglob("*"):
         if path.is_file():

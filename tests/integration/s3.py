@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) on this machine, and a proxy that counts and injects faults.
+"""A real S3 server (SeaweedFS) on this machine, and a proxy that counts and injects errors.
 
 The server checks signatures, so a wrong secret is wrong. Nothing is left when the process that
 started it dies, however it dies.
@@ -32,7 +32,7 @@ from yarl import URL
 WEED = Path(sys.executable).with_name("weed")
 ACCESS = "mezzotint-tests"
 CANARY = "Canary7sEcReT0nobodyMayPrintThisBird"
-"""The secret key: no file, log, message or table may ever hold it."""
+"""The secret key, which no file, log, message or table may contain."""
 
 Fault = Literal["503", "403", "expired", "cut", "stall"]
 
@@ -47,7 +47,7 @@ class Server:
     secret: str = CANARY
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """What a process needs to reach it; nothing else says where it is or who asks."""
+        """The environment with endpoint and credentials."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access,
@@ -105,21 +105,21 @@ def server() -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Injected:
-    """A fault of requests for objects whose path holds a text."""
+    """An error of requests for objects whose path contains a text."""
 
     text: str
     fault: Fault
     until: list[int]
-    """How many times it still happens."""
+    """Remaining occurrences."""
 
 
 class Proxy:
-    """Stands before a server: counts what is fetched and injects faults on demand."""
+    """Proxy of a server that counts downloads and injects errors."""
 
     def __init__(self, server: Server) -> None:
         self.url = ""
         self.fetched: Counter[str] = Counter()
-        """Times each object's body was sent whole or in part, by BUCKET/KEY."""
+        """How often each object's body was (partly) sent, by BUCKET/KEY."""
         self.requests = 0
         self._server = server
         self._injected: list[Injected] = []
@@ -127,17 +127,17 @@ class Proxy:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def inject(self, text: str, fault: Fault, times: int = 10**9) -> None:
-        """Answer the next requests for objects whose path holds `text` with a fault."""
+        """Respond to the next requests for objects whose path contains `text` with an error."""
         self._injected.append(Injected(text, fault, [times]))
 
     def reset(self) -> None:
-        """Forget counts and faults."""
+        """Reset counts and injected errors."""
         self.fetched.clear()
         self._injected.clear()
         self.requests = 0
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """What a process needs to reach the server through this proxy."""
+        """The environment with this proxy as endpoint."""
         return self._server.environment(AWS_ENDPOINT_URL=self.url, **changes)
 
     def start(self) -> None:
@@ -216,14 +216,14 @@ def _refusal(request: web.Request, status: int, code: str) -> web.Response:
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers of an answer that are not about its connection."""
+    """Headers of a response, without those of the connection."""
     dropped = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
     return {name: value for name, value in headers.items() if name.lower() not in dropped}
 
 
 @contextmanager
 def proxy(server: Server) -> Iterator[Proxy]:
-    """A proxy before a server."""
+    """A proxy in front of a server."""
     found = Proxy(server)
     found.start()
     try:
@@ -234,13 +234,13 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Server]:
-    """A real S3 server for the whole session."""
+    """A real S3 server for the session."""
     with server() as running:
         yield running
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 60) -> None:
-    """Until the server answers."""
+    """Wait until the server responds."""
     deadline = time.monotonic() + seconds
     while True:
         assert process.poll() is None, log.read_text()[-3000:]

@@ -240,7 +240,7 @@ def test_packing_again_does_nothing_and_other_options_are_refused(folder, tmp_pa
         pack(str(folder), out, PackOptions(name="other"))
 
 
-def test_a_share_of_the_captions_is_held_out(folder, tmp_path):
+def test_a_fraction_of_the_captions_is_held_out(folder, tmp_path):
     for number in range(3):  # equal captions must stay together
         (folder / f"twin{number}.png").write_bytes(image("blue"))
         (folder / f"twin{number}.txt").write_text("twins")

@@ -26,7 +26,7 @@ def pieces(**ids):
     return written.getvalue()
 
 
-def test_captions_end_with_the_mark_and_are_padded_or_cut():
+def test_captions_end_with_the_end_id_and_are_padded_or_truncated():
     content = pieces()
     tokenize = tokenizer_of("t5", content, "spiece.model")
     assert isinstance(tokenize, T5Tokenizer)

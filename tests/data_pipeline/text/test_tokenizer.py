@@ -19,7 +19,7 @@ ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @given(st.one_of(KNOWN, ANY))
-def test_without_dropout_the_own_merge_loop_equals_sentencepiece(tokenizer, caption):
+def test_without_dropout_the_merge_loop_equals_sentencepiece(tokenizer, caption):
     assert tokenizer.encode_dropout(caption, 40, 0.0, RNG) == tokenizer.encode(caption, 40)
 
 
@@ -30,14 +30,14 @@ def test_dropout_spells_the_same_caption(tokenizer, caption, probability):
     assert tokenizer.decode(ids) == tokenizer.decode(plain)
 
 
-def test_dropout_is_the_generators_alone(tokenizer):
+def test_dropout_depends_on_the_generator_alone(tokenizer):
     caption = "woman firefighter: dark skin tone"
-    draws = [
+    samples = [
         tokenizer.encode_dropout(caption, 60, 0.5, np.random.default_rng(seed))
         for seed in (5, 5, 6, 7)
     ]
-    assert draws[0] == draws[1]
-    assert len({tuple(ids) for ids in draws}) == 3
+    assert samples[0] == samples[1]
+    assert len({tuple(ids) for ids in samples}) == 3
 
 
 def test_certain_dropout_leaves_characters(tokenizer):
@@ -47,7 +47,7 @@ def test_certain_dropout_leaves_characters(tokenizer):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 10])
-def test_captions_are_cut_and_padded_to_length_and_end_when_there_is_room(tokenizer, length):
+def test_captions_are_truncated_or_padded_to_length(tokenizer, length):
     whole = [id_ for id_ in tokenizer.encode("red square", 40) if id_ > 0]
     ids = tokenizer.encode("red square", length)
     assert ids == (whole + [0] * length)[:length]
@@ -67,7 +67,7 @@ def test_a_batch_of_captions_is_an_int64_tensor(tokenizer):
 
 
 def test_training_again_gives_the_same_bytes():
-    captions = [f"a picture of {number}" for number in range(50)]
+    captions = [f"an image of {number}" for number in range(50)]
     assert Tokenizer.train(captions, 40) == Tokenizer.train(captions, 40)
     assert Tokenizer(Tokenizer.train(captions, 40)).vocab_size == 40
 
@@ -94,6 +94,6 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path):
         Tokenizer.load(str(tmp_path))
 
 
-def test_a_tokenizer_survives_the_way_to_a_worker(tokenizer):
+def test_a_tokenizer_can_be_pickled(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("red square", 9) == tokenizer.encode("red square", 9)

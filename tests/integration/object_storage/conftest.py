@@ -21,23 +21,23 @@ COMPOSITION = tuple(Selection(split="composition", part=part) for part in ("trai
 
 
 @pytest.fixture
-def talk_to(monkeypatch) -> Callable[[Mapping[str, str]], None]:
-    """Point this process at a store: clients read the environment when they are made."""
+def use_env(monkeypatch) -> Callable[[Mapping[str, str]], None]:
+    """Sets the AWS variables of this process; S3 clients read them when they are created."""
 
-    def talk(environment: Mapping[str, str]) -> None:
+    def use(environment: Mapping[str, str]) -> None:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
 
-    return talk
+    return use
 
 
 @pytest.fixture(autouse=True)
-def here(s3_server, talk_to, monkeypatch, tmp_path) -> Iterator[None]:
-    """Every test starts with good credentials and an empty cache."""
-    talk_to(s3_server.environment())
+def store_and_cache(s3_server, use_env, monkeypatch, tmp_path) -> Iterator[None]:
+    """Every test starts with valid credentials and an empty cache."""
+    use_env(s3_server.environment())
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path / "cache"))
     yield
     s3fs.S3FileSystem.clear_instance_cache()
@@ -50,8 +50,8 @@ def mezzotint(monkeypatch, capfd) -> Callable[..., Outcome]:
     def exit_now(code: int) -> None:
         raise SystemExit(code)
 
-    def command(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, words)])
+    def command(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main.main()
         code, (out, err) = ended.value.code, capfd.readouterr()
@@ -69,7 +69,7 @@ def proxy(s3_server) -> Iterator[s3.Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def no_faults(proxy) -> None:
+def no_injected_errors(proxy) -> None:
     proxy.reset()
 
 
@@ -80,7 +80,7 @@ def bucket(s3_server) -> str:
 
 @pytest.fixture(scope="session")
 def packed(s3_server, bucket, tmp_path_factory) -> dict[str, object]:
-    """Sixty people in six shards, in S3 (`url`) and in a folder (`folder`): what pack says."""
+    """Sixty samples in six shards, in S3 (`url`) and in a folder (`folder`)."""
     url, folder = f"{bucket}/people", str(tmp_path_factory.mktemp("people") / "set")
     done = subprocess.run(
         [

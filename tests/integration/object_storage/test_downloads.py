@@ -1,4 +1,4 @@
-"""Shards are fetched once, whole, ahead of time, and again where a transfer fails."""
+"""Shards are fetched once, ahead of time, and again after a failed transfer."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def test_two_ranks_with_workers_fetch_every_shard_of_a_cold_cache_once(
     expected.close()
 
 
-def test_a_start_after_a_kill_in_a_download_finds_no_torn_file(proxy, people, tmp_path):
+def test_a_killed_download_leaves_no_partial_shard(proxy, people, tmp_path):
     cache, shard = tmp_path / "c", read_manifest(people).shards[0]
     proxy.inject(shard.name, "stall", times=1)
     process = subprocess.Popen(
@@ -89,11 +89,11 @@ def test_a_start_after_a_kill_in_a_download_finds_no_torn_file(proxy, people, tm
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    torn = list(cache.glob("*/*.tar.*"))
-    assert len(torn) == 1
-    assert 0 < torn[0].stat().st_size < shard.bytes
+    partial = list(cache.glob("*/*.tar.*"))
+    assert len(partial) == 1
+    assert 0 < partial[0].stat().st_size < shard.bytes
     assert list(cache.glob("*/*.tar")) == []
-    # the next start may need another shard first: what is left over goes then, too
+    # leftovers are deleted also when another shard is fetched first
     other = read_manifest(people).shards[1]
     ShardCache(cache).fetch(people, other)
     assert [path.name for path in cache.glob("*/*.tar*")] == [f"{other.sha256}.tar"]
@@ -101,8 +101,8 @@ def test_a_start_after_a_kill_in_a_download_finds_no_torn_file(proxy, people, tm
     assert hashlib.sha256(whole.read_bytes()).hexdigest() == shard.sha256
 
 
-def test_a_bounded_cache_forgets_what_was_used_longest_ago(proxy, people, talk_to, tmp_path):
-    talk_to(proxy.environment())
+def test_a_limited_cache_evicts_the_least_recently_used_shard(proxy, people, use_env, tmp_path):
+    use_env(proxy.environment())
     shards = read_manifest(people).shards
     cache = ShardCache(tmp_path / "c", limit=sum(shard.bytes for shard in shards[:3]))
     for number in (0, 1, 0, 2, 3, 0):
@@ -115,8 +115,8 @@ def test_a_bounded_cache_forgets_what_was_used_longest_ago(proxy, people, talk_t
     assert proxy.fetched[f"tests/people/{shards[0].name}"] == 1
 
 
-def test_the_next_shards_are_fetched_while_one_block_is_read(proxy, people, talk_to, tmp_path):
-    talk_to(proxy.environment())
+def test_the_next_shards_are_fetched_while_one_block_is_read(proxy, people, use_env, tmp_path):
+    use_env(proxy.environment())
     data = open_dataset(DataConfig(url=people, shuffle_block=2))
     stream = Stream(data, global_batch=2, rank=0, world=1, seed=0)
     next(stream.sample_refs())  # of the first batch; nothing is read yet
@@ -128,27 +128,27 @@ def test_the_next_shards_are_fetched_while_one_block_is_read(proxy, people, talk
     assert sum(name.endswith(".tar") for name in proxy.fetched) == 4
 
 
-def test_a_stalled_download_is_given_up_and_begun_again(proxy, people, talk_to, tmp_path):
-    talk_to(proxy.environment())
+def test_a_stalled_download_is_aborted_and_retried(proxy, people, use_env, tmp_path):
+    use_env(proxy.environment())
     shard = read_manifest(people).shards[0]
     proxy.inject(shard.name, "stall", times=1)
-    began = time.monotonic()
+    start = time.monotonic()
     cache = ShardCache(tmp_path / "c", timeout=1.0, retry_wait=0.1)
     assert cache.fetch(people, shard).stat().st_size == shard.bytes
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - start < 8
     proxy.inject(read_manifest(people).shards[1].name, "stall")
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UserError, match=rf"{people}/.*tar: cannot be read \(no response for 1 s\)"):
         ShardCache(tmp_path / "c", timeout=1.0, retry_wait=0.1).fetch(
             people, read_manifest(people).shards[1]
         )
-    assert time.monotonic() - began < 16
+    assert time.monotonic() - start < 16
     assert [path.name for path in cache.directory.glob("*/*.tar*")] == [f"{shard.sha256}.tar"]
 
 
 @pytest.mark.parametrize(("fault", "times"), [("503", 2), ("cut", 1)])
-def test_faults_that_pass_are_outlived(proxy, people, talk_to, tmp_path, fault, times):
-    talk_to(proxy.environment())
+def test_transient_errors_are_retried(proxy, people, use_env, tmp_path, fault, times):
+    use_env(proxy.environment())
     shard = read_manifest(people).shards[0]
     proxy.inject(shard.name, fault, times)
     cache = ShardCache(tmp_path / "c", retry_wait=0.1)

@@ -19,7 +19,7 @@ from models import store
 pytestmark = pytest.mark.s3
 
 
-def test_a_part_of_a_set_goes_to_s3_with_its_attributes_and_both_parts_of_its_split(packed, people):
+def test_a_part_of_a_set_is_packed_to_s3_with_attributes_and_splits(packed, people):
     assert packed["samples"] == 60
     whole, part = read_manifest("data/emoji"), read_manifest(people)
     known = {sample.key: sample for sample in whole.samples()}
@@ -46,8 +46,8 @@ def test_a_set_is_the_same_in_s3_and_in_a_folder(people, folder):
 
 
 def test_every_data_command_works_from_s3_to_s3(mezzotint, people, folder, bucket, tmp_path):
-    def run(*words: object) -> str:
-        outcome = mezzotint("data", *words)
+    def run(*arguments: object) -> str:
+        outcome = mezzotint("data", *arguments)
         assert outcome.code == 0, outcome.err
         assert not any(secret in outcome.out + outcome.err for secret in SECRETS)
         return outcome.out
@@ -65,11 +65,11 @@ def test_every_data_command_works_from_s3_to_s3(mezzotint, people, folder, bucke
     assert "60 samples in 6 shards" in run("index", tars, "--name", "tars")
     digests = [[shard.sha256 for shard in read_manifest(url).shards] for url in (tars, people)]
     assert digests[0] == digests[1]
-    # a folder of pictures in S3, and a table that names them
+    # a folder of images in S3, and a table of their URLs
     for number in range(3):
-        picture = open_dataset(DataConfig(url=folder)).member(number, "png")
-        storage.write_bytes(f"{bucket}/photos/{number}.png", picture)
-        storage.write_bytes(f"{bucket}/photos/{number}.txt", f"picture {number}".encode())
+        image = open_dataset(DataConfig(url=folder)).member(number, "png")
+        storage.write_bytes(f"{bucket}/photos/{number}.png", image)
+        storage.write_bytes(f"{bucket}/photos/{number}.txt", f"image {number}".encode())
     assert "3 samples in 1 shards" in run("pack", f"{bucket}/photos", f"{bucket}/photo-set")
     table = f"image,caption\n0.png,zero\n{bucket}/photos/1.png,one\n9.png,gone\n"
     storage.write_bytes(f"{bucket}/photos/table.csv", table.encode())

@@ -1,11 +1,11 @@
-"""Training from S3: damaged shards are refused, whole ones give what local files give."""
+"""Training from S3: damaged shards are refused; the losses equal those with local files."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from object_store import SECRETS, check_files
+from object_store import SECRETS, check_no_secrets
 
 from data_pipeline.manifest import read_manifest
 from mezzotint.common import storage
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.s3
 
 
 def damaged(people: str, url: str, *, longer: bool) -> str:
-    """A copy of the set at `url` whose second shard is another than promised; returns its name."""
+    """A copy of the set at `url` whose second shard differs from the manifest; returns its name."""
     manifest = read_manifest(people)
     storage.write_bytes(f"{url}/manifest.json", manifest.model_dump_json().encode())
     for number, shard in enumerate(manifest.shards):
@@ -38,9 +38,9 @@ def test_a_shard_that_does_not_match_its_manifest_is_refused(
     command += [f"data.url={url}", "steps=2", "batch=60", "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert f"{url}/{name}: does not match its manifest" in said[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"{url}/{name}: does not match its manifest" in errors[0]
     assert "Traceback" not in done.stderr
     assert not any(secret in done.stdout + done.stderr for secret in SECRETS)
     assert not list((tmp_path / "cache").glob(f"*/{read_manifest(url).shards[1].sha256}.tar*"))
@@ -48,7 +48,7 @@ def test_a_shard_that_does_not_match_its_manifest_is_refused(
     assert outcome.code == 2
     assert f"{url}/{name}: " in outcome.err
     assert outcome.err.count(".tar: ") == 1
-    check_files(tmp_path)
+    check_no_secrets(tmp_path)
 
 
 @pytest.mark.processes
@@ -87,4 +87,4 @@ def test_two_processes_train_from_s3_as_from_local_files_and_publish_there(
     for name in sources:
         published = store.describe(f"{bucket}/models/{name}")
         assert published == store.describe(str(tmp_path / name / "model"))
-    check_files(tmp_path)
+    check_no_secrets(tmp_path)

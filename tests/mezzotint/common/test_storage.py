@@ -19,12 +19,12 @@ from mezzotint.common.storage_errors import check_no_credentials, explain, redac
         ("mail me@example.org about s3://bucket/a@b", "mail me@example.org about s3://bucket/a@b"),
     ],
 )  # fmt: skip
-def test_what_is_repeated_of_a_url_holds_no_secret(text, clean):
+def test_redacted_urls_hold_no_secret(text, clean):
     assert redact(text) == clean
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/set", "https://user:secret@host/set"])
-def test_a_url_with_credentials_is_refused_without_repeating_them(url):
+def test_a_url_with_credentials_is_refused_and_redacted(url):
     calls = (
         lambda: check_no_credentials(url),
         lambda: storage.read_bytes(url),
@@ -44,7 +44,7 @@ def test_paths_and_plain_urls_may_hold_an_at_sign():
         assert check_no_credentials(url) == url
 
 
-def test_a_mistake_of_ours_is_no_fault_of_the_store(monkeypatch):
+def test_programming_errors_are_not_storage_errors(monkeypatch):
     def wrong(self, path, **options):
         raise KeyError("name")
 
@@ -54,7 +54,7 @@ def test_a_mistake_of_ours_is_no_fault_of_the_store(monkeypatch):
         storage.read_bytes("memory://x/y")
 
 
-def test_a_call_that_never_answers_is_given_up():
+def test_a_call_that_never_returns_times_out():
     import threading
 
     release = threading.Event()

@@ -1,4 +1,4 @@
-"""What a store refuses, or does not have, is said in one sentence without a secret."""
+"""Errors of a store are one sentence without a secret."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import s3
 from object_store import (
-    REFUSALS,
+    MESSAGES,
     SECRETS,
     TOKEN,
     Outcome,
-    check_files,
-    check_manners,
+    check_message,
+    check_no_secrets,
     expired_token,
     model,
     no_credentials,
@@ -34,39 +34,39 @@ from models import store
 pytestmark = pytest.mark.s3
 
 
-@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.__name__)
-def test_what_a_store_refuses_is_said_in_one_sentence(
-    case, s3_server, proxy, people, talk_to, mezzotint, tmp_path, monkeypatch
+@pytest.mark.parametrize("case", MESSAGES, ids=lambda case: case.__name__)
+def test_store_errors_are_one_sentence(
+    case, s3_server, proxy, people, use_env, mezzotint, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    talk_to(case(s3_server, proxy))
-    began = time.monotonic()
-    check_manners(mezzotint("data", "verify", people), people, REFUSALS[case])
-    assert time.monotonic() - began < 20
-    check_files(tmp_path)
+    use_env(case(s3_server, proxy))
+    start = time.monotonic()
+    check_message(mezzotint("data", "verify", people), people, MESSAGES[case])
+    assert time.monotonic() - start < 20
+    check_no_secrets(tmp_path)
 
 
 @pytest.mark.parametrize("case", [wrong_secret, expired_token, unreachable, no_credentials])
-def test_what_a_store_refuses_a_model_directory_is_said_in_one_sentence(
-    case, s3_server, proxy, bucket, talk_to
+def test_store_errors_of_a_model_directory_are_one_sentence(
+    case, s3_server, proxy, bucket, use_env
 ):
-    talk_to(case(s3_server, proxy))
-    words = re.escape(REFUSALS[case])
-    with pytest.raises(UserError, match=rf"{bucket}/model/config\.json: .*{words}") as caught:
+    use_env(case(s3_server, proxy))
+    message = re.escape(MESSAGES[case])
+    with pytest.raises(UserError, match=rf"{bucket}/model/config\.json: .*{message}") as caught:
         store.describe(f"{bucket}/model")
     saved = model()
-    with pytest.raises(UserError, match=rf"{bucket}/new/config\.json: .*{words}"):
+    with pytest.raises(UserError, match=rf"{bucket}/new/config\.json: .*{message}"):
         store.save(f"{bucket}/new", saved.config, saved.state_dict(), card="")
     assert not any(secret in str(caught.value) for secret in SECRETS)
 
 
 def test_a_missing_bucket_is_named(mezzotint, tmp_path):
-    words = "there is no such bucket"
-    check_manners(mezzotint("data", "verify", "s3://nowhere-at-all/set"), "s3://nowhere", words)
+    message = "there is no such bucket"
+    check_message(mezzotint("data", "verify", "s3://nowhere-at-all/set"), "s3://nowhere", message)
     outcome = mezzotint("data", "pack", "data/emoji", "s3://nowhere-at-all/set", "--limit", 5)
-    check_manners(outcome, "s3://nowhere-at-all/set", words)
+    check_message(outcome, "s3://nowhere-at-all/set", message)
     outcome = mezzotint("data", "inspect", "s3://nowhere-at-all/set")
-    check_manners(outcome, "s3://nowhere-at-all/set", words)
+    check_message(outcome, "s3://nowhere-at-all/set", message)
     with pytest.raises(UserError, match=r"s3://nowhere-at-all/m/config\.json: .*no such bucket"):
         store.load("s3://nowhere-at-all/m")
     saved = model()
@@ -78,27 +78,27 @@ def test_a_missing_set_a_missing_model_and_a_missing_tokenizer_are_named(
     mezzotint, bucket, people, tmp_path
 ):
     gone = f"{bucket}/gone"
-    check_manners(mezzotint("data", "verify", gone), f"{gone}/manifest.json: no such file; make it")
-    check_manners(mezzotint("data", "index", gone), f"{gone}: no such directory")
-    check_manners(mezzotint("data", "pack", gone, tmp_path / "o"), f"{gone}: no such folder")
+    check_message(mezzotint("data", "verify", gone), f"{gone}/manifest.json: no such file; make it")
+    check_message(mezzotint("data", "index", gone), f"{gone}: no such directory")
+    check_message(mezzotint("data", "pack", gone, tmp_path / "o"), f"{gone}: no such folder")
     outcome = mezzotint("data", "derive", people, tmp_path / "o", "--model", gone)
-    check_manners(outcome, f"{gone}/config.json: no such file; {gone} is not a model directory")
+    check_message(outcome, f"{gone}/config.json: no such file; {gone} is not a model directory")
     with pytest.raises(UserError, match=rf"{gone}/tokenizer\.model: no such file; train it"):
         Tokenizer.load(gone)
 
 
-def test_a_token_that_expires_while_packing_stops_it_and_no_pair_is_lost(
-    proxy, folder, bucket, talk_to, mezzotint, tmp_path
+def test_a_token_that_expires_while_packing_stops_it_and_no_pair_is_rejected(
+    proxy, folder, bucket, use_env, mezzotint, tmp_path
 ):
     dataset = open_dataset(DataConfig(url=folder))
     for number in range(4):
         storage.write_bytes(f"{bucket}/expire/{number}.png", dataset.member(number, "png"))
-        storage.write_bytes(f"{bucket}/expire/{number}.txt", b"a picture")
+        storage.write_bytes(f"{bucket}/expire/{number}.txt", b"an image")
     command = ("data", "pack", f"{bucket}/expire", tmp_path / "set", "--shard-size", 2, "--json")
-    talk_to(proxy.environment())
+    use_env(proxy.environment())
     proxy.inject("expire/2", "expired")
     outcome = mezzotint(*command)
-    check_manners(outcome, REFUSALS[expired_token])
+    check_message(outcome, MESSAGES[expired_token])
     proxy.reset()
     outcome = mezzotint(*command)
     assert (outcome.code, len(list(read_manifest(str(tmp_path / "set")).samples()))) == (0, 4)
@@ -106,21 +106,21 @@ def test_a_token_that_expires_while_packing_stops_it_and_no_pair_is_lost(
 
 def test_a_url_with_credentials_is_refused_and_not_repeated(mezzotint, tmp_path, monkeypatch):
     url = f"s3://key:{s3.CANARY}@tests/people"
-    words = "a URL must not hold credentials; set AWS_ACCESS_KEY_ID"
-    check_manners(mezzotint("data", "verify", url), "s3://tests/people", words)
-    check_manners(mezzotint("data", "pack", "data/emoji", url), "s3://tests/people", words)
-    check_manners(mezzotint("data", "pack", url, tmp_path / "o"), "s3://tests/people", words)
+    message = "a URL must not hold credentials; set AWS_ACCESS_KEY_ID"
+    check_message(mezzotint("data", "verify", url), "s3://tests/people", message)
+    check_message(mezzotint("data", "pack", "data/emoji", url), "s3://tests/people", message)
+    check_message(mezzotint("data", "pack", url, tmp_path / "o"), "s3://tests/people", message)
     outcome = mezzotint("data", "derive", "data/emoji", tmp_path / "o", "--model", url)
-    check_manners(outcome, "s3://tests/people", words)
+    check_message(outcome, "s3://tests/people", message)
     runs = ("--runs", tmp_path / "runs")
     outcome = mezzotint("train", "recipes/emoji_dvae.yaml", f"data.url={url}", *runs)
-    check_manners(outcome, "data.url", words)
+    check_message(outcome, "data.url", message)
     recipe = tmp_path / "pipeline.yaml"
     text = Path("recipes/pipelines/quickstart.yaml").read_text()
     recipe.write_text(text)
     outcome = mezzotint("run", recipe, f"values.pairs={url}", *runs)
-    check_manners(outcome, "values.pairs", words)
-    check_files(tmp_path / "runs")
+    check_message(outcome, "values.pairs", message)
+    check_no_secrets(tmp_path / "runs")
 
 
 def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, people, tmp_path):
@@ -131,4 +131,4 @@ def test_the_command_itself_ends_with_code_2_and_without_a_secret(s3_server, peo
         text=True,
         check=False,
     )
-    check_manners(Outcome(done.returncode, done.stdout, done.stderr), REFUSALS[wrong_secret])
+    check_message(Outcome(done.returncode, done.stdout, done.stderr), MESSAGES[wrong_secret])
