@@ -49,24 +49,24 @@ class FeatureSet:
 
 
 def evaluate_class_conditional(
-    config: ClassConditionalConfig, out: str | Path, progress: Progress | None = None
+    config: ClassConditionalConfig, out: Path, runtime: Runtime, progress: Progress | None = None
 ) -> EvaluationResult:
     """Generate images of every class at every guidance scale; an independent classifier names them.
 
-    Writes `grid_classes.png`, `report.md` and `evaluation.json` into `out`.
+    The main process writes `grid_classes.png`, `report.md` and `evaluation.json` into `out`.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
     stages = Stages(progress)
-    generator = DiffusionGenerator.load(config.system, Runtime.of(precision=config.precision))
+    generator = DiffusionGenerator.load(config.system, runtime)
     names = class_names(config.classes)
     if generator.classes != len(names):
         raise UserError(
             f"classes: {len(names)} are named, but {config.system.model} generates "
             f"{generator.classes or 'no classes'}; name those of its recipe (data.label)"
         )
-    network = config.features.build()
+    network = config.features.build(replace(runtime, bf16=False))
     train, test = (
         read_images(config.reference, config.classes, part, generator.image_size)
         for part in ("train", "test")
@@ -95,9 +95,6 @@ def evaluate_class_conditional(
         if result.nfe is not None:
             calls[group] = result.nfe.network
         generated.append(result.images)
-    directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
-    class_grid(config, names, generated).save(directory / GRID)
     evaluation = EvaluationResult(
         kind=config.kind,
         name=config.name,
@@ -105,7 +102,10 @@ def evaluate_class_conditional(
         metrics={**accuracies, network.metric: distances, "network_calls": calls},
         seconds=stages.seconds,
     )
-    evaluation.write(directory)
+    if runtime.group.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        class_grid(config, names, generated).save(out / GRID)
+        evaluation.write(out)
     return evaluation
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import assert_never
 
+import torch
+
 from evaluation.class_conditional import evaluate_class_conditional
 from evaluation.config import (
     ClassConditionalConfig,
@@ -14,22 +16,32 @@ from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
 from evaluation.stages import Progress
 from evaluation.text_to_image import evaluate_text_to_image
+from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.runtime import Runtime
 
 
 def evaluate(
-    config: EvaluationConfig, out: str | Path, progress: Progress | None = None
+    config: EvaluationConfig,
+    out: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    group: ProcessGroup | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationResult:
     """Run one evaluation; writes `evaluation.json`, `report.md` and image grids into `out`.
+
+    The processes of a group share the work and have the same result; the main one writes.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
+    runtime, directory = Runtime.of(device, config.precision, group), Path(out)
     match config:
         case TextToImageConfig():
-            return evaluate_text_to_image(config, out, progress)
+            return evaluate_text_to_image(config, directory, runtime, progress)
         case ReconstructionConfig():
-            return evaluate_reconstruction(config, out, progress)
+            return evaluate_reconstruction(config, directory, runtime, progress)
         case ClassConditionalConfig():
-            return evaluate_class_conditional(config, out, progress)
+            return evaluate_class_conditional(config, directory, runtime, progress)
         case _:
             assert_never(config)

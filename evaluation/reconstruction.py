@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
 from evaluation.result import EvaluationResult, Metric, Metrics
 from evaluation.samples import choose
-from evaluation.stages import Progress, Stages
+from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.images import to_bytes
@@ -32,23 +32,6 @@ Model = DVAE | Autoencoder | VQVAE2
 GRID = "grid_reconstructions.png"
 
 
-@dataclass
-class Accumulator:
-    """Per-image values and code counts, summed up batch by batch."""
-
-    psnr: list[Tensor] = field(default_factory=list)
-    ssim: list[Tensor] = field(default_factory=list)
-    originals: list[Tensor] = field(default_factory=list)
-    """Features of the originals."""
-    reconstructions: list[Tensor] = field(default_factory=list)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    """Uses of every code, by codebook."""
-    nats: float = 0.0
-    """KL divergence of continuous latents from their prior, summed over images."""
-    images: int = 0
-    cells: list[GridCell] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class ReconstructionEvaluator:
     """An autoencoder, its images and the feature network, as configured."""
@@ -59,71 +42,87 @@ class ReconstructionEvaluator:
     network: FeatureNetwork | None
     runtime: Runtime
 
-    @torch.inference_mode()
-    def update(self, totals: Accumulator, indices: Sequence[int]) -> None:
-        """Reconstruct one batch and add it to the totals."""
-        batch = self.dataset.batch(list(indices))
-        images = batch.images
-        with self.runtime.autocast():
-            reconstructed = self.model.reconstruct(images)
-            arrays = self.model.code_arrays(images)
-            if not arrays:
-                rng = keyed_generator(self.config.seed, "rate", *batch.keys)
-                rate = self.model(images, rng).latent.rate
-                grid = self.model.grid if isinstance(self.model, Autoencoder) else (0,)
-                nats = math.nan if rate is None else float(rate) * math.prod(grid)
-                totals.nats += nats * len(indices)
-        for name, codes in arrays.items():
-            size = self.model.vocabularies()[name]
-            counts = torch.bincount(codes.flatten(), minlength=size).cpu()
-            totals.counts[name] = totals.counts.get(name, torch.zeros_like(counts)) + counts
+    def evaluate_block(self, indices: Sequence[int], shown: int) -> Mapping[str, Tensor]:
+        """Reconstruct one batch: per-image values, features, code counts, and `shown` images."""
+        batch, device = self.dataset.batch(list(indices)), self.runtime.device
+        images = batch.images.to(device)
+        reconstructed = self.model.reconstruct(images)
+        codes = self.model.code_arrays(images)
         original, reconstruction = to_bytes(images), to_bytes(reconstructed)
-        totals.images += len(indices)
-        totals.psnr.append(psnr.psnr(reconstruction, original))
-        totals.ssim.append(ssim.ssim(reconstruction, original))
+        found = {
+            "psnr": psnr.psnr(reconstruction, original),
+            "ssim": ssim.ssim(reconstruction, original),
+            "original_images": original[:shown],
+            "reconstructed_images": reconstruction[:shown],
+        }
+        if not codes:
+            rng = keyed_generator(self.config.seed, "rate", *batch.keys)
+            rate = self.model(images, rng).latent.rate
+            grid = self.model.grid if isinstance(self.model, Autoencoder) else (0,)
+            nats = math.nan if rate is None else float(rate) * math.prod(grid) * len(indices)
+            found["nats"] = torch.tensor([nats], dtype=torch.float64, device=device)
+        for name, array in codes.items():
+            size = self.model.vocabularies()[name]
+            found[f"codes/{name}"] = torch.bincount(array.flatten(), minlength=size)[None]
         if self.network is not None:
-            totals.originals.append(self.network(original))
-            totals.reconstructions.append(self.network(reconstruction))
-        left = max(self.config.grid_images - len(totals.cells), 0)
-        pairs = zip(batch.captions, original, reconstruction, strict=True)
-        totals.cells += [
-            GridCell([[real.clone(), back.clone()]], caption)
-            for caption, real, back in list(pairs)[:left]
-        ]
+            with torch.autocast(device.type, enabled=False):
+                found["original"] = self.network.features(original.cpu())
+                found["reconstruction"] = self.network.features(reconstruction.cpu())
+        return {name: each.cpu() for name, each in found.items()}
 
-    def metrics(self, totals: Accumulator) -> Metrics:
+    def evaluate_blocks(
+        self, chosen: Sequence[int], progress: StageProgress
+    ) -> Mapping[str, Tensor]:
+        """The arrays of all batches, concatenated; the processes of the group share them."""
+        size = self.config.batch
+
+        def compute(block: int) -> Mapping[str, Tensor]:
+            first = block * size
+            indices = chosen[first : first + size]
+            found = self.evaluate_block(indices, max(self.config.grid_images - first, 0))
+            progress(first + len(indices), len(chosen))
+            return found
+
+        with self.runtime.inference():
+            count = -(-len(chosen) // size)
+            blocks = list(self.runtime.group.map_blocks(compute, count))
+        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+
+    def metrics(self, arrays: Mapping[str, Tensor]) -> Metrics:
         """PSNR, SSIM, Fréchet distance, rate and use of the codebooks."""
         part, seed = self.config.images.part, self.config.seed
         found: dict[str, Mapping[str, Metric]] = {
-            "psnr": {part: mean(torch.cat(totals.psnr), seed, "psnr")},
-            "ssim": {part: mean(torch.cat(totals.ssim), seed, "ssim")},
+            name: {part: mean(arrays[name], seed, name)} for name in ("psnr", "ssim")
         }
         if self.network is not None:
-            originals = fid.fit(torch.cat(totals.originals))
-            distance = FrechetDistance.between(torch.cat(totals.reconstructions), originals)
+            distance = FrechetDistance.between(
+                arrays["reconstruction"], fid.fit(arrays["original"])
+            )
             found[f"reconstruction_{self.network.metric}"] = {part: distance}
-        pixels = self.model.image_size**2
-        if totals.counts:
-            found |= codebook_metrics(totals, pixels)
-        elif not math.isnan(totals.nats):
-            found["bits_per_pixel"] = {"total": totals.nats / totals.images / math.log(2) / pixels}
+        images, pixels = len(arrays["psnr"]), self.model.image_size**2
+        counts = code_counts(arrays)
+        if counts:
+            found |= codebook_metrics(counts, images, pixels)
+        elif not arrays["nats"].isnan().any():
+            nats = float(arrays["nats"].sum())
+            found["bits_per_pixel"] = {"total": nats / images / math.log(2) / pixels}
         return found
 
-    def protocol(self, totals: Accumulator) -> Mapping[str, object]:
+    def protocol(self, arrays: Mapping[str, Tensor]) -> Mapping[str, object]:
         """What is needed to compute the same metrics."""
-        stored = store.describe(self.config.autoencoder)
-        rate = "length of the codes" if totals.counts else "divergence from the standard normal"
+        stored, discrete = store.describe(self.config.autoencoder), bool(code_counts(arrays))
+        rate = "length of the codes" if discrete else "divergence from the standard normal"
         return {
             "autoencoder": {"kind": stored.config.kind, "digest": stored.digest},
             "images": {
                 **self.config.images.model_dump(mode="json", exclude={"cache"}),
-                "images": totals.images,
+                "images": len(arrays["psnr"]),
                 "image_size": self.model.image_size,
                 "fingerprint": self.dataset.manifest.fingerprint,
             },
             "psnr": psnr.DEFINITION,
             "ssim": ssim.DEFINITION,
-            "latent": "hard codes" if totals.counts else "without noise",
+            "latent": "hard codes" if discrete else "without noise",
             "bits_per_pixel": rate,
             "precision": self.runtime.precision_name,
             "seed": self.config.seed,
@@ -135,60 +134,53 @@ class ReconstructionEvaluator:
 
 
 def evaluate_reconstruction(
-    config: ReconstructionConfig, out: str | Path, progress: Progress | None = None
+    config: ReconstructionConfig, out: Path, runtime: Runtime, progress: Progress | None = None
 ) -> EvaluationResult:
     """Encode and decode images and compare them with the originals.
 
-    Writes `grid_reconstructions.png`, `report.md` and `evaluation.json` into `out`.
+    The main process writes `grid_reconstructions.png`, `report.md` and `evaluation.json` to `out`.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
     stages = Stages(progress)
-    model = read_autoencoder(config.autoencoder)
-    evaluator = ReconstructionEvaluator(
-        config=config,
-        model=model,
-        dataset=open_images(config.images, model.image_size),
-        network=None if config.features is None else config.features.build(),
-        runtime=Runtime.of(precision=config.precision),
-    )
-    chosen = choose(evaluator.dataset.keys(), config.images.limit, config.seed)
+    model = read_autoencoder(config.autoencoder, runtime.device)
+    network = None if config.features is None else config.features.build(runtime)
+    dataset = open_images(config.images, model.image_size)
+    evaluator = ReconstructionEvaluator(config, model, dataset, network, runtime)
+    chosen = choose(dataset.keys(), config.images.limit, config.seed)
     if len(chosen) < 2:
         raise UserError(f"images: {len(chosen)} were selected; at least 2 are needed")
-    totals = Accumulator()
     with stages("reconstruct") as report:
-        for first in range(0, len(chosen), config.batch):
-            batch = chosen[first : first + config.batch]
-            evaluator.update(totals, batch)
-            report(first + len(batch), len(chosen))
-    directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
-    if totals.cells:
-        grid = image_grid(
-            in_columns(totals.cells, 4),
-            title=f"{config.name}: originals and reconstructions",
-            image_labels=("real", "reconstructed"),
-        )
-        grid.save(directory / GRID)
+        arrays = evaluator.evaluate_blocks(chosen, report)
     result = EvaluationResult(
         kind=config.kind,
         name=config.name,
-        protocol=evaluator.protocol(totals),
-        metrics=evaluator.metrics(totals),
+        protocol=evaluator.protocol(arrays),
+        metrics=evaluator.metrics(arrays),
         seconds=stages.seconds,
     )
-    result.write(directory)
+    if runtime.group.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        pairs = zip(arrays["original_images"], arrays["reconstructed_images"], strict=True)
+        captions = [dataset.caption(index) for index in chosen[: config.grid_images]]
+        cells = [GridCell([pair], caption) for pair, caption in zip(pairs, captions, strict=True)]
+        if cells:
+            title = f"{config.name}: originals and reconstructions"
+            labels = ("real", "reconstructed")
+            grid = image_grid(in_columns(cells, 4), title=title, image_labels=labels)
+            grid.save(out / GRID)
+        result.write(out)
     return result
 
 
-def read_autoencoder(directory: str) -> Model:
+def read_autoencoder(directory: str, device: str | torch.device = "cpu") -> Model:
     """The autoencoder of a model directory.
 
     Raises:
         UserError: it holds another kind of model.
     """
-    model: nn.Module = store.load(directory)
+    model: nn.Module = store.load(directory, device=device)
     if not isinstance(model, DVAE | Autoencoder | VQVAE2):
         kind = store.describe(directory).config.kind
         raise UserError(f"autoencoder: {directory} holds a {kind}; name an autoencoder")
@@ -200,14 +192,23 @@ def open_images(config: ReconstructedImages, image_size: int) -> Dataset:
     return open_dataset(config.data_config(config.part, image_size))
 
 
-def codebook_metrics(totals: Accumulator, pixels: int) -> dict[str, Mapping[str, Metric]]:
-    """Size, use and rate of every codebook; the rate without a model of the codes, and with one
-    of their frequencies alone.
-    """
+def code_counts(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How often each code is used (K,), by codebook; empty for continuous latents."""
+    return {
+        name.removeprefix("codes/"): counts.sum(dim=0)
+        for name, counts in arrays.items()
+        if name.startswith("codes/")
+    }
+
+
+def codebook_metrics(
+    counts_by_name: Mapping[str, Tensor], images: int, pixels: int
+) -> dict[str, Mapping[str, Metric]]:
+    """Size, use and rate of every codebook: by the length of the codes, and by their entropy."""
     rows: dict[str, dict[str, float]] = {}
-    for name, counts in totals.counts.items():
+    for name, counts in counts_by_name.items():
         used = float(perplexity(counts))
-        positions = int(counts.sum()) // totals.images
+        positions = int(counts.sum()) // images
         for metric, value in {
             "codebook_size": len(counts),
             "codes_used": int((counts > 0).sum()),

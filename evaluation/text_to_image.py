@@ -1,6 +1,7 @@
 """Evaluation of a system that generates images for captions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -19,28 +20,37 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.generator import Generator
 from mezzotint.inference.load import load_generator
+from mezzotint.inference.runtime import Runtime
 
 
 def evaluate_text_to_image(
-    config: TextToImageConfig, out: str | Path, progress: Progress | None = None
+    config: TextToImageConfig, out: Path, runtime: Runtime, progress: Progress | None = None
 ) -> EvaluationResult:
     """Generate images with a system and evaluate them.
 
     Writes `samples/`, `real/`, `candidates/`, `samples.jsonl`, `grid_*.png`, `report.md` and, last
-    and atomically, `evaluation.json` into the directory `out`.
+    and atomically, `evaluation.json` into the directory `out`; the main process alone writes.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    system = load_generator(config.system, precision=config.precision)
-    clip = ClipEmbedder.load(config.clip)
-    return evaluate_system(config, system, clip, Path(out), Stages(progress))
+    system = load_generator(
+        config.system, device=runtime.device, precision=config.precision, group=runtime.group
+    )
+    clip = ClipEmbedder.load(config.clip, runtime.device)
+    return evaluate_system(config, system, clip, out, runtime, Stages(progress))
 
 
 def evaluate_system(
-    config: TextToImageConfig, system: Generator, clip: Embedder, out: Path, stages: Stages
+    config: TextToImageConfig,
+    system: Generator,
+    clip: Embedder,
+    out: Path,
+    runtime: Runtime,
+    stages: Stages,
 ) -> EvaluationResult:
     """The evaluation of any system, by any CLIP model."""
+    fp32 = replace(runtime, bf16=False)
     with stages("reference") as progress:
         real = reference.load(config.reference, system.image_size, progress)
     check_retrieval_choices(config.retrieval_choices, real)
@@ -51,14 +61,17 @@ def evaluate_system(
         )
     with stages("exact_match"):
         matches = metrics.match_exactly(generated, real, system.reconstruct, config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    samples.write(generated, out, dict(zip(real.keys, real.images, strict=True)), matches.nearest)
-    write_grids(config, generated, real, matches.chosen, out)
+    if runtime.group.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        samples.write(
+            generated, out, dict(zip(real.keys, real.images, strict=True)), matches.nearest
+        )
+        write_grids(config, generated, real, matches.chosen, out)
     with stages("clip"):
         clip_metrics = metrics.clip_metrics(
-            generated, real, clip, choices=config.retrieval_choices, seed=config.seed
+            generated, real, clip, fp32, choices=config.retrieval_choices, seed=config.seed
         )
-    network = config.features.build()
+    network = config.features.build(fp32)
     with stages("features") as progress:
         distances = metrics.frechet_metrics(generated, real, network, config.seed, progress)
     result = EvaluationResult(
@@ -82,7 +95,8 @@ def evaluate_system(
         },
         seconds=stages.seconds,
     )
-    result.write(out)
+    if runtime.group.is_main:
+        result.write(out)
     return result
 
 

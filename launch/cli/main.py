@@ -10,7 +10,16 @@ from launch.cli.average import average_app
 from launch.cli.cluster import cluster_app
 from launch.cli.convert import convert_app
 from launch.cli.data import data_app
-from launch.cli.options import AsJson, ClusterFile, Overrides, RecipeFile, Redo, Runs
+from launch.cli.options import (
+    AsJson,
+    ClusterFile,
+    Device,
+    Overrides,
+    Processes,
+    RecipeFile,
+    Redo,
+    Runs,
+)
 from launch.cli.prior import prior_app
 from launch.cli.sample import sampling_app
 from launch.cli.tracking import tracking_app
@@ -147,11 +156,13 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Directory of the report, samples and grids.")] = Path(
         "runs/evaluation"
     ),
+    device: Device = None,
+    processes: Processes = None,
 ) -> None:
-    """Evaluate a system, an autoencoder or a classifier from its model directories."""
+    """Evaluate a text-to-image system, an autoencoder or a class-conditional model."""
     from launch.evaluate import evaluate_file
 
-    evaluate_file(config, overrides or [], out)
+    evaluate_file(config, overrides or [], out, device=device, processes=processes)
     typer.echo(f"{out / 'evaluation.json'}: the metrics")
 
 

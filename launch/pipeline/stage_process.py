@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from launch.errors import BAD_INPUT, Stopped
 from launch.pipeline.config import (
+    EvaluateStage,
     StageConfig,
     TrainStage,
     load_run_pipeline,
@@ -20,7 +21,7 @@ from launch.pipeline.config import (
     stage_recipe,
 )
 from launch.pipeline.runner import input_ids, stage_settings
-from launch.pipeline.stage_types import execute_stage, stage_artifacts
+from launch.pipeline.stage_types import evaluate, execute_stage, stage_artifacts
 from launch.pipeline.state import PipelineState, StageRecord, new_id
 from launch.pipeline.tracking import mark_stage_started, update_status
 from launch.progress import Reporter
@@ -50,7 +51,7 @@ def run_stage(root: Path, name: str) -> None:
     stage, directory = resolve_stage(pipeline, name, root), state.directory(name)
     tracking = tracking_from_environment(root=root)
     if not is_main_process():
-        join_training(stage, directory, tracking)
+        join_stage(stage, directory, tracking)
         return
     mark_stage_started(root, tracking, name)
     try:
@@ -72,11 +73,13 @@ def run_stage(root: Path, name: str) -> None:
     update_status(root, tracking)
 
 
-def join_training(stage: StageConfig, directory: Path, tracking: TrackingConfig | None) -> None:
-    """Take part in training as one of the other ranks of a job; other stages need one process."""
+def join_stage(stage: StageConfig, directory: Path, tracking: TrackingConfig | None) -> None:
+    """Take part in a stage as one of the other ranks of a job; most stages need one process."""
     if isinstance(stage, TrainStage):
         run = RunDirectory(directory)
         train(stage_recipe(stage), run, tracking, lambda step, steps, metrics: None)
+    elif isinstance(stage, EvaluateStage):
+        evaluate(stage, directory, Reporter(None, shows=False))
 
 
 @contextmanager

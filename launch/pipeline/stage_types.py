@@ -92,9 +92,19 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:
     """Run one evaluation."""
-    from evaluation.evaluate import evaluate as run_evaluation
+    import torch
 
-    run_evaluation(stage.evaluation, directory, reporter.report)
+    from launch.evaluate import evaluate_in_processes
+    from trainer import distributed
+
+    # on a CPU the stage has its own cores; the ranks of a job share the work in any case
+    shares_cores = not torch.cuda.is_available() and distributed.place().size == 1
+    evaluate_in_processes(
+        stage.evaluation,
+        directory,
+        reporter.report,
+        processes=stage.cores if shares_cores else None,
+    )
     return {"evaluation": stage.evaluation.kind.replace("_", " ")}
 
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from evaluation.class_conditional import balanced, evaluate_class_conditional
+from evaluation.class_conditional import GRID, balanced
 from evaluation.config import ClassConditionalConfig
+from evaluation.evaluate import evaluate
 from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.result import EvaluationResult
+from launch.evaluate import evaluate_in_processes
 from mezzotint.common.errors import UserError
 from models import store
 from models.diffusion.unet.network import UNetConfig
@@ -86,7 +88,7 @@ def settings(model, **changes):
 
 
 def test_every_scale_is_compared_with_real_images_and_chance(model, tmp_path):
-    result = evaluate_class_conditional(settings(model), tmp_path)
+    result = evaluate(settings(model), tmp_path)
     assert EvaluationResult.read(tmp_path / "evaluation.json").metrics == result.metrics
     tree = json.loads((tmp_path / "evaluation.json").read_text())
     assert tree["kind"] == "class_conditional"
@@ -107,4 +109,17 @@ def test_every_scale_is_compared_with_real_images_and_chance(model, tmp_path):
 def test_classes_that_the_model_does_not_generate_are_refused(model, tmp_path):
     three = {"attribute": "group", "values": [*GROUPS, "flags"]}
     with pytest.raises(UserError, match="3 are named, but"):
-        evaluate_class_conditional(settings(model, classes=three), tmp_path)
+        evaluate(settings(model, classes=three), tmp_path)
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_metrics_of_one(model, tmp_path):
+    few = {"base": ["soccer ball", "basketball", "volleyball", "grinning face", "angry face"]}
+    reference = {"url": "data/emoji", "split": "concept", "where": few}
+    config, files = settings(model, guidance_scales=[2.0], batch=3, reference=reference), []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        evaluate_in_processes(config, out, lambda *_: None, device="cpu", processes=processes)
+        files.append(json.loads((out / "evaluation.json").read_text()) | {"seconds": {}})
+    assert files[0] == files[1]
+    assert (tmp_path / "1" / GRID).read_bytes() == (tmp_path / "2" / GRID).read_bytes()

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from evaluation.config import ReconstructionConfig
+from evaluation.evaluate import evaluate
 from evaluation.metrics.psnr import psnr
 from evaluation.metrics.ssim import ssim
-from evaluation.reconstruction import evaluate_reconstruction
+from evaluation.reconstruction import GRID
 from evaluation.result import EvaluationResult
+from launch.evaluate import evaluate_in_processes
 from mezzotint.common.errors import UserError
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -73,7 +75,7 @@ MODELS = {
 }
 
 
-def evaluated(tmp_path, model, **settings):
+def evaluated(tmp_path, model, processes=1, **settings):
     torch.manual_seed(0)
     directory = tmp_path / "model"
     store.save(str(directory), model, model.build().state_dict(), card="tiny")
@@ -86,7 +88,10 @@ def evaluated(tmp_path, model, **settings):
         precision="fp32",
         **settings,
     )
-    evaluate_reconstruction(config, tmp_path / "out")
+    if processes > 1:
+        evaluate_in_processes(config, tmp_path / "out", lambda *_: None, processes=processes)
+    else:
+        evaluate(config, tmp_path / "out")
     return json.loads((tmp_path / "out" / "evaluation.json").read_text())
 
 
@@ -125,6 +130,17 @@ def test_the_reconstruction_distance_is_named_after_its_network(tmp_path):
     distance = tree["metrics"]["reconstruction_fd_efficientnet_lite0"]["test"]
     assert distance["value"] > 0
     assert "12 images for 1280" in distance["sample_size_warning"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["vqvae2", "kl"])
+def test_two_processes_give_the_metrics_of_one(tmp_path, name):
+    one, two = (
+        evaluated(tmp_path / str(processes), MODELS[name], processes) for processes in (1, 2)
+    )
+    assert one | {"seconds": {}} == two | {"seconds": {}}
+    grids = [(tmp_path / processes / "out" / GRID).read_bytes() for processes in ("1", "2")]
+    assert grids[0] == grids[1]
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

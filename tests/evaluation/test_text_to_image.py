@@ -16,6 +16,7 @@ from data_pipeline.text.tokenizer import Tokenizer
 from evaluation import samples
 from evaluation.config import TextToImageConfig
 from evaluation.evaluate import evaluate
+from launch.evaluate import evaluate_in_processes
 from mezzotint.common.errors import UserError
 from mezzotint.inference.generator import GenerationRequest, Prompt, image_generator
 from mezzotint.inference.images import from_bytes, to_bytes
@@ -163,7 +164,7 @@ def evaluated(request, home, tmp_path_factory):
     """Each system, evaluated once."""
     out = tmp_path_factory.mktemp(request.param)
     phases = set()
-    evaluate(configured(home, request.param), out, lambda phase, *_: phases.add(phase))
+    evaluate(configured(home, request.param), out, progress=lambda phase, *_: phases.add(phase))
     return Evaluated(out, json.loads((out / "evaluation.json").read_text()), phases)
 
 
@@ -228,6 +229,16 @@ def test_the_same_evaluation_again_gives_the_same_images_and_figures(evaluated, 
     assert torch.equal(
         samples.read(tmp_path).candidates, samples.read(evaluated.directory).candidates
     )
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_images_and_metrics_of_one(evaluated, home, tmp_path):
+    config = configured(home, evaluated.tree["protocol"]["system"]["kind"])
+    evaluate_in_processes(config, tmp_path, lambda *_: None, device="cpu", processes=2)
+    tree = json.loads((tmp_path / "evaluation.json").read_text())
+    assert tree | {"seconds": {}} == evaluated.tree | {"seconds": {}}
+    one, two = (samples.read(path).candidates for path in (evaluated.directory, tmp_path))
+    assert torch.equal(one, two)
 
 
 def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_path):

@@ -1,0 +1,37 @@
+"""Network outputs in fixed blocks, which several processes share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mezzotint.inference.runtime import Runtime
+
+Items = TypeVar("Items", Tensor, Sequence[str])
+
+
+def in_blocks(
+    function: Callable[[Items], Tensor],
+    items: Items,
+    runtime: Runtime,
+    *,
+    size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`function` of every `size` items, concatenated on the CPU.
+
+    The blocks depend on `size` alone and each is computed by one process, so the result is the same
+    for any number of processes.
+    """
+
+    def compute(index: int) -> Mapping[str, Tensor]:
+        end = min((index + 1) * size, len(items))
+        values = function(items[index * size : end]).cpu()
+        if progress is not None:
+            progress(end, len(items))
+        return {"values": values}
+
+    with runtime.inference():
+        blocks = runtime.group.map_blocks(compute, -(-len(items) // size))
+        return torch.cat([block["values"] for block in blocks])
