@@ -114,7 +114,8 @@ def test_classes_that_the_model_does_not_generate_are_refused(model, tmp_path):
 
 @pytest.mark.processes
 def test_two_processes_give_the_metrics_of_one(model, tmp_path):
-    few = {"base": ["soccer ball", "basketball", "volleyball", "grinning face", "angry face"]}
+    faces = ["grinning face", "grinning squinting face", "smiling face", "neutral face"]
+    few = {"base": [*faces, "fireworks", "sparkler", "softball", "goal net"]}
     reference = {"url": "data/emoji", "split": "concept", "where": few}
     config, files = settings(model, guidance_scales=[2.0], batch=3, reference=reference), []
     for processes in (1, 2):
