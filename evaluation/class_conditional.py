@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data_pipeline.config import LabelConfig
@@ -17,7 +17,7 @@ from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import wilson
 from evaluation.metrics.linear_probe import LinearProbe
-from evaluation.result import EvaluationResult, Metric
+from evaluation.result import EvaluationResult, Metric, WriteImages
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
@@ -49,11 +49,9 @@ class FeatureSet:
 
 
 def evaluate_class_conditional(
-    config: ClassConditionalConfig, out: Path, runtime: Runtime, progress: Progress | None = None
-) -> EvaluationResult:
+    config: ClassConditionalConfig, runtime: Runtime, progress: Progress | None = None
+) -> tuple[EvaluationResult, WriteImages]:
     """Generate images of every class at every guidance scale; an independent classifier names them.
-
-    The main process writes `grid_classes.png`, `report.md` and `evaluation.json` into `out`.
 
     Raises:
         UserError: something that is read is missing or does not fit.
@@ -102,11 +100,7 @@ def evaluate_class_conditional(
         metrics={**accuracies, network.metric: distances, "network_calls": calls},
         seconds=stages.seconds,
     )
-    if runtime.group.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        class_grid(config, names, generated).save(out / GRID)
-        evaluation.write(out)
-    return evaluation
+    return evaluation, partial(write_grid, config, names, generated)
 
 
 def class_names(config: LabelConfig) -> tuple[str, ...]:
@@ -204,19 +198,20 @@ def protocol(
     }
 
 
-def class_grid(
-    config: ClassConditionalConfig, names: Sequence[str], generated: Sequence[Tensor]
-) -> Image.Image:
-    """The first images (classes, N, H, W, 3) of each class, a column per guidance scale."""
+def write_grid(
+    config: ClassConditionalConfig, names: Sequence[str], generated: Sequence[Tensor], out: Path
+) -> None:
+    """`grid_classes.png`: the first images (classes, N, H, W, 3), a column per guidance scale."""
     count = min(config.grid_images, config.samples_per_class)
     rows = 1 if count < 4 else 2
     cells = []
     for label in range(len(names)):
         blocks = [images[label, :count].chunk(rows) for images in generated]
         cells.append([GridCell([list(row) for row in block]) for block in blocks])
-    return image_grid(
+    grid = image_grid(
         cells,
         rows=GridAxis(names, "class"),
         columns=GridAxis([f"{scale:g}" for scale in config.guidance_scales], "guidance"),
         title=f"{config.name}: the first images of each class",
     )
+    grid.save(out / GRID)

@@ -35,13 +35,19 @@ def evaluate(
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    runtime, directory = Runtime.of(device, config.precision, group), Path(out)
+    runtime = Runtime.of(device, config.precision, group)
     match config:
         case TextToImageConfig():
-            return evaluate_text_to_image(config, directory, runtime, progress)
+            result, write_images = evaluate_text_to_image(config, runtime, progress)
         case ReconstructionConfig():
-            return evaluate_reconstruction(config, directory, runtime, progress)
+            result, write_images = evaluate_reconstruction(config, runtime, progress)
         case ClassConditionalConfig():
-            return evaluate_class_conditional(config, directory, runtime, progress)
+            result, write_images = evaluate_class_conditional(config, runtime, progress)
         case _:
             assert_never(config)
+    if runtime.group.is_main:
+        directory = Path(out)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_images(directory)
+        result.write(directory)
+    return result

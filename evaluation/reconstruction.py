@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
-from evaluation.result import EvaluationResult, Metric, Metrics
+from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages
 from evaluation.samples import choose
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
@@ -134,11 +135,9 @@ class ReconstructionEvaluator:
 
 
 def evaluate_reconstruction(
-    config: ReconstructionConfig, out: Path, runtime: Runtime, progress: Progress | None = None
-) -> EvaluationResult:
+    config: ReconstructionConfig, runtime: Runtime, progress: Progress | None = None
+) -> tuple[EvaluationResult, WriteImages]:
     """Encode and decode images and compare them with the originals.
-
-    The main process writes `grid_reconstructions.png`, `report.md` and `evaluation.json` to `out`.
 
     Raises:
         UserError: something that is read is missing or does not fit.
@@ -160,18 +159,20 @@ def evaluate_reconstruction(
         metrics=evaluator.metrics(arrays),
         seconds=stages.seconds,
     )
-    if runtime.group.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        pairs = zip(arrays["original_images"], arrays["reconstructed_images"], strict=True)
-        captions = [dataset.caption(index) for index in chosen[: config.grid_images]]
-        cells = [GridCell([pair], caption) for pair, caption in zip(pairs, captions, strict=True)]
-        if cells:
-            title = f"{config.name}: originals and reconstructions"
-            labels = ("real", "reconstructed")
-            grid = image_grid(in_columns(cells, 4), title=title, image_labels=labels)
-            grid.save(out / GRID)
-        result.write(out)
-    return result
+    captions = [dataset.caption(index) for index in chosen[: config.grid_images]]
+    return result, partial(write_grid, config, arrays, captions)
+
+
+def write_grid(
+    config: ReconstructionConfig, arrays: Mapping[str, Tensor], captions: Sequence[str], out: Path
+) -> None:
+    """`grid_reconstructions.png`: the first images and their reconstructions."""
+    pairs = zip(arrays["original_images"], arrays["reconstructed_images"], strict=True)
+    cells = [GridCell([pair], caption) for pair, caption in zip(pairs, captions, strict=True)]
+    if cells:
+        title = f"{config.name}: originals and reconstructions"
+        labels = ("real", "reconstructed")
+        image_grid(in_columns(cells, 4), title=title, image_labels=labels).save(out / GRID)
 
 
 def read_autoencoder(directory: str, device: str | torch.device = "cpu") -> Model:

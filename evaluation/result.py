@@ -1,6 +1,6 @@
 """The result of an evaluation: metrics that never travel without their protocol."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,10 @@ Kind = Literal["text_to_image", "reconstruction", "class_conditional"]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By name and group: a part of the split, a guidance scale, a codebook, a number of candidates."""
+
+
+WriteImages = Callable[[Path], None]
+"""Writes the images of an evaluation into a directory."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,6 @@ class EvaluationResult:
 
     def write(self, directory: Path) -> None:
         """Write its summary report.md and, last and atomically, evaluation.json."""
-        directory.mkdir(parents=True, exist_ok=True)
         files.write_text(directory / "report.md", self.to_markdown())
         tree = asdict(self) | {"seconds": {key: round(s, 1) for key, s in self.seconds.items()}}
         files.write_json(directory / FILE, tree)

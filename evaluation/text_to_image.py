@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from torch import Tensor
 
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from evaluation import reference, samples
@@ -13,7 +12,7 @@ from evaluation.metrics import clip_score
 from evaluation.metrics import text_to_image as metrics
 from evaluation.metrics.text_to_image import Embedder, ExactMatches
 from evaluation.reference import Reference
-from evaluation.result import EvaluationResult
+from evaluation.result import EvaluationResult, WriteImages
 from evaluation.samples import EvaluationPrompt, SampleSet
 from evaluation.stages import Progress, Stages
 from mezzotint.common.errors import UserError
@@ -24,12 +23,9 @@ from mezzotint.inference.runtime import Runtime
 
 
 def evaluate_text_to_image(
-    config: TextToImageConfig, out: Path, runtime: Runtime, progress: Progress | None = None
-) -> EvaluationResult:
+    config: TextToImageConfig, runtime: Runtime, progress: Progress | None = None
+) -> tuple[EvaluationResult, WriteImages]:
     """Generate images with a system and evaluate them.
-
-    Writes `samples/`, `real/`, `candidates/`, `samples.jsonl`, `grid_*.png`, `report.md` and, last
-    and atomically, `evaluation.json` into the directory `out`; the main process alone writes.
 
     Raises:
         UserError: something that is read is missing or does not fit.
@@ -38,17 +34,16 @@ def evaluate_text_to_image(
         config.system, device=runtime.device, precision=config.precision, group=runtime.group
     )
     clip = ClipEmbedder.load(config.clip, runtime.device)
-    return evaluate_system(config, system, clip, out, runtime, Stages(progress))
+    return evaluate_system(config, system, clip, runtime, Stages(progress))
 
 
 def evaluate_system(
     config: TextToImageConfig,
     system: Generator,
     clip: Embedder,
-    out: Path,
     runtime: Runtime,
     stages: Stages,
-) -> EvaluationResult:
+) -> tuple[EvaluationResult, WriteImages]:
     """The evaluation of any system, by any CLIP model."""
     fp32 = replace(runtime, bf16=False)
     with stages("reference") as progress:
@@ -61,12 +56,6 @@ def evaluate_system(
         )
     with stages("exact_match"):
         matches = metrics.match_exactly(generated, real, system.reconstruct, config.seed)
-    if runtime.group.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        samples.write(
-            generated, out, dict(zip(real.keys, real.images, strict=True)), matches.nearest
-        )
-        write_grids(config, generated, real, matches.chosen, out)
     with stages("clip"):
         clip_metrics = metrics.clip_metrics(
             generated, real, clip, fp32, choices=config.retrieval_choices, seed=config.seed
@@ -95,9 +84,7 @@ def evaluate_system(
         },
         seconds=stages.seconds,
     )
-    if runtime.group.is_main:
-        result.write(out)
-    return result
+    return result, partial(write_images, config, generated, real, matches)
 
 
 def check_retrieval_choices(choices: int, real: Reference) -> None:
@@ -168,11 +155,16 @@ def exact_match_rule(matches: ExactMatches) -> str:
     )
 
 
-def write_grids(
-    config: TextToImageConfig, generated: SampleSet, real: Reference, exact: Tensor, out: Path
+def write_images(
+    config: TextToImageConfig,
+    generated: SampleSet,
+    real: Reference,
+    matches: ExactMatches,
+    out: Path,
 ) -> None:
-    """`grid_PART.png` with sample beside real image, and `grid_candidates.png` if ranked."""
+    """The sample set, `grid_PART.png` with sample beside real image, and `grid_candidates.png`."""
     real_images = dict(zip(real.keys, real.images, strict=True))
+    samples.write(generated, out, real_images, matches.nearest)
     chosen = generated.chosen
     titles = {real.held_out: "never seen in training", "train": "training captions"}
     for part, title in titles.items():
@@ -180,7 +172,7 @@ def write_grids(
             GridCell(
                 [[chosen[index], real_images[generated.prompts[index].key]]],
                 generated.prompts[index].caption,
-                bool(exact[index]),
+                bool(matches.chosen[index]),
             )
             for index in generated.indices(part)[: config.grid_images]
         ]
