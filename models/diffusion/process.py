@@ -115,17 +115,6 @@ def parameterization(config: ProcessConfig) -> Parameterization:
             )
 
 
-def _linear(of_x: Tensor, of_raw: Tensor, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-    """(raw, x) to of_x x + of_raw raw.
-
-    One factor is a 0-dimensional tensor: torch multiplies by those in half the time.
-    """
-    x_factor, raw_factor = of_x.to(dtype), float(of_raw)
-    if float(of_x) == 0 and raw_factor == 1:
-        return lambda raw, x: raw
-    return lambda raw, x: (x * x_factor).add_(raw, alpha=raw_factor)
-
-
 class _Coefficients:
     """A parameterization at one time: it is linear in x_t and the raw output."""
 
@@ -138,6 +127,19 @@ class _Coefficients:
         self.input = how.precondition(one, here).to(dtype)
 
 
+def _linear(
+    of_x: Tensor, of_raw: Tensor, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """(raw, x) to of_x x + of_raw raw; None where that is raw itself.
+
+    One factor is a 0-dimensional tensor: torch multiplies by those in half the time.
+    """
+    x_factor, raw_factor = of_x.to(dtype), float(of_raw)
+    if float(of_x) == 0 and raw_factor == 1:
+        return None
+    return lambda raw, x: (x * x_factor).add_(raw, alpha=raw_factor)
+
+
 class Process:
     """Adding noise, and turning a network's raw output into a prediction."""
 
@@ -145,6 +147,7 @@ class Process:
         self.config = config
         self.schedule = config.schedule.build()
         self._parameterization = parameterization(config)
+        self._outputs = config.outputs
         self._cache: dict[tuple[float, torch.dtype], _Coefficients] = {}
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -167,12 +170,14 @@ class Process:
     def prediction(self, raw: Tensor, x: Tensor, t: Tensor) -> Prediction:
         """The network's raw output (B, outputs x C, ...) at (x, t) as a prediction."""
         fraction = None
-        if self.config.outputs > 1:
+        if self._outputs > 1:
             raw, fraction = raw.chunk(2, dim=1)
             fraction = (fraction + 1) / 2
         cached = self._coefficients(t)
         if cached is not None:
-            return Prediction(partial(cached.x0, raw, x), partial(cached.noise, raw, x), fraction)
+            x0 = raw if cached.x0 is None else partial(cached.x0, raw, x)
+            noise = raw if cached.noise is None else partial(cached.noise, raw, x)
+            return Prediction(x0, noise, fraction)
         return self._parameterization.to_prediction(raw, x, self.schedule.at(t), fraction)
 
     def _coefficients(self, t: Tensor) -> _Coefficients | None:
