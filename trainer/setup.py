@@ -88,9 +88,9 @@ def check_labels(recipe: Recipe) -> None:
 def check_reading(recipe: Recipe) -> TextSource | None:
     """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
     task, model = recipe.task, recipe.model
-    if not isinstance(task, DenoisingConfig) or task.reads is None:
+    if not isinstance(task, DenoisingConfig) or task.text_encoder is None:
         return None
-    found = frozen_text.describe(task.reads)
+    found = frozen_text.describe(task.text_encoder)
     told = model.features if isinstance(model, UNetConfig) else None
     if told is not None and told.width != found.width:
         raise UserError(

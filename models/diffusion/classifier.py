@@ -24,10 +24,10 @@ from models.nn.embedding import TimestepEmbedding
 
 
 class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
-    """The way down of ADM's UNet and a pooling attention; the defaults are ADM's classifier's.
+    """The encoder half of ADM's UNet and attention pooling; the defaults are ADM's classifier's.
 
     Level i has `channels` x `multipliers[i]` features at `image_size` / 2^i pixels and `depth`
-    residual blocks. Of `process` only the schedule counts: how images are noised in training.
+    residual blocks. Of `process` only the schedule counts.
     """
 
     kind: Literal["noisy_classifier"] = "noisy_classifier"
@@ -73,32 +73,31 @@ class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "NoisyClassifier":
-        """A new network, with parameters from torch's global generator."""
         return NoisyClassifier(self)
 
 
 class AttentionPool(nn.Module):
-    """One vector from all places: what their mean reads of them and of itself (CLIP's)."""
+    """One vector from all positions: their mean attends to them and to itself (CLIP's)."""
 
     def __init__(self, side: int, width: int, head_width: int, outputs: int) -> None:
         super().__init__()
         self.heads = width // head_width
-        self.place = nn.Parameter(torch.empty(side**2 + 1, width))
+        self.position = nn.Parameter(torch.empty(side**2 + 1, width))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, outputs)
-        initialization.normal(self.place, width**-0.5)
+        initialization.normal(self.position, width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, side, side) to (B, outputs)."""
-        places = x.flatten(2).transpose(1, 2)
-        places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.place
-        qkv = self.qkv(places).unflatten(2, (3, self.heads, -1))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.position
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         return self.out(attention(query[:, :, :1], key, value, causal=False).flatten(1))
 
 
 class NoisyClassifier(nn.Module):
-    """Names the class of a noisy image at a known time."""
+    """Classifies noisy images at known times."""
 
     def __init__(self, config: NoisyClassifierConfig) -> None:
         super().__init__()
@@ -120,11 +119,10 @@ class NoisyClassifier(nn.Module):
 
     @property
     def classes(self) -> int:
-        """How many it tells apart."""
         return self.config.classes
 
     def _stages(self, settings: BlockSettings) -> list[Stage]:
-        """The way down: a level's blocks, then one that halves."""
+        """The blocks of each level, then one that halves."""
         config, stages = self.config, []
         width = config.widths[0]
         for level, outputs in enumerate(config.widths):
@@ -150,7 +148,7 @@ class NoisyClassifier(nn.Module):
         side = self.config.image_size
         if x.shape[2:] != (side, side):
             raise UserError(
-                f"this noisy classifier reads images of {side} x {side}, got "
+                f"this noisy classifier takes images of {side} x {side}, got "
                 f"{x.shape[2]} x {x.shape[3]}"
             )
         vector = self.time(t)
@@ -168,8 +166,8 @@ def class_log_probability(
 ) -> LogProbability:
     """ln p(label | x_t), (B,), for images noised by `schedule`, which may not be the classifier's.
 
-    They are shown to it at the time, and at the size, that images of their signal-to-noise ratio
-    have under its own.
+    The classifier gets them at the time, and at the scale, that images of their signal-to-noise
+    ratio have under its own.
     """
     own = classifier.process.schedule
 

@@ -1,4 +1,4 @@
-"""What a diffusion network is told besides the noisy image and the time."""
+"""The inputs of a diffusion network besides the noisy image and the time."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,37 +18,34 @@ class Condition:
     low_res: Tensor | None = None
     """(B, 3, h, w) in [-1, 1]."""
     noise_level: Tensor | None = None
-    """(B,): how strongly `low` was degraded."""
+    """(B,): how strongly `low_res` was degraded."""
     features: Tensor | None = None
-    """(B, L, C): captions as a frozen encoder read them."""
+    """(B, L, C): features of captions from a frozen encoder."""
     empty_features: Tensor | None = None
-    """(L, C): what that encoder makes of an empty caption."""
+    """(L, C): the features of an empty caption."""
 
     def without_text(self) -> "Condition":
         """The same with empty captions (all pads): the unconditional branch of guidance.
 
-        Ready features become those of an empty caption. Where these are not known they become 0: a
-        cross-attention that reads zeros adds nothing but its bias.
+        Features become those of an empty caption. Where these are not known they become 0: a
+        cross-attention over zeros adds nothing but its bias.
         """
-        return self._told_nothing
+        return self._without_text
 
     @cached_property
-    def _told_nothing(self) -> "Condition":
-        # the same tensors at every step of a drawing: a network recalls what it made of them
+    def _without_text(self) -> "Condition":
+        # the same tensors at every step of sampling: a network caches what it computes of them
         text, features = self.text, self.features
         if features is not None:
             none = (
                 torch.zeros_like(features) if self.empty_features is None else self.empty_features
             )
             features = none.to(features).expand_as(features)
-        return replace(
-            self,
-            text=None if text is None else torch.zeros_like(text),
-            features=features,
-        )
+        text = None if text is None else torch.zeros_like(text)
+        return replace(self, text=text, features=features)
 
     def without_class(self, null: int) -> "Condition":
-        """The same with the label `null`, which means "no class"."""
+        """The same with the label `null`, "no class"."""
         if self.label is None:
             return self
         return replace(self, label=torch.full_like(self.label, null))

@@ -1,7 +1,7 @@
-"""Conditioning augmentation of a cascade (arXiv 2106.15282, 4.3): spoil the low-resolution input.
+"""Conditioning augmentation of a cascade (arXiv 2106.15282, 4.3): degrade the low-resolution input.
 
 A super-resolution network is trained on real low-resolution images and used on generated ones;
-spoiling them in training, and telling the network how much, closes the gap.
+degrading them in training, and conditioning the network on the level, closes the gap.
 """
 
 import math
@@ -16,30 +16,29 @@ from models.nn.random import randn_like
 
 
 class Degradation(Protocol):
-    """Spoils low-resolution images by a level per sample."""
+    """Degrades low-resolution images by a level per sample."""
 
     def levels(self, count: int, rng: Generator) -> Tensor:
         """Levels (count,) for training."""
         ...
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
-        """Images (B, 3, h, w) spoiled by levels (B,); level 0 returns them unchanged."""
+        """Images (B, 3, h, w) degraded by levels (B,); level 0 returns them unchanged."""
         ...
 
 
 class GaussianAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Gaussian noise of levels drawn evenly from [0, max_level]."""
+    """Gaussian noise of levels uniform in [0, max_level]."""
 
     kind: Literal["gaussian"] = "gaussian"
     max_level: float = Field(default=0.4, ge=0, le=1)
 
     def build(self) -> "GaussianAugmentation":
-        """The augmentation."""
         return GaussianAugmentation(self)
 
 
 class GaussianAugmentation:
-    """Level s draws z_s = cos(pi s / 2) z_0 + sin(pi s / 2) noise.
+    """Level s gives z_s = cos(pi s / 2) z_0 + sin(pi s / 2) noise.
 
     This is the forward process of a cosine schedule, run to s ("non-truncated" in the paper).
     """
@@ -48,7 +47,6 @@ class GaussianAugmentation:
         self._max_level = config.max_level
 
     def levels(self, count: int, rng: Generator) -> Tensor:
-        """Even in [0, max_level]."""
         return self._max_level * torch.rand(count, generator=rng, device=rng.device)
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
@@ -58,7 +56,7 @@ class GaussianAugmentation:
 
 
 class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Gaussian blur of a share of the training images (unCLIP: kernel 3, sigma 0.6)."""
+    """Gaussian blur of some of the training images (unCLIP: kernel 3, sigma 0.6)."""
 
     kind: Literal["blur"] = "blur"
     kernel: int = Field(default=3, gt=0)
@@ -72,7 +70,6 @@ class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "BlurAugmentation":
-        """The augmentation."""
         return BlurAugmentation(self)
 
 
@@ -84,8 +81,8 @@ class BlurAugmentation:
 
     def levels(self, count: int, rng: Generator) -> Tensor:
         """1 for about `probability` of the samples, else 0."""
-        drawn = torch.rand(count, generator=rng, device=rng.device)
-        return (drawn < self._config.probability).float()
+        uniform = torch.rand(count, generator=rng, device=rng.device)
+        return (uniform < self._config.probability).float()
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """low + level (blurred - low)."""
@@ -102,8 +99,8 @@ class BlurAugmentation:
 
 
 def gaussian_kernel(size: int, sigma: float) -> Tensor:
-    """A gaussian sampled at `size` (odd) whole offsets, with sum 1."""
-    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    """A gaussian sampled at `size` (odd) integer offsets, with sum 1."""
+    offsets = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     return weights / weights.sum()
 

@@ -22,7 +22,7 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["dit"] = "dit"
     image_size: int = Field(gt=0)
     image_channels: int = Field(default=3, gt=0)
-    """Channels of what is denoised: 3 for pictures, those of the first stage for latents."""
+    """3 for images, those of the first stage for latents."""
     patch: int = Field(default=2, gt=0)
     width: int = Field(default=1152, gt=0, multiple_of=4)
     layers: int = Field(default=28, gt=0)
@@ -30,14 +30,13 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int | None = Field(default=None, gt=0)
     null_class: bool = True
-    """One label more, `classes`, means that no class is told (classifier-free guidance)."""
+    """Whether there is one more label, `classes`, for "no class" (classifier-free guidance)."""
     timestep_offset: Literal[0, 1] = 0
-    """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
+    """The time embedding is of 1000 t - offset: published networks count their steps from 0."""
     process: ProcessConfig = ProcessConfig(prediction_type="noise")
 
     @property
     def conditioning(self) -> frozenset[str]:
-        """What the network is told besides the time."""
         return frozenset() if self.classes is None else frozenset({"class"})
 
     @model_validator(mode="after")
@@ -51,16 +50,14 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "DiT":
-        """A new network, with parameters from torch's global generator."""
         return DiT(self)
 
 
 class DiT(nn.Module):
     """Patches attend to each other; the time and the class modulate every block (adaLN-Zero).
 
-    A new network gives 0. Places are sines and cosines that no training moves; they are kept, and
-    counted, as a parameter, as in the released code.
-    Dropout draws from torch's global generator, in training mode only.
+    A new network gives 0. Positions are sines and cosines that are not trained; they are stored,
+    and counted, as a parameter, as in the released code. Dropout takes torch's global generator.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -70,8 +67,8 @@ class DiT(nn.Module):
         width, values = config.width, config.image_channels * config.patch**2
         self.image_in = nn.Linear(values, width)
         side = config.image_size // config.patch
-        self.place = nn.Parameter(torch.empty(side**2, width), requires_grad=False)
-        initialization.computed(self.place, lambda: sincos_positions(side, width))
+        self.position = nn.Parameter(torch.empty(side**2, width), requires_grad=False)
+        initialization.computed(self.position, lambda: sincos_positions(side, width))
         self.time = TimestepEmbedding(width, timestep_offset=config.timestep_offset)
         if config.classes is not None:
             self.label = nn.Embedding(config.classes + config.null_class, width)
@@ -89,10 +86,10 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.image_out = nn.Linear(width, values * config.process.outputs)
-        self._start()
+        self._initialize()
 
-    def _start(self) -> None:
-        """The paper's code: Xavier's uniform draws; 0 where a block or the output begins."""
+    def _initialize(self) -> None:
+        """As the paper's code: Xavier's uniform; 0 for the modulations and the output."""
         for block in self.blocks:
             for layer in block.modules():
                 if isinstance(layer, nn.Linear) and layer is not block.modulation:
@@ -121,9 +118,8 @@ class DiT(nn.Module):
                 f"this dit takes {config.image_size} x {config.image_size}, got "
                 f"{x.shape[2]} x {x.shape[3]}"
             )
-        tokens = (
-            self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch)) + self.place
-        )
+        image = x.to(self.image_in.weight.dtype)
+        tokens = self.image_in(patchify(image, config.patch)) + self.position
         vector = self.time(t)
         if config.classes is not None:
             if condition.label is None:

@@ -48,7 +48,7 @@ def _layout(config: DiTConfig) -> list[Weight]:
     pixels = _pixels_last(config)
     found = [
         Weight(
-            "place",
+            "position",
             ("pos_embed",),
             WeightMapping(lambda parts: parts[0][0], lambda own: [own[None]]),
         ),
@@ -60,8 +60,8 @@ def _layout(config: DiTConfig) -> list[Weight]:
         Weight("image_out.weight", ("final_layer.linear.weight",), pixels),
         Weight("image_out.bias", ("final_layer.linear.bias",), pixels),
     ]
-    for place in range(config.layers):
-        ours, theirs = f"blocks.{place}", f"blocks.{place}"
+    for index in range(config.layers):
+        ours, theirs = f"blocks.{index}", f"blocks.{index}"
         for own, other in (
             ("modulation", "adaLN_modulation.1"),
             ("attention.qkv", "attn.qkv"),
@@ -82,7 +82,7 @@ def _patch(config: DiTConfig) -> WeightMapping:
 def _pixels_last(config: DiTConfig) -> WeightMapping:
     """The values of a patch lie as (row, column, channel) there, (channel, row, column) here."""
     channels = config.image_channels * config.process.outputs
-    rows = torch.arange(channels * config.patch**2).view(config.patch**2, channels)
+    rows = torch.arange(channels * config.patch**2, device="cpu").view(config.patch**2, channels)
     return permuted_rows(rows.T.flatten())
 
 

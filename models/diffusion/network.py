@@ -1,4 +1,4 @@
-"""What any diffusion network offers to those who train it and draw with it, whatever its kind."""
+"""What training and sampling need of a diffusion network, whatever its kind."""
 
 from typing import Protocol, runtime_checkable
 
@@ -12,37 +12,33 @@ class NetworkConfig(Protocol):
 
     @property
     def conditioning(self) -> frozenset[str]:
-        """What it is told besides the time: of class, text, features and low_resolution."""
+        """What it is conditioned on: of class, text, features and low_resolution."""
         ...
 
 
 @runtime_checkable
 class ConditionalNetwork(DiffusionNetwork, Protocol):
-    """A network that says what it must be told."""
+    """A network with its settings."""
 
     @property
-    def config(self) -> NetworkConfig:
-        """Its settings."""
-        ...
+    def config(self) -> NetworkConfig: ...
 
 
 @runtime_checkable
 class ClassConditional(Protocol):
-    """Settings of a network that may know classes."""
+    """Settings with a number of classes."""
 
     @property
-    def classes(self) -> int | None:
-        """How many there are."""
-        ...
+    def classes(self) -> int | None: ...
 
 
 @runtime_checkable
 class ClassConfig(ClassConditional, Protocol):
-    """Settings of a network that may be told a class."""
+    """Settings of a network that may be conditioned on a class."""
 
     @property
     def null_class(self) -> bool:
-        """Whether one label more, `classes`, means that no class is told."""
+        """Whether there is one more label, `classes`, for "no class"."""
         ...
 
 
@@ -58,9 +54,7 @@ class UpsamplingConfig(Protocol):
 
 @runtime_checkable
 class UpsamplingNetwork(Protocol):
-    """A network that spoils its low-resolution input in training."""
+    """A network that degrades its low-resolution input in training."""
 
     @property
-    def augmentation(self) -> Degradation:
-        """What spoils it."""
-        ...
+    def augmentation(self) -> Degradation: ...

@@ -32,7 +32,6 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def conditioning(self) -> frozenset[str]:
-        """What the network is told besides the time."""
         return frozenset({"low_resolution"})
 
     @property
@@ -65,7 +64,6 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "SuperResolution":
-        """A new network, with parameters from torch's global generator."""
         return SuperResolution(self)
 
 
@@ -128,21 +126,17 @@ class SuperResolution(nn.Module):
         """Down through all resolutions and up again."""
         kept: list[Tensor] = []
         last = len(self.downs) - 1
-        for place, stack in enumerate(self.downs):
-            for block in _modules(stack):
+        for index, stack in enumerate(self.downs):
+            for block in stack.children():
                 hidden = block(hidden, vector)
             kept.append(hidden)
-            if place < last:
-                hidden = self.shrinks[place](hidden)
-        for place in range(last, -1, -1):
-            hidden = self.joins[place](torch.cat([hidden, kept[place]], dim=1))
-            for block in _modules(self.ups[place]):
+            if index < last:
+                hidden = self.shrinks[index](hidden)
+        for index in range(last, -1, -1):
+            hidden = self.joins[index](torch.cat([hidden, kept[index]], dim=1))
+            for block in self.ups[index].children():
                 hidden = block(hidden, vector)
-            if place > 0:
+            if index > 0:
                 enlarged = F.interpolate(hidden, scale_factor=2, mode="nearest")
-                hidden = self.grows[place - 1](enlarged)
+                hidden = self.grows[index - 1](enlarged)
         return hidden
-
-
-def _modules(stack: nn.Module) -> list[nn.Module]:
-    return list(stack.children())

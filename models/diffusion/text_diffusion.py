@@ -2,8 +2,8 @@
 
 Image patches are the sequence, with long skip connections from the first half of the blocks to the
 second (U-ViT, arXiv 2209.12152); they attend to each other and to the caption's tokens. The time
-and the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1) reads
-its captions in the same two ways.
+and the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1)
+conditions on captions in the same two ways.
 """
 
 from typing import Literal
@@ -38,7 +38,6 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def conditioning(self) -> frozenset[str]:
-        """What the network is told besides the time."""
         return frozenset({"text"})
 
     @model_validator(mode="after")
@@ -54,15 +53,11 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "TextDiffusion":
-        """A new network, with parameters from torch's global generator."""
         return TextDiffusion(self)
 
 
 class TextDiffusion(nn.Module):
-    """Predicts x_0, noise or v, as its process says.
-
-    Dropout draws from torch's global generator, in training mode only.
-    """
+    """The transformer. Dropout takes torch's global generator, in training mode only."""
 
     def __init__(self, config: TextDiffusionConfig) -> None:
         super().__init__()
@@ -70,9 +65,11 @@ class TextDiffusion(nn.Module):
         self.process = config.process.build()
         width, values = config.width, 3 * config.patch**2
         self.image_in = nn.Linear(values, width)
-        self.image_place = LearnedPositionEmbedding((config.image_size // config.patch) ** 2, width)
+        self.image_position = LearnedPositionEmbedding(
+            (config.image_size // config.patch) ** 2, width
+        )
         self.text_token = nn.Embedding(config.text_vocab, width)
-        self.text_place = LearnedPositionEmbedding(config.text_length, width)
+        self.text_position = LearnedPositionEmbedding(config.text_length, width)
         self.text_norm = nn.LayerNorm(width)
         self.time = TimestepEmbedding(width)
         self.caption = nn.Sequential(
@@ -100,31 +97,31 @@ class TextDiffusion(nn.Module):
             raise UserError("text_diffusion needs captions: set data.text")
         config = self.config
         image = self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch))
-        image = image + self.image_place(0, image.shape[1])
-        words = self.text_token(condition.text)
-        text = self.text_norm(words + self.text_place(0, condition.text.shape[1]))
-        vector = self.time(t) + self.caption(mean_word(words, condition.text))
+        image = image + self.image_position(0, image.shape[1])
+        embedded = self.text_token(condition.text)
+        text = self.text_norm(embedded + self.text_position(0, condition.text.shape[1]))
+        vector = self.time(t) + self.caption(mean_token(embedded, condition.text))
         tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         out = self.image_out(modulate(self.norm(tokens), shift, scale))
         return unpatchify(out.float(), config.patch, x.shape[2], x.shape[3])
 
     def _blocks(self, tokens: Tensor, vector: Tensor, text: Tensor) -> Tensor:
-        """All blocks; block `layers - 1 - i` also reads what block i read."""
+        """All blocks; block `layers - 1 - i` also gets the input of block i."""
         half = len(self.skips)
         rising = len(self.blocks) - half
-        read: list[Tensor] = []
-        for place, block in enumerate(self.blocks):
-            if place < half:
-                read.append(tokens)
-            elif place >= rising:
-                joined = torch.cat([tokens, read.pop()], dim=-1)
-                tokens = self.skips[place - rising](joined)
+        inputs: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            if index < half:
+                inputs.append(tokens)
+            elif index >= rising:
+                joined = torch.cat([tokens, inputs.pop()], dim=-1)
+                tokens = self.skips[index - rising](joined)
             tokens = block(tokens, vector, text)
         return tokens
 
 
-def mean_word(words: Tensor, text: Tensor) -> Tensor:
+def mean_token(embedded: Tensor, text: Tensor) -> Tensor:
     """The mean (B, C) of token vectors (B, L, C) where `text` (B, L) is not empty (0)."""
-    filled = (text != 0).to(words.dtype)[..., None]
-    return (words * filled).sum(dim=1) / filled.sum(dim=1).clamp(min=1)
+    filled = (text != 0).to(embedded.dtype)[..., None]
+    return (embedded * filled).sum(dim=1) / filled.sum(dim=1).clamp(min=1)

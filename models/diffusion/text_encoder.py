@@ -1,4 +1,4 @@
-"""A transformer that reads captions for a diffusion network (GLIDE, arXiv 2112.10741, 2.1)."""
+"""A transformer over captions for a diffusion network (GLIDE, arXiv 2112.10741, 2.1)."""
 
 from typing import NamedTuple, Self
 
@@ -27,28 +27,27 @@ class TextEncoderConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "TextEncoder":
-        """A new network, with parameters from torch's global generator."""
         return TextEncoder(self)
 
 
 class TextFeatures(NamedTuple):
-    """What a caption becomes."""
+    """The features of captions."""
 
-    places: Tensor
+    tokens: Tensor
     """(B, L, width): one vector per token."""
-    whole: Tensor
-    """(B, width): one vector per caption, that of its last place."""
+    pooled: Tensor
+    """(B, width): one vector per caption, that of its last position."""
 
 
 class TextEncoder(nn.Module):
-    """Every place reads every other; an empty one (token 0) has a learned vector of its own."""
+    """Bidirectional attention; every padding position (token 0) has a learned vector of its own."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
         width = config.width
         self.token = nn.Embedding(config.vocab, width)
-        self.place = LearnedPositionEmbedding(config.length, width)
+        self.position = LearnedPositionEmbedding(config.length, width)
         self.pad = LearnedPositionEmbedding(config.length, width)
         self.blocks = nn.ModuleList(
             Block(
@@ -62,9 +61,9 @@ class TextEncoder(nn.Module):
     def forward(self, text: Tensor) -> TextFeatures:
         """Captions (B, L) int64 to their features."""
         length = text.shape[1]
-        words = self.token(text) + self.place(0, length)
-        places = torch.where((text == 0)[..., None], self.pad(0, length), words)
+        embedded = self.token(text) + self.position(0, length)
+        tokens = torch.where((text == 0)[..., None], self.pad(0, length), embedded)
         for block in self.blocks:
-            places = block(places)
-        places = self.norm(places)
-        return TextFeatures(places, places[:, -1])
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        return TextFeatures(tokens, tokens[:, -1])

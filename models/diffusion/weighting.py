@@ -38,7 +38,6 @@ class SnrClamped(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr.clamp(self.low, self.high)
 
 
@@ -48,7 +47,6 @@ class Snr(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["snr"] = "snr"
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr
 
 
@@ -59,7 +57,6 @@ class MinSnr(BaseModel, frozen=True, extra="forbid"):
     gamma: float = Field(default=5.0, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr.clamp(max=self.gamma)
 
 
@@ -69,7 +66,6 @@ class VLoss(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["v"] = "v"
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr + 1
 
 
@@ -81,21 +77,19 @@ class P2(BaseModel, frozen=True, extra="forbid"):
     k: float = Field(default=1.0, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr / (self.k + marginal.snr) ** self.gamma
 
 
 class EDM(BaseModel, frozen=True, extra="forbid"):
     """(u^2 + s^2) / (u s)^2 at noise level u = sigma / alpha (arXiv 2206.00364, table 1).
 
-    s is the standard deviation of the data; in other words snr + 1 / s^2.
+    s is the standard deviation of the data; that is snr + 1 / s^2.
     """
 
     kind: Literal["edm"] = "edm"
     sigma_data: float = Field(default=0.5, gt=0)
 
     def __call__(self, marginal: Marginal) -> Tensor:
-        """Weights (B,)."""
         return marginal.snr + 1 / self.sigma_data**2
 
 

@@ -18,13 +18,13 @@ QUARTERS = 4
 
 
 class ClassificationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Cross-entropy of the class at drawn times, even ones as in the paper by default."""
+    """Cross-entropy of the class at random times, by default uniform as in the paper."""
 
     kind: Literal["classification"]
     times: Uniform | Stratified | LogNormal = Stratified()
 
     def build(self, model: nn.Module) -> "Classification":
-        """The task over `model`.
+        """The task.
 
         Raises:
             UserError: the model is no classifier of noisy images.
@@ -42,11 +42,10 @@ class Classification:
         self._times = config.times.build(model.process.schedule)
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """The classifier."""
         return {"model": self._model}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """Cross-entropy of one micro-batch, in nats, and how often the likeliest class is right."""
+        """Cross-entropy of one micro-batch, in nats, and the accuracy."""
         image, label, rng = batch.images, batch.labels, step.rng
         times = self._times.sample(len(image), rng, part=step.place, parts=step.places)
         noise = torch.randn(image.shape, generator=rng, device=image.device)
@@ -56,26 +55,26 @@ class Classification:
         yield Loss("model", (times.weight * losses).mean(), accuracies(right, times.t))
 
     def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
+        pass
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Images as the classifier sees them, from clean to noise, those it names rightly first."""
+        """Noisy images from clean to noise, those of the right class first."""
         image, label = batch.images, batch.labels
         t = (torch.arange(len(image), device=image.device) + 0.5) / len(image)
         noise = torch.randn(image.shape, generator=rng, device=image.device)
-        seen = self._model.process.add_noise(image, t, noise)
-        right = self._model(seen, t).argmax(dim=1) == label
+        noisy = self._model.process.add_noise(image, t, noise)
+        right = self._model(noisy, t).argmax(dim=1) == label
         return {
-            name: seen[chosen]
+            name: noisy[chosen]
             for name, chosen in (("right", right), ("wrong", ~right))
-            if len(seen[chosen])
+            if len(noisy[chosen])
         }
 
 
 def accuracies(right: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """The share of ones in `right` (B,), and in the quarters of the batch by time (B,).
+    """The mean of `right` (B,), and of the quarters of the batch by time (B,).
 
     Quarter 1 is the cleanest; with stratified times it spans 0 to 0.25. There are none of fewer
     than four samples.

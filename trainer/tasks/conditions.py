@@ -1,4 +1,4 @@
-"""What a diffusion network is told in training, and how it learns to do without."""
+"""What a diffusion network is conditioned on in training, and how it learns to do without."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
-from models.diffusion.degradation import Degradation
 from models.diffusion.guidance import without_class, without_text
 from models.diffusion.network import (
     ClassConfig,
@@ -26,8 +25,8 @@ from trainer.rng import drop_class, drop_rows, drop_text
 
 
 @dataclass(frozen=True)
-class Read:
-    """Captions as a frozen encoder read them, in fp32."""
+class TextFeatures:
+    """Features of captions from a frozen encoder, in fp32."""
 
     features: Tensor
     """(B, L, C)."""
@@ -41,11 +40,11 @@ class ConditionInputs:
 
     batch: Batch
     clean: Tensor
-    """(B, ...): what is noised, after cropping."""
+    """(B, ...): the target before noise is added, after cropping."""
     network: ConditionalNetwork
     rng: Generator
-    read: Callable[[Sequence[str]], Read]
-    """Captions as the frozen encoder of the task reads them."""
+    encode_text: Callable[[Sequence[str]], TextFeatures]
+    """The frozen encoder of the task."""
 
 
 class ClassCondition(BaseModel, frozen=True, extra="forbid"):
@@ -63,21 +62,21 @@ class ClassCondition(BaseModel, frozen=True, extra="forbid"):
                 'has no label for "no class"; set model.null_class=true, or drop=0'
             )
 
-    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with labels, some of them dropped."""
-        label = scene.batch.labels
+        label = inputs.batch.labels
         if self.drop:
-            label = drop_class(label, self.drop, _classes(scene.network), scene.rng)
-        return replace(cond, label=label)
+            label = drop_class(label, self.drop, _classes(inputs.network), inputs.rng)
+        return replace(condition, label=label)
 
-    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with all labels."""
-        return replace(cond, label=scene.batch.labels)
+        return replace(condition, label=inputs.batch.labels)
 
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser without classes, as far as it has learnt to do without."""
+        """The denoiser without classes, as far as it is trained to do without."""
         return without_class(denoiser, _classes(network)) if self.drop else denoiser
 
 
@@ -88,25 +87,25 @@ class TextCondition(BaseModel, frozen=True, extra="forbid"):
     drop: float = Field(default=0.1, ge=0, lt=1)
 
     def check(self, network: ConditionalNetwork) -> None:
-        """Every network that reads captions reads empty ones."""
+        """Every network with captions takes empty ones."""
 
-    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with captions, some of them emptied."""
-        return replace(cond, text=drop_text(scene.batch.tokens, self.drop, scene.rng))
+        return replace(condition, text=drop_text(inputs.batch.tokens, self.drop, inputs.rng))
 
-    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with all captions."""
-        return replace(cond, text=scene.batch.tokens)
+        return replace(condition, text=inputs.batch.tokens)
 
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser without captions, as far as it has learnt to do without."""
+        """The denoiser without captions, as far as it is trained to do without."""
         return without_text(denoiser) if self.drop else denoiser
 
 
 class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
-    """Captions as a frozen encoder reads them; `drop` of them are empty in training."""
+    """Features of captions from a frozen encoder; `drop` of them are of empty ones in training."""
 
     kind: Literal["features"]
     encoder: TextSource
@@ -115,24 +114,21 @@ class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
     def check(self, network: ConditionalNetwork) -> None:
         """Widths are compared when the encoder is opened."""
 
-    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with features, some of them those of an empty caption."""
-        cond = self.eval_condition(cond, scene)
-        assert cond.features is not None
-        assert cond.empty_features is not None
-        return replace(
-            cond, features=drop_rows(cond.features, cond.empty_features, self.drop, scene.rng)
-        )
+        text = inputs.encode_text(inputs.batch.captions)
+        features = drop_rows(text.features, text.empty, self.drop, inputs.rng)
+        return replace(condition, features=features, empty_features=text.empty)
 
-    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with the features of all captions."""
-        read = scene.read(scene.batch.captions)
-        return replace(cond, features=read.features, empty_features=read.empty)
+        text = inputs.encode_text(inputs.batch.captions)
+        return replace(condition, features=text.features, empty_features=text.empty)
 
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser of empty captions, as far as it has learnt them."""
+        """The denoiser of empty captions, as far as it is trained on them."""
         return without_text(denoiser) if self.drop else denoiser
 
 
@@ -144,33 +140,34 @@ class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
 
     def check(self, network: ConditionalNetwork) -> None:
         """Refuse crops that are not whole low-resolution pixels."""
-        if self.crop is not None and self.crop % factor_of(network):
+        if self.crop is not None and self.crop % upsampling_factor(network):
             raise UserError(
                 f"task.condition.crop: {self.crop} pixels are not a multiple of the model's factor "
-                f"{factor_of(network)}"
+                f"{upsampling_factor(network)}"
             )
 
-    def train_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
-        """The condition with the small image, spoiled as the network's augmentation says."""
-        augmentation = _augmentation(scene.network)
-        low = reduced(scene.clean, factor_of(scene.network))
-        level = augmentation.levels(len(low), scene.rng)
-        return replace(cond, low_res=augmentation(low, level, scene.rng), noise_level=level)
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        """The condition with the downsampled image, degraded by the network's augmentation."""
+        assert isinstance(inputs.network, UpsamplingNetwork), "it is conditioned on low_resolution"
+        augmentation = inputs.network.augmentation
+        low = F.avg_pool2d(inputs.clean, upsampling_factor(inputs.network))
+        level = augmentation.levels(len(low), inputs.rng)
+        return replace(condition, low_res=augmentation(low, level, inputs.rng), noise_level=level)
 
-    def eval_condition(self, cond: Condition, scene: ConditionInputs) -> Condition:
-        """The condition with the small image as it is."""
-        low = reduced(scene.clean, factor_of(scene.network))
-        return replace(cond, low_res=low, noise_level=low.new_zeros(len(low)))
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        """The condition with the downsampled image as it is."""
+        low = F.avg_pool2d(inputs.clean, upsampling_factor(inputs.network))
+        return replace(condition, low_res=low, noise_level=low.new_zeros(len(low)))
 
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser itself: the small image is never missing."""
+        """The denoiser itself: the low-resolution image is never missing."""
         return denoiser
 
 
 class NoCondition(BaseModel, frozen=True, extra="forbid"):
-    """The network is told nothing."""
+    """An unconditional network."""
 
     kind: Literal["none"] = "none"
 
@@ -205,7 +202,7 @@ ConditionConfig = Annotated[
 ]
 
 
-def single(config: ConditionConfig) -> tuple[OneCondition, ...]:
+def as_conditions(config: ConditionConfig) -> tuple[OneCondition, ...]:
     """The conditions one by one."""
     match config:
         case NoCondition():
@@ -216,12 +213,12 @@ def single(config: ConditionConfig) -> tuple[OneCondition, ...]:
             return (config,)
 
 
-def cropped(image: Tensor, size: int, factor: int, rng: Generator) -> Tensor:
+def random_crop(image: Tensor, size: int, factor: int, rng: Generator) -> Tensor:
     """One window of `size` pixels from each image (B, C, H, W), at a multiple of `factor`."""
     if size >= image.shape[-1]:
         return image
-    places = (image.shape[-1] - size) // factor + 1
-    corners = torch.randint(places, (len(image), 2), generator=rng, device=image.device)
+    positions = (image.shape[-1] - size) // factor + 1
+    corners = torch.randint(positions, (len(image), 2), generator=rng, device=image.device)
     return torch.stack(
         [
             each[:, row : row + size, column : column + size]
@@ -230,24 +227,14 @@ def cropped(image: Tensor, size: int, factor: int, rng: Generator) -> Tensor:
     )
 
 
-def reduced(image: Tensor, factor: int) -> Tensor:
-    """Images (B, C, H, W) at 1/factor of their size, by the mean over squares."""
-    return F.avg_pool2d(image, factor)
-
-
-def factor_of(network: ConditionalNetwork) -> int:
-    """How many times larger than its small image the network's is, each way."""
-    assert isinstance(network.config, UpsamplingConfig), "it is told low_resolution"
+def upsampling_factor(network: ConditionalNetwork) -> int:
+    """Output pixels per low-resolution pixel, each way."""
+    assert isinstance(network.config, UpsamplingConfig), "it is conditioned on low_resolution"
     return network.config.factor
-
-
-def _augmentation(network: ConditionalNetwork) -> Degradation:
-    assert isinstance(network, UpsamplingNetwork), "it is told low_resolution"
-    return network.augmentation
 
 
 def _classes(network: ConditionalNetwork) -> int:
     config = network.config
-    assert isinstance(config, ClassConfig), "it is told class"
-    assert config.classes is not None, "it is told class"
+    assert isinstance(config, ClassConfig), "it is conditioned on class"
+    assert config.classes is not None, "it is conditioned on class"
     return config.classes

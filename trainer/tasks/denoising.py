@@ -1,4 +1,4 @@
-"""Denoising: every diffusion model, whatever it is conditioned on (DDPM, arXiv 2006.11239)."""
+"""Denoising: every diffusion model, whatever its conditions (DDPM, arXiv 2006.11239)."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -31,12 +31,12 @@ from trainer.tasks.conditions import (
     FeaturesCondition,
     LowResolutionCondition,
     NoCondition,
-    Read,
-    cropped,
-    factor_of,
-    single,
+    TextFeatures,
+    as_conditions,
+    random_crop,
+    upsampling_factor,
 )
-from trainer.tasks.frozen_text import Reading
+from trainer.tasks.frozen_text import FrozenTextEncoder
 from trainer.tasks.objectives import (
     HybridLoss,
     LossConfig,
@@ -59,13 +59,13 @@ class Images(BaseModel, frozen=True, extra="forbid"):
 class Array(BaseModel, frozen=True, extra="forbid"):
     """An array of a derived set is denoised, such as latents (B, C, h, w) or vectors (B, D).
 
-    It is shifted and scaled first: (value - mean) x scale, to a deviation of about 1.
+    It is shifted and scaled first: (value - mean) x scale, to a standard deviation of about 1.
     """
 
     kind: Literal["array"] = "array"
     name: str
     std: str | None = None
-    """An array of standard deviations: each time a sample comes it is drawn anew around `name`."""
+    """An array of standard deviations: every epoch samples anew from N(name, std^2)."""
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
 
@@ -79,10 +79,10 @@ class Array(BaseModel, frozen=True, extra="forbid"):
 
 
 class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
-    """An error of the prediction at drawn times.
+    """An error of the prediction at random times.
 
     `weight` is that of the loss `weighted`. By default times are stratified, over the steps of the
-    hybrid loss where it has some. `preview` says how previews are drawn; its guidance acts where a
+    hybrid loss where it has some. `preview` is the sampling of previews; its guidance acts where a
     condition is sometimes dropped.
     """
 
@@ -100,7 +100,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
             case WeightedLoss():
                 return self
             case HybridLoss(steps=steps):
-                if isinstance(self.draws, LogNormal) or self.draws.steps != steps:
+                if isinstance(self.timesteps, LogNormal) or self.timesteps.steps != steps:
                     raise ValueError(
                         f"the hybrid loss of {steps} steps needs times on those steps: set "
                         f"times.steps to {steps}, or leave times out"
@@ -110,34 +110,35 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @property
-    def draws(self) -> TimestepsConfig:
-        """How times are drawn."""
+    def timesteps(self) -> TimestepsConfig:
+        """The distribution of times."""
         if self.times is not None:
             return self.times
         return Stratified(steps=self.loss.steps if isinstance(self.loss, HybridLoss) else None)
 
     @property
-    def reads(self) -> TextSource | None:
-        """The frozen encoder that reads the captions, if one does."""
-        for each in single(self.condition):
+    def text_encoder(self) -> TextSource | None:
+        """The frozen encoder of the captions, if there is one."""
+        for each in as_conditions(self.condition):
             if isinstance(each, FeaturesCondition):
                 return each.encoder
         return None
 
     def build(self, model: nn.Module) -> "Denoising":
-        """The task over `model`.
+        """The task.
 
         Raises:
             UserError: the model is no diffusion network, or cannot be conditioned or trained so.
         """
         if not isinstance(model, ConditionalNetwork) or not isinstance(model.config, NetworkConfig):
             raise UserError("task.kind: denoising trains a diffusion network, which model is not")
-        conditions = single(self.condition)
+        conditions = as_conditions(self.condition)
         given: set[str] = {each.kind for each in conditions}
-        told = model.config.conditioning
-        if given != told:
+        wanted = model.config.conditioning
+        if given != wanted:
             raise UserError(
-                f"task.condition: gives {_listed(given)}, but this model is told {_listed(told)}; "
+                f"task.condition: gives {_listed(given)}, but this model is conditioned on "
+                f"{_listed(wanted)}; "
                 "name each with its kind, several with kind several"
             )
         for each in conditions:
@@ -160,14 +161,15 @@ class Denoising:
 
     def __init__(self, config: DenoisingConfig, model: ConditionalNetwork) -> None:
         self._config, self._model = config, model
-        self._conditions = single(config.condition)
+        self._conditions = as_conditions(config.condition)
         self._objective = objective(config.loss, config.weight or SnrClamped())
-        self._times: TimestepSampler = config.draws.build(model.process.schedule)
-        self._seen: list[Tensor] = []
-        self._reading = None if config.reads is None else Reading(config.reads)
+        self._times: TimestepSampler = config.timesteps.build(model.process.schedule)
+        self._losses: list[Tensor] = []
+        self._text_encoder = (
+            None if config.text_encoder is None else FrozenTextEncoder(config.text_encoder)
+        )
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """The denoiser."""
         assert isinstance(self._model, nn.Module)
         return {"model": self._model}
 
@@ -175,26 +177,28 @@ class Denoising:
         """The error of one micro-batch."""
         rng = step.rng
         clean = self._clean(batch, rng)
-        scene, cond = self._scene(batch, clean, rng), Condition()
+        inputs, condition = self._inputs(batch, clean, rng), Condition()
         for each in self._conditions:
-            cond = each.train_condition(cond, scene)
+            condition = each.train_condition(condition, inputs)
         times = self._times.sample(len(clean), rng, part=step.place, parts=step.places)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
-        errors = self._objective(engines["model"], self._model.process, clean, cond, times.t, noise)
+        errors = self._objective(
+            engines["model"], self._model.process, clean, condition, times.t, noise
+        )
         if isinstance(self._times, LossSecondMomentSampler):
-            self._seen.append(torch.stack([times.t, errors.value.detach()], dim=1))
+            self._losses.append(torch.stack([times.t, errors.value.detach()], dim=1))
         metrics = {name: values.mean() for name, values in errors.metrics.items()}
         yield Loss("model", (times.weight * errors.value).mean(), metrics)
 
     def after_update(self, step: Step) -> None:
-        """Times drawn by importance learn from the losses of all processes."""
+        """Importance sampling of times learns from the losses of all processes."""
         if isinstance(self._times, LossSecondMomentSampler):
-            rows = distributed.gather_rows(torch.cat(self._seen))
-            self._seen = []
-            self._times.record(rows[:, 0], rows[:, 1])
+            rows = distributed.gather_rows(torch.cat(self._losses))
+            self._losses = []
+            self._times.update(rows[:, 0], rows[:, 1])
 
     def state(self) -> Mapping[str, Any]:
-        """The losses that times are drawn by, for a checkpoint."""
+        """The losses of importance sampling, for a checkpoint."""
         if not isinstance(self._times, LossSecondMomentSampler):
             return {}
         return {name: values.tolist() for name, values in self._times.state().items()}
@@ -202,32 +206,35 @@ class Denoising:
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         if state and isinstance(self._times, LossSecondMomentSampler):
-            self._times.restore(
-                {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
-            )
+            tensors = {
+                name: torch.tensor(values, dtype=torch.float64, device="cpu")
+                for name, values in state.items()
+            }
+            self._times.restore(tensors)
 
     @torch.no_grad()
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Real images and drawn ones; what is no image has none.
+        """Real images and samples; none where the target is no image.
 
-        Where small images are enlarged, also those enlarged without a model.
+        Of an upsampler also bilinear interpolation.
         """
         if not isinstance(self._config.target, Images):
             return {}
         clean = self._config.target.clean(batch, rng)
-        scene, cond = self._scene(batch, clean, rng), Condition()
+        inputs, condition = self._inputs(batch, clean, rng), Condition()
         for each in self._conditions:
-            cond = each.eval_condition(cond, scene)
-        pictures = {"real": clean}
-        if cond.low_res is not None:
+            condition = each.eval_condition(condition, inputs)
+        images = {"real": clean}
+        if condition.low_res is not None:
             size = clean.shape[2:]
-            plain = F.interpolate(cond.low_res, size, mode="bilinear", align_corners=False)
-            pictures["bilinear"] = plain
-        return {**pictures, "samples": self._drawn(clean, cond, rng)}
+            images["bilinear"] = F.interpolate(
+                condition.low_res, size, mode="bilinear", align_corners=False
+            )
+        return {**images, "samples": self._sample(clean, condition, rng)}
 
-    def _drawn(self, like: Tensor, cond: Condition, rng: Generator) -> Tensor:
+    def _sample(self, like: Tensor, condition: Condition, rng: Generator) -> Tensor:
         """Images of the shape of `like`."""
         model, sampling = self._model, self._config.preview
         conditional = unconditional = denoiser(model)
@@ -237,19 +244,19 @@ class Denoising:
             sampling = sampling.model_copy(update={"guidance": 1.0})
         noise = torch.randn(like.shape, generator=rng, device=like.device)
         run = sampling.sampler_run(conditional, unconditional, model.process.schedule)
-        return run.solve(noise, cond, rng).clamp(-1, 1)
+        return run.solve(noise, condition, rng).clamp(-1, 1)
 
-    def _scene(self, batch: Batch, clean: Tensor, rng: Generator) -> ConditionInputs:
-        def read(captions: Sequence[str]) -> Read:
-            assert self._reading is not None, "a condition has an encoder"
-            return self._reading(captions, clean.device)
+    def _inputs(self, batch: Batch, clean: Tensor, rng: Generator) -> ConditionInputs:
+        def encode_text(captions: Sequence[str]) -> TextFeatures:
+            assert self._text_encoder is not None, "a condition has an encoder"
+            return self._text_encoder(captions, clean.device)
 
-        return ConditionInputs(batch, clean, self._model, rng, read)
+        return ConditionInputs(batch, clean, self._model, rng, encode_text)
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
-        """What is noised: a crop of it where the task says so."""
+        """The target before noise is added, cropped where the task asks for it."""
         clean = self._config.target.clean(batch, rng)
         for each in self._conditions:
             if isinstance(each, LowResolutionCondition) and each.crop is not None:
-                clean = cropped(clean, each.crop, factor_of(self._model), rng)
+                clean = random_crop(clean, each.crop, upsampling_factor(self._model), rng)
         return clean

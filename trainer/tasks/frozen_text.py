@@ -9,10 +9,10 @@ from data_pipeline.text.t5_tokenizer import tokenizer_of
 from models import frozen_text
 from models.frozen_text import FrozenTextEncoder
 from models.text_source import TextSource
-from trainer.tasks.conditions import Read
+from trainer.tasks.conditions import TextFeatures
 
 
-class Reading:
+class FrozenTextEncoder:
     """Captions to features, by an encoder that is read from disk when it is first needed.
 
     So a recipe can be checked on a machine that has no copy of it. It is no part of the task: not
@@ -23,7 +23,7 @@ class Reading:
         self._source = source
         self._opened: tuple[FrozenTextEncoder, Tensor] | None = None
 
-    def __call__(self, captions: Sequence[str], device: torch.device) -> Read:
+    def __call__(self, captions: Sequence[str], device: torch.device) -> TextFeatures:
         """The captions' features on a device, and those of an empty one, which are kept.
 
         Raises:
@@ -33,4 +33,4 @@ class Reading:
             reader = frozen_text.load(self._source, tokenizer_of).to(device)
             self._opened = reader, reader(("",))[0]
         reader, empty = self._opened
-        return Read(reader(captions), empty)
+        return TextFeatures(reader(captions), empty)

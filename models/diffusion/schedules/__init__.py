@@ -1,1 +1,1 @@
-"""Noise schedules, their marginals and the times that training draws."""
+"""Noise schedules, their marginals and the times of training."""

@@ -1,4 +1,4 @@
-"""Times to train at, and the weight that keeps a loss unbiased when they are not uniform."""
+"""Random times of training, and the weight that keeps a loss unbiased when they are not uniform."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from models.diffusion.schedules.marginal import Schedule
 
 EDGE = 1e-4
-"""Times that may be any number keep so far from 0 and 1, where signal or noise may vanish."""
+"""Distance of continuous times from 0 and 1, where signal or noise may vanish."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Timesteps:
 
 
 class TimestepSampler(Protocol):
-    """Draws times."""
+    """A distribution of times."""
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times: those of one of the equal parts of a batch."""
@@ -39,33 +39,30 @@ class Uniform(BaseModel, frozen=True, extra="forbid"):
     steps: int | None = Field(default=None, gt=0)
 
     def build(self, schedule: Schedule) -> TimestepSampler:
-        """The sampler: these settings themselves."""
         return self
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
-        """`count` times of weight 1."""
         return _plain(torch.rand(count, generator=rng, device=rng.device), self.steps)
 
 
 class Stratified(BaseModel, frozen=True, extra="forbid"):
     """One time in each of parts x count equal strata (arXiv 2107.00630, appendix I.1).
 
-    Every part, such as a process of many, draws with its own generator and takes every parts-th
-    stratum, so all of [0, 1] is covered within a part and no stratum is taken twice.
+    Every part, such as one process of many, has its own generator and takes every parts-th stratum,
+    so all of [0, 1] is covered within a part and no stratum is taken twice.
     """
 
     kind: Literal["stratified"] = "stratified"
     steps: int | None = Field(default=None, gt=0)
 
     def build(self, schedule: Schedule) -> TimestepSampler:
-        """The sampler: these settings themselves."""
         return self
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
-        """`count` times of weight 1, rising."""
-        draws = torch.rand(count, generator=rng, device=rng.device)
+        """`count` increasing times of weight 1."""
+        uniform = torch.rand(count, generator=rng, device=rng.device)
         strata = torch.arange(count, device=rng.device) * parts + part
-        return _plain((strata + draws) / (count * parts), self.steps)
+        return _plain((strata + uniform) / (count * parts), self.steps)
 
 
 class LogNormal(BaseModel, frozen=True, extra="forbid"):
@@ -76,17 +73,16 @@ class LogNormal(BaseModel, frozen=True, extra="forbid"):
     std: float = Field(default=1.2, gt=0)
 
     def build(self, schedule: Schedule) -> TimestepSampler:
-        """The sampler for a schedule."""
-        return LogNormalLevel(schedule, self.mean, self.std)
+        return LogNormalSampler(schedule, self.mean, self.std)
 
 
 @dataclass(frozen=True)
-class LogNormalLevel:
+class LogNormalSampler:
     """ln(sigma / alpha) ~ N(mean, std^2) under a schedule."""
 
     schedule: Schedule
-    mean: float = -1.2
-    std: float = 1.2
+    mean: float
+    std: float
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times of weight 1, those beyond the schedule's ends at its ends."""
@@ -104,7 +100,6 @@ class ImportanceConfig(BaseModel, frozen=True, extra="forbid"):
     uniform: float = Field(default=0.001, ge=0, le=1)
 
     def build(self, schedule: Schedule) -> TimestepSampler:
-        """A sampler that has seen nothing yet."""
         return LossSecondMomentSampler(self.steps, history=self.history, uniform=self.uniform)
 
 
@@ -118,7 +113,7 @@ class LossSecondMomentSampler:
 
     Uniform until every one of the N steps has `history` losses; `uniform` of the probability stays
     uniform. Its state is the tensors of `state`, and equal on all processes if each passes all
-    processes' losses to `record`.
+    processes' losses to `update`.
     """
 
     def __init__(self, steps: int, *, history: int = 10, uniform: float = 0.001) -> None:
@@ -140,20 +135,20 @@ class LossSecondMomentSampler:
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` steps k / N, with weight 1 / (N p)."""
         odds = self.probabilities.to(rng.device)
-        places = torch.multinomial(odds, count, replacement=True, generator=rng)
-        return Timesteps((places + 1) / self._steps, (1 / (self._steps * odds[places])).float())
+        indices = torch.multinomial(odds, count, replacement=True, generator=rng)
+        return Timesteps((indices + 1) / self._steps, (1 / (self._steps * odds[indices])).float())
 
-    def record(self, t: Tensor, losses: Tensor) -> None:
+    def update(self, t: Tensor, losses: Tensor) -> None:
         """Unweighted losses (M,) at times (M,), from all processes and in one order."""
-        places = (t.detach().cpu().double() * self._steps).round().long() - 1
-        for place, loss in zip(places.tolist(), losses.detach().cpu().tolist(), strict=True):
+        indices = (t.detach().cpu().double() * self._steps).round().long() - 1
+        for index, loss in zip(indices.tolist(), losses.detach().cpu().tolist(), strict=True):
             if not math.isfinite(loss):
                 continue
-            self._losses[place, self._counts[place] % self._losses.shape[1]] = loss
-            self._counts[place] += 1
+            self._losses[index, self._counts[index] % self._losses.shape[1]] = loss
+            self._counts[index] += 1
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,8 +50,8 @@ class ResidualBlock(nn.Module):
     """skip(x) + conv(dropout(silu(modulated norm(conv(silu(norm x)))))).
 
     The second convolution starts at 0. Where the block halves or doubles the resolution, the skip
-    is resampled, and so is the branch between its first activation and convolution (BigGAN's way,
-    arXiv 2105.05233, 3). Dropout draws from torch's global generator, in training mode only.
+    is resampled, and so is the branch between its first activation and convolution (as in BigGAN,
+    arXiv 2105.05233, 3). Dropout takes torch's global generator, in training mode only.
     """
 
     def __init__(
@@ -82,12 +81,12 @@ class ResidualBlock(nn.Module):
             hidden = self.conv_in.upsample_conv(hidden)
         else:
             hidden = self.conv_in(resampled(hidden, self.resampling))
-        told = self.modulation(F.silu(vector))
+        modulation = self.modulation(F.silu(vector))
         if self.scales:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = modulation.chunk(2, dim=1)
             hidden = norm_act(self.norm_out, hidden, silu=True, scale_shift=(scale, shift))
         else:
-            hidden = norm_act(self.norm_out, hidden, silu=True, input_bias=told)
+            hidden = norm_act(self.norm_out, hidden, silu=True, input_bias=modulation)
         kept = self.skip(resampled(x, self.resampling))
         return self.conv_out(self.dropout(hidden)).add_(kept)
 
@@ -135,7 +134,7 @@ class PlainResampling(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm x) over all places of an image, and the caption's tokens if there are any.
+    """x + attention(norm x) over an image's positions and, if there are any, the caption's tokens.
 
     The output projection starts at 0.
     """
@@ -154,8 +153,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
-        mixed = self.attention(places) if context is None else self.attention(places, context)
+        tokens = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
+        mixed = self.attention(tokens) if context is None else self.attention(tokens, context)
         return x + mixed.transpose(1, 2).view(x.shape)
 
 
@@ -171,8 +170,3 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = block(x, vector, context)
         return x
-
-
-def joined(x: Tensor, kept: Tensor) -> Tensor:
-    """Features of the way up, followed by those kept on the way down."""
-    return torch.cat([x, kept], dim=1)

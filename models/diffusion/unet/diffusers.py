@@ -10,7 +10,7 @@ from models.conversion import Weight, concatenated, export_state, import_state, 
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
     Names,
-    placed,
+    indexed_blocks,
     refuse_absent,
     residual,
     skeleton,
@@ -36,7 +36,7 @@ def from_diffusers(
 ) -> dict[str, Tensor]:
     """The state dict of `config`'s network from one with the names of diffusers.
 
-    `sines_first`: the sines that tell the time come before the cosines there
+    `sines_first`: the time embedding has its sines before its cosines there
     (`flip_sin_to_cos: false`).
 
     Raises:
@@ -93,31 +93,31 @@ def refuse(config: UNetConfig) -> None:
     )
 
 
-Place = tuple[str, str, nn.Module]
+NamedBlock = tuple[str, str, nn.Module]
 
 
-def _down(network: UNet) -> Iterator[Place]:
+def _down(network: UNet) -> Iterator[NamedBlock]:
     depth = network.config.depth
-    for number, place, block in placed(network.down):
+    for number, index, block in indexed_blocks(network.down):
         level, inside = divmod(number, depth + 1)
-        ours = f"down.{number}.blocks.{place}"
+        ours = f"down.{number}.blocks.{index}"
         if inside == depth:
             yield ours, f"down_blocks.{level}.downsamplers.0", block
         else:
             yield ours, f"down_blocks.{level}.{_kind(block)}.{inside}", block
 
 
-def _middle(network: UNet) -> Iterator[Place]:
+def _middle(network: UNet) -> Iterator[NamedBlock]:
     theirs = ("resnets.0", "attentions.0", "resnets.1")
-    for place, (name, block) in enumerate(zip(theirs, network.middle.blocks, strict=True)):
-        yield f"middle.blocks.{place}", f"mid_block.{name}", block
+    for index, (name, block) in enumerate(zip(theirs, network.middle.blocks, strict=True)):
+        yield f"middle.blocks.{index}", f"mid_block.{name}", block
 
 
-def _up(network: UNet) -> Iterator[Place]:
+def _up(network: UNet) -> Iterator[NamedBlock]:
     depth = network.config.depth
-    for number, place, block in placed(network.up):
+    for number, index, block in indexed_blocks(network.up):
         level, inside = divmod(number, depth + 1)
-        ours = f"up.{number}.blocks.{place}"
+        ours = f"up.{number}.blocks.{index}"
         resamples = isinstance(block, PlainResampling) or (
             isinstance(block, ResidualBlock) and block.resampling != "keep"
         )

@@ -238,10 +238,10 @@ def _conditional(config: UNetConfig) -> dict[str, Any]:
 
 def _common(config: UNetConfig, names: tuple[Downwards, Downwards]) -> dict[str, Any]:
     down = [names[config.attends(level)] for level in range(len(config.widths))]
-    pictures = 1 if config.low_resolution is None else 2
+    inputs = 1 if config.low_resolution is None else 2
     return {
         "sample_size": config.image_size,
-        "in_channels": pictures * config.image_channels,
+        "in_channels": inputs * config.image_channels,
         "out_channels": config.process.outputs * config.image_channels,
         "freq_shift": config.freq_shift,
         "flip_sin_to_cos": True,

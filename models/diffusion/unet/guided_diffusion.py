@@ -15,7 +15,7 @@ from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, Residu
 from models.diffusion.unet.layout import (
     Names,
     heads_first,
-    placed,
+    indexed_blocks,
     refuse_absent,
     residual,
     skeleton,
@@ -99,14 +99,14 @@ def _layout(network: UNet) -> list[Weight]:
     ]
     if config.classes is not None:
         found.append(Weight("label.weight", ("label_emb.weight",)))
-    for number, place, block in placed(network.down):
-        theirs = f"input_blocks.{number + 1}.{place}"
-        found += _block(block, f"down.{number}.blocks.{place}", theirs, "op")
-    for place, block in enumerate(network.middle.blocks):
-        found += _block(block, f"middle.blocks.{place}", f"middle_block.{place}", "conv")
-    for number, place, block in placed(network.up):
-        theirs = f"output_blocks.{number}.{place}"
-        found += _block(block, f"up.{number}.blocks.{place}", theirs, "conv")
+    for number, index, block in indexed_blocks(network.down):
+        theirs = f"input_blocks.{number + 1}.{index}"
+        found += _block(block, f"down.{number}.blocks.{index}", theirs, "op")
+    for index, block in enumerate(network.middle.blocks):
+        found += _block(block, f"middle.blocks.{index}", f"middle_block.{index}", "conv")
+    for number, index, block in indexed_blocks(network.up):
+        theirs = f"output_blocks.{number}.{index}"
+        found += _block(block, f"up.{number}.blocks.{index}", theirs, "conv")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The UNet's blocks with their places, as converters walk them."""
+"""The UNet's blocks with their positions, as converters walk them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -59,12 +59,12 @@ def skeleton(config: UNetConfig) -> UNet:
         return config.build()
 
 
-def placed(stages: nn.ModuleList) -> Iterator[tuple[int, int, nn.Module]]:
-    """Every block with the number of its stage and its place there."""
+def indexed_blocks(stages: nn.ModuleList) -> Iterator[tuple[int, int, nn.Module]]:
+    """Every block with the number of its stage and its index there."""
     for number, stage in enumerate(stages):
         assert isinstance(stage, Stage)
-        for place, block in enumerate(stage.blocks):
-            yield number, place, block
+        for index, block in enumerate(stage.blocks):
+            yield number, index, block
 
 
 def residual(block: ResidualBlock, ours: str, theirs: str, names: Names) -> Iterator[Weight]:
@@ -91,8 +91,8 @@ def spatial(block: SpatialTransformer, ours: str, theirs: str, *, linear: bool) 
     yield from layer(f"{ours}.norm", f"{theirs}.norm")
     yield from layer(f"{ours}.enter", f"{theirs}.proj_in", edge)
     yield from layer(f"{ours}.out", f"{theirs}.proj_out", edge)
-    for place in range(len(block.blocks)):
-        own, other = f"{ours}.blocks.{place}", f"{theirs}.transformer_blocks.{place}"
+    for index in range(len(block.blocks)):
+        own, other = f"{ours}.blocks.{index}", f"{theirs}.transformer_blocks.{index}"
         for norm, number in (("self_norm", 1), ("cross_norm", 2), ("forward_norm", 3)):
             yield from layer(f"{own}.{norm}", f"{other}.norm{number}")
         yield _projections(f"{own}.self_attention.qkv", f"{other}.attn1", "qkv")
@@ -111,5 +111,5 @@ def _projections(ours: str, theirs: str, parts: str) -> Weight:
 
 def heads_first(width: int, heads: int, then: WeightMapping = SAME) -> WeightMapping:
     """Rows that lie as (head, of query key value, feature) there and (of three, head, ...) here."""
-    rows = torch.arange(3 * width).view(heads, 3, -1).transpose(0, 1).flatten()
+    rows = torch.arange(3 * width, device="cpu").view(heads, 3, -1).transpose(0, 1).flatten()
     return permuted_rows(rows, then)

@@ -1,4 +1,4 @@
-"""The UNet: down through the resolutions, and up again past what was kept on the way."""
+"""The UNet: down through the resolutions, and up again with skip connections."""
 
 from functools import partial
 from typing import Literal, Self
@@ -24,7 +24,6 @@ from models.diffusion.unet.blocks import (
     ResidualBlock,
     Stage,
     check_levels,
-    joined,
 )
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn.conditioning_cache import cached
@@ -35,16 +34,16 @@ from models.nn.normalization import norm_act
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
-    """The network enlarges images of `size` pixels, which join its input bilinearly enlarged."""
+    """The network enlarges images of `size` pixels: its input holds them bilinearly upsampled."""
 
     size: int = Field(gt=0)
     augmentation: DegradationConfig = BlurAugmentationConfig()
     condition_on_noise_level: bool = False
-    """Whether the network is told how its input was spoiled; the published ones are not."""
+    """Whether the network gets the degradation level of its input; the published ones do not."""
 
 
 class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
-    """Features of captions that come ready, from a frozen encoder: `Condition.features`."""
+    """Features of captions from a frozen encoder: `Condition.features`."""
 
     width: int = Field(gt=0)
 
@@ -60,7 +59,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["unet"] = "unet"
     image_size: int = Field(gt=0)
     image_channels: int = Field(default=3, gt=0)
-    """Channels of what is denoised: 3 for pictures, those of the first stage for latents."""
+    """3 for images, those of the first stage for latents."""
     channels: int = Field(default=128, gt=0, multiple_of=2)
     multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
     depth: int = Field(default=2, gt=0)
@@ -70,7 +69,7 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     heads: int | None = Field(default=None, gt=0)
     """Heads of every attention; by default as many as `head_width` makes."""
     modulation: Literal["scale_shift", "add"] = "scale_shift"
-    """How time reaches a block: scales and shifts after its second norm, or a sum (DDPM)."""
+    """How the time acts on a block: scales and shifts after its second norm, or a sum (DDPM)."""
     resampling: Literal["residual", "convolution", "convolution_end"] = "residual"
     """What halves and doubles resolutions: residual blocks, or single convolutions (DDPM), which
     halve with zeros all round (as in ADM's code) or at the end only (DDPM's)."""
@@ -80,19 +79,19 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int | None = Field(default=None, gt=0)
     null_class: bool = False
-    """One label more, `classes`, means that no class is told (classifier-free guidance)."""
+    """Whether there is one more label, `classes`, for "no class" (classifier-free guidance)."""
     text: TextEncoderConfig | None = None
-    """A transformer of its own reads the captions."""
+    """A transformer over captions, trained with the network."""
     features: TextFeaturesConfig | None = None
-    """The captions were read before."""
+    """Features of a frozen encoder instead."""
     transformer: SpatialTransformerConfig | None = None
-    """What attends is a transformer that reads the caption apart; by default one attention does
-    both (ADM, GLIDE)."""
+    """Transformer blocks with cross-attention to the caption; by default one attention is over the
+    image and the caption (ADM, GLIDE)."""
     low_resolution: LowResolutionConfig | None = None
     timestep_offset: Literal[0, 1] = 0
-    """A thousandth of the time is told as 0, as to the published networks, and not as 1."""
+    """The time embedding is of 1000 t - offset: published networks count their steps from 0."""
     freq_shift: Literal[0, 1] = 0
-    """Whether those that tell the time end just above 1/10,000 (ADM) or with it (DDPM)."""
+    """1: the frequencies of the time embedding end with 1/10,000 (DDPM); 0: just above it (ADM)."""
     process: ProcessConfig = ProcessConfig(prediction_type="noise")
 
     @property
@@ -107,7 +106,6 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def conditioning(self) -> frozenset[str]:
-        """What it is told besides the time: of class, text, features and low_resolution."""
         parts = {
             "class": self.classes,
             "text": self.text,
@@ -123,9 +121,9 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def context(self) -> int | None:
-        """Width of the caption's features that attention reads, where there are any."""
-        read = self.text or self.features
-        return None if read is None else read.width
+        """Width of the caption's features for attention, where there are any."""
+        source = self.text or self.features
+        return None if source is None else source.width
 
     def attends(self, level: int) -> bool:
         """Whether the blocks of a level attend."""
@@ -151,9 +149,9 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         if self.null_class and self.classes is None:
             raise ValueError("null_class needs classes")
         if self.text is not None and self.features is not None:
-            raise ValueError("text and features: captions are read by one of them")
+            raise ValueError("text and features: only one of them can be set")
         if self.transformer is not None and self.context is None:
-            raise ValueError("transformer: it reads captions, so it needs text or features")
+            raise ValueError("transformer: its cross-attention needs text or features")
         low = self.low_resolution
         if low is not None and (self.image_size % low.size or self.image_size == low.size):
             raise ValueError(
@@ -163,17 +161,16 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def build(self) -> "UNet":
-        """A new network, with parameters from torch's global generator."""
         return UNet(self)
 
 
 class UNet(nn.Module):
-    """A denoiser of images, told any of a class, a caption and a low-resolution image.
+    """A denoiser of images, conditioned on any of a class, a caption and a low-resolution image.
 
-    A caption acts twice: as a whole it joins the time's vector, and its tokens are read by every
-    attention (GLIDE, arXiv 2112.10741, 2.1); features that come ready are only read. Fully
-    convolutional apart from attention: trained on crops, it runs at other sizes. Dropout draws from
-    torch's global generator, in training only.
+    A caption acts twice: pooled it joins the time's vector, and every attention is also over its
+    tokens (GLIDE, arXiv 2112.10741, 2.1); features of a frozen encoder act in attention alone.
+    Fully convolutional apart from attention: trained on crops, it runs at other sizes. Dropout
+    takes torch's global generator, in training only.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -200,8 +197,8 @@ class UNet(nn.Module):
             vector, config.groups, config.epsilon, config.dropout, config.modulation
         )
         first = config.widths[0]
-        pictures = 1 if low is None else 2
-        self.stem = nn.Conv2d(pictures * config.image_channels, first, 3, padding=1)
+        inputs = 1 if low is None else 2
+        self.stem = nn.Conv2d(inputs * config.image_channels, first, 3, padding=1)
         kept = self._build_down()
         last = config.widths[-1]
         self.middle = Stage(
@@ -217,7 +214,7 @@ class UNet(nn.Module):
 
     @property
     def augmentation(self) -> Degradation:
-        """What spoils the low-resolution input.
+        """The degradation of the low-resolution input.
 
         Raises:
             UserError: the network has no such input.
@@ -227,7 +224,7 @@ class UNet(nn.Module):
         return self._augmentation
 
     def _build_down(self) -> list[int]:
-        """The way down; returns the widths it keeps for the way up, the stem's first."""
+        """The encoder; returns the widths of its skip connections, the stem's first."""
         config, width = self.config, self.config.widths[0]
         kept, stages = [width], []
         for level, outputs in enumerate(config.widths):
@@ -242,7 +239,7 @@ class UNet(nn.Module):
         return kept
 
     def _build_up(self, kept: list[int]) -> None:
-        """The way up; each stage reads what the way down kept last."""
+        """The decoder; each stage gets the latest skip connection that is left."""
         config, width, stages = self.config, self.config.widths[-1], []
         for level in reversed(range(len(config.widths))):
             outputs = config.widths[level]
@@ -284,9 +281,9 @@ class UNet(nn.Module):
         The raw output has as many channels, or twice as many where the process learns its variance.
 
         Raises:
-            UserError: the condition lacks what the network is told, or the size does not fit.
+            UserError: the condition lacks something, or the size does not fit.
         """
-        vector, context = self._told(t, condition)
+        vector, context = self._embed(t, condition)
         image = self._image(x, condition).to(self.stem.weight.dtype)
         hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
         kept = [hidden]
@@ -295,10 +292,10 @@ class UNet(nn.Module):
             kept.append(hidden)
         hidden = self.middle(hidden, vector, context)
         for stage in self.up:
-            hidden = stage(joined(hidden, kept.pop()), vector, context)
+            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, context)
         return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
-    def _told(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """The vector of time, class, caption and level, and the caption's tokens."""
         config, vector, context = self.config, self.time(t), None
         if config.classes is not None:
@@ -309,10 +306,10 @@ class UNet(nn.Module):
             if condition.text is None:
                 raise UserError("this unet needs captions: set data.text")
             features = cached(self.text, condition.text, self.text)
-            vector, context = vector + self.caption(features.whole), features.places
+            vector, context = vector + self.caption(features.pooled), features.tokens
         if config.features is not None:
             if condition.features is None:
-                raise UserError("this unet needs features of captions, read by their encoder")
+                raise UserError("this unet needs the features of captions")
             context = cached(self, condition.features, partial(cast, dtype=vector.dtype))
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
             if condition.noise_level is None:
@@ -321,7 +318,7 @@ class UNet(nn.Module):
         return vector, context
 
     def _image(self, x: Tensor, condition: Condition) -> Tensor:
-        """The noisy image, with the enlarged low-resolution one where there is one."""
+        """The noisy image, with the upsampled low-resolution one where there is one."""
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Transformers over the places of an image (latent diffusion, arXiv 2112.10752, 3.3 and E.2)."""
+"""Transformers over the positions of an image (latent diffusion, arXiv 2112.10752, 3.3 and E.2)."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from models.nn.normalization import norm_act
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
-    """What attends in a UNet: `depth` blocks that read the image, then the caption."""
+    """`depth` blocks of self-attention over the image, then cross-attention to the caption."""
 
     kind: Literal["transformer"] = "transformer"
     depth: int = Field(default=1, gt=0)
@@ -51,8 +51,8 @@ class CrossAttention(nn.Module):
         return key, value
 
 
-class WholeAttention(nn.Module):
-    """Every place reads every place; no biases but the output's."""
+class FullAttention(nn.Module):
+    """Self-attention over all positions; no biases but the output's."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class SpatialBlock(nn.Module):
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
-        self.self_attention = WholeAttention(width, heads)
+        self.self_attention = FullAttention(width, heads)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = CrossAttention(width, heads, context)
         self.forward_norm = nn.LayerNorm(width)
@@ -104,7 +104,7 @@ class SpatialBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x + linear(blocks(linear(norm x))) over all places of an image; the last linear starts at 0.
+    """x + linear(blocks(linear(norm x))) over an image's positions; the last linear starts at 0.
 
     The group norm's epsilon is 1e-6, whatever that of the other blocks is, as in the published
     networks.
@@ -122,7 +122,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
-        places = self.enter(norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2))
+        tokens = self.enter(norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2))
         for block in self.blocks:
-            places = block(places, context)
-        return x + self.out(places).transpose(1, 2).view(x.shape)
+            tokens = block(tokens, context)
+        return x + self.out(tokens).transpose(1, 2).view(x.shape)

@@ -179,7 +179,7 @@ def test_checking_12_billion_weights_takes_seconds_and_no_memory(tmp_path):
         (["recipes/dalle_dvae.yaml", "--cluster", "none.yaml"], "none.yaml: cannot be read"),
         (
             ["recipes/unclip_decoder_64.yaml", "task.condition={kind: low_resolution}"],
-            "task.condition: gives low_resolution, but this model is told text",
+            "task.condition: gives low_resolution, but this model is conditioned on text",
         ),
     ],
 )

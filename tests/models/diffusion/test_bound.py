@@ -287,10 +287,10 @@ def test_important_steps_are_drawn_more_often_and_weigh_less():
     sampler = LossSecondMomentSampler(4, history=2, uniform=0.0)
     t = torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(2)
     assert sampler.probabilities.tolist() == [0.25] * 4
-    sampler.record(t, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2))
+    sampler.update(t, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2))
     assert torch.allclose(sampler.probabilities, numbers(0.1, 0.2, 0.3, 0.4))
     drawn = sampler.sample(40_000, rng())
-    loss = drawn.t * 4  # what was recorded
+    loss = drawn.t * 4  # what it was updated with
     assert float((drawn.weight * loss).mean()) == pytest.approx(2.5, abs=1e-4)
     assert float((drawn.t == 1.0).float().mean()) == pytest.approx(0.4, abs=0.01)
     other = LossSecondMomentSampler(4, history=2, uniform=0.0)

@@ -50,7 +50,7 @@ def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter():
     model = woken()
     model(X, TIMES, LABEL).square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == ["place"]
+    assert still == ["position"]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from models.diffusion.weighting import SnrClamped
 from trainer.recipe import load
 from trainer.rng import drop_class, drop_text, micro_batches
 from trainer.task import StatefulTask, Step
-from trainer.tasks.conditions import cropped, reduced
+from trainer.tasks.conditions import ConditionInputs, LowResolutionCondition, random_crop
 from trainer.tasks.denoising import DenoisingConfig
 
 COUNT, CLASSES = 8, 3
@@ -160,11 +160,13 @@ def test_micro_batches_keep_labels_with_their_images():
 
 def test_crops_are_windows_at_whole_small_pixels():
     image = torch.arange(16.0).expand(64, 1, 16, 16) + 100 * torch.arange(16.0)[:, None]
-    windows = cropped(image, 8, 4, rng())
+    windows = random_crop(image, 8, 4, rng())
     corners = {(int(w[0, 0, 0]) // 100, int(w[0, 0, 0]) % 100) for w in windows}
     assert corners == {(row, column) for row in (0, 4, 8) for column in (0, 4, 8)}
     assert torch.equal(windows[0] - windows[0, 0, 0, 0], image[0, :, :8, :8])
-    assert reduced(image, 2)[0, 0, 0, :2].tolist() == [50.5, 52.5]
+    inputs = ConditionInputs(batch(), image, network({**UNET, **SMALL_IMAGE}), rng(), None)
+    made = LowResolutionCondition(kind="low_resolution").eval_condition(Condition(), inputs)
+    assert made.low_res[0, 0, 0, :2].tolist() == [50.5, 52.5]
 
 
 class Vectors(nn.Module):
@@ -232,12 +234,12 @@ def test_importance_learns_from_all_processes_and_is_remembered(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (UNET, {"condition": BY_TEXT}, "gives text, but this model is told nothing"),
-        (PATCHES, {}, "gives nothing, but this model is told text; name each"),
+        (UNET, {"condition": BY_TEXT}, "gives text, but this model is conditioned on nothing"),
+        (PATCHES, {}, "gives nothing, but this model is conditioned on text; name each"),
         (
             {**UNET, **LABELS, **SMALL_IMAGE},
             {"condition": BY_CLASS},
-            "gives class, but this model is told class and low_resolution",
+            "gives class, but this model is conditioned on class and low_resolution",
         ),
         (
             {**UNET, "classes": 3},

@@ -193,7 +193,9 @@ def test_what_does_not_fit_is_refused_before_training(recipe, clip, tmp_path):
     check(recipe())
     with pytest.raises(UserError, match=r"set model\.features\.width=128"):
         check(recipe("model.features.width=64"))
-    with pytest.raises(UserError, match=r"gives features, but this model is told nothing"):
+    with pytest.raises(
+        UserError, match=r"gives features, but this model is conditioned on nothing"
+    ):
         check(recipe("model.features=null"))
     with pytest.raises(UserError, match="holds another text encoder"):
         check(recipe(f"task.condition.encoder.digest={'ab' * 32}"))
