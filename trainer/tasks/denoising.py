@@ -36,7 +36,7 @@ from trainer.tasks.conditions import (
     random_crop,
     upsampling_factor,
 )
-from trainer.tasks.frozen_text import FrozenTextEncoder
+from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import (
     HybridLoss,
     LossConfig,
@@ -166,7 +166,7 @@ class Denoising:
         self._times: TimestepSampler = config.timesteps.build(model.process.schedule)
         self._losses: list[Tensor] = []
         self._text_encoder = (
-            None if config.text_encoder is None else FrozenTextEncoder(config.text_encoder)
+            None if config.text_encoder is None else LazyTextEncoder(config.text_encoder)
         )
 
     def parts(self) -> Mapping[str, nn.Module]:

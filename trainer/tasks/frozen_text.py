@@ -12,7 +12,7 @@ from models.text_source import TextSource
 from trainer.tasks.conditions import TextFeatures
 
 
-class FrozenTextEncoder:
+class LazyTextEncoder:
     """Captions to features, by an encoder that is read from disk when it is first needed.
 
     So a recipe can be checked on a machine that has no copy of it. It is no part of the task: not

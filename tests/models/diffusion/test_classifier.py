@@ -122,7 +122,7 @@ def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
 
 
 def test_what_does_not_fit_is_refused(classifier, x):
-    with pytest.raises(UserError, match="reads images of 8 x 8, got 4 x 8"):
+    with pytest.raises(UserError, match="takes images of 8 x 8, got 4 x 8"):
         classifier(x[:, :, :4], T)
     for change, fault in (
         ({"image_size": 9}, "cannot be halved 1 times"),

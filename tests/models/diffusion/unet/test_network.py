@@ -385,8 +385,8 @@ def test_what_the_network_is_told_must_be_there_and_fit():
         ({"low_resolution": {"size": 5}}, "larger multiple of low_resolution.size"),
         ({"text": {"vocab": 9, "length": 4, "width": 10, "heads": 4}}, "multiple of heads 4"),
         ({"multipliers": ()}, "at least 1 item"),
-        ({"transformer": {}}, "transformer: it reads captions"),
-        ({"text": TEXT_ENCODER, "features": {"width": 3}}, "by one of them"),
+        ({"transformer": {}}, "transformer: its cross-attention"),
+        ({"text": TEXT_ENCODER, "features": {"width": 3}}, "only one of them"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):
