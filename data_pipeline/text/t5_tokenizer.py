@@ -42,7 +42,7 @@ class T5Tokenizer:
         for caption in captions:
             ids = [*self._model.EncodeAsIds(caption)[: length - 1], self.end_id]
             rows.append(ids + [self.pad_id] * (length - len(ids)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), length)
 
 
 def tokenizer_of(

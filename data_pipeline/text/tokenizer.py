@@ -123,7 +123,7 @@ class Tokenizer:
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """(B, length) int64 ids of B captions."""
         rows = [self.encode(caption, length) for caption in captions]
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), length)
 
     def encode(self, caption: str, length: int) -> list[int]:
         return self._fit(self._model.EncodeAsIds(normalise(caption)), length)

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -99,5 +100,6 @@ class PerceptualTerm:
             UserError: the weights cannot be read.
         """
         if self._distance is None:
-            self._distance = self._config.build()
+            with torch.device("cpu"):  # moves to the images at its first call
+                self._distance = self._config.build()
         return self._distance(picture, image)

@@ -1,0 +1,134 @@
+"""No training step relies on torch's default device: every tensor is made on an explicit one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.text.tokenizer import Tokenizer
+from models import store
+from models.clip import ClipConfig
+from models.nn.initialization import materialize
+from trainer.recipe import Recipe, load
+from trainer.rng import seed_dropout
+from trainer.task import Step, Task
+
+CPU = torch.device("cpu")
+BATCH = 2
+RECIPES = sorted(Path("recipes").glob("emoji_*.yaml"))
+
+
+def rng(seed: int = 0) -> Generator:
+    return Generator(CPU).manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A model directory of a tiny CLIP whose features have the width that the recipe expects."""
+    config = ClipConfig(
+        image_size=16, patch=8, vision_width=16, vision_layers=1, text_vocab=40, text_length=6,
+        text_width=128, text_layers=1, head_width=16, embed=8,
+    )  # fmt: skip
+    texts = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
+    path = str(tmp_path_factory.mktemp("encoder") / "clip")
+    tokenizer = Tokenizer.train(texts, 40)
+    weights = config.build().state_dict()
+    store.save(path, config, weights, card="tiny", tokenizer=tokenizer, text_length=6)
+    return path
+
+
+@pytest.fixture
+def meta_by_default():
+    """Whatever is made without a device has no memory, and meets a CPU tensor with an error."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def small(path: Path, encoder: str) -> Recipe:
+    """A recipe whose discriminator acts from the first step, and with a tiny text encoder."""
+    match path.stem:
+        case "emoji_kl" | "emoji_vqgan":
+            overrides = ["task.start_step=0"]
+        case "emoji_caption_clip":
+            overrides = [f"task.condition.encoder.model={encoder}"]
+        case _:
+            overrides = []
+    return load(path, overrides)
+
+
+def batch_for(recipe: Recipe) -> Batch:
+    """Random images, tokens, labels and derived arrays of the shapes that a recipe reads."""
+    data, model = recipe.data, recipe.model
+    size = data.image.size if data.image else 8
+
+    def integers(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(1, high, (BATCH, *shape), generator=rng(1), device=CPU)
+
+    arrays = {}
+    for name in data.arrays:
+        match name:
+            case "codes" | "bottom" | "top":
+                side = (4, 4) if name == "top" else model.grid
+                arrays[name] = integers(model.image_vocab, *side)
+            case "latents" | "latent_deviations":
+                shape = (BATCH, model.image_channels, model.image_size, model.image_size)
+                arrays[name] = torch.rand(shape, generator=rng(2), device=CPU)
+    return Batch(
+        keys=("a", "b"),
+        captions=("woman pilot", "man cook"),
+        image=torch.rand((BATCH, 3, size, size), generator=rng(3), device=CPU) * 2 - 1,
+        text=integers(300, data.text.length) if data.text else None,
+        arrays=arrays,
+        label=integers(data.label.count) if data.label else None,
+    )
+
+
+def build(recipe: Recipe) -> Task:
+    model = recipe.model.build()
+    task = recipe.task.build(model)
+    for name, part in task.parts().items():
+        for _ in materialize(part, 0, name, device=CPU):
+            pass
+    return task
+
+
+class Engine:
+    """Calls its part without DeepSpeed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *inputs):
+        return self.module(*inputs)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_training_step_needs_no_default_device(path, encoder, meta_by_default):
+    recipe = small(path, encoder)
+    task = build(recipe)
+    engines = {name: Engine(part.train()) for name, part in task.parts().items()}
+    step = Step(0, rng(4))
+    seed_dropout(step.rng)
+    for loss in task.losses(engines, batch_for(recipe), step):
+        assert loss.value.device == CPU
+        assert all(value.device == CPU for value in loss.metrics.values())
+        loss.value.backward()
+    task.after_update(step)
+    for part in task.parts().values():
+        for name, parameter in part.named_parameters():
+            assert parameter.device == CPU, name
+            assert parameter.grad is None or parameter.grad.device == CPU, name
+        assert any(parameter.grad is not None for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_preview_needs_no_default_device(path, encoder, meta_by_default):
+    recipe = small(path, encoder)
+    task = build(recipe)
+    parts = {name: part.eval() for name, part in task.parts().items()}
+    with torch.no_grad():
+        images = task.preview(parts, batch_for(recipe), rng(5))
+    assert all(image.device == CPU for image in images.values())
