@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mezzotint.common import files, storage
 from mezzotint.common.digests import sha256
-from mezzotint.common.errors import UserError
+from mezzotint.common.errors import UserError, first_error
 from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
 from models.nn.initialization import assign_state
@@ -226,9 +226,7 @@ def _header(directory: str) -> Header:
     try:
         return TypeAdapter(Header).validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {key}: {first['msg']}") from error
+        raise UserError(f"{where}: {first_error(error)}") from error
 
 
 def _weights_sha256(header: Header) -> str:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.digests import sha256, sha256_file
-from mezzotint.common.errors import UserError
+from mezzotint.common.errors import UserError, first_error
 from models.nn import initialization
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PIECES = "spiece.model"
 
 
-class T5Settings(BaseModel, frozen=True, extra="forbid"):
+class T5Settings(BaseModel, frozen=True, extra="ignore"):
     """The keys of a published `config.json` that the encoder needs."""
 
     model_type: Literal["t5", "mt5"]
@@ -37,19 +37,6 @@ class T5Settings(BaseModel, frozen=True, extra="forbid"):
 
     def build(self) -> "T5Encoder":
         return T5Encoder(self)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + epsilon) x weight, over the last dimension, in fp32."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        initialization.constant(self.weight, 1.0)
-        self._epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self._epsilon)
 
 
 class T5Attention(nn.Module):
@@ -101,9 +88,9 @@ class T5Block(nn.Module):
     def __init__(self, settings: T5Settings) -> None:
         super().__init__()
         width, epsilon = settings.d_model, settings.layer_norm_epsilon
-        self.attention_norm = RMSNorm(width, epsilon)
+        self.attention_norm = nn.RMSNorm(width, epsilon)
         self.attention = T5Attention(settings)
-        self.forward_norm = RMSNorm(width, epsilon)
+        self.forward_norm = nn.RMSNorm(width, epsilon)
         self.feed_forward = T5FeedForward(settings)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -120,7 +107,7 @@ class T5Encoder(nn.Module):
         self.token = nn.Embedding(settings.vocab_size, settings.d_model)
         self.bias = nn.Embedding(settings.relative_attention_num_buckets, settings.num_heads)
         self.blocks = nn.ModuleList(T5Block(settings) for _ in range(settings.num_layers))
-        self.norm = RMSNorm(settings.d_model, settings.layer_norm_epsilon)
+        self.norm = nn.RMSNorm(settings.d_model, settings.layer_norm_epsilon)
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each (B, L, d_model) in fp32; 0 for padding."""
@@ -163,23 +150,14 @@ def read_settings(directory: str) -> T5Settings:
     """
     where = Path(directory) / SETTINGS
     try:
-        tree: Any = json.loads(where.read_text(encoding="utf-8"))
+        return T5Settings.model_validate_json(where.read_bytes())
     except OSError as error:
         raise UserError(
             f"{where}: cannot be read; give a directory with {SETTINGS}, {WEIGHTS} and {PIECES} "
             "of a T5"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error})") from error
-    known = T5Settings.model_fields
-    try:
-        return T5Settings.model_validate({key: tree[key] for key in tree if key in known})
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = (
-            str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        )
-        raise UserError(f"{where}: is not that of a T5 encoder ({reason})") from error
+    except ValidationError as error:
+        raise UserError(f"{where}: is not that of a T5 encoder ({first_error(error)})") from error
 
 
 def load_t5(directory: str) -> T5Encoder:

@@ -11,6 +11,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "data_deviation": "sigma_data",
     "deviation": "std (sigma_data in a weight)",
     "deviations": "std",
+    "first": "initial_width (of a dvae)",
     "frequencies": "freq_shift (open: 0, closed: 1)",
     "guidances": "guidance_scales",
     "highest": "max_level",

@@ -26,7 +26,7 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
     groups: int = Field(default=4, gt=0)
     blocks_per_group: int = Field(default=2, gt=0)
     patch: int = Field(default=1, gt=0)
-    first: int = Field(default=128, gt=0)
+    initial_width: int = Field(default=128, gt=0)
     """Channels between the codes and the decoder's first group."""
 
     gain: float | None = Field(default=None, gt=0)
@@ -78,7 +78,7 @@ class DVAE(nn.Module):
             blocks=config.blocks_per_group,
             patch=config.patch,
             gain=config.residual_gain,
-            first=config.first,
+            initial_width=config.initial_width,
         )
 
     @property

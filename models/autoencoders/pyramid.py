@@ -113,12 +113,12 @@ class Decoder(nn.Module):
         blocks: int,
         patch: int,
         gain: float,
-        first: int,
+        initial_width: int,
     ) -> None:
         super().__init__()
         self.patch = patch
-        layers = OrderedDict[str, nn.Module](input=Convolution(vocab, first, 1, exact=True))
-        inputs = first
+        layers = OrderedDict[str, nn.Module](input=Convolution(vocab, initial_width, 1, exact=True))
+        inputs = initial_width
         for index in range(groups):
             outputs = width * 2 ** (groups - 1 - index)
             modules = group(inputs, outputs, (1, 3, 3, 3), blocks, gain)

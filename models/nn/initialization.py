@@ -67,7 +67,7 @@ def initializer_of(owner: nn.Module, name: str) -> Initializer:
             return lambda value, rng: value.uniform_(-bound, bound, generator=rng)
         case nn.Embedding() if owner.padding_idx is None:
             return lambda value, rng: value.normal_(generator=rng)
-        case nn.LayerNorm() | nn.GroupNorm():
+        case nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():
             number = float(name == "weight")
             return lambda value, rng: value.fill_(number)
         case _:

@@ -67,7 +67,7 @@ def test_ssim_is_that_of_its_definition_window_by_window():
 
 
 MODELS = {
-    "dvae": DVAEConfig(image_size=16, vocab=16, width=16, groups=2, patch=2, first=8),
+    "dvae": DVAEConfig(image_size=16, vocab=16, width=16, groups=2, patch=2, initial_width=8),
     "vqvae": AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA),
     "vqvae2": VQVAE2Config(image_size=16, channels=8, pyramid=STRIDED, bottleneck=EMA),
     "kl": AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian()),

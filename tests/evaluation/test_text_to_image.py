@@ -88,7 +88,10 @@ def home(tmp_path_factory):
     )
     tokenizer = Tokenizer.train(CAPTIONS, 60)
     text = {"text_vocab": 60, "text_length": LENGTH}
-    save(root / "dvae", DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8))
+    save(
+        root / "dvae",
+        DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8),
+    )
     prior = PriorConfig(image_vocab=16, grid=(4, 4), width=16, layers=2, heads=2, **text)
     save(root / "prior", prior, tokenizer)
     pyramid = StridedPyramid(width=8, halvings=1, blocks=1, residual_width=8, patch=2)

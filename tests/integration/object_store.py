@@ -24,7 +24,9 @@ class Outcome:
 def model() -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8).build()
+        return DVAEConfig(
+            image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8
+        ).build()
 
 
 def wrong_secret(server, proxy) -> dict[str, str]:

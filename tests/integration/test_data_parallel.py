@@ -17,7 +17,7 @@ COMMON = [
     "checkpoint.every=1000",
 ]
 SMALL = {
-    "emoji_dvae": ["model.width=32", "model.first=32", "model.vocab=64"],
+    "emoji_dvae": ["model.width=32", "model.initial_width=32", "model.vocab=64"],
     "emoji_prior": ["model.width=64", "model.layers=2", "model.heads=2", "model.head_width=32",
                     "model.dropout=0.0", "model.image_vocab=64", "data.encoder=null"],
     "emoji_base": ["model.width=64", "model.layers=4", "model.heads=2"],

@@ -14,7 +14,7 @@ from trainer.tracking.run_log import read_upload_state
 
 STEPS = 40
 TRAIN = ["train", "recipes/emoji_dvae.yaml", f"steps={STEPS}", "batch=8", "model.width=32"]
-TRAIN += ["model.first=32", "model.vocab=64", "engine.precision=fp32", "log.every=1"]
+TRAIN += ["model.initial_width=32", "model.vocab=64", "engine.precision=fp32", "log.every=1"]
 TRAIN += ["checkpoint.every=10", "log.previews=20"]
 
 

@@ -27,7 +27,7 @@ def train(tmp_path, write_set):
 
     def words(*overrides: str, recipe: str = "emoji_dvae") -> list[object]:
         text = ["engine.precision=fp32", "name=tiny", "steps=2", "batch=4", "data.select=[]"]
-        small = ["model.width=16", "model.first=16", "model.vocab=16"]
+        small = ["model.width=16", "model.initial_width=16", "model.vocab=16"]
         common = [*text, *(small if recipe == "emoji_dvae" else [])]
         return ["train", f"recipes/{recipe}.yaml", *common, *overrides, "--runs", tmp_path / "runs"]
 
@@ -230,7 +230,7 @@ def test_a_missing_tokenizer_is_named(refused, train, write_set, tmp_path):
 @pytest.fixture
 def dvae(tmp_path) -> Path:
     """The model directory of a dVAE that has learnt nothing."""
-    model = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8).build()
+    model = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8).build()
     store.save(str(tmp_path / "dvae"), model.config, model.state_dict(), card="# dVAE\n")
     return tmp_path / "dvae"
 

@@ -33,7 +33,7 @@ CASES = {
         lambda model: sum(part.square().mean() for part in model(TEXT, TEXT.new_ones(2, 16))),
     ),
     "dvae": (
-        DVAEConfig(image_size=16, vocab=8, width=16, groups=2, first=8),
+        DVAEConfig(image_size=16, vocab=8, width=16, groups=2, initial_width=8),
         8,
         lambda model: model.decoder(model.logits(IMAGES).softmax(1)).square().mean(),
     ),

@@ -64,7 +64,7 @@ def autoencoder(bottleneck, pyramid=STRIDED):
 
 
 FIRST_STAGES = [
-    DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8),
+    DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8),
     autoencoder(Identity()),
     autoencoder(Gaussian(), RESNET),
     autoencoder(VectorQuantizerConfig(codes=16)),

@@ -99,7 +99,7 @@ def test_an_open_clip_checkpoint_gives_what_it_pools(tmp_path):
 
 
 def test_a_model_that_reads_no_captions_is_refused(tmp_path):
-    config = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8)
+    config = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, initial_width=8)
     store.save(str(tmp_path / "dvae"), config, config.build().state_dict(), card="tiny")
     with pytest.raises(UserError, match="dvae: holds a dvae; captions need a clip"):
         frozen_text.describe(ClipText(model=str(tmp_path / "dvae")))

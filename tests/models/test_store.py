@@ -16,7 +16,7 @@ from models import store
 from models.autoencoders.dvae import DVAEConfig
 from models.clip import ClipConfig
 
-CONFIG = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8)
+CONFIG = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8)
 
 
 def built(config=CONFIG, seed=0):

@@ -59,7 +59,7 @@ def test_two_processes_train_from_s3_as_from_local_files_and_publish_there(
         monkeypatch.setenv(name, value)
     common = [
         *("steps=4", "batch=8", "engine.precision=fp32", "log.every=1", "log.previews=null"),
-        *("model.width=32", "model.first=32", "model.vocab=64", "data.shuffle_block=2"),
+        *("model.width=32", "model.initial_width=32", "model.vocab=64", "data.shuffle_block=2"),
     ]
     sources = {"s3": people, "local": folder}
     entries = [

@@ -86,7 +86,11 @@ def test_check_counts_the_papers_matrices_of_the_smaller_priors(
 def trained(monkeypatch):
     """A run with a tiny system, new and untrained."""
     torch.manual_seed(0)
-    dvae = DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8).build().eval()
+    dvae = (
+        DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, initial_width=8)
+        .build()
+        .eval()
+    )
     prior = PriorConfig(
         text_vocab=9, text_length=3, image_vocab=8, grid=(4, 4), width=16, layers=2, heads=1,
         head_width=16,

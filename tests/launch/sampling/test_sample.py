@@ -30,7 +30,7 @@ CONFIGS = {
     "prior": PriorConfig(
         image_vocab=8, grid=(4, 4), width=16, layers=2, heads=1, head_width=16, **TEXT
     ),
-    "dvae": DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8),
+    "dvae": DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, initial_width=8),
     "clip": ClipConfig(
         image_size=16, patch=8, vision_width=16, vision_layers=1, text_width=16, text_layers=1,
         head_width=8, embed=8, **TEXT,

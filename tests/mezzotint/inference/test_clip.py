@@ -87,7 +87,7 @@ def test_a_protocol_names_architecture_file_and_its_hash(checkpoint):
 def test_a_checkpoint_ranks_the_candidates_of_the_prior(checkpoint, tmp_path):
     text = {"text_vocab": 40, "text_length": 6}
     sizes = {"image_vocab": 16, "grid": (4, 4), "width": 16, "layers": 1, "heads": 2}
-    dvae = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, first=8)
+    dvae = DVAEConfig(image_size=16, vocab=16, width=8, groups=2, patch=2, initial_width=8)
     save(tmp_path / "dvae", dvae)
     save(tmp_path / "prior", PriorConfig(**sizes, **text), Tokenizer.train(CAPTIONS, 40))
     system = {

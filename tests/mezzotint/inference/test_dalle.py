@@ -60,7 +60,7 @@ def generator(dvae, ranker=Brightness):
 
 def tiny_dvae(vocab=8):
     torch.manual_seed(0)
-    config = DVAEConfig(image_size=16, vocab=vocab, width=8, groups=2, patch=2, first=8)
+    config = DVAEConfig(image_size=16, vocab=vocab, width=8, groups=2, patch=2, initial_width=8)
     return config.build().eval()
 
 

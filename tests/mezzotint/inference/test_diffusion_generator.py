@@ -33,7 +33,7 @@ def home(tmp_path_factory):
             image_size=8, channels=8, multipliers=(1,), depth=1, groups=4, attention=(),
             head_width=4, classes=3,
         ),
-        "dvae": DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, first=8),
+        "dvae": DVAEConfig(image_size=16, vocab=8, width=8, groups=2, patch=2, initial_width=8),
     }  # fmt: skip
     for name, config in configs.items():
         torch.manual_seed(0)

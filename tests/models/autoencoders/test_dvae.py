@@ -19,7 +19,7 @@ from models.autoencoders.losses import (
     unmap_pixels,
 )
 
-TINY = DVAEConfig(image_size=32, vocab=32, width=16, groups=2, patch=2, first=16)
+TINY = DVAEConfig(image_size=32, vocab=32, width=16, groups=2, patch=2, initial_width=16)
 
 
 def rng(seed=0):
@@ -81,7 +81,7 @@ def reference(state, x, *, sizes, resample):
 
 def test_the_network_computes_what_the_published_one_computes():
     torch.manual_seed(0)
-    model = DVAEConfig(image_size=16, vocab=24, width=8, first=4).build()
+    model = DVAEConfig(image_size=16, vocab=24, width=8, initial_width=4).build()
     image = torch.rand(2, 3, 16, 16, generator=rng())
     encoded = model.encoder(image)
     wanted = reference(

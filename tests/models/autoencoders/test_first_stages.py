@@ -139,7 +139,7 @@ def test_a_finer_level_knows_the_coarser_codes():
 
 
 MODELS = [
-    DVAEConfig(image_size=16, vocab=8, width=16, groups=2, patch=2, first=8),
+    DVAEConfig(image_size=16, vocab=8, width=16, groups=2, patch=2, initial_width=8),
     AutoencoderConfig(image_size=16, channels=4, pyramid=RESNET, bottleneck=Identity()),
     AutoencoderConfig(image_size=16, channels=4, pyramid=PATCHED, bottleneck=Identity()),
     AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Identity()),

@@ -95,7 +95,7 @@ def test_training_networks_in_a_checkpoint_are_left_out_and_strange_names_refuse
 def test_the_dvae_loads_the_released_names_strictly_and_equals_the_dall_e_package():
     kept, encoder = read("dall_e", "encoder.")
     _, decoder = read("dall_e", "decoder.")
-    model = DVAEConfig(image_size=32, vocab=20, width=4, first=4).build()
+    model = DVAEConfig(image_size=32, vocab=20, width=4, initial_width=4).build()
     model.encoder.load_state_dict(encoder, strict=True)
     model.decoder.load_state_dict(decoder, strict=True)
     logits = model.encoder(kept["pixels"])

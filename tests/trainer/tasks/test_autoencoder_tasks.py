@@ -68,7 +68,7 @@ def losses(task, engines, index, seed=0):
             ),
             {"likelihood": "l1_l2"},
         ),
-        (DVAEConfig(image_size=16, vocab=8, width=16, groups=2, patch=2, first=8), {}),
+        (DVAEConfig(image_size=16, vocab=8, width=16, groups=2, patch=2, initial_width=8), {}),
     ],
     ids=["ae", "vae", "vq", "ema", "vqvae2", "dvae"],
 )
@@ -220,7 +220,7 @@ def test_perceptual_distances_are_zero_for_equal_pictures_and_read_local_weights
     torch.save({**Vgg().state_dict(), "classifier.0.weight": torch.zeros(2)}, vgg)
     weights = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(VGG_WIDTHS)}
     torch.save(weights, linear)
-    model = DVAEConfig(image_size=32, vocab=8, width=16, groups=2, patch=2, first=8)
+    model = DVAEConfig(image_size=32, vocab=8, width=16, groups=2, patch=2, initial_width=8)
     store.save(str(own), model, model.build().state_dict(), card="")
     for config in (
         RandomFeatures(),
