@@ -19,7 +19,7 @@ def check_sizes(url: str, manifest: Manifest) -> None:
     Raises:
         UserError: A shard is missing or has another size.
     """
-    present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
+    present = storage.sizes(url, [shard.name for shard in manifest.shards])
     for shard in manifest.shards:
         path = storage.join(url, shard.name)
         if shard.name not in present:

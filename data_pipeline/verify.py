@@ -30,7 +30,7 @@ def verify(url: str, progress: Progress | None = None) -> VerifyReport:
         UserError: There is no manifest, or the store cannot be read.
     """
     manifest = read_manifest(url)
-    present = storage.sizes_of(url, [shard.name for shard in manifest.shards])
+    present = storage.sizes(url, [shard.name for shard in manifest.shards])
     problems: list[str] = []
     for number, shard in enumerate(manifest.shards, 1):
         path = storage.join(url, shard.name)

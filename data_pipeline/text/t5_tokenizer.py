@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, assert_never
 
-import sentencepiece
 import torch
 from torch import Tensor
 
-from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.errors import UserError
+from data_pipeline.text.tokenizer import Tokenizer, load_sentencepiece
 
 
 class T5Tokenizer:
@@ -22,19 +20,8 @@ class T5Tokenizer:
     end_id: ClassVar[int] = 1
 
     def __init__(self, model_bytes: bytes, name: str) -> None:
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(model_bytes)
-        except RuntimeError as error:
-            raise UserError(
-                f"{name}: is no sentencepiece model; put T5's spiece.model there"
-            ) from error
-        model = self._model
-        if (model.pad_id(), model.eos_id(), model.unk_id()) != (0, 1, 2):
-            raise UserError(
-                f"{name}: padding, end and unknown must be ids 0, 1 and 2, as T5's are; put its "
-                "spiece.model there"
-            )
+        special = {"pad": 0, "eos": 1, "unk": 2}
+        self._model = load_sentencepiece(model_bytes, name, special, "put T5's spiece.model there")
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """(B, length) int64 ids of B captions."""

@@ -3,7 +3,7 @@
 import heapq
 import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -26,6 +26,25 @@ def normalise(caption: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
 
 
+def load_sentencepiece(
+    content: bytes, name: str, special: Mapping[str, int], hint: str
+) -> sentencepiece.SentencePieceProcessor:
+    """Load a sentencepiece model and check its special ids (`pad`, `unk`, `bos`, `eos`).
+
+    Raises:
+        UserError: It is none, or has other ids; the message has `name` and `hint`.
+    """
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise UserError(f"{name}: is no sentencepiece model; {hint}") from error
+    ids = {key: getattr(model, f"{key}_id")() for key in special}
+    if ids != special:
+        raise UserError(f"{name}: its special ids are {ids}, not {dict(special)}; {hint}")
+    return model
+
+
 class Tokenizer:
     """A trained BPE model. Ids 0 to 3 are padding, unknown, beginning and end.
 
@@ -40,19 +59,9 @@ class Tokenizer:
     def __init__(self, model_bytes: bytes, name: str = TOKENIZER_NAME) -> None:
         self.model_bytes = model_bytes
         self._name = name
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(model_bytes)
-        except RuntimeError as error:
-            raise UserError(
-                f"{name}: not a sentencepiece model; train one with `mezzotint data tokenizer`"
-            ) from error
-        model = self._model
-        if (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id()) != (0, 1, 2, 3):
-            raise UserError(
-                f"{name}: padding, unknown, beginning and end must be ids 0, 1, 2 and 3; train "
-                "the model with `mezzotint data tokenizer`"
-            )
+        special = {"pad": 0, "unk": 1, "bos": 2, "eos": 3}
+        hint = "train one with `mezzotint data tokenizer`"
+        self._model = model = load_sentencepiece(model_bytes, name, special, hint)
         self._pieces = {
             model.IdToPiece(id_): (model.GetScore(id_), id_)
             for id_ in range(model.GetPieceSize())

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec.core
 from fsspec import AbstractFileSystem
@@ -93,12 +93,12 @@ def _single_request(url: str) -> dict[str, int]:
 
 def exists(url: str) -> bool:
     """Whether there is a file or directory at `url`."""
-    return _kind(url) is not None
+    return bool(_info(url))
 
 
 def is_file(url: str) -> bool:
     """Whether there is a file at `url`."""
-    return _kind(url) == "file"
+    return _info(url).get("type") == "file"
 
 
 def read_bytes(url: str, *, expected: int = 0) -> bytes:
@@ -210,13 +210,19 @@ def remove_tree(url: str) -> None:
     _call(url, "deleted", lambda system, path: system.rm(path, recursive=True), _LIST_TIMEOUT)
 
 
-def sizes(url: str) -> dict[str, int]:
-    """Sizes in bytes of the files directly in the directory `url`, by name: one listing.
+def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
+    """Sizes in bytes of the files in the directory `url`, by name.
+
+    It takes one listing. Over HTTP, where there are no reliable listings, it is one request for
+    each of `names`, those of the files that matter.
 
     Raises:
         NotFoundError: There is no such directory.
         UserError: It cannot be listed.
     """
+    if url.startswith(("http://", "https://")):
+        found = {name: _info(join(url, name)) for name in names}
+        return {name: int(info["size"] or 0) for name, info in found.items() if info}
     try:
         listing = _call(
             url, "listed", lambda system, path: system.ls(path, detail=True), _LIST_TIMEOUT
@@ -230,30 +236,12 @@ def sizes(url: str) -> dict[str, int]:
     }
 
 
-def sizes_of(url: str, names: Iterable[str]) -> dict[str, int]:
-    """Sizes in bytes of those of the files `names` that are in the directory `url`.
-
-    One listing; over HTTP, where there are no reliable listings, one request per file.
-    """
-    if not url.startswith(("http://", "https://")):
-        return sizes(url)
-    found = {}
-    for name in names:
-        try:
-            found[name] = _call(
-                join(url, name), "read", lambda system, path: int(system.info(path)["size"] or 0)
-            )
-        except NotFoundError:
-            continue
-    return found
-
-
-def _kind(url: str) -> str | None:
-    """`file` or `directory`; None if nothing is there."""
+def _info(url: str) -> dict[str, Any]:
+    """`type` (`file` or `directory`) and `size`; empty if nothing is there."""
     try:
-        return _call(url, "read", lambda system, path: str(system.info(path)["type"]))
+        return _call(url, "read", lambda system, path: dict(system.info(path)))
     except NotFoundError:
-        return None
+        return {}
 
 
 def _call(

@@ -1,5 +1,6 @@
 """Tracking of a run: metrics and images to disk at once, to MLflow from a thread."""
 
+import io
 import logging
 import os
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import write_bytes
 from trainer.run import RunDirectory
 from trainer.tracking.errors import TrackingError
 from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, configure_mlflow
@@ -71,10 +73,10 @@ class Tracker:
         if self._metrics_log is None:
             return
         for name, image in images.items():
+            content = io.BytesIO()
+            image.save(content, format="PNG")
             path = self._directory.previews / f"{name}-step-{step:08d}.png"
-            temporary = path.with_suffix(".tmp")
-            image.save(temporary, format="PNG")
-            temporary.rename(path)
+            write_bytes(path, content.getvalue())
 
     def _sample_and_send(self) -> None:
         """Sample and upload until stopped, with longer pauses after failures."""

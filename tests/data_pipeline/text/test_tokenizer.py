@@ -90,7 +90,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path):
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x00\x01 not a model")
-    with pytest.raises(UserError, match=r"tokenizer\.model: not a sentencepiece model"):
+    with pytest.raises(UserError, match=r"tokenizer\.model: is no sentencepiece model"):
         Tokenizer.load(str(tmp_path))
 
 
