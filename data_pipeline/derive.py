@@ -5,21 +5,20 @@ The manifest holds the digest of the encoder, so that training can refuse anothe
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data_pipeline.packing.shard_writer import Progress, RawSample, write_shards
+from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.shards import check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
-Encode = Callable[[Batch], Mapping[str, NDArray[np.generic]]]
-"""From a batch of B samples to arrays (B, ...) by name."""
+Arrays = Mapping[str, NDArray[np.generic]]
+"""Arrays (B, ...) of B samples by name."""
 
 _COPIED = ("txt", "json")
 
@@ -27,42 +26,31 @@ _COPIED = ("txt", "json")
 def derive(
     dataset: Dataset,
     out_url: str,
-    encode: Encode,
+    blocks: Iterable[Arrays],
     *,
     fields: Sequence[str],
     encoder: str,
-    batch: int,
-    progress: Progress | None = None,
 ) -> Manifest:
-    """Encode all samples of a set into a shard set.
-
-    Samples are not shuffled, and the shard size is that of the source. A finished set of the same
-    source, settings and encoder is not written again.
+    """Write the encoded samples of a set as a shard set, with the shard size of the source.
 
     Args:
-        dataset: The source, opened with the settings that `encode` needs.
+        dataset: The source.
         out_url: Directory of the new set, local or any fsspec URL.
-        encode: The encoder; called with `batch` samples at a time.
-        fields: Names of its arrays; `codes` is stored as the member `KEY.codes.npy`.
+        blocks: The arrays of all samples in order, some samples at a time.
+        fields: Names of the arrays; `codes` is stored as the member `KEY.codes.npy`.
         encoder: Digest of the model.
-        batch: Samples per call.
-        progress: Called with (samples done, total).
 
     Raises:
-        UserError: The source cannot be read, the target cannot be written, or `encode` returns
-            other arrays than `fields`.
+        UserError: The source cannot be read, the target cannot be written, or a block has other
+            arrays than `fields`.
     """
-    provenance = _provenance(dataset)
-    finished = _finished(out_url, provenance, encoder)
-    if finished is not None:
-        return finished
     source = dataset.manifest
     return write_shards(
-        _encoded(dataset, encode, fields, batch, progress),
+        _members(dataset, blocks, fields),
         out_url,
         name=f"{source.name}-{'-'.join(fields)}",
         licence=source.licence,
-        provenance=provenance,
+        provenance=_provenance(dataset),
         shard_size=max(len(shard.samples) for shard in source.shards),
         fields={
             **{name: text for name, text in source.fields.items() if name in _COPIED},
@@ -83,33 +71,27 @@ def _provenance(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _finished(url: str, provenance: Mapping[str, str], encoder: str) -> Manifest | None:
+def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
+    """The manifest of a finished set of the same source, settings and encoder."""
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         return None
     manifest = read_manifest(url)
-    if manifest.provenance != provenance or manifest.encoder != encoder:
+    if manifest.provenance != _provenance(dataset) or manifest.encoder != encoder:
         return None
     check_sizes(url, manifest)
     return manifest
 
 
-def _encoded(
-    dataset: Dataset,
-    encode: Encode,
-    fields: Sequence[str],
-    batch: int,
-    progress: Progress | None,
+def _members(
+    dataset: Dataset, blocks: Iterable[Arrays], fields: Sequence[str]
 ) -> Iterator[RawSample]:
-    for start in range(0, len(dataset), batch):
-        indices = range(start, min(start + batch, len(dataset)))
-        arrays = encode(dataset.batch(indices))
-        if set(arrays) != set(fields) or any(len(a) != len(indices) for a in arrays.values()):
+    index = 0
+    for arrays in blocks:
+        counts = {len(array) for array in arrays.values()}
+        if set(arrays) != set(fields) or len(counts) != 1:
             shapes = {name: array.shape for name, array in arrays.items()}
-            raise UserError(
-                f"the encoder returned {shapes} for {len(indices)} samples instead of the arrays "
-                f"{list(fields)}"
-            )
-        for row, index in enumerate(indices):
+            raise UserError(f"the encoder returned {shapes} instead of the arrays {list(fields)}")
+        for row in range(counts.pop()):
             entry = dataset.entry(index)
             members = {
                 name: dataset.member(index, name) for name in _COPIED if name in entry.members
@@ -117,8 +99,9 @@ def _encoded(
             for name, array in arrays.items():
                 members[f"{name}.npy"] = _npy(array[row])
             yield RawSample(entry.key, members, entry.attributes)
-        if progress is not None:
-            progress(indices.stop, len(dataset))
+            index += 1
+    if index != len(dataset):
+        raise UserError(f"the encoder returned {index} of {len(dataset)} samples")
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:

@@ -31,6 +31,7 @@ KNOWS_THE_MAIN_PROCESS = {
     # one of the processes that share a piece of inference writes the results and prints
     *("launch/sampling/sample.py", "launch/sampling/complete.py"),
     *("launch/sampling/invert.py", "launch/sampling/likelihood.py", "evaluation/evaluate.py"),
+    *("launch/data/derive.py", "mezzotint/inference/encode.py"),
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import after fixing its cause
 # These catch the unpickling error that torch.load raises for an unsafe weights file.

@@ -1,13 +1,13 @@
 """`mezzotint data`: make, inspect and verify shard sets."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launch.cli.options import AsJson, Device, Processes
+
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
 
 
@@ -137,6 +137,8 @@ def derive(
     out: Annotated[str, typer.Argument(help="The derived set.")],
     model: Annotated[str, typer.Option(help="Model directory of the autoencoder that encodes.")],
     batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
+    device: Device = None,
+    processes: Processes = None,
     *,
     latents: Annotated[
         bool, typer.Option("--latents", help="Latents, also where the autoencoder has codes.")
@@ -144,22 +146,8 @@ def derive(
     as_json: AsJson = False,
 ) -> None:
     """Encode a set's images as tokens or latents: a set that carries the hash of its encoder."""
-    from data_pipeline.config import DataConfig, ImageConfig
-    from launch.progress import Reporter
-    from mezzotint.inference.encode import derive_with, encoder_size, spread
+    from launch.data.derive import DeriveOptions, derive_set
 
-    data = DataConfig(url=url, image=ImageConfig(size=encoder_size(model, latents=latents)))
-    with Reporter(None, shows=not as_json) as reporter:
-        tell = reporter.callback("samples")
-        manifest = derive_with(data, model, out, batch, tell, latents=latents)
-    samples = manifest.sample_count
-    result = {"url": out, "samples": samples, "encoder": manifest.encoder}
-    words = f"{out}: {samples:,} samples, encoder {manifest.encoder}"
-    found = spread(out, manifest)
-    if found is not None:
-        result |= {"mean": found.mean, "deviation": found.deviation}
-        words += (
-            f"\nlatents: mean {found.mean:.4g}, deviation {found.deviation:.4g}; train on them "
-            f"with task.target.scale={found.scale:.4g}"
-        )
-    typer.echo(json.dumps(result) if as_json else words)
+    report = derive_set(DeriveOptions(url, out, model, batch, latents, device, processes, as_json))
+    if report is not None:
+        typer.echo(report)

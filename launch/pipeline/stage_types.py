@@ -81,10 +81,19 @@ def train(
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
     """Write the codes or latents of a set."""
     from data_pipeline.manifest import write_manifest
-    from mezzotint.inference.encode import derive_with
+    from launch.processes import devices
+    from mezzotint.inference.encode import encode_set
 
     out = stage.out or str(directory / "set")
-    manifest = derive_with(stage.data, stage.model, out, stage.batch, reporter.callback("samples"))
+    manifest = encode_set(
+        stage.data,
+        stage.model,
+        out,
+        batch=stage.batch,
+        device=devices(None, 1)[0],
+        progress=reporter.callback("samples"),
+    )
+    assert manifest is not None, "one process writes"
     write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
     samples = manifest.sample_count
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}

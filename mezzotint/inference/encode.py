@@ -1,17 +1,19 @@
-"""Derive shard sets from other shard sets with a trained encoder."""
+"""Shard sets of codes or latents, derived from sets of images with a trained autoencoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.derive import derive
+from data_pipeline.derive import derive, finished_set
 from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
+from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian
@@ -21,7 +23,7 @@ from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
 Progress = Callable[[int, int], None]
 LATENTS, DEVIATIONS = "latents", "latent_deviations"
 MEASURED = 1024
-"""Samples that the spread of latents is measured on."""
+"""Samples that the statistics of latents are measured on."""
 
 
 def encoder_size(model: str, *, latents: bool = False) -> int:
@@ -42,74 +44,94 @@ def encoder_size(model: str, *, latents: bool = False) -> int:
             return config.image_size
         case _:
             raise UserError(
-                f"{model}: holds a {config.kind}; pictures are encoded by an autoencoder or dvae"
+                f"{model}: holds a {config.kind}; images are encoded by an autoencoder or dvae"
             )
 
 
-def derive_with(
+def encode_set(
     data: DataConfig,
     model: str,
     out: str,
-    batch: int,
-    progress: Progress | None = None,
     *,
+    batch: int = 64,
     latents: bool = False,
-) -> Manifest:
-    """What an autoencoder's encoder makes of every sample of a set.
+    device: str | torch.device = "cpu",
+    group: ProcessGroup | None = None,
+    progress: Progress | None = None,
+) -> Manifest | None:
+    """Encode every sample of a set with an autoencoder, `batch` at a time, in fp32.
 
     Image tokens (h, w) int32 where it has a codebook: their array is `codes`; of a VQ-VAE-2 one per
     level, `top`, (`middle`,) `bottom`. Otherwise, or if `latents` are asked for, `latents`
     (C, h, w) float32, not scaled: of a gaussian bottleneck the means, with their standard
     deviations `latent_deviations`. The set written carries the encoder's digest; training refuses
-    what another encoder made.
+    that of another encoder. A finished set of the same source and encoder is left as it is.
+
+    The main process writes, and the result is the same for any number of processes; None on the
+    others.
 
     Raises:
         UserError: the model directory holds no autoencoder, or none with the latents asked for.
     """
     encoder_size(model, latents=latents)
-    described, encoder = store.describe(model), store.load(model)
-    assert isinstance(encoder, DVAE | Autoencoder | VQVAE2)
-    fields = tuple(encoder.vocabularies())
-    continuous = None
-    if isinstance(encoder, Autoencoder) and (latents or not fields):
-        continuous = encoder
-        gaussian = isinstance(encoder.config.bottleneck, Gaussian)
-        fields = (LATENTS, DEVIATIONS) if gaussian else (LATENTS,)
+    runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
+    digest = store.describe(model).digest
+    finished = finished_set(dataset, out, digest)
+    if finished is not None:
+        return finished
+    encode, fields = _encoder(store.load(model, device=runtime.device), latents=latents)
 
-    @torch.no_grad()
-    def encode(part: Batch) -> Mapping[str, np.ndarray]:
-        if continuous is not None:
-            found = continuous.latent_arrays(part.images)
-            return {name: each.numpy() for name, each in found.items()}
-        arrays = encoder.code_arrays(part.images)
-        return {name: codes.to(torch.int32).numpy() for name, codes in arrays.items()}
+    def compute(block: int) -> Mapping[str, Tensor]:
+        rows = range(block * batch, min((block + 1) * batch, len(dataset)))
+        images = dataset.batch(rows).images.to(runtime.device)
+        with runtime.inference():
+            return {name: each.cpu() for name, each in encode(images).items()}
 
-    return derive(
-        open_dataset(data),
-        out,
-        encode,
-        fields=fields,
-        encoder=described.digest,
-        batch=batch,
-        progress=progress,
-    )
+    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
+        count = -(-len(dataset) // batch)
+        for block, arrays in enumerate(runtime.group.map_blocks(compute, count)):
+            yield {name: each.numpy() for name, each in arrays.items()}
+            if progress is not None:
+                progress(min((block + 1) * batch, len(dataset)), len(dataset))
+
+    if runtime.group.is_main:
+        return derive(dataset, out, blocks(), fields=fields, encoder=digest)
+    for _ in blocks():
+        pass
+    return None
+
+
+def _encoder(
+    model: nn.Module, *, latents: bool
+) -> tuple[Callable[[Tensor], Mapping[str, Tensor]], tuple[str, ...]]:
+    """What encodes images (B, 3, H, W) in [-1, 1], and the names of its arrays (B, ...)."""
+    assert isinstance(model, DVAE | Autoencoder | VQVAE2), "checked with its size"
+    fields = tuple(model.vocabularies())
+    if isinstance(model, Autoencoder) and (latents or not fields):
+        gaussian = isinstance(model.config.bottleneck, Gaussian)
+        return model.latent_arrays, (LATENTS, DEVIATIONS) if gaussian else (LATENTS,)
+
+    def codes(images: Tensor) -> Mapping[str, Tensor]:
+        return {name: each.to(torch.int32) for name, each in model.code_arrays(images).items()}
+
+    return codes, fields
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Of latents as training draws them, over all their numbers."""
+class LatentStatistics:
+    """Of latents as training samples them, over all their values."""
 
     mean: float
-    deviation: float
+    std: float
 
     @property
     def scale(self) -> float:
-        """What makes the deviation 1, as latent diffusion scales (arXiv 2112.10752)."""
-        return 1 / self.deviation
+        """The factor that makes the standard deviation 1 (latent diffusion, arXiv 2112.10752)."""
+        return 1 / self.std
 
 
-def spread(url: str, manifest: Manifest) -> Spread | None:
-    """Mean and deviation of a set's latents, from its first samples; None if it holds others."""
+def latent_statistics(url: str, manifest: Manifest) -> LatentStatistics | None:
+    """Of a set's latents, from its first samples; None if the set holds no latents."""
     found = tuple(name for name in (LATENTS, DEVIATIONS) if f"{name}.npy" in manifest.fields)
     if LATENTS not in found:
         return None
@@ -119,4 +141,4 @@ def spread(url: str, manifest: Manifest) -> Spread | None:
     variance = means.var(correction=0)
     if DEVIATIONS in found:
         variance = variance + batch.array(DEVIATIONS).double().square().mean()
-    return Spread(float(means.mean()), float(variance.sqrt()))
+    return LatentStatistics(float(means.mean()), float(variance.sqrt()))

@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.derive import derive
+from data_pipeline.derive import derive, finished_set
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from mezzotint.common.errors import UserError
 
@@ -247,21 +247,17 @@ def codes_of(batch):
     return {"codes": number.numpy()}
 
 
+def encoded(dataset, encode=codes_of):
+    """The arrays of all samples, four at a time."""
+    for start in range(0, len(dataset), 4):
+        yield encode(dataset.batch(range(start, min(start + 4, len(dataset)))))
+
+
 @pytest.fixture
 def derived(squares, tmp_path):
     source = chosen(squares, Selection(split="halves", part="test"), image=ImageConfig(size=4))
     url = str(tmp_path / "derived")
-    seen = []
-    derive(
-        source,
-        url,
-        codes_of,
-        fields=("codes",),
-        encoder=ENCODER,
-        batch=4,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen == [(4, 11), (8, 11), (11, 11)]
+    derive(source, url, encoded(source), fields=("codes",), encoder=ENCODER)
     return url
 
 
@@ -297,14 +293,14 @@ def test_an_encoder_directory_must_be_resolved_by_the_caller(derived):
         open_dataset(config)
 
 
-def test_deriving_again_does_nothing_and_another_encoder_derives_again(squares, derived):
+def test_a_finished_set_is_found_and_another_encoder_derives_again(squares, derived):
     source = chosen(squares, Selection(split="halves", part="test"), image=ImageConfig(size=4))
-
-    def never(batch):
-        raise AssertionError
-
-    derive(source, derived, never, fields=("codes",), encoder=ENCODER, batch=4)
-    again = derive(source, derived, codes_of, fields=("codes",), encoder=OTHER, batch=4)
+    found = finished_set(source, derived, ENCODER)
+    assert found is not None
+    assert found.encoder == ENCODER
+    assert finished_set(source, derived, OTHER) is None
+    assert finished_set(source, f"{derived}-other", ENCODER) is None
+    again = derive(source, derived, encoded(source), fields=("codes",), encoder=OTHER)
     assert again.encoder == OTHER
 
 
@@ -317,7 +313,9 @@ def test_an_interrupted_derivation_leaves_no_manifest(squares, tmp_path):
         return codes_of(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        derive(source, str(tmp_path / "d"), fails, fields=("codes",), encoder=ENCODER, batch=4)
+        derive(
+            source, str(tmp_path / "d"), encoded(source, fails), fields=("codes",), encoder=ENCODER
+        )
     assert not (tmp_path / "d" / "manifest.json").exists()
 
 
@@ -327,11 +325,14 @@ def test_an_encoder_with_other_arrays_is_refused(squares, tmp_path):
         derive(
             source,
             str(tmp_path / "d"),
-            lambda batch: {"tokens": np.zeros((len(batch), 2))},
+            encoded(source, lambda batch: {"tokens": np.zeros((len(batch), 2))}),
             fields=("codes",),
             encoder=ENCODER,
-            batch=4,
         )
+    blocks = list(encoded(source))[:2]
+    with pytest.raises(UserError, match="the encoder returned 8 of"):
+        derive(source, str(tmp_path / "d"), blocks, fields=("codes",), encoder=ENCODER)
+    assert not (tmp_path / "d" / "manifest.json").exists()
 
 
 def test_text_is_tokenised_to_length(squares, tokenizer_directory, tokenizer):

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow_server import mlflow_server  # noqa: F401 - a fixture
 from s3 import s3_server  # noqa: F401 - a fixture
@@ -38,12 +37,10 @@ def token_set(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tokens") / "set"
     data = DataConfig(url="data/emoji", select=(PEOPLE,), image=ImageConfig(size=8))
 
-    def encode(batch) -> dict[str, np.ndarray]:
-        grey = (batch.images.mean(1) + 1) / 2
-        return {"codes": (grey * 63).round().int().numpy()}
-
     source = open_dataset(data)
-    derive(source, str(directory), encode, fields=("codes",), encoder="0" * 64, batch=64)
+    grey = (source.batch(range(len(source))).images.mean(1) + 1) / 2
+    codes = (grey * 63).round().int().numpy()
+    derive(source, str(directory), [{"codes": codes}], fields=("codes",), encoder="0" * 64)
     return directory
 
 

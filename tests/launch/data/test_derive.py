@@ -10,7 +10,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from mezzotint.common.errors import UserError
-from mezzotint.inference.encode import derive_with, encoder_size, spread
+from mezzotint.inference.encode import encode_set, encoder_size, latent_statistics
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, moments
@@ -19,6 +19,7 @@ from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoencoders.levels import level_shapes
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
+from models.nn.initialization import materialize
 from trainer.recipe import load
 from trainer.setup import open_materials
 from trainer.task import Step
@@ -57,7 +58,7 @@ def small():
 def test_a_hierarchys_codes_are_derived_per_level_and_a_prior_trains_on_them(tmp_path):
     model = saved(tmp_path / "model", HIERARCHY)
     data = small()
-    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
+    manifest = encode_set(data, model, str(tmp_path / "codes"), batch=8)
     assert manifest.encoder == store.describe(model).digest
     derived = open_dataset(DataConfig(url=str(tmp_path / "codes"), arrays=("top", "bottom")))
     batch = derived.batch(range(len(derived)))
@@ -129,10 +130,10 @@ def test_a_vq_vae_derives_codes_and_latents_where_they_are_asked_for(tmp_path):
     vq = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA)
     model, data = saved(tmp_path / "vq", vq), small()
     assert encoder_size(model) == 16
-    manifest = derive_with(data, model, str(tmp_path / "codes"), 8)
+    manifest = encode_set(data, model, str(tmp_path / "codes"), batch=8)
     assert "codes.npy" in manifest.fields
     out = str(tmp_path / "latents")
-    manifest = derive_with(data, model, out, 8, latents=True)
+    manifest = encode_set(data, model, out, batch=8, latents=True)
     assert {"latents.npy", "txt", "json"} <= manifest.fields.keys()
     found = open_dataset(DataConfig(url=out, arrays=("latents",))).batch(range(2))
     wanted = store.load(model).encode(open_dataset(data).batch(range(2)).images)
@@ -158,7 +159,7 @@ SMALLER = (
 @torch.no_grad()
 def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, name):
     model, data, out = saved(tmp_path / "kl", KL), small(), str(tmp_path / "latents")
-    manifest = derive_with(data, model, out, 8)
+    manifest = encode_set(data, model, out, batch=8)
     first_stage, pictures = store.load(model), open_dataset(data)
     images = pictures.batch(range(len(pictures))).images
     overrides = [f"data.url={out}", f"data.encoder={model}", *SMALLER]
@@ -172,12 +173,13 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, n
     decoded = first_stage.decode(batch.array("latents"))
     assert torch.allclose(decoded, first_stage.reconstruct(images), atol=1e-5)
 
-    found = spread(out, manifest)
+    found = latent_statistics(out, manifest)
     drawn = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
-    assert found.deviation == pytest.approx(float(drawn.std()), rel=0.1)
-    assert found.scale * found.deviation == pytest.approx(1.0)
+    assert found.std == pytest.approx(float(drawn.std()), rel=0.1)
+    assert found.scale * found.std == pytest.approx(1.0)
     with torch.enable_grad():
         parts = materials.task.parts()
+        list(materialize(parts["model"], 0, "model", device=torch.device("cpu")))
         (loss,) = materials.task.losses(parts, batch, Step(0, torch.Generator().manual_seed(0)))
         loss.value.backward()
     assert loss.value.item() > 0
@@ -215,13 +217,37 @@ def test_the_command_says_how_to_scale_latents(mezzotint, refused, tmp_path, wri
     said = json.loads(mezzotint(*words, "--json").out)
     assert said["samples"] == 12
     plain = mezzotint(*words)  # made already
-    assert f"deviation {said['deviation']:.4g}; train on them with task.target.scale=" in plain.out
+    assert (
+        f"standard deviation {said['std']:.4g}; train on them with task.target.scale=" in plain.out
+    )
     codes = saved(tmp_path / "codes", HIERARCHY)
     wrong = refused(
         "data", "derive", tmp_path / "set", tmp_path / "no", "--model", codes, "--latents"
     )
     assert "a vqvae2 has codes and no latents of its own; leave out --latents" in wrong
     clip = saved(tmp_path / "d", PatchDiscriminatorConfig(width=8, layers=1))
-    assert "pictures are encoded by an autoencoder" in refused(
+    assert "images are encoded by an autoencoder" in refused(
         "data", "derive", tmp_path / "set", tmp_path / "no", "--model", clip
     )
+
+
+def files_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("config", [HIERARCHY, KL], ids=["codes", "latents"])
+def test_any_number_of_processes_derives_the_same_shards(mezzotint, tmp_path, write_set, config):
+    model, source = saved(tmp_path / "model", config), write_set()
+
+    def derived(name, *words):
+        out = tmp_path / name
+        outcome = mezzotint("data", "derive", source, out, "--model", model, *words)
+        assert outcome.code == 0, outcome.err
+        assert "samples 12/12" in outcome.out
+        return files_of(out)
+
+    one = derived("one", "--batch", "5", "--processes", "1")
+    assert any(name.endswith(".tar") for name in one)
+    for count in (2, 4):
+        assert derived(str(count), "--batch", "5", "--processes", count, "--device", "cpu") == one

@@ -1,0 +1,79 @@
+"""`mezzotint data derive`: a set's images as codes or latents."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.manifest import Manifest
+from launch.processes import run_in_processes
+from launch.progress import Reporter
+from mezzotint.inference.encode import encode_set, encoder_size, latent_statistics
+from mezzotint.inference.process_group import ProcessGroup
+
+
+@dataclass(frozen=True)
+class DeriveOptions:
+    """What is encoded, and how."""
+
+    url: str
+    out: str
+    model: str
+    batch: int = 64
+    latents: bool = False
+    device: str | None = None
+    processes: int | None = None
+    as_json: bool = False
+
+
+def derive_set(options: DeriveOptions) -> str | None:
+    """Encode the set; the report in words or as JSON, None on ranks that do not write.
+
+    Raises:
+        UserError: no such set, or a model that is no autoencoder.
+    """
+    size = encoder_size(options.model, latents=options.latents)
+    data = DataConfig(url=options.url, image=ImageConfig(size=size))
+    samples = len(open_dataset(data))
+    manifest = run_in_processes(
+        partial(_derive_on, data, options),
+        device=options.device,
+        processes=options.processes,
+        blocks=-(-samples // options.batch),
+        images=samples // 16,  # one pass each, a fraction of what it takes to generate one
+    )
+    return None if manifest is None else _report(options, manifest)
+
+
+def _derive_on(
+    data: DataConfig, options: DeriveOptions, device: torch.device, group: ProcessGroup
+) -> Manifest | None:
+    with Reporter(None, shows=group.is_main and not options.as_json) as reporter:
+        manifest = encode_set(
+            data,
+            options.model,
+            options.out,
+            batch=options.batch,
+            latents=options.latents,
+            device=device,
+            group=group,
+            progress=reporter.callback("samples"),
+        )
+    return manifest if group.is_main else None
+
+
+def _report(options: DeriveOptions, manifest: Manifest) -> str:
+    samples = manifest.sample_count
+    result = {"url": options.out, "samples": samples, "encoder": manifest.encoder}
+    text = f"{options.out}: {samples:,} samples, encoder {manifest.encoder}"
+    found = latent_statistics(options.out, manifest)
+    if found is not None:
+        result |= {"mean": found.mean, "std": found.std}
+        text += (
+            f"\nlatents: mean {found.mean:.4g}, standard deviation {found.std:.4g}; train on them "
+            f"with task.target.scale={found.scale:.4g}"
+        )
+    return json.dumps(result) if options.as_json else text
