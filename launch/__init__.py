@@ -1,1 +1,1 @@
-"""The command line, pipelines and the result page: the only room that knows the whole house."""
+"""The command line, pipelines, SLURM and the result page: the top of the packages."""

@@ -227,5 +227,5 @@ def format_ranges(numbers: tuple[int, ...]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    words = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    return ", ".join(words if len(words) <= 6 else [*words[:4], "…", words[-1]])
+    parts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    return ", ".join(parts if len(parts) <= 6 else [*parts[:4], "…", parts[-1]])

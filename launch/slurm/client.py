@@ -254,8 +254,8 @@ def parse_time(text: str) -> float | None:
 def expand_nodes(nodes: str) -> tuple[str, ...]:
     """The node names of a list like `n[1-3,7],gpu[08-10]`."""
     names: list[str] = []
-    for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
-        parts = re.split(r"\[([^\]]*)\]", word)
+    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        parts = re.split(r"\[([^\]]*)\]", name)
         choices = [
             [part]
             if index % 2 == 0

@@ -87,7 +87,7 @@ class StageEvidence:
 
     @property
     def blocked_by(self) -> str | None:
-        """Which stage it waits for in vain."""
+        """Why a stage that it waits for will not finish; None if it can."""
         for stage in self.needs:
             if stage.state == "failed":
                 return f"stage {stage.stage} failed"

@@ -213,19 +213,19 @@ def preempt(
     )
 
 
-def test_status_knows_no_run_before_it_is_submitted(story):
+def test_status_of_a_run_before_its_submit_is_an_error(story):
     assert story.before.returncode == 2
     assert "story" in story.before.stderr
 
 
-def test_a_submit_says_which_job_is_which_stage(story):
+def test_a_submit_lists_a_job_for_every_stage(story):
     assert sorted(story.first["jobs"]) == sorted(
         yaml.safe_load(Path(PIPELINE).read_text())["stages"]
     )
     assert story.first["skipped"] == []
 
 
-def test_status_tells_the_nodes_and_the_step_of_a_running_stage(story):
+def test_status_shows_the_nodes_and_the_step_of_a_running_stage(story):
     rows = [
         row
         for status in story.during
@@ -260,7 +260,7 @@ def test_a_stage_trains_on_its_nodes_with_its_zero_stage(story, stage, nodes, ze
     assert (summary["processes"], summary["zero"]) == (nodes, zero)
 
 
-def test_independent_stages_run_side_by_side(story):
+def test_independent_stages_run_in_parallel(story):
     spans = {}
     for stage in STEPS:
         directory = story.root / stage
@@ -282,7 +282,7 @@ def test_a_failed_stage_cancels_its_dependents_with_a_reason(story):
     assert {found[name] for name in others} == {"finished"}
 
 
-def test_the_same_submit_goes_on_without_repeating_what_was_done(story):
+def test_the_same_submit_resumes_without_repeating_stages(story):
     assert sorted(story.second["jobs"]) == ["cascade", "clip", "dalle", "page"]
     done = {"base", "dvae", "prior", "tokenizer", "tokens", "upsampler"}
     assert set(story.second["skipped"]) == done
@@ -328,7 +328,7 @@ def test_a_requeued_stage_keeps_its_run_with_every_step_once(story, tracked):
     assert times == sorted(times)
 
 
-def test_mlflow_shows_the_load_of_every_node(story, tracked):
+def test_mlflow_has_system_metrics_of_every_node(story, tracked):
     dvae = next(run for run in runs_of(tracked) if run.info.run_name == "dvae")
     nodes = records.read_job_starts(story.root / "dvae")[-1].nodes
     for node in nodes:
@@ -346,7 +346,7 @@ def alone(story) -> Path:
     return runs / "alone"
 
 
-def test_three_nodes_learn_what_one_process_learns(story, alone):
+def test_three_nodes_have_the_losses_of_one_process(story, alone):
     many, one = (read_metrics(path / "metrics.jsonl") for path in (story.root / "dvae", alone))
     assert [entry["step"] for entry in many] == list(range(1, STEPS["dvae"] + 1))
     for left, right in zip(many, one, strict=True):
@@ -377,5 +377,5 @@ def test_no_secret_is_left_anywhere(story):
             assert story.secret.encode() not in path.read_bytes(), path
 
 
-def test_the_story_is_told_in_eight_minutes(story):
+def test_the_story_takes_less_than_eight_minutes(story):
     assert story.seconds < 480

@@ -62,7 +62,7 @@ def runs(tmp_path_factory) -> Path:
     return path
 
 
-def test_every_stage_hands_over_what_the_next_one_reads(runs):
+def test_every_stage_writes_what_the_next_one_reads(runs):
     root = runs / "quickstart"
     for name in TRAINED:
         assert store.describe(str(root / name / "model")).config.kind
@@ -73,7 +73,7 @@ def test_every_stage_hands_over_what_the_next_one_reads(runs):
     assert encoder == store.describe(str(root / "dvae" / "model")).digest
 
 
-def test_zero_stages_2_and_3_are_lived_in(runs):
+def test_zero_stages_2_and_3_are_used(runs):
     stages = {
         json.loads((runs / "quickstart" / name / "summary.json").read_text())["zero"]
         for name in TRAINED
@@ -94,7 +94,7 @@ def test_both_systems_are_evaluated_on_captions_seen_and_never_seen(runs, system
     assert list((runs / "quickstart" / system).glob("grid_*.png"))
 
 
-def test_the_result_page_stands_alone(runs):
+def test_the_result_page_is_self_contained(runs):
     page = (runs / "quickstart" / "index.html").read_text()
     assert "data:image/png;base64," in page
     assert 'src="http' not in page
@@ -141,7 +141,7 @@ def test_a_changed_setting_of_a_finished_stage_is_refused_by_name(runs):
     assert "Traceback" not in done.stderr
 
 
-def test_pictures_can_be_drawn_from_the_finished_run(runs, tmp_path):
+def test_images_can_be_sampled_from_the_finished_run(runs, tmp_path):
     command = [sys.executable, "-P", "-m", "launch.cli.main", "sample", str(runs / "quickstart")]
     out = tmp_path / "pictures.png"
     done = subprocess.run(

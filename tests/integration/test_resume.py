@@ -62,9 +62,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_same_command_goes_on_and_ends_like_a_run_without_interruption(
-    straight, tmp_path, number
-):
+def test_the_same_command_resumes_and_ends_like_an_uninterrupted_run(straight, tmp_path, number):
     run = tmp_path / "emoji_dvae"
     first = start(tmp_path)
     wait_for_checkpoint(run, first)

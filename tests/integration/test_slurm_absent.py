@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [({}, "1 skipped"), ({"CI": "true"}, "1 error")])
-def test_a_missing_slurm_is_said_and_is_no_excuse_under_ci(tmp_path, ci, outcome):
+def test_a_missing_slurm_is_reported_and_an_error_in_ci(tmp_path, ci, outcome):
     (tmp_path / "test_it.py").write_text("def test_it(slurm): pass\n")
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     environment |= {"PYTHONPATH": str(Path(__file__).parent), "PATH": "/nowhere", **ci}

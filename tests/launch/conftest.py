@@ -22,7 +22,7 @@ from trainer import distributed
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -31,7 +31,7 @@ class Outcome:
 
 @pytest.fixture
 def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
-    """Runs a command through the installed entry point; an exit ends the command, not the test."""
+    """Runs a command through the entry point; an exit ends the command, not the test."""
 
     def exit_now(code: int) -> None:
         raise SystemExit(code)
@@ -53,7 +53,7 @@ def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
 
 @pytest.fixture
 def refused(mezzotint, tmp_path):
-    """Runs a command that must be refused; returns the message, after checks on its manners."""
+    """Runs a command that must be refused; checks its output and returns the message."""
 
     def command(*words: object) -> str:
         before = written(tmp_path)
@@ -70,7 +70,7 @@ def refused(mezzotint, tmp_path):
 
 
 ALLOWED = ("runs", "tiny", "lock", "recipe.yaml", "environment.json")
-"""What a run that was refused may leave: the same command with the fault put right goes on."""
+"""Files that a refused run may write: the corrected command resumes it."""
 
 
 def written(root: Path) -> set[str]:
@@ -78,8 +78,8 @@ def written(root: Path) -> set[str]:
 
 
 @pytest.fixture
-def picture() -> Callable[..., bytes]:
-    """A PNG of one colour."""
+def png() -> Callable[..., bytes]:
+    """Makes a PNG of one color."""
 
     def make(colour: str = "red", side: int = 16) -> bytes:
         content = io.BytesIO()
@@ -90,8 +90,8 @@ def picture() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def write_set(tmp_path, picture) -> Callable[..., Path]:
-    """Writes a set of a few squares; single members can be replaced or, with None, left out."""
+def write_set(tmp_path, png) -> Callable[..., Path]:
+    """Writes a set of a few squares; members can be replaced or, with None, left out."""
 
     def write(
         name: str = "set", samples: int = 12, *, changes=None, codes=None, encoder=None
@@ -99,7 +99,7 @@ def write_set(tmp_path, picture) -> Callable[..., Path]:
         def sample(number: int) -> RawSample:
             colour = ("red", "green", "blue")[number % 3]
             members = {
-                "png": picture(colour),
+                "png": png(colour),
                 "txt": f"{colour} square number {number}".encode(),
                 "json": json.dumps({"colour": colour}).encode(),
             }

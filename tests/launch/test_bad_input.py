@@ -76,7 +76,7 @@ def test_the_process_itself_ends_with_code_2_and_one_line(tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_recipe_with_a_fault_writes_nothing(refused, tmp_path, command, override, message):
+def test_an_invalid_recipe_writes_nothing(refused, tmp_path, command, override, message):
     recipe = "recipes/emoji_dvae.yaml"
     found = refused(command, recipe, override, "--runs", tmp_path / "runs")
     assert message in found
@@ -99,7 +99,7 @@ def problems(mezzotint, url: Path) -> list[str]:
     return [line.strip() for line in rest]
 
 
-def test_a_shard_that_is_not_the_manifests_is_named(refused, mezzotint, train, write_set):
+def test_a_shard_that_differs_from_the_manifest_is_named(refused, mezzotint, train, write_set):
     url = write_set()
     shard = url / "squares-000000.tar"
     content = bytearray(shard.read_bytes())
@@ -128,7 +128,7 @@ def test_a_run_refused_for_its_data_takes_the_corrected_recipe(refused, train, w
     assert "has no split 'thirds'; it has 'halves'" in message
 
 
-def test_a_run_that_has_begun_refuses_another_recipe_by_the_key(refused, train, tmp_path):
+def test_a_started_run_refuses_another_recipe_by_the_key(refused, train, tmp_path):
     words, run = train(), RunDirectory(tmp_path / "runs" / "tiny")
     run.claim(load(words[1], words[2:-2]))
     (run.path / "metrics.jsonl").touch()
@@ -168,21 +168,21 @@ def test_training_ends_at_an_unusable_image_with_its_name(train, write_set, monk
     assert not (tmp_path / "runs" / "tiny" / "model").exists()
 
 
-def test_pack_reports_every_bad_pair_by_name(mezzotint, picture, tmp_path):
+def test_pack_reports_every_bad_pair_by_name(mezzotint, png, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     images = {
-        "good": picture(),
-        "silent": picture(),
-        "empty": picture(),
-        "torn": picture(side=64)[:60],
+        "good": png(),
+        "silent": png(),
+        "empty": png(),
+        "torn": png(side=64)[:60],
         "bomb": bomb(),
     }
     for name, content in images.items():
         (photos / f"{name}.png").write_bytes(content)
-        (photos / f"{name}.txt").write_text("" if name == "empty" else f"a {name} picture")
+        (photos / f"{name}.txt").write_text("" if name == "empty" else f"a {name} image")
     (photos / "silent.txt").unlink()
-    (photos / "orphan.txt").write_text("no picture")
+    (photos / "orphan.txt").write_text("no image")
     outcome = mezzotint("data", "pack", photos, out, "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)
@@ -198,7 +198,7 @@ def test_pack_reports_every_bad_pair_by_name(mezzotint, picture, tmp_path):
     assert [json.loads(line) for line in lines] == report["rejected"]
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(
+def test_a_tokenizer_with_another_vocabulary_is_refused(
     refused, train, write_set, tokenizer_directory
 ):
     words = train(
@@ -280,12 +280,12 @@ def test_a_full_disk_is_named_before_training(refused, train, tmp_path):
 
 
 def test_a_full_disk_is_named_before_packing_and_deriving(
-    mezzotint, write_set, picture, dvae, tmp_path, request
+    mezzotint, write_set, png, dvae, tmp_path, request
 ):
     photos, url = tmp_path / "photos", write_set()
     photos.mkdir()
-    (photos / "a.png").write_bytes(picture())
-    (photos / "a.txt").write_text("a picture")
+    (photos / "a.png").write_bytes(png())
+    (photos / "a.txt").write_text("an image")
     request.getfixturevalue("full")
     for words in (["pack", photos], ["derive", url, "--model", dvae]):
         out = tmp_path / words[0]
@@ -296,7 +296,7 @@ def test_a_full_disk_is_named_before_packing_and_deriving(
         assert not list(out.rglob("manifest.json"))
 
 
-def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_path):
+def test_a_run_locked_by_another_process_is_refused(refused, train, tmp_path):
     directory = tmp_path / "runs" / "tiny"
     code = (
         "import sys; from pathlib import Path; from mezzotint.common.locks import run_lock\n"
@@ -331,13 +331,13 @@ def test_a_run_that_another_live_process_holds_is_refused(refused, train, tmp_pa
         (["data", "tokenizer", "data/emoji", "{}/out", "--vocab", "100000"], "vocab=100000: "),
     ],
 )
-def test_what_is_not_there_is_named_by_every_command(refused, tmp_path, words, message):
+def test_missing_inputs_are_named_by_every_command(refused, tmp_path, words, message):
     found = refused(*(word.format(tmp_path) for word in words))
     assert found.startswith(message.format(tmp_path))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_is_not_taken_for_a_recipe(refused, tmp_path):
-    path = tmp_path / "picture.yaml"
+def test_an_image_is_not_a_recipe(refused, tmp_path):
+    path = tmp_path / "image.yaml"
     Image.new("RGB", (2, 2)).save(path, "PNG")
     assert refused("train", path) == f"{path}: is not a UTF-8 text file"

@@ -24,7 +24,7 @@ def plain(text: str) -> str:
 @pytest.mark.parametrize(
     "command", [*([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
 )
-def test_every_command_explains_itself_with_an_example(mezzotint, command):
+def test_the_help_of_every_command_has_an_example(mezzotint, command):
     outcome = mezzotint(*command, "--help")
     assert outcome.code == 0
     text = " ".join(plain(outcome.out).split())
@@ -33,14 +33,14 @@ def test_every_command_explains_itself_with_an_example(mezzotint, command):
 
 
 @pytest.mark.parametrize(("group", "commands"), [([], COMMANDS), (["data"], DATA_COMMANDS)])
-def test_help_lists_every_command_and_no_inner_one(mezzotint, group, commands):
+def test_help_lists_every_command_but_no_hidden_one(mezzotint, group, commands):
     text = plain(mezzotint(*group, "--help").out)
     for name in commands:
         assert re.search(rf"\b{name} +[A-Z]", text), name
     assert "Run one stage" not in text
 
 
-def test_help_comes_before_anything_heavy_is_imported():
+def test_help_imports_nothing_heavy():
     began = time.monotonic()
     code = (
         "import sys, launch.cli.main\n"
@@ -63,7 +63,7 @@ def test_an_unknown_command_or_option_is_named_with_exit_code_2(mezzotint):
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_check_counts_exactly_the_parameters_that_are_built(mezzotint, tmp_path, path):
+def test_check_counts_parameters_exactly(mezzotint, tmp_path, path):
     report = json.loads(mezzotint("check", path, "--json", "--runs", tmp_path).out)
     recipe = load(path)
     with torch.device("meta"):
@@ -77,7 +77,7 @@ def test_check_counts_exactly_the_parameters_that_are_built(mezzotint, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_json_is_all_that_check_writes_to_stdout(tmp_path):
+def test_check_writes_only_json_to_stdout(tmp_path):
     command = [
         sys.executable,
         "-P",
@@ -109,7 +109,7 @@ def test_check_is_readable_without_json(mezzotint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_inspect_says_what_a_set_holds(mezzotint, write_set, tmp_path):
+def test_inspect_reports_the_contents_of_a_set(mezzotint, write_set, tmp_path):
     url, sheet = write_set(), tmp_path / "sheet.png"
     found = json.loads(mezzotint("data", "inspect", url, "--json").out)
     assert (found["name"], found["samples"], found["shards"]) == ("squares", 12, 3)
@@ -130,7 +130,7 @@ def test_verify_reports_an_intact_set(mezzotint, write_set):
     assert mezzotint("data", "verify", url).out == f"{url}: intact, 12 samples in 3 shards\n"
 
 
-def test_index_makes_a_set_of_plain_tars(mezzotint, write_set):
+def test_index_turns_plain_tars_into_a_set(mezzotint, write_set):
     url = write_set(changes={3: {"txt": None}})
     (url / "manifest.json").unlink()
     found = json.loads(mezzotint("data", "index", url, "--name", "mine", "--json").out)
@@ -147,12 +147,12 @@ def test_tokenizer_is_trained_on_the_captions(mezzotint, write_set, tmp_path):
     assert Tokenizer.load(str(out)).vocab_size == 40
 
 
-def test_pack_and_read_back(mezzotint, picture, tmp_path):
+def test_pack_and_read_back(mezzotint, png, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(5):
-        (photos / f"{number}.png").write_bytes(picture())
-        (photos / f"{number}.txt").write_text(f"picture {number}")
+        (photos / f"{number}.png").write_bytes(png())
+        (photos / f"{number}.txt").write_text(f"image {number}")
     (photos / "4.txt").unlink()
     out = tmp_path / "out"
     report = json.loads(mezzotint("data", "pack", photos, out, "--json").out)

@@ -28,7 +28,7 @@ def refused(outcome) -> str:
     return line.removeprefix("error: ")
 
 
-def test_sync_explains_itself_with_an_example(mezzotint):
+def test_the_help_of_sync_has_an_example(mezzotint):
     outcome = mezzotint("tracking", "sync", "--help")
     assert outcome.code == 0
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", outcome.out).split())
@@ -40,24 +40,24 @@ def test_other_directories_are_refused(mezzotint, tmp_path):
     assert "is not a run directory" in refused(mezzotint("tracking", "sync", tmp_path / "absent"))
 
 
-def test_a_run_that_never_started_has_nothing_to_send(mezzotint, tmp_path):
+def test_a_run_that_never_started_has_nothing_to_upload(mezzotint, tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: x")
     assert "start the run first" in refused(mezzotint("tracking", "sync", tmp_path))
 
 
-def test_a_server_that_is_not_there_is_one_message(mezzotint, recorded, monkeypatch):
+def test_an_unreachable_server_is_one_message(mezzotint, recorded, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:1")
     message = refused(mezzotint("tracking", "sync", recorded))
     assert "nothing listens where the MLflow server at http://127.0.0.1:1 should be" in message
     assert "canary" not in message
 
 
-def test_an_address_that_is_none_is_named(mezzotint, recorded, monkeypatch):
+def test_an_invalid_address_is_named(mezzotint, recorded, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "server:5000")
     assert "MLFLOW_TRACKING_URI='server:5000'" in refused(mezzotint("tracking", "sync", recorded))
 
 
-def test_an_unreadable_record_is_named_with_the_way_out(mezzotint, recorded):
+def test_an_unreadable_record_is_named_with_the_next_step(mezzotint, recorded):
     (recorded / "opening.json").write_text("{")
     assert "opening.json: cannot be read; remove" in refused(
         mezzotint("tracking", "sync", recorded)

@@ -75,7 +75,7 @@ def test_the_cascade_has_the_published_sizes(checked, recipe, count):
     assert checked(recipe)["total"] == count
 
 
-def test_a_cluster_says_how_the_batch_is_shared_and_in_which_precision(checked, cluster):
+def test_a_cluster_sets_the_split_of_the_batch_and_the_precision(checked, cluster):
     report = checked("dalle_prior_12b", "--cluster", cluster(), "--nodes", 4)
     assert report["machines"] == {
         "nodes": 4,
@@ -105,14 +105,14 @@ def test_a_run_directory_that_nodes_do_not_share_is_noted(checked, cluster):
     assert "is not inside /lustre/project, which all nodes share" in note
 
 
-def test_a_cluster_without_gpus_shares_its_nodes_memory(checked, cluster):
+def test_without_gpus_processes_share_the_memory_of_a_node(checked, cluster):
     text = "name: lab\nshared: /tmp\nscratch: /tmp\nnodes: 2\ntasks_per_node: 2\nmemory: 6G\n"
     machines = checked("emoji_base", "--cluster", cluster(text))["machines"]
     assert (machines["device"], machines["processes"]) == ("cpu", 4)
     assert machines["memory"] == 3 * 2**30
 
 
-def test_the_12_billion_fit_sharded_and_not_whole(checked, cluster):
+def test_12_billion_parameters_fit_sharded_only(checked, cluster):
     sharded = checked("dalle_prior_12b", "--cluster", cluster())["memory"]
     assert sharded["fits"] is True
     parts = sharded["parts"]["model"]
@@ -141,7 +141,7 @@ def test_the_report_as_text(mezzotint, cluster, tmp_path):
         assert line in text.splitlines(), line
 
 
-def test_checking_12_billion_weights_takes_seconds_and_no_memory(tmp_path):
+def test_checking_12_billion_parameters_takes_seconds_and_no_memory(tmp_path):
     code = (
         "import resource, sys\n"
         "from launch.cli.main import app\n"
@@ -215,7 +215,7 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     assert footprint(PART, States(0, "fp32", averages=0), 8).master == 0
 
 
-def test_a_checkpoint_holds_each_thing_once():
+def test_a_checkpoint_holds_everything_once():
     def each(zero: int, precision: str, *, averages: int) -> float:
         return checkpoint_bytes(PART, States(zero, precision, averages), 8) / PART.total
 
@@ -225,13 +225,13 @@ def test_a_checkpoint_holds_each_thing_once():
     assert each(3, "bf16", averages=1) == 4 + 8 + 4
 
 
-def test_sizes_are_written_in_the_unit_that_fits():
+def test_bytes_have_a_fitting_unit():
     assert [format_bytes(n) for n in (0, 1023, 1536, 2**31, 2**50)] == [
         *("0 B", "1023 B", "1.5 KiB", "2.0 GiB", "1,024.0 TiB")
     ]
 
 
-def test_parts_with_stages_of_their_own_are_weighed_by_them(checked):
+def test_parts_with_their_own_zero_stage_are_counted_by_it(checked):
     words = ["engine.zero=0", "engine.zero_per_part={model: 2}", "engine.precision=fp32"]
     report = checked("emoji_vqgan", *words, "--processes", 2)
     held = report["memory"]["parts"]

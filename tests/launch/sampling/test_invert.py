@@ -34,11 +34,11 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def faces(tmp_path, picture):
+def faces(tmp_path, png):
     paths = []
     for colour in ("red", "gray"):
         path = tmp_path / f"{colour}.png"
-        path.write_bytes(picture(colour))
+        path.write_bytes(png(colour))
         paths.append(path)
     return paths
 

@@ -22,14 +22,14 @@ def is_allowed():
     "header",
     ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "login.cluster:5000", "login.cluster"],
 )
-def test_the_page_can_be_asked_for_by_the_names_of_its_machine(is_allowed, header):
+def test_the_interface_accepts_the_names_of_its_machine(is_allowed, header):
     assert is_allowed("login.cluster", header)
     assert is_allowed("0.0.0.0", f"{socket.gethostname()}:5000")
     assert is_allowed("0.0.0.0", "10.1.2.3:5000")
 
 
 @pytest.mark.parametrize("header", ["evil.example:5000", "evil.example", "login.cluster.evil:5000"])
-def test_the_page_of_another_site_cannot_ask_for_it(is_allowed, header):
+def test_the_interface_rejects_other_host_names(is_allowed, header):
     assert not is_allowed("login.cluster", header)
 
 

@@ -70,7 +70,7 @@ def recipe(tmp_path):
         (DIT, "dit", "model.safetensors"),
     ],
 )
-def test_what_is_exported_can_be_imported_again(mezzotint, tmp_path, recipe, config, code, file):
+def test_exported_weights_can_be_imported_again(mezzotint, tmp_path, recipe, config, code, file):
     state = saved(config, tmp_path / "model")
     out = tmp_path / "out"
     outcome = mezzotint("export", tmp_path / "model", out, "--to", code, "--json")
@@ -105,7 +105,7 @@ def test_settings_of_diffusers_may_be_overridden(mezzotint, tmp_path):
     assert "process.prediction_type" in bad.err
 
 
-def test_an_imported_network_answers(mezzotint, tmp_path, recipe):
+def test_an_imported_network_can_be_loaded(mezzotint, tmp_path, recipe):
     weights = to_guided_diffusion(saved(UNET, tmp_path / "model"), UNET)
     save_file(weights, tmp_path / "theirs.safetensors")
     words = ["--from", "guided_diffusion", "--recipe", recipe]

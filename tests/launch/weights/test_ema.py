@@ -49,7 +49,7 @@ def test_a_model_of_another_width_is_combined_from_snapshots(mezzotint, run):
     assert "early: EMA of relative width 0.1 at update 1, from 2 snapshots" in said.out
 
 
-def test_what_is_not_there_is_named(refused, run, tmp_path):
+def test_missing_snapshots_and_runs_are_named(refused, run, tmp_path):
     assert "--sigma-rel: 0.3 must lie between 0 and 0.28" in refused(
         "average", run, "--sigma-rel", "0.3"
     )
