@@ -1,9 +1,9 @@
 """A classifier of noisy images, whose gradient guides sampling (arXiv 2105.05233, 4)."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,61 +16,22 @@ from models.diffusion.unet.blocks import (
     BlockSettings,
     ResidualBlock,
     Stage,
-    check_levels,
 )
+from models.diffusion.unet.levels import LevelsConfig
 from models.nn import initialization
 from models.nn.cpu.dispatch import attention
 from models.nn.embedding import TimestepEmbedding
 
 
-class NoisyClassifierConfig(BaseModel, frozen=True, extra="forbid"):
+class NoisyClassifierConfig(LevelsConfig, frozen=True, extra="forbid"):
     """The encoder half of ADM's UNet and attention pooling; the defaults are ADM's classifier's.
 
-    Level i has `channels` x `multipliers[i]` features at `image_size` / 2^i pixels and `depth`
-    residual blocks. Of `process` only the schedule counts.
+    Of `process` only the schedule counts.
     """
 
     kind: Literal["noisy_classifier"] = "noisy_classifier"
-    image_size: int = Field(gt=0)
-    image_channels: int = Field(default=3, gt=0)
     classes: int = Field(gt=1)
-    channels: int = Field(default=128, gt=0, multiple_of=2)
-    multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
-    depth: int = Field(default=2, gt=0)
-    attention: tuple[PositiveInt, ...] = (32, 16, 8)
-    """Sides, in pixels, of the levels whose blocks attend."""
-    head_width: int = Field(default=64, gt=0)
-    groups: int = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     process: ProcessConfig = ProcessConfig()
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Features of each level."""
-        return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
-
-    @property
-    def last_side(self) -> int:
-        """Pixels of the last level, each way."""
-        return int(self.image_size // 2 ** (len(self.multipliers) - 1))
-
-    def attends(self, level: int) -> bool:
-        """Whether the blocks of a level attend."""
-        return self.image_size / 2**level in self.attention
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.image_size % 2 ** (len(self.multipliers) - 1):
-            raise ValueError(
-                f"image_size {self.image_size} cannot be halved {len(self.multipliers) - 1} times"
-            )
-        sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        check_levels(sides, self.widths, self.attention, self.groups)
-        attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
-        for width in [*attending, self.widths[-1]]:
-            if width % self.head_width:
-                raise ValueError(f"{width} features are not a multiple of head_width")
-        return self
 
     def build(self) -> "NoisyClassifier":
         return NoisyClassifier(self)
@@ -115,7 +76,9 @@ class NoisyClassifier(nn.Module):
             ResidualBlock(last, last, settings),
         )
         self.norm = settings.norm(last)
-        self.pool = AttentionPool(config.last_side, last, config.head_width, config.classes)
+        self.pool = AttentionPool(
+            config.image_size // config.stride, last, config.head_width, config.classes
+        )
 
     @property
     def classes(self) -> int:

@@ -14,32 +14,23 @@ from models.conversion import (
     layer,
     permuted_rows,
 )
-from models.diffusion.dit import DiT, DiTConfig
+from models.diffusion.dit import DiTConfig
 
 
 def from_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The state dict of `config`'s network from one with the names of the released code.
 
     Raises:
-        UserError: weights that are missing, unexpected or of another shape, or a network without
-            classes, which that code does not have.
+        UserError: weights do not fit, or a network without classes, which that code does not have.
     """
-    network = _skeleton(config)
+    with torch.device("meta"):
+        network = config.build()
     return import_state(_layout(config), network, weights)
 
 
 def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
-    """The inverse: our state dict under their names.
-
-    Raises:
-        UserError: a network without classes.
-    """
+    """The inverse: our state dict under their names."""
     return export_state(_layout(config), weights)
-
-
-def _skeleton(config: DiTConfig) -> DiT:
-    with torch.device("meta"):
-        return config.build()
 
 
 def _layout(config: DiTConfig) -> list[Weight]:

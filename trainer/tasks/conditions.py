@@ -47,7 +47,18 @@ class ConditionInputs:
     """The frozen encoder of the task."""
 
 
-class ClassCondition(BaseModel, frozen=True, extra="forbid"):
+class _Condition(BaseModel, frozen=True, extra="forbid"):
+    def check(self, network: ConditionalNetwork) -> None:
+        """Refuse a network that does not fit."""
+
+    def unconditional(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        """The denoiser without this condition, as far as it is trained to do without."""
+        return denoiser
+
+
+class ClassCondition(_Condition, frozen=True, extra="forbid"):
     """Class labels; `drop` of them mean "no class" in training, for classifier-free guidance."""
 
     kind: Literal["class"]
@@ -76,18 +87,22 @@ class ClassCondition(BaseModel, frozen=True, extra="forbid"):
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser without classes, as far as it is trained to do without."""
         return without_class(denoiser, _classes(network)) if self.drop else denoiser
 
 
-class TextCondition(BaseModel, frozen=True, extra="forbid"):
+class _CaptionCondition(_Condition, frozen=True, extra="forbid"):
+    drop: float = Field(default=0.1, ge=0, lt=1)
+
+    def unconditional(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        return without_text(denoiser) if self.drop else denoiser
+
+
+class TextCondition(_CaptionCondition, frozen=True, extra="forbid"):
     """Captions; `drop` of them are empty in training, for classifier-free guidance."""
 
     kind: Literal["text"]
-    drop: float = Field(default=0.1, ge=0, lt=1)
-
-    def check(self, network: ConditionalNetwork) -> None:
-        """Every network with captions takes empty ones."""
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with captions, some of them emptied."""
@@ -97,22 +112,12 @@ class TextCondition(BaseModel, frozen=True, extra="forbid"):
         """The condition with all captions."""
         return replace(condition, text=inputs.batch.tokens)
 
-    def unconditional(
-        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
-    ) -> Denoiser[Condition]:
-        """The denoiser without captions, as far as it is trained to do without."""
-        return without_text(denoiser) if self.drop else denoiser
 
-
-class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
+class FeaturesCondition(_CaptionCondition, frozen=True, extra="forbid"):
     """Features of captions from a frozen encoder; `drop` of them are of empty ones in training."""
 
     kind: Literal["features"]
     encoder: TextSource
-    drop: float = Field(default=0.1, ge=0, lt=1)
-
-    def check(self, network: ConditionalNetwork) -> None:
-        """Widths are compared when the encoder is opened."""
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
         """The condition with features, some of them those of an empty caption."""
@@ -125,14 +130,8 @@ class FeaturesCondition(BaseModel, frozen=True, extra="forbid"):
         text = inputs.encode_text(inputs.batch.captions)
         return replace(condition, features=text.features, empty_features=text.empty)
 
-    def unconditional(
-        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
-    ) -> Denoiser[Condition]:
-        """The denoiser of empty captions, as far as it is trained on them."""
-        return without_text(denoiser) if self.drop else denoiser
 
-
-class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
+class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
     """The image itself, downsampled and degraded; trained on crops of `crop` output pixels."""
 
     kind: Literal["low_resolution"]
@@ -158,12 +157,6 @@ class LowResolutionCondition(BaseModel, frozen=True, extra="forbid"):
         """The condition with the downsampled image as it is."""
         low = F.avg_pool2d(inputs.clean, upsampling_factor(inputs.network))
         return replace(condition, low_res=low, noise_level=low.new_zeros(len(low)))
-
-    def unconditional(
-        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
-    ) -> Denoiser[Condition]:
-        """The denoiser itself: the low-resolution image is never missing."""
-        return denoiser
 
 
 class NoCondition(BaseModel, frozen=True, extra="forbid"):

@@ -51,17 +51,11 @@ class CosineSchedule:
         return ((-log_snr / 2).exp().atan() - self._first) / self._span
 
 
-class LinearScheduleConfig(BaseModel, frozen=True, extra="forbid"):
-    """DDPM's linear betas, 1e-4..0.02 in a thousand steps, in continuous time.
-
-    `first` is the continuous time that t = 0 stands for: the first of the thousand steps, so that
-    sigma is never 0.
-    """
-
-    kind: Literal["linear"] = "linear"
+class _LinearBetasConfig(BaseModel, frozen=True, extra="forbid"):
     beta_min: float = Field(default=0.1, gt=0)
     beta_max: float = Field(default=20.0, gt=0)
-    first: float = Field(default=1e-3, gt=0, lt=1)
+    first: float = Field(gt=0, lt=1)
+    """The continuous time of t = 0."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -71,13 +65,30 @@ class LinearScheduleConfig(BaseModel, frozen=True, extra="forbid"):
         return LinearSchedule(self)
 
 
+class LinearScheduleConfig(_LinearBetasConfig, frozen=True, extra="forbid"):
+    """DDPM's linear betas, 1e-4..0.02 in a thousand steps, in continuous time.
+
+    It begins at the first of the thousand steps, so that sigma is never 0.
+    """
+
+    kind: Literal["linear"] = "linear"
+    first: float = Field(default=1e-3, gt=0, lt=1)
+
+
+class VPScheduleConfig(_LinearBetasConfig, frozen=True, extra="forbid"):
+    """The VP process of arXiv 2011.13456, appendix C: `linear`, but sampled down to 1e-5."""
+
+    kind: Literal["vp"] = "vp"
+    first: float = Field(default=1e-5, gt=0, lt=1)
+
+
 class LinearSchedule:
     """alpha^2 = exp(-B(s)), B(s) = beta_min s + (beta_max - beta_min) s^2 / 2.
 
     The variance-preserving process of arXiv 2011.13456, appendix C.
     """
 
-    def __init__(self, config: "LinearScheduleConfig | VPScheduleConfig") -> None:
+    def __init__(self, config: _LinearBetasConfig) -> None:
         self._config = config
 
     def _integral(self, t: Tensor) -> Tensor:
@@ -100,22 +111,6 @@ class LinearSchedule:
         # the root of slope s^2 / 2 + beta_min s - B, in the form that loses no digits near s = 0
         s = 2 * integral / (config.beta_min + (config.beta_min**2 + 2 * slope * integral).sqrt())
         return (s - config.first) / (1 - config.first)
-
-
-class VPScheduleConfig(BaseModel, frozen=True, extra="forbid"):
-    """The VP process of arXiv 2011.13456, appendix C: `linear`, but sampled down to 1e-5."""
-
-    kind: Literal["vp"] = "vp"
-    beta_min: float = Field(default=0.1, gt=0)
-    beta_max: float = Field(default=20.0, gt=0)
-    first: float = Field(default=1e-5, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return require_increasing(self, "beta_min", "beta_max")
-
-    def build(self) -> LinearSchedule:
-        return LinearSchedule(self)
 
 
 ScheduleConfig = Annotated[

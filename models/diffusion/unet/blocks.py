@@ -1,6 +1,5 @@
 """The blocks of the UNet. All of them take features, the time's vector and the caption's tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,22 +11,6 @@ from models.nn.convolution import Conv1x1, Conv3x3, zero_module
 from models.nn.normalization import norm_act
 
 Resampling = Literal["keep", "halve", "double"]
-
-
-def check_levels(
-    sides: Sequence[int], widths: Sequence[int], attention: Sequence[int], groups: int
-) -> None:
-    """Refuse levels of these sides and widths that cannot attend at, or be normalised as, asked.
-
-    Raises:
-        ValueError: a side to attend at that no level has, or a width that groups do not divide.
-    """
-    for side in attention:
-        if side not in sides:
-            raise ValueError(f"attention {side}: the levels have sides {list(sides)}")
-    for width in widths:
-        if width % groups:
-            raise ValueError(f"a level of {width} features is not a multiple of groups")
 
 
 @dataclass(frozen=True)

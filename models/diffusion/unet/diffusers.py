@@ -40,8 +40,7 @@ def from_diffusers(
     (`flip_sin_to_cos: false`).
 
     Raises:
-        UserError: weights that are missing, unexpected or of another shape, or a network that
-            diffusers does not have.
+        UserError: weights do not fit, or diffusers has no such network.
     """
     network = skeleton(config)
     named = {_new(name): value for name, value in weights.items()}
@@ -54,11 +53,7 @@ def from_diffusers(
 
 
 def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """The inverse: our state dict under their names.
-
-    Raises:
-        UserError: a network that diffusers does not have.
-    """
+    """The inverse: our state dict under their names."""
     return export_state(_layout(skeleton(config), linear=False), weights)
 
 

@@ -24,65 +24,55 @@ _MIRROR: Mapping[Downwards, Upwards] = {
 }
 
 
-class PlainSettings(BaseModel, frozen=True, extra="forbid"):
-    """`UNet2DModel`; the defaults are its own."""
-
+class _CommonSettings(BaseModel, frozen=True, extra="forbid"):
     sample_size: int
-    in_channels: int = 3
-    out_channels: int = 3
     center_input_sample: Literal[False] = False
+    flip_sin_to_cos: bool = True
+    freq_shift: Literal[0, 1] = 0
+    up_block_types: tuple[Upwards, ...]
+    block_out_channels: tuple[int, ...] = Field(min_length=1)
+    layers_per_block: int = 2
+    downsample_padding: Literal[0, 1] = 1
+    mid_block_scale_factor: Literal[1] = 1
+    dropout: float = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
     time_embedding_type: Literal["positional"] = "positional"
     time_embedding_dim: None = None
-    freq_shift: Literal[0, 1] = 0
-    flip_sin_to_cos: bool = True
+    class_embed_type: None = None
+    num_class_embeds: int | None = None
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+
+
+class PlainSettings(_CommonSettings, frozen=True, extra="forbid"):
+    """`UNet2DModel`; the defaults are its own."""
+
+    in_channels: int = 3
+    out_channels: int = 3
     down_block_types: tuple[
         Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"], ...
     ]
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
-    up_block_types: tuple[Upwards, ...]
-    block_out_channels: tuple[int, ...] = Field(min_length=1)
-    layers_per_block: int = 2
-    mid_block_scale_factor: Literal[1] = 1
-    downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
-    dropout: float = 0.0
-    act_fn: Literal["silu", "swish"] = "silu"
     attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
     attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     add_attention: Literal[True] = True
-    class_embed_type: None = None
-    num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
 
 
-class ConditionalSettings(BaseModel, frozen=True, extra="forbid"):
+class ConditionalSettings(_CommonSettings, frozen=True, extra="forbid"):
     """`UNet2DConditionModel`; the defaults are its own.
 
     Its `attention_head_dim` are numbers of heads, whatever the name says.
     """
 
-    sample_size: int
     in_channels: int = 4
     out_channels: int = 4
-    center_input_sample: Literal[False] = False
-    flip_sin_to_cos: bool = True
-    freq_shift: Literal[0, 1] = 0
     down_block_types: tuple[Literal["DownBlock2D", "CrossAttnDownBlock2D"], ...]
     mid_block_type: Literal["UNetMidBlock2DCrossAttn"] = "UNetMidBlock2DCrossAttn"
-    up_block_types: tuple[Upwards, ...]
     only_cross_attention: Literal[False] = False
-    block_out_channels: tuple[int, ...] = Field(min_length=1)
-    layers_per_block: int = 2
-    downsample_padding: Literal[0, 1] = 1
-    mid_block_scale_factor: Literal[1] = 1
-    dropout: float = 0.0
-    act_fn: Literal["silu", "swish"] = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
     cross_attention_dim: int = 1280
     transformer_layers_per_block: int = 1
     reverse_transformer_layers_per_block: None = None
@@ -92,16 +82,11 @@ class ConditionalSettings(BaseModel, frozen=True, extra="forbid"):
     num_attention_heads: None = None
     dual_cross_attention: Literal[False] = False
     use_linear_projection: bool = False
-    class_embed_type: None = None
     addition_embed_type: None = None
     addition_time_embed_dim: None = None
-    num_class_embeds: int | None = None
     upcast_attention: bool = False
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     resnet_skip_time_act: Literal[False] = False
     resnet_out_scale_factor: Literal[1] = 1
-    time_embedding_type: Literal["positional"] = "positional"
-    time_embedding_dim: None = None
     time_embedding_act_fn: None = None
     timestep_post_act: None = None
     time_cond_proj_dim: None = None

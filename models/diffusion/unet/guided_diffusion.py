@@ -39,8 +39,7 @@ def from_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> 
     """The state dict of `config`'s network from one with the names of guided-diffusion.
 
     Raises:
-        UserError: weights that are missing, unexpected or of another shape, or a network that
-            guided-diffusion does not have.
+        UserError: weights do not fit, or guided-diffusion has no such network.
     """
     inside = {
         name.removeprefix(PREFIX): value
@@ -52,11 +51,7 @@ def from_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> 
 
 
 def to_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """The inverse: our state dict under their names.
-
-    Raises:
-        UserError: a network that guided-diffusion does not have.
-    """
+    """The inverse: our state dict under their names."""
     return export_state(_layout(skeleton(config)), weights)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +23,8 @@ from models.diffusion.unet.blocks import (
     PlainResampling,
     ResidualBlock,
     Stage,
-    check_levels,
 )
+from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
@@ -48,24 +48,13 @@ class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     width: int = Field(gt=0)
 
 
-class UNetConfig(BaseModel, frozen=True, extra="forbid"):
-    """The defaults are ADM's choices (arXiv 2105.05233, 3).
+class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
+    """`depth` residual blocks of each level on the way down, `depth` + 1 on the way up.
 
-    Level i has `channels` x `multipliers[i]` features at `image_size` / 2^i pixels, and `depth`
-    residual blocks on the way down, `depth` + 1 on the way up. The middle attends always, as in the
-    published code.
+    The middle always has attention, as in the published code.
     """
 
     kind: Literal["unet"] = "unet"
-    image_size: int = Field(gt=0)
-    image_channels: int = Field(default=3, gt=0)
-    """3 for images, those of the first stage for latents."""
-    channels: int = Field(default=128, gt=0, multiple_of=2)
-    multipliers: tuple[PositiveFloat, ...] = Field(default=(1, 2, 3, 4), min_length=1)
-    depth: int = Field(default=2, gt=0)
-    attention: tuple[PositiveInt, ...] = (32, 16, 8)
-    """Sides, in pixels, of the levels whose blocks attend."""
-    head_width: int = Field(default=64, gt=0)
     heads: int | None = Field(default=None, gt=0)
     """Heads of every attention; by default as many as `head_width` makes."""
     modulation: Literal["scale_shift", "add"] = "scale_shift"
@@ -73,10 +62,8 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     resampling: Literal["residual", "convolution", "convolution_end"] = "residual"
     """What halves and doubles resolutions: residual blocks, or single convolutions (DDPM), which
     halve with zeros all round (as in ADM's code) or at the end only (DDPM's)."""
-    groups: int = Field(default=32, gt=0)
     epsilon: float = Field(default=1e-5, gt=0)
     """Of the group norms."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int | None = Field(default=None, gt=0)
     null_class: bool = False
     """Whether there is one more label, `classes`, for "no class" (classifier-free guidance)."""
@@ -93,16 +80,6 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     freq_shift: Literal[0, 1] = 0
     """1: the frequencies of the time embedding end with 1/10,000 (DDPM); 0: just above it (ADM)."""
     process: ProcessConfig = ProcessConfig(prediction_type="noise")
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Features of each level."""
-        return tuple(int(self.channels * multiplier) for multiplier in self.multipliers)
-
-    @property
-    def stride(self) -> int:
-        """Heights and widths must be multiples of it."""
-        return int(2 ** (len(self.multipliers) - 1))
 
     @property
     def conditioning(self) -> frozenset[str]:
@@ -125,9 +102,9 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
         source = self.text or self.features
         return None if source is None else source.width
 
-    def attends(self, level: int) -> bool:
-        """Whether the blocks of a level attend."""
-        return self.image_size / 2**level in self.attention
+    @property
+    def head_divisor(self) -> int:
+        return self.heads or self.head_width
 
     def heads_of(self, width: int) -> int:
         """Heads of an attention over `width` features."""
@@ -135,17 +112,6 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.image_size % self.stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of 2^(len(multipliers) - 1) = "
-                f"{self.stride}"
-            )
-        sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        check_levels(sides, self.widths, self.attention, self.groups)
-        attending = [width for level, width in enumerate(self.widths) if self.attends(level)]
-        for width in [*attending, self.widths[-1]]:
-            if width % (self.heads or self.head_width):
-                raise ValueError(f"{width} features cannot be shared by the attention's heads")
         if self.null_class and self.classes is None:
             raise ValueError("null_class needs classes")
         if self.text is not None and self.features is not None:

@@ -125,10 +125,10 @@ def test_what_does_not_fit_is_refused(classifier, x):
     with pytest.raises(UserError, match="takes images of 8 x 8, got 4 x 8"):
         classifier(x[:, :, :4], T)
     for change, fault in (
-        ({"image_size": 9}, "cannot be halved 1 times"),
+        ({"image_size": 9}, "image_size 9 is not a multiple of"),
         ({"attention": (5,)}, "attention 5"),
         ({"groups": 5}, "not a multiple of groups"),
-        ({"head_width": 7}, "not a multiple of head_width"),
+        ({"head_width": 7}, "cannot be shared by the attention's heads"),
     ):
         with pytest.raises(ValidationError, match=fault):
             NoisyClassifierConfig(**{**TINY, **change})
