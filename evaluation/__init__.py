@@ -1,1 +1,1 @@
-"""Judging: sample sets, Fréchet distances, CLIP scores and reports, from model directories only."""
+"""Evaluation of trained models: sample sets, metrics and their results."""

@@ -1,4 +1,4 @@
-"""Evaluation of a class-conditional model: are its images of the classes asked for?"""
+"""Evaluation of a class-conditional model: are its images of the right classes?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

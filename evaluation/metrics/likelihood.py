@@ -1,4 +1,4 @@
-"""Bits per dimension of pictures under a diffusion model (arXiv 2011.13456, 4.3 and D.2)."""
+"""Bits per dimension of images under a diffusion model (arXiv 2011.13456, 4.3 and D.2)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class Integration:
-    """How the probability-flow ODE is followed."""
+    """How the probability-flow ODE is integrated."""
 
     steps: int = 64
-    """Heun steps, equal in log signal-to-noise ratio; two calls and backward passes each."""
+    """Heun steps, equal in log signal-to-noise ratio, of two network calls and backward passes."""
     start: float = 0.02
-    """The time pictures are taken for: the density weighed is that of noisy data there."""
+    """Time of the images: the density is that of the data with the noise of this time."""
     probes: int = 1
     """Random vectors of Hutchinson's estimate."""
     seed: int = 0
@@ -32,7 +32,7 @@ class Integration:
 
 @dataclass(frozen=True)
 class Bits:
-    """The mean over pictures with its interval, and each picture's."""
+    """Bits per dimension: mean over images with its interval, and of each image."""
 
     mean: Score
     each: Tensor
@@ -47,7 +47,7 @@ def bits_per_dimension(
     integration: Integration,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bits:
-    """Of pictures (n, H, W, 3) uint8, each conditioned on its prompt.
+    """Bits per dimension of images (n, H, W, 3) uint8, each conditioned on its prompt.
 
     The density is the model's of data with the noise of the starting time, as good a density as
     any. Uniform dequantisation makes the mean an upper bound of the bits of the levels themselves,
@@ -91,7 +91,7 @@ def bits_per_dimension(
             "divergence": f"Hutchinson, {integration.probes} probes of signs",
             "dequantisation": f"uniform over {LEVELS} levels",
             "prior": "N(0, sigma^2) at the noisy end",
-            "interval": "95%, bootstrap over pictures",
+            "interval": "95%, bootstrap over images",
             "precision": "fp32",
             "seed": integration.seed,
         },

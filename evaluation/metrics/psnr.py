@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-DEFINITION = "10 log10(255^2 / mean squared error over all values) per picture; mean"
+DEFINITION = "10 log10(255^2 / mean squared error over all values) per image; mean"
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:

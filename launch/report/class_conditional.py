@@ -1,4 +1,4 @@
-"""The section on class-conditional models: are their images of the classes asked for?"""
+"""The section on class-conditional models: are their images of the right classes?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,6 +16,9 @@ from models import store
 from models.diffusion.unet.network import UNetConfig
 
 GROUPS = ["activities", "smileys-emotion"]
+FACES = ["grinning face", "grinning squinting face", "smiling face", "neutral face"]
+THINGS = ["fireworks", "sparkler", "softball", "goal net"]
+FEW = {"url": "data/emoji", "split": "concept", "where": {"base": [*FACES, *THINGS]}}
 
 
 def clouds(count, rng, *, apart=6.0):
@@ -114,13 +117,17 @@ def test_classes_that_the_model_does_not_generate_are_refused(model, tmp_path):
 
 @pytest.mark.processes
 def test_two_processes_give_the_metrics_of_one(model, tmp_path):
-    faces = ["grinning face", "grinning squinting face", "smiling face", "neutral face"]
-    few = {"base": [*faces, "fireworks", "sparkler", "softball", "goal net"]}
-    reference = {"url": "data/emoji", "split": "concept", "where": few}
-    config, files = settings(model, guidance_scales=[2.0], batch=3, reference=reference), []
+    config, files = settings(model, guidance_scales=[2.0], batch=3, reference=FEW), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         evaluate_in_processes(config, out, lambda *_: None, device="cpu", processes=processes)
         files.append(json.loads((out / "evaluation.json").read_text()) | {"seconds": {}})
     assert files[0] == files[1]
     assert (tmp_path / "1" / GRID).read_bytes() == (tmp_path / "2" / GRID).read_bytes()
+
+
+def test_no_tensor_is_made_on_the_default_device(model, tmp_path):
+    config = settings(model, guidance_scales=[2.0], batch=3, reference=FEW)
+    with torch.device("meta"):
+        result = evaluate(config, tmp_path)
+    assert result.metrics["accuracy"]["guidance 2"].n == 10

@@ -42,8 +42,8 @@ def test_psnr_is_that_of_its_definition():
 
 def test_ssim_is_that_of_its_definition_window_by_window():
     first, second = noise(1, 13), noise(1, 13, seed=1)
-    place = torch.arange(11.0, dtype=torch.float64) - 5
-    line = torch.exp(-(place**2) / 4.5)
+    offset = torch.arange(11.0, dtype=torch.float64) - 5
+    line = torch.exp(-(offset**2) / 4.5)
     window = torch.outer(line, line) / torch.outer(line, line).sum()
     values = []
     for colour in range(3):
@@ -75,19 +75,23 @@ MODELS = {
 }
 
 
-def evaluated(tmp_path, model, processes=1, **settings):
-    torch.manual_seed(0)
-    directory = tmp_path / "model"
-    store.save(str(directory), model, model.build().state_dict(), card="tiny")
-    config = ReconstructionConfig(
+def configured(tmp_path, **settings):
+    return ReconstructionConfig(
         kind="reconstruction",
         name="tiny",
-        autoencoder=str(directory),
+        autoencoder=str(tmp_path / "model"),
         images={"url": "data/emoji", "limit": 12},
         batch=5,
         precision="fp32",
         **settings,
     )
+
+
+def evaluated(tmp_path, model, processes=1, **settings):
+    torch.manual_seed(0)
+    directory = tmp_path / "model"
+    store.save(str(directory), model, model.build().state_dict(), card="tiny")
+    config = configured(tmp_path, **settings)
     if processes > 1:
         evaluate_in_processes(config, tmp_path / "out", lambda *_: None, processes=processes)
     else:
@@ -105,6 +109,15 @@ def test_every_autoencoder_is_evaluated_with_its_protocol(tmp_path, name):
     assert psnr["n"] == tree["protocol"]["images"]["images"] == 12
     assert psnr["low"] <= psnr["value"] <= psnr["high"]
     assert -1 <= tree["metrics"]["ssim"]["test"]["value"] <= 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_tensor_is_made_on_the_default_device(tmp_path, name):
+    tree = evaluated(tmp_path, MODELS[name], features=None)
+    config = configured(tmp_path, features=None)
+    with torch.device("meta"):
+        result = evaluate(config, tmp_path / "meta")
+    assert result.metrics["psnr"]["test"].value == tree["metrics"]["psnr"]["test"]["value"]
 
 
 def test_codes_have_a_rate_by_size_and_by_use(tmp_path):

@@ -28,7 +28,7 @@ class Dice:
             [torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng) for rng in rngs]
         )
 
-    def reconstruct(self, pictures):
+    def reconstruct(self, images):
         return None
 
     def protocol(self):

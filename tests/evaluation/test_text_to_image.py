@@ -16,6 +16,7 @@ from data_pipeline.text.tokenizer import Tokenizer
 from evaluation import samples
 from evaluation.config import TextToImageConfig
 from evaluation.evaluate import evaluate
+from evaluation.result import EvaluationResult
 from launch.evaluate import evaluate_in_processes
 from mezzotint.common.errors import UserError
 from mezzotint.inference.generator import GenerationRequest, Prompt, image_generator
@@ -83,7 +84,7 @@ def home(tmp_path_factory):
         licence="none",
         provenance={},
         shard_size=10,
-        fields={"png": "picture", "txt": "caption", "json": "nothing"},
+        fields={"png": "image", "txt": "caption", "json": "nothing"},
         splits={"composition": Split(description="", train=tuple(keys[5:]), test=tuple(keys[:5]))},
     )
     tokenizer = Tokenizer.train(CAPTIONS, 60)
@@ -234,6 +235,16 @@ def test_the_same_evaluation_again_gives_the_same_images_and_figures(evaluated, 
     )
 
 
+def test_no_tensor_is_made_on_the_default_device(evaluated, home, tmp_path):
+    config = configured(home, evaluated.tree["protocol"]["system"]["kind"])
+    with torch.device("meta"):
+        result = evaluate(config, tmp_path)
+    # torch leaves some fused kernels out under such a default, so the last digits differ
+    numbers = EvaluationResult.read(evaluated.directory / "evaluation.json").numbers()
+    for name, value in result.numbers().items():
+        assert name.startswith("seconds/") or value == pytest.approx(numbers[name], abs=1e-3)
+
+
 @pytest.mark.processes
 def test_two_processes_give_the_images_and_metrics_of_one(evaluated, home, tmp_path):
     config = configured(home, evaluated.tree["protocol"]["system"]["kind"])
@@ -255,8 +266,8 @@ def test_several_samples_per_caption_count_captions_in_the_intervals(home, tmp_p
 @pytest.mark.parametrize("kind", ["dalle", "hierarchy"])
 def test_images_with_equal_codes_are_reconstructed_to_equal_bytes(home, kind):
     generator = load_generator(configured(home, kind).system)
-    pictures = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
-    reconstructed = generator.reconstruct(pictures)
+    images = torch.zeros(130, 16, 16, 3, dtype=torch.uint8)
+    reconstructed = generator.reconstruct(images)
     assert (reconstructed == reconstructed[:1]).all()
 
 

@@ -14,7 +14,7 @@ def test_expected_best_equals_enumerating_all_subsets(best_of):
     scores, values = torch.rand(3, 5, generator=rng), torch.rand(3, 5, generator=rng)
     for row in range(3):
         picks = [
-            values[row, max(subset, key=lambda place: scores[row, place])].item()
+            values[row, max(subset, key=lambda index: scores[row, index])].item()
             for subset in combinations(range(5), best_of)
         ]
         got = expected_best(values, scores, best_of)[row].item()
@@ -26,9 +26,9 @@ def test_keeping_several_equals_enumerating_all_subsets(best_of, keep):
     rng = torch.Generator().manual_seed(0)
     scores, values = torch.rand(1, 5, generator=rng), torch.rand(1, 5, generator=rng)
     picks = [
-        values[0, place].item()
+        values[0, index].item()
         for subset in combinations(range(5), best_of)
-        for place in sorted(subset, key=lambda place: -scores[0, place])[:keep]
+        for index in sorted(subset, key=lambda index: -scores[0, index])[:keep]
     ]
     got = expected_best(values, scores, best_of, keep).item()
     assert got == pytest.approx(sum(picks) / len(picks), abs=1e-7)
