@@ -76,15 +76,11 @@ class Dataset:
         self.reader = reader
         self.tokenizer = tokenizer
         positions = select(manifest, config.select)
-        entries = list(manifest.samples())
-        shards = np.repeat(
-            np.arange(len(manifest.shards)), [len(shard.samples) for shard in manifest.shards]
-        )[positions]
-        self._entries = [entries[position] for position in positions]
-        self._shards: list[int] = shards.tolist()
-        self.shard_sizes: tuple[int, ...] = tuple(
-            np.bincount(shards, minlength=len(manifest.shards)).tolist()
-        )
+        located = manifest.located_samples()
+        self._shards = [located[position][0] for position in positions]
+        self._entries = [located[position][1] for position in positions]
+        sizes = np.bincount(self._shards, minlength=len(manifest.shards))
+        self.shard_sizes: tuple[int, ...] = tuple(sizes.tolist())
         """Selected samples of each shard."""
         self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block)
         """Digest of set, selection and shuffle block, which a stream's state refers to."""

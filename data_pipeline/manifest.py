@@ -112,6 +112,10 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         for shard in self.shards:
             yield from shard.samples
 
+    def located_samples(self) -> list[tuple[int, SampleEntry]]:
+        """Every sample with the index of its shard."""
+        return [(index, one) for index, shard in enumerate(self.shards) for one in shard.samples]
+
     @property
     def sample_count(self) -> int:
         return sum(len(shard.samples) for shard in self.shards)

@@ -19,12 +19,13 @@ def select(manifest: Manifest, selections: Sequence[Selection]) -> NDArray[np.in
         UserError: An unknown split, attribute or value, or an empty selection.
     """
     samples = list(manifest.samples())
-    if not selections:
-        return np.arange(len(samples), dtype=np.int64)
-    keys = set().union(*(_keys(manifest, samples, one) for one in selections))
-    if not keys:
+    indices = np.arange(len(samples))
+    if selections:
+        keys = set().union(*(_keys(manifest, samples, one) for one in selections))
+        indices = np.flatnonzero([sample.key in keys for sample in samples])
+    if not indices.size:
         raise UserError(f"data.select: selects no sample of '{manifest.name}'; widen it")
-    return np.flatnonzero([sample.key in keys for sample in samples])
+    return indices
 
 
 def _keys(manifest: Manifest, samples: list[SampleEntry], selection: Selection) -> set[str]:

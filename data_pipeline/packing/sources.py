@@ -230,11 +230,7 @@ class SetSource(Source):
         check_sizes(url, manifest)
         self.names = [sample.key for sample in manifest.samples()]
         self.identity = manifest.fingerprint
-        self._samples = [
-            (shard, sample)
-            for shard, entry in enumerate(manifest.shards)
-            for sample in entry.samples
-        ]
+        self._samples = manifest.located_samples()
         self._stack = ExitStack()
         directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mezzotint-"))
         # room for two shards: threads may be ahead in the next one

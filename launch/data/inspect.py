@@ -3,10 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.inspect import Inspection, contact_sheet, inspect
+from data_pipeline.manifest import Manifest
 from data_pipeline.verify import index, verify
 from mezzotint.common.errors import UserError
 
@@ -21,12 +23,11 @@ def inspect_set(url: str, sheet: Path | None, count: int, *, as_json: bool) -> s
     return text
 
 
-def to_json(found: Inspection) -> str:
-    """An inspection as JSON."""
-    manifest = found.manifest
-    tree = manifest.model_dump(include={"name", "licence", "encoder", "provenance", "fields"}) | {
-        "url": found.url,
-        "fingerprint": manifest.fingerprint,
+def summary(url: str, manifest: Manifest) -> dict[str, Any]:
+    """A set in numbers, for JSON."""
+    return {
+        "url": url,
+        "name": manifest.name,
         "samples": manifest.sample_count,
         "shards": len(manifest.shards),
         "bytes": manifest.bytes,
@@ -38,10 +39,22 @@ def to_json(found: Inspection) -> str:
             }
             for name, split in manifest.splits.items()
         },
-        "attributes": found.attributes,
-        "captions": asdict(found.captions),
-        "examples": [asdict(example) for example in found.examples],
     }
+
+
+def to_json(found: Inspection) -> str:
+    """An inspection as JSON."""
+    header = found.manifest.model_dump(include={"licence", "encoder", "provenance", "fields"})
+    tree = (
+        summary(found.url, found.manifest)
+        | header
+        | {
+            "fingerprint": found.manifest.fingerprint,
+            "attributes": found.attributes,
+            "captions": asdict(found.captions),
+            "examples": [asdict(example) for example in found.examples],
+        }
+    )
     return json.dumps(tree, ensure_ascii=False, indent=1)
 
 

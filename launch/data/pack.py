@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from data_pipeline.config import Selection
 from data_pipeline.packing.pack import PackOptions, PackReport, pack
+from launch.data.inspect import summary
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
 
@@ -42,18 +43,8 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
 
 def to_json(report: PackReport) -> str:
     """The report as JSON, with every rejected pair."""
-    manifest = report.manifest
-    tree = {
-        "url": report.url,
-        "samples": manifest.sample_count,
-        "shards": len(manifest.shards),
-        "bytes": manifest.bytes,
-        "splits": {
-            name: {"train": len(split.train), "test": len(split.test)}
-            for name, split in manifest.splits.items()
-        },
-        "rejected": [one.model_dump(mode="json") for one in report.rejected],
-    }
+    rejected = [one.model_dump(mode="json") for one in report.rejected]
+    tree = {**summary(report.url, report.manifest), "rejected": rejected}
     return json.dumps(tree, ensure_ascii=False, indent=1)
 
 

@@ -9,6 +9,7 @@ import torch
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive, finished_set
+from data_pipeline.manifest import Manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from mezzotint.common.errors import UserError
 
@@ -347,3 +348,10 @@ def test_the_digest_of_a_manifest_is_that_of_its_content(squares):
     content = Path(squares, shard.name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == shard.sha256
     assert len(manifest.fingerprint) == 64
+
+
+def test_a_set_without_samples_is_refused(tmp_path):
+    manifest = Manifest(name="nothing", fields={}, licence="", provenance={}, shards=())
+    write_manifest(str(tmp_path), manifest)
+    with pytest.raises(UserError, match="selects no sample of 'nothing'"):
+        open_dataset(DataConfig(url=str(tmp_path)))
