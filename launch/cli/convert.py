@@ -1,8 +1,7 @@
 """`mezzotint import` and `mezzotint export`."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,21 +10,8 @@ from launch.cli.options import AsJson, Overrides
 convert_app = typer.Typer()
 
 
-class SourceFormat(StrEnum):
-    """Formats of weights that can be imported."""
-
-    guided_diffusion = "guided_diffusion"
-    diffusers = "diffusers"
-    dit = "dit"
-    taming = "taming"
-
-
-class TargetFormat(StrEnum):
-    """Formats of weights that can be exported."""
-
-    guided_diffusion = "guided_diffusion"
-    diffusers = "diffusers"
-    dit = "dit"
+Target = Literal["guided_diffusion", "diffusers", "dit"]
+Source = Literal[Target, "taming"]
 
 
 @convert_app.command(
@@ -42,8 +28,8 @@ def import_(
     out: Annotated[str, typer.Argument(help="The new model directory, a path or URL.")],
     overrides: Overrides = None,
     source: Annotated[
-        SourceFormat, typer.Option("--from", help="The format of the weights.")
-    ] = SourceFormat.diffusers,
+        Source, typer.Option("--from", help="The format of the weights.")
+    ] = "diffusers",
     recipe: Annotated[
         Path | None,
         typer.Option(help="The recipe of the network; not needed with diffusers' config.json."),
@@ -54,7 +40,7 @@ def import_(
     """Write a model directory from weights of another library; all names and shapes must match."""
     from launch.weights.convert import import_weights
 
-    done = import_weights(file, out, source.value, recipe, overrides or [])
+    done = import_weights(file, out, source, recipe, overrides or [])
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
 
 
@@ -66,13 +52,13 @@ def export(
     model: Annotated[str, typer.Argument(help="A model directory, a path or URL.")],
     out: Annotated[Path, typer.Argument(help="A new directory.")],
     target: Annotated[
-        TargetFormat, typer.Option("--to", help="The format of the weights.")
-    ] = TargetFormat.diffusers,
+        Target, typer.Option("--to", help="The format of the weights.")
+    ] = "diffusers",
     *,
     as_json: AsJson = False,
 ) -> None:
     """Write a model's weights (safetensors) and settings (config.json) for another library."""
     from launch.weights.convert import export_model
 
-    done = export_model(model, out, target.value)
+    done = export_model(model, out, target)
     typer.echo(done.to_json() if as_json else "\n".join(done.files))

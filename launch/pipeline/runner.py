@@ -47,15 +47,15 @@ class RunningStage:
     started: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PipelineResult:
     """How a pipeline run ended: names of stages, and seconds in all."""
 
-    done: tuple[str, ...]
-    skipped: tuple[str, ...]
-    failed: tuple[str, ...]
-    cancelled: tuple[str, ...]
-    seconds: float
+    skipped: list[str]
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) -> PipelineResult:
@@ -72,16 +72,16 @@ def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) ->
         for name in redo:
             archive_stage(pipeline, state, name)
         order = stage_order(pipeline)
-        skipped = tuple(name for name in order if is_up_to_date(pipeline, state, name))
-        if len(skipped) == len(pipeline.stages):
-            return PipelineResult((), skipped, (), (), 0.0)
+        result = PipelineResult([name for name in order if is_up_to_date(pipeline, state, name)])
+        if len(result.skipped) == len(pipeline.stages):
+            return result
         tracking = tracking_from_environment(default_uri(runs), root)
         assert tracking is not None
         open_pipeline_run(root, tracking)
-        runner = Runner(pipeline, state, tracking, skipped)
+        runner = Runner(pipeline, state, tracking, result)
         try:
             with graceful_shutdown():
-                result = runner.run()
+                runner.run()
         except (KeyboardInterrupt, Stopped):
             update_status(root, tracking, dict.fromkeys(runner.unfinished, "KILLED"))
             raise
@@ -163,26 +163,22 @@ class Runner:
         pipeline: Pipeline,
         state: PipelineState,
         tracking: TrackingConfig,
-        skipped: tuple[str, ...],
+        result: PipelineResult,
     ) -> None:
         self._pipeline, self._state, self._tracking = pipeline, state, tracking
-        self._skipped = skipped
+        self._result = result
         self._cores = len(os.sched_getaffinity(0))
-        self._waiting = [name for name in pipeline.stages if name not in skipped]
+        self._waiting = [name for name in pipeline.stages if name not in result.skipped]
         self._running: list[RunningStage] = []
-        self._done: list[str] = []
-        self._failed: list[str] = []
-        self._cancelled: list[str] = []
-        self._console = Console()
 
     @property
     def unfinished(self) -> list[str]:
         return [*self._waiting, *(running.name for running in self._running)]
 
-    def run(self) -> PipelineResult:
-        """Run until nothing more can start."""
+    def run(self) -> None:
+        """Run until nothing more can start; fills in the result."""
         started = time.monotonic()
-        display = ProgressDisplay(self._console, self._state)
+        display = ProgressDisplay(Console(), self._state)
         try:
             with display:
                 while self._waiting or self._running:
@@ -192,21 +188,15 @@ class Runner:
                     time.sleep(0.2)
         finally:
             terminate([running.process for running in self._running])
-        return PipelineResult(
-            tuple(self._done),
-            self._skipped,
-            tuple(self._failed),
-            tuple(self._cancelled),
-            time.monotonic() - started,
-        )
+        self._result.seconds = time.monotonic() - started
 
     def _start_ready(self) -> None:
-        broken = {*self._failed, *self._cancelled}
+        broken = {*self._result.failed, *self._result.cancelled}
         for name in list(self._waiting):
             stage = self._pipeline.stages[name]
             if broken & set(dependencies(self._pipeline, name)):
                 self._waiting.remove(name)
-                self._cancelled.append(name)
+                self._result.cancelled.append(name)
                 continue
             cores = min(stage.cores or self._cores, self._cores)
             busy = sum(running.cores for running in self._running)
@@ -247,10 +237,10 @@ class Runner:
             self._running.remove(running)
             seconds = time.monotonic() - running.started
             if code == 0:
-                self._done.append(running.name)
+                self._result.done.append(running.name)
                 display.print(f"{running.name}: done in {seconds:.0f} s")
             else:
-                self._failed.append(running.name)
+                self._result.failed.append(running.name)
                 write_text(self._state.directory(running.name) / "exit_code", f"{code}\n")
                 display.print(f"{running.name}: failed ({code}); {running.log} ends with")
                 display.print(log_tail(running.log))

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -55,45 +56,28 @@ def show(query: Query, *, listed: bool, as_json: bool) -> None:
 
 
 def watch(query: Query, *, listed: bool, as_json: bool) -> None:
-    """Show the status of runs until all have ended or Ctrl-C; as JSON, one line per change."""
-    try:
-        if as_json:
-            watch_json(query, listed=listed)
-        else:
-            watch_table(query, listed=listed)
-    except KeyboardInterrupt:
-        return
+    """Show the status of runs until all have ended or Ctrl-C.
 
-
-def watch_json(query: Query, *, listed: bool) -> None:
-    """One JSON line per change."""
-    before = None
-    while True:
-        runs = query()
-        tree = to_tree(runs, listed=listed)
-        if without_volatile(tree) != before:
-            before = without_volatile(tree)
-            sys.stdout.write(json.dumps(tree, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
-        if all(run.ended for run in runs):
-            return
-        time.sleep(INTERVAL)
-
-
-def watch_table(query: Query, *, listed: bool) -> None:
-    """A table updated in place; without a terminal, printed at each change."""
-    console = Console(highlight=False)
-    before = None
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    A table is updated in place; without a terminal, or as JSON, there is one output per change.
+    """
+    console, before = Console(highlight=False), None
+    updates_in_place = console.is_terminal and not as_json
+    live = Live(console=console, auto_refresh=False, transient=False)
+    with suppress(KeyboardInterrupt), live if updates_in_place else nullcontext():
         while True:
             runs = query()
-            table = render(runs, listed=listed, now=time.time(), width=console.width)
-            tree = without_volatile(to_tree(runs, listed=listed))
-            if console.is_terminal:
-                live.update(table, refresh=True)
-            elif tree != before:
-                console.print(table, "")
-            before = tree
+            tree = to_tree(runs, listed=listed)
+            changed = without_volatile(tree) != before
+            before = without_volatile(tree)
+            if as_json and changed:
+                sys.stdout.write(json.dumps(tree, ensure_ascii=False) + "\n")
+                sys.stdout.flush()
+            elif not as_json and (changed or updates_in_place):
+                table = render(runs, listed=listed, now=time.time(), width=console.width)
+                if updates_in_place:
+                    live.update(table, refresh=True)
+                else:
+                    console.print(table, "")
             if all(run.ended for run in runs):
                 return
             time.sleep(INTERVAL)

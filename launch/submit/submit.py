@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -33,53 +33,44 @@ ENDING_TIMEOUT = 90.0
 
 
 @dataclass(frozen=True)
-class DryRun:
-    """What would be submitted."""
-
-    plan: SubmitPlan
-
-    def to_text(self) -> str:
-        """The scripts, one after the other."""
-        parts = [planned.script.text for planned in self.plan.jobs.values()]
-        return "\n".join([*parts, *_unsubmitted(self.plan)]).rstrip("\n")
-
-    def to_json(self) -> str:
-        jobs = {
-            name: {"after": planned.after, "script": planned.script.text}
-            for name, planned in self.plan.jobs.items()
-        }
-        return _json(self.plan, jobs)
-
-
-@dataclass(frozen=True)
 class SubmitResult:
-    """What was submitted."""
+    """What was submitted, or with `jobs` None what would be."""
 
     plan: SubmitPlan
     runs: Path
-    jobs: Mapping[str, Job] = field(default_factory=dict)
+    jobs: Mapping[str, Job] | None
 
     def to_json(self) -> str:
-        jobs = {
-            name: {"id": job.id, "after": job.after, "script": str(self.plan.jobs[name].spec.path)}
-            for name, job in self.jobs.items()
-        }
-        return _json(self.plan, jobs)
+        """Per stage, the job's id and the path of its script; in a dry run, the script itself."""
+        jobs: dict[str, object] = {}
+        for name, planned in self.plan.jobs.items():
+            job = {"id": self.jobs[name].id, "script": str(planned.spec.path)} if self.jobs else {}
+            jobs[name] = {"after": planned.after, "script": planned.script.text, **job}
+        tree = {"run": self.plan.run, "root": str(self.plan.root), "jobs": jobs}
+        return json.dumps(
+            {**tree, "skipped": self.plan.skipped, "active": self.plan.active}, indent=1
+        )
 
     def to_text(self) -> str:
-        """Job ids, and the commands that show them."""
-        width = max((len(name) for name in self.jobs), default=0)
-        lines = [_job_line(job, width) for job in self.jobs.values()]
-        runs = "" if self.runs == Path("runs") else f" --runs {self.runs}"
-        stage = "" if list(self.plan.jobs) == [TRAIN] else " STAGE"
-        lines += _unsubmitted(self.plan)
-        if self.jobs or self.plan.active:
+        """Job ids and the commands that show them; in a dry run, the scripts."""
+        plan, lines = self.plan, []
+        if self.jobs is None:
+            lines = [planned.script.text for planned in plan.jobs.values()]
+        width = max(map(len, plan.jobs), default=0)
+        lines += [_job_line(job, width) for job in (self.jobs or {}).values()]
+        if plan.skipped:
+            lines.append(f"already finished: {', '.join(plan.skipped)}")
+        if plan.active:
+            lines.append(f"already submitted: {', '.join(plan.active)}")
+        if self.jobs or (plan.active and self.jobs is not None):
+            runs = "" if self.runs == Path("runs") else f" --runs {self.runs}"
+            stage = "" if list(plan.jobs) == [TRAIN] else " STAGE"
             lines += [
-                f"Status: mezzotint status {self.plan.run}{runs} --watch",
-                f"Logs:   mezzotint logs {self.plan.run}{stage}{runs}",
+                f"Status: mezzotint status {plan.run}{runs} --watch",
+                f"Logs:   mezzotint logs {plan.run}{stage}{runs}",
                 f"MLflow: {tracking_address()}",
             ]
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip("\n")
 
 
 def load_source(path: Path, overrides: Sequence[str]) -> Source:
@@ -95,10 +86,10 @@ def load_source(path: Path, overrides: Sequence[str]) -> Source:
 
 def plan_submit(
     source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
-) -> DryRun:
+) -> SubmitResult:
     """What `submit` would do if no job of the run were live; SLURM is not queried."""
     root = run_directory(runs, source.name, cluster)
-    return DryRun(_plan(source, cluster, root, (), redo))
+    return SubmitResult(_plan(source, cluster, root, (), redo), runs, None)
 
 
 def submit(
@@ -261,27 +252,7 @@ def tracking_address() -> str:
     return redact(uri)
 
 
-def _unsubmitted(plan: SubmitPlan) -> list[str]:
-    lines = []
-    if plan.skipped:
-        lines.append(f"already finished: {', '.join(plan.skipped)}")
-    if plan.active:
-        lines.append(f"already submitted: {', '.join(plan.active)}")
-    return lines
-
-
 def _job_line(job: Job, width: int) -> str:
     nodes = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
     after = f"  after {', '.join(job.after)}" if job.after else ""
     return f"job {job.id}  {job.stage:<{width}}  {nodes}{after}"
-
-
-def _json(plan: SubmitPlan, jobs: Mapping[str, object]) -> str:
-    tree = {
-        "run": plan.run,
-        "root": str(plan.root),
-        "jobs": jobs,
-        "skipped": plan.skipped,
-        "active": plan.active,
-    }
-    return json.dumps(tree, indent=1)

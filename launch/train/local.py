@@ -11,7 +11,6 @@ from pathlib import Path
 
 from launch.errors import Stopped
 from mezzotint.common.disk_space import check_space
-from mezzotint.common.errors import UserError
 from mezzotint.common.locks import run_lock
 from trainer.progress import Progress
 from trainer.recipe import Recipe
@@ -173,11 +172,3 @@ def tracking_from_environment(
         root = Path(os.environ["MEZZOTINT_PIPELINE"])
     experiment = root.name if root else "mezzotint"
     return TrackingConfig(uri, os.environ.get("MEZZOTINT_EXPERIMENT") or experiment, root)
-
-
-def open_run_directory(path: Path) -> RunDirectory:
-    """A run directory that holds a recipe."""
-    run = RunDirectory(path)
-    if not run.recipe.is_file():
-        raise UserError(f"{path}: holds no recipe.yaml; start it with `mezzotint train`")
-    return run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch.errors import run_command
 from launch.progress import Reporter
-from launch.train.local import open_run_directory, tracking_from_environment
+from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from trainer.signals import PREEMPTED
 
@@ -15,9 +15,12 @@ def train_rank(path: Path) -> int:
     """Train in a claimed run directory; returns the exit code."""
     from trainer.distributed import place
     from trainer.recipe import load
+    from trainer.run import RunDirectory
     from trainer.session import run
 
-    directory = open_run_directory(path)
+    directory = RunDirectory(path)
+    if not directory.recipe.is_file():
+        raise UserError(f"{path}: holds no recipe.yaml; start it with `mezzotint train`")
     if directory.finished():  # a requeued job
         return 0
     main = place().is_main

@@ -298,7 +298,7 @@ def test_a_finished_pipeline_starts_no_process_and_writes_no_tracking(tmp_path, 
     finish(pipeline, state, "text")
     monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
     result = runner.run_pipeline(pipeline, tmp_path)
-    assert (result.skipped, result.done, result.failed) == (("text",), (), ())
+    assert (result.skipped, result.done, result.failed) == (["text"], [], [])
     assert not (tmp_path / "mlflow.db").exists()
 
 
