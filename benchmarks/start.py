@@ -44,7 +44,7 @@ def overrides(width: int, layers: int, precision: str) -> list[str]:
 
 def measure(how: str, settings: list[str]) -> dict[str, float]:
     """Build one engine and say what it took, in MiB."""
-    world = distributed.place()
+    world = distributed.world_from_environment()
     engine.start(world)
     warnings.simplefilter("ignore")
     recipe = load("recipes/emoji_prior.yaml", settings)
@@ -66,7 +66,7 @@ def measure(how: str, settings: list[str]) -> dict[str, float]:
     engine.optimizers.build = noted
     built = engine.Engine("model", model, recipe, world, recipe.engine.precision)
     found["engine"] = resident("VmHWM") - before
-    first = next(iter(built.whole(built.local_weights()).values()))
+    first = next(iter(built.gather_full_state(built.local_weights()).values()))
     found["first"] = float(first.double().sum())
     distributed.barrier()
     distributed.leave()

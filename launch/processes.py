@@ -42,7 +42,7 @@ def run_in_processes(
     Raises:
         UserError: no such device, a process was ended, or `processes` besides ranks.
     """
-    world = distributed.place()
+    world = distributed.world_from_environment()
     if world.size > 1:
         if processes is not None:
             raise UserError(

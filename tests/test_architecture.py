@@ -248,7 +248,7 @@ def test_few_files_know_ranks() -> None:
             if isinstance(node, ast.Attribute) and (
                 node.attr in {"get_rank", "get_global_rank"}
                 or (
-                    node.attr in {"is_main", "leads_node"}
+                    node.attr in {"is_main", "is_local_main"}
                     and source.name not in KNOWS_THE_MAIN_PROCESS
                 )
             ):

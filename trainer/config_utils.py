@@ -22,6 +22,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "pictures": "images",
     "predicts": "prediction_type",
     "ramp": "ramp_steps",
+    "retreat": "backoff",
     "share": "vlb_weight (probability in an augmentation)",
     "shown": "grid_images",
     "starts": "start_step",

@@ -35,7 +35,7 @@ class World:
         return self.rank == 0
 
     @property
-    def leads_node(self) -> bool:
+    def is_local_main(self) -> bool:
         """Whether this process does what is done once on every node."""
         return self.local_rank == 0
 
@@ -45,7 +45,7 @@ class World:
         return "nccl" if self.device.type == "cuda" else "gloo"
 
 
-def place() -> World:
+def world_from_environment() -> World:
     """Read this process's place from the environment; joins nothing.
 
     Raises:
@@ -136,7 +136,7 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def any_of(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
+def any_rank(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
     """Whether the flag is up on at least one process."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return flag

@@ -66,7 +66,7 @@ class Engine:
         for _ in parameters:  # those that are not sharded, and the buffers
             pass
         malloc.malloc_trim()
-        self._rules = GradientHooks(module, recipe.engine, recipe.seed)
+        self._hooks = GradientHooks(module, recipe.engine, recipe.seed)
         self._optimizer = (
             optimizers.build_in_backward(module, self._settings, f"{recipe.seed}/{part}")
             if in_backward
@@ -75,7 +75,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
-        if self._clips_itself and (world.size == 1 or self._rules.exchanges):
+        if self._clips_itself and (world.size == 1 or self._hooks.exchanges):
             # nobody to average with, or done already: DeepSpeed would copy all gradients
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
@@ -107,7 +107,7 @@ class Engine:
         """Close one micro-batch; at the end of the accumulation, update at the rate of `index`."""
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
-            self._optimizer.skip = not self._rules.close()
+            self._optimizer.skip = not self._hooks.close()
             self._set_rate(index)
             if self._clips_itself:
                 self._norm = self._clip()
@@ -140,8 +140,8 @@ class Engine:
         return {
             "grad_norm": float("nan") if self._norm is None else float(self._norm),
             "loss_scale": float(scale),
-            "skipped_updates": float(self._engine.skipped_steps + self._rules.skipped),
-            **self._rules.status(),
+            "skipped_updates": float(self._engine.skipped_steps + self._hooks.skipped),
+            **self._hooks.status(),
         }
 
     def local_weights(self) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ class Engine:
             return {name: weight.ds_tensor.data for name, weight in weights.items()}  # type: ignore[attr-defined]
         return {name: weight.data for name, weight in weights.items()}
 
-    def whole(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_full_state(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors, on the CPU, from what `local_weights` is like on every process."""
         if self.zero != 3:
             return {name: value.detach().cpu() for name, value in local.items()}
@@ -166,16 +166,16 @@ class Engine:
     def save(self, directory: str) -> None:
         """Write this process's files of the part; every process calls it."""
         self._engine.save_checkpoint(directory, tag=self.part, save_latest=False)
-        self._rules.save(self._rules_file(directory))
+        self._hooks.save(self._hooks_file(directory))
 
     def restore(self, directory: str) -> None:
         """Read what `save` wrote. DeepSpeed unpickles: call it only on verified files."""
         path, _ = self._engine.load_checkpoint(directory, tag=self.part)
         if path is None:
             raise UserError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
-        self._rules.restore(self._rules_file(directory))
+        self._hooks.restore(self._hooks_file(directory))
 
-    def _rules_file(self, directory: str) -> Path:
+    def _hooks_file(self, directory: str) -> Path:
         return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
 
 
@@ -191,7 +191,7 @@ def _shard(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -> None:
         malloc.malloc_trim()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     """DeepSpeed warns of every optimizer that is not on its list; ours is tested here."""
     return "untested optimizer" not in record.getMessage()
 
@@ -199,7 +199,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 def start(world: World) -> None:
     """Join the process group and hand it to DeepSpeed."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    logging.getLogger("DeepSpeed").addFilter(_is_relevant)
     # DeepSpeed's own calls, at every step
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
     # gloo serves: the shared-memory op takes a minute to compile, in every new environment

@@ -12,7 +12,7 @@ from torch import nn
 from mezzotint.common.errors import UserError
 from models.activation_checkpointing import enable_activation_checkpointing
 from models.regional_compile import compile_blocks
-from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, branches
+from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, residual_branches
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.recipe import Precision, Recipe, Update
 
@@ -200,7 +200,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
     match recipe.engine.gradient_scaling:
         case PerBlockScaling():
             for name, part in parts.items():
-                if not branches(part):
+                if not residual_branches(part):
                     raise UserError(
                         f"engine.gradient_scaling: {name} has no transformer blocks to give "
                         "scales of their own; use kind=whole"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from trainer.low_precision.adamw import PIECE
+from trainer.low_precision.adamw import CHUNK
 from trainer.low_precision.fp32_params import matrices
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.optimizers.schedules import Moments
@@ -110,10 +110,10 @@ class States:
         """Weights that the optimizer keeps together, and the bytes of a moment of theirs."""
         if self.moments == "fp32" or self.in_backward:
             return ((part.weights, self.moment_bytes),)
-        islands = list(part.weights)
+        fp32_params = list(part.weights)
         for size in part.matrices:
-            islands.remove(size)
-        return ((part.matrices, self.moment_bytes), (tuple(islands), FLOAT))
+            fp32_params.remove(size)
+        return ((part.matrices, self.moment_bytes), (tuple(fp32_params), FLOAT))
 
 
 def states(recipe: Recipe, part: str, precision: Precision) -> States:
@@ -201,7 +201,7 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
         update=max(
             share * how.master_bytes if how.wrapped else 0,
             largest if how.averages and number < FLOAT else 0,
-            (12 if how.in_backward else 8) * PIECE * FLOAT if how.moments != "fp32" else 0,
+            (12 if how.in_backward else 8) * CHUNK * FLOAT if how.moments != "fp32" else 0,
         ),
         errors=part.inner * how.errors,
     )

@@ -1,4 +1,4 @@
-"""Pictures of what a run can do so far, drawn with the averaged weights."""
+"""Preview images during training, made with the averaged weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,7 +25,7 @@ def preview(
     batch: Batch,
     step: int,
 ) -> dict[str, Image.Image]:
-    """The task's pictures for a few samples of `batch`; every process calls it together."""
+    """The task's preview images for a few samples of `batch`; every process calls it."""
     parts: dict[str, nn.Module] = {name: engine.module for name, engine in engines.items()}
     training = {name: module.training for name, module in parts.items()}
     first = next(iter(engines.values()))
@@ -36,22 +36,22 @@ def preview(
             module.eval()
         with (
             torch.no_grad(),
-            averaged(engines, emas),
+            ema_weights(engines, emas),
             torch.autocast(device.type, first.autocast) if first.autocast else nullcontext(),
         ):
-            drawn = task.preview(parts, few, keyed_generator(recipe.seed, step, 0, device=device))
+            images = task.preview(parts, few, keyed_generator(recipe.seed, step, 0, device=device))
     finally:
         for name, module in parts.items():
             module.train(training[name])
-    return {name: grid(images) for name, images in drawn.items()}
+    return {name: grid(each) for name, each in images.items()}
 
 
 @contextmanager
-def averaged(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator[None]:
-    """Put the averaged weights in place of the live ones.
+def ema_weights(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator[None]:
+    """Swap the averaged weights in for the live ones.
 
-    Under ZeRO-3 the live weights stay: DeepSpeed keeps some of them gathered, and a mixture of both
-    would be neither.
+    Under ZeRO-3 the live weights stay: DeepSpeed keeps some of them gathered, and would mix
+    both.
     """
     swapped: list[tuple[Tensor, Tensor]] = []
     for name, ema in emas.items():
@@ -67,8 +67,9 @@ def averaged(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator
             weight.copy_(live)
 
 
-def grid(images: Tensor) -> Image.Image:
-    """Images (N, 3, H, W) in [-1, 1] as one image, eight a row."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
-    cell = GridCell([list(row) for row in torch.split(pixels, 8)])
-    return image_grid([[cell]], tile=images.shape[-1])
+def grid(images: Tensor, *, columns: int = 8) -> Image.Image:
+    """Images (N, 3, H, W) in [-1, 1] as one image, `columns` a row, at their own size."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    tiles = list(pixels.permute(0, 2, 3, 1).cpu())
+    rows = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
+    return image_grid([[GridCell(rows)]], tile=max(images.shape[2:]))

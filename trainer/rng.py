@@ -28,12 +28,12 @@ def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Bat
 
 
 def seed_dropout(rng: Generator) -> None:
-    """Key the global generator, from which dropout draws, by the micro-batch's own generator."""
+    """Seed the global generator, which dropout uses, from the micro-batch's own generator."""
     torch.manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
 
 
 def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
-    """Captions (B, L) with `share` of the rows emptied (all pads, id 0)."""
+    """Captions (B, L) with a random `share` of the rows emptied (all pads, id 0)."""
     if share == 0:
         return text
     kept = torch.rand(len(text), generator=rng, device=text.device) >= share
@@ -41,7 +41,7 @@ def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
 
 
 def drop_rows(rows: Tensor, empty: Tensor, share: float, rng: Generator) -> Tensor:
-    """Rows (B, ...) with `share` of them replaced by `empty` (...)."""
+    """Rows (B, ...) with a random `share` of them replaced by `empty` (...)."""
     if share == 0:
         return rows
     kept = torch.rand(len(rows), generator=rng, device=rows.device) >= share
@@ -49,7 +49,7 @@ def drop_rows(rows: Tensor, empty: Tensor, share: float, rng: Generator) -> Tens
 
 
 def replace_codes(codes: Tensor, share: float, vocab: int, rng: Generator) -> Tensor:
-    """Codes (B, N) with `share` of them replaced by random ones of `vocab`."""
+    """Codes (B, N) with a random `share` of them replaced by random ones of `vocab`."""
     if share == 0:
         return codes
     replaced = torch.rand(codes.shape, generator=rng, device=codes.device) < share
@@ -58,7 +58,7 @@ def replace_codes(codes: Tensor, share: float, vocab: int, rng: Generator) -> Te
 
 
 def drop_class(label: Tensor, share: float, null: int, rng: Generator) -> Tensor:
-    """Classes (B,) with `share` of them replaced by `null`, "no class"."""
+    """Classes (B,) with a random `share` of them replaced by `null`, "no class"."""
     if share == 0:
         return label
     dropped = torch.rand(len(label), generator=rng, device=label.device) < share

@@ -3,10 +3,11 @@
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json, write_text
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "deepspeed", "webdataset", "mlflow", "open-clip-torch", "sentencepiece")
 
 
+class Progress(Protocol):
+    """Called by the loop after each report: `step` of `steps` updates are done."""
+
+    def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None: ...
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """`runs/NAME/`: recipe, environment, metrics, logs, checkpoints, previews and the model."""
@@ -25,7 +32,6 @@ class RunDirectory:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe."""
         return self.path / "recipe.yaml"
 
     @property
@@ -40,38 +46,38 @@ class RunDirectory:
 
     @property
     def previews(self) -> Path:
-        """Pictures made during training."""
+        """Images generated during training."""
         return self.path / "previews"
 
     @property
     def averages(self) -> Path:
-        """Snapshots of averages by powers of time, where a recipe asks for them."""
+        """Snapshots for post-hoc EMA, with ema.kind power."""
         return self.path / "averages"
 
     @property
     def model(self) -> Path:
-        """The hand-over: a model directory."""
+        """The exported model directory."""
         return self.path / "model"
 
     @property
     def summary(self) -> Path:
-        """Written last: what the finished run did."""
+        """Written last, by a finished run."""
         return self.path / "summary.json"
 
     def finished(self) -> bool:
-        """Whether the run has come to its end and handed over its model."""
+        """Whether the run has ended and exported its model."""
         return self.summary.is_file()
 
     def claim(self, recipe: "Recipe") -> None:
         """Write recipe and environment, or check that the directory belongs to this recipe.
 
-        A directory whose run has never got as far as a metric is anybody's: it was refused for
-        bad input, which is put right by changing the recipe.
+        A directory without any metric may be claimed by another recipe: its run was refused for bad
+        input, which is fixed by changing the recipe.
 
         Raises:
             UserError: the directory holds a run of another recipe; a differing key is named.
         """
-        from trainer.recipe import dump, load  # brings torch: who only looks does without
+        from trainer.recipe import dump, load  # imports torch
 
         for path in (self.path, self.path / "logs", self.previews):
             path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ class RunDirectory:
 
 
 def first_difference(before: object, now: object, path: str = "") -> str | None:
-    """The first key at which two plain trees differ, with both values; None when they are equal."""
+    """The first key at which two nested mappings differ, with both values; None if equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(key for key in now if key not in before)]:
             where = f"{path}.{key}" if path else str(key)
@@ -103,7 +109,7 @@ def first_difference(before: object, now: object, path: str = "") -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """What the run was made with: versions and machine, no user data and no secrets."""
+    """Versions and machine of the run; no user data and no secrets."""
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),

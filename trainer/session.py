@@ -16,52 +16,51 @@ from trainer.distributed import World
 from trainer.engine import Engine
 from trainer.loop import TrainContext, TrainState, train
 from trainer.model_card import model_card
-from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.run import RunDirectory
-from trainer.setup import TrainingInputs, open_materials
+from trainer.run import Progress, RunDirectory
+from trainer.setup import TrainingInputs, open_inputs
 from trainer.signals import Preemption
-from trainer.tracking.run_log import RunInfo, Status, TrackingConfig, read_metrics
+from trainer.tracking.run_log import RunInfo, TrackingConfig, read_metrics
 from trainer.tracking.tracker import Tracker
 
 
 def run(
-    recipe: Recipe, directory: RunDirectory, link: TrackingConfig | None, progress: Progress
+    recipe: Recipe, directory: RunDirectory, tracking: TrackingConfig | None, progress: Progress
 ) -> TrainState:
     """Train, export the averaged weights, and write the summary; every process calls it."""
-    world = distributed.place()
+    world = distributed.world_from_environment()
     distributed.use_threads(world, sorted(os.sched_getaffinity(0)))
     engine.start(world)
-    materials = open_materials(recipe)
+    inputs = open_inputs(recipe)
     started = time.time()
-    engines = engine.build(materials.task.parts(), recipe, world)
+    engines = engine.build(inputs.task.parts(), recipe, world)
     stream = Stream(
-        materials.dataset,
+        inputs.dataset,
         global_batch=recipe.batch,
         rank=world.rank,
         world=world.size,
         seed=recipe.seed,
     )
-    opening = RunInfo(
+    info = RunInfo(
         name=directory.path.name,
         params=recipe.model_dump(mode="json"),
         tags={"mezzotint.kind": "train"},
         dataset=(
-            materials.dataset.manifest.name,
-            materials.dataset.fingerprint,
+            inputs.dataset.manifest.name,
+            inputs.dataset.fingerprint,
             recipe.data.url,
         ),
     )
     tracker = Tracker(
         directory,
-        link,
-        opening,
+        tracking,
+        info,
         writes=world.is_main,
-        samples=world.leads_node,
+        samples=world.is_local_main,
         processes=world.size,
     )
     with Preemption() as preemption, tracked(tracker, directory):
-        around = TrainContext(
+        context = TrainContext(
             world,
             Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep),
             tracker,
@@ -69,57 +68,59 @@ def run(
             progress,
             Snapshots(directory.averages, recipe.ema, recipe.steps, world.is_main),
         )
-        state = train(recipe, materials.task, engines, stream, around)
+        state = train(recipe, inputs.task, engines, stream, context)
         if not state.preempted:
-            export(recipe, directory, materials, engines, state, world, time.time() - started)
-        distributed.barrier()  # nobody waits for what the tracker sends at last
+            export(recipe, directory, inputs, engines, state, world, time.time() - started)
+        distributed.barrier()  # no rank waits for the last uploads
         tracker.close("KILLED" if state.preempted else "FINISHED", {"model": directory.model})
     return state
 
 
 @contextmanager
 def tracked(tracker: Tracker, directory: RunDirectory) -> Iterator[None]:
-    """Close the tracker as failed or killed when the run does not come to its own end."""
-    status: Status = "FAILED"
+    """Close the tracker as failed or killed when the run raises."""
     try:
         yield
     except KeyboardInterrupt:
-        status = "KILLED"
-        tracker.close(status)
+        tracker.close("KILLED")
         raise
     except BaseException:
-        tracker.close(status, {"logs": directory.path / "logs"})
+        tracker.close("FAILED", {"logs": directory.path / "logs"})
         raise
 
 
 def export(
     recipe: Recipe,
     directory: RunDirectory,
-    materials: TrainingInputs,
+    inputs: TrainingInputs,
     engines: Mapping[str, Engine],
     state: TrainState,
     world: World,
     seconds: float,
 ) -> None:
-    """Hand over the first part as a model directory and write what the run did."""
+    """Export the first part as a model directory and write the summary."""
     name, first = next(iter(engines.items()))
-    weights = state.emas[name].whole() if state.emas else first.whole(first.local_weights())
+    weights = (
+        state.emas[name].gather_full_state()
+        if state.emas
+        else first.gather_full_state(first.local_weights())
+    )
     weights = {key: value.float() for key, value in weights.items()}
     weights.update({key: value.cpu() for key, value in first.module.named_buffers()})
     if not world.is_main:
         return
-    tokenizer = materials.tokenizer
+    tokenizer = inputs.tokenizer
     metrics = read_metrics(directory.metrics)[-1]["metrics"]
     parameters = sum(value.numel() for value in weights.values())
-    for place in filter(None, (str(directory.model), recipe.publish)):
+    for target in filter(None, (str(directory.model), recipe.publish)):
         store.save(
-            place,
+            target,
             recipe.model,
             weights,
-            card=model_card(recipe, materials.dataset.manifest, parameters, metrics),
+            card=model_card(recipe, inputs.dataset.manifest, parameters, metrics),
             tokenizer=tokenizer.model_bytes if tokenizer else None,
             text_length=recipe.data.text.length if recipe.data.text else None,
-            text_encoder=materials.text_encoder,
+            text_encoder=inputs.text_encoder,
         )
     write_json(
         directory.summary,
@@ -137,6 +138,6 @@ def export(
 
 
 def read_summary(directory: RunDirectory) -> dict[str, object]:
-    """What a finished run did."""
+    """The summary of a finished run."""
     summary: dict[str, object] = json.loads(directory.summary.read_text(encoding="utf-8"))
     return summary

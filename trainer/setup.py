@@ -1,4 +1,4 @@
-"""What a recipe stands for once its files are opened: data, tokenizer and task."""
+"""Data, tokenizer and task of a recipe, checked against each other."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from trainer.tasks.hierarchical_prior import LevelPriorConfig
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a recipe stands for once its files are opened."""
+    """What a recipe names, opened and built."""
 
     dataset: Dataset
     tokenizer: Tokenizer | None
@@ -29,8 +29,8 @@ class TrainingInputs:
     """The frozen encoder that reads the captions, with its digest."""
 
 
-def open_materials(recipe: Recipe) -> TrainingInputs:
-    """Open the data set and tokenizer and build the task; refuses what does not fit together.
+def open_inputs(recipe: Recipe) -> TrainingInputs:
+    """Open the data set and tokenizer and build the task, its networks on the meta device.
 
     Raises:
         UserError: the tokenizer's vocabulary or length is not the model's, or the data set lacks
@@ -45,14 +45,14 @@ def open_materials(recipe: Recipe) -> TrainingInputs:
     if recipe.data.text is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
-    text_encoder = check_reading(recipe)
-    with torch.device("meta"):  # engines materialise it
+    text_encoder = check_text_encoder(recipe)
+    with torch.device("meta"):  # the engine materialises it
         model = recipe.model.build()
     return TrainingInputs(dataset, tokenizer, recipe.task.build(model), text_encoder)
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that is not the one the model is shaped for."""
+    """Refuse a tokenizer of another vocabulary or length than the model's."""
     shape = text_shape(recipe.model)
     assert recipe.data.text is not None
     if shape is None:
@@ -85,7 +85,7 @@ def check_labels(recipe: Recipe) -> None:
         )
 
 
-def check_reading(recipe: Recipe) -> TextSource | None:
+def check_text_encoder(recipe: Recipe) -> TextSource | None:
     """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
     task, model = recipe.task, recipe.model
     if not isinstance(task, DenoisingConfig) or task.text_encoder is None:
@@ -107,7 +107,7 @@ def check(recipe: Recipe) -> None:
         UserError: whatever training would refuse.
     """
     with torch.device("meta"):
-        open_materials(recipe)
+        open_inputs(recipe)
 
 
 def _is_digest(text: str) -> bool:

@@ -20,22 +20,23 @@ class Loss:
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the run a micro-batch stands.
+    """The position of a micro-batch in the run.
 
-    `rng` is a function of (recipe seed, `index`, place of the micro-batch in the global batch). The
-    place counts micro-batches over ranks and accumulation alike, so the noise a sample gets does
-    not depend on how many processes share the batch.
+    `rng` is a function of (recipe seed, `index`, `microbatch_index`). That counts micro-batches
+    over ranks and accumulation alike, so the noise of a sample does not depend on the number of
+    processes.
     """
 
     index: int
     rng: Generator
-    place: int = 0
-    places: int = 1
-    """Which of the global batch's micro-batches it is, and of how many."""
+    microbatch_index: int = 0
+    """Position of the micro-batch in the global batch."""
+    num_microbatches: int = 1
+    """Micro-batches of the global batch."""
 
 
 class EngineLike(Protocol):
-    """What a task sees of an engine: the wrapped part, called, and the bare module."""
+    """An engine as a task uses it: called for the forward, or its bare module."""
 
     @property
     def module(self) -> nn.Module:
@@ -68,19 +69,16 @@ class Task(Protocol):
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Pictures for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
+        """Images for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
         ...
 
 
 @runtime_checkable
 class StatefulTask(Protocol):
-    """A task that learns something besides weights, which a checkpoint keeps.
-
-    It must be the same on every process.
-    """
+    """A task with state besides weights, equal on every process, which checkpoints hold."""
 
     def state(self) -> Mapping[str, Any]:
-        """What it has learnt, as JSON holds it."""
+        """The state, as JSON holds it."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:

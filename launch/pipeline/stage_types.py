@@ -107,7 +107,7 @@ def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[
     from trainer import distributed
 
     # on a CPU the stage has its own cores; the ranks of a job share the work in any case
-    shares_cores = not torch.cuda.is_available() and distributed.place().size == 1
+    shares_cores = not torch.cuda.is_available() and distributed.world_from_environment().size == 1
     evaluate_in_processes(
         stage.evaluation,
         directory,

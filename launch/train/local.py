@@ -12,9 +12,8 @@ from pathlib import Path
 from launch.errors import Stopped
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.locks import run_lock
-from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.run import RunDirectory
+from trainer.run import Progress, RunDirectory
 from trainer.signals import PREEMPTED
 from trainer.tracking.run_log import TrackingConfig
 

@@ -13,7 +13,7 @@ from trainer.signals import PREEMPTED
 
 def train_rank(path: Path) -> int:
     """Train in a claimed run directory; returns the exit code."""
-    from trainer.distributed import place
+    from trainer.distributed import world_from_environment
     from trainer.recipe import load
     from trainer.run import RunDirectory
     from trainer.session import run
@@ -23,11 +23,13 @@ def train_rank(path: Path) -> int:
         raise UserError(f"{path}: holds no recipe.yaml; start it with `mezzotint train`")
     if directory.finished():  # a requeued job
         return 0
-    main = place().is_main
+    main = world_from_environment().is_main
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     reporter = Reporter(path)
     if not main:
-        reporter = Reporter(path / "logs" / f"rank-{place().rank}", shows=False, every=float("inf"))
+        reporter = Reporter(
+            path / "logs" / f"rank-{world_from_environment().rank}", shows=False, every=float("inf")
+        )
     with reporter:
         state = run(load(directory.recipe), directory, tracking_from_environment(), reporter)
     return PREEMPTED if state.preempted and main else 0  # the main process returns it for all

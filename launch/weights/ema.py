@@ -7,7 +7,7 @@ from pathlib import Path
 from mezzotint.common.errors import UserError
 from models import store
 from trainer.averages.config import WIDEST
-from trainer.averages.snapshots import make
+from trainer.averages.snapshots import synthesize
 from trainer.run import RunDirectory
 
 
@@ -43,7 +43,7 @@ def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | Non
     if not 0 < sigma_rel < WIDEST:
         raise UserError(f"--sigma-rel: {sigma_rel:g} must lie between 0 and {WIDEST}")
     directory = RunDirectory(run)
-    averaged = make(directory.averages, sigma_rel, update)
+    averaged = synthesize(directory.averages, sigma_rel, update)
     source = str(directory.model)
     info, model = store.describe(source), store.load(source)
     target = out or run / f"model-{sigma_rel:g}-{averaged.profile.update}"

@@ -46,7 +46,7 @@ def weigh(overrides: list[str], root: Path, world: distributed.World) -> dict[st
     with torch.device("meta"):
         part = recipe.model.build()
     built = engine.Engine("model", part, recipe, world, recipe.engine.precision)
-    initial = digest(built.whole(built.local_weights()))
+    initial = digest(built.gather_full_state(built.local_weights()))
     optimizer = built._engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
     ema = Ema(built, recipe.ema)
@@ -133,7 +133,7 @@ def rng() -> torch.Generator:
 
 def main() -> None:
     file = Path(sys.argv[1])
-    world = distributed.place()
+    world = distributed.world_from_environment()
     engine.start(world)
     warnings.simplefilter("ignore")
     answers = [

@@ -45,11 +45,11 @@ def update(built: engine.Engine, ema: Ema, recipe: Recipe, world, step: int) -> 
 
 
 def digest(built: engine.Engine, ema: Ema) -> str:
-    return digest_of(built.whole(built.local_weights()), ema.whole())
+    return digest_of(built.gather_full_state(built.local_weights()), ema.gather_full_state())
 
 
 def weights(built: engine.Engine) -> str:
-    return digest_of(built.whole(built.local_weights()))
+    return digest_of(built.gather_full_state(built.local_weights()))
 
 
 def digest_of(*dictionaries: dict[str, torch.Tensor]) -> str:
@@ -67,7 +67,7 @@ def poison(built: engine.Engine, place: int) -> None:
         output.register_hook(lambda grad: torch.full_like(grad, torch.nan))
         handle.remove()
 
-    handle = built._rules._scales.branches[place].exit.register_forward_hook(hook, prepend=True)
+    handle = built._hooks._scales.branches[place].exit.register_forward_hook(hook, prepend=True)
 
 
 def train(entry: dict, root: Path, world: distributed.World) -> dict:
@@ -87,7 +87,7 @@ def train(entry: dict, root: Path, world: distributed.World) -> dict:
     answer = {"losses": losses, "status": built.status(), "weights": digest(built, ema), **held}
     if entry["fault"] is not None:
         answer["after the fault"] = weights(built)
-        answer["scales"] = [branch.scale for branch in built._rules._scales.branches]
+        answer["scales"] = [branch.scale for branch in built._hooks._scales.branches]
     built._engine.destroy()
     if path is not None:
         built, ema = build(recipe, world)
@@ -101,7 +101,7 @@ def train(entry: dict, root: Path, world: distributed.World) -> dict:
 
 def main() -> None:
     file = Path(sys.argv[1])
-    world = distributed.place()
+    world = distributed.world_from_environment()
     engine.start(world)
     warnings.simplefilter("ignore")
     answers = [

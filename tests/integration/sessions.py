@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from trainer.distributed import place
+from trainer.distributed import world_from_environment
 from trainer.recipe import load
 from trainer.run import RunDirectory
 from trainer.session import run
@@ -17,7 +17,7 @@ def main() -> None:
     for entry in json.loads(Path(sys.argv[1]).read_text()):
         directory = RunDirectory(Path(entry["directory"]))
         recipe = load(entry["recipe"], entry["overrides"])
-        if place().is_main:
+        if world_from_environment().is_main:
             directory.claim(recipe)
         run(recipe, directory, None, lambda step, steps, metrics: None)
 

@@ -59,10 +59,12 @@ class Cluster:
 
     def submit(self, *words: object, runs: Path | None = None) -> dict[str, object]:
         """Submit; returns the JSON report."""
-        place = runs or self.home / "runs"
+        world_from_environment = runs or self.home / "runs"
         source, *overrides = words
         report = submit(
-            load_source(source, overrides), load_cluster(self.home / "cluster.yaml"), place
+            load_source(source, overrides),
+            load_cluster(self.home / "cluster.yaml"),
+            world_from_environment,
         )
         found: dict[str, object] = json.loads(report.to_json())
         return found
@@ -285,8 +287,8 @@ def test_a_rejected_job_names_the_key_and_nothing_is_submitted(slurm, cluster, c
 
 
 PLACE = (
-    "import json; from trainer.distributed import place; "
-    "print(json.dumps(vars(place()), default=str))"
+    "import json; from trainer.distributed import world_from_environment as world; "
+    "print(json.dumps(vars(world()), default=str))"
 )
 
 

@@ -20,7 +20,7 @@ Scaling = Literal["fp32", "one scale", "per block"]
 WIDTH, BLOCKS, CLASSES, SAMPLES = 32, 6, 8, 512
 HIGHEST, FALL = 7.0, 8.5
 """Weight of the first exit's loss as a power of two, and by how much it falls at every exit."""
-RULE = PerBlockScaling(kind="per_block", start=24, retreat=1, window=1, growth=1 / 50)
+RULE = PerBlockScaling(kind="per_block", start=24, backoff=1, window=1, growth=1 / 50)
 """The paper's bounds, and a faster walk between them: these runs are short."""
 
 
@@ -58,7 +58,7 @@ class Branch(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks of the house around such branches; the identity path is fp32."""
+    """Transformer blocks around such branches; the identity path is fp32."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -119,13 +119,13 @@ def train(scaling: Scaling, updates: int) -> Course:
         optimizer.zero_grad()
         (2.0**power * losses @ weights).backward()
         if scales is not None:
-            taken = scales.close_update()
+            taken = scales.update_scales()
         else:
             taken = all(bool(each.grad.isfinite().all()) for each in stack.parameters())
             for each in stack.parameters():
                 each.grad *= 2.0**-power
             if scaling == "one scale":  # the same rule, of the loss
-                power += RULE.growth if taken else -RULE.retreat
+                power += RULE.growth if taken else -RULE.backoff
         course.skipped += not taken
         if taken:
             counts.append([zeros(block) for block in stack.blocks])

@@ -3,7 +3,7 @@
 import pytest
 
 from mezzotint.common.errors import UserError
-from trainer.distributed import join, place
+from trainer.distributed import join, world_from_environment
 
 SLURM = {
     "SLURM_PROCID": "9",
@@ -28,7 +28,7 @@ def told(monkeypatch):
 
 
 def where() -> tuple[int, int, int, int]:
-    world = place()
+    world = world_from_environment()
     return world.rank, world.size, world.local_rank, world.local_size
 
 
@@ -67,10 +67,10 @@ def test_a_batch_script_of_several_tasks_is_no_rank(told):
 def test_a_broken_word_is_named(told, change, message):
     told(**{**SLURM, **change})
     with pytest.raises(UserError, match=message):
-        place()
+        world_from_environment()
 
 
 def test_processes_that_do_not_know_where_to_meet_say_so(told):
     told(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
-        join(place())
+        join(world_from_environment())

@@ -53,10 +53,10 @@ class Ema:
         for name, value in self.values.items():
             value.copy_(values[name])
 
-    def whole(self, track: int = 0) -> dict[str, Tensor]:
+    def gather_full_state(self, track: int = 0) -> dict[str, Tensor]:
         """Whole averaged weights on the CPU, on every process."""
         names = list(self._engine.local_weights())
-        return self._engine.whole(dict(zip(names, self._of(track, names), strict=True)))
+        return self._engine.gather_full_state(dict(zip(names, self._of(track, names), strict=True)))
 
 
 def _key(name: str, track: int) -> str:

@@ -39,21 +39,21 @@ class Snapshots:
             return
         dtype = torch.float16 if settings.stored == "fp16" else torch.float32
         for track, sigma_rel in enumerate(settings.sigma_rel):
-            weights = ema.whole(track)
+            weights = ema.gather_full_state(track)
             if self.writes:
-                write(self.root, EmaProfile(sigma_rel, update), weights, dtype)
+                write_snapshot(self.root, EmaProfile(sigma_rel, update), weights, dtype)
 
 
-def write(
+def write_snapshot(
     root: Path, profile: EmaProfile, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> None:
     """One snapshot, whole or not at all."""
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step-{profile.update:08d}-{profile.sigma_rel:g}.safetensors"
     temporary = final.with_name(f".{final.name}.tmp")
-    words = {"sigma_rel": repr(profile.sigma_rel), "update": str(profile.update)}
+    metadata = {"sigma_rel": repr(profile.sigma_rel), "update": str(profile.update)}
     save_file(
-        {key: value.to(dtype).contiguous() for key, value in weights.items()}, temporary, words
+        {key: value.to(dtype).contiguous() for key, value in weights.items()}, temporary, metadata
     )
     sync(temporary)
     temporary.rename(final)
@@ -70,7 +70,7 @@ class SynthesizedEma:
     snapshots: int
 
 
-def make(root: Path, sigma_rel: float, update: int | None = None) -> SynthesizedEma:
+def synthesize(root: Path, sigma_rel: float, update: int | None = None) -> SynthesizedEma:
     """The average of a relative width that ends at an update, by default the last snapshot's.
 
     Raises:
@@ -82,17 +82,17 @@ def make(root: Path, sigma_rel: float, update: int | None = None) -> Synthesized
             f"{root}: holds no snapshots of averages; train with ema={{kind: power}} to keep some"
         )
     last = max(profile.update for _, profile in found)
-    wanted = EmaProfile(sigma_rel, last if update is None else update)
-    if not 0 < wanted.update <= last:
-        raise UserError(f"{root}: the snapshots end at update {last}, not at {wanted.update}")
+    target = EmaProfile(sigma_rel, last if update is None else update)
+    if not 0 < target.update <= last:
+        raise UserError(f"{root}: the snapshots end at update {last}, not at {target.update}")
     # later ones weigh updates that the wanted average does not know
-    used = [(path, profile) for path, profile in found if profile.update <= wanted.update]
-    if not used:
+    chosen = [(path, profile) for path, profile in found if profile.update <= target.update]
+    if not chosen:
         first = min(profile.update for _, profile in found)
         raise UserError(f"{root}: the first snapshot is of update {first}, later than {update}")
-    combination = combine([profile for _, profile in used], wanted)
-    weights = _sum([path for path, _ in used], combination.coefficients)
-    return SynthesizedEma(weights, wanted, combination, len(used))
+    combination = combine([profile for _, profile in chosen], target)
+    weights = _sum([path for path, _ in chosen], combination.coefficients)
+    return SynthesizedEma(weights, target, combination, len(chosen))
 
 
 def _sum(paths: Sequence[Path], coefficients: Tensor) -> dict[str, Tensor]:
@@ -110,8 +110,8 @@ def _profile(path: Path) -> EmaProfile:
     """Which average a file holds."""
     try:
         with safe_open(path, framework="pt") as file:
-            words = file.metadata() or {}
-        return EmaProfile(float(words["sigma_rel"]), int(words["update"]))
+            metadata = file.metadata() or {}
+        return EmaProfile(float(metadata["sigma_rel"]), int(metadata["update"]))
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"{path}: is no snapshot of an average ({error}); remove the file"

@@ -11,13 +11,13 @@ from torch import Tensor
 from trainer.low_precision.float16_formats import CODE, MEAN, VARIANCE, Codec
 from trainer.optimizers.schedules import Moments
 
-PIECE = 1 << 20
+CHUNK = 1 << 20
 """Numbers that are worked on at once."""
 MEANS, VARIANCES = "exp_avg", "exp_avg_sq"
 
 
 @dataclass(frozen=True)
-class _Plain:
+class _Cast:
     """Numbers kept as torch has them."""
 
     dtype: torch.dtype
@@ -30,19 +30,19 @@ class _Plain:
 
 
 @dataclass(frozen=True)
-class _Format:
+class _MomentFormat:
     """How both moments are kept, and where the running variance is clipped."""
 
-    mean: _Plain | Codec
-    variance: _Plain | Codec
+    mean: _Cast | Codec
+    variance: _Cast | Codec
     dtype: torch.dtype
     ceiling: float | None = None
 
 
-FORMATS: Mapping[Moments, _Format] = {
-    "fp32": _Format(_Plain(torch.float32), _Plain(torch.float32), torch.float32),
-    "bf16": _Format(_Plain(torch.bfloat16), _Plain(torch.bfloat16), torch.bfloat16),
-    "codec_16": _Format(MEAN, VARIANCE, CODE, ceiling=5.0),
+FORMATS: Mapping[Moments, _MomentFormat] = {
+    "fp32": _MomentFormat(_Cast(torch.float32), _Cast(torch.float32), torch.float32),
+    "bf16": _MomentFormat(_Cast(torch.bfloat16), _Cast(torch.bfloat16), torch.bfloat16),
+    "codec_16": _MomentFormat(MEAN, VARIANCE, CODE, ceiling=5.0),
 }
 """`codec_16` is the paper's (arXiv 2102.12092, D), which clips the running variance to 5."""
 
@@ -76,17 +76,17 @@ class SmallMomentAdamW(torch.optim.Optimizer):
                     self._update(weight, group)
 
     def _update(self, weight: Tensor, group: Mapping[str, Any]) -> None:
-        kept = FORMATS[group["moments"]]
+        stored_as = FORMATS[group["moments"]]
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
             for name in (MEANS, VARIANCES):
-                state[name] = torch.zeros_like(weight, dtype=kept.dtype)
+                state[name] = torch.zeros_like(weight, dtype=stored_as.dtype)
         state["step"] += 1
         assert weight.grad is not None
         whole = (weight.detach(), weight.grad, state[MEANS], state[VARIANCES])
-        for part, grad, means, variances in zip(*(pieces(each) for each in whole), strict=True):
-            _update_piece(part, grad, means, variances, kept, group, int(state["step"]))
+        for part, grad, means, variances in zip(*(chunks(each) for each in whole), strict=True):
+            _update_chunk(part, grad, means, variances, stored_as, group, int(state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state; torch would turn all of it into the type of the weights."""
@@ -100,12 +100,12 @@ class SmallMomentAdamW(torch.optim.Optimizer):
                     self.state[weight][key] = saved.to(weight.device, copy=True)
 
 
-def pieces(tensor: Tensor) -> Iterator[Tensor]:
+def chunks(tensor: Tensor) -> Iterator[Tensor]:
     """Views of PIECE numbers each; the last one has fewer."""
-    yield from torch.split(tensor.view(-1), PIECE)
+    yield from torch.split(tensor.view(-1), CHUNK)
 
 
-def advanced(
+def update_moments(
     mean: Tensor, variance: Tensor, grad: Tensor, betas: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     """Running mean and variance of gradients with one more."""
@@ -113,30 +113,30 @@ def advanced(
     return mean.lerp(grad, 1 - first), (variance * second).addcmul_(grad, grad, value=1 - second)
 
 
-def moved(
+def updated_weight(
     weight: Tensor, mean: Tensor, variance: Tensor, group: Mapping[str, Any], step: int
 ) -> Tensor:
     """A weight after update `step` (from 1); the variance becomes something else in place."""
     first, second = group["betas"]
     width = (variance.sqrt_() / (1 - second**step) ** 0.5).add_(group["eps"])
-    kept = weight * (1 - group["lr"] * group["weight_decay"])
-    return kept.addcdiv_(mean, width, value=-group["lr"] / (1 - first**step))
+    decayed = weight * (1 - group["lr"] * group["weight_decay"])
+    return decayed.addcdiv_(mean, width, value=-group["lr"] / (1 - first**step))
 
 
-def _update_piece(
+def _update_chunk(
     weight: Tensor,
     grad: Tensor,
     means: Tensor,
     variances: Tensor,
-    kept: _Format,
+    stored_as: _MomentFormat,
     group: Mapping[str, Any],
     step: int,
 ) -> None:
     """Algorithm 2 on one-dimensional pieces, in fp32, in place."""
-    before = kept.mean.decode(means), kept.variance.decode(variances)
-    mean, variance = advanced(*before, grad.float(), group["betas"])
-    if kept.ceiling is not None:
-        variance.clamp_(max=kept.ceiling)
-    means.copy_(kept.mean.encode(mean))
-    variances.copy_(kept.variance.encode(variance))
-    weight.copy_(moved(weight.float(), mean, variance, group, step))
+    before = stored_as.mean.decode(means), stored_as.variance.decode(variances)
+    mean, variance = update_moments(*before, grad.float(), group["betas"])
+    if stored_as.ceiling is not None:
+        variance.clamp_(max=stored_as.ceiling)
+    means.copy_(stored_as.mean.encode(mean))
+    variances.copy_(stored_as.variance.encode(variance))
+    weight.copy_(updated_weight(weight.float(), mean, variance, group, step))

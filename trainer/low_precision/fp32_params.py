@@ -13,9 +13,9 @@ from models.blocks import blocks_of
 
 
 def matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The trainable matrices inside a network's residual blocks; all else are islands.
+    """The trainable matrices inside a network's residual blocks; all others stay in fp32.
 
-    A network without any of the house's blocks has its matrices anywhere but in embeddings.
+    Of a network without blocks: those anywhere but in embeddings.
     """
     roots = blocks_of(module) or [module]
     owners = [inner for root in roots for inner in root.modules()]
@@ -42,14 +42,14 @@ def unembeddings(module: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def keep_logits(module: nn.Module) -> None:
+def compute_logits_in_fp32(module: nn.Module) -> None:
     """Compute a network's unembeddings in fp32 also where autocast would not."""
     for head in unembeddings(module):
-        head.forward = _whole(head.forward)  # type: ignore[method-assign, assignment]
+        head.forward = _without_autocast(head.forward)  # type: ignore[method-assign, assignment]
 
 
-def _whole(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A linear layer's forward out of autocast's reach."""
+def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A linear layer's forward in fp32, whatever autocast says."""
 
     def call(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -30,10 +30,10 @@ class PerBlockScaling(BaseModel, frozen=True, extra="forbid"):
     start: float = 13.0
     growth: float = Field(default=1 / 1000, gt=0)
     """Power by which a scale grows at an update without Inf or NaN."""
-    retreat: float = Field(default=1 / 2, gt=0)
-    """Power by which it falls at another one, which is skipped."""
+    backoff: float = Field(default=1 / 2, gt=0)
+    """Power by which it falls at an overflow; that update is skipped."""
     window: int = Field(default=125, gt=0)
-    """Updates from one fall of a scale to the next that it may take."""
+    """Updates between two reductions of a scale, at least."""
     lowest: float = 7.0
     highest: float = 24.0
 
@@ -45,23 +45,23 @@ class WholeScaling(BaseModel, frozen=True, extra="forbid"):
 
 
 @dataclass
-class Branch:
+class ResidualBranch:
     """One residual branch, from its norm to what is added to the identity path."""
 
     entry: nn.Module
     exit: nn.Module
     power: float
     """Binary logarithm of scale / M."""
-    fell: int | None = None
-    """The update at which the scale was last divided."""
+    last_backoff: int | None = None
+    """The update at which the scale was last reduced."""
 
     @property
     def scale(self) -> float:
-        """What gradients are multiplied by inside."""
+        """The factor of gradients inside the branch."""
         return 2.0**self.power
 
 
-def branches(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+def residual_branches(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """First and last module of each residual branch of a transformer, in order."""
     blocks = [each for each in module.modules() if isinstance(each, Block)]
     return [
@@ -75,64 +75,68 @@ def branches(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 
 class GradientScales:
-    """The scales of one module's branches, put into its forward for good.
+    """The scales of one module's branches, installed as hooks in its forward.
 
     The module's weights are fp32 (its products may be 16-bit, by autocast).
     """
 
     def __init__(self, module: nn.Module, config: PerBlockScaling) -> None:
         self._config = config
-        self.branches = [Branch(first, last, config.start) for first, last in branches(module)]
+        self.branches = [
+            ResidualBranch(first, last, config.start) for first, last in residual_branches(module)
+        ]
         self.updates = 0
         self.skipped = 0
         device = next(module.parameters()).device
-        # one place per branch, and one for all weights outside of them
-        self._faults = torch.zeros(len(self.branches) + 1, device=device)
+        # one entry per branch, and one for all weights outside of them
+        self._overflows = torch.zeros(len(self.branches) + 1, device=device)
         inside: set[int] = set()
-        for place, branch in enumerate(self.branches):
-            branch.entry.register_forward_pre_hook(_entry(branch))
-            branch.exit.register_forward_hook(_exit(branch))
+        for index, branch in enumerate(self.branches):
+            branch.entry.register_forward_pre_hook(_unscale_hook(branch))
+            branch.exit.register_forward_hook(_scale_hook(branch))
             for weight in (*branch.entry.parameters(), *branch.exit.parameters()):
                 inside.add(id(weight))
                 if weight.requires_grad:
-                    _listen(weight, self._watch(place, branch))
+                    _register_hook(weight, self._gradient_hook(index, branch))
         for weight in module.parameters():
             if weight.requires_grad and id(weight) not in inside:
-                _listen(weight, self._watch(len(self.branches), None))
+                _register_hook(weight, self._gradient_hook(len(self.branches), None))
 
-    def _watch(self, place: int, branch: Branch | None) -> Callable[[Tensor], Tensor]:
-        """Unscale a weight's gradient; one that is not finite is noted, and emptied."""
+    def _gradient_hook(
+        self, index: int, branch: ResidualBranch | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Unscale a weight's gradient; set Inf and NaN to 0 and record them."""
 
         def hook(grad: Tensor) -> Tensor:
-            clean = filtered(grad)
+            clean = zero_nonfinite(grad)
             torch.maximum(
-                self._faults[place], (clean != grad).any().float(), out=self._faults[place]
+                self._overflows[index], (clean != grad).any().float(), out=self._overflows[index]
             )
             return clean if branch is None else clean.div_(branch.scale)
 
         return hook
 
-    def close_update(self) -> bool:
-        """Move the scales by what the backwards of one update met; whether to take the update.
+    def update_scales(self) -> bool:
+        """Adjust the scales after the backward passes of one update; returns whether to apply it.
 
         Every process calls it, after its last backward and before the optimizer. The update of the
-        whole network is skipped when one branch of one process met Inf or NaN.
+        whole network is skipped when one branch of one process had Inf or NaN.
         """
-        bad = (distributed.total(self._faults) > 0).tolist()
-        self._faults.zero_()
-        for branch, fault in zip(self.branches, bad, strict=False):
-            self._move(branch, fault=fault)
+        overflowed = (distributed.total(self._overflows) > 0).tolist()
+        self._overflows.zero_()
+        for branch, overflow in zip(self.branches, overflowed, strict=False):
+            self._adjust(branch, overflow=overflow)
         self.updates += 1
-        self.skipped += any(bad)
-        return not any(bad)
+        self.skipped += any(overflowed)
+        return not any(overflowed)
 
-    def _move(self, branch: Branch, *, fault: bool) -> None:
+    def _adjust(self, branch: ResidualBranch, *, overflow: bool) -> None:
         config = self._config
-        if not fault:
+        if not overflow:
             branch.power += config.growth
-        elif branch.fell is None or self.updates - branch.fell >= config.window:
-            branch.power -= config.retreat
-            branch.fell = self.updates
+        elif branch.last_backoff is None or self.updates - branch.last_backoff >= config.window:
+            branch.power -= config.backoff
+            branch.last_backoff = self.updates
         branch.power = min(max(branch.power, config.lowest), config.highest)
 
     def status(self) -> dict[str, float]:
@@ -145,31 +149,35 @@ class GradientScales:
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, the same on every process."""
+        """The state for a checkpoint, equal on every process."""
         return {
             "updates": self.updates,
             "skipped": self.skipped,
             "powers": [branch.power for branch in self.branches],
-            "fell": [branch.fell for branch in self.branches],
+            "fell": [branch.last_backoff for branch in self.branches],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """The inverse of `state`."""
         self.updates, self.skipped = state["updates"], state["skipped"]
-        for branch, power, fell in zip(self.branches, state["powers"], state["fell"], strict=True):
-            branch.power, branch.fell = power, fell
+        for branch, power, last_backoff in zip(
+            self.branches, state["powers"], state["fell"], strict=True
+        ):
+            branch.power, branch.last_backoff = power, last_backoff
 
 
-def _listen(weight: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
+def _register_hook(weight: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
     weight.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def filtered(grad: Tensor) -> Tensor:
+def zero_nonfinite(grad: Tensor) -> Tensor:
     """A copy of a gradient with its Inf and NaN set to 0."""
     return grad.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _entry(branch: Branch) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def _unscale_hook(
+    branch: ResidualBranch,
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if not torch.is_grad_enabled():
             return inputs
@@ -179,7 +187,7 @@ def _entry(branch: Branch) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, 
     return hook
 
 
-def _exit(branch: Branch) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+def _scale_hook(branch: ResidualBranch) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output.float()
@@ -212,4 +220,4 @@ class _UnscaleInputGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - as above
-        return filtered(grads[0].float()).div_(ctx.scale).to(ctx.dtype), None
+        return zero_nonfinite(grads[0].float()).div_(ctx.scale).to(ctx.dtype), None

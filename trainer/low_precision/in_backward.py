@@ -16,13 +16,13 @@ from torch import Generator, Tensor, nn
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
-from trainer.low_precision.adamw import MEANS, VARIANCES, advanced, moved, pieces
+from trainer.low_precision.adamw import MEANS, VARIANCES, chunks, update_moments, updated_weight
 
 STORED = torch.bfloat16
 UPDATES = "updates"
 
 
-def rounded(values: Tensor, rng: Generator) -> Tensor:
+def stochastic_round(values: Tensor, rng: Generator) -> Tensor:
     """fp32 numbers as bf16 ones beside them, whose mean over the draws is the number itself.
 
     Inf and NaN stay what they are.
@@ -62,7 +62,7 @@ class InBackwardAdamW(torch.optim.Optimizer):
         self._done: set[int] = set()
         self._squares: list[Tensor] = []
         for place, weight in enumerate(weights):
-            _listen(weight, self._hook(place))
+            _register_hook(weight, self._hook(place))
 
     @property
     def updates(self) -> int:
@@ -106,15 +106,15 @@ class InBackwardAdamW(torch.optim.Optimizer):
         self._squares.append(norm.square())
         bound = None if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
         whole = (weight.detach(), grad, state[MEANS], state[VARIANCES])
-        for each in zip(*(pieces(tensor) for tensor in whole), strict=True):
-            _update_piece(*each, bound=bound, group=group, rng=rng)
+        for each in zip(*(chunks(tensor) for tensor in whole), strict=True):
+            _update_chunk(*each, bound=bound, group=group, rng=rng)
 
 
-def _listen(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
+def _register_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
     weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _update_piece(
+def _update_chunk(
     weight: Tensor,
     grad: Tensor,
     means: Tensor,
@@ -126,7 +126,11 @@ def _update_piece(
 ) -> None:
     """Algorithm 2 on one-dimensional pieces, in fp32, in place."""
     whole = grad.float() if bound is None else grad.float() * bound
-    mean, variance = advanced(means.float(), variances.float(), whole, group["betas"])
-    means.copy_(rounded(mean, rng))
-    variances.copy_(rounded(variance, rng))
-    weight.copy_(rounded(moved(weight.float(), mean, variance, group, group[UPDATES] + 1), rng))
+    mean, variance = update_moments(means.float(), variances.float(), whole, group["betas"])
+    means.copy_(stochastic_round(mean, rng))
+    variances.copy_(stochastic_round(variance, rng))
+    weight.copy_(
+        stochastic_round(
+            updated_weight(weight.float(), mean, variance, group, group[UPDATES] + 1), rng
+        )
+    )

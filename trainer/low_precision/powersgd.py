@@ -1,10 +1,10 @@
 """Low-rank averaging of gradients over processes (PowerSGD, arXiv 1905.13727) by DALL-E's rules.
 
 A gradient matrix G (with the error left by earlier updates) becomes P Q^T: P = orthonormal basis of
-the averaged G Q0, Q = the average of G^T P. What P cannot express, G - P (G^T P)^T, is each
-process's error for the next update. arXiv 2102.12092, E: Q0 is drawn once and kept; the basis comes
+the averaged G Q0, Q = the average of G^T P. The residual G - P (G^T P)^T is each process's error
+feedback for the next update. arXiv 2102.12092, E: Q0 is sampled once and kept; the basis comes
 from Householder reflections of the averaged product plus 1e-6 I; error buffers are 1-6-9 numbers
-and are emptied only where Inf or NaN got into them, on the processes that met it; gains, biases,
+and are reset only where Inf or NaN got into them, on the processes that had it; gains, biases,
 embeddings and unembeddings are averaged whole, in fp32; each of the m shards of a matrix has its
 own factors of rank r / m.
 """
@@ -23,7 +23,7 @@ from trainer.low_precision.float16_formats import CODE, MEAN
 
 JITTER = 1e-6
 BUCKET = 1 << 24
-"""Numbers that are averaged whole in one message."""
+"""Uncompressed gradients per all-reduce."""
 
 
 class PowerSGDConfig(BaseModel, frozen=True, extra="forbid"):
@@ -31,7 +31,7 @@ class PowerSGDConfig(BaseModel, frozen=True, extra="forbid"):
 
     kind: Literal["powersgd"]
     rank: int = Field(gt=0)
-    """Of a whole matrix; the paper has 512, 640 and 896 at widths 1920, 2688 and 3968."""
+    """Of an undivided matrix; the paper has 512, 640 and 896 at widths 1920, 2688 and 3968."""
     shards: int = Field(default=1, gt=0)
     """Equal parts of a matrix that are compressed alone, at rank / shards each; 8 in the paper."""
     errors: Literal["fp32", "codec_16"] = "codec_16"
@@ -44,7 +44,7 @@ class PowerSGDConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class WholeGradients(BaseModel, frozen=True, extra="forbid"):
-    """Exchange gradients as they are."""
+    """Uncompressed gradients."""
 
     kind: Literal["none"] = "none"
 
@@ -55,21 +55,21 @@ class _Matrix:
 
     weight: nn.Parameter
     pieces: int
-    across: bool
-    """Whether it is cut along its columns."""
-    start: Tensor
+    transposed: bool
+    """Whether it is divided along its columns."""
+    initial_q: Tensor
     """Q0 (B, n, r)."""
-    error: Tensor
+    residual: Tensor
 
-    def batch(self, matrix: Tensor) -> Tensor:
+    def split(self, matrix: Tensor) -> Tensor:
         """(rows, columns) to (B, m, n)."""
-        along = matrix.T if self.across else matrix
+        along = matrix.T if self.transposed else matrix
         return along.reshape(self.pieces, -1, along.shape[1])
 
-    def whole(self, batch: Tensor) -> Tensor:
-        """Back again."""
-        along = batch.reshape(-1, batch.shape[-1])
-        return along.T if self.across else along
+    def merge(self, split: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        along = split.reshape(-1, split.shape[-1])
+        return along.T if self.transposed else along
 
 
 class Compressor:
@@ -88,36 +88,40 @@ class Compressor:
         rng = Generator().manual_seed(seed)
         for name, weight in module.named_parameters():
             if id(weight) in wanted and weight.ndim == 2:
-                self._matrices[name] = self._matrix(weight, 3 if id(weight) in fused else 1, rng)
+                self._matrices[name] = self._make_matrix(
+                    weight, 3 if id(weight) in fused else 1, rng
+                )
             elif weight.requires_grad:
                 self._others.append(weight)
 
-    def _matrix(self, weight: nn.Parameter, fused: int, rng: Generator) -> _Matrix:
+    def _make_matrix(self, weight: nn.Parameter, fused: int, rng: Generator) -> _Matrix:
         """The pieces of a weight that holds `fused` matrices, one above the other."""
         rows, columns = weight.shape[0] // fused, weight.shape[1]
-        across = columns > rows and fused == 1
-        cut, other = (columns, rows) if across else (rows, columns)
+        transposed = columns > rows and fused == 1
+        cut, other = (columns, rows) if transposed else (rows, columns)
         shards = self._config.shards if cut % self._config.shards == 0 else 1
         height = cut // shards
         rank = min(self._config.rank // shards, height, other)
-        start = torch.randn(fused * shards, other, rank, generator=rng)
-        error = torch.zeros(fused * shards, height, other, dtype=self._dtype)
+        initial_q = torch.randn(fused * shards, other, rank, generator=rng, device="cpu")
+        residual = torch.zeros(fused * shards, height, other, dtype=self._dtype)
         device = weight.device
-        return _Matrix(weight, fused * shards, across, start.to(device), error.to(device))
+        return _Matrix(
+            weight, fused * shards, transposed, initial_q.to(device), residual.to(device)
+        )
 
     @property
     def _dtype(self) -> torch.dtype:
         return CODE if self._config.errors == "codec_16" else torch.float32
 
     def reduce(self) -> bool:
-        """Put the average gradients in place; whether all of them are finite.
+        """Replace gradients by their averages; returns whether all of them are finite.
 
         Every process calls it once per update. A matrix with Inf or NaN on one process loses its
         error buffer on all.
         """
         finite = True
         for matrix in self._matrices.values():
-            finite &= self._compressed(matrix)
+            finite &= self._reduce_matrix(matrix)
         for bucket in _buckets([each for each in self._others if each.grad is not None]):
             grads = [weight.grad for weight in bucket if weight.grad is not None]
             average = distributed.mean(torch.cat([grad.flatten() for grad in grads]))
@@ -127,70 +131,44 @@ class Compressor:
                 grad.copy_(part.view_as(grad))
         return finite
 
-    def _compressed(self, matrix: _Matrix) -> bool:
+    def _reduce_matrix(self, matrix: _Matrix) -> bool:
         grad = matrix.weight.grad
         if grad is None:  # on every process: the same network has run
             return True
-        total = matrix.batch(grad.float()) + self._decoded(matrix.error)
-        product = distributed.mean(total @ matrix.start)
+        total = matrix.split(grad.float()) + self._decode(matrix.residual)
+        product = distributed.mean(total @ matrix.initial_q)
         if not bool(product.isfinite().all()):
-            if not bool((total @ matrix.start).isfinite().all()):
-                matrix.error.zero_()
+            if not bool((total @ matrix.initial_q).isfinite().all()):
+                matrix.residual.zero_()
             grad.fill_(torch.nan)
             return False
         basis = orthonormal(product)
         own = total.transpose(1, 2) @ basis
-        matrix.error.copy_(self._encoded(total - basis @ own.transpose(1, 2)))
+        matrix.residual.copy_(self._encode(total - basis @ own.transpose(1, 2)))
         average = basis @ distributed.mean(own).transpose(1, 2)
-        grad.copy_(matrix.whole(average))
+        grad.copy_(matrix.merge(average))
         return True
 
-    def _decoded(self, error: Tensor) -> Tensor:
-        return MEAN.decode(error) if error.dtype == CODE else error
+    def _decode(self, residual: Tensor) -> Tensor:
+        return MEAN.decode(residual) if residual.dtype == CODE else residual
 
-    def _encoded(self, error: Tensor) -> Tensor:
-        return MEAN.encode(error) if self._dtype == CODE else error
-
-    def sent(self) -> tuple[int, int]:
-        """Numbers that an update exchanges for the compressed matrices, and how many they have."""
-        factors = sum(
-            matrix.start.numel()
-            + matrix.error.numel() // matrix.error.shape[2] * matrix.start.shape[2]
-            for matrix in self._matrices.values()
-        )
-        return factors, sum(matrix.error.numel() for matrix in self._matrices.values())
+    def _encode(self, residual: Tensor) -> Tensor:
+        return MEAN.encode(residual) if self._dtype == CODE else residual
 
     def errors(self) -> dict[str, Tensor]:
-        """This process's error buffers as they are kept, by weight."""
-        return {name: matrix.error for name, matrix in self._matrices.items()}
+        """This process's error buffers as stored, by weight."""
+        return {name: matrix.residual for name, matrix in self._matrices.items()}
 
     def restore(self, errors: Mapping[str, Tensor]) -> None:
-        """Take over what `errors` gave."""
+        """The inverse of `errors`."""
         for name, matrix in self._matrices.items():
-            matrix.error.copy_(errors[name])
-
-    def residual(self, name: str) -> Tensor:
-        """What of a weight's gradients is still owed, (rows, columns)."""
-        matrix = self._matrices[name]
-        return matrix.whole(self._decoded(matrix.error))
+            matrix.residual.copy_(errors[name])
 
 
 def orthonormal(product: Tensor) -> Tensor:
     """An orthonormal basis (B, m, r) of the columns of (B, m, r), by Householder reflections."""
     jitter = JITTER * torch.eye(*product.shape[1:], device=product.device)
     return torch.linalg.qr(product + jitter)[0]
-
-
-def saving(width: int, rank: int, shards: int) -> float:
-    """Share of a transformer block's gradients that is not sent.
-
-    Four matrices of width^2 and two of 4 width^2, each in `shards` parts: 1 - 5 rank / (8 width)
-    for 8 shards (arXiv 2102.12092, E).
-    """
-    square, long = (width, width / shards), (width, 4 * width / shards)
-    factors = sum(count * shards * (rank / shards) * sum(shape) for count, shape in
-                  ((4, square), (2, long)))  # fmt: skip
-    return 1 - factors / (12 * width**2)
 
 
 def _buckets(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

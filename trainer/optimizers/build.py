@@ -13,7 +13,7 @@ from trainer.optimizers.schedules import OptimizerConfig
 
 
 def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | SmallMomentAdamW:
-    """AdamW over all trainable weights; islands have a group of their own where moments differ."""
+    """AdamW over all trainable weights, in two groups where moments differ."""
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     if settings.moments == "fp32":
         return SkippableAdamW(
@@ -26,10 +26,10 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
         )
     inner = matrices(module)
     known = {id(weight) for weight in inner}
-    islands = [weight for weight in trainable if id(weight) not in known]
+    fp32_params = [weight for weight in trainable if id(weight) not in known]
     groups: list[dict[str, Any]] = [
         {"params": inner, "moments": settings.moments},
-        {"params": islands, "moments": "fp32"},
+        {"params": fp32_params, "moments": "fp32"},
     ]
     return SmallMomentAdamW(
         [group for group in groups if group["params"]],

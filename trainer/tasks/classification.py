@@ -47,7 +47,9 @@ class Classification:
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Cross-entropy of one micro-batch, in nats, and the accuracy."""
         image, label, rng = batch.images, batch.labels, step.rng
-        times = self._times.sample(len(image), rng, part=step.place, parts=step.places)
+        times = self._times.sample(
+            len(image), rng, part=step.microbatch_index, parts=step.num_microbatches
+        )
         noise = torch.randn(image.shape, generator=rng, device=image.device)
         logits = engines["model"](self._model.process.add_noise(image, times.t, noise), times.t)
         losses = F.cross_entropy(logits.float(), label, reduction="none")

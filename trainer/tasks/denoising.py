@@ -180,7 +180,9 @@ class Denoising:
         inputs, condition = self._inputs(batch, clean, rng), Condition()
         for each in self._conditions:
             condition = each.train_condition(condition, inputs)
-        times = self._times.sample(len(clean), rng, part=step.place, parts=step.places)
+        times = self._times.sample(
+            len(clean), rng, part=step.microbatch_index, parts=step.num_microbatches
+        )
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         errors = self._objective(
             engines["model"], self._model.process, clean, condition, times.t, noise

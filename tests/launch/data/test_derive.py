@@ -21,7 +21,7 @@ from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedPyramid
 from models.nn.initialization import materialize
 from trainer.recipe import load
-from trainer.setup import open_materials
+from trainer.setup import open_inputs
 from trainer.task import Step
 from trainer.tasks.denoising import Array
 
@@ -164,8 +164,8 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, n
     images = pictures.batch(range(len(pictures))).images
     overrides = [f"data.url={out}", f"data.encoder={model}", *SMALLER]
     loaded = load(f"recipes/{name}.yaml", overrides)
-    materials = open_materials(loaded)
-    batch = materials.dataset.batch(range(len(materials.dataset)))
+    inputs = open_inputs(loaded)
+    batch = inputs.dataset.batch(range(len(inputs.dataset)))
     mean, log_variance = moments(first_stage.hidden(images))
     assert torch.allclose(batch.array("latents"), mean, atol=1e-6)
     assert torch.allclose(batch.array("latent_deviations"), (log_variance / 2).exp(), atol=1e-6)
@@ -178,9 +178,10 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, n
     assert found.std == pytest.approx(float(drawn.std()), rel=0.1)
     assert found.scale * found.std == pytest.approx(1.0)
     with torch.enable_grad():
-        parts = materials.task.parts()
-        list(materialize(parts["model"], 0, "model", device=torch.device("cpu")))
-        (loss,) = materials.task.losses(parts, batch, Step(0, torch.Generator().manual_seed(0)))
+        parts = inputs.task.parts()
+        for _ in materialize(parts["model"], 0, device=torch.device("cpu")):
+            pass
+        (loss,) = inputs.task.losses(parts, batch, Step(0, torch.Generator().manual_seed(0)))
         loss.value.backward()
     assert loss.value.item() > 0
     assert all(
@@ -188,7 +189,7 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, n
     )
     other = saved(tmp_path / "other", KL.model_copy(update={"channels": 3}))
     with pytest.raises(UserError, match="encoder"):
-        open_materials(load(f"recipes/{name}.yaml", [*overrides, f"data.encoder={other}"]))
+        open_inputs(load(f"recipes/{name}.yaml", [*overrides, f"data.encoder={other}"]))
 
 
 TONES = ["light", "medium-light", "medium", "medium-dark", "dark"]

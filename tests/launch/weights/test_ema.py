@@ -8,7 +8,7 @@ import torch
 from models import store
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from trainer.averages.post_hoc_ema import EmaProfile
-from trainer.averages.snapshots import write
+from trainer.averages.snapshots import write_snapshot
 
 CONFIG = PatchDiscriminatorConfig(width=8, layers=1)
 
@@ -24,7 +24,7 @@ def run(tmp_path):
             # weights of 1 and then 4 make an average of 1 at update 1; at update 2 of 4 - 3 w
             share = float(EmaProfile(sigma_rel, update).weights(1, 2)[0])
             level = 1.0 if update == 1 else value - 3 * share
-            write(
+            write_snapshot(
                 tmp_path / "run" / "averages",
                 EmaProfile(sigma_rel, update),
                 {name: torch.full(weight.shape, level) for name, weight in names.items()},

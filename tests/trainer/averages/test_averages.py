@@ -10,7 +10,7 @@ from mezzotint.common.errors import UserError
 from trainer.averages.config import ExponentialEma, PowerEma, power, width
 from trainer.averages.ema import Ema
 from trainer.averages.post_hoc_ema import EmaProfile, combine
-from trainer.averages.snapshots import Snapshots, make
+from trainer.averages.snapshots import Snapshots, synthesize
 from trainer.recipe import load
 
 STEPS = 12
@@ -27,7 +27,7 @@ class Weights:
     def local_weights(self) -> dict[str, Tensor]:
         return self.now
 
-    def whole(self, local):
+    def gather_full_state(self, local):
         return {name: value.clone() for name, value in local.items()}
 
 
@@ -66,7 +66,7 @@ def test_each_average_is_the_direct_sum_over_all_updates(dtype):
     ema = trained(PowerEma(sigma_rel=(0.05, 0.2)), dtype=dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     for track, sigma_rel in enumerate((0.05, 0.2)):
-        got = ema.whole(track)["inner.weight"].double()
+        got = ema.gather_full_state(track)["inner.weight"].double()
         assert torch.allclose(got, direct(sigma_rel, STEPS), atol=tolerance)
     assert ema.values.keys() == {"inner.weight", "1/inner.weight"}
 
@@ -77,7 +77,7 @@ def test_the_exponential_average_is_what_it_was():
     for update in range(1, STEPS + 1):
         decay = min(0.5, (1 + update) / (10 + update))
         wanted = decay * wanted + (1 - decay) * SERIES[update]
-    assert torch.allclose(ema.whole()["inner.weight"], wanted, atol=1e-6)
+    assert torch.allclose(ema.gather_full_state()["inner.weight"], wanted, atol=1e-6)
     plain = load("recipes/emoji_base.yaml", ["ema={decay: 0.5}"])
     assert plain.ema == ExponentialEma(decay=0.5)
 
@@ -90,7 +90,10 @@ def test_averages_are_restored_and_go_on():
         one._engine.now = {"inner.weight": torch.ones(3, 4)}
         one.update()
     assert all(
-        torch.equal(ema.whole(track)["inner.weight"], again.whole(track)["inner.weight"])
+        torch.equal(
+            ema.gather_full_state(track)["inner.weight"],
+            again.gather_full_state(track)["inner.weight"],
+        )
         for track in (0, 1)
     )
 
@@ -99,7 +102,7 @@ def test_averages_are_restored_and_go_on():
 @pytest.mark.parametrize("update", [STEPS, 7])
 def test_with_snapshots_of_all_updates_every_average_is_made_exactly(tmp_path, sigma_rel, update):
     trained(PowerEma(sigma_rel=(0.05, 0.2), every=1), tmp_path)
-    made = make(tmp_path, sigma_rel, update)
+    made = synthesize(tmp_path, sigma_rel, update)
     assert made.combination.error < 1e-9
     assert made.snapshots == 2 * update
     assert torch.allclose(
@@ -127,22 +130,22 @@ def test_snapshots_are_taken_where_due_and_at_the_end(tmp_path):
     assert names == [
         f"step-{update:08d}-{sigma}.safetensors" for update in (5, 10, 12) for sigma in (0.05, 0.1)
     ]
-    exact = make(tmp_path, 0.05)
+    exact = synthesize(tmp_path, 0.05)
     assert exact.profile == EmaProfile(0.05, STEPS)
     assert torch.allclose(exact.weights["inner.weight"].double(), direct(0.05, STEPS), atol=2e-3)
 
 
 def test_what_cannot_be_made_is_said(tmp_path):
     with pytest.raises(UserError, match="holds no snapshots of averages; train with ema="):
-        make(tmp_path, 0.1)
+        synthesize(tmp_path, 0.1)
     trained(PowerEma(every=5), tmp_path)
     with pytest.raises(UserError, match="the snapshots end at update 12, not at 13"):
-        make(tmp_path, 0.1, 13)
+        synthesize(tmp_path, 0.1, 13)
     with pytest.raises(UserError, match="the first snapshot is of update 5, later than 4"):
-        make(tmp_path, 0.1, 4)
+        synthesize(tmp_path, 0.1, 4)
     (tmp_path / "step-1.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"step-1.safetensors: is no snapshot .*remove the file"):
-        make(tmp_path, 0.1)
+        synthesize(tmp_path, 0.1)
 
 
 @pytest.mark.parametrize(

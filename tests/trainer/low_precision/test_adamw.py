@@ -51,9 +51,9 @@ def test_moments_take_four_bytes_a_weight(moments, dtype):
     weight = torch.zeros(40, 30, requires_grad=True)
     optimizer = small(weight, moments)
     descend(weight, optimizer, 1)
-    kept = [value for value in optimizer.state[weight].values() if value.ndim]
-    assert {value.dtype for value in kept} == {dtype}
-    assert sum(value.nbytes for value in kept) == 4 * weight.numel()
+    stored_as = [value for value in optimizer.state[weight].values() if value.ndim]
+    assert {value.dtype for value in stored_as} == {dtype}
+    assert sum(value.nbytes for value in stored_as) == 4 * weight.numel()
 
 
 def test_moments_are_the_codes_of_what_adam_computes():
@@ -93,7 +93,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(moments, dtype):
 def test_large_weights_are_worked_on_in_pieces(monkeypatch):
     whole, cut = (torch.zeros(40, 30, requires_grad=True) for _ in range(2))
     descend(whole, small(whole, "codec_16"), 5)
-    monkeypatch.setattr("trainer.low_precision.adamw.PIECE", 7)
+    monkeypatch.setattr("trainer.low_precision.adamw.CHUNK", 7)
     descend(cut, small(cut, "codec_16"), 5)
     assert torch.equal(whole, cut)
 

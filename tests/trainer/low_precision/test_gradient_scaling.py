@@ -8,7 +8,7 @@ from torch import nn
 
 from models.activation_checkpointing import enable_activation_checkpointing
 from models.autoregressive.prior import PriorConfig, weighted
-from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling, filtered
+from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling, zero_nonfinite
 
 RULE = PerBlockScaling(kind="per_block")
 CONFIG = PriorConfig(
@@ -65,7 +65,7 @@ def test_equal_scales_give_the_gradients_of_none():
     wanted = gradients(plain)
     for name, grad in gradients(module).items():
         assert torch.allclose(grad, wanted[name], rtol=1e-6, atol=1e-6 * wanted[name].abs().max())
-    assert scales.close_update()
+    assert scales.update_scales()
 
 
 def test_blocks_that_are_computed_again_are_scaled_once():
@@ -86,7 +86,7 @@ def test_a_fault_in_one_branch_moves_its_scale_alone_and_skips_the_update(place,
     poison(scales, place, value)
     loss(module).backward()
     assert all(grad.isfinite().all() for grad in gradients(module).values())
-    assert not scales.close_update()
+    assert not scales.update_scales()
     for number, branch in enumerate(scales.branches):
         moved = -1 / 2 if number == place else 1 / 1000
         assert branch.scale == pytest.approx(2**13 * 2**moved, rel=1e-12)
@@ -106,8 +106,8 @@ def test_a_second_fault_within_125_updates_does_not_divide_again():
     branch = scales.branches[2]
     for update in range(126):
         before = branch.power
-        scales._faults[2] = update in {0, 1, 124, 125}
-        assert scales.close_update() == (update not in {0, 1, 124, 125})
+        scales._overflows[2] = update in {0, 1, 124, 125}
+        assert scales.update_scales() == (update not in {0, 1, 124, 125})
         divides = update in {0, 125}
         stays = update in {1, 124}
         assert branch.power - before == pytest.approx(
@@ -118,7 +118,7 @@ def test_a_second_fault_within_125_updates_does_not_divide_again():
 def test_a_thousand_good_updates_double_a_scale():
     _, scales = scaled()
     for _ in range(1000):
-        assert scales.close_update()
+        assert scales.update_scales()
     assert scales.branches[0].scale / 2**13 == pytest.approx(2.0, abs=1e-9)
 
 
@@ -126,27 +126,27 @@ def test_a_thousand_good_updates_double_a_scale():
 def test_scales_stay_between_the_papers_bounds(fault, end):
     _, scales = scaled(PerBlockScaling(kind="per_block", growth=0.5, window=1))
     for _ in range(40):
-        scales._faults.fill_(float(fault))
-        scales.close_update()
+        scales._overflows.fill_(float(fault))
+        scales.update_scales()
     assert {branch.scale for branch in scales.branches} == {end}
 
 
 def test_a_fault_outside_the_branches_skips_the_update_and_moves_no_scale():
     _, scales = scaled()
-    scales._faults[-1] = 1.0
-    assert not scales.close_update()
+    scales._overflows[-1] = 1.0
+    assert not scales.update_scales()
     assert {branch.power for branch in scales.branches} == {13.001}
 
 
 def test_restored_scales_go_on_where_they_were():
     _, scales = scaled()
-    scales._faults[1] = 1.0
-    scales.close_update()
+    scales._overflows[1] = 1.0
+    scales.update_scales()
     _, others = scaled()
     others.restore(scales.state())
     assert others.state() == scales.state()
-    others._faults[1] = 1.0
-    others.close_update()
+    others._overflows[1] = 1.0
+    others.update_scales()
     assert others.branches[1].power == 12.5
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_scaled_without_gradients():
 
 def test_the_filter_empties_exactly_what_is_not_finite():
     grad = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf, -2.0])
-    assert filtered(grad).tolist() == [1.0, 0.0, 0.0, 0.0, -2.0]
+    assert zero_nonfinite(grad).tolist() == [1.0, 0.0, 0.0, 0.0, -2.0]
 
 
 def test_there_are_two_scales_per_block_as_in_the_paper():

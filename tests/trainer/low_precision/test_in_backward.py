@@ -7,7 +7,7 @@ from torch import nn
 from mezzotint.common.errors import UserError
 from models.nn.transformer import Block
 from trainer.low_precision.adamw import SmallMomentAdamW
-from trainer.low_precision.in_backward import InBackwardAdamW, rounded
+from trainer.low_precision.in_backward import InBackwardAdamW, stochastic_round
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -37,7 +37,7 @@ def inside(weights: list[nn.Parameter], **changes) -> InBackwardAdamW:
 
 def test_rounding_takes_one_of_both_neighbours_and_the_number_in_the_mean():
     value = 1 + 2**-7 * 0.3
-    drawn = rounded(torch.full((100_000,), value), rng())
+    drawn = stochastic_round(torch.full((100_000,), value), rng())
     assert set(drawn.tolist()) == {1.0, 1 + 2**-7}
     error = (0.3 * 0.7 / 100_000) ** 0.5 * 2**-7
     assert drawn.double().mean().item() == pytest.approx(value, abs=4 * error)
@@ -46,7 +46,7 @@ def test_rounding_takes_one_of_both_neighbours_and_the_number_in_the_mean():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_numbers_of_bf16_infinity_and_nan_stay_as_they_are(sign):
     values = sign * torch.tensor([0.0, 1.0, 2.0**-130, 3e38, torch.inf, torch.nan]).bfloat16()
-    again = rounded(values.float(), rng())
+    again = stochastic_round(values.float(), rng())
     assert torch.equal(again[:-1], values[:-1])
     assert again[-1].isnan()
 
@@ -56,7 +56,7 @@ def test_small_steps_add_up_where_nearest_rounding_loses_them():
     weights, step, draws = torch.ones(2000).bfloat16(), 2**-7 / 100, rng()
     nearest = weights.clone()
     for _ in range(1000):
-        weights = rounded(weights.float() + step, draws)
+        weights = stochastic_round(weights.float() + step, draws)
         nearest = (nearest.float() + step).bfloat16()
     assert (nearest == 1).all()
     assert weights.float().mean().item() == pytest.approx(1 + 1000 * step, rel=2e-3)
@@ -83,16 +83,20 @@ def test_a_gradient_is_gone_as_soon_as_its_weight_is_updated():
     assert seen == [[None] * 4]
     assert all(weight.grad is None for weight in block.parameters())
     optimizer.step()
-    moved = [not torch.equal(one, two) for one, two in zip(block.parameters(), before, strict=True)]
-    assert sum(moved) >= len(moved) - 1  # of the keys' and queries' biases little is left
+    updated_weight = [
+        not torch.equal(one, two) for one, two in zip(block.parameters(), before, strict=True)
+    ]
+    assert (
+        sum(updated_weight) >= len(updated_weight) - 1
+    )  # of the keys' and queries' biases little is left
 
 
 def test_everything_that_is_kept_takes_six_bytes_a_weight():
     weight = zeros()
     optimizer = inside([weight])
     descend(weight, optimizer, 2)
-    kept = [weight, *optimizer.state[weight].values()]
-    assert sum(each.nbytes for each in kept) == 6 * weight.numel()
+    stored_as = [weight, *optimizer.state[weight].values()]
+    assert sum(each.nbytes for each in stored_as) == 6 * weight.numel()
 
 
 def test_the_order_in_which_gradients_come_does_not_matter():
@@ -124,7 +128,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit():
 
 
 def test_large_weights_are_worked_on_in_pieces(monkeypatch):
-    monkeypatch.setattr("trainer.low_precision.adamw.PIECE", 7)
+    monkeypatch.setattr("trainer.low_precision.adamw.CHUNK", 7)
     weight = zeros()
     assert descend(weight, inside([weight]), 150) < 0.2
 

@@ -22,7 +22,7 @@ from models.t5 import T5Settings
 from models.text_source import ClipText
 from trainer.recipe import load
 from trainer.rng import drop_rows
-from trainer.setup import check, check_reading
+from trainer.setup import check, check_text_encoder
 from trainer.task import Step
 
 RECIPE = "recipes/emoji_caption_clip.yaml"
@@ -137,7 +137,7 @@ BLOCK = {
 def test_a_t5_on_disk_takes_a_clips_place(recipe, t5):
     words = f"task.condition.encoder={{kind: t5, directory: {t5}, length: 9}}"
     loaded = recipe(words, "model.features.width=12")
-    source = check_reading(loaded)
+    source = check_text_encoder(loaded)
     assert len(source.digest) == 64
     task = loaded.task.build(loaded.model.build())
     engine = Listens(task.parts()["model"])
@@ -176,7 +176,7 @@ def test_guidance_leads_away_from_the_empty_caption(recipe):
 
 def test_the_encoder_is_kept_by_its_digest(recipe, clip, tmp_path):
     loaded = recipe()
-    source = check_reading(loaded)
+    source = check_text_encoder(loaded)
     assert source == ClipText(model=clip, digest=store.describe(clip).digest)
     weights = loaded.model.build().state_dict()
     where = tmp_path / "model"
