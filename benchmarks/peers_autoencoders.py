@@ -2,7 +2,7 @@
 
 * dalle-pytorch 1.6.6, `DiscreteVAE` as shipped: no residual blocks, mean squared error. Its network
   is not DALL-E's, so `in_its_shape` gives our dVAE an encoder and a decoder of its shape; the dVAE
-  around them, its relaxed sample and its divergence are what every recipe trains with. The weight
+  around them, its Gumbel-softmax sample and its divergence are those of every recipe. The weight
   of the divergence is per position in ours and per batch in the package; both mean the same.
 * vector-quantize-pytorch 1.32.0, `VectorQuantize`, with the plain straight-through gradient in
   the place of its rotation trick, and no dead codes replaced.
@@ -34,8 +34,8 @@ class Encoder(nn.Module):
     def __init__(self, *, vocab: int, width: int, halvings: int) -> None:
         super().__init__()
         self.down = nn.ModuleList(
-            nn.Conv2d(3 if place == 0 else width, width, 4, stride=2, padding=1)
-            for place in range(halvings)
+            nn.Conv2d(3 if index == 0 else width, width, 4, stride=2, padding=1)
+            for index in range(halvings)
         )
         self.out = nn.Conv2d(width, vocab, 1)
 
@@ -54,8 +54,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.codebook = nn.Conv2d(vocab, codebook, 1, bias=False)
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(codebook if place == 0 else width, width, 4, stride=2, padding=1)
-            for place in range(halvings)
+            nn.ConvTranspose2d(codebook if index == 0 else width, width, 4, stride=2, padding=1)
+            for index in range(halvings)
         )
         self.out = nn.Conv2d(width, 3, 1)
 
@@ -137,11 +137,11 @@ class DallePytorch:
 
     @contextmanager
     def our_noise(self, rng: torch.Generator) -> Iterator[None]:
-        """Its noise, -ln of an exponential variable, is what ours draws from `rng`."""
-        drawn = Tensor.exponential_
+        """Its noise, -ln of an exponential variable, is what ours samples from `rng`."""
+        original = Tensor.exponential_
 
         def same(x: Tensor) -> Tensor:
-            if x.numel() > SMALL:  # ours then draws position by position
+            if x.numel() > SMALL:  # ours then samples position by position
                 noise = gumbel_like(x.movedim(1, -1), rng).movedim(-1, 1)
             else:
                 noise = gumbel_like(x, rng)
@@ -151,7 +151,7 @@ class DallePytorch:
         try:
             yield
         finally:
-            Tensor.exponential_ = drawn
+            Tensor.exponential_ = original
 
 
 class VectorQuantizePytorch:

@@ -171,7 +171,7 @@ class DallePytorch:
         assert shipped is not None
         self.model.forward_with_cond_scale = mended
 
-    def draw(self, text: Tensor) -> Tensor:
+    def sample(self, text: Tensor) -> Tensor:
         """The most probable codes, one after the other: (B, N)."""
         return self.model.generate_images(text, filter_thres=1.0, use_cache=True)
 
@@ -296,7 +296,7 @@ class XTransformers:
         heads = [ours.text_head.weight.grad, ours.image_head.weight.grad]
         yield theirs.to_logits.weight.grad[: self.start], torch.cat(heads)
 
-    def draw(self, text: Tensor) -> Tensor:
+    def sample(self, text: Tensor) -> Tensor:
         """The most probable codes, one after the other: (B, N)."""
         vocab = self.prior.config.text_vocab
 
@@ -306,10 +306,10 @@ class XTransformers:
             return kept.scatter(-1, image.argmax(-1, keepdim=True) + vocab, 0.0)
 
         start = torch.full((len(text), 1), self.start)
-        drawn = self.wrapper.generate(
+        sampled = self.wrapper.generate(
             torch.cat([start, text], dim=1),
             self.prior.config.image_length,
             filter_logits_fn=best,
             cache_kv=True,
         )
-        return drawn - vocab
+        return sampled - vocab

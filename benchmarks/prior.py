@@ -35,7 +35,7 @@ from models.autoregressive.sparse import attend_blocks, attend_dense  # noqa: E4
 from models.nn.cpu.dispatch import attention  # noqa: E402
 
 Peer = DallePytorch | XTransformers
-GOALS = {"step fp32": 1.7, "step bf16": 2.7, "draw fp32": 1.9, "draw bf16": 3.4}
+GOALS = {"step fp32": 1.7, "step bf16": 2.7, "sample fp32": 1.9, "sample bf16": 3.4}
 MEMORY = 0.35
 """The goal for the peak of a step, as a share of the best peer's."""
 
@@ -46,7 +46,7 @@ class Shape:
 
     config: PriorConfig
     batch: int
-    draws: int
+    samples: int
     rounds: int
 
 
@@ -61,7 +61,7 @@ def shapes(*, quick: bool) -> Shape:
         width=256,
         layers=layers,
     )
-    return Shape(config, batch=4, draws=2, rounds=3 if quick else 7)
+    return Shape(config, batch=4, samples=2, rounds=3 if quick else 7)
 
 
 def new_prior(config: PriorConfig) -> Prior:
@@ -106,8 +106,8 @@ def parity(prior: Prior, peer: Peer, shape: Shape) -> dict[str, float]:
     gradients = max(
         float((theirs - ours).norm() / ours.norm()) for theirs, ours in peer.gradients()
     )
-    drawn = generate(prior, text, torch.Generator().manual_seed(0), sampling=Sampling(top_k=1))
-    equal = float((peer.draw(text) == drawn).float().mean())
+    sampled = generate(prior, text, torch.Generator().manual_seed(0), sampling=Sampling(top_k=1))
+    equal = float((peer.sample(text) == sampled).float().mean())
     found = {
         "logits": logits,
         "loss": abs(float(loss.detach() - other.detach())),
@@ -145,9 +145,9 @@ def training(prior: Prior, peers: list[Peer], shape: Shape) -> dict[str, Callabl
     return work
 
 
-def drawing(prior: Prior, peers: list[Peer], shape: Shape) -> dict[str, Callable[[], object]]:
-    """Whole grids drawn, by name; the most probable code each time, as in the parity check."""
-    text, _ = inputs(shape, shape.draws)
+def sampling_work(prior: Prior, peers: list[Peer], shape: Shape) -> dict[str, Callable[[], object]]:
+    """Sampling of whole grids by name, the most probable code each time, as in the parity check."""
+    text, _ = inputs(shape, shape.samples)
     cast = new_prior(shape.config).bfloat16().eval()
     greedy = Sampling(top_k=1)
 
@@ -159,7 +159,7 @@ def drawing(prior: Prior, peers: list[Peer], shape: Shape) -> dict[str, Callable
         "mezzotint bf16": lambda: own(cast),
     }
     for peer in peers:
-        work[f"{peer.name} fp32"] = lambda peer=peer: peer.draw(text)
+        work[f"{peer.name} fp32"] = lambda peer=peer: peer.sample(text)
     return work
 
 
@@ -228,7 +228,7 @@ def whole(*, quick: bool, rounds: int) -> dict[str, object]:
     rng = torch.Generator().manual_seed(3)
     captions = torch.randint(1, 512, (2, text), generator=rng)
     codes = torch.randint(512, (2, side * side), generator=rng)
-    drawn = side * side // 8  # the last eighth of a picture, whose caches are fullest
+    sampled = side * side // 8  # the last eighth of an image, whose caches are fullest
     for flavor in ("dense", "paper"):
         config = PriorConfig(
             text_vocab=512, text_length=text, image_vocab=512, grid=(side, side), layers=4,
@@ -239,12 +239,12 @@ def whole(*, quick: bool, rounds: int) -> dict[str, object]:
         steps[f"{flavor}, step"] = lambda prior=prior: step(
             prior, lambda: own_loss(prior, captions, codes), bf16=False
         )
-        work[f"{flavor}, {drawn} codes"] = lambda prior=prior: generate(
+        work[f"{flavor}, {sampled} codes"] = lambda prior=prior: generate(
             prior,
             captions,
             torch.Generator().manual_seed(0),
             sampling=Sampling(),
-            prefix=codes[:, :-drawn],
+            prefix=codes[:, :-sampled],
         )
     return {
         "seconds": as_table(interleaved(steps | work, rounds)),
@@ -273,17 +273,17 @@ def measure(*, quick: bool) -> dict[str, object]:
     steps = interleaved(work, shape.rounds)
     memory = {name: peak_bytes(each) / 2**20 for name, each in work.items()}
     prior.eval()
-    draw_work = drawing(prior, peers, shape)
+    sample_work = sampling_work(prior, peers, shape)
     mended = dalle.model.forward_with_cond_scale
 
     def as_shipped() -> None:
         dalle.model.forward_with_cond_scale = shipped
-        dalle.draw(inputs(shape, shape.draws)[0])
+        dalle.sample(inputs(shape, shape.samples)[0])
         dalle.model.forward_with_cond_scale = mended
 
-    draws = interleaved(draw_work, shape.rounds)
-    draws |= interleaved({f"{dalle.name} as shipped fp32": as_shipped}, 1)
-    tokens = shape.draws * shape.config.image_length
+    samples = interleaved(sample_work, shape.rounds)
+    samples |= interleaved({f"{dalle.name} as shipped fp32": as_shipped}, 1)
+    tokens = shape.samples * shape.config.image_length
     best = min(value for name, value in memory.items() if "mezzotint" not in name
                and name.endswith("fp32"))  # fmt: skip
     return {
@@ -292,17 +292,17 @@ def measure(*, quick: bool) -> dict[str, object]:
         "parameters": counts,
         "parity": checked,
         "step": as_table(steps),
-        "best_peers": {"step": next(iter(rivals(steps))), "draw": next(iter(rivals(draws)))},
+        "best_peers": {"step": next(iter(rivals(steps))), "sample": next(iter(rivals(samples)))},
         "step_peak_mib": memory,
         "memory_share": memory["mezzotint fp32"] / best,
-        "draw": as_table(draws),
-        "draw_tokens_per_second": {name: tokens / each.median for name, each in draws.items()},
+        "sample": as_table(samples),
+        "sample_tokens_per_second": {name: tokens / each.median for name, each in samples.items()},
         "sparse": sparse(quick=quick, rounds=shape.rounds),
         "sparse_whole": whole(quick=quick, rounds=shape.rounds),
         "rows": [
             *rows_of("step", steps, shape.rounds),
             asdict(Row.of_counts("memory", memory["mezzotint fp32"], best, 1 / MEMORY)),
-            *rows_of("draw", draws, shape.rounds),
+            *rows_of("sample", samples, shape.rounds),
         ],
     }
 

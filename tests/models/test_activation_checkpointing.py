@@ -103,7 +103,7 @@ def test_losses_and_gradients_stay_the_same_and_far_less_is_kept(config, blocks,
     assert count == blocks
     assert torch.equal(value, again)
     for name, gradient in gradients.items():
-        if gradient is None:  # frozen places
+        if gradient is None:  # frozen positions
             assert others[name] is None
         else:
             assert torch.equal(gradient, others[name]), name

@@ -38,10 +38,10 @@ def test_a_model_comes_back_as_it_was_in_evaluation_mode(tmp_path):
     assert loaded.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
-    said = store.describe(str(tmp_path / "m"))
-    assert said.config == CONFIG
-    assert said.text_length == 12
-    assert said.tokenizer_sha256 == hashlib.sha256(b"pieces").hexdigest()
+    info = store.describe(str(tmp_path / "m"))
+    assert info.config == CONFIG
+    assert info.text_length == 12
+    assert info.tokenizer_sha256 == hashlib.sha256(b"pieces").hexdigest()
     assert store.tokenizer_bytes(str(tmp_path / "m")) == b"pieces"
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
         "config.json",

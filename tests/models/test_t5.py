@@ -19,10 +19,10 @@ SHAPE = {
 KINDS = {"plain": "relu", "gated": "gated-gelu"}
 
 
-def drawn(count, place):
+def formula(count, index):
     """The formula of peers/make_t5.py."""
     numbers = torch.arange(count, dtype=torch.float64)
-    return (0.7 * torch.sin(numbers * 1.7 + (place + 1) * numbers.sqrt())).float()
+    return (0.7 * torch.sin(numbers * 1.7 + (index + 1) * numbers.sqrt())).float()
 
 
 def tokens():
@@ -38,8 +38,8 @@ def weights(kind):
     names = t5._published(network)
     shapes = {theirs: network.get_parameter(ours).shape for ours, theirs in names.items()}
     state = {
-        name: drawn(shapes[name].numel(), place).view(shapes[name])
-        for place, name in enumerate(sorted(shapes))
+        name: formula(shapes[name].numel(), index).view(shapes[name])
+        for index, name in enumerate(sorted(shapes))
     }
     return tree, state
 

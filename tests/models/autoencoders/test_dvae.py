@@ -69,9 +69,9 @@ def reference(state, x, *, sizes, resample):
         for block in range(1, 3):
             name = f"group_{group}.block_{block}"
             branch = x
-            for place, size in enumerate(sizes, start=1):
-                assert state[f"blocks.{name}.res_path.conv_{place}.w"].shape[-1] == size
-                branch = conv(f"{name}.res_path.conv_{place}", F.relu(branch))
+            for index, size in enumerate(sizes, start=1):
+                assert state[f"blocks.{name}.res_path.conv_{index}.w"].shape[-1] == size
+                branch = conv(f"{name}.res_path.conv_{index}", F.relu(branch))
             has_skip = f"blocks.{name}.id_path.w" in state
             x = (conv(f"{name}.id_path", x) if has_skip else x) + branch / 64
         if group < 4:
@@ -109,9 +109,9 @@ def test_shapes_from_image_to_codes_and_back():
     assert int(latent.usage.sum()) == 3 * 64
     codes = model.tokens(image)
     assert torch.equal(codes, latent.codes)
-    drawn = model.decode_tokens(codes)
-    assert drawn.shape == image.shape
-    assert float(drawn.detach().abs().max()) <= 1
+    decoded = model.decode_tokens(codes)
+    assert decoded.shape == image.shape
+    assert float(decoded.detach().abs().max()) <= 1
 
 
 @torch.no_grad()

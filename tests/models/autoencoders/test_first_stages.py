@@ -32,7 +32,7 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(count=2, size=16):
+def images(count=2, size=16):
     return torch.rand(count, 3, size, size, generator=rng()) * 2 - 1
 
 
@@ -70,7 +70,7 @@ def test_every_pyramid_goes_with_every_bottleneck(pyramid, bottleneck):
     torch.manual_seed(0)
     config = AutoencoderConfig(image_size=16, channels=4, pyramid=pyramid, bottleneck=bottleneck)
     model = config.build()
-    image = pictures()
+    image = images()
     result = model(image, rng())
     side = 16 // pyramid.stride
     assert model.grid == (side, side)
@@ -104,7 +104,7 @@ def test_a_hierarchy_gives_codes_per_level_and_decodes_them(levels):
         bottleneck=EmaVectorQuantizerConfig(codes=16),
     )
     model = config.build()
-    image = pictures(size=32)
+    image = images(size=32)
     result = model(image, rng())
     arrays = model.code_arrays(image)
     assert tuple(arrays) == config.names
@@ -154,7 +154,7 @@ LAST = ["decoder.blocks.output.conv.w", *["decoder.out.weight"] * 4]
 def test_the_last_weights_gradient_is_found_without_reading_the_weight(config, last):
     torch.manual_seed(0)
     model = config.build()
-    result = model(pictures(), rng())
+    result = model(images(), rng())
     value = (result.output * torch.rand(result.output.shape, generator=rng(1))).square().sum()
     weight = dict(model.named_parameters())[last]
     wanted, at_output = torch.autograd.grad(value, [weight, result.output])
@@ -170,7 +170,7 @@ def test_blocks_computed_again_give_the_same_gradients(config):
         model = config.build()
         if again:
             assert enable_activation_checkpointing(model) > 0
-        result = model(pictures(), rng())
+        result = model(images(), rng())
         result.output.square().mean().backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -184,10 +184,10 @@ def test_an_autoencoder_works_in_bf16_cast_and_autocast(config):
     torch.manual_seed(0)
     model = config.build()
     with torch.autocast("cpu", torch.bfloat16):
-        assert model(pictures(), rng()).output.dtype == torch.float32
+        assert model(images(), rng()).output.dtype == torch.float32
     cast = model.bfloat16()
-    assert cast(pictures(), rng()).output.isfinite().all()
-    assert cast.reconstruct(pictures()).isfinite().all()
+    assert cast(images(), rng()).output.isfinite().all()
+    assert cast.reconstruct(images()).isfinite().all()
     assert TypeAdapter(ModelConfig).validate_python(config.model_dump()) == config
 
 
@@ -217,7 +217,7 @@ def test_the_divergence_does_not_depend_on_batch_or_picture_size():
 
 def test_free_bits_cost_nothing_and_are_not_pushed_further():
     bottleneck = Gaussian(free_bits=1.0).build(2)
-    # the first channel tells far less than a bit, the second far more
+    # the first channel carries far less than a bit, the second far more
     h = torch.tensor([0.1, 3.0, 0.0, 0.0]).view(1, 4, 1, 1).requires_grad_()
     latent = bottleneck(h, rng())
     assert latent.loss.item() == pytest.approx(math.log(2) + 4.5, rel=1e-6)
@@ -232,7 +232,7 @@ def test_a_gaussian_is_encoded_as_its_mean_or_as_a_sample():
     model = AutoencoderConfig(
         image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian()
     ).build()
-    image = pictures()
+    image = images()
     assert torch.equal(model.encode(image), model.encode(image))
     assert torch.equal(model.encode(image, rng(1)), model.encode(image, rng(1)))
     assert not torch.equal(model.encode(image, rng(1)), model.encode(image))

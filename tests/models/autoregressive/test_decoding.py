@@ -1,4 +1,4 @@
-"""Drawing codes: cache, guidance, restriction and completion."""
+"""Sampling codes: cache, guidance, filtering and completion."""
 
 import contextlib
 import copy
@@ -84,8 +84,8 @@ def test_a_whole_prefix_is_returned_as_it_is(prior, text):
 def test_tokens_follow_the_teacher_forced_distribution(prior):
     text = torch.randint(1, 11, (1, 4), generator=rng(5)).expand(4000, -1)
     prefix = torch.randint(13, (1, 15), generator=rng(9)).expand(4000, -1)
-    drawn = generate(prior, text, rng(1), sampling=Sampling(), prefix=prefix)[:, -1]
-    share = torch.bincount(drawn, minlength=13) / 4000
+    samples = generate(prior, text, rng(1), sampling=Sampling(), prefix=prefix)[:, -1]
+    share = torch.bincount(samples, minlength=13) / 4000
     whole = torch.cat([prefix[:1], torch.zeros(1, 1, dtype=torch.int64)], dim=1)
     with torch.no_grad():
         wanted = prior(text[:1], whole).image[0, -1].softmax(-1)

@@ -1,4 +1,4 @@
-"""What a network makes of its caption is computed once in a drawing, and never stale."""
+"""Conditioning features are computed once per sampling run, and never stale."""
 
 import pytest
 import torch
@@ -67,12 +67,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("told", list(NETWORKS))
+@pytest.mark.parametrize("condition", list(NETWORKS))
 @pytest.mark.parametrize("autocast", [False, True])
-def test_drawing_with_guidance_recalls_captions_and_draws_the_same(told, autocast):
+def test_sampling_with_guidance_reuses_conditioning_and_gives_the_same(condition, autocast):
     torch.manual_seed(0)
     unet: UNet = UNetConfig.model_validate(
-        {**SHAPE, "attention": [8], "heads": 2, **NETWORKS[told]}
+        {**SHAPE, "attention": [8], "heads": 2, **NETWORKS[condition]}
     ).build()
     for weight in unet.parameters():
         nn.init.normal_(weight, std=0.1)
@@ -86,10 +86,10 @@ def test_drawing_with_guidance_recalls_captions_and_draws_the_same(told, autocas
         plain = denoiser(unet)
         steered = with_guidance(plain, without_text(plain), 3.0)
         first = steered(x, t, cond).x0
-        asked = len(calls)
+        calls_before = len(calls)
         again = steered(x, t, cond).x0
-        assert asked > 0
-        assert len(calls) == asked, "a caption is read once in a drawing"
+        assert calls_before > 0
+        assert len(calls) == calls_before, "conditioning is computed once per run"
         fresh = denoiser(unet)
         assert torch.equal(first, again)
         assert torch.equal(first, with_guidance(fresh, without_text(fresh), 3.0)(x, t, cond).x0)

@@ -51,7 +51,7 @@ def test_fewer_products_give_the_same_and_the_same_gradients(
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert max(distances(got, wanted, leaves)) < 3e-6
     with torch.no_grad():
-        assert torch.equal(winograd.convolve(*leaves, transform), got), "drawing as training"
+        assert torch.equal(winograd.convolve(*leaves, transform), got), "sampling as training"
 
 
 @pytest.mark.parametrize(("count", "transform"), [(4, winograd.LARGE), (2, winograd.SMALL)])
@@ -117,8 +117,8 @@ def settings(*, adds, scales, batch=3):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_norm_in_one_step_is_the_norm(active, adds, scales, batch):
     norm, x = new_norm(), last(2 * noise(batch, 16, 6, 5) + 1)
-    chosen, told = settings(adds=adds, scales=scales, batch=batch)
-    leaves = [x, *norm.parameters(), *told]
+    chosen, conditions = settings(adds=adds, scales=scales, batch=batch)
+    leaves = [x, *norm.parameters(), *conditions]
     got, wanted = (each(norm, x.clone(), silu=active, **chosen) for each in (fused, norm_act))
     assert max(distances(got, wanted, leaves)) < 1e-6
 
@@ -131,15 +131,15 @@ def test_in_16_bits_it_is_as_exact_as_they_allow(dtype, same, side):
     exact = nn.GroupNorm(4, 16).double()
     exact.load_state_dict(norm.state_dict())
     norm = norm.to(dtype) if same else norm
-    chosen, told = settings(adds=True, scales=True)
+    chosen, conditions = settings(adds=True, scales=True)
     true_x = last(x.detach().double())
     got = norm_act(norm, x.clone(), silu=True, **chosen)
     wanted = norm_act(exact, true_x.clone(), silu=True, **chosen)
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=torch.channels_last)
     seed = noise(*x.shape, seed=7).to(dtype)
-    found = got.detach(), *torch.autograd.grad(got, [x, *told], seed)
-    truth = wanted.detach(), *torch.autograd.grad(wanted, [true_x, *told], seed.double())
+    found = got.detach(), *torch.autograd.grad(got, [x, *conditions], seed)
+    truth = wanted.detach(), *torch.autograd.grad(wanted, [true_x, *conditions], seed.double())
     for one, other in zip(found, truth, strict=True):
         assert float((one.double() - other).norm() / other.norm()) < 0.01
 

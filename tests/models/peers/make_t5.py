@@ -1,9 +1,9 @@
-"""Features of published T5 encoders with drawn weights, kept beside this file.
+"""Features of published T5 encoders with weights from a formula, kept beside this file.
 
 In an environment of its own:  pip install transformers==4.57.1 torch safetensors
                                python tests/models/peers/make_t5.py
 
-A weight of n numbers is a formula, `drawn`, that the test repeats, so that only features are kept.
+Weights come from `formula`, which the test repeats, so that only features are kept.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ KINDS = {"plain": "relu", "gated": "gated-gelu"}
 LENGTH = 30
 
 
-def drawn(count, place):
-    """Numbers in [-0.7, 0.7] of the weight at a place of the sorted names."""
+def formula(count, index):
+    """Numbers in [-0.7, 0.7] of the weight at an index of the sorted names."""
     numbers = torch.arange(count, dtype=torch.float64)
-    return (0.7 * torch.sin(numbers * 1.7 + (place + 1) * numbers.sqrt())).float()
+    return (0.7 * torch.sin(numbers * 1.7 + (index + 1) * numbers.sqrt())).float()
 
 
 def tokens():
@@ -39,8 +39,8 @@ def main():
         model = T5EncoderModel(T5Config(**SHAPE, feed_forward_proj=forward)).eval()
         weights = dict(model.named_parameters())
         with torch.no_grad():
-            for place, name in enumerate(sorted(weights)):
-                weights[name].copy_(drawn(weights[name].numel(), place).view_as(weights[name]))
+            for index, name in enumerate(sorted(weights)):
+                weights[name].copy_(formula(weights[name].numel(), index).view_as(weights[name]))
             ids = tokens()[:3]
             mask = (ids != 0).long()
             found[kind] = model(ids, attention_mask=mask).last_hidden_state * mask[..., None]

@@ -1,4 +1,4 @@
-"""What is free again goes back to the system."""
+"""Freed memory is returned to the system, or kept for the next allocations."""
 
 import ctypes
 import subprocess
@@ -39,7 +39,7 @@ print(*(faults() for _ in range(4)))
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
-    reason="only glibc keeps and gives back",
+    reason="needs glibc",
 )
 
 
@@ -47,18 +47,18 @@ def printed(script):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
-    return [float(word) for word in done.stdout.split()]
+    return [float(number) for number in done.stdout.split()]
 
 
 @glibc
-def test_a_process_that_trains_takes_again_the_pages_that_it_freed():
+def test_a_training_process_reuses_the_pages_that_it_freed():
     pages = 150 * 256
     assert max(printed(AGAIN.format(keeps=True))[1:]) < pages / 5
     assert max(printed(AGAIN.format(keeps=False))[1:]) > pages / 2, "glibc does so by itself"
 
 
 @glibc
-def test_free_memory_below_what_is_held_goes_back():
+def test_free_memory_below_live_memory_is_returned():
     grown, left, held = printed(ALONE)
     assert grown > 100 << 20
     assert left < grown / 4
