@@ -1,9 +1,9 @@
-/* The heavy parts of a decoding step in bf16 on a CPU, at the speed of reading what they read.
+/* Linear layers and attention of a decoding step in bf16 on a CPU, at memory bandwidth.
 
-   Libraries' products are made for many rows: for two they wait for one cache line after the other.
-   Here weights lie in the order in which they are read, and are asked for ahead of their use (also
-   past the end, where asking does nothing). AVX-512F is needed where this runs, not where it is
-   compiled. bf16_kernels.py says what is computed. */
+   Matrix products of libraries are made for many rows; with two they wait for one cache line after
+   the other. Here weights are stored in the order in which they are read, and prefetched (also past
+   the end, where a prefetch does nothing). AVX-512F is needed where this runs, not where it is
+   compiled. bf16_kernels.py documents the functions. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -18,10 +18,10 @@
 
 #include <immintrin.h>
 
-#define OUTPUTS 32  /* of a block: two registers of sums for each row */
-#define AHEAD 4096  /* numbers between what is asked for and what is used: 8 KiB */
-#define MOST_ROWS 8 /* as many as leave their sums in registers */
-#define WIDEST 8    /* registers of a head: 128 channels */
+#define OUTPUTS 32      /* of a block: two registers of sums for each row */
+#define PREFETCH 4096   /* numbers between what is prefetched and what is used: 8 KiB */
+#define MAX_ROWS 8      /* their sums stay in registers */
+#define MAX_REGISTERS 8 /* of a head: 128 channels */
 
 #define AVX512 __attribute__((target("avx512f")))
 #define INLINE static inline __attribute__((always_inline)) AVX512
@@ -35,21 +35,21 @@ INLINE __m512 odd(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-INLINE __m512i fetched(const uint16_t *from) {
-    _mm_prefetch((const char *)(from + AHEAD), _MM_HINT_T0);
+INLINE __m512i load_and_prefetch(const uint16_t *from) {
+    _mm_prefetch((const char *)(from + PREFETCH), _MM_HINT_T0);
     return _mm512_loadu_si512(from);
 }
 
-INLINE __m512 widened(const uint16_t *from) {
+INLINE __m512 load_bf16(const uint16_t *from) {
     return even(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)));
 }
 
-INLINE __m512 repeated(uint16_t value) {
+INLINE __m512 broadcast_bf16(uint16_t value) {
     return _mm512_castsi512_ps(_mm512_set1_epi32((int)((uint32_t)value << 16)));
 }
 
 /* The nearest bf16 in the upper halves, ties to even; NaN stays NaN. */
-INLINE __m512i rounded(__m512 value) {
+INLINE __m512i round_to_bf16(__m512 value) {
     __m512i bits = _mm512_castps_si512(value);
     __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i near = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
@@ -57,14 +57,14 @@ INLINE __m512i rounded(__m512 value) {
     return _mm512_mask_mov_epi32(near, nan, _mm512_set1_epi32(0x7fc00000));
 }
 
-INLINE void put(__m512 value, uint16_t *to) {
-    __m512i halves = _mm512_srli_epi32(rounded(value), 16);
+INLINE void store_bf16(__m512 value, uint16_t *to) {
+    __m512i halves = _mm512_srli_epi32(round_to_bf16(value), 16);
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(halves));
 }
 
-INLINE void put_pairs(__m512 at_even, __m512 at_odd, uint16_t *to) {
-    __m512i upper = _mm512_and_si512(rounded(at_odd), _mm512_set1_epi32((int)0xffff0000));
-    _mm512_storeu_si512(to, _mm512_or_si512(upper, _mm512_srli_epi32(rounded(at_even), 16)));
+INLINE void store_pairs(__m512 at_even, __m512 at_odd, uint16_t *to) {
+    __m512i upper = _mm512_and_si512(round_to_bf16(at_odd), _mm512_set1_epi32((int)0xffff0000));
+    _mm512_storeu_si512(to, _mm512_or_si512(upper, _mm512_srli_epi32(round_to_bf16(at_even), 16)));
 }
 
 INLINE __m512 polynomial(__m512 x, const float *coefficients, int count) {
@@ -106,22 +106,22 @@ INLINE __m512 gelu_erf(__m512 x) {
 
 enum activation { NONE, TANH, ERF };
 
-INLINE __m512 activated(__m512 x, enum activation activation) {
+INLINE __m512 activate(__m512 x, enum activation activation) {
     return activation == TANH ? gelu_tanh(x) : activation == ERF ? gelu_erf(x) : x;
 }
 
 INLINE void block(const int rows, const enum activation activation, const uint16_t *x,
                   const uint16_t *weight, const float *bias, const uint16_t *to, uint16_t *out,
                   ptrdiff_t inputs, ptrdiff_t outputs) {
-    __m512 first[MOST_ROWS], second[MOST_ROWS];
+    __m512 first[MAX_ROWS], second[MAX_ROWS];
     EACH(row, rows) {
         first[row] = _mm512_loadu_ps(bias);
         second[row] = _mm512_loadu_ps(bias + OUTPUTS / 2);
     }
     for (ptrdiff_t input = 0; input < inputs; input++) {
-        __m512i pairs = fetched(weight + input * OUTPUTS);
+        __m512i pairs = load_and_prefetch(weight + input * OUTPUTS);
         EACH(row, rows) {
-            __m512 factor = repeated(x[row * inputs + input]);
+            __m512 factor = broadcast_bf16(x[row * inputs + input]);
             first[row] = _mm512_fmadd_ps(factor, even(pairs), first[row]);
             second[row] = _mm512_fmadd_ps(factor, odd(pairs), second[row]);
         }
@@ -129,11 +129,11 @@ INLINE void block(const int rows, const enum activation activation, const uint16
     EACH(row, rows) {
         ptrdiff_t at = row * outputs;
         if (to) {
-            first[row] = _mm512_add_ps(first[row], widened(to + at));
-            second[row] = _mm512_add_ps(second[row], widened(to + at + OUTPUTS / 2));
+            first[row] = _mm512_add_ps(first[row], load_bf16(to + at));
+            second[row] = _mm512_add_ps(second[row], load_bf16(to + at + OUTPUTS / 2));
         }
-        put(activated(first[row], activation), out + at);
-        put(activated(second[row], activation), out + at + OUTPUTS / 2);
+        store_bf16(activate(first[row], activation), out + at);
+        store_bf16(activate(second[row], activation), out + at + OUTPUTS / 2);
     }
 }
 
@@ -162,29 +162,29 @@ AVX512 static void erf_linear(void *const *at, const Py_ssize_t *size) { product
 INLINE void head(const int registers, const uint16_t *query, const uint16_t *keys,
                  const uint16_t *values, float *scores, uint16_t *out, ptrdiff_t count) {
     const ptrdiff_t width = registers * 16;
-    __m512 sums[WIDEST], asked[WIDEST], greatest = _mm512_set1_ps(-INFINITY), total;
+    __m512 sums[MAX_REGISTERS], scaled[MAX_REGISTERS], maximum = _mm512_set1_ps(-INFINITY), total;
     float scale = 1 / sqrtf((float)width);
     EACH(i, registers / 2) {
         __m512i pairs = _mm512_loadu_si512(query + i * 32);
-        asked[2 * i] = _mm512_mul_ps(even(pairs), _mm512_set1_ps(scale));
-        asked[2 * i + 1] = _mm512_mul_ps(odd(pairs), _mm512_set1_ps(scale));
+        scaled[2 * i] = _mm512_mul_ps(even(pairs), _mm512_set1_ps(scale));
+        scaled[2 * i + 1] = _mm512_mul_ps(odd(pairs), _mm512_set1_ps(scale));
     }
     for (ptrdiff_t position = 0; position < count; position++) {
         __m512 products = _mm512_setzero_ps();
         EACH(i, registers / 2) {
-            __m512i pairs = fetched(keys + position * width + i * 32);
-            products = _mm512_fmadd_ps(asked[2 * i], even(pairs), products);
-            products = _mm512_fmadd_ps(asked[2 * i + 1], odd(pairs), products);
+            __m512i pairs = load_and_prefetch(keys + position * width + i * 32);
+            products = _mm512_fmadd_ps(scaled[2 * i], even(pairs), products);
+            products = _mm512_fmadd_ps(scaled[2 * i + 1], odd(pairs), products);
         }
         scores[position] = _mm512_reduce_add_ps(products);
     }
     for (ptrdiff_t position = count; position % 16; position++) scores[position] = -INFINITY;
     for (ptrdiff_t position = 0; position < count; position += 16)
-        greatest = _mm512_max_ps(_mm512_loadu_ps(scores + position), greatest);
-    greatest = _mm512_set1_ps(_mm512_reduce_max_ps(greatest));
+        maximum = _mm512_max_ps(_mm512_loadu_ps(scores + position), maximum);
+    maximum = _mm512_set1_ps(_mm512_reduce_max_ps(maximum));
     total = _mm512_setzero_ps();
     for (ptrdiff_t position = 0; position < count; position += 16) {
-        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + position), greatest);
+        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + position), maximum);
         __m512 share = exponential(below);
         _mm512_storeu_ps(scores + position, share);
         total = _mm512_add_ps(total, share);
@@ -193,14 +193,14 @@ INLINE void head(const int registers, const uint16_t *query, const uint16_t *key
     for (ptrdiff_t position = 0; position < count; position++) {
         __m512 share = _mm512_set1_ps(scores[position]);
         EACH(i, registers / 2) {
-            __m512i pairs = fetched(values + position * width + i * 32);
+            __m512i pairs = load_and_prefetch(values + position * width + i * 32);
             sums[2 * i] = _mm512_fmadd_ps(share, even(pairs), sums[2 * i]);
             sums[2 * i + 1] = _mm512_fmadd_ps(share, odd(pairs), sums[2 * i + 1]);
         }
     }
     __m512 whole = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
     EACH(i, registers / 2) {
-        put_pairs(_mm512_mul_ps(sums[2 * i], whole), _mm512_mul_ps(sums[2 * i + 1], whole),
+        store_pairs(_mm512_mul_ps(sums[2 * i], whole), _mm512_mul_ps(sums[2 * i + 1], whole),
                   out + i * 32);
     }
 }
@@ -238,25 +238,26 @@ static int serves(void) { return 0; }
 
 #endif
 
-/* Addresses and sizes as bf16_kernels.py gives them, who answers for what lies there. */
-static PyObject *called(void (*work)(void *const *, const Py_ssize_t *), int addresses, int sizes,
-                        PyObject *const *given, Py_ssize_t count) {
+/* Addresses and sizes are not checked: bf16_kernels.py does. */
+static PyObject *call(void (*work)(void *const *, const Py_ssize_t *), int addresses, int sizes,
+                        PyObject *const *arguments, Py_ssize_t count) {
     void *address[5];
     Py_ssize_t size[6];
     if (count != addresses + sizes) {
         PyErr_Format(PyExc_TypeError, "%d addresses and %d sizes are needed", addresses, sizes);
         return NULL;
     }
-    for (int i = 0; i < addresses; i++) address[i] = PyLong_AsVoidPtr(given[i]);
-    for (int i = 0; i < sizes; i++) size[i] = PyLong_AsSsize_t(given[addresses + i]);
+    for (int i = 0; i < addresses; i++) address[i] = PyLong_AsVoidPtr(arguments[i]);
+    for (int i = 0; i < sizes; i++) size[i] = PyLong_AsSsize_t(arguments[addresses + i]);
     if (PyErr_Occurred()) return NULL;
     Py_BEGIN_ALLOW_THREADS work(address, size);
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 #define METHOD(work, addresses, sizes)                                                            \
-    static PyObject *work##_method(PyObject *module, PyObject *const *given, Py_ssize_t count) {  \
-        return called(work, addresses, sizes, given, count);                                      \
+    static PyObject *work##_method(PyObject *module, PyObject *const *arguments,                  \
+                                   Py_ssize_t count) {                                            \
+        return call(work, addresses, sizes, arguments, count);                                    \
     }
 METHOD(linear, 5, 3)
 METHOD(tanh_linear, 5, 3)

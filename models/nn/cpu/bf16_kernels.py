@@ -1,4 +1,4 @@
-"""A decoding step's products and attention in bf16 on a CPU, at the speed of reading.
+"""Linear layers and attention of a decoding step in bf16 on a CPU, at memory bandwidth.
 
 The kernel is `bf16_kernels.c`, which installing the project compiles where there are a C compiler
 and Python's headers. Without it, or without AVX-512, torch's operators do (`linear.MkldnnLinear`).
@@ -21,19 +21,19 @@ if find_spec("models.nn.cpu._bf16_kernels"):
     KERNEL = _bf16_kernels.serves()
 
 MATRIX_UNITS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-"""Whether this machine's CPU multiplies matrices in bf16 as such."""
+"""Whether the CPU has matrix units for bf16 (AMX)."""
 OUTPUTS = 32
-"""The kernel computes so many outputs at once."""
-MOST_ROWS = 8
-"""And at most so many rows, whose sums fit the processor's registers."""
+"""Outputs per block of the kernel."""
+MAX_ROWS = 8
+"""Rows whose sums fit the processor's registers."""
 HEAD_WIDTHS = (32, 64, 128)
-"""Attention is compiled for heads so wide."""
+"""Head widths that attention is compiled for."""
 SINGLE_THREAD_NUMEL = 2**21
 """Larger weights and caches are left to torch, which has threads: the kernel has none."""
 
 
 class Avx512Linear:
-    """A layer for up to 8 rows in bf16, its weights held again in the order that they are read."""
+    """A layer for up to 8 rows in bf16, with a copy of its weights in the order of reading."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._outputs, self._inputs = layer.weight.shape
@@ -61,7 +61,7 @@ class Avx512Linear:
         rows = len(x)
         # the kernel does not check its arguments, and has no backward
         assert not x.requires_grad
-        assert rows <= MOST_ROWS
+        assert rows <= MAX_ROWS
         assert x.shape[1] == self._inputs
         out = x.new_empty(rows, self._outputs)
         assert to is None or to.shape == out.shape
@@ -79,12 +79,12 @@ class Avx512Linear:
 
     @staticmethod
     def is_supported(weight: Tensor, rows: int) -> bool:
-        """Whether the kernel was compiled, for so many rows and such weights in bf16."""
+        """Whether the kernel supports these weights and this number of rows."""
         return (
             KERNEL
             and is_enabled("avx512")
             and weight.device.type == "cpu"
-            and rows <= MOST_ROWS
+            and rows <= MAX_ROWS
             and len(weight) % OUTPUTS == 0
             and _suits_one_thread(weight)
         )
@@ -130,7 +130,7 @@ class Avx512Attention:
 
     @staticmethod
     def is_supported(store: Tensor) -> bool:
-        """Whether it is the faster way for keys and values (2, B, H, slots, C) like these."""
+        """Whether it is the fastest way for keys and values (2, B, H, slots, C) like these."""
         return (
             has_attention(store.shape[-1])
             and store.device.type == "cpu"
@@ -140,7 +140,7 @@ class Avx512Attention:
 
 
 def has_attention(head_width: int) -> bool:
-    """Whether the kernel was compiled, for heads so wide."""
+    """Whether the kernel supports heads of this width."""
     return KERNEL and is_enabled("avx512") and head_width in HEAD_WIDTHS
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from models.nn.cpu import is_enabled
 
 FEW = 8
-"""Up to this many rows a product's time is that of reading its weights."""
+"""Up to this many rows, a product takes the time of reading its weights."""
 PACKED_ROWS = 64
-"""Up to this many rows weights are read as `MkldnnLinear` holds them."""
+"""Up to this many rows `MkldnnLinear` is used."""
 
 WEIGHTS_FIRST = "Intel" not in str(torch.cpu.get_capabilities().get("cpu_name"))
 """Whether W x^T is the faster order of a few rows in fp32 on this machine's CPU.
@@ -60,7 +60,7 @@ class LinearKernel(Protocol):
 
 
 class PlainLinear:
-    """A layer with its weights as they lie, or cast once to where autocast computes products."""
+    """A layer with its own weights, cast once to bf16 where autocast would."""
 
     def __init__(self, layer: nn.Linear) -> None:
         dtype = torch.bfloat16 if computes_in_bf16(layer.weight) else layer.weight.dtype
@@ -80,10 +80,10 @@ class PlainLinear:
 
 
 class MkldnnLinear:
-    """A layer for up to 64 rows in bf16, its weights held again in the order of oneDNN's kernel.
+    """A layer for up to 64 rows in bf16, with a copy of its weights in oneDNN's format.
 
-    A bf16 product reorders them each time otherwise, which for a few rows takes longer than the
-    product. GELU and sum are not rounded before.
+    Otherwise a bf16 product reorders them each time, which takes longer than a product of few
+    rows. GELU and sum take the unrounded product.
     """
 
     def __init__(self, layer: nn.Linear) -> None:

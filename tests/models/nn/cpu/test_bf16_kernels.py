@@ -15,7 +15,7 @@ from models.autoregressive.prior import PriorConfig
 from models.nn.cpu import bf16_kernels
 from models.nn.cpu.bf16_kernels import (
     HEAD_WIDTHS,
-    MOST_ROWS,
+    MAX_ROWS,
     OUTPUTS,
     SINGLE_THREAD_NUMEL,
     Avx512Attention,
@@ -56,7 +56,7 @@ def test_installing_compiles_the_kernel():
 @needs_kernel
 @settings(deadline=None, max_examples=50)
 @given(
-    rows=st.integers(1, MOST_ROWS),
+    rows=st.integers(1, MAX_ROWS),
     inputs=st.integers(1, 70),
     blocks=st.integers(1, 5),
     adding=st.booleans(),
@@ -118,7 +118,7 @@ def test_gelu_is_exact_before_it_is_rounded(gelu):
     layer.bias.zero_()
     bits = torch.arange(0x3580, 0x41A0, dtype=torch.int16)
     values = torch.cat([bits.view(torch.bfloat16), -bits.view(torch.bfloat16)])
-    for some in values.split(MOST_ROWS):
+    for some in values.split(MAX_ROWS):
         got = Avx512Linear(layer).gelu(some[:, None], gelu)[:, 0].double()
         wanted = nn.functional.gelu(some.double(), approximate=gelu)
         assert ((got - wanted).abs() <= wanted.abs() * 2**-8 + 1e-6).all()
@@ -201,8 +201,8 @@ def test_gradients_do_not_get_lost():
 @needs_kernel
 def test_it_serves_few_rows_whole_blocks_and_what_one_thread_reads_well(monkeypatch):
     weight = torch.empty(64, 48)
-    assert Avx512Linear.is_supported(weight, MOST_ROWS)
-    assert not Avx512Linear.is_supported(weight, MOST_ROWS + 1)
+    assert Avx512Linear.is_supported(weight, MAX_ROWS)
+    assert not Avx512Linear.is_supported(weight, MAX_ROWS + 1)
     assert not Avx512Linear.is_supported(torch.empty(65, 48), 1)
     assert not Avx512Linear.is_supported(weight.to("meta"), 1)
     large = torch.empty(OUTPUTS, SINGLE_THREAD_NUMEL // OUTPUTS + 1)
