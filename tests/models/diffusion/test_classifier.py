@@ -54,7 +54,7 @@ def test_the_published_classifiers_have_their_sizes(size):
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-def test_logits_depend_on_image_time_and_place(classifier, x):
+def test_logits_depend_on_image_time_and_position(classifier, x):
     logits = classifier(x, T)
     assert logits.shape == (3, 3)
     assert classifier.classes == 3
@@ -95,11 +95,11 @@ def test_it_guides_sampling(classifier):
     noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
     near = []
     for scale in (0.0, 1.0, 4.0):
-        steered = with_classifier_guidance(plain, schedule, ask, scale)
+        guided = with_classifier_guidance(plain, schedule, ask, scale)
         grid = uniform_times(8, first=0.9, last=0.1)
-        drawn = DDIM(eta=0.0).solve(schedule, steered, noise, grid, Condition(), None)
+        sampled = DDIM(eta=0.0).solve(schedule, guided, noise, grid, Condition(), None)
         with torch.no_grad():
-            near.append(float(ask(drawn, torch.full((3,), 0.1).double()).mean()))
+            near.append(float(ask(sampled, torch.full((3,), 0.1).double()).mean()))
     assert near[0] < near[1] < near[2]
 
 
@@ -113,7 +113,7 @@ def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
     schedule = CosineScheduleConfig().build()
     ask = class_log_probability(classifier, torch.tensor([0, 1, 2]), schedule)
 
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         return from_noise(0 * x, x, schedule.at(t))
 
     moved = with_classifier_guidance(denoise, schedule, ask, 3.0)(x, T, None).noise

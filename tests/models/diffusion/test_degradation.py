@@ -44,7 +44,7 @@ def test_gaussian_augmentation_is_the_forward_process():
     assert float(got.var()) == pytest.approx(math.sin(angle) ** 2, rel=0.03)
 
 
-def test_blur_falls_on_half_of_the_training_images():
+def test_blur_is_applied_to_half_of_the_training_images():
     levels = BlurAugmentationConfig().build().levels(4096, rng())
     assert set(levels.tolist()) == {0.0, 1.0}
     assert float(levels.mean()) == pytest.approx(0.5, abs=0.03)

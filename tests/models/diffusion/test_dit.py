@@ -54,7 +54,7 @@ def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter():
 
 
 @torch.no_grad()
-def test_the_output_depends_on_image_place_time_and_class():
+def test_the_output_depends_on_image_position_time_and_class():
     model = woken()
     plain = model(X, TIMES, LABEL)
     assert plain.shape == (2, 8, 8, 8)
@@ -68,7 +68,7 @@ def test_the_output_depends_on_image_place_time_and_class():
         assert not torch.allclose(plain[1], other[1], atol=1e-4)
 
 
-def test_without_classes_it_is_told_nothing():
+def test_without_classes_it_is_unconditional():
     config = TINY.model_copy(update={"classes": None})
     assert config.conditioning == frozenset()
     assert config.build()(X, TIMES, Condition()).shape == (2, 8, 8, 8)
@@ -76,7 +76,7 @@ def test_without_classes_it_is_told_nothing():
     assert without_null.label.weight.shape == (3, 16)
 
 
-def test_places_are_columns_then_rows_in_four_families_of_waves():
+def test_positions_are_columns_then_rows_in_four_families_of_waves():
     waves = sincos_positions(3, 8).view(3, 3, 8)
     assert torch.equal(waves[0, 1, :4], waves[2, 1, :4])
     assert torch.equal(waves[1, 0, 4:], waves[1, 2, 4:])

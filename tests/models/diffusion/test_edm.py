@@ -34,15 +34,15 @@ def test_the_coefficients_are_those_of_the_table():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_target_reads_back_as_the_truth_and_noise_belongs_to_x0(schedule):
+def test_the_target_converts_back_to_the_truth_and_noise_belongs_to_x0(schedule):
     here = schedule.build().at(T)
     x0, noise = normal(5, 2, 3), normal(5, 2, 3, seed=1)
     x = here.add_noise(x0, noise)
     back = from_edm(to_edm(Prediction(x0, noise), here, S), x, here, sigma_data=S)
     assert torch.allclose(back.x0, x0, atol=1e-9)
     assert torch.allclose(back.noise, noise, atol=1e-9)
-    guess = from_edm(normal(5, 2, 3, seed=2), x, here, sigma_data=S)
-    assert torch.allclose(here.add_noise(guess.x0, guess.noise), x, atol=1e-9)
+    pred = from_edm(normal(5, 2, 3, seed=2), x, here, sigma_data=S)
+    assert torch.allclose(here.add_noise(pred.x0, pred.noise), x, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -70,10 +70,10 @@ def test_it_needs_no_signal_and_no_noise():
     silent = DiscreteScheduleConfig(zero_terminal_snr=True).build()
     here = silent.at(torch.tensor([0.0, 1.0], dtype=torch.float64))
     x, raw = normal(2, 4), normal(2, 4, seed=1)
-    guess = from_edm(raw, x, here, sigma_data=S)
-    assert torch.allclose(guess.x0[0], x[0])
-    assert torch.allclose(guess.x0[1], S * raw[1])
-    assert torch.allclose(guess.noise[1], x[1])
+    pred = from_edm(raw, x, here, sigma_data=S)
+    assert torch.allclose(pred.x0[0], x[0])
+    assert torch.allclose(pred.x0[1], S * raw[1])
+    assert torch.allclose(pred.noise[1], x[1])
 
 
 class Linear(torch.nn.Module):
@@ -81,7 +81,7 @@ class Linear(torch.nn.Module):
 
     process = ProcessConfig(schedule=EDMScheduleConfig(), prediction_type="edm").build()
 
-    def forward(self, x, t, cond):
+    def forward(self, x, t, condition):
         self.seen = x
         return 0.3 * x + 0.1
 
@@ -96,20 +96,20 @@ def test_its_simple_loss_is_edms_weighted_error():
 def test_networks_are_fed_what_is_scaled_and_denoisers_give_back_what_is_not():
     network, x = Linear(), 80 * normal(2, 4)
     t = torch.ones(2, dtype=torch.float64)
-    guess = denoiser(network)(x, t, Condition())
+    pred = denoiser(network)(x, t, Condition())
     assert float(network.seen.std()) == pytest.approx(float(x.std()) / 80, rel=1e-3)
-    assert torch.allclose(guess.x0 + 80 * guess.noise, x)
+    assert torch.allclose(pred.x0 + 80 * pred.noise, x)
 
 
 def test_the_best_network_for_normal_data_is_zero_and_samples_have_its_deviation():
     class Zero(Linear):
-        def forward(self, x, t, cond):
+        def forward(self, x, t, condition):
             return torch.zeros_like(x)
 
     schedule = Zero.process.schedule
     x = 80 * normal(4000, 1)
-    drawn = Heun().solve(schedule, denoiser(Zero()), x, uniform_times(128), Condition(), None)
-    assert float(drawn.std() / x.std()) == pytest.approx(S / (80**2 + S**2) ** 0.5, rel=2e-3)
+    sampled = Heun().solve(schedule, denoiser(Zero()), x, uniform_times(128), Condition(), None)
+    assert float(sampled.std() / x.std()) == pytest.approx(S / (80**2 + S**2) ** 0.5, rel=2e-3)
 
 
 def test_a_deviation_of_nothing_is_refused():

@@ -44,7 +44,7 @@ def test_twice_the_steps_half_the_error_of_a_round_trip(schedule):
     assert 0.6 < float(trip.noise.std()) < 1.3
 
 
-def test_a_clean_end_is_left_out_where_a_picture_holds_no_noise():
+def test_a_clean_end_is_left_out_where_an_image_holds_no_noise():
     schedule = DiscreteScheduleConfig().build()
     times = uniform_times(10)
     assert torch.equal(encoding_times(schedule, times), torch.cat([times[:-1], numbers(1e-3)]))

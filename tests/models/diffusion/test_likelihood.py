@@ -70,7 +70,7 @@ def test_the_likelihood_is_known_to_five_thousandths_of_a_nat(name, data):
     assert error(data, SCHEDULES[name], 256) < 5e-3
 
 
-def test_the_error_of_the_likelihood_falls_to_a_quarter_with_every_doubling():
+def test_the_error_of_the_likelihood_decreases_to_a_quarter_with_every_doubling():
     one, two = (error(MIXTURE, EXPLODING, steps) for steps in (128, 256))
     assert 3.6 < one / two < 4.4
 
@@ -88,11 +88,11 @@ def test_hutchinson_estimates_the_exact_trace_within_its_error():
     x = torch.randn(3, 6, generator=rng(1), dtype=torch.float64)
     exact = exact_trace(field, x)
     for law in ("signs", "normal"):
-        drawn = torch.stack(
+        sampled = torch.stack(
             [Hutchinson(x, rng(seed), distribution=law)(field, x).trace for seed in range(400)]
         )
-        deviation = drawn.std(dim=0) / math.sqrt(400)
-        assert bool(((drawn.mean(dim=0) - exact.trace).abs() < 3 * deviation).all())
+        deviation = sampled.std(dim=0) / math.sqrt(400)
+        assert bool(((sampled.mean(dim=0) - exact.trace).abs() < 3 * deviation).all())
     many = Hutchinson(x, rng(7), probes=4000)(field, x)
     assert torch.equal(many.value, exact.value)
     assert torch.allclose(many.trace, exact.trace, atol=0.2)
@@ -112,9 +112,9 @@ def test_the_likelihood_by_hutchinson_is_within_its_error():
 
     exact = made(points, exact_trace)
     many = points.repeat(300, 1)
-    drawn = made(many, Hutchinson(many, rng(2))).view(300, 4)
-    deviation = drawn.std(dim=0) / math.sqrt(300)
-    assert bool(((drawn.mean(dim=0) - exact).abs() < 3 * deviation).all())
+    sampled = made(many, Hutchinson(many, rng(2))).view(300, 4)
+    deviation = sampled.std(dim=0) / math.sqrt(300)
+    assert bool(((sampled.mean(dim=0) - exact).abs() < 3 * deviation).all())
 
 
 def test_bits_count_the_bins_of_the_levels():

@@ -64,11 +64,11 @@ def test_the_base_depends_on_image_time_and_caption():
 
 def test_every_parameter_of_both_networks_gets_a_gradient():
     level = torch.tensor([0.1, 0.3])
-    for model, x, cond in (
+    for model, x, condition in (
         (woken(BASE), images(), Condition(text=TEXT)),
         (woken(UPSAMPLER), images(side=32), Condition(low_res=images(), noise_level=level)),
     ):
-        model(x, TIMES, cond).square().sum().backward()
+        model(x, TIMES, condition).square().sum().backward()
         still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert still == []
 
@@ -128,12 +128,12 @@ def test_impossible_sizes_are_refused(make, message):
 
 def test_guidance_at_one_returns_the_conditional_branch_of_a_network_bit_for_bit():
     plain = denoiser(woken(BASE))
-    x, cond = images(), Condition(text=TEXT)
-    wanted = plain(x, TIMES, cond)
-    got = with_guidance(plain, without_text(plain), 1.0)(x, TIMES, cond)
+    x, condition = images(), Condition(text=TEXT)
+    wanted = plain(x, TIMES, condition)
+    got = with_guidance(plain, without_text(plain), 1.0)(x, TIMES, condition)
     assert torch.equal(got.x0, wanted.x0)
-    empty = with_guidance(plain, without_text(plain), 0.0)(x, TIMES, cond)
-    assert torch.equal(empty.x0, plain(x, TIMES, cond.without_text()).x0)
+    empty = with_guidance(plain, without_text(plain), 0.0)(x, TIMES, condition)
+    assert torch.equal(empty.x0, plain(x, TIMES, condition.without_text()).x0)
 
 
 @pytest.mark.parametrize("prediction_type", ["x0", "noise", "v"])
@@ -144,7 +144,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_t
     here = process.schedule.at(TIMES.double()).broadcast_to(x0)
     truth = {"x0": x0, "noise": noise, "v": here.alpha * noise - here.sigma * x0}[prediction_type]
 
-    def perfect(x, t, cond):
+    def perfect(x, t, condition):
         return truth
 
     weight = SnrClamped(low=0.05, high=5.0)
@@ -154,7 +154,7 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_t
     shift = {"x0": 0.1, "noise": 0.1 * here.alpha / here.sigma, "v": 0.1 / here.sigma}[
         prediction_type
     ]
-    loss = denoising_loss(lambda x, t, cond: truth + shift, *args)
+    loss = denoising_loss(lambda x, t, condition: truth + shift, *args)
     assert loss.metrics["x0_mse"].tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
     snr = process.schedule.at(TIMES.double()).snr.clamp(0.05, 5.0)
     assert loss.value.tolist() == pytest.approx((0.01 * snr).tolist(), rel=1e-4)
@@ -165,11 +165,11 @@ def test_the_loss_is_the_weighted_error_of_x0_whatever_is_predicted(prediction_t
 def test_networks_run_in_bf16_and_under_autocast_and_answer_in_fp32(config):
     model = woken(config)
     x = images(side=32 if config is UPSAMPLER else 16)
-    cond = Condition(text=TEXT, low_res=images(), noise_level=torch.tensor([0.1, 0.2]))
-    exact = model(x, TIMES, cond)
+    condition = Condition(text=TEXT, low_res=images(), noise_level=torch.tensor([0.1, 0.2]))
+    exact = model(x, TIMES, condition)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = model(x, TIMES, cond)
-    whole = model.bfloat16()(x, TIMES, cond)
+        cast = model(x, TIMES, condition)
+    whole = model.bfloat16()(x, TIMES, condition)
     for got in (cast, whole):
         assert got.dtype == torch.float32
         assert float((got - exact).abs().mean() / exact.abs().mean()) < 0.1

@@ -49,10 +49,10 @@ def noise_of(x, k):
 def network(schedule, read=from_noise, *, learned=False):
     """The peers' formula; their step k is the time (k + 1) / 1000."""
 
-    def denoise(x, t, cond):
-        guess = read(noise_of(x, float(t[0]) * 1000 - 1), x, schedule.at(t))
+    def denoise(x, t, condition):
+        pred = read(noise_of(x, float(t[0]) * 1000 - 1), x, schedule.at(t))
         spread = (0.8 * torch.sin(2 * x) + 1) / 2
-        return Prediction(guess.x0, guess.noise, spread) if learned else guess
+        return Prediction(pred.x0, pred.noise, spread) if learned else pred
 
     return denoise
 
@@ -60,7 +60,7 @@ def network(schedule, read=from_noise, *, learned=False):
 def levels(schedule):
     """The peers' formula for processes with alpha 1."""
 
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         sigma = float(schedule.at(t).sigma[0])
         noise = noise_of(x / math.sqrt(1 + sigma**2), 100 * math.log(sigma))
         return Prediction(x - sigma * noise, noise)
@@ -176,10 +176,10 @@ def test_karras_levels_are_those_of_the_peers():
 def test_dynamic_thresholding_is_that_of_diffusers():
     x = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         return Prediction(3 * x, x)
 
     t = torch.full((2,), 0.5, dtype=torch.float64)
-    guess = dynamic_threshold(denoise, SCHEDULE, percentile=0.9)(x, t, None)
-    assert torch.allclose(guess.x0, PEER["thresholded"], atol=1e-6)
-    assert torch.allclose(SCHEDULE.at(t).add_noise(guess.x0, guess.noise), x)
+    pred = dynamic_threshold(denoise, SCHEDULE, percentile=0.9)(x, t, None)
+    assert torch.allclose(pred.x0, PEER["thresholded"], atol=1e-6)
+    assert torch.allclose(SCHEDULE.at(t).add_noise(pred.x0, pred.noise), x)

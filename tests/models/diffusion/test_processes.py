@@ -77,7 +77,7 @@ def rng(seed=0):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_falls_in_log_snr_and_finds_its_times_again(name):
+def test_every_schedule_decreases_in_log_snr_and_finds_its_times_again(name):
     schedule = SCHEDULES[name]
     inside = T[1:] if name.startswith("discrete") else T
     ratios = schedule.log_snr(inside)
@@ -173,7 +173,7 @@ def test_the_score_is_the_gradient_of_the_log_density():
         assert torch.allclose(got, wanted, atol=1e-8), name
 
 
-def test_grids_fall_from_first_to_last():
+def test_grids_decrease_from_first_to_last():
     schedule = SCHEDULES["cosine"]
     grids = {
         "uniform": uniform_times(7),
@@ -233,7 +233,7 @@ def test_solvers_in_x_over_alpha_refuse_pure_noise():
     with pytest.raises(ValueError, match="use DDIM or DDPM"):
         Euler().solve(
             schedule,
-            lambda x, t, cond: Prediction(x, x),
+            lambda x, t, condition: Prediction(x, x),
             torch.zeros(1, 1),
             uniform_times(3),
             None,

@@ -1,4 +1,4 @@
-"""Sampling as a setting: every solver on every schedule and grid, steering, and counted calls."""
+"""Sampling as a setting: every solver on every schedule and grid, guidance, and counted calls."""
 
 import math
 from typing import get_args
@@ -63,14 +63,14 @@ def times_of(settings, schedule):
     return settings.sampler_run(free, free, schedule).times
 
 
-def drawn(settings, schedule, denoiser, log_probability=None):
+def sampled(settings, schedule, denoiser, log_probability=None):
     run = settings.sampler_run(denoiser, denoiser, schedule, log_probability)
     return run.solve(X, None, rng(1))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "discrete", "edm"])
 @pytest.mark.parametrize("kind", kinds(SolverConfig))
-def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
+def test_every_solver_samples_the_mixture_on_every_schedule(kind, schedule):
     schedule = SCHEDULES[schedule]
     denoiser = MixtureDenoiser(ALL, schedule)
     settings = sampling(solver={"kind": kind}, steps=24, times={"kind": "karras"})
@@ -80,7 +80,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
         settings = sampling(
             **settings.model_dump() | {"solver": {"kind": kind, "moments": moments}}
         )
-    points = drawn(settings, schedule, denoiser)
+    points = sampled(settings, schedule, denoiser)
     # every point lies on one of the two gaussians, and about their shares on each
     log_joint = ALL.log_joint(points, COSINE.at(numbers(0.0)))
     far = (points[:, None] - ALL.means).norm(dim=-1) / ALL.stds
@@ -90,7 +90,7 @@ def test_every_solver_draws_the_mixture_on_every_schedule(kind, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", kinds(TimeGridConfig))
-def test_every_grid_falls_from_noise_to_clean_in_so_many_steps(kind, schedule):
+def test_every_grid_decreases_from_noise_to_clean_in_so_many_steps(kind, schedule):
     settings = sampling(times={"kind": kind}, steps=12)
     if kind in ("trailing", "leading") and schedule != "discrete":
         with pytest.raises(UserError, match=f"times of kind {kind} count discrete steps"):
@@ -158,12 +158,12 @@ def test_impossible_settings_are_refused(settings, message):
         sampling(**settings)
 
 
-def told(x, t, cond):
-    return MixtureDenoiser(ALL.only(1), COSINE)(x, t, cond)
+def conditional(x, t, condition):
+    return MixtureDenoiser(ALL.only(1), COSINE)(x, t, condition)
 
 
-def free(x, t, cond):
-    return MixtureDenoiser(ALL, COSINE)(x, t, cond)
+def free(x, t, condition):
+    return MixtureDenoiser(ALL, COSINE)(x, t, condition)
 
 
 @pytest.mark.parametrize(
@@ -182,47 +182,49 @@ def free(x, t, cond):
 def test_calls_of_the_network_are_counted(settings, calls):
     seen = NFE()
     settings = sampling(steps=6, **settings)
-    run = settings.sampler_run(count_nfe(told, seen), count_nfe(free, seen), COSINE)
+    run = settings.sampler_run(count_nfe(conditional, seen), count_nfe(free, seen), COSINE)
     run.solve(X, None, rng())
     assert seen == NFE(network=calls)
 
 
-def test_steering_is_guidance_then_thresholding():
+def test_the_denoiser_is_guided_then_thresholded():
     settings = sampling(guidance=3.0)
-    got = settings.guided_denoiser(told, free, COSINE)(X, T, None)
-    wanted = static_threshold(with_guidance(told, free, 3.0), COSINE)(X, T, None)
+    got = settings.guided_denoiser(conditional, free, COSINE)(X, T, None)
+    wanted = static_threshold(with_guidance(conditional, free, 3.0), COSINE)(X, T, None)
     assert torch.equal(got.x0, wanted.x0)
     assert torch.equal(got.noise, wanted.noise)
-    plain = sampling(thresholding={"kind": "none"}).guided_denoiser(told, free, COSINE)(X, T, None)
-    assert torch.equal(plain.x0, told(X, T, None).x0)
+    plain = sampling(thresholding={"kind": "none"}).guided_denoiser(conditional, free, COSINE)(
+        X, T, None
+    )
+    assert torch.equal(plain.x0, conditional(X, T, None).x0)
     dynamic = sampling(guidance=3.0, thresholding={"kind": "dynamic"})
-    assert float(dynamic.guided_denoiser(told, free, COSINE)(X, T, None).x0.abs().max()) <= 1
+    assert float(dynamic.guided_denoiser(conditional, free, COSINE)(X, T, None).x0.abs().max()) <= 1
 
 
 def classify(x, t):
     return ALL.log_class(x, COSINE.at(t))[:, 1]
 
 
-def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_guess_of_others():
+def test_a_classifier_moves_the_mean_of_ancestral_steps_and_the_prediction_of_others():
     seen = NFE()
     counting = count_classifier_nfe(classify, seen)
     settings = sampling(solver={"kind": "ddpm"}, steps=4, classifier_scale=2.0)
     open_ended = {"thresholding": {"kind": "none"}}
     settings = sampling(**settings.model_dump() | open_ended)
-    got = drawn(settings, COSINE, free, counting)
+    got = sampled(settings, COSINE, free, counting)
     times = times_of(settings, COSINE)
     guided = with_mean_gradient(free, classifier_gradient(classify, 2.0))
     assert torch.equal(got, DDPM().solve(COSINE, guided, X, times, None, rng(1)))
     assert seen.classifier == 4
     # with the true classifier at scale 1 all points are the class's
     settings = sampling(solver={"kind": "heun"}, steps=40, classifier_scale=1.0, **open_ended)
-    points = drawn(settings, COSINE, free, counting)
+    points = sampled(settings, COSINE, free, counting)
     assert float((points - ALL.means[1]).norm(dim=1).max()) < 5.5 * 0.2
 
 
-def test_the_same_question_twice_in_a_row_is_one_call():
+def test_the_same_arguments_twice_in_a_row_are_one_call():
     seen = NFE()
-    asked = memoize_last(count_nfe(told, seen))
+    asked = memoize_last(count_nfe(conditional, seen))
     first = asked(X, T, None)
     assert asked(X, T, None) is first
     assert seen.network == 1
@@ -236,7 +238,7 @@ def test_noise_starts_with_the_deviation_of_normalised_data(schedule, deviation)
     assert torch.equal(scale_initial_noise(X.float(), COSINE, 1.0), X.float())
 
 
-def test_a_sampling_reads_back_as_written():
+def test_sampling_settings_are_read_back_as_written():
     settings = sampling(solver={"kind": "heun", "churn": {"amount": 3}}, interval=[0.1, 0.7])
     again = TypeAdapter(DiffusionSampling).validate_json(settings.model_dump_json())
     assert again == settings

@@ -14,7 +14,7 @@ from models.diffusion.solvers.times import uniform_times
 from models.diffusion.thresholding import static_threshold
 
 SCHEDULES = [CosineScheduleConfig().build(), LinearScheduleConfig().build()]
-MEAN, DEVIATION = 0.3, 0.5
+MEAN, STD = 0.3, 0.5
 
 
 def rng(seed=0):
@@ -22,13 +22,13 @@ def rng(seed=0):
 
 
 def gaussian(schedule):
-    """E[x_0 | x_t] for x_0 ~ N(MEAN, DEVIATION^2)."""
+    """E[x_0 | x_t] for x_0 ~ N(MEAN, STD^2)."""
 
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         marginal = schedule.at(t)
         here = marginal.broadcast_to(x)
-        variance = here.alpha**2 * DEVIATION**2 + here.sigma**2
-        x0 = MEAN + here.alpha * DEVIATION**2 / variance * (x - here.alpha * MEAN)
+        variance = here.alpha**2 * STD**2 + here.sigma**2
+        x0 = MEAN + here.alpha * STD**2 / variance * (x - here.alpha * MEAN)
         return from_x0(x0, x, marginal)
 
     return denoise
@@ -37,7 +37,7 @@ def gaussian(schedule):
 def exact(schedule, x, start, end):
     """The probability-flow ODE of gaussian data keeps (x - alpha mean) / standard deviation."""
     marginals = schedule.at(torch.tensor([start, end], dtype=x.dtype))
-    spread = (marginals.alpha**2 * DEVIATION**2 + marginals.sigma**2).sqrt()
+    spread = (marginals.alpha**2 * STD**2 + marginals.sigma**2).sqrt()
     whitened = (x - marginals.alpha[0] * MEAN) / spread[0]
     return marginals.alpha[1] * MEAN + spread[1] * whitened
 
@@ -103,11 +103,11 @@ def test_inversion_with_new_noise_is_refused():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("solver", [DDIM(eta=1.0), DDIM(eta=0.5), DDPM()])
-def test_stochastic_solvers_draw_the_data_distribution(schedule, solver):
+def test_stochastic_solvers_sample_the_data_distribution(schedule, solver):
     x = torch.randn(20_000, 1, generator=rng(), dtype=torch.float64)
     got = solver.solve(schedule, gaussian(schedule), x, uniform_times(1000), None, rng(1))
     assert float(got.mean()) == pytest.approx(MEAN, abs=0.015)
-    assert float(got.std()) == pytest.approx(DEVIATION, abs=0.015)
+    assert float(got.std()) == pytest.approx(STD, abs=0.015)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -122,7 +122,7 @@ def test_ancestral_sampling_is_ddim_with_eta_one(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("solver", [DDIM(eta=1.0), DDIM(eta=0.5), DDPM()])
 def test_with_a_known_image_every_step_keeps_the_marginals(schedule, solver):
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         return from_x0(torch.full_like(x, 0.7), x, schedule.at(t))
 
     times = uniform_times(3, first=0.9, last=0.4)
@@ -138,7 +138,7 @@ def test_a_perfect_denoiser_is_followed_exactly_to_the_image():
     schedule = SCHEDULES[0]
     target = torch.randn(2, 3, 4, 4, generator=rng(3))
 
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         return from_x0(target, x, schedule.at(t))
 
     x = torch.randn(2, 3, 4, 4, generator=rng(4))
@@ -162,7 +162,7 @@ def test_progress_counts_the_steps():
 
 
 def constant(value, calls):
-    def denoise(x, t, cond):
+    def denoise(x, t, condition):
         calls.append(value)
         return Prediction(torch.full_like(x, value), torch.full_like(x, -value))
 
@@ -181,15 +181,15 @@ def test_guidance_at_one_and_zero_is_one_branch_bit_for_bit_in_one_call():
 def test_guidance_is_linear_in_its_scale():
     x, t = torch.zeros(1, 2), torch.zeros(1)
     for scale in (0.5, 2.0, 7.0):
-        guess = with_guidance(constant(0.25, []), constant(0.75, []), scale)(x, t, None)
-        assert torch.allclose(guess.x0, torch.full_like(x, 0.75 - 0.5 * scale))
-        assert torch.allclose(guess.noise, torch.full_like(x, -0.75 + 0.5 * scale))
+        pred = with_guidance(constant(0.25, []), constant(0.75, []), scale)(x, t, None)
+        assert torch.allclose(pred.x0, torch.full_like(x, 0.75 - 0.5 * scale))
+        assert torch.allclose(pred.noise, torch.full_like(x, -0.75 + 0.5 * scale))
 
 
 def test_clamping_keeps_images_in_range_and_the_prediction_consistent():
     schedule = SCHEDULES[0]
     t = torch.full((1,), 0.4, dtype=torch.float64)
     x = torch.randn(1, 5, generator=rng(), dtype=torch.float64) * 3
-    guess = static_threshold(constant(4.0, []), schedule)(x, t, None)
-    assert float(guess.x0.max()) == 1.0
-    assert torch.allclose(schedule.at(t).add_noise(guess.x0, guess.noise), x)
+    pred = static_threshold(constant(4.0, []), schedule)(x, t, None)
+    assert float(pred.x0.max()) == 1.0
+    assert torch.allclose(schedule.at(t).add_noise(pred.x0, pred.noise), x)

@@ -118,14 +118,14 @@ def test_a_few_steps_lower_the_loss_of_every_network(case):
     assert shapes == dict.fromkeys(wanted, (COUNT, 3, 16, 16))
 
 
-def test_captions_are_emptied_before_times_and_noise_are_drawn():
-    model, drawn = network(PATCHES), rng(3)
+def test_captions_are_emptied_before_times_and_noise_are_sampled():
+    model, sampled = network(PATCHES), rng(3)
     (loss,) = task(model, condition=BY_TEXT).losses({"model": Bare(model)}, batch(), step(seed=3))
-    cond = Condition(text=drop_text(batch().tokens, 0.2, drawn))
-    t = (torch.arange(COUNT) + torch.rand(COUNT, generator=drawn)) / COUNT
-    noise = torch.randn(COUNT, 3, 16, 16, generator=drawn)
+    condition = Condition(text=drop_text(batch().tokens, 0.2, sampled))
+    t = (torch.arange(COUNT) + torch.rand(COUNT, generator=sampled)) / COUNT
+    noise = torch.randn(COUNT, 3, 16, 16, generator=sampled)
     weight = SnrClamped(low=0.05, high=5.0)
-    wanted = denoising_loss(model, model.process, batch().images, cond, t, noise, weight)
+    wanted = denoising_loss(model, model.process, batch().images, condition, t, noise, weight)
     assert loss.value.item() == wanted.value.mean().item()
     assert loss.metrics["x0_mse"].item() == wanted.metrics["x0_mse"].mean().item()
 
@@ -135,9 +135,9 @@ def test_the_micro_batches_of_a_step_share_the_strata():
     seen = []
 
     class Listens(Bare):
-        def __call__(self, x, t, cond):
+        def __call__(self, x, t, condition):
             seen.append(t)
-            return super().__call__(x, t, cond)
+            return super().__call__(x, t, condition)
 
     for place in range(3):
         here = Step(0, rng(place), place, 3)
@@ -145,7 +145,7 @@ def test_the_micro_batches_of_a_step_share_the_strata():
     assert sorted((torch.cat(seen) * 24).floor().int().tolist()) == list(range(24))
 
 
-def test_a_share_of_the_classes_means_no_class():
+def test_a_fraction_of_the_classes_means_no_class():
     label = torch.zeros(4000, dtype=torch.int64)
     dropped = (drop_class(label, 0.1, CLASSES, rng()) == CLASSES).float()
     assert float(dropped.mean()) == pytest.approx(0.1, abs=3 * (0.09 / 4000) ** 0.5)
@@ -158,7 +158,7 @@ def test_micro_batches_keep_labels_with_their_images():
     assert torch.equal(torch.cat([part.images for part in parts]), batch().images)
 
 
-def test_crops_are_windows_at_whole_small_pixels():
+def test_crops_are_windows_at_whole_low_resolution_pixels():
     image = torch.arange(16.0).expand(64, 1, 16, 16) + 100 * torch.arange(16.0)[:, None]
     windows = random_crop(image, 8, 4, rng())
     corners = {(int(w[0, 0, 0]) // 100, int(w[0, 0, 0]) % 100) for w in windows}
@@ -178,9 +178,9 @@ class Vectors(nn.Module):
         self.config = type("Settings", (), {"conditioning": frozenset({"class"})})()
         self.inner = nn.Linear(7 + CLASSES, 7)
 
-    def forward(self, x, t, cond):
-        told = nn.functional.one_hot(cond.label, CLASSES).float()
-        return self.inner(torch.cat([x, told], dim=1))
+    def forward(self, x, t, condition):
+        conditional = nn.functional.one_hot(condition.label, CLASSES).float()
+        return self.inner(torch.cat([x, conditional], dim=1))
 
 
 def test_vectors_are_denoised_by_a_network_of_any_kind():
@@ -198,7 +198,7 @@ def test_vectors_are_denoised_by_a_network_of_any_kind():
     assert trained.preview({"model": model}, data, rng()) == {}
 
 
-def test_importance_learns_from_all_processes_and_is_remembered(monkeypatch):
+def test_importance_learns_from_all_processes_and_is_checkpointed(monkeypatch):
     settings, seen = {"kind": "importance", "steps": 4, "history": 1}, []
 
     def twice(rows):

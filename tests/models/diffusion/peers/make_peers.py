@@ -86,7 +86,7 @@ def generator(x, rng):
     return rng
 
 
-def drawn(x, rng):
+def sampled(x, rng):
     return torch.randn(x.shape, generator=rng)
 
 
@@ -228,8 +228,10 @@ def main():
         "dpm_pp_2s_k": times2s,
         "dpm_pp_2m": plain(multistep(solver_order=2)),
         "dpm_pp_3m": plain(multistep(solver_order=3)),
-        "dpm_pp_sde": plain(multistep(solver_order=2, **one), options={"variance_noise": drawn}),
-        "dpm_pp_sde_1": plain(multistep(solver_order=1, **one), options={"variance_noise": drawn}),
+        "dpm_pp_sde": plain(multistep(solver_order=2, **one), options={"variance_noise": sampled}),
+        "dpm_pp_sde_1": plain(
+            multistep(solver_order=1, **one), options={"variance_noise": sampled}
+        ),
         "unipc_1": plain(UniPCMultistepScheduler(**TRAILING, solver_order=1)),
         "unipc_2": plain(UniPCMultistepScheduler(**TRAILING, solver_order=2)),
         "unipc_3": plain(UniPCMultistepScheduler(**TRAILING, solver_order=3)),

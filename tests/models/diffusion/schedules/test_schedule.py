@@ -17,7 +17,7 @@ T = torch.linspace(0, 1, 257, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_preserves_variance_and_falls_from_signal_to_noise(schedule):
+def test_a_schedule_preserves_variance_and_decreases_from_signal_to_noise(schedule):
     here = schedule.at(T)
     assert torch.allclose(here.alpha**2 + here.sigma**2, torch.ones_like(T), atol=1e-12)
     assert torch.allclose(here.snr.log(), schedule.log_snr(T), atol=1e-8)
@@ -65,9 +65,9 @@ def test_every_parameterization_recovers_the_truth(schedule):
     x = marginal.add_noise(x0, noise)
     here = marginal.broadcast_to(x)
     v = here.alpha * noise - here.sigma * x0
-    for guess in (from_x0(x0, x, marginal), from_noise(noise, x, marginal), from_v(v, x, marginal)):
-        assert torch.allclose(guess.x0, x0, atol=1e-9)
-        assert torch.allclose(guess.noise, noise, atol=1e-9)
+    for pred in (from_x0(x0, x, marginal), from_noise(noise, x, marginal), from_v(v, x, marginal)):
+        assert torch.allclose(pred.x0, x0, atol=1e-9)
+        assert torch.allclose(pred.noise, noise, atol=1e-9)
 
 
 def test_the_weight_is_the_snr_inside_its_clamps():

@@ -50,19 +50,19 @@ class Case:
         kind = {"kind": "dit" if self.code == "dit" else "unet"}
         self.config = ADAPTER.validate_python({**kind, **note["config"]})
         self.settings = note["settings"]
-        self.weights = drawn(note["shapes"])
+        self.weights = sampled(note["shapes"])
         for key in [key for key in self.given if key.startswith("kept.")]:
             self.weights[key.removeprefix("kept.")] = self.given.pop(key)
 
     def output(self, state):
         model = self.config.build().eval()
         model.load_state_dict(state, strict=True)
-        told = {key: value for key, value in self.given.items() if key not in ("x", "out")}
+        conditional = {key: value for key, value in self.given.items() if key not in ("x", "out")}
         with torch.no_grad():
-            return model(self.given["x"], TIMES, Condition(**told))
+            return model(self.given["x"], TIMES, Condition(**conditional))
 
 
-def drawn(shapes):
+def sampled(shapes):
     """As in `make_peers.py`."""
     return {
         name: torch.randn(shape, generator=torch.Generator().manual_seed(place))

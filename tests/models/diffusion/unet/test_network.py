@@ -234,7 +234,7 @@ def test_a_null_class_is_one_label_more():
         UNetConfig(**TINY, null_class=True)
 
 
-def test_ready_features_are_read_and_empty_ones_are_zeros():
+def test_features_are_used_and_empty_ones_are_zeros():
     model = woken(LATENTS)
     x = noise(2, 4, 16, 16)
     plain = model(x, TIMES, FEATURES)
@@ -253,7 +253,7 @@ def test_ready_features_are_read_and_empty_ones_are_zeros():
     assert not torch.allclose(joint(X, TIMES, FEATURES), joint(X, TIMES, other), atol=1e-4)
 
 
-def test_a_transformer_may_read_captions_with_an_encoder_of_the_network():
+def test_a_transformer_may_use_the_text_encoder_of_the_network():
     model = woken(UNetConfig(**TINY, text=TEXT_ENCODER, transformer={}))
     plain = model(X, TIMES, Condition(text=TEXT))
     assert not torch.allclose(plain, model(X, TIMES, Condition(text=TEXT.flip(1))), atol=1e-4)
@@ -267,7 +267,7 @@ def test_latents_of_any_number_of_channels_are_denoised():
 # What guided-diffusion and glide-text2im (openai, 2021 and 2022) give at pixel (3, 5) of X with the
 # weights of `woken`, renamed to their names and order, and 32 groups set to 16.
 @pytest.mark.parametrize(
-    ("config", "cond", "expected"),
+    ("config", "condition", "expected"),
     [
         (
             CLASSES,
@@ -299,23 +299,23 @@ def test_latents_of_any_number_of_channels_are_denoised():
     ids=["adm", "ddpm", "super-resolution", "glide"],
 )
 @torch.no_grad()
-def test_outputs_are_those_of_the_published_networks(config, cond, expected):
-    out = woken(config)(X, TIMES, cond)
+def test_outputs_are_those_of_the_published_networks(config, condition, expected):
+    out = woken(config)(X, TIMES, condition)
     assert out[:, :, 3, 5].flatten().tolist() == pytest.approx(expected, abs=3e-5)
 
 
-@pytest.mark.parametrize(("config", "cond"), EACH)
-def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter(config, cond):
-    assert float(config.build()(X, TIMES, cond).detach().abs().max()) == 0
+@pytest.mark.parametrize(("config", "condition"), EACH)
+def test_a_new_network_says_nothing_and_a_trained_one_uses_every_parameter(config, condition):
+    assert float(config.build()(X, TIMES, condition).detach().abs().max()) == 0
     model = woken(config)
-    model(X, TIMES, cond).square().sum().backward()
+    model(X, TIMES, condition).square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # a caption token that no caption holds
     assert [name for name in still if name != "text.token.weight"] == []
 
 
 @torch.no_grad()
-def test_the_output_depends_on_all_that_the_network_is_told():
+def test_the_output_depends_on_every_condition():
     classes, captions, upsampler = (woken(config) for config, _ in EACH)
     for model, one, other in (
         (classes, Condition(label=torch.tensor([3, 1])), Condition(label=torch.tensor([2, 1]))),
@@ -346,22 +346,22 @@ def test_an_upsampler_trained_on_crops_runs_at_full_size():
     assert whole.shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("config", "cond"), EACH)
-def test_networks_train_in_bf16_and_under_autocast_and_answer_in_fp32(config, cond):
+@pytest.mark.parametrize(("config", "condition"), EACH)
+def test_networks_train_in_bf16_and_under_autocast_and_answer_in_fp32(config, condition):
     model = woken(config)
-    exact = model(X, TIMES, cond).detach()
+    exact = model(X, TIMES, condition).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        cast = model(X, TIMES, cond)
+        cast = model(X, TIMES, condition)
     cast.square().sum().backward()
     assert all(bool(w.grad.isfinite().all()) for w in model.parameters() if w.grad is not None)
-    whole = model.bfloat16()(X, TIMES, cond)
+    whole = model.bfloat16()(X, TIMES, condition)
     for got in (cast, whole):
         assert got.dtype == torch.float32
         assert float((got.detach() - exact).abs().mean() / exact.abs().mean()) < 0.1
     whole.square().sum().backward()
 
 
-def test_what_the_network_is_told_must_be_there_and_fit():
+def test_conditions_must_be_there_and_fit():
     for config, missing in ((CLASSES, "class"), (CAPTIONS, "captions"), (UPSAMPLER, "level")):
         with pytest.raises(UserError, match=missing):
             config.build()(X, TIMES, Condition(low_res=LOW))

@@ -15,7 +15,7 @@ class Fixed:
         self.process = ProcessConfig(prediction_type="x0", variance="learned").build()
         self.logvar_fraction = spread
 
-    def __call__(self, x, t, cond):
+    def __call__(self, x, t, condition):
         return torch.cat(
             [torch.zeros_like(x), torch.full_like(x, 2 * self.logvar_fraction - 1)], dim=1
         )
@@ -28,10 +28,10 @@ def test_a_learned_variance_lies_between_the_two_sensible_ones(spread):
     times = torch.tensor([0.6, 0.4], dtype=torch.float64)
     x = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
-    drawn = DDPM().solve(schedule, denoiser(network), x, times, Condition(), rng)
+    sampled = DDPM().solve(schedule, denoiser(network), x, times, Condition(), rng)
     here = schedule.at(times)
     (a_t, a_s), (v_t, v_s) = here.alpha, here.sigma**2
     largest = v_t - (a_t / a_s) ** 2 * v_s
     smallest = largest * v_s / v_t
     wanted = smallest ** (1 - spread) * largest**spread
-    assert float(drawn.var()) == pytest.approx(float(wanted), rel=0.05)
+    assert float(sampled.var()) == pytest.approx(float(wanted), rel=0.05)

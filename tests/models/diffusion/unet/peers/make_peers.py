@@ -8,7 +8,7 @@ In an environment of its own:
     git clone https://github.com/facebookresearch/DiT
     PYTHONPATH=guided-diffusion:latent-diffusion:DiT python make_peers.py
 
-Weights are drawn by `drawn` from their place among the sorted names, which the tests repeat; so
+Weights are drawn by `sampled` from their place among the sorted names, which the tests repeat; so
 only inputs, outputs, names and shapes are kept. fp32, at the steps 3 and 941 of 1,000, from 0.
 """
 
@@ -63,7 +63,7 @@ def noise(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(shapes, kept=()):
+def sampled(shapes, kept=()):
     """Weights by name: normal, 0.05 where they are matrices, 0.3 where they are vectors."""
     return {
         name: noise(*shape, seed=place) * (0.05 if len(shape) > 1 else 0.3)
@@ -82,7 +82,7 @@ class Book:
     def note(self, case, peer, call, config, inputs, *, settings=None, kept=()):
         """Runs a peer with drawn weights."""
         shapes = {name: tuple(value.shape) for name, value in peer.state_dict().items()}
-        peer.load_state_dict(drawn(shapes, kept), strict=not kept)
+        peer.load_state_dict(sampled(shapes, kept), strict=not kept)
         peer.eval()
         inputs = {"x": noise(2, peer_channels(config), *sides(config), seed=100), **inputs}
         out = call(peer, inputs)

@@ -67,32 +67,32 @@ def density(x, mean, variance):
     return torch.exp(-0.5 * (x - mean) ** 2 / variance) / math.sqrt(2 * math.pi * variance)
 
 
-def q_step(schedule, x0, x, t, s, places):
+def q_step(schedule, x0, x, t, s, positions):
     """q(x_s | x_t, x_0) on a grid by Bayes' rule alone: q(x_t | x_s) q(x_s | x_0), normalised."""
     now, then = schedule.at(numbers(t)), schedule.at(numbers(s))
     ratio = float(now.alpha / then.alpha)
     fresh = float(now.sigma**2) - ratio**2 * float(then.sigma**2)
-    joint = density(x, ratio * places, fresh) * density(
-        places, float(then.alpha) * x0, float(then.sigma**2)
+    joint = density(x, ratio * positions, fresh) * density(
+        positions, float(then.alpha) * x0, float(then.sigma**2)
     )
-    return joint / torch.trapezoid(joint, places)
+    return joint / torch.trapezoid(joint, positions)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("t", "s"), [(0.2, 0.1), (0.6, 0.55), (1.0, 0.95)])
 def test_a_term_of_the_bound_is_the_integral_it_stands_for(schedule, t, s):
     x0, x, spread = 0.4, -0.3, 0.3
-    guess = Prediction(numbers([0.1]), numbers([0.0]), numbers([spread]))
-    term = vlb_terms(guess, schedule, numbers([x0]), numbers([x]), numbers(t), numbers(s))
+    pred = Prediction(numbers([0.1]), numbers([0.0]), numbers([spread]))
+    term = vlb_terms(pred, schedule, numbers([x0]), numbers([x]), numbers(t), numbers(s))
     step = reverse_step(schedule.at(numbers(t)), schedule.at(numbers(s)))
-    model = posterior(guess.x0, numbers([x]), step, guess.logvar_fraction)
+    model = posterior(pred.x0, numbers([x]), step, pred.logvar_fraction)
     mean, variance = float(model.mean), float(model.log_variance.exp())
     width = 40 * math.sqrt(variance)
-    places = torch.linspace(mean - width, mean + width, 400_001, dtype=torch.float64)
-    q = q_step(schedule, x0, x, t, s, places)
-    log_p = -0.5 * ((places - mean) ** 2 / variance + math.log(2 * math.pi * variance))
+    positions = torch.linspace(mean - width, mean + width, 400_001, dtype=torch.float64)
+    q = q_step(schedule, x0, x, t, s, positions)
+    log_p = -0.5 * ((positions - mean) ** 2 / variance + math.log(2 * math.pi * variance))
     integrand = torch.where(q > 1e-200, q * (q.clamp(min=1e-300).log() - log_p), 0.0)
-    assert float(term) == pytest.approx(float(torch.trapezoid(integrand, places)), abs=1e-6)
+    assert float(term) == pytest.approx(float(torch.trapezoid(integrand, positions)), abs=1e-6)
 
 
 @pytest.mark.parametrize("mean", [-0.98, 0.013, 0.2, 1.02])
@@ -102,9 +102,9 @@ def test_the_decoder_gives_a_level_the_integral_over_its_bin(level, mean, deviat
     x0 = 2 * level / 255 - 1
     low = x0 - 1 / 255 if level > 0 else min(mean, x0) - 40 * deviation
     high = x0 + 1 / 255 if level < 255 else max(mean, x0) + 40 * deviation
-    places = torch.linspace(low, high, 2_000_001 if level in (0, 255) else 200_001).double()
-    places = torch.linspace(low, high, len(places), dtype=torch.float64)
-    wanted = float(torch.trapezoid(density(places, mean, deviation**2), places))
+    positions = torch.linspace(low, high, 2_000_001 if level in (0, 255) else 200_001).double()
+    positions = torch.linspace(low, high, len(positions), dtype=torch.float64)
+    wanted = float(torch.trapezoid(density(positions, mean, deviation**2), positions))
     got = float(
         discretized_log_likelihood(
             numbers(x0), Gaussian(numbers(mean), numbers(2 * math.log(deviation)))
@@ -125,15 +125,15 @@ def test_the_levels_share_all_probability():
 def test_the_prior_term_is_the_integral_it_stands_for(schedule):
     end = schedule.at(numbers(1.0))
     mean, variance = float(end.alpha) * 0.7, float(end.sigma**2)
-    places = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
-    q = density(places, mean, variance)
-    log_q = -0.5 * ((places - mean) ** 2 / variance + math.log(2 * math.pi * variance))
-    log_p = -0.5 * (places**2 + math.log(2 * math.pi))
-    wanted = float(torch.trapezoid(q * (log_q - log_p), places))
+    positions = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
+    q = density(positions, mean, variance)
+    log_q = -0.5 * ((positions - mean) ** 2 / variance + math.log(2 * math.pi * variance))
+    log_p = -0.5 * (positions**2 + math.log(2 * math.pi))
+    wanted = float(torch.trapezoid(q * (log_q - log_p), positions))
     assert float(prior_term(numbers([0.7]), schedule)) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_the_bound_lies_above_the_entropy_and_falls_with_more_steps():
+def test_the_bound_lies_above_the_entropy_and_decreases_with_more_steps():
     """Gaussian data of deviation 0.5, the best denoiser: the mean of -ln p is known."""
     data = Mixture(numbers([0.1]), numbers(0.5), numbers(1.0))
     x0 = data.sample(4000, rng())
@@ -173,7 +173,7 @@ class Small(nn.Module):
             self.body, self.target = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
             self.variance = nn.Conv2d(4, 2, 1) if outputs == 2 else None
 
-    def forward(self, x, t, cond):
+    def forward(self, x, t, condition):
         hidden = torch.tanh(self.body(x) + t[:, None, None, None])
         parts = [self.target(hidden)]
         if self.variance is not None:
@@ -221,11 +221,11 @@ def test_the_first_step_of_a_chain_is_scored_by_the_decoder():
     loss = hybrid_loss(network, process, x0, Condition(), t, noise)
     bound = loss.metrics["bound_bits"] / 1000
     x = process.add_noise(x0, t, noise)
-    guess = process.prediction(network(x, t, Condition()), x, t)
+    pred = process.prediction(network(x, t, Condition()), x, t)
     one, two = (process.schedule.at(numbers(k / 1000)) for k in (1, 2))
     small, large = reverse_step(two, one).log_var_min, (one.sigma**2).log()
-    variance = guess.logvar_fraction * large + (1 - guess.logvar_fraction) * small
-    wanted = -discretized_log_likelihood(x0, Gaussian(guess.x0, variance)).mean() / math.log(2)
+    variance = pred.logvar_fraction * large + (1 - pred.logvar_fraction) * small
+    wanted = -discretized_log_likelihood(x0, Gaussian(pred.x0, variance)).mean() / math.log(2)
     assert torch.allclose(bound, wanted.float(), rtol=1e-5)
 
 
@@ -258,21 +258,21 @@ def test_weights_are_those_of_their_papers():
 
 
 def test_strata_over_all_parts_hold_one_time_each():
-    drawn = torch.cat(
+    sampled = torch.cat(
         [Stratified().sample(8, rng(part), part=part, parts=4).t for part in range(4)]
     )
-    assert sorted((drawn * 32).floor().int().tolist()) == list(range(32))
+    assert sorted((sampled * 32).floor().int().tolist()) == list(range(32))
     discrete = Stratified(steps=32)
     steps = torch.cat([discrete.sample(8, rng(part), part=part, parts=4).t for part in range(4)])
     assert sorted((steps * 32).round().int().tolist()) == list(range(1, 33))
 
 
 def test_uniform_times_fall_on_all_steps_and_on_no_other():
-    drawn = Uniform(steps=10).sample(5000, rng()).t
-    counts = (drawn * 10).round().int().bincount(minlength=11)
+    sampled = Uniform(steps=10).sample(5000, rng()).t
+    counts = (sampled * 10).round().int().bincount(minlength=11)
     assert counts[0] == 0
     assert bool((counts[1:] > 400).all())
-    assert torch.allclose(drawn * 10, (drawn * 10).round(), atol=1e-5)
+    assert torch.allclose(sampled * 10, (sampled * 10).round(), atol=1e-5)
 
 
 def test_levels_are_log_normal_under_edm():
@@ -283,16 +283,16 @@ def test_levels_are_log_normal_under_edm():
     assert float(logs.std()) == pytest.approx(1.2, abs=0.03)
 
 
-def test_important_steps_are_drawn_more_often_and_weigh_less():
+def test_important_steps_are_sampled_more_often_with_less_weight():
     sampler = LossSecondMomentSampler(4, history=2, uniform=0.0)
     t = torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat(2)
     assert sampler.probabilities.tolist() == [0.25] * 4
     sampler.update(t, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2))
     assert torch.allclose(sampler.probabilities, numbers(0.1, 0.2, 0.3, 0.4))
-    drawn = sampler.sample(40_000, rng())
-    loss = drawn.t * 4  # what it was updated with
-    assert float((drawn.weight * loss).mean()) == pytest.approx(2.5, abs=1e-4)
-    assert float((drawn.t == 1.0).float().mean()) == pytest.approx(0.4, abs=0.01)
+    sampled = sampler.sample(40_000, rng())
+    loss = sampled.t * 4  # what it was updated with
+    assert float((sampled.weight * loss).mean()) == pytest.approx(2.5, abs=1e-4)
+    assert float((sampled.t == 1.0).float().mean()) == pytest.approx(0.4, abs=0.01)
     other = LossSecondMomentSampler(4, history=2, uniform=0.0)
     other.restore(sampler.state())
     assert torch.equal(other.probabilities, sampler.probabilities)

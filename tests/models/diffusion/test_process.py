@@ -1,4 +1,4 @@
-"""A batch that shares its time is read by plain numbers: the same guesses in fewer passes."""
+"""A batch that shares its time is converted by plain numbers, in fewer passes."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def noise(*shape, seed=0, dtype=torch.float64):
     ],
 )
 @pytest.mark.parametrize("variance", ["fixed", "learned"])
-def test_a_shared_time_reads_as_different_times_do(prediction_type, schedule, variance):
+def test_a_shared_time_converts_as_different_times_do(prediction_type, schedule, variance):
     process = ProcessConfig(
         prediction_type=prediction_type, schedule=schedule, variance=variance
     ).build()
@@ -34,7 +34,7 @@ def test_a_shared_time_reads_as_different_times_do(prediction_type, schedule, va
     for time in (0.01, 0.4, 0.99):
         shared = torch.full((2,), time, dtype=torch.float64)
         apart = torch.tensor([time, 0.5], dtype=torch.float64)
-        for _ in range(2):  # the second time from memory
+        for _ in range(2):  # the second time from the cache
             got, wanted = (process.prediction(raw, x, t) for t in (shared, apart))
             pairs = [(got.x0, wanted.x0), (got.noise, wanted.noise)]
             pairs.append((process.input(x, shared), process.input(x, apart)))
@@ -44,16 +44,16 @@ def test_a_shared_time_reads_as_different_times_do(prediction_type, schedule, va
                 assert torch.allclose(one[0], other[0], rtol=1e-10, atol=1e-10)
 
 
-def test_what_the_network_gives_is_handed_on_itself_and_the_rest_computed_when_read(counting):
+def test_the_raw_output_is_passed_on_itself_and_the_rest_computed_when_read(counting):
     process = ProcessConfig(prediction_type="noise", schedule=DiscreteScheduleConfig()).build()
     x, raw = noise(1, 3, 4, 4), noise(1, 3, 4, 4, seed=1)
     time = torch.full((1,), 0.5, dtype=torch.float64)
     process.prediction(raw, x, time)
     with counting() as before:
-        guess = process.prediction(raw, x, time)
-        assert guess.noise is raw
+        pred = process.prediction(raw, x, time)
+        assert pred.noise is raw
     with counting() as reading:
-        assert guess.x0 is guess.x0
+        assert pred.x0 is pred.x0
     assert (before.count, reading.count) == (0, 2)
 
 
@@ -66,7 +66,7 @@ def test_gradients_pass_through_a_shared_time():
     assert torch.allclose(slope, (here.alpha - 2 * here.sigma)[:, None].expand(2, 3))
 
 
-def test_times_are_remembered_but_not_for_ever(monkeypatch):
+def test_coefficients_of_times_are_cached_but_not_for_ever(monkeypatch):
     monkeypatch.setattr("models.diffusion.process._CACHED_TIMES", 2)
     process = ProcessConfig().build()
     made = []
@@ -82,10 +82,10 @@ def test_times_are_remembered_but_not_for_ever(monkeypatch):
 
 def test_a_prediction_takes_tensors_or_what_computes_them():
     x = noise(2)
-    guess = Prediction(lambda: x, x)
-    assert guess.x0 is x
-    assert guess.noise is x
-    assert guess.logvar_fraction is None
+    pred = Prediction(lambda: x, x)
+    assert pred.x0 is x
+    assert pred.noise is x
+    assert pred.logvar_fraction is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
