@@ -134,18 +134,18 @@ def tokenizer(
 )
 def derive(
     url: Url,
-    out: Annotated[str, typer.Argument(help="The derived set.")],
-    model: Annotated[str, typer.Option(help="Model directory of the autoencoder that encodes.")],
+    out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
+    model: Annotated[str, typer.Option(help="Model directory of an autoencoder.")],
     batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
     device: Device = None,
     processes: Processes = None,
     *,
     latents: Annotated[
-        bool, typer.Option("--latents", help="Latents, also where the autoencoder has codes.")
+        bool, typer.Option("--latents", help="Encode latents even if the autoencoder has codes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a set's images as tokens or latents: a set that carries the hash of its encoder."""
+    """Encode a set's images as codes or latents; the new set holds the encoder's digest."""
     from launch.data.derive import DeriveOptions, derive_set
 
     report = derive_set(DeriveOptions(url, out, model, batch, latents, device, processes, as_json))
