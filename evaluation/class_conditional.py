@@ -187,7 +187,7 @@ def protocol(
         "samples_per_class": config.samples_per_class,
         "seed": config.seed,
         "classifier": CLASSIFIER,
-        "features": {"metric": network.metric, **network.protocol()},
+        "features": network.protocol(),
         "reference": {
             "split": config.reference.split,
             "fingerprint": train.fingerprint,

@@ -127,9 +127,7 @@ class ReconstructionEvaluator:
             "bits_per_pixel": rate,
             "precision": self.runtime.precision_name,
             "seed": self.config.seed,
-            "features": None
-            if self.network is None
-            else {"metric": self.network.metric, **self.network.protocol()},
+            "features": self.network and self.network.protocol(),
             "intervals": "95% over images, bootstrap",
         }
 

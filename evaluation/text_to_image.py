@@ -10,7 +10,7 @@ from evaluation import reference, samples
 from evaluation.config import TextToImageConfig
 from evaluation.metrics import clip_score
 from evaluation.metrics import text_to_image as metrics
-from evaluation.metrics.text_to_image import Embedder, ExactMatches
+from evaluation.metrics.text_to_image import ExactMatches
 from evaluation.reference import Reference
 from evaluation.result import EvaluationResult, WriteImages
 from evaluation.samples import EvaluationPrompt, SampleSet
@@ -34,25 +34,14 @@ def evaluate_text_to_image(
         config.system, device=runtime.device, precision=config.precision, group=runtime.group
     )
     clip = ClipEmbedder.load(config.clip, runtime.device)
-    return evaluate_system(config, system, clip, runtime, Stages(progress))
-
-
-def evaluate_system(
-    config: TextToImageConfig,
-    system: Generator,
-    clip: Embedder,
-    runtime: Runtime,
-    stages: Stages,
-) -> tuple[EvaluationResult, WriteImages]:
-    """The evaluation of any system, by any CLIP model."""
-    fp32 = replace(runtime, bf16=False)
-    with stages("reference") as progress:
-        real = reference.load(config.reference, system.image_size, progress)
+    stages, fp32 = Stages(progress), replace(runtime, bf16=False)
+    with stages("reference") as report:
+        real = reference.load(config.reference, system.image_size, report)
     check_retrieval_choices(config.retrieval_choices, real)
     prompts = evaluation_prompts(config, real)
-    with stages("generate") as progress:
+    with stages("generate") as report:
         generated = samples.generate(
-            system, prompts, seed=config.seed, batch=config.batch, progress=progress
+            system, prompts, seed=config.seed, batch=config.batch, progress=report
         )
     with stages("exact_match"):
         matches = metrics.match_exactly(generated, real, system.reconstruct, config.seed)
@@ -61,8 +50,8 @@ def evaluate_system(
             generated, real, clip, fp32, choices=config.retrieval_choices, seed=config.seed
         )
     network = config.features.build(fp32)
-    with stages("features") as progress:
-        distances = metrics.frechet_metrics(generated, real, network, config.seed, progress)
+    with stages("features") as report:
+        distances = metrics.frechet_metrics(generated, real, network, config.seed, report)
     result = EvaluationResult(
         kind=config.kind,
         name=config.name,
@@ -73,7 +62,7 @@ def evaluate_system(
             "clip": clip.protocol(),
             "clip_score": clip_score.DEFINITION,
             "clip_retrieval": f"own caption above {config.retrieval_choices - 1} wrong captions",
-            "features": {"metric": network.metric, **network.protocol()},
+            "features": network.protocol(),
             "intervals": "95% over captions; Wilson for proportions, bootstrap for means",
         },
         metrics={

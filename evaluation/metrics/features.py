@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from evaluation.blocks import in_blocks
@@ -34,8 +34,8 @@ class FeatureNetwork:
     dimensions: int
     image_size: int
     resize: Resize
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: float
+    std: float
     """Normalisation of pixels in [0, 255]."""
     extract: Callable[[Tensor], Tensor]
     """Normalised images (n, 3, H, W) to features (n, D)."""
@@ -57,24 +57,15 @@ class FeatureNetwork:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Features (n, D) float32 of one batch, on the device."""
-        device = self.runtime.device
-        mean, std = (
-            torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std)
-        )
-        pixels = resize(images, self.image_size, self.resize).to(device)
-        normalized = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        return self.extract(normalized).float()
+        pixels = resize(images, self.image_size, self.resize).to(self.runtime.device)
+        normalized = (pixels - self.mean) / self.std
+        return self.extract(normalized.contiguous(memory_format=torch.channels_last)).float()
 
-    def protocol(self) -> Mapping[str, str | int | list[float]]:
-        return {
-            "network": self.network,
-            "weights_sha256": self.weights_sha256,
-            "dimensions": self.dimensions,
-            "image_size": self.image_size,
-            "resize": self.resize,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+    def protocol(self) -> Mapping[str, object]:
+        """What is needed to compute the same features."""
+        names = ("metric", "network", "weights_sha256", "dimensions", "image_size", "resize")
+        found = {name: getattr(self, name) for name in names}
+        return {**found, "mean": [self.mean] * 3, "std": [self.std] * 3}
 
 
 def resize(images: Tensor, size: int, method: Resize) -> Tensor:
@@ -140,8 +131,8 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
             dimensions=1280,
             image_size=224,
             resize=self.resize,
-            mean=(127.0, 127.0, 127.0),
-            std=(128.0, 128.0, 128.0),
+            mean=127.0,
+            std=128.0,
             extract=extract,
             runtime=runtime,
         )
@@ -163,7 +154,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
         Raises:
             UserError: the file is missing or holds other weights.
         """
-        from evaluation.metrics.inception import InceptionV3
+        from evaluation.metrics.inception import fid_inception_v3
 
         runtime = runtime or Runtime.of(precision="fp32")
         weights = read_weights(self.path)
@@ -174,7 +165,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
             if not name.startswith(("fc.", "AuxLogits.")) and not name.endswith("tracked")
         }
         with torch.device("meta"):
-            network: nn.Module = InceptionV3()
+            network = fid_inception_v3()
         expected = {name for name in network.state_dict() if not name.endswith("tracked")}
         if expected != set(wanted):
             example = min(expected ^ set(wanted))
@@ -192,8 +183,8 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
             dimensions=2048,
             image_size=299,
             resize=self.resize,
-            mean=(127.5, 127.5, 127.5),
-            std=(127.5, 127.5, 127.5),
+            mean=127.5,
+            std=127.5,
             extract=network,
             runtime=runtime,
         )

@@ -1,8 +1,7 @@
 """The metrics of images generated for captions, each with its baselines."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,23 +18,8 @@ from evaluation.reference import Reference
 from evaluation.result import Metrics
 from evaluation.samples import SampleSet
 from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.runtime import Runtime
-
-
-class Embedder(Protocol):
-    """A CLIP model: unit-norm embeddings (n, D) of images and of captions."""
-
-    def images(self, images: Tensor) -> Tensor:
-        """Embed (n, H, W, 3) uint8."""
-        ...
-
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        """Embed captions."""
-        ...
-
-    def protocol(self) -> Mapping[str, str]:
-        """Which CLIP model this is, with its digest."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +83,7 @@ def exact_match_metrics(samples: SampleSet, matches: ExactMatches) -> Metrics:
 def clip_metrics(
     samples: SampleSet,
     reference: Reference,
-    clip: Embedder,
+    clip: ClipEmbedder,
     runtime: Runtime,
     *,
     choices: int,

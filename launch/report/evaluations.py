@@ -12,6 +12,7 @@ from evaluation.metrics.intervals import Score
 from evaluation.result import FILE, EvaluationResult, Metric
 from evaluation.samples import INDEX
 from mezzotint.common.errors import UserError
+from trainer.recipe import flatten
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Evaluation:
     @property
     def protocol(self) -> list[tuple[str, str]]:
         """Dotted keys and values."""
-        return flatten(self.result.protocol)
+        values = flatten(self.result.protocol).items()
+        return [(key, each if isinstance(each, str) else json.dumps(each)) for key, each in values]
 
     def metric(self, name: str, group: str) -> Metric | None:
         """A metric's value; None where it was not measured."""
@@ -95,14 +97,3 @@ def data_uri(directory: Path, name: str) -> str | None:
     if not path.is_relative_to(directory.resolve()) or not path.is_file():
         return None
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def flatten(tree: object, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys and values of a JSON tree."""
-    if isinstance(tree, Mapping):
-        return [
-            row
-            for key, value in tree.items()
-            for row in flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [(prefix, tree if isinstance(tree, str) else json.dumps(tree))]

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from evaluation.metrics import features
 from evaluation.metrics.features import EfficientNetLite0, Inception, read_weights
-from evaluation.metrics.inception import InceptionV3
+from evaluation.metrics.inception import fid_inception_v3
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 
@@ -29,7 +29,7 @@ def test_efficientnet_features_carry_the_hash_of_the_published_weights():
 
 def test_inception_weights_of_the_fid_layout_load_and_give_2048_features(tmp_path):
     torch.manual_seed(0)
-    weights = InceptionV3().state_dict() | {
+    weights = fid_inception_v3().state_dict() | {
         "fc.weight": torch.zeros(1008, 2048),
         "fc.bias": torch.zeros(1008),
     }
@@ -43,8 +43,23 @@ def test_inception_weights_of_the_fid_layout_load_and_give_2048_features(tmp_pat
 
 def test_inception_has_the_size_of_the_published_network():
     with torch.device("meta"):
-        network = InceptionV3()
+        network = fid_inception_v3()
     assert sum(weight.numel() for weight in network.parameters()) == 21_785_568
+
+
+def test_inceptions_pooling_branches_leave_padding_out_and_the_last_takes_a_maximum():
+    pooled, network = {}, fid_inception_v3()
+    for name in ("Mixed_5b", "Mixed_6b", "Mixed_7b", "Mixed_7c"):
+        branch = network.get_submodule(f"{name}.branch_pool.conv")
+        branch.register_forward_pre_hook(
+            lambda _, given, name=name: pooled.update({name: given[0]})
+        )
+    for name, width in (("Mixed_5b", 192), ("Mixed_6b", 768), ("Mixed_7b", 1280)):
+        network.get_submodule(name)(torch.ones(1, width, 4, 4))
+        assert torch.equal(pooled[name], torch.ones(1, width, 4, 4))
+    x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 2048, 4, 4)
+    network.get_submodule("Mixed_7c")(x)
+    assert pooled["Mixed_7c"][0, 0, 0].tolist() == [5.0, 6.0, 7.0, 7.0]
 
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
