@@ -98,7 +98,7 @@ def complete_on(
     shown[size * rows // height :] = HIDDEN
     cells = [
         [GridCell([[shown, *best]], caption)]
-        for caption, best in zip(captions, result.best(options.number), strict=True)
+        for caption, best in zip(captions, result.top(options.number).images, strict=True)
     ]
     title = f"{options.system}: {rows} of {height} rows given, seed {options.seed}"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ class SampleReport:
 
 def sample_grid(report: SampleReport) -> Image.Image:
     """A row of images per prompt; of a sweep a table, whose rows are prompts if it has one axis."""
-    images = [cell.result.best(report.number) for cell in report.cells]
+    images = [cell.result.top(report.number).images for cell in report.cells]
     if not report.axes:
         cells = [
             GridCell([list(row)], title)

@@ -6,7 +6,7 @@ whatever else is in the request, up to rounding that depends on what shares its 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -85,16 +85,22 @@ class GenerationResult:
     codes: Tensor | None = None
     """(P, N, h, w) int64 of a prior over one grid of codes."""
 
-    def best(self, count: int = 1) -> Tensor:
-        """(P, count, H, W, 3): the best-scored images of each prompt, best first.
+    def top(self, count: int = 1) -> "GenerationResult":
+        """The best-scored `count` images of each prompt, best first.
 
         Without scores the first ones; equal scores keep their order.
         """
         if self.scores is None:
-            return self.images[:, :count]
-        order = ranking(self.scores)[:, :count]
-        rows = torch.arange(len(order), device=order.device)[:, None]
-        return self.images[rows, order]
+            chosen = torch.arange(count, device="cpu").expand(len(self.images), -1)
+        else:
+            chosen = ranking(self.scores)[:, :count]
+        rows = torch.arange(len(chosen), device="cpu")[:, None]
+        return replace(
+            self,
+            images=self.images[rows, chosen],
+            scores=None if self.scores is None else self.scores[rows, chosen],
+            codes=None if self.codes is None else self.codes[rows, chosen],
+        )
 
 
 @dataclass(frozen=True)

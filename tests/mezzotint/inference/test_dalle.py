@@ -81,12 +81,14 @@ def test_candidates_are_scored_and_the_best_come_first(dalle):
     assert int((to_bytes(decoded).int() - result.images.int()).abs().max()) <= 1
     brightness = decoded.mean(dim=(2, 3, 4))
     assert torch.allclose(result.scores, brightness, atol=1e-6)
-    best = result.best(2)
+    best = result.top(2).images
     assert best.shape == (3, 2, 16, 16, 3)
-    assert torch.equal(best[:, :1], result.best())
+    assert torch.equal(best[:, :1], result.top().images)
     order = result.scores.argsort(dim=1, descending=True)
     assert torch.equal(best[1, 1], result.images[1, order[1, 1]])
-    shown = result.scores.gather(1, ranking(result.scores)[:, :2])
+    shown = result.top(2).scores
+    assert torch.equal(shown, result.scores.gather(1, ranking(result.scores)[:, :2]))
+    assert torch.equal(result.top().codes[2, 0], result.codes[2, order[2, 0]])
     assert bool((shown[:, 0] >= shown[:, 1]).all())
     assert torch.equal(shown[:, 0], result.scores.max(dim=1).values)
 
@@ -117,7 +119,7 @@ def test_without_a_ranker_there_are_no_scores_and_the_first_images_come_first():
     dvae = tiny_dvae()
     result, scored = generate(generator(dvae, None)), generate(generator(dvae))
     assert result.scores is None
-    assert torch.equal(result.best(3), result.images[:, :3])
+    assert torch.equal(result.top(3).images, result.images[:, :3])
     assert torch.equal(result.codes, scored.codes)
     assert float(scored.scores.abs().max()) <= 1 + 1e-5
 

@@ -1,0 +1,189 @@
+"""Mezzotint from Python: generate with trained systems, open data, train, evaluate.
+
+    import mezzotint
+
+    system = mezzotint.load("runs/quickstart", system="cascade", device="cuda")
+    images = system.generate(["a caption"], number=4, seed=0).images
+
+What a user can correct raises `mezzotint.common.errors.UserError`, with the next step.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from data_pipeline.config import DataConfig, ImageConfig, Selection
+from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import open_dataset as open_configured
+from evaluation.config import EvaluationConfig
+from evaluation.evaluate import evaluate as run_evaluation
+from evaluation.result import EvaluationResult
+from mezzotint.common.errors import UserError
+from mezzotint.inference.generator import GenerationRequest, GenerationResult, Progress, Prompt
+from mezzotint.inference.load import AnyGenerator, load_generator
+from mezzotint.inference.model_lookup import find_system
+from mezzotint.inference.runtime import Precision
+from trainer.recipe import explain, read_tree
+from trainer.recipe import load as load_recipe
+from trainer.run import RunDirectory
+
+EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class System:
+    """A trained system on a device."""
+
+    generator: AnyGenerator
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images in pixels."""
+        return self.generator.image_size
+
+    def generate(
+        self,
+        captions: Sequence[str] | None = None,
+        *,
+        labels: Sequence[int] | None = None,
+        number: int = 1,
+        candidates: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> GenerationResult:
+        """`number` images for every caption with every class.
+
+        `images` of the result are (P, number, H, W, 3) uint8 on the CPU, P the number of captions
+        times the number of classes. An image depends on the seed, its caption and class, and its
+        number, and not on the others. Without captions and classes it is unconditional, P = 1. A
+        system that ranks `candidates` returns the best of each prompt, best first; None is the
+        number of its settings.
+
+        Raises:
+            UserError: the system is not conditioned on captions, or on classes.
+        """
+        if isinstance(captions, str):
+            raise UserError("captions: give a list of captions, not one string")
+        pairs = product((None,) if captions is None else captions, labels or (None,))
+        request = GenerationRequest(
+            prompts=tuple(Prompt(text, label) for text, label in pairs),
+            number=max(number, candidates or self.generator.candidates),
+            seed=seed,
+            batch_size=batch_size,
+        )
+        return self.generator.generate(request, progress=progress).top(number)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The nearest images to (n, H, W, 3) uint8 that the system can generate.
+
+        Those of its autoencoder's codes; a diffusion model can generate any image.
+        """
+        found = self.generator.reconstruct(images)
+        return images if found is None else found
+
+
+def load(
+    where: str | Path,
+    *,
+    system: str | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+) -> System:
+    """A system of a pipeline's run, or the diffusion model of a training run or model directory.
+
+    Args:
+        where: The run or model directory; a model directory can also be a URL.
+        system: One of a pipeline's systems; its cascade, or its first one, if None.
+        device: `cpu`, `cuda` or `cuda:N`; None is the first GPU if there is one, else the CPU.
+        precision: `auto` is bf16 autocast where the device multiplies bf16 matrices, else fp32.
+
+    Raises:
+        UserError: nothing that generates images is there, or a model cannot be read.
+    """
+    config = find_system(str(where), system)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return System(load_generator(config, device=place, precision=precision))
+
+
+def open_dataset(
+    url: str | Path,
+    *,
+    image_size: int | None = None,
+    split: str | None = None,
+    part: str = "train",
+) -> Dataset:
+    """A shard set, with its images at `image_size` if that is given.
+
+    Args:
+        url: A directory or an fsspec URL.
+        image_size: Side of the images in pixels; they are padded to white squares.
+        split: One of the set's splits, of which `part` is `train` or `test`; None is the whole set.
+        part: See `split`.
+
+    Raises:
+        UserError: the set cannot be read, or has no such split.
+    """
+    tree: dict[str, object] = {"url": str(url)}
+    if image_size is not None:
+        tree["image"] = ImageConfig(size=image_size)
+    try:
+        if split is not None:
+            tree["select"] = (Selection.model_validate({"split": split, "part": part}),)
+        return open_configured(DataConfig.model_validate(tree))
+    except ValidationError as error:
+        raise UserError(explain(error, "open_dataset", tree)) from error
+
+
+def train(
+    recipe: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    runs: str | Path = "runs",
+) -> Path:
+    """Train a recipe in processes of its own, one per GPU; returns the model directory.
+
+    The same call resumes an interrupted run, and returns at once if it is finished. `overrides`
+    are dotted settings, like `{"optimizer.lr.peak": 1e-4}`.
+
+    Raises:
+        UserError: an unreadable recipe, an impossible setting, or a failed run.
+    """
+    settings = [f"{key}={value}" for key, value in (overrides or {}).items()]
+    run = RunDirectory(Path(runs) / load_recipe(str(recipe), settings).name)
+    command = [sys.executable, "-P", "-m", "launch.cli.main", "train", str(recipe), *settings]
+    done = subprocess.run([*command, "--runs", str(runs)], check=False)
+    if done.returncode:
+        raise UserError(
+            f"{run.path}: training ended with exit code {done.returncode}; its messages are above "
+            "and in logs/"
+        )
+    return run.model
+
+
+def evaluate(
+    config: str | Path | Mapping[str, object],
+    out: str | Path,
+    *,
+    device: str | torch.device | None = None,
+) -> EvaluationResult:
+    """Run an evaluation, a YAML file or its settings; writes results and image grids into `out`.
+
+    Raises:
+        UserError: an unknown setting, or something that is read is missing or does not fit.
+    """
+    is_file = isinstance(config, str | Path)
+    tree = read_tree(config) if isinstance(config, str | Path) else dict(config)
+    try:
+        settings = EVALUATION.validate_python(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, str(config) if is_file else "evaluation", tree)) from error
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return run_evaluation(settings, out, device=place)
