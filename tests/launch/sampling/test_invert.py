@@ -110,3 +110,29 @@ def test_the_likelihood_comes_with_its_interval_and_protocol(mezzotint, model, w
     assert said["protocol"]["dequantisation"] == "uniform over 256 levels"
     assert mezzotint(*words, "--json").out == outcome.out
     assert "bits per dimension" in mezzotint(*words).out
+
+
+@pytest.mark.processes
+def test_any_number_of_processes_inverts_to_the_same_noise(mezzotint, model, picture, tmp_path):
+    images = []
+    for index in range(20):
+        images.append(tmp_path / f"{index}.png")
+        images[-1].write_bytes(picture(f"hsl({18 * index}, 60%, 50%)"))
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.png"
+        words = ("--steps", "3", "--device", "cpu", "--processes", count, "--out", out)
+        outcome = mezzotint("invert", model, *images, *words)
+        assert outcome.code == 0, outcome.err
+        found.append((out.read_bytes(), out.with_suffix(".safetensors").read_bytes()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.processes
+def test_any_number_of_processes_finds_the_same_likelihood(mezzotint, model, write_set):
+    words = ("likelihood", model, write_set(), "--limit", "10", "--steps", "3", "--batch", "4")
+    one, two = (
+        mezzotint(*words, "--json", "--device", "cpu", "--processes", count) for count in (1, 2)
+    )
+    assert one.code == 0, one.err
+    assert one.out == two.out
