@@ -71,7 +71,7 @@ def test_training_by_two_processes_and_sampling_use_our_packages(elsewhere, comm
     run, out = tmp_path / "emoji_class", tmp_path / "sample.png"
     assert (run / "model" / "model.safetensors").is_file()
     words = ("sample", run, "--class", "0", "--steps", "2", "--number", "2", "--out", out)
-    call(command, elsewhere, *words, "--processes", "2", "--device", "cpu", "--batch-size", "1")
+    call(command, elsewhere, *words, "--processes", "2", "--device", "cpu", "--batch", "1")
     assert out.is_file()
 
 
