@@ -28,11 +28,9 @@ class ImageTextEncoder(Protocol):
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to unit vectors (B, D)."""
-        ...
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) of its own tokenizer to unit vectors (B, D)."""
-        ...
 
 
 class ClipConfig(BaseModel, frozen=True, extra="forbid"):

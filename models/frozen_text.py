@@ -22,7 +22,6 @@ class TokenizerFactory(Protocol):
 
     def __call__(self, style: Literal["own", "t5"], content: bytes, name: str) -> Tokenize:
         """The tokenizer in `content`, called `name` in messages."""
-        ...
 
 
 class TextTower(Protocol):
@@ -30,7 +29,6 @@ class TextTower(Protocol):
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to a vector each, (B, L, width) in fp32."""
-        ...
 
 
 @dataclass(frozen=True)

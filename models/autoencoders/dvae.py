@@ -62,24 +62,9 @@ class DVAE(nn.Module):
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(
-            vocab=config.vocab,
-            width=config.width,
-            groups=config.groups,
-            blocks=config.blocks_per_group,
-            patch=config.patch,
-            gain=config.residual_gain,
-        )
+        self.encoder = Encoder(config)
         self.bottleneck = GumbelBottleneck()
-        self.decoder = Decoder(
-            vocab=config.vocab,
-            width=config.width,
-            groups=config.groups,
-            blocks=config.blocks_per_group,
-            patch=config.patch,
-            gain=config.residual_gain,
-            initial_width=config.initial_width,
-        )
+        self.decoder = Decoder(config)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -30,40 +30,31 @@ class FirstStage(Protocol):
     @property
     def penalty(self) -> Penalty:
         """The kind of its bottlenecks' loss."""
-        ...
 
     @property
     def image_size(self) -> int:
         """Side of its images in pixels."""
-        ...
 
     def to_image(self, output: Tensor) -> Tensor:
         """The image of a decoder's output: (B, 3, H, W) around [-1, 1], not clamped."""
-        ...
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode and decode without noise: (B, 3, H, W) in [-1, 1]."""
-        ...
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
         """Codes by the name of their array, each (B, h, w) int64; none if continuous."""
-        ...
 
     def vocabularies(self) -> Mapping[str, int]:
         """Size of the codebook of each of those arrays."""
-        ...
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         """Gradient of the decoder's last weight, from that of `Reconstruction.output`."""
-        ...
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of a Gumbel-softmax bottleneck; others ignore it."""
-        ...
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
         """Update codebooks that gradients do not train; returns how many codes restarted."""
-        ...
 
 
 class DiscreteAutoencoder(Protocol):
@@ -72,21 +63,16 @@ class DiscreteAutoencoder(Protocol):
     @property
     def image_size(self) -> int:
         """Side of its images in pixels."""
-        ...
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of codes of an image of `image_size`."""
-        ...
 
     def vocabularies(self) -> Mapping[str, int]:
         """Size of the codebook `codes`."""
-        ...
 
     def tokens(self, image: Tensor) -> Tensor:
         """Codes (B, h, w) int64 of images (B, 3, H, W) in [-1, 1]."""
-        ...
 
     def decode_tokens(self, codes: Tensor) -> Tensor:
         """Decode codes (B, h, w) to (B, 3, H, W) in [-1, 1]."""
-        ...

@@ -5,6 +5,7 @@ the decoder, which makes small networks cheap; 1 is the published network.
 """
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 
 from models.autoencoders.resnet import convolution_gradient
 from models.nn import initialization
+
+if TYPE_CHECKING:
+    from models.autoencoders.dvae import DVAEConfig
 
 
 class Convolution(nn.Module):
@@ -59,37 +63,34 @@ class Residual(nn.Module):
 
 
 def group(
-    inputs: int, outputs: int, sizes: tuple[int, ...], blocks: int, gain: float
+    inputs: int, outputs: int, sizes: tuple[int, ...], config: "DVAEConfig"
 ) -> OrderedDict[str, nn.Module]:
-    """`blocks` residual blocks; the first one changes the width."""
+    """Residual blocks of one resolution; the first one changes the width."""
+    widths = [inputs, *[outputs] * (config.blocks_per_group - 1)]
     return OrderedDict(
-        (
-            f"block_{index + 1}",
-            Residual(inputs if index == 0 else outputs, outputs, sizes, gain),
-        )
-        for index in range(blocks)
+        (f"block_{index + 1}", Residual(width, outputs, sizes, config.residual_gain))
+        for index, width in enumerate(widths)
     )
 
 
 class Encoder(nn.Module):
     """Image to code logits; each group but the last halves the resolution by max-pooling."""
 
-    def __init__(
-        self, *, vocab: int, width: int, groups: int, blocks: int, patch: int, gain: float
-    ) -> None:
+    def __init__(self, config: "DVAEConfig") -> None:
         super().__init__()
-        self.patch = patch
-        layers = OrderedDict[str, nn.Module](input=Convolution(3 * patch**2, width, 7))
+        self.patch = config.patch
+        width = config.width
+        layers = OrderedDict[str, nn.Module](input=Convolution(3 * config.patch**2, width, 7))
         inputs = width
-        for index in range(groups):
+        for index in range(config.groups):
             outputs = width * 2**index
-            modules = group(inputs, outputs, (3, 3, 3, 1), blocks, gain)
-            if index < groups - 1:
+            modules = group(inputs, outputs, (3, 3, 3, 1), config)
+            if index < config.groups - 1:
                 modules["pool"] = nn.MaxPool2d(2)
             layers[f"group_{index + 1}"] = nn.Sequential(modules)
             inputs = outputs
         layers["output"] = nn.Sequential(
-            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, vocab, 1, exact=True))
+            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, config.vocab, 1, exact=True))
         )
         self.blocks = nn.Sequential(layers)
 
@@ -104,30 +105,20 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Codes on the simplex to the six channels of the likelihood; nearest-neighbour upsampling."""
 
-    def __init__(
-        self,
-        *,
-        vocab: int,
-        width: int,
-        groups: int,
-        blocks: int,
-        patch: int,
-        gain: float,
-        initial_width: int,
-    ) -> None:
+    def __init__(self, config: "DVAEConfig") -> None:
         super().__init__()
-        self.patch = patch
-        layers = OrderedDict[str, nn.Module](input=Convolution(vocab, initial_width, 1, exact=True))
-        inputs = initial_width
-        for index in range(groups):
-            outputs = width * 2 ** (groups - 1 - index)
-            modules = group(inputs, outputs, (1, 3, 3, 3), blocks, gain)
-            if index < groups - 1:
+        self.patch = config.patch
+        inputs = config.initial_width
+        layers = OrderedDict[str, nn.Module](input=Convolution(config.vocab, inputs, 1, exact=True))
+        for index in reversed(range(config.groups)):
+            outputs = config.width * 2**index
+            modules = group(inputs, outputs, (1, 3, 3, 3), config)
+            if index:
                 modules["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
-            layers[f"group_{index + 1}"] = nn.Sequential(modules)
+            layers[f"group_{config.groups - index}"] = nn.Sequential(modules)
             inputs = outputs
         layers["output"] = nn.Sequential(
-            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, 6 * patch**2, 1))
+            OrderedDict(relu=nn.ReLU(), conv=Convolution(inputs, 6 * config.patch**2, 1))
         )
         self.blocks = nn.Sequential(layers)
 

@@ -25,29 +25,24 @@ class Pattern(Protocol):
     @property
     def width(self) -> int:
         """Positions of a row of the grid."""
-        ...
 
     @property
     def back(self) -> int:
         """Rows (of columns, if transposed) before its own into which a position reads."""
-        ...
 
     def __hash__(self) -> int: ...
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the image position `query` reads the position `key`: bool, by broadcasting."""
-        ...
 
     def cache_size(self, positions: int) -> int:
         """The newest image positions to keep in a grid of `positions`, the current one included."""
-        ...
 
     def ring_slots(self, position: int) -> slice | Sequence[int]:
         """What `position` reads, as slots of a ring buffer of `cache_size` positions.
 
         Position p lies at p mod `cache_size`.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ class KVCache(Protocol):
 
     def fill(self, key: Tensor, value: Tensor) -> None:
         """Take the (B, H, n, C) of the first positions into the empty cache."""
-        ...
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Take one more position, query, key and value (B, 3, H, 1, C) in any precision.
 
         Returns what it reads, (B, H, 1, C).
         """
-        ...
 
 
 class AttentionPattern(Protocol):
@@ -34,11 +32,9 @@ class AttentionPattern(Protocol):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """softmax(q k / sqrt(C)) v of (B, H, L, C) over the positions that may be read."""
-        ...
 
     def new_cache(self, batch: int, heads: int, head_width: int) -> KVCache:
         """An empty cache of the positions that are read again."""
-        ...
 
 
 class KVBuffer:

@@ -48,15 +48,12 @@ class LinearKernel(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in) to (B, out)."""
-        ...
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
         """GELU of the layer."""
-        ...
 
     def add(self, x: Tensor, to: Tensor) -> Tensor:
         """The layer, added to (B, out)."""
-        ...
 
 
 class PlainLinear:
