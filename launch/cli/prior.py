@@ -26,7 +26,7 @@ def inspect_mask(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a prior's layers read: pictures, density, what is saved, a proof of causality."""
+    """Show the attention masks of a prior: images, density, what is saved, a check of causality."""
     from launch.dry_run.attention_masks import inspect_masks
     from trainer.recipe import load
 

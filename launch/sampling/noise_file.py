@@ -1,4 +1,4 @@
-"""Noise that stands for pictures, on disk: what `invert` writes and `sample` starts from."""
+"""The noise of inverted images as a file: `invert` writes it, `sample` starts from it."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -131,7 +131,7 @@ class CascadeGenerator:
 
 
 def sampler_name(base: StageSampling, upsampler: StageSampling) -> str:
-    """The solvers of both stages in words."""
+    """The solvers of both stages, for a protocol."""
     names = [
         f"{'DDIM' if stage.solver is None else stage.solver.kind}, "
         f"{stage.sampling().time_grid.kind} times"

@@ -43,7 +43,7 @@ def faces(tmp_path, png):
     return paths
 
 
-def test_pictures_are_inverted_reported_and_drawn_again(mezzotint, model, faces, tmp_path):
+def test_images_are_inverted_reported_and_sampled_again(mezzotint, model, faces, tmp_path):
     out = tmp_path / "looked" / "at.png"
     words = ("invert", model, *faces, "--caption", "man cook", "--out", out)
     outcome = mezzotint(*words, "--steps", "20,5", "--json")
@@ -113,14 +113,14 @@ def test_the_likelihood_comes_with_its_interval_and_protocol(mezzotint, model, w
 
 
 @pytest.mark.processes
-def test_any_number_of_processes_inverts_to_the_same_noise(mezzotint, model, picture, tmp_path):
+def test_any_number_of_processes_inverts_to_the_same_noise(mezzotint, model, png, tmp_path):
     images = []
     for index in range(20):
         images.append(tmp_path / f"{index}.png")
-        images[-1].write_bytes(picture(f"hsl({18 * index}, 60%, 50%)"))
+        images[-1].write_bytes(png(f"hsl({18 * index}, 60%, 50%)"))
     found = []
     for count in (1, 2):
-        out = tmp_path / f"{count}.png"
+        out = tmp_path / "out" / f"{count}.png"
         words = ("--steps", "3", "--device", "cpu", "--processes", count, "--out", out)
         outcome = mezzotint("invert", model, *images, *words)
         assert outcome.code == 0, outcome.err
