@@ -66,7 +66,7 @@ class ClipConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class ClipFeatures(NamedTuple):
-    """What the contrastive loss needs."""
+    """The inputs of the contrastive loss."""
 
     image: Tensor
     """(B, D), unit norm."""
@@ -224,18 +224,23 @@ def text_width(architecture: str) -> int:
     Raises:
         UserError: open_clip has no such architecture, or its text tower is not CLIP's.
     """
-    ensure_torchvision()
-    import open_clip
-
-    shape = open_clip.get_model_config(architecture)
-    if shape is None:
-        raise UserError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
+    shape = _model_config(architecture)
     if shape.get("custom_text") or needs_hugging_face(shape, architecture):
         raise UserError(
             f"architecture '{architecture}' has a text tower of its own kind; choose a CLIP "
             "(e.g. ViT-L-14)"
         )
     return int(shape["text_cfg"]["width"])
+
+
+def _model_config(architecture: str) -> Mapping[str, Any]:
+    ensure_torchvision()
+    import open_clip
+
+    shape: Mapping[str, Any] | None = open_clip.get_model_config(architecture)
+    if shape is None:
+        raise UserError(f"open_clip has no architecture '{architecture}' (e.g. ViT-B-32)")
+    return shape
 
 
 def needs_hugging_face(shape: Mapping[str, Any], architecture: str) -> bool:
@@ -256,12 +261,10 @@ class PretrainedClip(nn.Module):
                 file that is not there or does not fit it.
         """
         super().__init__()
-        ensure_torchvision()
+        shape = _model_config(architecture)
         import open_clip
 
-        if architecture not in open_clip.list_models():
-            raise UserError(f"open_clip knows no architecture '{architecture}' (e.g. ViT-B-32)")
-        if needs_hugging_face(open_clip.get_model_config(architecture), architecture):
+        if needs_hugging_face(shape, architecture):
             raise UserError(
                 f"architecture '{architecture}' takes a tokenizer from Hugging Face; choose one "
                 "with open_clip's own tokenizer (e.g. ViT-B-32)"

@@ -74,15 +74,15 @@ def import_state(
     Raises:
         UserError: weights that are missing, unexpected, or of another shape, each by its name.
     """
-    wanted = _shapes(layout, network)
-    missing = [name for name in wanted if name not in weights]
-    unexpected = [name for name in weights if name not in wanted]
+    expected = _shapes(layout, network)
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
     if missing or unexpected:
         raise UserError(
             f"weights do not fit the model: {_some('missing', missing)}; "
             f"{_some('unexpected', unexpected)}"
         )
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if weights[name].shape != shape:
             raise UserError(
                 f"weight {name} has shape {tuple(weights[name].shape)}, the model needs "

@@ -243,12 +243,12 @@ def _weight_files(directory: str) -> list[Path]:
         ) from error
 
 
-def _tensors(files: list[Path], wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(files: list[Path], expected: set[str]) -> Iterator[tuple[str, Tensor]]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
-                    if name in wanted or name == "encoder.embed_tokens.weight":
+                    if name in expected or name == "encoder.embed_tokens.weight":
                         yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -178,9 +178,9 @@ def load_vgg(path: str) -> Vgg:
     weights = read_weights(path)
     with torch.device("meta"):
         network = Vgg()
-    wanted = {name: weights[name] for name in network.state_dict() if name in weights}
+    expected = {name: weights[name] for name in network.state_dict() if name in weights}
     try:
-        initialization.assign_state(network, wanted, device=torch.device("cpu"))
+        initialization.assign_state(network, expected, device=torch.device("cpu"))
     except RuntimeError as error:
         raise UserError(f"{path}: is not VGG-16 as torchvision names it ({error})") from error
     return network

@@ -83,13 +83,13 @@ def _loss_and_gradients(
     for_bias = torch.zeros_like(bias, dtype=torch.float32)
     rows = max(1, CHUNK // len(weight))
     for first in range(0, count, rows):
-        part, wanted = hidden[first : first + rows], target[first : first + rows, None]
+        part, labels = hidden[first : first + rows], target[first : first + rows, None]
         logits = F.linear(part, weight, bias).float()
         normal = logits.logsumexp(dim=-1, keepdim=True)
-        total += (normal - logits.gather(1, wanted)).sum()
+        total += (normal - logits.gather(1, labels)).sum()
         # softmax less one-hot, over the count: the gradient of the mean
         slope = logits.sub_(normal).exp_()
-        slope.scatter_add_(1, wanted, slope.new_full((len(part), 1), -1.0))
+        slope.scatter_add_(1, labels, slope.new_full((len(part), 1), -1.0))
         slope.div_(count)
         for_bias += slope.sum(0)
         slope = slope.to(hidden.dtype)

@@ -29,7 +29,7 @@ class StaticKVCache:
         self._store: Tensor | None = None
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of caption and first image positions into the empty cache."""
+        """Put the (B, H, n, C) of caption and first image positions into the empty cache."""
         batch, heads, length, head_width = key.shape
         count = length - self.prefix
         # zeros: a masked slot must not hold a NaN
@@ -41,7 +41,7 @@ class StaticKVCache:
         self._store, self.filled = store, length
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one new image position (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        """Add one image position (B, 3, H, 1, C); returns its attention output (B, H, 1, C)."""
         assert self._store is not None
         query, key, value = qkv.unbind(1)
         slot = self.prefix + self.position % self.size

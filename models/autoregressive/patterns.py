@@ -1,7 +1,7 @@
-"""Which positions of the image each layer of the prior reads (arXiv 2102.12092, B.1, figure 11).
+"""Which image positions each layer of the prior attends to (arXiv 2102.12092, B.1, figure 11).
 
-Image positions count in raster order. Every image position reads the whole caption, every caption
-position the caption up to itself; a pattern says what an image position reads of the image.
+Image positions count in raster order. Every image position attends to the whole caption, every
+caption position to the caption up to itself; a pattern restricts attention within the image.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ MaskFlavor = Literal["paper", "dalle_pytorch", "dense"]
 
 
 class Pattern(Protocol):
-    """What image positions read of the image."""
+    """The image positions that an image position attends to."""
 
     name: ClassVar[str]
     """`row`, `column` or `convolution`."""
     transposed: ClassVar[bool]
-    """Whether what is read lies together when the image is traversed column by column."""
+    """Whether they are contiguous in column-major order of the image."""
 
     @property
     def width(self) -> int:
@@ -28,20 +28,20 @@ class Pattern(Protocol):
 
     @property
     def back(self) -> int:
-        """Rows (of columns, if transposed) before its own into which a position reads."""
+        """Rows (columns, if transposed) before its own that a position attends to."""
 
     def __hash__(self) -> int: ...
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the image position `query` reads the position `key`: bool, by broadcasting."""
+        """Whether position `query` attends to position `key`: bool, by broadcasting."""
 
     def cache_size(self, positions: int) -> int:
         """The newest image positions to keep in a grid of `positions`, the current one included."""
 
     def ring_slots(self, position: int) -> slice | Sequence[int]:
-        """What `position` reads, as slots of a ring buffer of `cache_size` positions.
+        """What `position` attends to, as slots of a ring buffer of `cache_size` positions.
 
-        Position p lies at p mod `cache_size`.
+        Position p is in slot p mod `cache_size`.
         """
 
 
@@ -99,7 +99,7 @@ class Column:
         return (key <= query) & (key % self.width == query % self.width)
 
     def cache_size(self, positions: int) -> int:
-        return positions  # every position is read again from the row below
+        return positions  # the row below attends to every position
 
     def ring_slots(self, position: int) -> slice:
         return slice(position % self.width, position + 1, self.width)
@@ -121,7 +121,7 @@ class Convolution:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Distances to the positions it reads, ascending from 0."""
+        """Distances to the positions that it attends to, ascending from 0."""
         half = self.kernel // 2
         reached = {
             down * self.width + across
@@ -185,11 +185,11 @@ class Corner:
 def layer_patterns(
     flavor: MaskFlavor, layers: int, width: int, kernel: int | None
 ) -> tuple[Pattern | None, ...]:
-    """The pattern of every layer; None reads everything before it.
+    """The pattern of every layer; None is full causal attention.
 
-    Counting from 1, the last layer is convolutional, layers 2, 6, 10 … read columns and the others
-    rows: of 64, 47 row, 16 column and 1 convolutional (arXiv 2102.12092, B.1). `kernel` is the side
-    of the convolution, 11 in the paper and 5 in DALLE-pytorch where None.
+    Counting from 1, the last layer is convolutional, layers 2, 6, 10 … are column layers, the
+    others row layers: of 64, 47 row, 16 column and 1 convolutional (arXiv 2102.12092, B.1).
+    `kernel` is the side of the convolution, 11 in the paper and 5 in DALLE-pytorch where None.
     """
     row: Pattern
     convolution: Pattern
@@ -219,6 +219,6 @@ def joint_allows(pattern: Pattern | None, prefix: int, query: Tensor, key: Tenso
 def joint_mask(
     pattern: Pattern | None, prefix: int, length: int, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The mask (length, length) of the joint sequence, True where the row reads the column."""
+    """The mask (length, length) of the joint sequence: whether row attends to column."""
     positions = torch.arange(length, device=device)
     return joint_allows(pattern, prefix, positions[:, None], positions)

@@ -57,7 +57,7 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def patterns(self) -> tuple[Pattern | None, ...]:
-        """What each layer reads of the image; None: all that is earlier."""
+        """The attention pattern of each layer; None: full causal attention."""
         return layer_patterns(self.mask_flavor, self.layers, self.grid[1], self.mask_kernel)
 
     @property

@@ -1,4 +1,4 @@
-"""Key-value cache of a sparse layer: only what later positions read again."""
+"""Key-value cache of a sparse layer: only what later positions attend to."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class RollingKVCache:
         self.filled = 0
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of caption and first image positions into the empty cache."""
+        """Put the (B, H, n, C) of caption and first image positions into the empty cache."""
         count = key.shape[2] - self.prefix
         newest = torch.arange(max(0, count - self.size), count, device=key.device)
         caption = torch.arange(self.prefix, device=key.device)
@@ -34,7 +34,7 @@ class RollingKVCache:
         self.filled = key.shape[2]
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one new image position (B, 3, H, 1, C) and return what it reads, (B, H, 1, C)."""
+        """Add one image position (B, 3, H, 1, C); returns its attention output (B, H, 1, C)."""
         position = self.filled - self.prefix
         slot = self.prefix + position % self.size
         self.filled += 1

@@ -35,7 +35,7 @@ class SparseAttention:
     """Image tokens of a whole grid."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """softmax(q k / sqrt(C)) v over the positions that may be read."""
+        """softmax(q k / sqrt(C)) v over the unmasked positions."""
         if flex_is_supported(query.device):
             return attend_flex(query, key, value, self.prefix, self.pattern)
         fast = blocks_are_faster(self.pattern, self.positions)
@@ -44,7 +44,7 @@ class SparseAttention:
         )
 
     def new_cache(self, batch: int, heads: int, head_width: int) -> RollingKVCache:
-        """An empty cache of the positions that are read again."""
+        """An empty cache of the positions that later ones attend to."""
         return RollingKVCache(self.pattern, self.prefix, self.positions, batch, heads, head_width)
 
 

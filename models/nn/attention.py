@@ -12,33 +12,33 @@ from models.nn.linear import FastLinear
 
 
 class KVCache(Protocol):
-    """Keys and values that one attention layer reads again."""
+    """Keys and values of one attention layer."""
 
     filled: int
-    """Positions taken so far."""
+    """Positions in the cache."""
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Take the (B, H, n, C) of the first positions into the empty cache."""
+        """Put the (B, H, n, C) of the first positions into the empty cache."""
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Take one more position, query, key and value (B, 3, H, 1, C) in any precision.
+        """Add a position's query, key and value (B, 3, H, 1, C) in any precision.
 
-        Returns what it reads, (B, H, 1, C).
+        Returns its attention output (B, H, 1, C).
         """
 
 
 class AttentionPattern(Protocol):
-    """Which earlier positions a layer reads, and how its attention is computed."""
+    """Sparse attention: which positions a layer attends to, and how it is computed."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """softmax(q k / sqrt(C)) v of (B, H, L, C) over the positions that may be read."""
+        """softmax(q k / sqrt(C)) v of (B, H, L, C) over the unmasked positions."""
 
     def new_cache(self, batch: int, heads: int, head_width: int) -> KVCache:
-        """An empty cache of the positions that are read again."""
+        """An empty cache of the positions that later ones attend to."""
 
 
 class KVBuffer:
-    """Keys and values of one attention layer, in slots of which a new position reads the first."""
+    """Keys and values of one attention layer in slots; a new position attends to the first ones."""
 
     def __init__(self, batch: int, heads: int, count: int, head_width: int) -> None:
         self._shape = (2, batch, heads, count, head_width)
@@ -55,7 +55,7 @@ class KVBuffer:
         self.values[:, :, slots] = value
 
     def attend(self, qkv: Tensor, slot: int, count: int) -> Tensor:
-        """Put one position, query, key and value (B, 3, H, 1, C), into a slot, and read the first.
+        """Put one position, query, key and value (B, 3, H, 1, C), into a slot, and attend.
 
         Returns softmax(q k / sqrt(C)) v over `count` slots, (B, H, 1, C).
         """
@@ -72,7 +72,7 @@ class KVBuffer:
 
 
 class FullKVCache:
-    """Keys and values of one attention layer that reads all earlier positions."""
+    """Keys and values of all earlier positions."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int) -> None:
         self._slots = KVBuffer(batch, heads, length, head_width)
@@ -90,7 +90,7 @@ class FullKVCache:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q k / sqrt(head width)) v (arXiv 1706.03762, eq. 1).
 
-    It reads all positions, only earlier ones if `causal`, or those of a sparse `pattern`.
+    Over all positions, only earlier ones if `causal`, or those of a sparse `pattern`.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class SelfAttention(nn.Module):
 
 
 class ContextAttention(nn.Module):
-    """Self-attention whose positions also read a context: its keys and values join their own.
+    """Self-attention over the positions and a context, whose keys and values are concatenated.
 
-    GLIDE's way of reading captions (arXiv 2112.10741, 2.1). A context position costs two
+    As in GLIDE (arXiv 2112.10741, 2.1). A context position costs two
     projections a layer instead of a whole block. Its positions are `context` wide, by default as
     wide as its own.
     """

@@ -88,7 +88,7 @@ def test_an_open_clip_checkpoint_gives_what_it_pools(tmp_path):
     pooled = reader(["a cat"])[0, int(tokens.argmax())] @ made.text_projection
     assert torch.allclose(pooled, made.encode_text(tokens)[0], atol=1e-5)
     for architecture, message in (
-        ("nothing", "knows no architecture 'nothing'"),
+        ("nothing", "has no architecture 'nothing'"),
         ("mezzotint-custom", "has a text tower of its own kind"),
     ):
         with pytest.raises(UserError, match=message):
