@@ -13,8 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from data_pipeline.batch import Batch  # noqa: E402
 from models.autoregressive.decoding import Sampling, generate  # noqa: E402
 from models.autoregressive.prior import Prior  # noqa: E402
 from models.blocks import blocks_of  # noqa: E402
-from models.nn.cpu import PIECES, malloc, plain_torch  # noqa: E402
+from models.nn.cpu import PIECES, plain_torch  # noqa: E402
 from trainer import recipe as recipes  # noqa: E402
 from trainer.engine_config import resolve_precision  # noqa: E402
 from trainer.recipe import Recipe  # noqa: E402
@@ -171,31 +170,11 @@ def prior(name: str) -> Row:
     return Row(f"sample {name}", build, compiles=False)
 
 
-@contextmanager
-def glibcs_thresholds() -> Iterator[None]:
-    """Freed memory goes back to the system as glibc does it by itself."""
-    malloc.set_malloc_thresholds(malloc.GLIBC_TRIM_THRESHOLD)
-    try:
-        yield
-    finally:
-        malloc.set_malloc_thresholds()
-
-
 def without(work: Callable[[], object], *pieces: str) -> Callable[[], object]:
     """The work without some pieces, or in plain torch."""
 
     def run() -> None:
         with plain_torch(*pieces):
-            work()
-
-    return run
-
-
-def without_thresholds(work: Callable[[], object]) -> Callable[[], object]:
-    """The work with glibc's own thresholds."""
-
-    def run() -> None:
-        with glibcs_thresholds():
             work()
 
     return run
@@ -220,8 +199,6 @@ def measure(row: Row, rounds: int, pieces: Sequence[str]) -> dict[str, object]:
     work, _ = row.build()
     variants: dict[str, Callable[[], object]] = {"all": work}
     variants |= {piece: without(work, piece) for piece in pieces if piece in PIECES}
-    if "malloc" in pieces:
-        variants["malloc"] = without_thresholds(work)
     variants["plain torch"] = without(work)
     first = None
     if row.compiles and "compiled" in pieces:
@@ -253,13 +230,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="*", help="only rows whose name holds one of these")
-    parser.add_argument("--pieces", nargs="*", default=[*PIECES, "malloc", "compiled"])
+    parser.add_argument("--pieces", nargs="*", default=[*PIECES, "compiled"])
     parser.add_argument("--threads", type=int, help="torch's threads")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    malloc.set_malloc_thresholds()
     rows = [*map(training, TRAINED), cascade(), *map(prior, SAMPLED[1:])]
     found: dict[str, object] = {"machine": machine()}
     for row in rows:

@@ -8,8 +8,7 @@
 
 diffusers' networks get our weights and must give our outputs and gradients before anything is timed
 (`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
-no ratio is called a result. The optimizer, the same for all, is left out of the step. All of them
-run in memory as processes that train hold it (`models.nn.cpu.malloc.set_malloc_thresholds`).
+no ratio is called a result. The optimizer, the same for all, is left out of the step.
 """
 
 import argparse
@@ -48,7 +47,6 @@ from models.diffusion.solvers.euler import Euler  # noqa: E402
 from models.diffusion.solvers.solver import Solver  # noqa: E402
 from models.diffusion.solvers.unipc import UniPC  # noqa: E402
 from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
-from models.nn.cpu.malloc import set_malloc_thresholds  # noqa: E402
 
 Call = Callable[[Tensor, Tensor, Condition], Tensor]
 GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
@@ -81,7 +79,7 @@ def shapes(*, quick: bool) -> list[Shape]:
         "process": NOISE,
     }
     plain = UNetConfig.model_validate(settings)
-    captioned = UNetConfig.model_validate(
+    told = UNetConfig.model_validate(
         {**settings, "heads": 4, "features": {"width": 256}, "transformer": {}}
     )
     batch = 2 if quick else 8
@@ -91,7 +89,7 @@ def shapes(*, quick: bool) -> list[Shape]:
             "unet", plain, batch,
             lambda: [DdpmPytorch(64, widths), ImagenPytorch(56, widths, None)],
         ),
-        Shape("captions", captioned, batch, lambda: [ImagenPytorch(64, widths, 256)]),
+        Shape("captions", told, batch, lambda: [ImagenPytorch(64, widths, 256)]),
     ]  # fmt: skip
 
 
@@ -108,7 +106,7 @@ def new_unet(config: UNetConfig) -> UNet:
 
 
 def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
-    """Noisy images, steps, the condition and the noise."""
+    """Noisy pictures, steps, the condition and the noise."""
     rng = torch.Generator().manual_seed(2)
     size = (shape.batch, 3, shape.config.image_size, shape.config.image_size)
     x, noise = torch.randn(2, *size, generator=rng)
@@ -118,7 +116,7 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
 
 
 def own_call(unet: UNet) -> Call:
-    """Ours, with steps counted from 0."""
+    """Ours, told steps from 0."""
     return lambda x, step, condition: unet(x, (step + 1) / STEPS, condition)
 
 
@@ -192,26 +190,26 @@ def peer_sampling(peer: Peer, shape: Shape, kind: str) -> Tensor:
     x, _, condition, _ = inputs(shape)
     for step in scheduler.timesteps:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-            noise = peer.call(x, step.expand(len(x)), condition).float()
-        x = scheduler.step(noise, step, x).prev_sample
+            guess = peer.call(x, step.expand(len(x)), condition).float()
+        x = scheduler.step(guess, step, x).prev_sample
     return x
 
 
 def flop(call: Call, shape: Shape) -> float:
-    """Forward, per image."""
+    """Forward, per picture."""
     x, step, condition, _ = inputs(shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call(x, step, condition)
     return counter.get_total_flops() / shape.batch
 
 
-def sampling(shape: Shape, rounds: int) -> dict[str, object]:
+def drawing(shape: Shape, rounds: int) -> dict[str, object]:
     """Sampling at one shape."""
     unet = new_unet(shape.config).eval()
     twin = Diffusers(unet)
     twin.model.eval()
     outputs = same_outputs(unet, twin, shape)
-    timings = interleaved(
+    draws = interleaved(
         {
             "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
             f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
@@ -220,8 +218,8 @@ def sampling(shape: Shape, rounds: int) -> dict[str, object]:
         },
         rounds,
     )
-    rows = rows_of(f"{shape.name} 25 steps", timings, twin.name, rounds)
-    return {"parity_of_outputs": outputs, "sample_25": as_table(timings), "rows": rows}
+    rows = rows_of(f"{shape.name} 25 steps", draws, twin.name, rounds)
+    return {"parity_of_outputs": outputs, "draw_25": as_table(draws), "rows": rows}
 
 
 def training(shape: Shape, rounds: int) -> dict[str, object]:
@@ -249,7 +247,7 @@ def training(shape: Shape, rounds: int) -> dict[str, object]:
     return {
         "parity_of_gradients": gradients,
         "parameters": {name: parameters(model) for name, (model, _) in models.items()},
-        "gflop_forward_per_image": {name: value / 1e9 for name, value in work.items()},
+        "gflop_forward_per_picture": {name: value / 1e9 for name, value in work.items()},
         "gflop_per_second_step_fp32": rates,
         "step": as_table(steps),
         "rows": rows_of(f"{shape.name} step", steps, twin.name, rounds),
@@ -337,9 +335,9 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     rounds = 3 if quick else 7
     found: dict[str, object] = {"machine": machine()}
     asked = [shape for shape in shapes(quick=quick) if only in (None, shape.name)]
-    # training last: a process that samples has not trained, which fragments its memory
+    # training last: a process that draws has not trained, which leaves holes in its memory
     for shape in asked:
-        found[f"{shape.name}, sampling"] = sampling(shape, rounds)
+        found[f"{shape.name}, drawing"] = drawing(shape, rounds)
     if only in (None, "solvers"):
         found["solvers"] = solvers(rounds)
     for shape in asked:
@@ -358,7 +356,6 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--threads", type=int, help="torch's threads")
     options = parser.parse_args()
-    set_malloc_thresholds()
     if options.threads:
         torch.set_num_threads(options.threads)
     found = measure(quick=options.quick, only=options.only)

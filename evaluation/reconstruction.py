@@ -16,7 +16,7 @@ from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
-from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages, by_metric
+from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages
 from evaluation.samples import choose
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
@@ -200,23 +200,25 @@ def code_counts(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def codebook_metrics(counts_by_name: Mapping[str, Tensor], images: int, pixels: int) -> Metrics:
+def codebook_metrics(
+    counts_by_name: Mapping[str, Tensor], images: int, pixels: int
+) -> dict[str, Mapping[str, Metric]]:
     """Size, use and rate of every codebook: by the length of the codes, and by their entropy."""
-    found: dict[str, dict[str, Metric]] = {}
-    total = 0.0
+    rows: dict[str, dict[str, float]] = {}
     for name, counts in counts_by_name.items():
-        used, positions = float(perplexity(counts)), int(counts.sum()) // images
-        bits_per_pixel = math.log2(len(counts)) * positions / pixels
-        total += bits_per_pixel
-        found[name] = {
+        used = float(perplexity(counts))
+        positions = int(counts.sum()) // images
+        for metric, value in {
             "codebook_size": len(counts),
             "codes_used": int((counts > 0).sum()),
             "code_perplexity": used,
             "code_positions": positions,
-            "bits_per_pixel": bits_per_pixel,
+            "bits_per_pixel": math.log2(len(counts)) * positions / pixels,
             "entropy_bits_per_pixel": math.log2(used) * positions / pixels,
-        }
-    return by_metric({**found, "total": {"bits_per_pixel": total}})
+        }.items():
+            rows.setdefault(metric, {})[name] = value
+    rows["bits_per_pixel"]["total"] = sum(rows["bits_per_pixel"].values())
+    return dict(rows)
 
 
 def mean(values: Tensor, seed: int, label: str) -> Score:

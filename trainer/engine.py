@@ -215,5 +215,4 @@ def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[
     engines = {
         name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
     }
-    malloc.set_malloc_thresholds()
     return engines

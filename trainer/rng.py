@@ -1,4 +1,4 @@
-"""Random replacements in training, and micro-batches."""
+"""Randomness by place, and the cutting of batches."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -12,7 +12,6 @@ from models.autoregressive.sparse import SparseAttention
 from models.nn import initialization
 from models.nn.attention import FullKVCache, KVCache
 from models.nn.embedding import AxialPositionEmbedding, LearnedPositionEmbedding
-from models.nn.linear import FastLinear
 from models.nn.transformer import Block
 
 PAD = 0
@@ -110,8 +109,8 @@ class Prior(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
         self.norm = nn.LayerNorm(width)
-        self.text_head = FastLinear(width, config.text_vocab)
-        self.image_head = FastLinear(width, config.image_vocab)
+        self.text_head = nn.Linear(width, config.text_vocab)
+        self.image_head = nn.Linear(width, config.image_vocab)
         self._start_small()
 
     def _start_small(self) -> None:

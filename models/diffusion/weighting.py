@@ -4,16 +4,20 @@ A weight of the squared noise error, as most papers state theirs, is multiplied 
 signal-to-noise ratio: |noise - guess|^2 = snr |x_0 - guess|^2.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.schedules.marginal import Marginal
 
-Weighting = Callable[[Marginal], Tensor]
-"""Weights (B,) of the squared x_0 error at a marginal."""
+
+class Weighting(Protocol):
+    """Weight of the squared x_0 error at a marginal."""
+
+    def __call__(self, marginal: Marginal) -> Tensor:
+        """(B,)."""
+        ...
 
 
 class SnrClamped(BaseModel, frozen=True, extra="forbid"):

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from models.nn.conditioning_cache import cached
 from models.nn.cpu.dispatch import attention, cached_attention, kv_cache_dtype
-from models.nn.linear import FastLinear
 
 
 class KVCache(Protocol):
@@ -104,8 +103,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.causal, self.pattern = heads, head_width, causal, pattern
-        self.qkv = FastLinear(width, 3 * heads * head_width)
-        self.out = FastLinear(heads * head_width, width)
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.out = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, L, width) to (B, L, width).

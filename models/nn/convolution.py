@@ -22,17 +22,6 @@ class Conv3x3(nn.Conv2d):
         return dispatch.upsample_conv3x3(x, self.weight, self.bias)
 
 
-class Conv1x1(nn.Conv2d):
-    """A 1 x 1 convolution."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W)."""
-        return dispatch.conv1x1(x, self.weight, self.bias)
-
-
 class FiLMResBlock(nn.Module):
     """Two 3x3 convolutions with group norms; a vector scales and shifts between them (FiLM).
 

@@ -1,4 +1,4 @@
-"""Linear layers that keep less for backward, or are faster for a few rows on a CPU."""
+"""Linear layers that keep less for backward, or share one parameter."""
 
 from typing import Any
 
@@ -7,16 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.nn.cpu import dispatch
 from models.nn.cpu.linear import Gelu
-
-
-class FastLinear(nn.Linear):
-    """`nn.Linear`; on a CPU a few rows in fp32 may be computed in another order."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return dispatch.linear(x, self.weight, self.bias)
 
 
 class GeluLinear(nn.Linear):
@@ -28,7 +19,7 @@ class GeluLinear(nn.Linear):
     def forward(self, x: Tensor, gelu: Gelu) -> Tensor:  # type: ignore[override]
         """(..., in) to (..., out)."""
         if not torch.is_grad_enabled():
-            return dispatch.linear(F.gelu(x, approximate=gelu), self.weight, self.bias)
+            return F.linear(F.gelu(x, approximate=gelu), self.weight, self.bias)
         return _GeluLinear.apply(x, self.weight, self.bias, gelu)  # type: ignore[no-untyped-call]
 
 
@@ -41,7 +32,7 @@ class SplitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """(..., inputs) to (..., outputs) of each."""
-        return dispatch.split_linear(x, self.weight, self.bias, self.parts)
+        return F.linear(x, self.weight, self.bias).chunk(self.parts, dim=-1)
 
 
 class _GeluLinear(torch.autograd.Function):

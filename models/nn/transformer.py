@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from models.nn import initialization
 from models.nn.attention import AttentionPattern, ContextAttention, KVCache, SelfAttention
 from models.nn.cpu.linear import Gelu
-from models.nn.linear import FastLinear, GeluLinear
+from models.nn.linear import GeluLinear
 
 
 class FeedForward(nn.Module):
@@ -14,7 +14,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, *, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = FastLinear(width, 4 * width)
+        self.hidden = nn.Linear(width, 4 * width)
         self.out = GeluLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

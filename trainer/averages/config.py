@@ -1,4 +1,4 @@
-"""Settings of weight averages (EMA)."""
+"""What a recipe says about averages of the weights."""
 
 from typing import Annotated, Literal, Self
 

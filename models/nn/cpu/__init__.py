@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
+
 Piece = Literal[
     "winograd",
-    "channels_last",
     "group_norm",
-    "weights_first",
-    "split_linear",
     "short_attention",
     "decode_attention",
     "avx512",
@@ -18,6 +17,9 @@ Piece = Literal[
 ]
 """The pieces that can be switched off; README.md in this directory describes each."""
 PIECES: tuple[Piece, ...] = get_args(Piece)
+
+IS_INTEL = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
+"""Whether torch's products are MKL's with its kernels for this machine's CPU."""
 
 _disabled: frozenset[Piece] = frozenset()
 

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from models.nn.cpu import attention as cpu_attention
 from models.nn.cpu import bf16_kernels, group_norm, is_enabled, winograd
-from models.nn.cpu import linear as cpu_linear
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -16,9 +15,6 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     transform = winograd.tiles_for(x, weight) if is_enabled("winograd") else None
     if bias is not None and transform is not None:
         return winograd.convolve(x, weight, bias, transform)
-    if _is_channels_last(x):
-        # or oneDNN would reorder the weight twice, forward and backward
-        weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, padding=1)
 
 
@@ -27,21 +23,6 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None and is_enabled("winograd") and winograd.UPSAMPLED.is_supported(x, weight):
         return winograd.convolve(x, weight, bias, winograd.UPSAMPLED)
     return conv3x3(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
-
-
-def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.conv2d` with a 1 x 1 kernel: (B, C, H, W) to (B, D, H, W)."""
-    if _is_channels_last(x):
-        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-    return F.conv2d(x, weight, bias)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and is_enabled("channels_last")
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 def fused_group_norm(
@@ -64,27 +45,6 @@ def plain_group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
         return norm(x)
     # back at once: what follows is to get its gradient in the memory format that it saved
     return norm(x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`: (..., in) to (..., out)."""
-    if bias is not None and cpu_linear.weights_first_is_faster(x):
-        return cpu_linear.weights_first(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> tuple[Tensor, ...]:
-    """`F.linear`, its outputs cut into `parts` of equal width.
-
-    On a CPU each part by itself: parts of one product are slow to read, and backward would have to
-    join their gradients.
-    """
-    if x.device.type != "cpu" or not is_enabled("split_linear"):
-        return F.linear(x, weight, bias).chunk(parts, dim=-1)
-    weights = weight.view(parts, -1, weight.shape[1]).unbind()
-    if bias is None:
-        return tuple(F.linear(x, part) for part in weights)
-    return tuple(map(F.linear, (x,) * parts, weights, bias.view(parts, -1).unbind()))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:

@@ -8,39 +8,10 @@ from torch.nn import functional as F
 
 from models.nn.cpu import is_enabled
 
-FEW = 8
-"""Up to this many rows, a product takes the time of reading its weights."""
 PACKED_ROWS = 64
 """Up to this many rows `MkldnnLinear` is used."""
 
-WEIGHTS_FIRST = "Intel" not in str(torch.cpu.get_capabilities().get("cpu_name"))
-"""Whether W x^T is the faster order of a few rows in fp32 on this machine's CPU.
-
-torch's products are MKL's, which has a kernel for few rows on Intel's processors alone. At 2 rows,
-256 to 8,192 features, this order took a fifth of the time on an AMD EPYC and twice the time on an
-Intel Xeon. It rounds differently in the last bit.
-"""
-
 Gelu = Literal["tanh", "none"]
-
-
-def weights_first_is_faster(x: Tensor) -> bool:
-    """Whether `weights_first` is faster for (..., in): few rows in fp32, without gradients."""
-    return (
-        WEIGHTS_FIRST
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() <= FEW * x.shape[-1]
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and is_enabled("weights_first")
-    )
-
-
-def weights_first(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear` of (..., in) as the transpose of W x^T."""
-    product = weight @ x.reshape(-1, x.shape[-1]).T
-    return (product.T + bias).view(*x.shape[:-1], len(weight))
 
 
 class LinearKernel(Protocol):
@@ -64,10 +35,7 @@ class PlainLinear:
         self._weight, self._bias = layer.weight.to(dtype), layer.bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = cast(x, self._weight.dtype)
-        if weights_first_is_faster(x):
-            return weights_first(x, self._weight, self._bias)
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(cast(x, self._weight.dtype), self._weight, self._bias)
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
         return F.gelu(self(x), approximate=approximate)

@@ -5,25 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.cpu import linear
-from models.nn.cpu.linear import FEW, PACKED_ROWS, MkldnnLinear
-from models.nn.linear import FastLinear, GeluLinear
+from models.nn.cpu.linear import PACKED_ROWS, MkldnnLinear
+from models.nn.linear import GeluLinear
 
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
-@pytest.mark.parametrize("weights_first", [True, False])
-def test_a_few_rows_give_the_same_to_rounding_in_either_order(rows, weights_first, monkeypatch):
-    monkeypatch.setattr(linear, "WEIGHTS_FIRST", weights_first)
-    torch.manual_seed(0)
-    layer = FastLinear(48, 96)
-    x = torch.randn(rows, 1, 48, generator=rng())
-    with torch.no_grad():
-        assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-6)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "none"])
@@ -62,13 +49,12 @@ def test_gelu_and_linear_in_one_give_the_same_gradients_and_keep_only_the_input(
 
 
 def test_they_start_like_plain_layers():
-    for kind in (FastLinear, GeluLinear):
-        torch.manual_seed(0)
-        ours = kind(6, 4)
-        torch.manual_seed(0)
-        plain = nn.Linear(6, 4)
-        assert torch.equal(ours.weight, plain.weight)
-        assert torch.equal(ours.bias, plain.bias)
+    torch.manual_seed(0)
+    ours = GeluLinear(6, 4)
+    torch.manual_seed(0)
+    plain = nn.Linear(6, 4)
+    assert torch.equal(ours.weight, plain.weight)
+    assert torch.equal(ours.bias, plain.bias)
 
 
 needs_bf16 = pytest.mark.skipif(
@@ -80,7 +66,7 @@ needs_bf16 = pytest.mark.skipif(
 @pytest.mark.parametrize("rows", [1, 5, PACKED_ROWS])
 def test_packed_weights_give_the_same_bits(rows):
     torch.manual_seed(0)
-    layer = FastLinear(48, 96).bfloat16()
+    layer = nn.Linear(48, 96).bfloat16()
     x = torch.randn(rows, 48, generator=rng()).bfloat16()
     with torch.no_grad():
         assert torch.equal(MkldnnLinear(layer)(x), layer(x))
@@ -91,7 +77,7 @@ def test_packed_weights_give_the_same_bits(rows):
 @pytest.mark.parametrize("gelu", ["tanh", "none"])
 def test_what_follows_a_packed_layer_is_rounded_once(gelu):
     torch.manual_seed(0)
-    layer = FastLinear(48, 96).bfloat16()
+    layer = nn.Linear(48, 96).bfloat16()
     x, to = torch.randn(2, 5, 96, generator=rng()).bfloat16()
     x = x[:, :48]
     with torch.no_grad():
