@@ -1,7 +1,7 @@
 """Weights of the squared error of x_0 over time.
 
 A weight of the squared noise error, as most papers state theirs, is multiplied by the
-signal-to-noise ratio: |noise - guess|^2 = snr |x_0 - guess|^2.
+signal-to-noise ratio: |noise - predicted noise|^2 = snr |x_0 - predicted x_0|^2.
 """
 
 from typing import Annotated, Literal, Protocol, Self
