@@ -1,6 +1,6 @@
-"""A small cluster to try things on: SLURM of three nodes, an S3 and an MLflow server. `make lab`.
+"""A small test cluster: SLURM of three nodes, an S3 and an MLflow server. `make lab`.
 
-Runs until Ctrl-C, leaves nothing behind. It writes `lab/environment.sh`, to be sourced by another
+Runs until Ctrl-C and removes everything. It writes `lab/environment.sh`, to be sourced by another
 shell, and `lab/cluster.yaml`, the cluster file.
 """
 
@@ -29,7 +29,7 @@ Ctrl-C here ends all of it and removes the runs.
 
 
 def main() -> None:
-    """Bring it up, say how to use it, wait."""
+    """Start it, print how to use it, wait."""
     reason = slurm.missing()
     if reason:
         sys.exit(f"error: {reason}")

@@ -1,7 +1,7 @@
 """A real SLURM of a few virtual nodes on this machine, for tests (root; slurmctld, slurmd, munge).
 
-Every node is a slurmd in a process, mount and host-name space of its own: the names differ, each
-has a private scratch disk, and killing the first process of a node is a power cut. Nothing is left
+Every node is a slurmd in its own process, mount and host-name namespace: the names differ, each has
+a private scratch disk, and killing the first process of a node is a power cut. Everything is removed
 when the process that started it dies, however it dies.
 """
 
@@ -69,7 +69,7 @@ exec slurmd -D -N "$1" -f "$2/slurm.conf"
 
 
 def missing() -> str | None:
-    """Why no lab can be started here; None where it can."""
+    """Why no SLURM can be started here; None if one can."""
     if os.geteuid() != 0:
         return "a SLURM of virtual nodes needs root"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]

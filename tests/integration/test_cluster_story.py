@@ -1,6 +1,6 @@
 """A day on a cluster: pairs in S3, a pipeline on three SLURM nodes, runs in MLflow.
 
-One story, told once by the fixture `story`; every test checks one thing that it promises.
+The fixture `story` runs once; every test checks one part of it.
 """
 
 import itertools
@@ -51,7 +51,7 @@ SETTINGS = [
     "stages.dvae.nodes=3",
     "stages.dvae.set.engine.zero=3",
     "stages.dvae.set.batch=12",
-    "stages.dvae.set.micro_batch=4",  # noise is drawn per micro-batch: the same on one process
+    "stages.dvae.set.micro_batch=4",  # noise is sampled per micro-batch: the same on one process
     "stages.dvae.set.model.width=48",
     "stages.prior.set.model.layers=2",
     "stages.prior.set.model.width=64",
@@ -66,7 +66,7 @@ SETTINGS = [
 
 @dataclass
 class Story:
-    """The parts, and what was seen while the story went on."""
+    """The results of the commands, in their order."""
 
     environment: dict[str, str]
     folder: Path
@@ -91,7 +91,7 @@ class Story:
 def call(
     environment: Mapping[str, str], *words: str, timeout: float = 120
 ) -> "subprocess.CompletedProcess[str]":
-    """One `mezzotint` command, as a user gives it."""
+    """Run a `mezzotint` command."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "launch.cli.main", *words],
         env=dict(environment),
@@ -103,7 +103,7 @@ def call(
 
 
 def answer(environment: Mapping[str, str], *words: str) -> dict[str, object]:
-    """The JSON a command prints; it must succeed."""
+    """The JSON output of a command, which must succeed."""
     done = call(environment, *words, "--json")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found: dict[str, object] = json.loads(done.stdout)
@@ -126,12 +126,12 @@ def states(status: Mapping[str, object]) -> dict[str, str]:
 
 
 def settled(status: Mapping[str, object]) -> bool:
-    """Whether nothing of a run moves any more."""
+    """Whether no stage is pending or running."""
     return not set(states(status).values()) & {"running", "pending", "waiting", "requeued"}
 
 
 def left_in_queue(environment: Mapping[str, str], root: Path) -> set[str]:
-    """Jobs of a run that SLURM still lists: a job closes its MLflow run after its stage is done."""
+    """Jobs of a run that SLURM still lists: a job ends its MLflow run after its stage."""
     job = records.read_submission(root)
     assert job is not None
     queue = subprocess.run(
@@ -200,7 +200,7 @@ def story(s3_server, slurm, mlflow_server) -> Story:
 def preempt(
     environment: Mapping[str, str], root: Path, seen: list[dict[str, object]], runs: list[str]
 ) -> None:
-    """Tell the job of `base` to leave in mid-run, as a scheduler does."""
+    """Signal the job of `base` in the middle of its run, as a scheduler does."""
     metrics = root / "base" / "metrics.jsonl"
     until("base trains", lambda: len(read_metrics(metrics)) >= STEPS["base"] // 6, 240)
     seen.append(answer(environment, "status", "story", *runs))

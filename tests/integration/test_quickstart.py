@@ -143,7 +143,7 @@ def test_a_changed_setting_of_a_finished_stage_is_refused_by_name(runs):
 
 def test_images_can_be_sampled_from_the_finished_run(runs, tmp_path):
     command = [sys.executable, "-P", "-m", "launch.cli.main", "sample", str(runs / "quickstart")]
-    out = tmp_path / "pictures.png"
+    out = tmp_path / "images.png"
     done = subprocess.run(
         [*command, "woman pilot: dark skin tone", "--out", str(out), "--number", "2"],
         capture_output=True,

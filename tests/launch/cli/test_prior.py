@@ -106,8 +106,8 @@ def trained(monkeypatch):
 
 
 def test_complete_writes_a_grid(mezzotint, trained, tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "given.png")
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "given.png")
     out = tmp_path / "completed.png"
     words = ("complete", "runs/x", tmp_path / "given.png", "a", "b", "--out", out)
     outcome = mezzotint(*words, "--candidates", "5", "--number", "3")

@@ -1,4 +1,4 @@
-"""A dry run: exact counts, bytes per process, what DeepSpeed and SLURM would be told."""
+"""A dry run: exact counts, bytes per process, DeepSpeed's config and the job script."""
 
 import json
 import subprocess

@@ -128,11 +128,11 @@ def test_bad_input_is_refused_by_name(mezzotint, tmp_path, recipe):
     torch.save(weights, pickled)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x", encoding="utf-8")
-    out, told = tmp_path / "out", ("--from", "guided_diffusion", "--recipe", recipe)
+    out, source = tmp_path / "out", ("--from", "guided_diffusion", "--recipe", recipe)
     for words, message in (
-        (("import", tmp_path / "none.safetensors", out, *told), "no such file"),
-        (("import", file, out, *told), "unexpected more"),
-        (("import", pickled, out, *told), "is not a safetensors file"),
+        (("import", tmp_path / "none.safetensors", out, *source), "no such file"),
+        (("import", file, out, *source), "unexpected more"),
+        (("import", pickled, out, *source), "is not a safetensors file"),
         (("import", file, out, "--from", "guided_diffusion"), "--recipe"),
         (("import", file, out, "--from", "taming", "--recipe", recipe), "of kind unet"),
         (("export", tmp_path / "none", out), "not a model directory"),
