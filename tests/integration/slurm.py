@@ -1,7 +1,7 @@
 """A real SLURM of a few virtual nodes on this machine, for tests (root; slurmctld, slurmd, munge).
 
-Every node is a slurmd in its own process, mount and host-name namespace: the names differ, each
-has a private scratch disk, and killing the first process of a node is a power cut. Everything is removed
+Every node is a slurmd in its own process, mount and host-name namespace: names differ, each has a
+private scratch disk, and killing the first process of a node is a power cut. All of it is removed
 when the process that started it dies, however it dies.
 """
 
