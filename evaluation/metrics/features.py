@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,6 +16,7 @@ from evaluation.blocks import in_blocks
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.inference.runtime import Runtime
+from models.weights_file import read_weights
 
 Resize = Literal["pil_bicubic", "pil_bilinear", "torch_bilinear"]
 """`pil_*` filter with antialiasing, to 8 bit (clean-fid, arXiv 2104.11222); `torch_bilinear` does
@@ -191,25 +190,3 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
 
 
 FeatureConfig = Annotated[EfficientNetLite0 | Inception, Field(discriminator="kind")]
-
-
-def read_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """State dict of a `.safetensors` file, or of a `.pth` file read as tensors only.
-
-    Raises:
-        UserError: missing, unreadable, or holding anything but tensors by name.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such weight file; check the path")
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a weight file ({reason})") from error
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise UserError(f"{path}: must hold a state dict, tensors by name")
-    return tree

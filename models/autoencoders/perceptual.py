@@ -3,18 +3,15 @@
 Nothing is downloaded: weights are local files, a model directory, or random from a seed.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from pickle import UnpicklingError
+from collections.abc import Iterator
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
 from models.nn import initialization
+from models.weights_file import read_weights
 
 VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Indices of VGG-16's convolutions in torchvision's `features`, by stage."""
@@ -148,25 +145,6 @@ def linear_weights(path: str) -> tuple[Tensor, ...]:
         if name not in weights or weights[name].numel() != width:
             raise UserError(f"{path}: holds no {name} of {width} channels; it is not LPIPS 0.1")
     return tuple(weights[name].float().view(-1, 1, 1) for name in names)
-
-
-def read_weights(path: str) -> Mapping[str, Tensor]:
-    """State dict of a `.safetensors` file, or of a torch file read as tensors only.
-
-    Raises:
-        UserError: missing, unreadable, or holding anything but tensors by name.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such weight file; check the path")
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as a weight file ({error})") from error
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise UserError(f"{path}: must hold a state dict, tensors by name")
-    return tree
 
 
 def load_vgg(path: str) -> Vgg:

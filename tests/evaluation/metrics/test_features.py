@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from evaluation.metrics import features
-from evaluation.metrics.features import EfficientNetLite0, Inception, read_weights
+from evaluation.metrics.features import EfficientNetLite0, Inception
 from evaluation.metrics.inception import fid_inception_v3
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
+from models.weights_file import read_weights
 
 
 def noise(count, size, seed=0):
