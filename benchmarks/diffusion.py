@@ -79,7 +79,7 @@ def shapes(*, quick: bool) -> list[Shape]:
         "process": NOISE,
     }
     plain = UNetConfig.model_validate(settings)
-    told = UNetConfig.model_validate(
+    captioned = UNetConfig.model_validate(
         {**settings, "heads": 4, "features": {"width": 256}, "transformer": {}}
     )
     batch = 2 if quick else 8
@@ -89,7 +89,7 @@ def shapes(*, quick: bool) -> list[Shape]:
             "unet", plain, batch,
             lambda: [DdpmPytorch(64, widths), ImagenPytorch(56, widths, None)],
         ),
-        Shape("captions", told, batch, lambda: [ImagenPytorch(64, widths, 256)]),
+        Shape("captions", captioned, batch, lambda: [ImagenPytorch(64, widths, 256)]),
     ]  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def new_unet(config: UNetConfig) -> UNet:
 
 
 def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
-    """Noisy pictures, steps, the condition and the noise."""
+    """Noisy images, steps, the condition and the noise."""
     rng = torch.Generator().manual_seed(2)
     size = (shape.batch, 3, shape.config.image_size, shape.config.image_size)
     x, noise = torch.randn(2, *size, generator=rng)
@@ -116,7 +116,7 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor, Condition, Tensor]:
 
 
 def own_call(unet: UNet) -> Call:
-    """Ours, told steps from 0."""
+    """Ours, with steps counted from 0."""
     return lambda x, step, condition: unet(x, (step + 1) / STEPS, condition)
 
 
@@ -190,26 +190,26 @@ def peer_sampling(peer: Peer, shape: Shape, kind: str) -> Tensor:
     x, _, condition, _ = inputs(shape)
     for step in scheduler.timesteps:
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-            guess = peer.call(x, step.expand(len(x)), condition).float()
-        x = scheduler.step(guess, step, x).prev_sample
+            noise = peer.call(x, step.expand(len(x)), condition).float()
+        x = scheduler.step(noise, step, x).prev_sample
     return x
 
 
 def flop(call: Call, shape: Shape) -> float:
-    """Forward, per picture."""
+    """Forward, per image."""
     x, step, condition, _ = inputs(shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call(x, step, condition)
     return counter.get_total_flops() / shape.batch
 
 
-def drawing(shape: Shape, rounds: int) -> dict[str, object]:
+def sampling(shape: Shape, rounds: int) -> dict[str, object]:
     """Sampling at one shape."""
     unet = new_unet(shape.config).eval()
     twin = Diffusers(unet)
     twin.model.eval()
     outputs = same_outputs(unet, twin, shape)
-    draws = interleaved(
+    timings = interleaved(
         {
             "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
             f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
@@ -218,8 +218,8 @@ def drawing(shape: Shape, rounds: int) -> dict[str, object]:
         },
         rounds,
     )
-    rows = rows_of(f"{shape.name} 25 steps", draws, twin.name, rounds)
-    return {"parity_of_outputs": outputs, "draw_25": as_table(draws), "rows": rows}
+    rows = rows_of(f"{shape.name} 25 steps", timings, twin.name, rounds)
+    return {"parity_of_outputs": outputs, "sample_25": as_table(timings), "rows": rows}
 
 
 def training(shape: Shape, rounds: int) -> dict[str, object]:
@@ -247,7 +247,7 @@ def training(shape: Shape, rounds: int) -> dict[str, object]:
     return {
         "parity_of_gradients": gradients,
         "parameters": {name: parameters(model) for name, (model, _) in models.items()},
-        "gflop_forward_per_picture": {name: value / 1e9 for name, value in work.items()},
+        "gflop_forward_per_image": {name: value / 1e9 for name, value in work.items()},
         "gflop_per_second_step_fp32": rates,
         "step": as_table(steps),
         "rows": rows_of(f"{shape.name} step", steps, twin.name, rounds),
@@ -335,9 +335,9 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     rounds = 3 if quick else 7
     found: dict[str, object] = {"machine": machine()}
     asked = [shape for shape in shapes(quick=quick) if only in (None, shape.name)]
-    # training last: a process that draws has not trained, which leaves holes in its memory
+    # training last: a process that samples has not trained, which fragments its memory
     for shape in asked:
-        found[f"{shape.name}, drawing"] = drawing(shape, rounds)
+        found[f"{shape.name}, sampling"] = sampling(shape, rounds)
     if only in (None, "solvers"):
         found["solvers"] = solvers(rounds)
     for shape in asked:

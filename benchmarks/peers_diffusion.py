@@ -104,7 +104,7 @@ class DdpmPytorch:
 
 
 class ImagenPytorch:
-    """`imagen_pytorch.Unet`, reading captions' features, or told nothing."""
+    """`imagen_pytorch.Unet`, on captions' features, or unconditional."""
 
     name = "imagen-pytorch 2.1.0"
 

@@ -1,9 +1,9 @@
 """Every solver in few steps on a trained model:  .venv/bin/python docs/make_few_steps.py RUN SET
 
 Draws the held-out captions of SET with the model of captions in RUN (for instance
-runs/quickstart/base and data/emoji) by every solver, each picture from the same noise, at growing
+runs/quickstart/base and data/emoji) by every solver, each image from the same noise, at growing
 numbers of network calls. Plots the Frechet distance of EfficientNet-Lite0 features to the real
-pictures of those captions, and, of solvers that add no noise, how far their pictures are from the
+images of those captions, and, of solvers that add no noise, how far their images are from the
 ones that very many steps make of the same noise. Needs matplotlib (the `tracking` extra); a quarter
 of an hour on one core. Writes docs/images/sampling-few-steps.png and prints the tables of
 docs/sampling.md.
@@ -62,9 +62,9 @@ class Floors:
     limit: float
     """The same captions and noise in 200 steps."""
     training: float
-    """As many training pictures."""
+    """As many training images."""
     halves: float
-    """The real pictures themselves, one half against the other: half as many, so biased more."""
+    """The real images themselves, one half against the other: half as many, so biased more."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Bench:
         assert result.nfe is not None
         return result.images[:, 0], result.nfe.network
 
-    def distance(self, pictures: Tensor) -> float:
-        """To the real pictures."""
-        return fid.frechet_distance(fid.fit(self.network(pictures)), self.real)
+    def distance(self, images: Tensor) -> float:
+        """To the real images."""
+        return fid.frechet_distance(fid.fit(self.network(images)), self.real)
 
     def solved_by(self, solver: str, calls: int) -> DiffusionGenerator:
         """The solver at its default times, with steps of `calls` network evaluations."""
@@ -107,11 +107,11 @@ class Bench:
 
     def point(self, solver: str, calls: int, limit: Tensor) -> Point:
         """What the solver makes of the prompts."""
-        pictures, asked = self.generate(self.solved_by(solver, calls))
+        images, asked = self.generate(self.solved_by(solver, calls))
         error = None
         if solver in PLAIN:
-            error = float((pictures.double() - limit.double()).square().mean().sqrt())
-        return Point(asked, self.distance(pictures), error)
+            error = float((images.double() - limit.double()).square().mean().sqrt())
+        return Point(asked, self.distance(images), error)
 
 
 def main() -> None:
@@ -120,12 +120,12 @@ def main() -> None:
     limit, _ = bench.generate(bench.under(LIMIT))
     floors = Floors(limit=bench.distance(limit), **floor)
     found: dict[str, list[Point]] = {}
-    for place, solver in enumerate((*PLAIN, *NOISY)):
-        print(f"{place + 1} of {len(PLAIN + NOISY)}: {solver}", file=sys.stderr, flush=True)
+    for index, solver in enumerate((*PLAIN, *NOISY)):
+        print(f"{index + 1} of {len(PLAIN + NOISY)}: {solver}", file=sys.stderr, flush=True)
         found[solver] = [bench.point(solver, calls, limit) for calls in CALLS]
     if options.json is not None:
         points = {name: [asdict(each) for each in points] for name, points in found.items()}
-        tree = {"pictures": len(bench.prompts), "floors": asdict(floors), "solvers": points}
+        tree = {"images": len(bench.prompts), "floors": asdict(floors), "solvers": points}
         options.json.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     plot(found, floors, len(bench.prompts), options.out)
     print(table(found, floors))
@@ -138,9 +138,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("run", help="a training run or model directory of a model of captions")
     parser.add_argument("data", help="a set with a split")
     parser.add_argument("--split", default="composition", help="its test part is asked for")
-    parser.add_argument("--pictures", type=int, default=238, help="how many captions at most")
+    parser.add_argument("--images", type=int, default=238, help="how many captions at most")
     target = Path(__file__).parent / "images" / "sampling-few-steps.png"
-    parser.add_argument("--out", type=Path, default=target, help="where the picture goes")
+    parser.add_argument("--out", type=Path, default=target, help="where the figure goes")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     return parser.parse_args()
 
@@ -150,7 +150,7 @@ def prepared(options: argparse.Namespace) -> tuple[Bench, dict[str, float]]:
     system = DiffusionSystem(model=find_model(options.run).directory)
     generator, network = DiffusionGenerator.load(system, Runtime.of()), EfficientNetLite0().build()
     size, split = generator.image_size, options.split
-    real = images_of_set(options.data, size, limit=options.pictures, seed=0, split=split)
+    real = images_of_set(options.data, size, limit=options.images, seed=0, split=split)
     count = len(real.captions)
     training = images_of_set(options.data, size, limit=count, seed=0, split=f"{split}/train")
     features, seen = network(to_bytes(real.images)), network(to_bytes(training.images))
@@ -168,7 +168,7 @@ def table(found: Mapping[str, Sequence[Point]], floors: Floors) -> str:
     """Distances and errors in markdown; the best of each column in bold."""
     head = [f"{calls} calls" for calls in CALLS]
     rows = ["| solver | " + " | ".join([*head, *head]) + " |", "|---" * (2 * len(head) + 1) + "|"]
-    best = [min(points[place].distance for points in found.values()) for place in range(len(head))]
+    best = [min(points[index].distance for points in found.values()) for index in range(len(head))]
     for solver, points in found.items():
         distances = [
             f"**{point.distance:.1f}**" if point.distance == low else f"{point.distance:.1f}"
@@ -180,7 +180,7 @@ def table(found: Mapping[str, Sequence[Point]], floors: Floors) -> str:
     return "\n".join([*rows, "", known])
 
 
-def plot(found: Mapping[str, Sequence[Point]], floors: Floors, pictures: int, target: Path) -> None:
+def plot(found: Mapping[str, Sequence[Point]], floors: Floors, images: int, target: Path) -> None:
     """Three panels: distances without and with noise, and errors."""
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 5.6), layout="constrained")
     marks = dict(zip(PLAIN, "ovs^Dp*Xh", strict=True)) | dict(zip(NOISY, "osD^v", strict=True))
@@ -188,17 +188,17 @@ def plot(found: Mapping[str, Sequence[Point]], floors: Floors, pictures: int, ta
     for axes, group, title in zip(panels, (PLAIN, NOISY), titles, strict=False):
         for name in group:
             line = [point.distance for point in found[name]]
-            draw(axes, found[name], line, mark=marks[name], label=name)
+            plot_line(axes, found[name], line, mark=marks[name], label=name)
         axes.axhline(floors.limit, color="black", lw=1, ls="--", label="200 steps of 2m")
         axes.axhline(floors.training, color="black", lw=1, ls=":", label="real, training")
-        axes.set_title(f"{title}, {pictures} pictures", fontsize=10)
+        axes.set_title(f"{title}, {images} images", fontsize=10)
         axes.set_ylabel("Fréchet distance (higher ones are cut off)")
         axes.set_ylim(floors.training - 1, floors.limit + 8)
     for name in PLAIN:
         errors = [point.error or 0.0 for point in found[name]]
-        draw(panels[2], found[name], errors, mark=marks[name], label=name)
+        plot_line(panels[2], found[name], errors, mark=marks[name], label=name)
     panels[2].set_yscale("log")
-    panels[2].set_title("against the pictures of 200 steps", fontsize=10)
+    panels[2].set_title("against the images of 200 steps", fontsize=10)
     panels[2].set_ylabel("root mean square difference, of 255")
     panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[2].yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -206,13 +206,13 @@ def plot(found: Mapping[str, Sequence[Point]], floors: Floors, pictures: int, ta
         axes.set_xscale("log")
         axes.set_xticks(CALLS, [str(calls) for calls in CALLS])
         axes.minorticks_off()
-        axes.set_xlabel("network calls for each picture")
+        axes.set_xlabel("network calls for each image")
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     figure.savefig(target, dpi=90)
 
 
-def draw(
+def plot_line(
     axes: Axes, points: Sequence[Point], line: Sequence[float], *, mark: str, label: str
 ) -> None:
     """One solver's line."""

@@ -66,7 +66,7 @@ def numbers(*values: object) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plot the error of solvers against calls.")
     target = Path(__file__).parent / "images" / "solvers-error.png"
-    parser.add_argument("--out", type=Path, default=target, help="where the picture goes")
+    parser.add_argument("--out", type=Path, default=target, help="where the figure goes")
     out = parser.parse_args().out
     data = Mixture(
         numbers([-1.0, 0.2], [0.8, 0.9], [0.4, -1.0]),
@@ -79,8 +79,8 @@ def main() -> None:
     truth = DPMSolver3().solve(SCHEDULE, denoiser, x, uniform_times(6000), None, rng)
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     print("| solver | declared | measured |\n|---|---|---|")
-    for place, (name, solver) in enumerate(SOLVERS.items()):
-        style = "o-" if place < 8 else "s--"
+    for index, (name, solver) in enumerate(SOLVERS.items()):
+        style = "o-" if index < 8 else "s--"
         calls, errors = [], []
         for steps in CALLS:
             counted = Counted(denoiser)

@@ -15,9 +15,8 @@ from evaluation.config import ClassConditionalConfig, Part, ReferenceConfig
 from evaluation.metrics import fid
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
-from evaluation.metrics.intervals import wilson
-from evaluation.metrics.linear_probe import LinearProbe
-from evaluation.result import EvaluationResult, Metric, WriteImages
+from evaluation.metrics.linear_probe import LinearProbe, classifier_accuracy
+from evaluation.result import EvaluationResult, Metric, WriteImages, by_metric
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
@@ -38,14 +37,6 @@ class LabelledImages:
     images: Tensor
     labels: Tensor
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features (N, D) of images and the classes (N,) they should show."""
-
-    features: Tensor
-    labels: Tensor
 
 
 def evaluate_class_conditional(
@@ -70,34 +61,33 @@ def evaluate_class_conditional(
         for part in ("train", "test")
     )
     with stages("features_train") as report:
-        train_features = FeatureSet(network(train.images, progress=report), train.labels)
+        train_features = network(train.images, progress=report)
     with stages("features_test") as report:
-        test_features = FeatureSet(network(test.images, progress=report), test.labels)
-    probe = LinearProbe.fit(train_features.features, train.labels, len(names))
-    balanced_train = fid.fit(train_features.features[balanced(train.labels, config.seed)])
+        test_features = network(test.images, progress=report)
+    probe = LinearProbe.fit(train_features, train.labels, len(names))
+    balanced_train = fid.fit(train_features[balanced(train.labels, config.seed)])
     labels = torch.arange(len(names), device="cpu").repeat_interleave(config.samples_per_class)
-    accuracies = classifier_accuracy(probe, test_features, names, "real_test")
-    accuracies["accuracy"]["chance"] = 1 / len(names)
-    distances, calls, generated = dict[str, Metric](), dict[str, Metric](), []
+    found: dict[str, Mapping[str, Metric]] = {
+        "real_test": classifier_accuracy(probe, test_features, test.labels, names),
+        "chance": {"accuracy": 1 / len(names)},
+    }
+    generated = []
     for scale in config.guidance_scales:
-        group = f"guidance {scale:g}"
         with stages("generate") as report:
             result = generate(config, generator, scale, report)
         with stages("features") as report:
             features = network(result.images.flatten(0, 1), progress=report)
-        for name, values in classifier_accuracy(
-            probe, FeatureSet(features, labels), names, group
-        ).items():
-            accuracies[name] |= values
-        distances[group] = FrechetDistance.between(features, balanced_train)
-        if result.nfe is not None:
-            calls[group] = result.nfe.network
+        found[f"guidance {scale:g}"] = {
+            **classifier_accuracy(probe, features, labels, names),
+            network.metric: FrechetDistance.between(features, balanced_train),
+            **({} if result.nfe is None else {"network_calls": result.nfe.network}),
+        }
         generated.append(result.images)
     evaluation = EvaluationResult(
         kind=config.kind,
         name=config.name,
         protocol=protocol(config, generator, network, train, test),
-        metrics={**accuracies, network.metric: distances, "network_calls": calls},
+        metrics=by_metric(found),
         seconds=stages.seconds,
     )
     return evaluation, partial(write_grid, config, names, generated)
@@ -145,20 +135,6 @@ def generate(
         batch_size=config.batch,
     )
     return replace(generator, config=system).generate(request, progress=progress)
-
-
-def classifier_accuracy(
-    probe: LinearProbe, images: FeatureSet, names: Sequence[str], group: str
-) -> dict[str, dict[str, Metric]]:
-    """How often the classifier names the right class: of all images, and of those of each class."""
-    right = (probe(images.features) == images.labels).double()
-    return {
-        "accuracy": {group: wilson(float(right.sum()), len(right))},
-        **{
-            f"accuracy/{name}": {group: float(right[images.labels == index].mean())}
-            for index, name in enumerate(names)
-        },
-    }
 
 
 def balanced(labels: Tensor, seed: int) -> Tensor:

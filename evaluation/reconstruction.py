@@ -16,7 +16,7 @@ from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
-from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages
+from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages, by_metric
 from evaluation.samples import choose
 from evaluation.stages import Progress, StageProgress, Stages
 from mezzotint.common.errors import UserError
@@ -200,25 +200,23 @@ def code_counts(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def codebook_metrics(
-    counts_by_name: Mapping[str, Tensor], images: int, pixels: int
-) -> dict[str, Mapping[str, Metric]]:
+def codebook_metrics(counts_by_name: Mapping[str, Tensor], images: int, pixels: int) -> Metrics:
     """Size, use and rate of every codebook: by the length of the codes, and by their entropy."""
-    rows: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Metric]] = {}
+    total = 0.0
     for name, counts in counts_by_name.items():
-        used = float(perplexity(counts))
-        positions = int(counts.sum()) // images
-        for metric, value in {
+        used, positions = float(perplexity(counts)), int(counts.sum()) // images
+        bits_per_pixel = math.log2(len(counts)) * positions / pixels
+        total += bits_per_pixel
+        found[name] = {
             "codebook_size": len(counts),
             "codes_used": int((counts > 0).sum()),
             "code_perplexity": used,
             "code_positions": positions,
-            "bits_per_pixel": math.log2(len(counts)) * positions / pixels,
+            "bits_per_pixel": bits_per_pixel,
             "entropy_bits_per_pixel": math.log2(used) * positions / pixels,
-        }.items():
-            rows.setdefault(metric, {})[name] = value
-    rows["bits_per_pixel"]["total"] = sum(rows["bits_per_pixel"].values())
-    return dict(rows)
+        }
+    return by_metric({**found, "total": {"bits_per_pixel": total}})
 
 
 def mean(values: Tensor, seed: int, label: str) -> Score:

@@ -17,8 +17,6 @@ Kind = Literal["text_to_image", "reconstruction", "class_conditional"]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By name and group: a part of the split, a guidance scale, a codebook, a number of candidates."""
-
-
 WriteImages = Callable[[Path], None]
 """Writes the images of an evaluation into a directory."""
 
@@ -92,3 +90,12 @@ class EvaluationResult:
                 lines.append(f"| {name} | {group} | {cells} |")
         lines += [line for warning in warnings for line in ("", f"Caution: {warning}.")]
         return "\n".join(lines) + "\n"
+
+
+def by_metric(groups: Mapping[str, Mapping[str, Metric]]) -> Metrics:
+    """Metrics by group and name as metrics by name and group."""
+    found: dict[str, dict[str, Metric]] = {}
+    for group, metrics in groups.items():
+        for name, metric in metrics.items():
+            found.setdefault(name, {})[group] = metric
+    return found

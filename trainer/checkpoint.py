@@ -63,7 +63,7 @@ class Checkpoints:
         """Write the checkpoint of `step` (updates done); every process calls it.
 
         Raises:
-            UserError: the disk has no room; the checkpoints before are untouched.
+            UserError: the disk is full; earlier checkpoints are untouched.
         """
         final = self.root / f"step-{step:08d}"
         temporary = self.root / f".step-{step:08d}.tmp"

@@ -21,6 +21,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "per_class": "samples_per_class",
     "pictures": "images",
     "predicts": "prediction_type",
+    "places": "length",
     "ramp": "ramp_steps",
     "retreat": "backoff",
     "share": "vlb_weight (probability in an augmentation)",

@@ -1,7 +1,7 @@
-"""Processes: who takes part, on which device, and what they tell each other.
+"""Processes: ranks, devices and collectives.
 
 Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK; those of a SLURM step where RANK is
-unset), and so does the meeting point (MASTER_ADDR, MASTER_PORT). Without them a run is one process.
+unset), and so does the rendezvous (MASTER_ADDR, MASTER_PORT). Without them a run is one process.
 """
 
 import os
@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all of a run."""
+    """Rank and device of this process."""
 
     rank: int
     size: int
@@ -46,7 +46,7 @@ class World:
 
 
 def world_from_environment() -> World:
-    """Read this process's place from the environment; joins nothing.
+    """Read rank and size from the environment, without joining a process group.
 
     Raises:
         UserError: a variable is missing or is not a number.
@@ -55,7 +55,7 @@ def world_from_environment() -> World:
         rank, size = _number("RANK"), _number("WORLD_SIZE")
         local_rank = _number("LOCAL_RANK")
         local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
-    elif "SLURM_STEP_NUM_TASKS" in os.environ:  # srun has started it; a batch script has no such
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:  # started by srun; unset in a batch script
         rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
         local_rank = _number("SLURM_LOCALID")
         listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
@@ -72,7 +72,7 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except KeyError as error:
-        raise UserError(f"{name} is not set; RANK or SLURM's step call for it") from error
+        raise UserError(f"{name} is not set; RANK or a SLURM step needs it") from error
     except ValueError as error:
         raise UserError(f"{name}={os.environ[name]!r} is not a number") from error
 
@@ -85,12 +85,12 @@ def _tasks_on_node(listed: str, node: int) -> int:
         for _ in range(int(times or 1))
     ]
     if node >= len(counts):
-        raise UserError(f"SLURM_STEP_TASKS_PER_NODE={listed!r} does not speak of node {node}")
+        raise UserError(f"SLURM_STEP_TASKS_PER_NODE={listed!r} has no entry for node {node}")
     return counts[node]
 
 
 def join(world: World) -> None:
-    """Join the process group of the run; a lone process makes its own, without a network."""
+    """Join the process group of the run; a single process creates its own, without a network."""
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if dist.is_initialized():
@@ -102,7 +102,7 @@ def join(world: World) -> None:
         return
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise UserError(f"{name} is not set: {world.size} processes do not know where to meet")
+            raise UserError(f"{name} is not set: {world.size} processes need a rendezvous address")
     dist.init_process_group(world.backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
 
 

@@ -1,4 +1,4 @@
-"""What an engine is told: precision, activation checkpointing and DeepSpeed's JSON.
+"""Settings of an engine: precision, activation checkpointing and DeepSpeed's JSON.
 
 Derived from the recipe alone, without DeepSpeed, so that a recipe can be checked anywhere.
 """
@@ -133,7 +133,7 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
 
 
 def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
-    """Refuse settings of one part that cannot be had together; `precision` is not auto.
+    """Refuse incompatible settings of one part; `precision` is not auto.
 
     Raises:
         UserError: with the key and what it needs.
@@ -186,7 +186,7 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
     """Ready the parts of a task for their engines.
 
     Raises:
-        UserError: the recipe speaks of a part the task does not have, or asks for activation
+        UserError: the recipe names a part that the task does not have, or asks for activation
             checkpointing of a part without blocks.
     """
     named = {"optimizers": recipe.optimizers, "engine.zero_per_part": recipe.engine.zero_per_part}

@@ -19,7 +19,7 @@ from trainer.recipe import Precision, Recipe
 FLOAT = 4
 """Bytes of a number in fp32: master weights, moments and averages are kept in it."""
 BUCKET = 500_000_000
-"""Gradients that DeepSpeed reserves room for to reduce them together (reduce_bucket_size)."""
+"""Gradients that DeepSpeed reduces together in one buffer (reduce_bucket_size)."""
 LIVE = 1_000_000_000
 """Weights that ZeRO-3 may keep whole at once (max_live_parameters)."""
 SMALL = 100_000
@@ -54,7 +54,7 @@ class Sizes:
 
 
 def padded(size: int, world: int) -> int:
-    """Weights in one row whose shares begin at even places (ZeRO 1 and 2)."""
+    """Length of the flattened weights with the padding of ZeRO 1 and 2."""
     unit = 2 * world
     return -(-size // unit) * unit
 
@@ -73,7 +73,7 @@ def sizes(part: nn.Module) -> Sizes:
 
 @dataclass(frozen=True)
 class States:
-    """What the bytes of one part depend on besides its sizes; `precision` is not auto."""
+    """Settings that the bytes of one part depend on; `precision` is not auto."""
 
     zero: int
     precision: Precision
@@ -137,7 +137,7 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one process; each of the lines at its highest."""
+    """Bytes of one process, each item at its maximum."""
 
     weights: int
     """What the network computes with."""
@@ -150,17 +150,17 @@ class Footprint:
     gradients: int
     """Between backward and update."""
     buckets: int
-    """Room to reduce gradients in."""
+    """Buffers to reduce gradients in."""
     gathered: int
     """ZeRO-3: weights that are whole for a while, with those that always are."""
     update: int
     """fp32 copies made during an update: of gradients for AdamW, of a weight for the averages."""
     errors: int
-    """What compression of gradients still owes."""
+    """Error feedback of compressed gradients."""
 
     @property
     def total(self) -> int:
-        """All of it; not all is there at the same moment, so this is an upper bound."""
+        """The sum, an upper bound: not all of it is held at the same time."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "Footprint") -> "Footprint":
@@ -173,7 +173,7 @@ NOTHING = Footprint(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def footprint(part: Sizes, how: States, world: int) -> Footprint:
-    """What each of `world` processes holds for one part."""
+    """Bytes that each of `world` processes holds for one part."""
     number, zero = how.number, how.zero
     groups = how.groups(part)
     match zero:
@@ -181,13 +181,13 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
             shares = [sum(weights) for weights, _ in groups]
             kept = sum(shares)
         case 3:
-            shares = [_cut(weights, world) for weights, _ in groups]
+            shares = [_shard(weights, world) for weights, _ in groups]
             kept = sum(shares)
         case _:
             rows = [padded(sum(weights), world) for weights, _ in groups]
             kept, shares = sum(rows), [row // world for row in rows]
     share = sum(shares)
-    averages = (_cut(part.weights, world) if zero == 3 else part.total) * FLOAT
+    averages = (_shard(part.weights, world) if zero == 3 else part.total) * FLOAT
     largest = max(part.weights) * FLOAT
     whole = min(part.total, part.small + LIVE + part.largest_layer) if zero == 3 else 0
     return Footprint(
@@ -207,19 +207,19 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
     )
 
 
-def start_bytes(part: Sizes, how: States, world: int, *, drawn: bool) -> int:
-    """What a process holds of a part before its engine shares it out.
+def start_bytes(part: Sizes, how: States, world: int) -> int:
+    """Bytes that a process holds of a part before its engine shards it.
 
-    The whole part in fp32; where weights are drawn one by one (for ZeRO-3, and for updates inside
-    backward), what is kept of them and twice the largest weight.
+    The whole part in fp32; under ZeRO-3 and for updates inside backward, where parameters are
+    filled and stored one by one, what is kept of them and twice the largest parameter.
     """
-    if not drawn or (how.zero < 3 and not how.in_backward):
+    if how.zero < 3 and not how.in_backward:
         return part.total * FLOAT
-    return _cut(part.weights, world) * how.number + 2 * FLOAT * max(part.weights)
+    return _shard(part.weights, world) * how.number + 2 * FLOAT * max(part.weights)
 
 
-def _cut(weights: tuple[int, ...], world: int) -> int:
-    """What one of `world` processes keeps under ZeRO-3: every weight is cut evenly."""
+def _shard(weights: tuple[int, ...], world: int) -> int:
+    """Numbers per process under ZeRO-3, which divides every parameter evenly."""
     return sum(-(-size // world) for size in weights)
 
 
@@ -229,7 +229,7 @@ def stored_bytes(precision: Precision) -> int:
 
 
 def _bucket_bytes(zero: int, precision: Precision) -> int:
-    """Bytes per place of the buckets; under autocast there is one for either kind of number."""
+    """Bytes per element of the buckets; under autocast there is one for each type."""
     match zero, precision:
         case 0, _:
             return 0

@@ -61,7 +61,7 @@ class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class LogConfig(BaseModel, frozen=True, extra="forbid"):
-    """How often to record metrics and pictures, in optimizer steps; previews None = never."""
+    """How often to record metrics and preview images, in optimizer steps; previews None = never."""
 
     every: int = Field(default=20, gt=0)
     previews: int | None = Field(default=None, gt=0)
@@ -245,11 +245,11 @@ def _unknown_key(key: str) -> str:
 
 
 def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
-    """The keys a user has written: pydantic puts the tag of a union's member between them."""
+    """The keys as written in the recipe, without the union tags that pydantic inserts."""
     keys, node = [], tree
-    for place, part in enumerate(location):
+    for depth, part in enumerate(location):
         if isinstance(node, Mapping):
-            inner = place < len(location) - 1
+            inner = depth < len(location) - 1
             if part not in node and (inner or part == node.get("kind")):
                 continue
             node = node.get(part)

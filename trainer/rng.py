@@ -1,4 +1,4 @@
-"""Randomness by place, and the cutting of batches."""
+"""Random replacements in training, and micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -91,10 +91,10 @@ def check_text_encoder(recipe: Recipe) -> TextSource | None:
     if not isinstance(task, DenoisingConfig) or task.text_encoder is None:
         return None
     found = frozen_text.describe(task.text_encoder)
-    told = model.features if isinstance(model, UNetConfig) else None
-    if told is not None and told.width != found.width:
+    features = model.features if isinstance(model, UNetConfig) else None
+    if features is not None and features.width != found.width:
         raise UserError(
-            f"model.features.width is {told.width} and {found.source.location} gives features of "
+            f"model.features.width is {features.width}; {found.source.location} has features of "
             f"{found.width}; set model.features.width={found.width}"
         )
     return found.source

@@ -1,4 +1,4 @@
-"""What can go wrong around a run: signals, a second live process, a full disk."""
+"""Preemption by signals."""
 
 import signal
 from types import FrameType, TracebackType
@@ -10,8 +10,8 @@ PREEMPTED = 75
 class Preemption:
     """A flag raised by SIGTERM or SIGUSR2; acted upon at the end of a step, not in the handler.
 
-    A process that has been told to leave does not hear it twice: when the first process of a job
-    is gone, SLURM tells the others again, and they may still be sending what is left to send.
+    After a preempted run, later signals are ignored: SLURM signals the other processes of a job
+    again when the first one has ended, and they may still be uploading.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,13 @@
 """A linear classifier of features, independent of the model whose images it classifies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from evaluation.metrics.intervals import Score, wilson
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,14 @@ class LinearProbe:
         """The class (N,) of features (N, D)."""
         normalized = (features.double() - self.mean) / self.std
         return F.linear(normalized, self.weight, self.bias).argmax(dim=1)
+
+
+def classifier_accuracy(
+    probe: LinearProbe, features: Tensor, labels: Tensor, names: Sequence[str]
+) -> dict[str, Score | float]:
+    """How often the classifier names the right class: of all images, and of those of each class."""
+    right = (probe(features) == labels).double()
+    of_class = {
+        f"accuracy/{name}": float(right[labels == index].mean()) for index, name in enumerate(names)
+    }
+    return {"accuracy": wilson(float(right.sum()), len(right)), **of_class}

@@ -228,11 +228,7 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     world = machines.processes
     parts = {name: footprint(part, layouts[name], world) for name, part in numbers.items()}
     total = reduce(Footprint.__add__, parts.values()).total
-    model = next(iter(numbers))  # the recipe's; other parts are built whole by the task
-    start = sum(
-        start_bytes(part, layouts[name], world, drawn=name == model)
-        for name, part in numbers.items()
-    )
+    start = sum(start_bytes(part, layouts[name], world) for name, part in numbers.items())
     available = machines.memory
     return Memory(
         parts=parts,

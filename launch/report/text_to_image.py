@@ -76,7 +76,7 @@ class Line:
 class BestOfN:
     """Charts over the number of candidates, and strips of candidates with their captions."""
 
-    system: System
+    label: str
     charts: Sequence[tuple[str, Markup]]
     strips: Sequence[tuple[str, str | None, int]]
 
@@ -106,7 +106,9 @@ def text_to_image_section(evaluations: Sequence[Evaluation]) -> TextToImage:
         seen=cards(systems, "train", TRAINING_SHOWN),
         lines=score_lines(systems, held_out),
         best_of_n=[
-            BestOfN(system, charts, strips(system, held_out)) for system, charts in ranked if charts
+            BestOfN(system.label, charts, strips(system, held_out))
+            for system, charts in ranked
+            if charts
         ],
     )
 

@@ -16,6 +16,7 @@ from models.diffusion.unet.blocks import (
     BlockSettings,
     ResidualBlock,
     Stage,
+    encoder_stages,
 )
 from models.diffusion.unet.levels import LevelsConfig
 from models.nn import initialization
@@ -66,13 +67,16 @@ class NoisyClassifier(nn.Module):
         self.process = config.process.build()
         vector = 4 * config.channels
         self.time = TimestepEmbedding(vector, config.channels)
-        settings = BlockSettings(vector, config.groups, 1e-5, config.dropout, "scale_shift")
+        self.settings = settings = BlockSettings(
+            vector, config.groups, 1e-5, config.dropout, "scale_shift"
+        )
         first, last = config.widths[0], config.widths[-1]
         self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
-        self.down = nn.ModuleList(self._stages(settings))
+        stages, _ = encoder_stages(config, self._stage, self._halve)
+        self.down = nn.ModuleList(stages)
         self.middle = Stage(
             ResidualBlock(last, last, settings),
-            self._attention(last, settings),
+            self._attention(last),
             ResidualBlock(last, last, settings),
         )
         self.norm = settings.norm(last)
@@ -84,23 +88,18 @@ class NoisyClassifier(nn.Module):
     def classes(self) -> int:
         return self.config.classes
 
-    def _stages(self, settings: BlockSettings) -> list[Stage]:
-        """The blocks of each level, then one that halves."""
-        config, stages = self.config, []
-        width = config.widths[0]
-        for level, outputs in enumerate(config.widths):
-            for _ in range(config.depth):
-                blocks: list[nn.Module] = [ResidualBlock(width, outputs, settings)]
-                if config.attends(level):
-                    blocks.append(self._attention(outputs, settings))
-                stages.append(Stage(*blocks))
-                width = outputs
-            if level < len(config.widths) - 1:
-                stages.append(Stage(ResidualBlock(width, width, settings, resampling="halve")))
-        return stages
+    def _stage(self, inputs: int, outputs: int, level: int) -> Stage:
+        residual = ResidualBlock(inputs, outputs, self.settings)
+        if self.config.attends(level):
+            return Stage(residual, self._attention(outputs))
+        return Stage(residual)
 
-    def _attention(self, width: int, settings: BlockSettings) -> AttentionBlock:
-        return AttentionBlock(width, width // self.config.head_width, settings, context=None)
+    def _halve(self, width: int) -> ResidualBlock:
+        return ResidualBlock(width, width, self.settings, resampling="halve")
+
+    def _attention(self, width: int) -> AttentionBlock:
+        heads = width // self.config.head_width
+        return AttentionBlock(width, heads, self.settings, context=None)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy (B, C, H, W) and times (B,) in [0, 1] to logits (B, classes), at least in fp32.

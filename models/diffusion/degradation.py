@@ -5,7 +5,7 @@ degrading them in training, and conditioning the network on the level, closes th
 """
 
 import math
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -27,36 +27,29 @@ class Degradation(Protocol):
         ...
 
 
-class GaussianAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Gaussian noise of levels uniform in [0, max_level]."""
+class GaussianAugmentation(BaseModel, frozen=True, extra="forbid"):
+    """Gaussian noise of levels uniform in [0, max_level].
+
+    Level s gives z_s = cos(pi s / 2) z_0 + sin(pi s / 2) noise: the forward process of a cosine
+    schedule, run to s ("non-truncated" in the paper).
+    """
 
     kind: Literal["gaussian"] = "gaussian"
     max_level: float = Field(default=0.4, ge=0, le=1)
 
-    def build(self) -> "GaussianAugmentation":
-        return GaussianAugmentation(self)
-
-
-class GaussianAugmentation:
-    """Level s gives z_s = cos(pi s / 2) z_0 + sin(pi s / 2) noise.
-
-    This is the forward process of a cosine schedule, run to s ("non-truncated" in the paper).
-    """
-
-    def __init__(self, config: GaussianAugmentationConfig) -> None:
-        self._max_level = config.max_level
-
     def levels(self, count: int, rng: Generator) -> Tensor:
-        return self._max_level * torch.rand(count, generator=rng, device=rng.device)
+        return self.max_level * torch.rand(count, generator=rng, device=rng.device)
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
-        """q(z_s | z_0)."""
         angle = (level.to(low.dtype) * (math.pi / 2))[:, None, None, None]
         return angle.cos() * low + angle.sin() * randn_like(low, rng)
 
 
-class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Gaussian blur of some of the training images (unCLIP: kernel 3, sigma 0.6)."""
+class BlurAugmentation(BaseModel, frozen=True, extra="forbid"):
+    """Gaussian blur of some of the training images (unCLIP: kernel 3, sigma 0.6).
+
+    Level 1 is blurred, level 0 is not.
+    """
 
     kind: Literal["blur"] = "blur"
     kernel: int = Field(default=3, gt=0)
@@ -64,25 +57,14 @@ class BlurAugmentationConfig(BaseModel, frozen=True, extra="forbid"):
     probability: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _centred(self) -> "BlurAugmentationConfig":
+    def _centred(self) -> Self:
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
         return self
 
-    def build(self) -> "BlurAugmentation":
-        return BlurAugmentation(self)
-
-
-class BlurAugmentation:
-    """Level 1 is blurred, level 0 is not."""
-
-    def __init__(self, config: BlurAugmentationConfig) -> None:
-        self._config = config
-
     def levels(self, count: int, rng: Generator) -> Tensor:
-        """1 for about `probability` of the samples, else 0."""
         uniform = torch.rand(count, generator=rng, device=rng.device)
-        return (uniform < self._config.probability).float()
+        return (uniform < self.probability).float()
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """low + level (blurred - low)."""
@@ -90,10 +72,9 @@ class BlurAugmentation:
         return torch.where(weight > 0, low + weight * (self._blurred(low) - low), low)
 
     def _blurred(self, low: Tensor) -> Tensor:
-        size = self._config.kernel
-        line = gaussian_kernel(size, self._config.sigma).to(low)
-        kernel = (line[:, None] * line[None, :]).expand(low.shape[1], 1, size, size)
-        margin = size // 2
+        line = gaussian_kernel(self.kernel, self.sigma).to(low)
+        kernel = (line[:, None] * line).expand(low.shape[1], 1, self.kernel, self.kernel)
+        margin = self.kernel // 2
         padded = F.pad(low, (margin, margin, margin, margin), mode="reflect")
         return F.conv2d(padded, kernel, groups=low.shape[1])
 
@@ -105,6 +86,4 @@ def gaussian_kernel(size: int, sigma: float) -> Tensor:
     return weights / weights.sum()
 
 
-DegradationConfig = Annotated[
-    GaussianAugmentationConfig | BlurAugmentationConfig, Field(discriminator="kind")
-]
+DegradationConfig = Annotated[GaussianAugmentation | BlurAugmentation, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
-from models.diffusion.degradation import DegradationConfig, GaussianAugmentationConfig
+from models.diffusion.degradation import DegradationConfig, GaussianAugmentation
 from models.diffusion.process import ProcessConfig
 from models.nn.convolution import FiLMResBlock, zero_module
 from models.nn.embedding import TimestepEmbedding
@@ -28,7 +28,7 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     channels: tuple[int, ...] = Field(default=(64, 128), min_length=1)
     blocks: int = Field(default=2, gt=0)
     process: ProcessConfig = ProcessConfig()
-    augmentation: DegradationConfig = GaussianAugmentationConfig()
+    augmentation: DegradationConfig = GaussianAugmentation()
 
     @property
     def conditioning(self) -> frozenset[str]:
@@ -74,7 +74,7 @@ class SuperResolution(nn.Module):
         super().__init__()
         self.config = config
         self.process = config.process.build()
-        self.augmentation = config.augmentation.build()
+        self.augmentation = config.augmentation
         channels = config.channels
         vector = channels[-1]
         self.time = TimestepEmbedding(vector)

@@ -4,20 +4,16 @@ A weight of the squared noise error, as most papers state theirs, is multiplied 
 signal-to-noise ratio: |noise - predicted noise|^2 = snr |x_0 - predicted x_0|^2.
 """
 
-from typing import Annotated, Literal, Protocol, Self
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from models.diffusion.schedules.marginal import Marginal
 
-
-class Weighting(Protocol):
-    """Weight of the squared x_0 error at a marginal."""
-
-    def __call__(self, marginal: Marginal) -> Tensor:
-        """(B,)."""
-        ...
+Weighting = Callable[[Marginal], Tensor]
+"""Weights (B,) of the squared x_0 error at a marginal."""
 
 
 class SnrClamped(BaseModel, frozen=True, extra="forbid"):

@@ -60,7 +60,7 @@ def test_a_batch_script_of_several_tasks_is_no_rank(told):
     ("change", "message"),
     [
         ({"SLURM_LOCALID": "x"}, "SLURM_LOCALID='x' is not a number"),
-        ({"SLURM_NODEID": "4"}, "does not speak of node 4"),
+        ({"SLURM_NODEID": "4"}, "has no entry for node 4"),
         ({"RANK": "0"}, "WORLD_SIZE is not set"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a recipe says about averages of the weights."""
+"""Settings of weight averages (EMA)."""
 
 from typing import Annotated, Literal, Self
 

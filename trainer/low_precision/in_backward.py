@@ -1,11 +1,11 @@
 """AdamW inside backward, at 6 bytes a weight: no gradient outlives its own update.
 
-Weights and both moments are bf16, and a weight's update runs as soon as its gradient is whole; then
-the gradient is freed. Nearest rounding would lose most updates, which are far below half a step of
-a bf16 weight, and keep a running variance from ever falling. Everything is therefore rounded at
-random, up or down with the chance that makes the mean right (stochastic rounding, arXiv
-1502.02551). The draws are keyed by seed, update and weight: the order of backward does not matter,
-and a resumed run goes on bit for bit.
+Weights and both moments are bf16, and a weight's update runs as soon as its gradient is complete;
+then the gradient is freed. Rounding to nearest would lose most updates, which are far below half a
+step of a bf16 weight, and keep a running variance from ever falling. Everything is therefore
+rounded up or down at random, right on average (stochastic rounding, arXiv 1502.02551). Random
+numbers are keyed by seed, update and weight: the order of backward does not matter, and a resumed
+run goes on bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ UPDATES = "updates"
 
 
 def stochastic_round(values: Tensor, rng: Generator) -> Tensor:
-    """fp32 numbers as bf16 ones beside them, whose mean over the draws is the number itself.
+    """fp32 numbers as bf16 ones beside them, that are right on average.
 
     Inf and NaN stay what they are.
     """
@@ -40,7 +40,7 @@ class InBackwardAdamW(torch.optim.Optimizer):
     """
 
     skip = False
-    """Of no use here: the updates have happened."""
+    """Unused: the updates have happened already."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class InBackwardAdamW(torch.optim.Optimizer):
         self._clip, self._seed = clip, seed
         self._done: set[int] = set()
         self._squares: list[Tensor] = []
-        for place, weight in enumerate(weights):
-            _register_hook(weight, self._hook(place))
+        for index, weight in enumerate(weights):
+            _register_hook(weight, self._hook(index))
 
     @property
     def updates(self) -> int:
@@ -80,17 +80,17 @@ class InBackwardAdamW(torch.optim.Optimizer):
         """Global norm of the gradients since the last `step`, before any bound."""
         return torch.stack(self._squares).sum().sqrt() if self._squares else torch.zeros(())
 
-    def _hook(self, place: int) -> Callable[[Tensor], None]:
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
         def update(weight: Tensor) -> None:
-            if place in self._done:
+            if index in self._done:
                 raise UserError(
                     "engine.update: with in_backward each part runs backward once per update, and "
                     "this task runs it more often; use after_backward"
                 )
-            self._done.add(place)
+            self._done.add(index)
             with torch.no_grad():
                 self._update(
-                    weight, keyed_generator(self._seed, self.updates, place, device=weight.device)
+                    weight, keyed_generator(self._seed, self.updates, index, device=weight.device)
                 )
             weight.grad = None
 

@@ -41,7 +41,7 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
 
 
 def build_in_backward(module: nn.Module, settings: OptimizerConfig, key: str) -> InBackwardAdamW:
-    """AdamW that updates all trainable weights, bf16 ones, in backward; `key` names its draws."""
+    """AdamW that updates bf16 weights in backward; `key` names its random numbers."""
     return InBackwardAdamW(
         [weight for weight in module.parameters() if weight.requires_grad],
         lr=settings.lr.peak,

@@ -1,7 +1,7 @@
 """Adversarial reconstruction: an autoencoder against a patch discriminator, two optimizers.
 
-The generator minimises its distance to the image and, once the discriminator has started, what the
-discriminator says of its reconstructions (VQ-GAN, arXiv 2012.09841, 3.1; the first stages of latent
+The generator minimises its distance to the image and, once the discriminator has started, the
+adversarial loss of its reconstructions (VQ-GAN, arXiv 2012.09841, 3.1; the first stages of latent
 diffusion, 2112.10752, E.1).
 """
 
@@ -28,7 +28,7 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
     `adaptive` multiplies the weight by the ratio of gradient norms at the decoder's last layer
     (2012.09841, eq. 7): the adversarial term then pulls `weight` times as hard as the distance,
     whatever their units. `ramp_steps` raise the weight from 0, so that a discriminator that starts
-    late does not ruin what was learnt.
+    late does not destroy the autoencoder.
     """
 
     kind: Literal["adversarial"]
@@ -62,15 +62,15 @@ class Adversarial:
     """Two parts: `model` (the generator) and `discriminator`."""
 
     def __init__(
-        self, config: AdversarialConfig, terms: AutoencoderLoss, discriminator: nn.Module
+        self, config: AdversarialConfig, loss_terms: AutoencoderLoss, discriminator: nn.Module
     ) -> None:
         self._config = config
-        self._terms = terms
+        self._loss = loss_terms
         self._discriminator = discriminator
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """Generator first: it is what a run hands over."""
-        return {"model": self._terms.model, "discriminator": self._discriminator}
+        """The generator comes first: it is exported."""
+        return {"model": self._loss.model, "discriminator": self._discriminator}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """The generator's loss, then the discriminator's, on the same reconstructions.
@@ -79,45 +79,47 @@ class Adversarial:
         each; what the generator's engine gets is their weighted sum as a loss of that gradient.
         So the ratio of the adaptive weight costs no further pass through either network.
         """
-        image, terms = batch.images, self._terms
-        terms.anneal(step.index)
+        image, loss_terms = batch.images, self._loss
+        loss_terms.anneal(step.index)
         output, latents, features = engines["model"](image, step.rng)
-        penalty, metrics = terms.squeeze(latents, step.index)
+        penalty, metrics = loss_terms.bottleneck_loss(latents, step.index)
         leaf = output.detach().requires_grad_()
-        distance, more = terms.distance(leaf, image)
+        distance, more = loss_terms.distance(leaf, image)
         (gradient,) = torch.autograd.grad(distance, leaf)
         value, metrics = distance.detach(), {**metrics, **more}
         if step.index >= self._config.start_step:
-            judged, adversarial = self._judged(engines, leaf)
+            generator_loss, adversarial = self._generator_loss(engines, leaf)
             weight = torch.tensor(self._config.weight_at(step.index), device=image.device)
             if self._config.adaptive:
-                weight = weight * self._ratio(features, gradient, adversarial)
-            value = value + weight * judged
+                weight = weight * self._adaptive_ratio(features, gradient, adversarial)
+            value = value + weight * generator_loss
             gradient = gradient + weight * adversarial
-            metrics.update(adversarial=judged, adversarial_weight=weight)
-        yield Loss("model", through(output, gradient, value) + penalty, metrics)
-        yield self._discriminate(engines, image, terms.model.to_image(output.detach()), step)
+            metrics.update(adversarial=generator_loss, adversarial_weight=weight)
+        yield Loss("model", surrogate_loss(output, gradient, value) + penalty, metrics)
+        yield self._discriminator_loss(
+            engines, image, loss_terms.model.to_image(output.detach()), step
+        )
 
-    def _judged(self, engines: Engines, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """What the discriminator says of the pictures, negated, and its gradient at the output."""
+    def _generator_loss(self, engines: Engines, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the mean score of the discriminator, and its gradient at the output."""
         # only scores here: through the bare module, and without gradients of its own
         self._discriminator.requires_grad_(requires_grad=False)
-        scores = engines["discriminator"].module(self._terms.model.to_image(leaf)).float()
+        scores = engines["discriminator"].module(self._loss.model.to_image(leaf)).float()
         # of the sum, then divided: small gradients would vanish in 16 bits
         (gradient,) = torch.autograd.grad(-scores.sum(), leaf)
         self._discriminator.requires_grad_(requires_grad=True)
         return -scores.detach().mean(), gradient / scores.numel()
 
-    def _ratio(self, features: Tensor, distance: Tensor, adversarial: Tensor) -> Tensor:
+    def _adaptive_ratio(self, features: Tensor, distance: Tensor, adversarial: Tensor) -> Tensor:
         """|gradient of the distance| / |gradient of the adversarial term| at the last layer."""
-        model = self._terms.model
+        model = self._loss.model
         norms = [model.last_gradient(features, each).norm() for each in (distance, adversarial)]
         return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_RATIO)
 
-    def _discriminate(self, engines: Engines, real: Tensor, fake: Tensor, step: Step) -> Loss:
+    def _discriminator_loss(self, engines: Engines, real: Tensor, fake: Tensor, step: Step) -> Loss:
         started = step.index >= self._config.start_step
         if not started:
-            # its engine has to keep step with the other one: one picture, at no weight
+            # both engines must step equally often: one image, with weight 0
             real, fake = real[:1], fake[:1]
         scores = engines["discriminator"](torch.cat([real, fake])).float()
         real_score, fake_score = scores.chunk(2)
@@ -131,16 +133,16 @@ class Adversarial:
 
     def after_update(self, step: Step) -> None:
         """Commit codebook statistics."""
-        self._terms.codebooks.commit(step.rng)
+        self._loss.codebooks.commit(step.rng)
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images, and their reconstructions without noise."""
-        return self._terms.preview(batch.images)
+        return self._loss.preview(batch.images)
 
 
-def through(output: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+def surrogate_loss(output: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
     """A scalar that equals `value` and whose gradient at `output` is `gradient`."""
     linear = (output * gradient.detach()).sum()
     return linear + (value - linear).detach()

@@ -19,7 +19,7 @@ class AutoregressiveConfig(BaseModel, frozen=True, extra="forbid"):
 
     `caption_drop` of the captions are empty in training, for classifier-free guidance;
     `code_noise` of the image tokens the network reads are replaced by random ones (what it must
-    predict is untouched), which keeps a small set from being learnt by heart.
+    predict is untouched), which reduces overfitting to a small set.
     """
 
     kind: Literal["autoregressive"]
@@ -67,7 +67,7 @@ class Autoregressive:
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Token maps as grey pictures: a prior has no pixels of its own."""
+        """Token maps as grey images."""
         codes = generate(self._model, batch.tokens, rng, sampling=Sampling())
         height, width = self._model.config.grid
         grey = codes.view(-1, 1, height, width).float() / (self._model.config.image_vocab - 1)

@@ -72,7 +72,7 @@ class Contrastive:
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """CLIP draws nothing."""
+        """CLIP generates no images."""
         return {}
 
 

@@ -22,17 +22,17 @@ class CoarseLevel(BaseModel, frozen=True, extra="forbid"):
 
     codes: str
     vocab: int = Field(gt=1)
-    places: int = Field(gt=0)
+    length: int = Field(gt=0)
 
 
 class LevelPriorConfig(BaseModel, frozen=True, extra="forbid"):
     """Cross-entropy of one level's codes (arXiv 1906.00446, 3.2).
 
     The model's text_vocab is the caption's (2 without captions) plus the `given` vocabularies, its
-    text_length the caption's (1, empty) plus their places. `caption_drop` of the captions are
+    text_length the caption's (1, empty) plus their lengths. `caption_drop` of the captions are
     empty in training, for guidance; the codes stay. `code_noise` of all codes the network reads,
-    coarser and its own, are replaced by random ones: it then neither learns a small set by heart
-    nor relies on coarser codes that were drawn and may be wrong.
+    coarser and its own, are replaced by random ones: this reduces overfitting, and
+    reliance on sampled coarser codes that may be wrong.
     """
 
     kind: Literal["level_prior"]
@@ -48,14 +48,14 @@ class LevelPriorConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def given_length(self) -> int:
-        """Places of the text that hold coarser codes."""
-        return sum(each.places for each in self.given)
+        """Positions of the text that hold coarser codes."""
+        return sum(each.length for each in self.given)
 
     def build(self, model: nn.Module) -> "LevelPrior":
         """The task over `model`.
 
         Raises:
-            UserError: the model is not a prior, or has no room for what is given.
+            UserError: the model is not a prior, or is too small for the given levels.
         """
         if not isinstance(model, Prior):
             raise UserError("task.kind: level_prior trains model.kind prior")
@@ -90,7 +90,7 @@ class LevelPrior:
         yield Loss("model", value, {"image": value.detach()})
 
     def _prefix(self, batch: Batch, rng: Generator | None) -> Tensor:
-        """Captions and coarser codes of a batch; with a generator, spoiled as in training."""
+        """Captions and coarser codes of a batch; with a generator, augmented as in training."""
         config, shape = self._config, self._model.config
         coarser = [batch.array(each.codes).flatten(1).long() for each in config.given]
         if rng is not None:
@@ -112,7 +112,7 @@ class LevelPrior:
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Code maps as grey pictures: a prior has no pixels of its own."""
+        """Code maps as grey images."""
         codes = generate(self._model, self._prefix(batch, None), rng, sampling=Sampling())
         height, width = self._model.config.grid
         grey = codes.view(-1, 1, height, width).float() / (self._model.config.image_vocab - 1)

@@ -18,7 +18,7 @@ from models.autoencoders.perceptual import (
 
 
 class Lpips(BaseModel, frozen=True, extra="forbid"):
-    """VGG-16's features, each channel weighted as people judge (LPIPS 0.1, arXiv 1801.03924).
+    """VGG-16's features, each channel weighted by human judgements (LPIPS 0.1, arXiv 1801.03924).
 
     `vgg` is torchvision's VGG-16 state dict on disk; `linear` LPIPS' five layers, without which all
     channels count alike.
@@ -60,9 +60,9 @@ class OwnFeatures(BaseModel, frozen=True, extra="forbid"):
 
 
 class RandomFeatures(BaseModel, frozen=True, extra="forbid"):
-    """A convolutional network whose weights are drawn from `seed` and never trained.
+    """A convolutional network of random weights from `seed` and never trained.
 
-    Its architecture alone makes it tell structures apart (arXiv 2103.10571).
+    Its architecture alone distinguishes structures (arXiv 2103.10571).
     """
 
     kind: Literal["random"] = "random"
@@ -93,7 +93,7 @@ class PerceptualTerm:
         """The factor of the distance in the loss."""
         return self._config.weight
 
-    def __call__(self, picture: Tensor, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, other: Tensor) -> Tensor:
         """The distance of two batches, a scalar, not yet weighted.
 
         Raises:
@@ -102,4 +102,4 @@ class PerceptualTerm:
         if self._distance is None:
             with torch.device("cpu"):  # moves to the images at its first call
                 self._distance = self._config.build()
-        return self._distance(picture, image)
+        return self._distance(image, other)

@@ -28,7 +28,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     """Negative log likelihood per value, the bottleneck's term per position, perceptual distance.
 
     `logit_laplace` is DALL-E's (arXiv 2102.12092, A.3), of a dVAE; the others are errors of the
-    picture: mean absolute, mean squared, and both added. `kl` weighs a divergence from the prior,
+    image: mean absolute, mean squared, and both added. `kl` weighs a divergence from the prior,
     `codebook` the loss of quantised codes. `temperature` is the gumbel-softmax relaxation's.
     """
 
@@ -86,25 +86,27 @@ class AutoencoderLoss:
 
     def distance(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """How far a decoder's output is from the image: a scalar, and its terms as metrics."""
-        picture = self.model.to_image(output)
+        decoded = self.model.to_image(output)
         image = image.float()
         match self.objective.likelihood:
             case "logit_laplace":
                 nll = logit_laplace(output, image)
             case "l1_l2":
-                nll = F.l1_loss(picture, image) + F.mse_loss(picture, image)
+                nll = F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
             case "l1":
-                nll = F.l1_loss(picture, image)
+                nll = F.l1_loss(decoded, image)
             case "l2":
-                nll = F.mse_loss(picture, image)
+                nll = F.mse_loss(decoded, image)
         metrics = {"reconstruction": nll.detach()}
         if self._perceptual is None:
             return nll, metrics
-        seen = self._perceptual(picture, image)
-        metrics["perceptual"] = seen.detach()
-        return nll + self._perceptual.weight * seen, metrics
+        perceptual = self._perceptual(decoded, image)
+        metrics["perceptual"] = perceptual.detach()
+        return nll + self._perceptual.weight * perceptual, metrics
 
-    def squeeze(self, latents: tuple[Latent, ...], index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def bottleneck_loss(
+        self, latents: tuple[Latent, ...], index: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The bottlenecks' weighted loss, and metrics; the statistics of codebooks are noted."""
         loss = torch.stack([latent.loss for latent in latents]).sum()
         self.codebooks.add(latents)
@@ -127,28 +129,28 @@ class AutoencoderLoss:
 class Reconstruction:
     """Trains an autoencoder on images."""
 
-    def __init__(self, terms: AutoencoderLoss) -> None:
-        self._terms = terms
+    def __init__(self, loss_terms: AutoencoderLoss) -> None:
+        self._loss = loss_terms
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The autoencoder."""
-        return {"model": self._terms.model}
+        return {"model": self._loss.model}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Likelihood and bottleneck term of one micro-batch."""
-        terms = self._terms
-        terms.anneal(step.index)
+        loss_terms = self._loss
+        loss_terms.anneal(step.index)
         output, latents, _ = engines["model"](batch.images, step.rng)
-        distance, metrics = terms.distance(output, batch.images)
-        penalty, more = terms.squeeze(latents, step.index)
+        distance, metrics = loss_terms.distance(output, batch.images)
+        penalty, more = loss_terms.bottleneck_loss(latents, step.index)
         yield Loss("model", distance + penalty, {**metrics, **more})
 
     def after_update(self, step: Step) -> None:
         """Commit codebook statistics."""
-        self._terms.codebooks.commit(step.rng)
+        self._loss.codebooks.commit(step.rng)
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images, and their reconstructions through hard codes."""
-        return self._terms.preview(batch.images)
+        return self._loss.preview(batch.images)

@@ -237,16 +237,16 @@ class NodeMetricsUploader:
         state = self._path.with_name(f"{self._host}.sent")
         lock = self._path.with_name(f"{self._host}.lock")
         with explain_errors(self._tracking.uri, None), file_lock(lock, wait):
-            place = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
-            lines = read_lines(self._path, place)
+            offset = int(state.read_text(encoding="utf-8")) if state.is_file() else 0
+            lines = read_lines(self._path, offset)
             if run_id is None or not lines:
                 return 0
             if self._client is None:
                 self._client = make_client(self._tracking.uri)
             for metrics, size, _ in metric_batches(lines, f"system/{self._host}/"):
                 log_metrics(self._client, run_id, metrics)
-                place += size
-                write_json(state, place)
+                offset += size
+                write_json(state, offset)
         return len(lines)
 
 

@@ -1,11 +1,13 @@
 """The blocks of the UNet. All of them take features, the time's vector and the caption's tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.diffusion.unet.levels import LevelsConfig
 from models.nn.attention import ContextAttention, SelfAttention
 from models.nn.convolution import Conv3x3, zero_module
 from models.nn.normalization import norm_act
@@ -153,3 +155,25 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = block(x, vector, context)
         return x
+
+
+def encoder_stages(
+    config: LevelsConfig,
+    stage: Callable[[int, int, int], Stage],
+    halve: Callable[[int], nn.Module],
+) -> tuple[list[Stage], list[int]]:
+    """The way down, from `stage` of (inputs, outputs, level) and `halve` of a width.
+
+    Also the widths of its skip connections, the stem's first.
+    """
+    width = config.widths[0]
+    kept, stages = [width], []
+    for level, outputs in enumerate(config.widths):
+        for _ in range(config.depth):
+            stages.append(stage(width, outputs, level))
+            width = outputs
+            kept.append(width)
+        if level < len(config.widths) - 1:
+            stages.append(Stage(halve(width)))
+            kept.append(width)
+    return stages, kept

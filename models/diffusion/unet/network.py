@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import (
-    BlurAugmentationConfig,
+    BlurAugmentation,
     Degradation,
     DegradationConfig,
 )
@@ -23,6 +23,7 @@ from models.diffusion.unet.blocks import (
     PlainResampling,
     ResidualBlock,
     Stage,
+    encoder_stages,
 )
 from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
@@ -37,7 +38,7 @@ class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     """The network enlarges images of `size` pixels: its input holds them bilinearly upsampled."""
 
     size: int = Field(gt=0)
-    augmentation: DegradationConfig = BlurAugmentationConfig()
+    augmentation: DegradationConfig = BlurAugmentation()
     condition_on_noise_level: bool = False
     """Whether the network gets the degradation level of its input; the published ones do not."""
 
@@ -144,7 +145,6 @@ class UNet(nn.Module):
         self.config = config
         self.process = config.process.build()
         low = config.low_resolution
-        self._augmentation = None if low is None else low.augmentation.build()
         vector = 4 * config.channels
         self.time = TimestepEmbedding(
             vector,
@@ -165,7 +165,10 @@ class UNet(nn.Module):
         first = config.widths[0]
         inputs = 1 if low is None else 2
         self.stem = nn.Conv2d(inputs * config.image_channels, first, 3, padding=1)
-        kept = self._build_down()
+        stages, kept = encoder_stages(
+            config, self._stage, lambda width: self._resampling(width, "halve")
+        )
+        self.down = nn.ModuleList(stages)
         last = config.widths[-1]
         self.middle = Stage(
             ResidualBlock(last, last, self.settings),
@@ -185,24 +188,9 @@ class UNet(nn.Module):
         Raises:
             UserError: the network has no such input.
         """
-        if self._augmentation is None:
+        if self.config.low_resolution is None:
             raise UserError("this unet has no low-resolution input: set model.low_resolution")
-        return self._augmentation
-
-    def _build_down(self) -> list[int]:
-        """The encoder; returns the widths of its skip connections, the stem's first."""
-        config, width = self.config, self.config.widths[0]
-        kept, stages = [width], []
-        for level, outputs in enumerate(config.widths):
-            for _ in range(config.depth):
-                stages.append(self._stage(width, outputs, level))
-                width = outputs
-                kept.append(width)
-            if level < len(config.widths) - 1:
-                stages.append(Stage(self._resampling(width, "halve")))
-                kept.append(width)
-        self.down = nn.ModuleList(stages)
-        return kept
+        return self.config.low_resolution.augmentation
 
     def _build_up(self, kept: list[int]) -> None:
         """The decoder; each stage gets the latest skip connection that is left."""

@@ -35,7 +35,7 @@ steps: 1
 batch: 4
 model: {{kind: prior, text_vocab: 18, text_length: 5, image_vocab: 16, grid: [4, 4], width: 16,
   layers: 1, heads: 1, head_width: 16}}
-task: {{kind: level_prior, codes: bottom, given: [{{codes: top, vocab: 16, places: 4}}]}}
+task: {{kind: level_prior, codes: bottom, given: [{{codes: top, vocab: 16, length: 4}}]}}
 data: {{url: {url}, arrays: [top, bottom]}}
 optimizer: {{lr: {{peak: 1.0e-3}}}}
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
-from trainer.run import write_json
 
 PIPELINE = """\
 name: both

@@ -12,8 +12,8 @@ from rich.console import Console
 from status_helpers import NEEDS, NOW, job_state, progress, status
 
 from launch.status import table
+from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
-from trainer.run import write_json
 
 
 def test_status_prints_one_json_object_of_a_run_or_of_all(mezzotint, root, recipe):

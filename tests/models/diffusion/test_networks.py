@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
-from models.diffusion.degradation import BlurAugmentationConfig
+from models.diffusion.degradation import BlurAugmentation
 from models.diffusion.guidance import with_guidance, without_text
 from models.diffusion.losses import denoising_loss
 from models.diffusion.process import ProcessConfig, denoiser
@@ -183,6 +183,6 @@ def test_the_first_half_of_the_blocks_feeds_the_second():
 
 
 def test_a_blur_augmented_upsampler_can_be_built():
-    config = UPSAMPLER.model_copy(update={"augmentation": BlurAugmentationConfig()})
+    config = UPSAMPLER.model_copy(update={"augmentation": BlurAugmentation()})
     levels = config.build().augmentation.levels(5, rng())
     assert levels.shape == (5,)

@@ -20,7 +20,7 @@ from models.autoencoders.strided import StridedPyramid
 from trainer.optimizers.schedules import Constant, Cosine
 from trainer.recipe import load
 from trainer.task import Step
-from trainer.tasks.adversarial import AdversarialConfig, through
+from trainer.tasks.adversarial import AdversarialConfig, surrogate_loss
 from trainer.tasks.perceptual import Lpips, OwnFeatures, RandomFeatures
 from trainer.tasks.reconstruction import ReconstructionConfig
 
@@ -128,7 +128,7 @@ def test_statistics_of_an_overflow_leave_the_codebook_alone():
 def test_a_loss_with_a_given_gradient_has_its_value_too():
     output = torch.randn(3, generator=rng()).requires_grad_()
     wanted = torch.tensor([1.0, -2.0, 0.5])
-    value = through(output, wanted, torch.tensor(7.0))
+    value = surrogate_loss(output, wanted, torch.tensor(7.0))
     assert value.item() == pytest.approx(7.0)
     assert torch.equal(torch.autograd.grad(value, output)[0], wanted)
 

@@ -287,3 +287,25 @@ def test_a_weight_without_a_kind_is_the_clamped_ratio():
     assert recipe.task.weight == SnrClamped(low=0.1, high=2.0)
     with pytest.raises(UserError, match=r"task.weight.hihg: unknown key"):
         load("recipes/emoji_base.yaml", ["task.weight={low: 0.1, hihg: 2.0}"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "new"),
+    [
+        ("emoji_class", "model.process.predicts", "prediction_type"),
+        ("emoji_class", "model.process.data_deviation", "sigma_data"),
+        ("emoji_class", "model.counts_from_zero", "timestep_offset (0 or 1)"),
+        ("emoji_class", "model.frequencies", "freq_shift (open: 0, closed: 1)"),
+        ("emoji_dit", "task.of", "target (conditions in a condition of kind several)"),
+        ("emoji_dit", "task.target.deviations", "std"),
+        ("emoji_dit", "task.loss.share", "vlb_weight (probability in an augmentation)"),
+        ("emoji_upsampler", "model.augmentation.highest", "max_level"),
+        ("unclip_upsampler_256", "model.low_resolution.tells_level", "condition_on_noise_level"),
+        ("adm_classifier_64", "task.times.deviation", "std (sigma_data in a weight)"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(recipe, key, new):
+    path = f"recipes/{recipe}.yaml"
+    with pytest.raises(UserError) as caught:
+        load(path, [f"{key}=1"])
+    assert f"{path}: {key}: was renamed to {new}; use the new name" in str(caught.value)
