@@ -136,7 +136,7 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes of one process, each item at its maximum."""
 
     weights: int
@@ -163,16 +163,16 @@ class Footprint:
         """The sum, an upper bound: not all of it is held at the same time."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def __add__(self, other: "Footprint") -> "Footprint":
+    def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
         """Two parts in one process."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Footprint(*(one + two for one, two in pairs))
+        return MemoryEstimate(*(one + two for one, two in pairs))
 
 
-NOTHING = Footprint(0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def footprint(part: Sizes, how: States, world: int) -> Footprint:
+def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
     """Bytes that each of `world` processes holds for one part."""
     number, zero = how.number, how.zero
     groups = how.groups(part)
@@ -190,7 +190,7 @@ def footprint(part: Sizes, how: States, world: int) -> Footprint:
     averages = (_shard(part.weights, world) if zero == 3 else part.total) * FLOAT
     largest = max(part.weights) * FLOAT
     whole = min(part.total, part.small + LIVE + part.largest_layer) if zero == 3 else 0
-    return Footprint(
+    return MemoryEstimate(
         weights=kept * number,
         master=share * how.master_bytes if how.wrapped else 0,
         moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),

@@ -24,10 +24,10 @@ from trainer.engine_config import (
     resolve_precision,
 )
 from trainer.memory_estimate import (
-    Footprint,
+    MemoryEstimate,
     Sizes,
     checkpoint_bytes,
-    footprint,
+    estimate_memory,
     sizes,
     start_bytes,
     states,
@@ -54,7 +54,7 @@ class Machines:
 class Memory:
     """Memory of one process in bytes, without activations."""
 
-    parts: Mapping[str, Footprint]
+    parts: Mapping[str, MemoryEstimate]
     total: int
     """Of all parts, an upper bound."""
     start: int
@@ -226,8 +226,8 @@ def _per_step(recipe: Recipe, micro: int, processes: int) -> dict[str, int]:
 def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) -> Memory:
     layouts = {name: states(recipe, name, machines.precision) for name in numbers}
     world = machines.processes
-    parts = {name: footprint(part, layouts[name], world) for name, part in numbers.items()}
-    total = reduce(Footprint.__add__, parts.values()).total
+    parts = {name: estimate_memory(part, layouts[name], world) for name, part in numbers.items()}
+    total = reduce(MemoryEstimate.__add__, parts.values()).total
     start = sum(start_bytes(part, layouts[name], world) for name, part in numbers.items())
     available = machines.memory
     return Memory(

@@ -7,11 +7,11 @@ import torch
 
 from trainer.memory_estimate import (
     BUCKET,
-    Footprint,
+    MemoryEstimate,
     Sizes,
     States,
     checkpoint_bytes,
-    footprint,
+    estimate_memory,
     sizes,
     states,
 )
@@ -75,8 +75,8 @@ def how(name: str) -> States:
     return states(recipe, "model", recipe.engine.precision)
 
 
-def said(part: Sizes, name: str) -> Footprint:
-    return footprint(part, how(name), WORLD)
+def said(part: Sizes, name: str) -> MemoryEstimate:
+    return estimate_memory(part, how(name), WORLD)
 
 
 def at(*stages: int) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.memory_estimate import checkpoint_bytes, footprint, sizes, states
+from trainer.memory_estimate import checkpoint_bytes, estimate_memory, sizes, states
 from trainer.recipe import Recipe, load
 
 pytestmark = pytest.mark.processes
@@ -66,7 +66,7 @@ def test_six_bytes_a_weight_are_held_and_check_names_them(weighed, recipe):
     with torch.device("meta"):
         part = sizes(recipe.model.build())
     how = states(recipe, "model", "bf16")
-    expected = footprint(part, how, 1)
+    expected = estimate_memory(part, how, 1)
     assert (weighed["weights"], weighed["moments"]) == (2 * part.total, 4 * part.total)
     assert (expected.weights, expected.moments) == (2 * part.total, 4 * part.total)
     assert weighed["master"] == expected.master == 0
@@ -77,7 +77,7 @@ def test_six_bytes_a_weight_are_held_and_check_names_them(weighed, recipe):
 
 def test_after_backward_no_gradient_is_left_and_within_it_one_layers(weighed, recipe):
     with torch.device("meta"):
-        expected = footprint(sizes(recipe.model.build()), states(recipe, "model", "bf16"), 1)
+        expected = estimate_memory(sizes(recipe.model.build()), states(recipe, "model", "bf16"), 1)
     assert weighed["gradients"] <= 4096
     assert weighed["backward"] <= expected.gradients + 1_000_000  # and activations
     assert weighed["backward"] + weighed["held"] <= expected.total + 1_000_000

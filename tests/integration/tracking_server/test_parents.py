@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
 MEET = """
 import sys
 from pathlib import Path
-from launch.train.local import link_from_environment
+from launch.train.local import tracking_from_environment
 from trainer.recipe import load as load_recipe
 from trainer.tracking.run_log import RunInfo, record_start
 from trainer.run import RunDirectory
@@ -39,7 +39,7 @@ record_start(root / stage, root.name, RunInfo(stage))
 configure_mlflow()
 (root / f"{stage}.ready").touch()
 while not (root / "go").exists(): pass
-Uploader(RunDirectory(root / stage), link_from_environment(root=root)).sync()
+Uploader(RunDirectory(root / stage), tracking_from_environment(root=root)).sync()
 """
 
 
@@ -96,7 +96,7 @@ def test_in_a_job_a_stage_that_will_be_queued_again_leaves_the_parent_running(
     server, client, pipeline, monkeypatch
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("launch.pipeline.stage_process.execute", lambda *_: 1 / 0)
+    monkeypatch.setattr("launch.pipeline.stage_process.execute_stage", lambda *_: 1 / 0)
     root = pipeline("queued", "data/emoji")
     with pytest.raises(ZeroDivisionError):
         run_stage(root, "first")

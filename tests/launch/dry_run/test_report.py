@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.dry_run.text import format_bytes
-from trainer.memory_estimate import Sizes, States, checkpoint_bytes, footprint
+from trainer.memory_estimate import Sizes, States, checkpoint_bytes, estimate_memory
 
 CLUSTER = """
 name: eight GPUs a node
@@ -204,7 +204,7 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     """Bytes per weight as in the ZeRO paper: 2 + 2 + 12, of which 12, 14 or all are shared."""
 
     def held(zero: int, world: int) -> tuple[float, float, float]:
-        one = footprint(PART, States(zero, "bf16", averages=0), world)
+        one = estimate_memory(PART, States(zero, "bf16", averages=0), world)
         return (one.weights / PART.total, one.gradients / PART.total,
                 (one.master + one.moments) / PART.total)  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_the_parts_of_a_footprint_follow_the_stage():
     assert held(1, 8) == pytest.approx((2, 2 / 8, 12 / 8), rel=1e-4)
     assert held(2, 8) == held(1, 8)
     assert held(3, 8) == pytest.approx((2 / 8, 2 / 8, 12 / 8), rel=1e-4)
-    assert footprint(PART, States(0, "fp32", averages=0), 8).master == 0
+    assert estimate_memory(PART, States(0, "fp32", averages=0), 8).master == 0
 
 
 def test_a_checkpoint_holds_everything_once():
