@@ -1,4 +1,4 @@
-"""`mezzotint sample` with a model that is told features of a frozen encoder."""
+"""`mezzotint sample` with a model that is conditioned on features of a frozen encoder."""
 
 import json
 
@@ -49,39 +49,39 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def test_captions_are_drawn_through_the_encoder_that_the_model_names(mezzotint, model, tmp_path):
+def test_captions_pass_the_encoder_that_the_model_names(mezzotint, model, tmp_path):
     sheet = tmp_path / "sheet.png"
     words = ["--number", 1, "--steps", 2, "--guidance", 2, "--out", sheet, "--json"]
     outcome = mezzotint("sample", model, *CAPTIONS, *words)
     assert outcome.code == 0, outcome.err
-    with Image.open(sheet) as picture:
-        assert picture.width > 8
+    with Image.open(sheet) as image:
+        assert image.width > 8
     (cell,) = json.loads(outcome.out)["cells"]
     assert cell["nfe"]["network"] == 4
 
 
-def test_a_picture_depends_on_its_caption_and_guidance_on_the_empty_one(model):
+def test_an_image_depends_on_its_caption_and_guidance_on_the_empty_one(model):
     def generated(**settings):
         tree = {"model": str(model), "sampling": {"steps": 2, "guidance": 3.0}} | settings
         generator = load_generator(DiffusionSystem.model_validate(tree), precision="fp32")
         request = GenerationRequest(tuple(map(Prompt, CAPTIONS)), seed=1)
         return generator.generate(request).images, generator.protocol()["captions"]
 
-    pictures, protocol = generated()
-    assert not torch.equal(pictures[0], pictures[1])
+    images, protocol = generated()
+    assert not torch.equal(images[0], images[1])
     assert protocol == store.describe(str(model)).text_encoder.model_dump()
-    alike, _ = generated(negative="")
-    assert torch.equal(alike, pictures)
+    same, _ = generated(negative="")
+    assert torch.equal(same, images)
     other, _ = generated(negative="man pilot")
-    assert not torch.equal(other, pictures)
+    assert not torch.equal(other, images)
 
 
 def test_another_encoder_in_its_place_or_none_is_refused(refused, model, tmp_path):
     save_clip(str(tmp_path / "clip"), seed=1)
-    said = refused("sample", model, CAPTIONS[0])
-    assert "config.json: text_encoder: " in said
-    assert "holds another text encoder" in said
-    said = refused("sample", tmp_path / "mute", CAPTIONS[0])
-    assert "names no text_encoder that makes them" in said
+    message = refused("sample", model, CAPTIONS[0])
+    assert "config.json: text_encoder: " in message
+    assert "holds another text encoder" in message
+    message = refused("sample", tmp_path / "mute", CAPTIONS[0])
+    assert "names no text_encoder that makes them" in message
     (tmp_path / "clip" / "config.json").unlink()
     assert "is not a model directory" in refused("sample", model, CAPTIONS[0])

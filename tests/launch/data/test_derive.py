@@ -48,7 +48,7 @@ def saved(directory, config):
 
 
 def small():
-    """The pictures of one emoji."""
+    """The images of one emoji."""
     everything = Selection(split="composition", part="test")
     base = open_dataset(DataConfig(url="data/emoji", select=(everything,))).attributes(0)["base"]
     chosen = Selection(split="composition", part="test", where={"base": (base,)})
@@ -75,8 +75,8 @@ def test_a_hierarchys_codes_are_derived_per_level_and_a_prior_trains_on_them(tmp
     (loss,) = task.losses(task.parts(), batch, Step(0, torch.Generator()))
     assert loss.value.item() == pytest.approx(np.log(16), rel=0.05)
     loss.value.backward()
-    drawn = task.preview(task.parts(), batch, torch.Generator())["codes"]
-    assert drawn.shape == (len(derived), 3, 4, 4)
+    sampled = task.preview(task.parts(), batch, torch.Generator())["codes"]
+    assert sampled.shape == (len(derived), 3, 4, 4)
 
 
 class Recorded:
@@ -91,7 +91,7 @@ class Recorded:
         return self.module(*given)
 
 
-def test_code_noise_spoils_what_is_read_and_not_what_is_predicted(tmp_path):
+def test_code_noise_changes_what_is_read_and_not_what_is_predicted(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(url="data/emoji"))
     codes = {"top": torch.zeros(64, 2, 2), "bottom": torch.zeros(64, 4, 4)}
@@ -112,13 +112,13 @@ def test_code_noise_spoils_what_is_read_and_not_what_is_predicted(tmp_path):
     assert (clean_prefix[:, 1:] == 2).all()
     assert torch.equal(prefix[:, :1], clean_prefix[:, :1])
     assert ((prefix[:, 1:] >= 2) & (prefix[:, 1:] < 18)).all()
-    for spoiled in ((prefix[:, 1:] != 2), (read != 0)):
-        assert spoiled.float().mean().item() == pytest.approx(0.5 * 15 / 16, abs=0.12)
+    for changed in ((prefix[:, 1:] != 2), (read != 0)):
+        assert changed.float().mean().item() == pytest.approx(0.5 * 15 / 16, abs=0.12)
     assert noisy_value.item() != value.item()
     assert noisy_value.item() == pytest.approx(np.log(16), rel=0.05)
 
 
-def test_a_level_prior_without_room_for_the_coarser_codes_is_refused(tmp_path):
+def test_a_level_prior_without_positions_for_the_coarser_codes_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(url="data/emoji"))
     loaded = load(recipe, ["model.text_length=4"])
@@ -126,7 +126,7 @@ def test_a_level_prior_without_room_for_the_coarser_codes_is_refused(tmp_path):
         loaded.task.build(loaded.model.build())
 
 
-def test_a_vq_vae_derives_codes_and_latents_where_they_are_asked_for(tmp_path):
+def test_a_vq_vae_derives_codes_or_requested_latents(tmp_path):
     vq = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA)
     model, data = saved(tmp_path / "vq", vq), small()
     assert encoder_size(model) == 16
@@ -157,11 +157,11 @@ SMALLER = (
 
 @pytest.mark.parametrize("name", ["emoji_dit", "imagenet_dit_xl2"])
 @torch.no_grad()
-def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, name):
+def test_a_dit_trains_on_derived_latents_and_they_decode_to_images(tmp_path, name):
     model, data, out = saved(tmp_path / "kl", KL), small(), str(tmp_path / "latents")
     manifest = encode_set(data, model, out, batch=8)
-    first_stage, pictures = store.load(model), open_dataset(data)
-    images = pictures.batch(range(len(pictures))).images
+    first_stage, dataset = store.load(model), open_dataset(data)
+    images = dataset.batch(range(len(dataset))).images
     overrides = [f"data.url={out}", f"data.encoder={model}", *SMALLER]
     loaded = load(f"recipes/{name}.yaml", overrides)
     inputs = open_inputs(loaded)
@@ -169,13 +169,13 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_pictures(tmp_path, n
     mean, log_variance = moments(first_stage.hidden(images))
     assert torch.allclose(batch.array("latents"), mean, atol=1e-6)
     assert torch.allclose(batch.array("latent_deviations"), (log_variance / 2).exp(), atol=1e-6)
-    assert batch.labels.tolist() == [TONES.index(each) for each in tones(pictures)]
+    assert batch.labels.tolist() == [TONES.index(each) for each in tones(dataset)]
     decoded = first_stage.decode(batch.array("latents"))
     assert torch.allclose(decoded, first_stage.reconstruct(images), atol=1e-5)
 
     found = latent_statistics(out, manifest)
-    drawn = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
-    assert found.std == pytest.approx(float(drawn.std()), rel=0.1)
+    sampled = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
+    assert found.std == pytest.approx(float(sampled.std()), rel=0.1)
     assert found.scale * found.std == pytest.approx(1.0)
     with torch.enable_grad():
         parts = inputs.task.parts()
@@ -199,7 +199,7 @@ def tones(dataset):
     return [dataset.attributes(index)["tone"] for index in range(len(dataset))]
 
 
-def test_a_latent_is_drawn_anew_each_time_it_comes():
+def test_a_latent_is_sampled_again_each_time_it_comes():
     arrays = {"latents": torch.ones(500, 4, 2, 2), "spread": torch.full((500, 4, 2, 2), 0.5)}
     batch = Batch(keys=("",) * 500, captions=("",) * 500, arrays=arrays)
     fixed = Array(name="latents", mean=0.5, scale=2.0)
@@ -212,14 +212,15 @@ def test_a_latent_is_drawn_anew_each_time_it_comes():
     assert float(one.std()) == pytest.approx(2 * 0.5, rel=0.05)
 
 
-def test_the_command_says_how_to_scale_latents(mezzotint, refused, tmp_path, write_set):
+def test_the_command_reports_how_to_scale_latents(mezzotint, refused, tmp_path, write_set):
     model = saved(tmp_path / "kl", KL)
     words = ["data", "derive", write_set(), tmp_path / "out", "--model", model]
-    said = json.loads(mezzotint(*words, "--json").out)
-    assert said["samples"] == 12
+    report = json.loads(mezzotint(*words, "--json").out)
+    assert report["samples"] == 12
     plain = mezzotint(*words)  # made already
     assert (
-        f"standard deviation {said['std']:.4g}; train on them with task.target.scale=" in plain.out
+        f"standard deviation {report['std']:.4g}; train on them with task.target.scale="
+        in plain.out
     )
     codes = saved(tmp_path / "codes", HIERARCHY)
     wrong = refused(

@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def faces(tmp_path, png):
+def images(tmp_path, png):
     paths = []
     for colour in ("red", "gray"):
         path = tmp_path / f"{colour}.png"
@@ -43,29 +43,29 @@ def faces(tmp_path, png):
     return paths
 
 
-def test_images_are_inverted_reported_and_sampled_again(mezzotint, model, faces, tmp_path):
+def test_images_are_inverted_reported_and_sampled_again(mezzotint, model, images, tmp_path):
     out = tmp_path / "looked" / "at.png"
-    words = ("invert", model, *faces, "--caption", "man cook", "--out", out)
+    words = ("invert", model, *images, "--caption", "man cook", "--out", out)
     outcome = mezzotint(*words, "--steps", "20,5", "--json")
     assert outcome.code == 0, outcome.err
-    said = json.loads(outcome.out)
-    assert said["images"] == ["red.png", "gray.png"]
-    assert [run["steps"] for run in said["runs"]] == [5, 20]
-    assert [run["nfe"] for run in said["runs"]] == [10, 40]
-    assert all(len(run["psnr"]) == 2 for run in said["runs"])
-    assert {"mean", "std", "kurtosis", "distance"} <= said["runs"][0]["noise"].keys()
+    report = json.loads(outcome.out)
+    assert report["images"] == ["red.png", "gray.png"]
+    assert [run["steps"] for run in report["runs"]] == [5, 20]
+    assert [run["nfe"] for run in report["runs"]] == [10, 40]
+    assert all(len(run["psnr"]) == 2 for run in report["runs"])
+    assert {"mean", "std", "kurtosis", "distance"} <= report["runs"][0]["noise"].keys()
     with Image.open(out) as sheet:
         assert sheet.width > 3 * 96
     kept = read_noise(out.with_suffix(".safetensors"))
     assert (kept.steps, kept.times) == (20, "log_snr")
     assert kept.captions == ("man cook", "man cook")
     assert kept.noise.shape == (2, 3, 8, 8)
-    drawn = mezzotint(
+    sampled = mezzotint(
         "sample", model, "woman cook", "--from-noise", out.with_suffix(".safetensors"), "--json",
         "--out", tmp_path / "again.png",
     )  # fmt: skip
-    assert drawn.code == 0, drawn.err
-    again = json.loads(drawn.out)
+    assert sampled.code == 0, sampled.err
+    again = json.loads(sampled.out)
     assert again["number"] == 2
     assert again["system"]["sampling"]["steps"] == 20
     assert again["system"]["sampling"]["times"]["kind"] == "log_snr"
@@ -83,9 +83,9 @@ def test_images_are_inverted_reported_and_sampled_again(mezzotint, model, faces,
         (("--class", "0"), "is not conditioned on classes"),
     ],
 )
-def test_what_cannot_be_inverted_is_refused(refused, model, faces, words, message, tmp_path):
-    said = refused("invert", model, *faces, *words, "--out", tmp_path / "no.png")
-    assert message in said
+def test_what_cannot_be_inverted_is_refused(refused, model, images, words, message, tmp_path):
+    report = refused("invert", model, *images, *words, "--out", tmp_path / "no.png")
+    assert message in report
 
 
 def test_noise_of_other_making_is_refused(tmp_path, refused, model):
@@ -103,11 +103,11 @@ def test_the_likelihood_comes_with_its_interval_and_protocol(mezzotint, model, w
     words = ("likelihood", model, write_set(), "--limit", "4", "--steps", "4")
     outcome = mezzotint(*words, "--json")
     assert outcome.code == 0, outcome.err
-    said = json.loads(outcome.out)
-    bits = said["bits_per_dimension"]
+    report = json.loads(outcome.out)
+    bits = report["bits_per_dimension"]
     assert bits["n"] == 4
     assert bits["low"] <= bits["value"] <= bits["high"]
-    assert said["protocol"]["dequantisation"] == "uniform over 256 levels"
+    assert report["protocol"]["dequantisation"] == "uniform over 256 levels"
     assert mezzotint(*words, "--json").out == outcome.out
     assert "bits per dimension" in mezzotint(*words).out
 

@@ -101,14 +101,14 @@ def test_two_ranks_generate_what_one_process_generates(run, tmp_path):
 
 
 def test_sample_shows_the_best_of_the_candidates(mezzotint, run, tmp_path):
-    out = tmp_path / "sheets" / "sample.png"
+    out = tmp_path / "grids" / "sample.png"
     words = ("sample", run, *CAPTIONS, "--system", "dalle", "--out", out, "--number", "2")
     outcome = mezzotint(*words, "--candidates", "9", "--processes", "1", "--seed", "5")
     assert outcome.code == 0, outcome.err
     assert f"{out}: 2 images of each of 2 captions" in outcome.out
     assert "generate 18/18" in outcome.out
-    with Image.open(out) as picture:
-        assert picture.width > 2 * 2 * 96
+    with Image.open(out) as image:
+        assert image.width > 2 * 2 * 96
     first = out.read_bytes()
     assert mezzotint(*words, "--candidates", "9", "--seed", "5").code == 0
     assert out.read_bytes() == first
@@ -148,8 +148,8 @@ def test_what_a_pipelines_system_does_not_take_is_refused(refused, run, words, m
 
 
 def test_a_system_needs_captions(refused, run, tmp_path):
-    said = refused("sample", run, "--out", tmp_path / "no.png")
-    assert said.startswith("captions: a cascade generates from captions")
+    message = refused("sample", run, "--out", tmp_path / "no.png")
+    assert message.startswith("captions: a cascade generates from captions")
 
 
 def test_processes_besides_ranks_are_refused(run, monkeypatch):

@@ -79,13 +79,15 @@ def sample(mezzotint, tmp_path):
     return command
 
 
-def test_classes_are_drawn_by_name_and_calls_of_the_network_are_told(sample, classes, tmp_path):
-    said = sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
-    assert [prompt["label"] for prompt in said["prompts"]] == [2, 0]
-    assert [prompt["title"] for prompt in said["prompts"]] == ["star", "disc"]
-    (cell,) = said["cells"]
+def test_classes_are_generated_by_name_and_network_evaluations_are_reported(
+    sample, classes, tmp_path
+):
+    report = sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
+    assert [prompt["label"] for prompt in report["prompts"]] == [2, 0]
+    assert [prompt["title"] for prompt in report["prompts"]] == ["star", "disc"]
+    (cell,) = report["cells"]
     assert cell["nfe"] == {"network": 6, "classifier": 0}
-    assert said["system"]["sampling"]["guidance"] == 2
+    assert report["system"]["sampling"]["guidance"] == 2
     first = (tmp_path / "out.png").read_bytes()
     sample(classes, "--class", "star", "--class", "0", "--guidance", "2")
     assert (tmp_path / "out.png").read_bytes() == first
@@ -93,16 +95,16 @@ def test_classes_are_drawn_by_name_and_calls_of_the_network_are_told(sample, cla
     assert (tmp_path / "out.png").read_bytes() != first
 
 
-def test_a_classifier_steers_to_the_class_and_its_calls_are_told(
+def test_a_classifier_guides_to_the_class_and_its_evaluations_are_reported(
     sample, classes, classifier, captioned, refused, tmp_path
 ):
     words = (classes, "--class", "star", "--classifier", classifier)
-    said = sample(*words, "--classifier-scale", "3")
-    assert said["system"]["sampling"]["classifier_scale"] == 3
-    assert said["cells"][0]["nfe"] == {"network": 3, "classifier": 3}
-    steered = (tmp_path / "out.png").read_bytes()
+    report = sample(*words, "--classifier-scale", "3")
+    assert report["system"]["sampling"]["classifier_scale"] == 3
+    assert report["cells"][0]["nfe"] == {"network": 3, "classifier": 3}
+    guided = (tmp_path / "out.png").read_bytes()
     sample(classes, "--class", "star")
-    assert (tmp_path / "out.png").read_bytes() != steered
+    assert (tmp_path / "out.png").read_bytes() != guided
     out = ("--out", tmp_path / "no.png")
     message = refused("sample", classes, "--class", "star", "--classifier", classes, *out)
     assert "system.classifier: " in message
@@ -111,27 +113,27 @@ def test_a_classifier_steers_to_the_class_and_its_calls_are_told(
     assert "classifier_scale needs a noisy classifier and a class" in message
 
 
-def test_a_model_draws_without_being_told_anything(sample, classes, captioned):
+def test_a_model_generates_without_conditions(sample, classes, captioned):
     assert sample(classes)["prompts"][0]["title"] == "unconditional"
     assert sample(captioned)["prompts"][0]["text"] is None
 
 
 def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tmp_path):
-    said = sample(captioned, "man cook", "--sweep", "guidance=1,2 solver=ddim,heun,ddpm")
-    assert [cell["settings"] for cell in said["cells"]][:4] == [
+    report = sample(captioned, "man cook", "--sweep", "guidance=1,2 solver=ddim,heun,ddpm")
+    assert [cell["settings"] for cell in report["cells"]][:4] == [
         {"guidance": 1, "solver": "ddim"},
         {"guidance": 1, "solver": "heun"},
         {"guidance": 1, "solver": "ddpm"},
         {"guidance": 2, "solver": "ddim"},
     ]
-    assert [cell["nfe"]["network"] for cell in said["cells"]] == [3, 6, 3, 6, 12, 6]
-    with Image.open(tmp_path / "out.png") as picture:
-        assert picture.width > 3 * 2 * 96
-    # equal values give equal pictures: the same noise starts every cell
+    assert [cell["nfe"]["network"] for cell in report["cells"]] == [3, 6, 3, 6, 12, 6]
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width > 3 * 2 * 96
+    # equal values give equal images: the same noise starts every cell
     same = sample(captioned, "man cook", "woman pilot", "--sweep", "guidance=2,2")
     assert len(same["cells"]) == 2
-    with Image.open(tmp_path / "out.png") as picture:
-        colours = picture.convert("RGB")
+    with Image.open(tmp_path / "out.png") as image:
+        colours = image.convert("RGB")
         left = colours.width - 2 * 99 - 16 - 12 - 2 * 99
         assert colours.height > 2 * 96
         assert left > 0
@@ -139,8 +141,8 @@ def test_a_sweep_is_one_grid_whose_cells_share_their_seeds(sample, captioned, tm
 
 def test_a_trajectory_shows_the_steps_from_noise(sample, captioned, tmp_path):
     path = tmp_path / "steps" / "steps.gif"
-    said = sample(captioned, "man cook", "woman pilot", "--trajectory", path)
-    assert said["trajectory"] == str(path)
+    report = sample(captioned, "man cook", "woman pilot", "--trajectory", path)
+    assert report["trajectory"] == str(path)
     with Image.open(path) as animation:
         assert animation.n_frames == 4
     sample(captioned, "man cook", "--trajectory", path.with_suffix(".png"))
@@ -174,11 +176,11 @@ def test_analytic_variances_are_estimated_on_a_set(sample, captioned, write_set,
         (("--from-noise", "none.safetensors"), "none.safetensors: no such file"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_its_option(
+def test_what_cannot_be_generated_is_refused_by_its_option(
     refused, captioned, words, message, tmp_path
 ):
-    said = refused("sample", captioned, "man", *words, "--out", tmp_path / "no.png")
-    assert message in said
+    report = refused("sample", captioned, "man", *words, "--out", tmp_path / "no.png")
+    assert message in report
     assert not (tmp_path / "no.png").exists()
 
 
@@ -190,7 +192,7 @@ def test_what_cannot_be_drawn_is_refused_by_its_option(
         (("a caption",), "is not conditioned on captions"),
     ],
 )
-def test_what_a_model_of_classes_does_not_draw_is_refused(
+def test_what_a_model_of_classes_does_not_generate_is_refused(
     refused, classes, words, message, tmp_path
 ):
     assert message in refused("sample", classes, *words, "--out", tmp_path / "no.png")
@@ -242,7 +244,7 @@ def test_settings_reach_the_system_they_belong_to():
     assert one.sampling.rescale == 0.7
 
 
-def test_words_become_settings():
+def test_options_become_settings():
     assert parse_overrides({"steps": 4, "solver": None}, ["classifier_scale=2"]) == {
         "steps": 4,
         "classifier-scale": 2,

@@ -20,7 +20,7 @@ from models.autoregressive.prior import PriorConfig
 from models.torchvision_compat import ensure_torchvision
 
 CAPTIONS = ["woman pilot", "a man who cooks", "judge"]
-NAME, WIDER = "mezzotint-judge", "mezzotint-wider-judge"
+NAME, WIDER = "mezzotint-tiny", "mezzotint-wider"
 
 
 def shape(width):
@@ -31,7 +31,7 @@ def shape(width):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random weights of a small architecture that open_clip is told of; another is wider."""
+    """Random weights of a small architecture added to open_clip; another is wider."""
     root = tmp_path_factory.mktemp("open_clip")
     ensure_torchvision()
     import open_clip
@@ -70,8 +70,8 @@ def test_a_checkpoint_embeds_pictures_and_captions_with_its_own_tokenizer(checkp
     assert torch.equal(tokens, open_clip.get_tokenizer(NAME)(CAPTIONS))
     assert tokens.shape == (3, 16)
     rng = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (3, 20, 20, 3), generator=rng, dtype=torch.uint8)
-    images, texts = clip.images(pictures, batch=2), clip.texts(tuple(CAPTIONS), batch=2)
+    pixels = torch.randint(0, 256, (3, 20, 20, 3), generator=rng, dtype=torch.uint8)
+    images, texts = clip.images(pixels, batch=2), clip.texts(tuple(CAPTIONS), batch=2)
     assert torch.allclose(texts, clip.model.encode_text(tokens), atol=1e-6)
     for features in (images, texts):
         assert features.shape == (3, 16)

@@ -42,8 +42,8 @@ def home(tmp_path_factory):
             for weight in network.parameters():
                 weight.add_(0.05 * torch.randn(weight.shape))
         reads = {"tokenizer": Tokenizer.train(words, 40), "text_length": 6}
-        told = reads if name == "base" else {}
-        store.save(str(root / name), config, network.state_dict(), card="tiny", **told)
+        extra = reads if name == "base" else {}
+        store.save(str(root / name), config, network.state_dict(), card="tiny", **extra)
     return root
 
 
