@@ -10,12 +10,11 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer
 from mezzotint.inference.config import CascadeSystem, StageSampling
 from mezzotint.inference.generator import (
+    BlockGenerator,
     GenerationRequest,
-    GenerationResult,
     Progress,
     Prompt,
     StepCallback,
-    generate_in_blocks,
 )
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_directory import read_model
@@ -37,7 +36,7 @@ Upsampler = SuperResolution | UNet
 
 
 @dataclass(frozen=True)
-class CascadeGenerator:
+class CascadeGenerator(BlockGenerator):
     """A base and the super-resolution network that enlarges its images."""
 
     config: CascadeSystem
@@ -72,29 +71,18 @@ class CascadeGenerator:
     def image_size(self) -> int:
         return self.upsampler.config.image_size
 
-    @property
-    def candidates(self) -> int:
-        return 1
-
-    def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        progress: Progress | None = None,
-        callback: StepCallback | None = None,
-    ) -> GenerationResult:
-        """Images of captions."""
+    def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, noise=True, prefix=True)
         request.captions(self.config.kind)
-        return generate_in_blocks(self._sample, request, self.runtime, progress=progress)
 
     def _sample(
         self,
+        request: GenerationRequest,
         prompts: Sequence[Prompt],
         rng: BatchGenerator,
-        _noise: Tensor | None,
+        noise: Tensor | None,
         report: Progress,
-        _callback: StepCallback | None,
+        callback: StepCallback | None,
     ) -> Mapping[str, Tensor]:
         first, second, nfe = self.config.base_sampling, self.config.upsampler_sampling, NFE()
         total = first.steps + second.steps

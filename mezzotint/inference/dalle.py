@@ -12,12 +12,11 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
 from mezzotint.inference.config import DalleSystem
 from mezzotint.inference.generator import (
+    BlockGenerator,
     GenerationRequest,
-    GenerationResult,
     Progress,
     Prompt,
     StepCallback,
-    generate_in_blocks,
 )
 from mezzotint.inference.images import from_bytes, quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_discrete_autoencoder, read_model
@@ -30,7 +29,7 @@ from models.nn.random import BatchGenerator
 
 
 @dataclass(frozen=True)
-class DalleGenerator:
+class DalleGenerator(BlockGenerator):
     """Prior, autoencoder and, to rank candidates, a CLIP.
 
     Raises:
@@ -80,47 +79,32 @@ class DalleGenerator:
     def candidates(self) -> int:
         return self.config.candidates
 
-    def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        progress: Progress | None = None,
-        callback: StepCallback | None = None,
-    ) -> GenerationResult:
-        """Images of captions with their scores and codes.
-
-        Raises:
-            UserError: a prompt without a caption, or a prefix that is no part of the grid.
-        """
+    def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, noise=True)
         request.captions(self.config.kind)
-        prefix = None if request.prefix_codes is None else self._checked(request.prefix_codes)
-
-        def sample(
-            prompts: Sequence[Prompt],
-            rng: BatchGenerator,
-            _noise: Tensor | None,
-            report: Progress,
-            _callback: StepCallback | None,
-        ) -> Mapping[str, Tensor]:
-            return self._sample(prompts, rng, prefix, report)
-
-        return generate_in_blocks(sample, request, self.runtime, progress=progress)
+        (height, width), prefix = self.dvae.grid, request.prefix_codes
+        if prefix is not None and (prefix.shape[0] > height or prefix.shape[1] != width):
+            raise UserError(
+                f"prefix_codes: {prefix.shape[0]} rows of {prefix.shape[1]} codes were given, and "
+                f"the grid has {height} of {width}"
+            )
 
     def _sample(
         self,
+        request: GenerationRequest,
         prompts: Sequence[Prompt],
         rng: BatchGenerator,
-        prefix: Tensor | None,
+        noise: Tensor | None,
         report: Progress,
+        callback: StepCallback | None,
     ) -> Mapping[str, Tensor]:
-        captions = [prompt.text or "" for prompt in prompts]
+        captions, prefix = [prompt.text or "" for prompt in prompts], request.prefix_codes
         codes = generate(
             self.prior,
             self.tokenizer(captions).to(self.runtime.device),
             rng,
             sampling=self.config.sampling,
-            prefix=None if prefix is None else prefix.expand(len(captions), -1),
+            prefix=None if prefix is None else prefix.reshape(1, -1).expand(len(captions), -1),
             progress=report,
         ).view(-1, *self.dvae.grid)
         images = self.dvae.decode_tokens(codes)
@@ -140,15 +124,6 @@ class DalleGenerator:
             raise UserError(f"the grid of codes has {height} rows; {rows} of them cannot be kept")
         with self.runtime.inference():
             return self.dvae.tokens(from_bytes(image[None].to(self.runtime.device)))[0, :rows]
-
-    def _checked(self, prefix: Tensor) -> Tensor:
-        height, width = self.dvae.grid
-        if prefix.shape[0] > height or prefix.shape[1] != width:
-            raise UserError(
-                f"prefix_codes: {prefix.shape[0]} rows of {prefix.shape[1]} codes were given, and "
-                f"the grid has {height} of {width}"
-            )
-        return prefix.reshape(1, -1).to(self.runtime.device)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The images that the codes of (n, H, W, 3) uint8 are decoded to."""

@@ -10,13 +10,12 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.generator import (
+    BlockGenerator,
     GenerationRequest,
-    GenerationResult,
     Progress,
     Prompt,
     SamplerStep,
     StepCallback,
-    generate_in_blocks,
 )
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_directory import read_model
@@ -66,7 +65,7 @@ class ChannelsConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class DiffusionGenerator:
+class DiffusionGenerator(BlockGenerator):
     """A network, the text conditioning it was trained with, and perhaps a classifier."""
 
     config: DiffusionSystem
@@ -107,10 +106,6 @@ class DiffusionGenerator:
         return self.network.config.image_size
 
     @property
-    def candidates(self) -> int:
-        return 1
-
-    @property
     def schedule(self) -> Schedule:
         return self.network.process.schedule
 
@@ -133,21 +128,12 @@ class DiffusionGenerator:
         config = self.network.config
         return config.classes if isinstance(config, ClassConfig) and config.null_class else None
 
-    def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        progress: Progress | None = None,
-        callback: StepCallback | None = None,
-    ) -> GenerationResult:
-        """Images of captions or classes, from the noise of each one's random generator."""
+    def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, prefix=True)
-        return generate_in_blocks(
-            self._sample, request, self.runtime, progress=progress, callback=callback
-        )
 
     def _sample(
         self,
+        request: GenerationRequest,
         prompts: Sequence[Prompt],
         rng: BatchGenerator,
         noise: Tensor | None,

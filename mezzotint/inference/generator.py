@@ -5,6 +5,7 @@ whatever else is in the request, up to rounding that depends on what shares its 
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -156,75 +157,90 @@ class Generator(Protocol):
         ...
 
 
-class SampleBlock(Protocol):
-    """Generates the images of one block."""
+class BlockGenerator(ABC):
+    """A generator that cuts a request into blocks of `batch_size` images.
 
-    def __call__(
+    Each block is computed whole by one process; the first image of every prompt comes first, then
+    every second one.
+    """
+
+    runtime: Runtime
+
+    @property
+    def candidates(self) -> int:
+        return 1
+
+    @abstractmethod
+    def _check(self, request: GenerationRequest) -> None:
+        """Refuse what the system does not take, before anything is computed."""
+        ...
+
+    @abstractmethod
+    def _sample(
         self,
+        request: GenerationRequest,
         prompts: Sequence[Prompt],
         rng: BatchGenerator,
         noise: Tensor | None,
         report: Progress,
         callback: StepCallback | None,
-        /,
     ) -> Mapping[str, Tensor]:
-        """`images` (B, H, W, 3) uint8; perhaps `scores` (B,), `codes` (B, h, w) and `nfe` (2,).
+        """`images` (B, H, W, 3) uint8 of a block; maybe `scores` (B,), `codes` (B, h, w), `nfe`.
 
         `report` takes the steps done and their total.
         """
         ...
 
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        callback: StepCallback | None = None,
+    ) -> GenerationResult:
+        """Images for every prompt; see `Generator`."""
+        self._check(request)
+        start, size = time.monotonic(), request.batch_size
+        rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
+        if not rows:
+            raise UserError("prompts: the request is empty")
 
-def generate_in_blocks(
-    sample: SampleBlock,
-    request: GenerationRequest,
-    runtime: Runtime,
-    *,
-    progress: Progress | None = None,
-    callback: StepCallback | None = None,
-) -> GenerationResult:
-    """Cut a request into blocks of `batch_size` images, and compute each on one process.
+        def compute(block: int) -> Mapping[str, Tensor]:
+            chosen = rows[block * size : (block + 1) * size]
+            together = min(self.runtime.group.size * size, len(rows) - block * size)
 
-    The first image of every prompt comes first, then every second one.
-    """
-    start, size = time.monotonic(), request.batch_size
-    rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
-    if not rows:
-        raise UserError("prompts: the request is empty")
+            def report(done: int, total: int) -> None:
+                if progress is not None:
+                    progress(block * size + together * done // total, len(rows))
 
-    def compute(block: int) -> Mapping[str, Tensor]:
-        chosen = rows[block * size : (block + 1) * size]
-        together = min(runtime.group.size * size, len(rows) - block * size)
+            numbers = [number for number, _ in chosen]
+            rng = BatchGenerator.of([image_generator(request.seed, *row) for row in chosen])
+            noise = (
+                None if request.noise is None else request.noise[numbers].to(self.runtime.device)
+            )
+            prompts = [prompt for _, prompt in chosen]
+            observer = None if block else callback
+            found = self._sample(request, prompts, rng, noise, report, observer)
+            return {name: each.cpu() for name, each in found.items()}
 
-        def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress(block * size + together * done // total, len(rows))
+        with self.runtime.inference():
+            parts = list(self.runtime.group.map_blocks(compute, -(-len(rows) // size)))
 
-        numbers = [number for number, _ in chosen]
-        rng = BatchGenerator.of([image_generator(request.seed, *row) for row in chosen])
-        noise = None if request.noise is None else request.noise[numbers].to(runtime.device)
-        prompts = [prompt for _, prompt in chosen]
-        found = sample(prompts, rng, noise, report, None if block else callback)
-        return {name: each.cpu() for name, each in found.items()}
+        def by_prompt(name: str) -> Tensor | None:
+            if name not in parts[0]:
+                return None
+            whole = torch.cat([part[name] for part in parts])
+            return whole.view(request.number, -1, *whole.shape[1:]).transpose(0, 1).contiguous()
 
-    with runtime.inference():
-        parts = list(runtime.group.map_blocks(compute, -(-len(rows) // size)))
-
-    def by_prompt(name: str) -> Tensor | None:
-        if name not in parts[0]:
-            return None
-        whole = torch.cat([part[name] for part in parts])
-        return whole.view(request.number, -1, *whole.shape[1:]).transpose(0, 1).contiguous()
-
-    images, nfe = by_prompt("images"), parts[0].get("nfe")
-    assert images is not None, "every block has images"
-    return GenerationResult(
-        images=images,
-        scores=by_prompt("scores"),
-        nfe=None if nfe is None else NFE(*nfe.tolist()),
-        seconds=time.monotonic() - start,
-        codes=by_prompt("codes"),
-    )
+        images, nfe = by_prompt("images"), parts[0].get("nfe")
+        assert images is not None, "every block has images"
+        return GenerationResult(
+            images=images,
+            scores=by_prompt("scores"),
+            nfe=None if nfe is None else NFE(*nfe.tolist()),
+            seconds=time.monotonic() - start,
+            codes=by_prompt("codes"),
+        )
 
 
 def image_generator(seed: int, number: int, prompt: Prompt) -> torch.Generator:

@@ -11,12 +11,11 @@ from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
 from mezzotint.inference.config import HierarchySystem
 from mezzotint.inference.dalle import rank
 from mezzotint.inference.generator import (
+    BlockGenerator,
     GenerationRequest,
-    GenerationResult,
     Progress,
     Prompt,
     StepCallback,
-    generate_in_blocks,
 )
 from mezzotint.inference.images import quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_model
@@ -30,7 +29,7 @@ from models.nn.random import BatchGenerator
 
 
 @dataclass(frozen=True)
-class VQVAE2Generator:
+class VQVAE2Generator(BlockGenerator):
     """Priors of all levels, the coarsest first, the VQ-VAE-2, and perhaps a CLIP that ranks.
 
     Raises:
@@ -86,25 +85,18 @@ class VQVAE2Generator:
     def candidates(self) -> int:
         return self.config.candidates
 
-    def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        progress: Progress | None = None,
-        callback: StepCallback | None = None,
-    ) -> GenerationResult:
-        """Images of captions with their scores."""
+    def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, noise=True, prefix=True)
         request.captions(self.config.kind)
-        return generate_in_blocks(self._sample, request, self.runtime, progress=progress)
 
     def _sample(
         self,
+        request: GenerationRequest,
         prompts: Sequence[Prompt],
         rng: BatchGenerator,
-        _noise: Tensor | None,
+        noise: Tensor | None,
         report: Progress,
-        _callback: StepCallback | None,
+        callback: StepCallback | None,
     ) -> Mapping[str, Tensor]:
         captions = [prompt.text or "" for prompt in prompts]
         codes = self.sample_codes(self.tokenizer(captions).to(self.runtime.device), rng, report)
