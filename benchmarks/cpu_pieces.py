@@ -52,7 +52,7 @@ WIDE = ("model.channels=64", "model.multipliers=[1,2,3]", "model.depth=2")
 
 @dataclass(frozen=True)
 class Row:
-    """One piece of work, made anew for the compiled variant."""
+    """One piece of work, built again for the compiled variant."""
 
     name: str
     build: Callable[[], tuple[Callable[[], object], list[nn.Module]]]

@@ -206,30 +206,30 @@ def flop(call: Call, shape: Shape) -> float:
 def sampling(shape: Shape, rounds: int) -> dict[str, object]:
     """Sampling at one shape."""
     unet = new_unet(shape.config).eval()
-    twin = Diffusers(unet)
-    twin.model.eval()
-    outputs = same_outputs(unet, twin, shape)
+    peer = Diffusers(unet)
+    peer.model.eval()
+    outputs = same_outputs(unet, peer, shape)
     timings = interleaved(
         {
             "mezzotint fp32": lambda: own_sampling(unet, shape, "fp32"),
-            f"{twin.name} fp32": lambda: peer_sampling(twin, shape, "fp32"),
+            f"{peer.name} fp32": lambda: peer_sampling(peer, shape, "fp32"),
             "mezzotint bf16": lambda: own_sampling(unet, shape, "bf16"),
-            f"{twin.name} bf16": lambda: peer_sampling(twin, shape, "bf16"),
+            f"{peer.name} bf16": lambda: peer_sampling(peer, shape, "bf16"),
         },
         rounds,
     )
-    rows = rows_of(f"{shape.name} 25 steps", timings, twin.name, rounds)
+    rows = rows_of(f"{shape.name} 25 steps", timings, peer.name, rounds)
     return {"parity_of_outputs": outputs, "sample_25": as_table(timings), "rows": rows}
 
 
 def training(shape: Shape, rounds: int) -> dict[str, object]:
     """The training step at one shape."""
     unet = new_unet(shape.config)
-    twin = Diffusers(unet)
-    peers: list[Peer] = [twin, *shape.others()]
+    peer = Diffusers(unet)
+    peers: list[Peer] = [peer, *shape.others()]
     models = {"mezzotint": (unet, own_call(unet))}
     models |= {peer.name: (peer.model, peer.call) for peer in peers}
-    given, gradients = inputs(shape), same_gradients(unet, twin, shape)
+    given, gradients = inputs(shape), same_gradients(unet, peer, shape)
     steps = interleaved(
         {
             f"{name} {kind}": lambda model=model, call=call, kind=kind: training_step(
@@ -250,15 +250,15 @@ def training(shape: Shape, rounds: int) -> dict[str, object]:
         "gflop_forward_per_image": {name: value / 1e9 for name, value in work.items()},
         "gflop_per_second_step_fp32": rates,
         "step": as_table(steps),
-        "rows": rows_of(f"{shape.name} step", steps, twin.name, rounds),
+        "rows": rows_of(f"{shape.name} step", steps, peer.name, rounds),
     }
 
 
 def rows_of(
-    what: str, timings: Mapping[str, Timing], twin: str, rounds: int
+    what: str, timings: Mapping[str, Timing], peer: str, rounds: int
 ) -> list[dict[str, object]]:
     """Against diffusers, which computes the same."""
-    own, other = "mezzotint", twin
+    own, other = "mezzotint", peer
     pairs = {
         "fp32": ("fp32", "fp32"),
         "bf16": ("bf16", "bf16"),

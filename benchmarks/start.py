@@ -99,14 +99,14 @@ def main() -> None:
     settings = overrides(options.width, options.layers, options.precision)
     print("| start | weights | peak until cut | held then | peak with the engine |")
     print("|---|---|---|---|---|")
-    drawn = set()
+    first_weights = set()
     with tempfile.TemporaryDirectory() as folder:
         for how in ("whole", "shards"):
             for found in spawn(how, settings, Path(folder)):
-                drawn.add(found["first"])
+                first_weights.add(found["first"])
                 sizes = " | ".join(f"{found[key]:,.0f} MiB" for key in ("shards", "left", "engine"))
                 print(f"| {how} | {found['weights']:,.0f} | {sizes} |")
-    assert len(drawn) == 1, "both starts give the same weights"
+    assert len(first_weights) == 1, "both starts give the same weights"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ INK, PALE, PAPER, RULE = "#1c1c1c", "#767676", "#ffffff", "#bdbdbd"
 CORRECT, WRONG = "#2e7d4f", "#b4482f"
 CAPTION_LINES = 2
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Picture = Tensor | Image.Image
+GridImage = Tensor | Image.Image
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class GridCell:
     A tensor (rows, columns, H, W, 3) is such rows of images.
     """
 
-    images: Tensor | Sequence[Sequence[Picture]]
+    images: Tensor | Sequence[Sequence[GridImage]]
     caption: str = ""
     correct: bool | None = None
 
@@ -159,11 +159,11 @@ def _widest(texts: Sequence[str], font: Font) -> int:
     return max(int(font.getlength(text)) for text in texts)
 
 
-def _block(images: Tensor | Sequence[Sequence[Picture]]) -> list[list[Image.Image]]:
+def _block(images: Tensor | Sequence[Sequence[GridImage]]) -> list[list[Image.Image]]:
     return [list(_as_pil(line)) for line in images]
 
 
-def _as_pil(line: Tensor | Sequence[Picture]) -> Iterator[Image.Image]:
+def _as_pil(line: Tensor | Sequence[GridImage]) -> Iterator[Image.Image]:
     for image in line:
         yield image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
 

@@ -1,6 +1,6 @@
 """Every solver in few steps on a trained model:  .venv/bin/python docs/make_few_steps.py RUN SET
 
-Draws the held-out captions of SET with the model of captions in RUN (for instance
+Samples images of the held-out captions of SET from the caption model in RUN (for instance
 runs/quickstart/base and data/emoji) by every solver, each image from the same noise, at growing
 numbers of network calls. Plots the Frechet distance of EfficientNet-Lite0 features to the real
 images of those captions, and, of solvers that add no noise, how far their images are from the
@@ -146,7 +146,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepared(options: argparse.Namespace) -> tuple[Bench, dict[str, float]]:
-    """The bench, and the distances that need no drawing."""
+    """The bench, and the distances that need no sampling."""
     system = DiffusionSystem(model=find_model(options.run).directory)
     generator, network = DiffusionGenerator.load(system, Runtime.of()), EfficientNetLite0().build()
     size, split = generator.image_size, options.split

@@ -115,7 +115,7 @@ def draw_states(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the figures of docs/numerics.md.")
+    parser = argparse.ArgumentParser(description="Make the figures of docs/numerics.md.")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the figures")
     out = parser.parse_args().out
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Images of the tiny autoencoders:  .venv/bin/python docs/make_reconstructions.py
 
 Runs the showcase (`make showcase`) where it has not been run yet, and with `--all` the recipes that
-are not in it too, some minutes each. Then draws reconstructions of the same held-out emoji as one
+are not in it too, some minutes each. Then writes reconstructions of the same held-out emoji as one
 grid, and copies the grids of samples of the priors, all into docs/images/.
 """
 

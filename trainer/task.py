@@ -41,11 +41,9 @@ class EngineLike(Protocol):
     @property
     def module(self) -> nn.Module:
         """The bare part."""
-        ...
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
         """Forward of the part whose loss is being computed."""
-        ...
 
 
 Engines = Mapping[str, EngineLike]
@@ -56,21 +54,17 @@ class Task(Protocol):
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The trainable parts, each with its own engine and optimizer; the first is exported."""
-        ...
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Yield the losses of one micro-batch; the loop does backward and step after each."""
-        ...
 
     def after_update(self, step: Step) -> None:
         """Called once per optimizer step, on every rank (codebook statistics commit here)."""
-        ...
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
-        ...
 
 
 @runtime_checkable
@@ -79,8 +73,6 @@ class StatefulTask(Protocol):
 
     def state(self) -> Mapping[str, Any]:
         """The state, as JSON holds it."""
-        ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        ...

@@ -77,7 +77,6 @@ class Source(Protocol):
         Raises:
             InvalidSample: It cannot be used.
         """
-        ...
 
     def close(self) -> None:
         """Delete temporary files."""
@@ -233,7 +232,7 @@ class SetSource(Source):
         self._samples = manifest.located_samples()
         self._stack = ExitStack()
         directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mezzotint-"))
-        # room for two shards: threads may be ahead in the next one
+        # space for two shards: threads may be ahead in the next one
         largest = max(shard.tar_bytes + shard.bytes for shard in manifest.shards)
         self._reader = ShardReader(url, manifest.shards, ShardCache(Path(directory), 2 * largest))
         self._stack.callback(self._reader.close)

@@ -225,8 +225,8 @@ def invert_in_steps(
 
     def compute(index: int) -> Mapping[str, Tensor]:
         block = slice(index * BATCH, (index + 1) * BATCH)
-        trip = chosen.invert(images[block], prompts[block], progress)
-        return {"noise": trip.noise, "reconstruction": to_bytes(trip.reconstruction)}
+        result = chosen.invert(images[block], prompts[block], progress)
+        return {"noise": result.noise, "reconstruction": to_bytes(result.reconstruction)}
 
     parts = list(generator.runtime.group.map_blocks(compute, -(-len(images) // BATCH)))
     noise, back = (torch.cat([part[name] for part in parts]) for name in parts[0])

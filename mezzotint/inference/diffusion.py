@@ -41,7 +41,6 @@ class PixelConfig(NetworkConfig, Protocol):
     @property
     def image_size(self) -> int:
         """Side of its images in pixels."""
-        ...
 
 
 @runtime_checkable
@@ -51,7 +50,6 @@ class PixelDiffusionModel(ConditionalNetwork, Protocol):
     @property
     def config(self) -> PixelConfig:
         """Its settings."""
-        ...
 
 
 @runtime_checkable
@@ -61,7 +59,6 @@ class ChannelsConfig(Protocol):
     @property
     def image_channels(self) -> int:
         """3 for images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -291,8 +288,8 @@ class DiffusionGenerator(BlockGenerator):
         called = sampling.thresholding.wrap(denoiser(self.network), schedule)
         with self.runtime.inference():
             x0 = images.to(self.runtime.device)
-            trip = ddim_round_trip(called, schedule, x0, times, self.condition(prompts), progress)
-        return DDIMInversion(trip.noise.cpu(), trip.reconstruction.cpu())
+            result = ddim_round_trip(called, schedule, x0, times, self.condition(prompts), progress)
+        return DDIMInversion(result.noise.cpu(), result.reconstruction.cpu())
 
     def log_likelihood(
         self,

@@ -127,12 +127,10 @@ class Generator(Protocol):
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        ...
 
     @property
     def candidates(self) -> int:
         """Images that its settings rank for each one wanted; 1 without a ranker."""
-        ...
 
     def generate(
         self,
@@ -146,15 +144,12 @@ class Generator(Protocol):
         Raises:
             UserError: the system cannot be conditioned on what a prompt has.
         """
-        ...
 
     def reconstruct(self, images: Tensor) -> Tensor | None:
         """The nearest images (n, H, W, 3) uint8 the system can generate; None: any image."""
-        ...
 
     def protocol(self) -> Mapping[str, object]:
         """Model digests, sampler, steps, guidance: what is needed to repeat a result."""
-        ...
 
 
 class BlockGenerator(ABC):
@@ -173,7 +168,6 @@ class BlockGenerator(ABC):
     @abstractmethod
     def _check(self, request: GenerationRequest) -> None:
         """Refuse what the system does not take, before anything is computed."""
-        ...
 
     @abstractmethod
     def _sample(
@@ -189,7 +183,6 @@ class BlockGenerator(ABC):
 
         `report` takes the steps done and their total.
         """
-        ...
 
     def generate(
         self,

@@ -19,11 +19,9 @@ class TextConditioning(Protocol):
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
         """The condition with captions, one per sample."""
-        ...
 
     def protocol(self) -> Mapping[str, object]:
         """How captions are encoded."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,9 @@ class Degradation(Protocol):
 
     def levels(self, count: int, rng: Generator) -> Tensor:
         """Levels (count,) for training."""
-        ...
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """Images (B, 3, h, w) degraded by levels (B,); level 0 returns them unchanged."""
-        ...
 
 
 class GaussianAugmentation(BaseModel, frozen=True, extra="forbid"):

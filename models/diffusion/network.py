@@ -13,7 +13,6 @@ class NetworkConfig(Protocol):
     @property
     def conditioning(self) -> frozenset[str]:
         """What it is conditioned on: of class, text, features and low_resolution."""
-        ...
 
 
 @runtime_checkable
@@ -39,7 +38,6 @@ class ClassConfig(ClassConditional, Protocol):
     @property
     def null_class(self) -> bool:
         """Whether there is one more label, `classes`, for "no class"."""
-        ...
 
 
 @runtime_checkable
@@ -49,7 +47,6 @@ class UpsamplingConfig(Protocol):
     @property
     def factor(self) -> int:
         """Output pixels per low-resolution pixel, each way."""
-        ...
 
 
 @runtime_checkable

@@ -37,7 +37,6 @@ class Denoiser(Protocol[C_contra]):
 
     def __call__(self, x: Tensor, t: Tensor, condition: C_contra) -> Prediction:
         """Noisy (B, ...), times (B,) in [0, 1] and a condition to a prediction."""
-        ...
 
 
 @runtime_checkable
@@ -48,7 +47,6 @@ class DiffusionNetwork(Protocol):
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, ...), times (B,) and a condition to the raw output (B, outputs x C, ...)."""
-        ...
 
 
 class ProcessConfig(BaseModel, frozen=True, extra="forbid"):

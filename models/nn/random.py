@@ -23,13 +23,13 @@ class BatchGenerator(torch.Generator):
         return rng
 
 
-def per_sample(shape: Sequence[int], rng: Generator, draw: Callable[..., Tensor]) -> Tensor:
+def per_sample(shape: Sequence[int], rng: Generator, sample: Callable[..., Tensor]) -> Tensor:
     """Random numbers of a shape (B, ...), each sample's from its own generator if it has one."""
     if not isinstance(rng, BatchGenerator):
-        return draw(tuple(shape), rng)
+        return sample(tuple(shape), rng)
     if len(rng.samples) != shape[0]:
         raise ValueError(f"{len(rng.samples)} random generators for a batch of {shape[0]}")
-    return torch.stack([draw(tuple(shape[1:]), each) for each in rng.samples])
+    return torch.stack([sample(tuple(shape[1:]), each) for each in rng.samples])
 
 
 def normal(
@@ -37,10 +37,10 @@ def normal(
 ) -> Tensor:
     """Standard normal numbers of a shape, made on the generator's device."""
 
-    def draw(size: Sequence[int], each: Generator) -> Tensor:
+    def sample(size: Sequence[int], each: Generator) -> Tensor:
         return torch.randn(size, generator=each, dtype=dtype, device=each.device)
 
-    return per_sample(shape, rng, draw).to(device)
+    return per_sample(shape, rng, sample).to(device)
 
 
 def randn_like(x: Tensor, rng: Generator) -> Tensor:
@@ -64,10 +64,10 @@ def categorical(probabilities: Tensor, rng: Generator) -> Tensor:
     if not isinstance(rng, BatchGenerator):
         return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
 
-    def draw(size: Sequence[int], each: Generator) -> Tensor:
+    def sample(size: Sequence[int], each: Generator) -> Tensor:
         return torch.rand(size, generator=each, dtype=torch.float64, device=each.device)
 
-    uniform = per_sample((len(probabilities), 1), rng, draw).to(probabilities.device)
+    uniform = per_sample((len(probabilities), 1), rng, sample).to(probabilities.device)
     total = probabilities.double().cumsum(dim=-1)
     index = torch.searchsorted(total, uniform * total[:, -1:], right=True)
     return index[:, 0].clamp(max=probabilities.shape[-1] - 1)

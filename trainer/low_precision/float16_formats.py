@@ -3,7 +3,7 @@
 Three figures name the bits of sign, exponent and mantissa. As in IEEE 754 exponent 0 holds the
 subnormal numbers; the highest exponent is not used for finite ones. The paper gives the largest
 1-6-9 number as slightly below 16; a bias of 59 is what makes it 15.984375. It clips the running
-variance to 5, and the smallest range that holds 5 (a bias of 60) leaves most room below.
+variance to 5, and the smallest range that holds 5 (a bias of 60) leaves the most range below.
 """
 
 from dataclasses import dataclass

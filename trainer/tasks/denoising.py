@@ -65,7 +65,7 @@ class Array(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["array"] = "array"
     name: str
     std: str | None = None
-    """An array of standard deviations: every epoch samples anew from N(name, std^2)."""
+    """An array of standard deviations: every epoch samples again from N(name, std^2)."""
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
 

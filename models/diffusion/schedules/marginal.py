@@ -46,15 +46,12 @@ class Schedule(Protocol):
 
     def at(self, t: Tensor) -> Marginal:
         """The marginal at times in [0, 1]."""
-        ...
 
     def log_snr(self, t: Tensor) -> Tensor:
         """ln(alpha^2 / sigma^2) at times in [0, 1]; decreasing in t."""
-        ...
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
-        ...
 
 
 def require_increasing(settings: M, low: str, high: str) -> M:

@@ -29,7 +29,6 @@ class TimestepSampler(Protocol):
 
     def sample(self, count: int, rng: Generator, *, part: int = 0, parts: int = 1) -> Timesteps:
         """`count` times: those of one of the equal parts of a batch."""
-        ...
 
 
 class Uniform(BaseModel, frozen=True, extra="forbid"):

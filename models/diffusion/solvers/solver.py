@@ -130,7 +130,6 @@ class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
         self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
     ) -> Iterator[SolverStep]:
         """The steps from x (B, ...) at the grid's first time to its last."""
-        ...
 
     def steps(
         self,
