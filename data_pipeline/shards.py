@@ -1,4 +1,8 @@
-"""Random access to the members of a set's shards."""
+"""Random access to the members of a set's shards.
+
+Their sizes are checked here, before anything is read; their SHA-256 when a shard is fetched
+(`cache.py`) and by `mezzotint data verify` (`verify.py`).
+"""
 
 import os
 import threading

@@ -1,36 +1,50 @@
-"""Helpers that validate recipe settings."""
+"""Recipe keys that were renamed, and a default for `kind`."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 from pydantic import BeforeValidator
 
 RENAMED_KEYS: Mapping[str, str] = {
-    "clip": "max_grad_norm",
-    "clip_each": "max_grad_norm_per_parameter",
-    "counts_from_zero": "timestep_offset (0 or 1)",
-    "data_deviation": "sigma_data",
-    "deviation": "std (sigma_data in a weight)",
-    "deviations": "std",
-    "first": "initial_width (of a dvae)",
-    "frequencies": "freq_shift (open: 0, closed: 1)",
+    "augmentation.highest": "max_level",
+    "augmentation.share": "probability",
+    "condition.of": "conditions",
+    "data.memory": "cache_in_memory",
+    "engine.gradient_scaling.retreat": "backoff",
+    "engine.master": "master_dtype",
+    "engine.zeros": "zero_per_part",
     "guidances": "guidance_scales",
-    "highest": "max_level",
-    "master": "master_dtype",
-    "memory": "cache_in_memory",
-    "of": "target (conditions in a condition of kind several)",
+    "low_resolution.tells_level": "condition_on_noise_level",
+    "model.counts_from_zero": "timestep_offset (0 or 1)",
+    "model.first": "initial_width",
+    "model.frequencies": "freq_shift (open: 0, closed: 1)",
+    "optimizer.clip": "max_grad_norm",
+    "optimizer.clip_each": "max_grad_norm_per_parameter",
+    "optimizers.*.clip": "max_grad_norm",
+    "optimizers.*.clip_each": "max_grad_norm_per_parameter",
     "per_class": "samples_per_class",
     "pictures": "images",
-    "predicts": "prediction_type",
-    "places": "length",
-    "ramp": "ramp_steps",
-    "retreat": "backoff",
-    "share": "vlb_weight (probability in an augmentation)",
+    "process.data_deviation": "sigma_data",
+    "process.predicts": "prediction_type",
     "shown": "grid_images",
-    "starts": "start_step",
-    "tells_level": "condition_on_noise_level",
-    "zeros": "zero_per_part",
+    "target.deviations": "std",
+    "task.given.*.places": "length",
+    "task.loss.share": "vlb_weight",
+    "task.of": "target",
+    "task.ramp": "ramp_steps",
+    "task.starts": "start_step",
+    "times.deviation": "std",
+    "weight.deviation": "sigma_data",
 }
-"""Recipe keys of earlier releases: old key name to new key name."""
+"""Recipe keys of earlier releases, by the end of their dotted path (`*` for any key): their new
+names."""
+
+
+def renamed(path: str) -> str | None:
+    """The new name of the key at a dotted path; None where it was not renamed."""
+    return next(
+        (new for end, new in RENAMED_KEYS.items() if fnmatchcase(f".{path}", f"*.{end}")), None
+    )
 
 
 def kind_by_default(kind: str) -> BeforeValidator:

@@ -13,7 +13,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import check_no_credentials
 from models.config import ModelConfig
 from trainer.averages.config import EmaConfig, ExponentialEma
-from trainer.config_utils import RENAMED_KEYS
+from trainer.config_utils import renamed
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.optimizers.schedules import OptimizerConfig
@@ -26,7 +26,7 @@ Compression = Annotated[WholeGradients | PowerSGDConfig, Field(discriminator="ki
 
 
 class EngineConfig(BaseModel, frozen=True, extra="forbid"):
-    """How DeepSpeed runs the parts; its JSON is derived from this (see `trainer.engine`)."""
+    """How DeepSpeed runs the parts; its JSON is derived from this (see `trainer.engine_config`)."""
 
     zero: Literal[0, 1, 2, 3] = 0
     zero_per_part: Mapping[str, Literal[0, 1, 2, 3]] = Field(default_factory=dict)
@@ -230,7 +230,7 @@ def explain(error: ValidationError, source: str, tree: object = None) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         match fault["type"]:
             case "extra_forbidden":
-                message = _unknown_key(keys[-1])
+                message = _unknown_key(".".join(keys))
             case "union_tag_invalid":
                 keys.append(context["discriminator"].strip("'"))
                 message = f"there is no '{context['tag']}'; choose {context['expected_tags']}"
@@ -238,9 +238,10 @@ def explain(error: ValidationError, source: str, tree: object = None) -> str:
     return "\n".join(lines)
 
 
-def _unknown_key(key: str) -> str:
-    if key in RENAMED_KEYS:
-        return f"was renamed to {RENAMED_KEYS[key]}; use the new name"
+def _unknown_key(path: str) -> str:
+    new = renamed(path)
+    if new is not None:
+        return f"was renamed to {new}; use the new name"
     return "unknown key; remove it or check its spelling"
 
 

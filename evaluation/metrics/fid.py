@@ -1,4 +1,7 @@
-"""The Fréchet distance between two sets of features (Heusel et al., arXiv 1706.08500, eq. 6)."""
+"""The Fréchet distance between two sets of features (Heusel et al., arXiv 1706.08500, eq. 6).
+
+It is FID where the features are those of the canonical Inception weights (`features.py`).
+"""
 
 from dataclasses import dataclass
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A working directory with `runs/quickstart`, `data` and `recipes`."""
+    """A working directory with runs of two pipelines, `data` and `recipes`."""
     root = tmp_path_factory.mktemp("home")
     write_run(root / "runs" / "quickstart")
+    copytree(root / "runs" / "quickstart" / "classes", root / "runs" / "diffusion" / "class")
     for name in ("data", "recipes"):
         (root / name).symlink_to(ROOT / name)
     return root

@@ -51,10 +51,17 @@ def test_a_misspelt_key_is_named_by_its_full_path(key):
         ("optimizer.clip", "max_grad_norm"),
         ("engine.zeros", "zero_per_part"),
         ("optimizers.model.clip_each", "max_grad_norm_per_parameter"),
+        ("model.first", "initial_width"),
+        ("data.memory", "cache_in_memory"),
     ],
 )
 def test_a_renamed_key_is_refused_with_its_new_name(key, new):
     assert f"{DVAE}: {key}: was renamed to {new}; use the new name" in refusal(f"{key}=1")
+
+
+@pytest.mark.parametrize("key", ["data.first", "log.clip", "model.share", "of"])
+def test_a_key_that_was_never_there_is_not_called_renamed(key):
+    assert f"{DVAE}: {key}: unknown key; remove it or check its spelling" in refusal(f"{key}=1")
 
 
 @pytest.mark.parametrize(

@@ -296,12 +296,12 @@ def test_a_weight_without_a_kind_is_the_clamped_ratio():
         ("emoji_class", "model.process.data_deviation", "sigma_data"),
         ("emoji_class", "model.counts_from_zero", "timestep_offset (0 or 1)"),
         ("emoji_class", "model.frequencies", "freq_shift (open: 0, closed: 1)"),
-        ("emoji_dit", "task.of", "target (conditions in a condition of kind several)"),
+        ("emoji_dit", "task.of", "target"),
         ("emoji_dit", "task.target.deviations", "std"),
-        ("emoji_dit", "task.loss.share", "vlb_weight (probability in an augmentation)"),
+        ("emoji_dit", "task.loss.share", "vlb_weight"),
         ("emoji_upsampler", "model.augmentation.highest", "max_level"),
         ("unclip_upsampler_256", "model.low_resolution.tells_level", "condition_on_noise_level"),
-        ("adm_classifier_64", "task.times.deviation", "std (sigma_data in a weight)"),
+        ("adm_classifier_64", "task.times.deviation", "std"),
     ],
 )
 def test_a_renamed_key_is_refused_with_its_new_name(recipe, key, new):
