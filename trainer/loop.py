@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from data_pipeline.batch import Batch
 from data_pipeline.stream import Stream, StreamState
@@ -23,7 +22,7 @@ from trainer.recipe import Recipe
 from trainer.rng import micro_batches, seed_dropout
 from trainer.run import Progress
 from trainer.signals import Preemption
-from trainer.task import StatefulTask, Step, Task
+from trainer.task import Step, Task
 from trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -69,8 +68,7 @@ def train(
     if saved is not None:
         values = context.checkpoints.restore(saved, engines, state.emas)
         state.step = values["step"]
-        if isinstance(task, StatefulTask):
-            task.restore(values.get("task", {}))
+        task.restore(values.get("task", {}))
         stream = stream.at(StreamState.from_json(values["stream"]))
         log.info("resuming from %s", saved)
     first, start = state.step, stream
@@ -98,17 +96,12 @@ def train(
         context.preemption.requested = preempted
         if state.step % recipe.checkpoint.every == 0 or last or preempted:
             position = start.state_after(state.step - first).model_dump()
-            extra = {"stream": position, "task": task_state(task)}
+            extra = {"stream": position, "task": task.state()}
             context.checkpoints.save(state.step, engines, state.emas, extra)
         if preempted and not last:
             state.preempted = True
             break
     return state
-
-
-def task_state(task: Task) -> Mapping[str, Any]:
-    """The state of a task besides weights, for a checkpoint."""
-    return task.state() if isinstance(task, StatefulTask) else {}
 
 
 def update(

@@ -1,8 +1,9 @@
-"""The task protocol: a task yields losses; the loop owns time, optimizers and IO."""
+"""The interface of tasks: a task yields losses; the loop owns time, optimizers and IO."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Generator, Tensor, nn
 
@@ -49,30 +50,31 @@ class EngineLike(Protocol):
 Engines = Mapping[str, EngineLike]
 
 
-class Task(Protocol):
-    """An objective over one or several parts."""
+class Task(ABC):
+    """An objective over one or several parts; by default over `model` alone."""
+
+    _model: nn.Module
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The trainable parts, each with its own engine and optimizer; the first is exported."""
+        return {"model": self._model}
 
+    @abstractmethod
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Yield the losses of one micro-batch; the loop does backward and step after each."""
 
-    def after_update(self, step: Step) -> None:
+    def after_update(self, step: Step) -> None:  # noqa: B027 - most tasks have nothing to do
         """Called once per optimizer step, on every rank (codebook statistics commit here)."""
 
+    @abstractmethod
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
 
-
-@runtime_checkable
-class StatefulTask(Protocol):
-    """A task with state besides weights, equal on every process, which checkpoints hold."""
-
     def state(self) -> Mapping[str, Any]:
-        """The state, as JSON holds it."""
+        """State besides weights, equal on every process, as a checkpoint's JSON holds it."""
+        return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - as above
         """The inverse of `state`."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from data_pipeline.batch import Batch
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 from trainer.tasks.reconstruction import AutoencoderLoss, Likelihood, Objective, trainable
 
 LARGEST_RATIO = 1e4
@@ -58,7 +58,7 @@ class AdversarialConfig(Objective, frozen=True, extra="forbid"):
         return self.weight * min(1.0, (index - self.start_step + 1) / max(self.ramp_steps, 1))
 
 
-class Adversarial:
+class Adversarial(Task):
     """Two parts: `model` (the generator) and `discriminator`."""
 
     def __init__(
@@ -132,7 +132,6 @@ class Adversarial:
         return Loss("discriminator", (0.5 if started else 0.0) * value, metrics)
 
     def after_update(self, step: Step) -> None:
-        """Commit codebook statistics."""
         self._loss.codebooks.commit(step.rng)
 
     def preview(

@@ -11,7 +11,7 @@ from mezzotint.common.errors import UserError
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior, weighted
 from trainer.rng import drop_text, replace_codes
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 
 
 class AutoregressiveConfig(BaseModel, frozen=True, extra="forbid"):
@@ -39,19 +39,14 @@ class AutoregressiveConfig(BaseModel, frozen=True, extra="forbid"):
         return Autoregressive(self, model)
 
 
-class Autoregressive:
+class Autoregressive(Task):
     """Trains a prior on captions and derived image tokens."""
 
     def __init__(self, config: AutoregressiveConfig, model: Prior) -> None:
         self._config = config
-        self._model = model
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The prior."""
-        return {"model": self._model}
+        self._model: Prior = model
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """Cross-entropies of one micro-batch."""
         config = self._config
         text = drop_text(batch.tokens, config.caption_drop, step.rng)
         codes = batch.array(config.codes).flatten(1).long()
@@ -60,9 +55,6 @@ class Autoregressive:
         losses = engines["model"](text, read, codes)
         value = weighted(losses, config.text_weight)
         yield Loss("model", value, {"text": losses.text, "image": losses.image})
-
-    def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator

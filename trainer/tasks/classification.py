@@ -12,7 +12,7 @@ from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.classifier import NoisyClassifier
 from models.diffusion.schedules.timesteps import LogNormal, Stratified, Uniform
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 
 QUARTERS = 4
 
@@ -34,15 +34,12 @@ class ClassificationConfig(BaseModel, frozen=True, extra="forbid"):
         return Classification(self, model)
 
 
-class Classification:
+class Classification(Task):
     """Trains a noisy classifier."""
 
     def __init__(self, config: ClassificationConfig, model: NoisyClassifier) -> None:
-        self._model = model
+        self._model: NoisyClassifier = model
         self._times = config.times.build(model.process.schedule)
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        return {"model": self._model}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Cross-entropy of one micro-batch, in nats, and the accuracy."""
@@ -55,9 +52,6 @@ class Classification:
         losses = F.cross_entropy(logits.float(), label, reduction="none")
         right = (logits.argmax(dim=1) == label).float()
         yield Loss("model", (times.weight * losses).mean(), accuracies(right, times.t))
-
-    def after_update(self, step: Step) -> None:
-        pass
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator

@@ -24,7 +24,6 @@ class Codebooks:
         self._restarted = 0
 
     def add(self, latents: Sequence[Latent]) -> None:
-        """Take in one micro-batch."""
         fresh = [latent.statistics for latent in latents if latent.statistics is not None]
         before = self._seen
         self._seen = (

@@ -65,7 +65,6 @@ class ClassCondition(_Condition, frozen=True, extra="forbid"):
     drop: float = Field(default=0.0, ge=0, lt=1)
 
     def check(self, network: ConditionalNetwork) -> None:
-        """Refuse a network that has no label for "no class", where that is needed."""
         config = network.config
         if self.drop and not (isinstance(config, ClassConfig) and config.null_class):
             raise UserError(
@@ -74,14 +73,12 @@ class ClassCondition(_Condition, frozen=True, extra="forbid"):
             )
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with labels, some of them dropped."""
         label = inputs.batch.labels
         if self.drop:
             label = drop_class(label, self.drop, _classes(inputs.network), inputs.rng)
         return replace(condition, label=label)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with all labels."""
         return replace(condition, label=inputs.batch.labels)
 
     def unconditional(
@@ -105,11 +102,9 @@ class TextCondition(_CaptionCondition, frozen=True, extra="forbid"):
     kind: Literal["text"]
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with captions, some of them emptied."""
         return replace(condition, text=drop_text(inputs.batch.tokens, self.drop, inputs.rng))
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with all captions."""
         return replace(condition, text=inputs.batch.tokens)
 
 
@@ -120,13 +115,11 @@ class FeaturesCondition(_CaptionCondition, frozen=True, extra="forbid"):
     encoder: TextSource
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with features, some of them those of an empty caption."""
         text = inputs.encode_text(inputs.batch.captions)
         features = drop_rows(text.features, text.empty, self.drop, inputs.rng)
         return replace(condition, features=features, empty_features=text.empty)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with the features of all captions."""
         text = inputs.encode_text(inputs.batch.captions)
         return replace(condition, features=text.features, empty_features=text.empty)
 
@@ -138,7 +131,6 @@ class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
     crop: int | None = Field(default=None, gt=0)
 
     def check(self, network: ConditionalNetwork) -> None:
-        """Refuse crops that are not whole low-resolution pixels."""
         if self.crop is not None and self.crop % upsampling_factor(network):
             raise UserError(
                 f"task.condition.crop: {self.crop} pixels are not a multiple of the model's factor "
@@ -154,7 +146,6 @@ class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
         return replace(condition, low_res=augmentation(low, level, inputs.rng), noise_level=level)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        """The condition with the downsampled image as it is."""
         low = F.avg_pool2d(inputs.clean, upsampling_factor(inputs.network))
         return replace(condition, low_res=low, noise_level=low.new_zeros(len(low)))
 

@@ -11,7 +11,7 @@ from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.clip import Clip, contrastive_loss
 from trainer.distributed import gather_rows
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 
 
 class ContrastiveConfig(BaseModel, frozen=True, extra="forbid"):
@@ -36,19 +36,14 @@ class ContrastiveConfig(BaseModel, frozen=True, extra="forbid"):
         return Contrastive(self, model)
 
 
-class Contrastive:
+class Contrastive(Task):
     """Trains CLIP's two towers together."""
 
     def __init__(self, config: ContrastiveConfig, model: Clip) -> None:
         self._config = config
         self._model = model
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Both towers and the temperature."""
-        return {"model": self._model}
-
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """The contrastive loss over the pairs of all processes."""
         config = self._config
         image = shifted(batch.images, config.shift, step.rng)
         if config.noise:
@@ -65,9 +60,6 @@ class Contrastive:
             len(image_features), device=image.device
         )
         yield Loss("model", value, {"accuracy": right.float().mean(), "scale": scale})
-
-    def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator

@@ -24,7 +24,7 @@ from models.diffusion.schedules.timesteps import (
 from models.diffusion.weighting import SnrClamped
 from models.text_source import TextSource
 from trainer import distributed
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 from trainer.tasks.conditions import (
     ConditionConfig,
     ConditionInputs,
@@ -111,7 +111,6 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def timesteps(self) -> TimestepsConfig:
-        """The distribution of times."""
         if self.times is not None:
             return self.times
         return Stratified(steps=self.loss.steps if isinstance(self.loss, HybridLoss) else None)
@@ -156,11 +155,11 @@ def _listed(names: Collection[str]) -> str:
     return " and ".join(sorted(names)) or "nothing"
 
 
-class Denoising:
+class Denoising(Task):
     """Trains a denoiser."""
 
     def __init__(self, config: DenoisingConfig, model: ConditionalNetwork) -> None:
-        self._config, self._model = config, model
+        self._config, self._network = config, model
         self._conditions = as_conditions(config.condition)
         self._objective = objective(config.loss, config.weight or SnrClamped())
         self._times: TimestepSampler = config.timesteps.build(model.process.schedule)
@@ -170,11 +169,10 @@ class Denoising:
         )
 
     def parts(self) -> Mapping[str, nn.Module]:
-        assert isinstance(self._model, nn.Module)
-        return {"model": self._model}
+        assert isinstance(self._network, nn.Module)
+        return {"model": self._network}
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """The error of one micro-batch."""
         rng = step.rng
         clean = self._clean(batch, rng)
         inputs, condition = self._inputs(batch, clean, rng), Condition()
@@ -185,7 +183,7 @@ class Denoising:
         )
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         errors = self._objective(
-            engines["model"], self._model.process, clean, condition, times.t, noise
+            engines["model"], self._network.process, clean, condition, times.t, noise
         )
         if isinstance(self._times, LossSecondMomentSampler):
             self._losses.append(torch.stack([times.t, errors.value.detach()], dim=1))
@@ -238,7 +236,7 @@ class Denoising:
 
     def _sample(self, like: Tensor, condition: Condition, rng: Generator) -> Tensor:
         """Images of the shape of `like`."""
-        model, sampling = self._model, self._config.preview
+        model, sampling = self._network, self._config.preview
         conditional = unconditional = denoiser(model)
         for each in self._conditions:
             unconditional = each.unconditional(unconditional, model)
@@ -253,12 +251,12 @@ class Denoising:
             assert self._text_encoder is not None, "a condition has an encoder"
             return self._text_encoder(captions, clean.device)
 
-        return ConditionInputs(batch, clean, self._model, rng, encode_text)
+        return ConditionInputs(batch, clean, self._network, rng, encode_text)
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """The target before noise is added, cropped where the task asks for it."""
         clean = self._config.target.clean(batch, rng)
         for each in self._conditions:
             if isinstance(each, LowResolutionCondition) and each.crop is not None:
-                clean = random_crop(clean, each.crop, upsampling_factor(self._model), rng)
+                clean = random_crop(clean, each.crop, upsampling_factor(self._network), rng)
         return clean

@@ -14,7 +14,7 @@ from models.autoencoders.levels import level_prefix
 from models.autoregressive.decoding import Sampling, generate
 from models.autoregressive.prior import Prior
 from trainer.rng import drop_text, replace_codes
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 
 
 class CoarseLevel(BaseModel, frozen=True, extra="forbid"):
@@ -68,16 +68,12 @@ class LevelPriorConfig(BaseModel, frozen=True, extra="forbid"):
         return LevelPrior(self, model)
 
 
-class LevelPrior:
+class LevelPrior(Task):
     """Trains a prior on one level's codes."""
 
     def __init__(self, config: LevelPriorConfig, model: Prior) -> None:
         self._config = config
-        self._model = model
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The prior."""
-        return {"model": self._model}
+        self._model: Prior = model
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
         """Cross-entropy of one micro-batch, in nats per code."""
@@ -105,9 +101,6 @@ class LevelPrior:
             text = batch.text if rng is None else drop_text(batch.text, config.caption_drop, rng)
         first = shape.text_vocab - config.given_vocab
         return level_prefix(text, coarser, first, [each.vocab for each in config.given])
-
-    def after_update(self, step: Step) -> None:
-        """Nothing: gradients train the whole model."""
 
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator

@@ -71,7 +71,6 @@ class RandomFeatures(BaseModel, frozen=True, extra="forbid"):
     weight: float = Field(default=1.0, gt=0)
 
     def build(self) -> Perceptual:
-        """The distance."""
         return Perceptual(RandomNetwork(self.widths, self.seed), None)
 
 
@@ -90,7 +89,6 @@ class PerceptualTerm:
 
     @property
     def weight(self) -> float:
-        """The factor of the distance in the loss."""
         return self._config.weight
 
     def __call__(self, image: Tensor, other: Tensor) -> Tensor:

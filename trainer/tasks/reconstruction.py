@@ -16,7 +16,7 @@ from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
 from models.autoencoders.losses import logit_laplace
 from trainer.optimizers.schedules import Constant, Scalar
-from trainer.task import Engines, Loss, Step
+from trainer.task import Engines, Loss, Step, Task
 from trainer.tasks.codebooks import Codebooks
 from trainer.tasks.perceptual import PerceptualConfig, PerceptualTerm
 
@@ -81,7 +81,6 @@ class AutoencoderLoss:
         )
 
     def anneal(self, index: int) -> None:
-        """Set the temperature of step `index`."""
         self.model.set_temperature(self.objective.temperature.at(index))
 
     def distance(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,18 +125,14 @@ class AutoencoderLoss:
         return {"original": image, "reconstruction": self.model.reconstruct(image)}
 
 
-class Reconstruction:
+class Reconstruction(Task):
     """Trains an autoencoder on images."""
 
     def __init__(self, loss_terms: AutoencoderLoss) -> None:
         self._loss = loss_terms
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The autoencoder."""
-        return {"model": self._loss.model}
+        self._model = loss_terms.model
 
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:
-        """Likelihood and bottleneck term of one micro-batch."""
         loss_terms = self._loss
         loss_terms.anneal(step.index)
         output, latents, _ = engines["model"](batch.images, step.rng)
@@ -146,7 +141,6 @@ class Reconstruction:
         yield Loss("model", distance + penalty, {**metrics, **more})
 
     def after_update(self, step: Step) -> None:
-        """Commit codebook statistics."""
         self._loss.codebooks.commit(step.rng)
 
     def preview(

@@ -16,7 +16,7 @@ from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
 from models.diffusion.weighting import SnrClamped
 from trainer.recipe import load
 from trainer.rng import drop_class, drop_text, micro_batches
-from trainer.task import StatefulTask, Step
+from trainer.task import Step, Task
 from trainer.tasks.conditions import ConditionInputs, LowResolutionCondition, random_crop
 from trainer.tasks.denoising import DenoisingConfig
 
@@ -208,7 +208,7 @@ def test_importance_learns_from_all_processes_and_is_checkpointed(monkeypatch):
     monkeypatch.setattr("trainer.tasks.denoising.distributed.gather_rows", twice)
     model = network(CASES["importance"][0])
     trained = task(model, loss={"kind": "simple"}, times=settings)
-    assert isinstance(trained, StatefulTask)
+    assert isinstance(trained, Task)
     for index in range(4):
         for place in range(2):
             here = Step(index, rng(10 * index + place), place, 2)
