@@ -41,7 +41,6 @@ class World:
 
     @property
     def backend(self) -> str:
-        """The process group's backend."""
         return "nccl" if self.device.type == "cuda" else "gloo"
 
 
@@ -112,24 +111,24 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _is_single_process() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def barrier() -> None:
     """Wait for every process of the run."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if not _is_single_process():
         dist.barrier()
 
 
 def mean(values: Tensor) -> Tensor:
     """Element-wise mean of a tensor over all processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return values if _is_single_process() else total(values) / dist.get_world_size()
 
 
 def total(values: Tensor) -> Tensor:
     """Element-wise sum of a tensor over all processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_single_process():
         return values
     values = values.clone()
     dist.all_reduce(values)
@@ -138,16 +137,12 @@ def total(values: Tensor) -> Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
     """Whether the flag is up on at least one process."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flag
-    count = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(count)
-    return bool(count.item())
+    return flag if _is_single_process() else bool(total(torch.tensor([int(flag)], device=device)))
 
 
 def gather_strings(text: str) -> list[str]:
     """The texts of all processes, in rank order."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_single_process():
         return [text]
     texts: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(texts, text)
@@ -156,7 +151,7 @@ def gather_strings(text: str) -> list[str]:
 
 def broadcast_string(text: str) -> str:
     """The text of rank 0."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_single_process():
         return text
     box: list[str] = [text]
     dist.broadcast_object_list(box, src=0)
@@ -170,7 +165,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     processes; the gradient is therefore scaled by the world size, so that the average is the
     gradient of that loss.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_single_process():
         return rows
     gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
@@ -179,9 +174,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        return gather_shards(rows)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
@@ -190,8 +183,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_shards(shard: Tensor) -> Tensor:
-    """Concatenate equally long one-dimensional shards of all processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """Concatenate equally shaped shards of all processes along their first dimension."""
+    if _is_single_process():
         return shard
     parts = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, shard.contiguous())

@@ -88,7 +88,6 @@ class Engine:
         return module
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
-        """Forward through DeepSpeed."""
         if self.precision != "autocast_fp16":
             return self._engine(*inputs)
         with torch.autocast(self._world.device.type, torch.float16):
@@ -96,11 +95,8 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one micro-batch's loss, or update by them at once."""
-        match self._optimizer:
-            case InBackwardAdamW() as optimizer:
-                self._set_rate(optimizer.updates)
-            case _:
-                pass
+        if isinstance(self._optimizer, InBackwardAdamW):
+            self._set_rate(self._optimizer.updates)
         self._engine.backward(loss)
 
     def step(self, index: int) -> None:
@@ -122,16 +118,13 @@ class Engine:
 
     def _clip(self) -> Tensor:
         """Bound all gradients together; returns their norm before."""
-        match self._optimizer:
-            case InBackwardAdamW() as optimizer:
-                return optimizer.norm()
-            case _:
-                return torch.nn.utils.clip_grad_norm_(
-                    self.module.parameters(), self._settings.max_grad_norm or float("inf")
-                )
+        if isinstance(self._optimizer, InBackwardAdamW):
+            return self._optimizer.norm()
+        return torch.nn.utils.clip_grad_norm_(
+            self.module.parameters(), self._settings.max_grad_norm or float("inf")
+        )
 
     def learning_rate(self, index: int) -> float:
-        """The rate of update `index`."""
         return self._settings.lr.at(index, self._steps)
 
     def status(self) -> dict[str, float]:
@@ -212,7 +205,4 @@ def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[
     """One engine per part of a task."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
-    engines = {
-        name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
-    }
-    return engines
+    return {name: Engine(name, module, recipe, world, precision) for name, module in parts.items()}

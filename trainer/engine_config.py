@@ -13,7 +13,7 @@ from mezzotint.common.errors import UserError
 from models.activation_checkpointing import enable_activation_checkpointing
 from models.regional_compile import compile_blocks
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling, residual_branches
-from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
+from trainer.low_precision.powersgd import PowerSGDConfig
 from trainer.recipe import Precision, Recipe, Update
 
 
@@ -170,16 +170,12 @@ def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
                     "engine.precision: autocast_fp16 underflows without "
                     "engine.gradient_scaling={kind: per_block}"
                 )
-    match settings.compression:
-        case PowerSGDConfig():
-            if zero > 0 or not whole_weights:
-                raise UserError(
-                    "engine.compression: powersgd needs engine.zero=0 and fp32 weights "
-                    f"(engine.precision fp32, autocast_bf16 or autocast_fp16), not {zero} and "
-                    f"{precision}: ZeRO sends each process the sums of its own share alone"
-                )
-        case WholeGradients():
-            pass
+    if isinstance(settings.compression, PowerSGDConfig) and (zero > 0 or not whole_weights):
+        raise UserError(
+            "engine.compression: powersgd needs engine.zero=0 and fp32 weights "
+            f"(engine.precision fp32, autocast_bf16 or autocast_fp16), not {zero} and "
+            f"{precision}: ZeRO sends each process the sums of its own share alone"
+        )
 
 
 def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
@@ -197,24 +193,18 @@ def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
                 f"{key}.{unknown[0]}: no such part; this task's parts are "
                 f"{', '.join(sorted(parts))}"
             )
-    match recipe.engine.gradient_scaling:
-        case PerBlockScaling():
-            for name, part in parts.items():
-                if not residual_branches(part):
-                    raise UserError(
-                        f"engine.gradient_scaling: {name} has no transformer blocks to give "
-                        "scales of their own; use kind=whole"
-                    )
-        case WholeScaling():
-            pass
-    if recipe.engine.compile:
-        for name, part in parts.items():
-            if not compile_blocks(part):
-                raise UserError(f"engine.compile: {name} has no blocks to compile; leave it out")
-    if not recipe.engine.activation_checkpointing:
-        return
+    per_block = isinstance(recipe.engine.gradient_scaling, PerBlockScaling)
     for name, part in parts.items():
-        if not enable_activation_checkpointing(part):
+        if per_block and not residual_branches(part):
+            raise UserError(
+                f"engine.gradient_scaling: {name} has no transformer blocks to give "
+                "scales of their own; use kind=whole"
+            )
+    for name, part in parts.items():
+        if recipe.engine.compile and not compile_blocks(part):
+            raise UserError(f"engine.compile: {name} has no blocks to compile; leave it out")
+    for name, part in parts.items():
+        if recipe.engine.activation_checkpointing and not enable_activation_checkpointing(part):
             raise UserError(
                 f"engine.activation_checkpointing: {name} has no blocks that can be computed "
                 "again; leave it out"

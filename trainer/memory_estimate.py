@@ -10,9 +10,10 @@ from typing import Literal
 
 from torch import nn
 
+from trainer.engine_config import stored_dtype
 from trainer.low_precision.adamw import CHUNK
 from trainer.low_precision.fp32_params import matrices
-from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
+from trainer.low_precision.powersgd import PowerSGDConfig
 from trainer.optimizers.schedules import Moments
 from trainer.recipe import Precision, Recipe
 
@@ -39,7 +40,6 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return sum(self.weights)
 
     @property
@@ -89,7 +89,7 @@ class States:
     @property
     def number(self) -> int:
         """Bytes of a weight as the network computes with it."""
-        return stored_bytes(self.precision)
+        return stored_dtype(self.precision).itemsize
 
     @property
     def wrapped(self) -> bool:
@@ -118,12 +118,9 @@ class States:
 
 def states(recipe: Recipe, part: str, precision: Precision) -> States:
     """Those of a recipe's part."""
-    errors = 0
-    match recipe.engine.compression:
-        case PowerSGDConfig() as config:
-            errors = FLOAT if config.errors == "fp32" else 2
-        case WholeGradients():
-            pass
+    errors, compression = 0, recipe.engine.compression
+    if isinstance(compression, PowerSGDConfig):
+        errors = FLOAT if compression.errors == "fp32" else 2
     return States(
         zero=recipe.engine.zero_of(part),
         precision=precision,
@@ -164,12 +161,8 @@ class MemoryEstimate:
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
-        """Two parts in one process."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return MemoryEstimate(*(one + two for one, two in pairs))
-
-
-NOTHING = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
@@ -223,11 +216,6 @@ def _shard(weights: tuple[int, ...], world: int) -> int:
     return sum(-(-size // world) for size in weights)
 
 
-def stored_bytes(precision: Precision) -> int:
-    """Bytes of a weight as the network computes with it."""
-    return 2 if precision in ("bf16", "fp16") else FLOAT
-
-
 def _bucket_bytes(zero: int, precision: Precision) -> int:
     """Bytes per element of the buckets; under autocast there is one for each type."""
     match zero, precision:
@@ -238,7 +226,7 @@ def _bucket_bytes(zero: int, precision: Precision) -> int:
         case _, "autocast_bf16":
             return 2 * FLOAT
         case _:
-            return stored_bytes(precision)
+            return stored_dtype(precision).itemsize
 
 
 def checkpoint_bytes(part: Sizes, how: States, world: int) -> int:

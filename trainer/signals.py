@@ -1,7 +1,7 @@
 """Preemption by signals."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 PREEMPTED = 75
 """Exit code after a checkpoint was saved because the machine is being taken away."""
@@ -23,12 +23,7 @@ class Preemption:
             self._before[number] = signal.signal(number, self._raise_flag)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if self.requested else handler)  # type: ignore[arg-type]
 

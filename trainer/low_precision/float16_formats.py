@@ -26,7 +26,6 @@ class Codec:
 
     @property
     def largest(self) -> float:
-        """The largest finite number."""
         return 2.0 ** (2**EXPONENTS - 2 - self.bias) * (2 - 2.0**-self.mantissa)
 
     @property

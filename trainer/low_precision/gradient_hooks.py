@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.low_precision.fp32_params import compute_logits_in_fp32, matrices
-from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling, WholeScaling
-from trainer.low_precision.powersgd import Compressor, PowerSGDConfig, WholeGradients
+from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScaling
+from trainer.low_precision.powersgd import Compressor, PowerSGDConfig
 from trainer.recipe import EngineConfig
 
 
@@ -20,17 +20,11 @@ class GradientHooks:
         if settings.fp32_logits:
             compute_logits_in_fp32(module)
         self._scales: GradientScales | None = None
-        match settings.gradient_scaling:
-            case PerBlockScaling() as rule:
-                self._scales = GradientScales(module, rule)
-            case WholeScaling():
-                pass
+        if isinstance(settings.gradient_scaling, PerBlockScaling):
+            self._scales = GradientScales(module, settings.gradient_scaling)
         self._compressor: Compressor | None = None
-        match settings.compression:
-            case PowerSGDConfig() as config:
-                self._compressor = Compressor(module, matrices(module), config, seed)
-            case WholeGradients():
-                pass
+        if isinstance(settings.compression, PowerSGDConfig):
+            self._compressor = Compressor(module, matrices(module), settings.compression, seed)
         self.skipped = 0
 
     @property
@@ -47,7 +41,6 @@ class GradientHooks:
         return applied
 
     def status(self) -> dict[str, float]:
-        """Metrics to log."""
         return {} if self._scales is None else self._scales.status()
 
     def save(self, path: Path) -> None:

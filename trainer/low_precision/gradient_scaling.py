@@ -57,8 +57,21 @@ class ResidualBranch:
 
     @property
     def scale(self) -> float:
-        """The factor of gradients inside the branch."""
         return 2.0**self.power
+
+    def unscale_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Forward pre-hook of `entry`."""
+        if not torch.is_grad_enabled():
+            return inputs
+        first: Tensor = _UnscaleInputGrad.apply(inputs[0], self.scale)  # type: ignore[no-untyped-call]
+        return (first, *inputs[1:])
+
+    def scale_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of `exit`."""
+        if not torch.is_grad_enabled():
+            return output.float()
+        scaled: Tensor = _ScaleOutputGrad.apply(output, self.scale)  # type: ignore[no-untyped-call]
+        return scaled
 
 
 def residual_branches(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
@@ -90,22 +103,20 @@ class GradientScales:
         device = next(module.parameters()).device
         # one entry per branch, and one for all weights outside of them
         self._overflows = torch.zeros(len(self.branches) + 1, device=device)
-        inside: set[int] = set()
+        owners: dict[int, int] = {}
         for index, branch in enumerate(self.branches):
-            branch.entry.register_forward_pre_hook(_unscale_hook(branch))
-            branch.exit.register_forward_hook(_scale_hook(branch))
+            branch.entry.register_forward_pre_hook(branch.unscale_input)
+            branch.exit.register_forward_hook(branch.scale_output)
             for weight in (*branch.entry.parameters(), *branch.exit.parameters()):
-                inside.add(id(weight))
-                if weight.requires_grad:
-                    _register_hook(weight, self._gradient_hook(index, branch))
+                owners[id(weight)] = index
         for weight in module.parameters():
-            if weight.requires_grad and id(weight) not in inside:
-                _register_hook(weight, self._gradient_hook(len(self.branches), None))
+            if weight.requires_grad:
+                hook = self._gradient_hook(owners.get(id(weight), len(self.branches)))
+                weight.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def _gradient_hook(
-        self, index: int, branch: ResidualBranch | None
-    ) -> Callable[[Tensor], Tensor]:
-        """Unscale a weight's gradient; set Inf and NaN to 0 and record them."""
+    def _gradient_hook(self, index: int) -> Callable[[Tensor], Tensor]:
+        """Unscale the gradient of a weight in a branch; set Inf and NaN to 0 and record them."""
+        branch = self.branches[index] if index < len(self.branches) else None
 
         def hook(grad: Tensor) -> Tensor:
             clean = zero_nonfinite(grad)
@@ -158,7 +169,6 @@ class GradientScales:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
         self.updates, self.skipped = state["updates"], state["skipped"]
         for branch, power, last_backoff in zip(
             self.branches, state["powers"], state["fell"], strict=True
@@ -166,35 +176,9 @@ class GradientScales:
             branch.power, branch.last_backoff = power, last_backoff
 
 
-def _register_hook(weight: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
-    weight.register_hook(hook)  # type: ignore[no-untyped-call]
-
-
 def zero_nonfinite(grad: Tensor) -> Tensor:
     """A copy of a gradient with its Inf and NaN set to 0."""
     return grad.nan_to_num(0.0, 0.0, 0.0)
-
-
-def _unscale_hook(
-    branch: ResidualBranch,
-) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not torch.is_grad_enabled():
-            return inputs
-        first: Tensor = _UnscaleInputGrad.apply(inputs[0], branch.scale)  # type: ignore[no-untyped-call]
-        return (first, *inputs[1:])
-
-    return hook
-
-
-def _scale_hook(branch: ResidualBranch) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return output.float()
-        scaled: Tensor = _ScaleOutputGrad.apply(output, branch.scale)  # type: ignore[no-untyped-call]
-        return scaled
-
-    return hook
 
 
 class _ScaleOutputGrad(torch.autograd.Function):

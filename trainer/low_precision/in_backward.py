@@ -53,20 +53,16 @@ class InBackwardAdamW(torch.optim.Optimizer):
         clip: float | None,
         seed: int,
     ) -> None:
-        defaults = {
-            **{"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
-            UPDATES: 0,
-        }
-        super().__init__(weights, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(weights, {**defaults, UPDATES: 0})
         self._clip, self._seed = clip, seed
         self._done: set[int] = set()
         self._squares: list[Tensor] = []
         for index, weight in enumerate(weights):
-            _register_hook(weight, self._hook(index))
+            weight.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
 
     @property
     def updates(self) -> int:
-        """Updates that are done."""
         done: int = self.param_groups[0][UPDATES]
         return done
 
@@ -108,10 +104,6 @@ class InBackwardAdamW(torch.optim.Optimizer):
         whole = (weight.detach(), grad, state[MEANS], state[VARIANCES])
         for each in zip(*(chunks(tensor) for tensor in whole), strict=True):
             _update_chunk(*each, bound=bound, group=group, rng=rng)
-
-
-def _register_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
-    weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _update_chunk(

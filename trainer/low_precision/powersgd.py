@@ -67,7 +67,6 @@ class _Matrix:
         return along.reshape(self.pieces, -1, along.shape[1])
 
     def merge(self, split: Tensor) -> Tensor:
-        """The inverse of `split`."""
         along = split.reshape(-1, split.shape[-1])
         return along.T if self.transposed else along
 
@@ -160,7 +159,6 @@ class Compressor:
         return {name: matrix.residual for name, matrix in self._matrices.items()}
 
     def restore(self, errors: Mapping[str, Tensor]) -> None:
-        """The inverse of `errors`."""
         for name, matrix in self._matrices.items():
             matrix.residual.copy_(errors[name])
 

@@ -13,5 +13,4 @@ class SkippableAdamW(torch.optim.AdamW):
     """While set, `step` leaves weights and moments as they are."""
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # noqa: ANN401 - as torch's
-        """One update, or none."""
         return None if self.skip else super().step(closure)

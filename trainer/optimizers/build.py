@@ -16,14 +16,7 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
     """AdamW over all trainable weights, in two groups where moments differ."""
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     if settings.moments == "fp32":
-        return SkippableAdamW(
-            trainable,
-            lr=settings.lr.peak,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        return SkippableAdamW(trainable, **_adamw_options(settings), fused=True)
     inner = matrices(module)
     known = {id(weight) for weight in inner}
     fp32_params = [weight for weight in trainable if id(weight) not in known]
@@ -32,11 +25,7 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
         {"params": fp32_params, "moments": "fp32"},
     ]
     return SmallMomentAdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr.peak,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+        [group for group in groups if group["params"]], **_adamw_options(settings)
     )
 
 
@@ -44,10 +33,11 @@ def build_in_backward(module: nn.Module, settings: OptimizerConfig, key: str) ->
     """AdamW that updates bf16 weights in backward; `key` names its random numbers."""
     return InBackwardAdamW(
         [weight for weight in module.parameters() if weight.requires_grad],
-        lr=settings.lr.peak,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+        **_adamw_options(settings),
         clip=settings.max_grad_norm_per_parameter,
         seed=keyed_seed(0, "rounding", key),
     )
+
+
+def _adamw_options(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": settings.lr.peak, **settings.model_dump(include={"betas", "eps", "weight_decay"})}

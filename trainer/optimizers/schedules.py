@@ -26,7 +26,6 @@ class Linear(BaseModel, frozen=True, extra="forbid"):
     steps: int = Field(gt=0)
 
     def at(self, step: int) -> float:
-        """Value at optimizer step `step` (counted from 0)."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
@@ -42,7 +41,6 @@ class Cosine(BaseModel, frozen=True, extra="forbid"):
     steps: int = Field(gt=0)
 
     def at(self, step: int) -> float:
-        """Value at optimizer step `step` (counted from 0)."""
         done = min(step / self.steps, 1.0)
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
 
