@@ -61,7 +61,6 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def count(self) -> int:
-        """Number of classes."""
         if self.values is not None:
             return len(self.values)
         assert self.classes is not None

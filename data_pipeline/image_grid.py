@@ -50,7 +50,6 @@ class _Layout:
     tile: int
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Left and top of a cell."""
         x = self.left + column * (self.width + GAP)
         return x, self.top + row * (self.height + self.caption + GAP)
 

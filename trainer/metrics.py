@@ -19,7 +19,6 @@ class MetricAccumulator:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new interval."""
         self._sums, self._count = {}, {}
         self._started = time.perf_counter()
         self.waited, self.samples, self.steps = 0.0, 0, 0

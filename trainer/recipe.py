@@ -49,7 +49,6 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     """Blocks compute their activations again in backward instead of keeping them."""
 
     def zero_of(self, part: str) -> Literal[0, 1, 2, 3]:
-        """The ZeRO stage of one part."""
         return self.zero_per_part.get(part, self.zero)
 
 
@@ -101,7 +100,6 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def optimizer_of(self, part: str) -> OptimizerConfig:
-        """The optimizer settings of one part."""
         return self.optimizers.get(part, self.optimizer)
 
     def micro_batch_for(self, world: int) -> int:

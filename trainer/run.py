@@ -41,12 +41,10 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Resumable checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def previews(self) -> Path:
-        """Images generated during training."""
         return self.path / "previews"
 
     @property
@@ -56,7 +54,6 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """The exported model directory."""
         return self.path / "model"
 
     @property
@@ -65,7 +62,6 @@ class RunDirectory:
         return self.path / "summary.json"
 
     def finished(self) -> bool:
-        """Whether the run has ended and exported its model."""
         return self.summary.is_file()
 
     def claim(self, recipe: "Recipe") -> None:

@@ -50,11 +50,9 @@ class PowerEma(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def tracks(self) -> int:
-        """Averages kept side by side."""
         return len(self.sigma_rel)
 
     def decays(self, update: int) -> tuple[float, ...]:
-        """How much of each average stays at update 1, 2, ..."""
         return tuple((1 - 1 / update) ** (power(width) + 1) for width in self.sigma_rel)
 
 

@@ -28,7 +28,6 @@ class Ema:
         """The first average under the names of the weights; of others the number goes before."""
 
     def update(self) -> None:
-        """Move the averages towards the weights, after an optimizer step."""
         self.updates += 1
         weights = self._engine.local_weights()
         whole = [name for name, weight in weights.items() if weight.dtype == torch.float32]
