@@ -40,7 +40,7 @@ from timing import Row, Timing, as_lines, as_table, interleaved, machine  # noqa
 
 from models.diffusion.condition import Condition  # noqa: E402
 from models.diffusion.process import Process, ProcessConfig  # noqa: E402
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig  # noqa: E402
+from models.diffusion.schedules.discrete import DiscreteSchedule  # noqa: E402
 from models.diffusion.solvers.ddim import DDIM  # noqa: E402
 from models.diffusion.solvers.dpm_solver_pp_2m import DPMSolverPP2M  # noqa: E402
 from models.diffusion.solvers.euler import Euler  # noqa: E402
@@ -51,7 +51,7 @@ from models.diffusion.unet.network import UNet, UNetConfig  # noqa: E402
 Call = Callable[[Tensor, Tensor, Condition], Tensor]
 GOALS = {"fp32": 1.15, "bf16": 1.15, "bf16 against fp32": 1.6, "solver": 5.0}
 SOLVES = 10
-NOISE = ProcessConfig(schedule=DiscreteScheduleConfig(), prediction_type="noise")
+NOISE = ProcessConfig(schedule=DiscreteSchedule(), prediction_type="noise")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.dpm_solver_2 import DPMSolver2
 from models.diffusion.solvers.dpm_solver_3 import DPMSolver3
@@ -30,7 +30,7 @@ matplotlib.use("Agg")
 from closed_forms import Mixture, MixtureDenoiser
 from matplotlib import pyplot
 
-SCHEDULE = EDMScheduleConfig().build()
+SCHEDULE = EDMSchedule()
 SOLVERS = {
     "DDIM = Euler": DDIM(),
     "Heun": Heun(),

@@ -22,9 +22,9 @@ from models.diffusion.parameterization import (
     to_v,
     to_x0,
 )
-from models.diffusion.schedules.marginal import Marginal
-from models.diffusion.schedules.schedule import CosineScheduleConfig, ScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.schedules.marginal import Marginal, Schedule
+from models.diffusion.schedules.schedule import CosineSchedule, ScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.nn.conditioning_cache import ActivationCache
 
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -52,7 +52,7 @@ class DiffusionNetwork(Protocol):
 class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
     """Schedule and target of a diffusion network."""
 
-    schedule: ScheduleConfig = CosineScheduleConfig()
+    schedule: ScheduleConfig = CosineSchedule()
     prediction_type: Literal["x0", "noise", "v", "edm"] = "x0"
     """edm: a mixture of x0 and noise that has variance 1 at every time, and so has what the network
     then gets as input (arXiv 2206.00364, 5)."""
@@ -64,7 +64,7 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _possible(self) -> "ProcessConfig":
-        exploding = isinstance(self.schedule, VEScheduleConfig | EDMScheduleConfig)
+        exploding = isinstance(self.schedule, VESchedule | EDMSchedule)
         if self.prediction_type == "v" and exploding:
             raise ValueError("prediction_type: v needs a schedule that preserves variance")
         return self
@@ -143,7 +143,7 @@ class Process:
 
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
-        self.schedule = config.schedule.build()
+        self.schedule: Schedule = config.schedule
         self._parameterization = parameterization(config)
         self._outputs = config.outputs
         self._cache: dict[tuple[float, torch.dtype], _Coefficients] = {}

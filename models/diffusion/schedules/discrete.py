@@ -6,6 +6,7 @@ last step. Between steps alpha is linear in t. A peer that counts its steps from
 """
 
 import math
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -56,8 +57,8 @@ BetasConfig = Annotated[
 ]
 
 
-class DiscreteScheduleConfig(BaseModel, frozen=True, extra="forbid"):
-    """Betas of `steps` steps.
+class DiscreteSchedule(BaseModel, frozen=True, extra="forbid"):
+    """Betas of `steps` steps: alpha^2 after step k is the product of the first k (1 - beta).
 
     `zero_terminal_snr` moves the last step to pure noise (arXiv 2305.08891, algorithm 1); the
     network must then predict v or x0, and be sampled by DDIM or DDPM.
@@ -67,20 +68,6 @@ class DiscreteScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     betas: BetasConfig = LinearBetasConfig()
     steps: int = Field(default=1000, gt=1)
     zero_terminal_snr: bool = False
-
-    def build(self) -> "DiscreteSchedule":
-        betas = self.betas.betas(self.steps)
-        return DiscreteSchedule(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
-
-
-class DiscreteSchedule:
-    """alpha^2 after step k is the product of the first k (1 - beta)."""
-
-    def __init__(self, betas: Tensor) -> None:
-        """Betas (N,) in (0, 1]."""
-        one = torch.ones(1, dtype=torch.float64, device="cpu")
-        self._alphas = torch.cat([one, (1 - betas.to(torch.float64)).cumprod(0).sqrt()])
-        self.steps = len(betas)
 
     def at(self, t: Tensor) -> Marginal:
         alpha = self._alpha(t)
@@ -93,18 +80,29 @@ class DiscreteSchedule:
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         alpha = log_snr.to(torch.float64).sigmoid().sqrt()
-        table = self._alphas.to(alpha.device)
+        table = _alphas(self).to(alpha.device)
         index = torch.searchsorted(-table, -alpha, right=True) - 1
         index = index.clamp(0, self.steps - 1)
         fraction = (table[index] - alpha) / (table[index] - table[index + 1])
         return ((index + fraction) / self.steps).to(log_snr.dtype)
 
     def _alpha(self, t: Tensor) -> Tensor:
-        table = self._alphas.to(t.device)
+        table = _alphas(self).to(t.device)
         position = t.to(torch.float64) * self.steps
         index = position.floor().clamp(0, self.steps - 1).long()
         fraction = position - index
         return torch.lerp(table[index], table[index + 1], fraction)
+
+
+@lru_cache(maxsize=32)
+def _alphas(schedule: DiscreteSchedule) -> Tensor:
+    """alpha at steps 0 to N, computed once."""
+    # cached: a table made under inference mode could not be used in training afterwards
+    with torch.inference_mode(mode=False):
+        betas = schedule.betas.betas(schedule.steps)
+        if schedule.zero_terminal_snr:
+            betas = zero_terminal_snr(betas)
+        return torch.cat([betas.new_ones(1), (1 - betas).cumprod(0).sqrt()])
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -10,8 +10,11 @@ from torch import Tensor
 from models.diffusion.schedules.marginal import Marginal, require_increasing
 
 
-class VEScheduleConfig(BaseModel, frozen=True, extra="forbid"):
-    """The VE process of score-based SDEs, for images in [0, 1] (arXiv 2011.13456, appendix C)."""
+class VESchedule(BaseModel, frozen=True, extra="forbid"):
+    """sigma = sigma_min (sigma_max / sigma_min)^t: the log signal-to-noise ratio is linear in t.
+
+    The VE process of score-based SDEs, for images in [0, 1] (arXiv 2011.13456, appendix C).
+    """
 
     kind: Literal["ve"] = "ve"
     sigma_min: float = Field(default=0.01, gt=0)
@@ -21,29 +24,27 @@ class VEScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     def _ordered(self) -> Self:
         return require_increasing(self, "sigma_min", "sigma_max")
 
-    def build(self) -> "VESchedule":
-        return VESchedule(self)
-
-
-class VESchedule:
-    """sigma = sigma_min (sigma_max / sigma_min)^t: the log signal-to-noise ratio is linear in t."""
-
-    def __init__(self, config: VEScheduleConfig) -> None:
-        self._first = math.log(config.sigma_min)
-        self._span = math.log(config.sigma_max) - self._first
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """ln sigma at t = 0, and its change up to t = 1."""
+        first = math.log(self.sigma_min)
+        return first, math.log(self.sigma_max) - first
 
     def at(self, t: Tensor) -> Marginal:
-        return Marginal(torch.ones_like(t), (self._first + self._span * t).exp())
+        first, span = self._ends
+        return Marginal(torch.ones_like(t), (first + span * t).exp())
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return -2 * (self._first + self._span * t)
+        first, span = self._ends
+        return -2 * (first + span * t)
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        return (-log_snr / 2 - self._first) / self._span
+        first, span = self._ends
+        return (-log_snr / 2 - first) / span
 
 
-class EDMScheduleConfig(BaseModel, frozen=True, extra="forbid"):
-    """The process of EDM (arXiv 2206.00364, table 1); equal steps of t are its equation 5."""
+class EDMSchedule(BaseModel, frozen=True, extra="forbid"):
+    """sigma^(1/rho) is linear in t: EDM (arXiv 2206.00364, table 1 and eq. 5)."""
 
     kind: Literal["edm"] = "edm"
     sigma_min: float = Field(default=0.002, gt=0)
@@ -54,23 +55,20 @@ class EDMScheduleConfig(BaseModel, frozen=True, extra="forbid"):
     def _ordered(self) -> Self:
         return require_increasing(self, "sigma_min", "sigma_max")
 
-    def build(self) -> "EDMSchedule":
-        return EDMSchedule(self)
-
-
-class EDMSchedule:
-    """sigma^(1/rho) is linear in t."""
-
-    def __init__(self, config: EDMScheduleConfig) -> None:
-        self._rho = config.rho
-        self._first = config.sigma_min ** (1 / config.rho)
-        self._span = config.sigma_max ** (1 / config.rho) - self._first
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """sigma^(1/rho) at t = 0, and its change up to t = 1."""
+        first = self.sigma_min ** (1 / self.rho)
+        return first, self.sigma_max ** (1 / self.rho) - first
 
     def at(self, t: Tensor) -> Marginal:
-        return Marginal(torch.ones_like(t), (self._first + self._span * t) ** self._rho)
+        first, span = self._ends
+        return Marginal(torch.ones_like(t), (first + span * t) ** self.rho)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return -2 * self._rho * (self._first + self._span * t).log()
+        first, span = self._ends
+        return -2 * self.rho * (first + span * t).log()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        return ((-log_snr / (2 * self._rho)).exp() - self._first) / self._span
+        first, span = self._ends
+        return ((-log_snr / (2 * self.rho)).exp() - first) / span

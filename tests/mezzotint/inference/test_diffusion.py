@@ -16,7 +16,7 @@ from mezzotint.inference.runtime import Runtime
 from models.diffusion.condition import Condition
 from models.diffusion.process import Process, ProcessConfig
 from models.diffusion.sampling import NFE, DiffusionSampling
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.solvers.times import uniform_log_snr_times
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import LowResolutionConfig, UNetConfig
@@ -133,9 +133,7 @@ class Shrinks(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.process = ProcessConfig(
-            prediction_type="noise", schedule=DiscreteScheduleConfig()
-        ).build()
+        self.process = ProcessConfig(prediction_type="noise", schedule=DiscreteSchedule()).build()
         self.config = UNetConfig(**SMALL, attention=(), head_width=4)
 
     def forward(self, x, t, cond):

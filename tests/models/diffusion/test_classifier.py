@@ -10,8 +10,8 @@ from models.diffusion.condition import Condition
 from models.diffusion.guidance import classifier_gradient, with_classifier_guidance
 from models.diffusion.parameterization import from_noise
 from models.diffusion.process import ProcessConfig, denoiser
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.unet.network import UNetConfig
@@ -76,7 +76,7 @@ def test_the_gradient_of_a_class_is_its_central_difference(classifier, x):
 
 
 def test_it_sees_images_of_another_schedule_as_its_own_would_have_them(classifier, x):
-    other, own = DiscreteScheduleConfig().build(), classifier.process.schedule
+    other, own = DiscreteSchedule(), classifier.process.schedule
     ask = class_log_probability(classifier, torch.tensor([0, 1, 2]), other)
     noise = x.flip(0)
     time = own.inverse_log_snr(other.log_snr(T))
@@ -104,13 +104,13 @@ def test_it_guides_sampling(classifier):
 
 
 def test_alphas_of_nothing_do_not_stop_it(classifier, x):
-    silent = DiscreteScheduleConfig(zero_terminal_snr=True).build()
+    silent = DiscreteSchedule(zero_terminal_snr=True)
     ask = class_log_probability(classifier, torch.tensor([0, 1, 2]), silent)
     assert bool(ask(x, torch.ones(3).double()).isfinite().all())
 
 
 def test_guidance_moves_the_noise_by_sigma_times_the_gradient(classifier, x):
-    schedule = CosineScheduleConfig().build()
+    schedule = CosineSchedule()
     ask = class_log_probability(classifier, torch.tensor([0, 1, 2]), schedule)
 
     def denoise(x, t, condition):

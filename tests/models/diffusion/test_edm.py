@@ -8,15 +8,15 @@ from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss, simple_loss
 from models.diffusion.parameterization import Prediction, edm_input, from_edm, from_v, to_edm
 from models.diffusion.process import ProcessConfig, denoiser
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
+from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.weighting import EDM
 
 S = 0.5
-SCHEDULES = [EDMScheduleConfig(), VEScheduleConfig(), CosineScheduleConfig()]
+SCHEDULES = [EDMSchedule(), VESchedule(), CosineSchedule()]
 T = torch.tensor([0.02, 0.3, 0.5, 0.8, 0.98], dtype=torch.float64)
 
 
@@ -25,7 +25,7 @@ def normal(*shape, seed=0):
 
 
 def test_the_coefficients_are_those_of_the_table():
-    here = EDMScheduleConfig().build().at(T)
+    here = EDMSchedule().at(T)
     x, raw = normal(5, 3), normal(5, 3, seed=1)
     u = here.sigma[:, None]
     skip, out = S**2 / (u**2 + S**2), u * S / (u**2 + S**2).sqrt()
@@ -35,7 +35,7 @@ def test_the_coefficients_are_those_of_the_table():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_target_converts_back_to_the_truth_and_noise_belongs_to_x0(schedule):
-    here = schedule.build().at(T)
+    here = schedule.at(T)
     x0, noise = normal(5, 2, 3), normal(5, 2, 3, seed=1)
     x = here.add_noise(x0, noise)
     back = from_edm(to_edm(Prediction(x0, noise), here, S), x, here, sigma_data=S)
@@ -47,7 +47,7 @@ def test_the_target_converts_back_to_the_truth_and_noise_belongs_to_x0(schedule)
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_inputs_and_targets_have_variance_one_at_every_time(schedule):
-    here = schedule.build().at(T)
+    here = schedule.at(T)
     count = 200_000
     x0, noise = S * normal(5, count), normal(5, count, seed=1)
     x = here.add_noise(x0, noise)
@@ -59,7 +59,7 @@ def test_inputs_and_targets_have_variance_one_at_every_time(schedule):
 
 
 def test_for_data_of_deviation_one_it_is_minus_v_under_a_schedule_that_preserves_variance():
-    here = CosineScheduleConfig().build().at(T)
+    here = CosineSchedule().at(T)
     x, raw = normal(5, 4), normal(5, 4, seed=1)
     edm, v = from_edm(raw, x, here, sigma_data=1.0), from_v(-raw, x, here)
     assert torch.allclose(edm.x0, v.x0, atol=1e-12)
@@ -67,7 +67,7 @@ def test_for_data_of_deviation_one_it_is_minus_v_under_a_schedule_that_preserves
 
 
 def test_it_needs_no_signal_and_no_noise():
-    silent = DiscreteScheduleConfig(zero_terminal_snr=True).build()
+    silent = DiscreteSchedule(zero_terminal_snr=True)
     here = silent.at(torch.tensor([0.0, 1.0], dtype=torch.float64))
     x, raw = normal(2, 4), normal(2, 4, seed=1)
     pred = from_edm(raw, x, here, sigma_data=S)
@@ -79,7 +79,7 @@ def test_it_needs_no_signal_and_no_noise():
 class Linear(torch.nn.Module):
     """Knows what it was fed."""
 
-    process = ProcessConfig(schedule=EDMScheduleConfig(), prediction_type="edm").build()
+    process = ProcessConfig(schedule=EDMSchedule(), prediction_type="edm").build()
 
     def forward(self, x, t, condition):
         self.seen = x

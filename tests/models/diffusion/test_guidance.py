@@ -20,8 +20,8 @@ from models.diffusion.guidance import (
 )
 from models.diffusion.likelihood import log_likelihood
 from models.diffusion.parameterization import Prediction, from_noise, to_v
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
@@ -41,7 +41,7 @@ ALL = Mixture(
 )
 CLASS = 1
 ONE = ALL.only(CLASS)
-SCHEDULE = CosineScheduleConfig().build()
+SCHEDULE = CosineSchedule()
 FREE, CONDITIONAL = MixtureDenoiser(ALL, SCHEDULE), MixtureDenoiser(ONE, SCHEDULE)
 X = torch.randn(32, 2, generator=rng(), dtype=torch.float64)
 T = torch.linspace(0.1, 0.95, 32, dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_wrappers_compose():
 
 
 def test_dynamic_thresholding_divides_by_the_percentile_of_each_sample():
-    schedule = DiscreteScheduleConfig().build()
+    schedule = DiscreteSchedule()
     x0 = torch.linspace(0.0, 4.0, 201, dtype=torch.float64).expand(2, -1) * numbers([1.0], [0.1])
 
     def denoise(x, t, condition):

@@ -5,9 +5,9 @@ import torch
 from closed_forms import Mixture, MixtureDenoiser
 
 from models.diffusion.inversion import ddim_round_trip, encoding_times, noise_statistics
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 
 
@@ -24,12 +24,11 @@ DATA = Mixture(numbers([-0.6, 0.2], [0.5, 0.5]), numbers(0.2, 0.3), numbers(0.4,
 
 @pytest.mark.parametrize(
     "schedule",
-    [CosineScheduleConfig(), EDMScheduleConfig(), DiscreteScheduleConfig()],
+    [CosineSchedule(), EDMSchedule(), DiscreteSchedule()],
     ids=lambda config: config.kind,
 )
 def test_twice_the_steps_half_the_error_of_a_round_trip(schedule):
-    schedule = schedule.build()
-    first = 1 / 1000 if isinstance(schedule, type(DiscreteScheduleConfig().build())) else 0.0
+    first = 1 / 1000 if isinstance(schedule, DiscreteSchedule) else 0.0
     x = DATA.sample(64, rng())
     denoiser = MixtureDenoiser(DATA, schedule)
     errors = []
@@ -45,17 +44,17 @@ def test_twice_the_steps_half_the_error_of_a_round_trip(schedule):
 
 
 def test_a_clean_end_is_left_out_where_an_image_holds_no_noise():
-    schedule = DiscreteScheduleConfig().build()
+    schedule = DiscreteSchedule()
     times = uniform_times(10)
     assert torch.equal(encoding_times(schedule, times), torch.cat([times[:-1], numbers(1e-3)]))
     leading = torch.tensor([0.5, 1e-3, 0.0], dtype=torch.float64)
     assert torch.equal(encoding_times(schedule, leading), leading[:-1])
-    assert torch.equal(encoding_times(CosineScheduleConfig().build(), times), times)
+    assert torch.equal(encoding_times(CosineSchedule(), times), times)
 
 
 def test_progress_counts_both_ways():
     seen = []
-    schedule = CosineScheduleConfig().build()
+    schedule = CosineSchedule()
     x, times = DATA.sample(2, rng()), uniform_times(3)
     ddim_round_trip(
         MixtureDenoiser(DATA, schedule), schedule, x, times, None, lambda *done: seen.append(done)

@@ -13,11 +13,11 @@ from models.diffusion.likelihood import (
     log_likelihood,
 )
 from models.diffusion.schedules.schedule import (
-    CosineScheduleConfig,
-    LinearScheduleConfig,
-    VPScheduleConfig,
+    CosineSchedule,
+    LinearSchedule,
+    VPSchedule,
 )
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 
 
@@ -33,11 +33,11 @@ GAUSSIAN = Mixture(numbers([0.3, -0.2]), numbers(0.5), numbers(1.0))
 MIXTURE = Mixture(
     numbers([-1.0, 0.2], [0.8, 0.9], [0.4, -1.0]), numbers(0.3, 0.5, 0.4), numbers(0.3, 0.5, 0.2)
 )
-EXPLODING = EDMScheduleConfig().build()
+EXPLODING = EDMSchedule()
 SCHEDULES = {
-    "cosine": CosineScheduleConfig().build(),
-    "linear": LinearScheduleConfig().build(),
-    "vp": VPScheduleConfig().build(),
+    "cosine": CosineSchedule(),
+    "linear": LinearSchedule(),
+    "vp": VPSchedule(),
     "edm": EXPLODING,
 }
 

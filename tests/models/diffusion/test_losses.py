@@ -12,15 +12,15 @@ from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss, hybrid_loss, simple_loss
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
 from models.diffusion.schedules.timesteps import (
     LogNormal,
     LossSecondMomentSampler,
     Stratified,
     Uniform,
 )
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.variational_bound import (
     Gaussian,
@@ -33,8 +33,8 @@ from models.diffusion.variational_bound import (
 from models.diffusion.weighting import EDM, P2, MinSnr, Snr, VLoss
 from models.nn.random import randn_like
 
-DISCRETE = DiscreteScheduleConfig(steps=20).build()
-SCHEDULES = [DISCRETE, CosineScheduleConfig().build()]
+DISCRETE = DiscreteSchedule(steps=20)
+SCHEDULES = [DISCRETE, CosineSchedule()]
 
 
 def rng(seed=0):
@@ -141,7 +141,7 @@ def test_the_bound_lies_above_the_entropy_and_decreases_with_more_steps():
     entropy = 0.5 * math.log(2 * math.pi * math.e * 0.25) - math.log(2 / 255)
     gaps = []
     for steps in (50, 400):
-        schedule = DiscreteScheduleConfig(steps=1000).build()
+        schedule = DiscreteSchedule(steps=1000)
         times = uniform_times(steps)
         total, terms = variational_bound(
             MixtureDenoiser(data, schedule), schedule, x0, times, rng()
@@ -188,7 +188,7 @@ def batch(count=6):
 
 
 @pytest.mark.parametrize("prediction_type", ["noise", "x0", "v"])
-@pytest.mark.parametrize("schedule", [DiscreteScheduleConfig(steps=1000), CosineScheduleConfig()])
+@pytest.mark.parametrize("schedule", [DiscreteSchedule(steps=1000), CosineSchedule()])
 def test_the_bound_moves_the_variance_and_never_the_mean(prediction_type, schedule):
     config = ProcessConfig(schedule=schedule, prediction_type=prediction_type, variance="learned")
     process, network = config.build(), Small(2)
@@ -213,7 +213,7 @@ def test_the_bound_moves_the_variance_and_never_the_mean(prediction_type, schedu
 
 def test_the_first_step_of_a_chain_is_scored_by_the_decoder():
     process = ProcessConfig(
-        schedule=DiscreteScheduleConfig(steps=1000), prediction_type="noise", variance="learned"
+        schedule=DiscreteSchedule(steps=1000), prediction_type="noise", variance="learned"
     ).build()
     x0, noise = batch(1)
     t = torch.tensor([0.001])
@@ -249,7 +249,7 @@ def test_the_simple_loss_is_a_weighted_error_of_x0(prediction_type, weight):
 
 
 def test_weights_are_those_of_their_papers():
-    here = CosineScheduleConfig().build().at(numbers(0.1, 0.5, 0.9))
+    here = CosineSchedule().at(numbers(0.1, 0.5, 0.9))
     snr, level = here.snr, here.sigma / here.alpha
     assert torch.allclose(MinSnr(gamma=5.0)(here), torch.minimum(snr, numbers(5.0)))
     assert torch.allclose(P2(gamma=1.0, k=1.0)(here) / snr, 1 / (1 + snr))
@@ -276,7 +276,7 @@ def test_uniform_times_fall_on_all_steps_and_on_no_other():
 
 
 def test_levels_are_log_normal_under_edm():
-    schedule = EDMScheduleConfig().build()
+    schedule = EDMSchedule()
     t = LogNormal().build(schedule).sample(20_000, rng()).t.double()
     logs = schedule.at(t).sigma.log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=3 * 1.2 / math.sqrt(20_000))

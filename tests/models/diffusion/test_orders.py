@@ -9,8 +9,8 @@ import torch
 from closed_forms import Mixture, MixtureDenoiser
 
 from models.diffusion.parameterization import from_x0
-from models.diffusion.schedules.schedule import CosineScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.schedule import CosineSchedule
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers import (
     analytic_dpm,
     churn,
@@ -48,8 +48,8 @@ GAUSSIAN = Mixture(numbers([MEAN]), numbers(STD), numbers(1.0))
 MIXTURE = Mixture(
     numbers([-1.0, 0.2], [0.8, 0.9], [0.4, -1.0]), numbers(0.3, 0.5, 0.4), numbers(0.3, 0.5, 0.2)
 )
-EXPLODING = EDMScheduleConfig().build()
-COSINE = CosineScheduleConfig().build()
+EXPLODING = EDMSchedule()
+COSINE = CosineSchedule()
 DETERMINISTIC = {
     "ddim": DDIM(),
     "euler": Euler(),

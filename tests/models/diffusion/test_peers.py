@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from models.diffusion.parameterization import Prediction, from_noise, from_v
 from models.diffusion.schedules.discrete import (
     CosineBetasConfig,
-    DiscreteScheduleConfig,
+    DiscreteSchedule,
     LinearBetasConfig,
     SqrtLinearBetasConfig,
 )
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.dpm_solver_2 import DPMSolver2
@@ -37,8 +37,8 @@ from models.diffusion.solvers.unipc import UniPC
 from models.diffusion.thresholding import dynamic_threshold
 
 PEER = load_file(Path(__file__).with_name("peers") / "solvers.safetensors")
-LATENT = DiscreteScheduleConfig(betas=SqrtLinearBetasConfig())
-SCHEDULE, ZERO = LATENT.build(), LATENT.model_copy(update={"zero_terminal_snr": True}).build()
+LATENT = DiscreteSchedule(betas=SqrtLinearBetasConfig())
+SCHEDULE, ZERO = LATENT, LATENT.model_copy(update={"zero_terminal_snr": True})
 LEADING, TRAILING = leading_times(1000, 20), trailing_times(1000, 20)
 
 
@@ -133,7 +133,7 @@ def test_the_deterministic_encoder_takes_the_steps_of_diffusers():
 
 
 def test_predictor_corrector_takes_the_steps_of_diffusers():
-    schedule, wanted = VEScheduleConfig().build(), PEER["predictor_corrector"]
+    schedule, wanted = VESchedule(), PEER["predictor_corrector"]
     solver = PredictorCorrector()
     got = walked(solver, schedule, levels(schedule), wanted[0], uniform_times(19))[:-1]
     assert float((got - wanted[:-1]).abs().max()) < 1e-5
@@ -143,7 +143,7 @@ def test_predictor_corrector_takes_the_steps_of_diffusers():
     ("name", "make"), [("euler", Euler), ("heun", Heun), ("dpmpp_2m", DPMSolverPP2M)]
 )
 def test_a_solver_takes_the_steps_of_k_diffusion(name, make):
-    schedule, wanted = EDMScheduleConfig().build(), PEER[f"k_{name}"]
+    schedule, wanted = EDMSchedule(), PEER[f"k_{name}"]
     got = walked(make(), schedule, levels(schedule), wanted[0], uniform_times(20))
     assert float((got - wanted).abs().max()) < 1e-6
 
@@ -151,23 +151,23 @@ def test_a_solver_takes_the_steps_of_k_diffusion(name, make):
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        ("linear", DiscreteScheduleConfig(betas=LinearBetasConfig())),
+        ("linear", DiscreteSchedule(betas=LinearBetasConfig())),
         ("scaled_linear", LATENT),
-        ("squaredcos_cap_v2", DiscreteScheduleConfig(betas=CosineBetasConfig())),
+        ("squaredcos_cap_v2", DiscreteSchedule(betas=CosineBetasConfig())),
         ("zero", LATENT.model_copy(update={"zero_terminal_snr": True})),
     ],
 )
 def test_discrete_schedules_are_those_of_diffusers(name, config):
     k = torch.cat([torch.arange(0, 1000, 37), torch.tensor([999])]).double()
-    here = config.build().at((k + 1) / 1000)
+    here = config.at((k + 1) / 1000)
     assert float((here.alpha**2 - PEER[f"alphas_{name}"]).abs().max()) < 1e-6
     assert torch.allclose(here.alpha**2 + here.sigma**2, torch.ones(len(k)).double(), atol=1e-12)
 
 
 def test_karras_levels_are_those_of_the_peers():
-    schedule = VEScheduleConfig(sigma_min=0.002, sigma_max=80.0).build()
+    schedule = VESchedule(sigma_min=0.002, sigma_max=80.0)
     by_ve = schedule.at(karras_times(schedule, 20)).sigma
-    by_edm = EDMScheduleConfig().build().at(uniform_times(20)).sigma
+    by_edm = EDMSchedule().at(uniform_times(20)).sigma
     assert torch.allclose(by_ve, PEER["k_sigmas"], rtol=1e-6)
     assert torch.allclose(by_edm, PEER["k_sigmas"], rtol=1e-6)
     assert torch.allclose(schedule.at(karras_times(schedule, 19)).sigma, PEER["karras"], rtol=1e-6)

@@ -5,9 +5,9 @@ import torch
 
 from models.diffusion.parameterization import Prediction
 from models.diffusion.process import ProcessConfig, _Coefficients
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.solvers.solver import lincomb, scalars, time_grid
 
 
@@ -18,11 +18,11 @@ def noise(*shape, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize(
     ("prediction_type", "schedule"),
     [
-        ("x0", CosineScheduleConfig()),
-        ("noise", DiscreteScheduleConfig()),
-        ("v", CosineScheduleConfig()),
-        ("edm", CosineScheduleConfig()),
-        ("edm", EDMScheduleConfig()),
+        ("x0", CosineSchedule()),
+        ("noise", DiscreteSchedule()),
+        ("v", CosineSchedule()),
+        ("edm", CosineSchedule()),
+        ("edm", EDMSchedule()),
     ],
 )
 @pytest.mark.parametrize("variance", ["fixed", "learned"])
@@ -45,7 +45,7 @@ def test_a_shared_time_converts_as_different_times_do(prediction_type, schedule,
 
 
 def test_the_raw_output_is_passed_on_itself_and_the_rest_computed_when_read(counting):
-    process = ProcessConfig(prediction_type="noise", schedule=DiscreteScheduleConfig()).build()
+    process = ProcessConfig(prediction_type="noise", schedule=DiscreteSchedule()).build()
     x, raw = noise(1, 3, 4, 4), noise(1, 3, 4, 4, seed=1)
     time = torch.full((1,), 0.5, dtype=torch.float64)
     process.prediction(raw, x, time)
@@ -101,9 +101,7 @@ def test_sums_of_multiples_leave_their_parts_alone_and_keep_the_precision(dtype)
 
 
 def test_a_grid_is_computed_once_for_many_batches():
-    schedule, times = CosineScheduleConfig().build(), torch.linspace(1, 0, 5)
+    schedule, times = CosineSchedule(), torch.linspace(1, 0, 5)
     assert time_grid(schedule, times) is time_grid(schedule, times.clone())
     assert time_grid(schedule, times) is not time_grid(schedule, times[1:])
-    assert time_grid(schedule, times) is not time_grid(
-        CosineScheduleConfig(log_snr_max=9.0).build(), times
-    )
+    assert time_grid(schedule, times) is not time_grid(CosineSchedule(log_snr_max=9.0), times)

@@ -21,18 +21,16 @@ from models.diffusion.process import ProcessConfig
 from models.diffusion.schedules.discrete import (
     CosineBetasConfig,
     DiscreteSchedule,
-    DiscreteScheduleConfig,
     LinearBetasConfig,
     SqrtLinearBetasConfig,
-    zero_terminal_snr,
 )
 from models.diffusion.schedules.schedule import (
-    CosineScheduleConfig,
-    LinearScheduleConfig,
+    CosineSchedule,
+    LinearSchedule,
     ScheduleConfig,
-    VPScheduleConfig,
+    VPSchedule,
 )
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
 from models.diffusion.solvers.churn import Churn
 from models.diffusion.solvers.ddim import DDIM
@@ -53,17 +51,16 @@ from models.diffusion.solvers.times import (
 )
 from models.diffusion.solvers.unipc import UniPC
 
-CONFIGS = {
-    "cosine": CosineScheduleConfig(),
-    "linear": LinearScheduleConfig(),
-    "vp": VPScheduleConfig(),
-    "ve": VEScheduleConfig(),
-    "edm": EDMScheduleConfig(),
-    "discrete linear": DiscreteScheduleConfig(betas=LinearBetasConfig()),
-    "discrete sqrt-linear": DiscreteScheduleConfig(betas=SqrtLinearBetasConfig()),
-    "discrete cosine": DiscreteScheduleConfig(betas=CosineBetasConfig()),
+SCHEDULES = {
+    "cosine": CosineSchedule(),
+    "linear": LinearSchedule(),
+    "vp": VPSchedule(),
+    "ve": VESchedule(),
+    "edm": EDMSchedule(),
+    "discrete linear": DiscreteSchedule(betas=LinearBetasConfig()),
+    "discrete sqrt-linear": DiscreteSchedule(betas=SqrtLinearBetasConfig()),
+    "discrete cosine": DiscreteSchedule(betas=CosineBetasConfig()),
 }
-SCHEDULES = {name: config.build() for name, config in CONFIGS.items()}
 PRESERVING = [name for name in SCHEDULES if name not in {"ve", "edm"}]
 T = torch.linspace(0, 1, 257, dtype=torch.float64)
 
@@ -96,20 +93,20 @@ def test_schedules_that_preserve_variance_do(name):
     assert torch.allclose(here.alpha**2 + here.sigma**2, torch.ones_like(T), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_is_written_and_read_by_its_kind(name):
     union = TypeAdapter(ScheduleConfig)
-    assert union.validate_json(union.dump_json(CONFIGS[name])) == CONFIGS[name]
+    assert union.validate_json(union.dump_json(SCHEDULES[name])) == SCHEDULES[name]
 
 
 def test_ends_in_the_wrong_order_and_v_without_preserved_variance_are_refused():
-    for config in (VEScheduleConfig, EDMScheduleConfig):
+    for config in (VESchedule, EDMSchedule):
         with pytest.raises(ValidationError, match="sigma_min"):
             config(sigma_min=2.0, sigma_max=1.0)
     with pytest.raises(ValidationError, match="beta_min"):
-        VPScheduleConfig(beta_min=2.0, beta_max=1.0)
+        VPSchedule(beta_min=2.0, beta_max=1.0)
     with pytest.raises(ValidationError, match="preserves variance"):
-        ProcessConfig(schedule=EDMScheduleConfig(), prediction_type="v")
+        ProcessConfig(schedule=EDMSchedule(), prediction_type="v")
 
 
 def test_exploding_schedules_run_between_their_levels():
@@ -121,7 +118,7 @@ def test_exploding_schedules_run_between_their_levels():
 
 def test_the_vp_process_solves_its_equation():
     """d ln alpha / ds = -beta(s) / 2 with linear beta (arXiv 2011.13456, eq. 11)."""
-    config, schedule, h = VPScheduleConfig(), SCHEDULES["vp"], 1e-5
+    config, schedule, h = VPSchedule(), SCHEDULES["vp"], 1e-5
     t = numbers(0.1, 0.5, 0.9)
     slope = (schedule.at(t + h).alpha.log() - schedule.at(t - h).alpha.log()) / (2 * h)
     s = config.first + (1 - config.first) * t
@@ -130,15 +127,14 @@ def test_the_vp_process_solves_its_equation():
 
 
 def test_discrete_steps_are_the_products_of_their_betas_and_begin_with_the_image():
-    config = DiscreteScheduleConfig(betas=LinearBetasConfig(first=0.1, last=0.4), steps=4)
-    here = config.build().at(torch.arange(5, dtype=torch.float64) / 4)
+    config = DiscreteSchedule(betas=LinearBetasConfig(first=0.1, last=0.4), steps=4)
+    here = config.at(torch.arange(5, dtype=torch.float64) / 4)
     assert torch.allclose(here.alpha**2, numbers(1, 0.9, 0.9 * 0.8, 0.9 * 0.56, 0.9 * 0.56 * 0.6))
     assert float(here.sigma[0]) == 0.0
 
 
 def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_noise():
-    betas = LinearBetasConfig().betas(1000)
-    plain, moved = DiscreteSchedule(betas), DiscreteSchedule(zero_terminal_snr(betas))
+    plain, moved = DiscreteSchedule(), DiscreteSchedule(zero_terminal_snr=True)
     assert float(moved.at(numbers(1.0)).alpha) == 0.0
     assert float(moved.at(numbers(1.0)).sigma) == 1.0
     assert float(moved.log_snr(numbers(1.0))) == -math.inf
@@ -229,7 +225,7 @@ def test_stochastic_solvers_refuse_increasing_times(make):
 
 
 def test_solvers_in_x_over_alpha_refuse_pure_noise():
-    schedule = DiscreteScheduleConfig(zero_terminal_snr=True).build()
+    schedule = DiscreteSchedule(zero_terminal_snr=True)
     with pytest.raises(ValueError, match="use DDIM or DDPM"):
         Euler().solve(
             schedule,

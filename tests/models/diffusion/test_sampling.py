@@ -19,9 +19,9 @@ from models.diffusion.sampling import (
     memoize_last,
     scale_initial_noise,
 )
-from models.diffusion.schedules.discrete import DiscreteScheduleConfig
-from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig, VEScheduleConfig
+from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.schedule import CosineSchedule, LinearSchedule
+from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddpm import DDPM
@@ -43,13 +43,13 @@ def kinds(union):
 
 
 ALL = Mixture(numbers([-0.6, 0.2], [0.5, 0.5]), numbers(0.1, 0.2), numbers(0.4, 0.6))
-COSINE = CosineScheduleConfig().build()
+COSINE = CosineSchedule()
 SCHEDULES = {
     "cosine": COSINE,
-    "linear": LinearScheduleConfig().build(),
-    "discrete": DiscreteScheduleConfig().build(),
-    "ve": VEScheduleConfig().build(),
-    "edm": EDMScheduleConfig().build(),
+    "linear": LinearSchedule(),
+    "discrete": DiscreteSchedule(),
+    "ve": VESchedule(),
+    "edm": EDMSchedule(),
 }
 X = torch.randn(64, 2, generator=rng(), dtype=torch.float64)
 T = torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_equal_log_snr_ends_at_the_first_discrete_step():
     ],
 )
 def test_what_does_not_suit_a_schedule_is_refused_before_a_step(settings, message):
-    silent = DiscreteScheduleConfig(steps=10, zero_terminal_snr=True).build()
+    silent = DiscreteSchedule(steps=10, zero_terminal_snr=True)
     with pytest.raises(UserError, match=message):
         times_of(sampling(**settings), silent)
 

@@ -7,13 +7,13 @@ import torch
 
 from models.diffusion.guidance import with_guidance
 from models.diffusion.parameterization import Prediction, from_x0
-from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.schedules.schedule import CosineSchedule, LinearSchedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.times import uniform_times
 from models.diffusion.thresholding import static_threshold
 
-SCHEDULES = [CosineScheduleConfig().build(), LinearScheduleConfig().build()]
+SCHEDULES = [CosineSchedule(), LinearSchedule()]
 MEAN, STD = 0.3, 0.5
 
 

@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from models.diffusion.condition import Condition
 from models.diffusion.losses import denoising_loss
 from models.diffusion.process import ProcessConfig
-from models.diffusion.schedules.ve_schedule import EDMScheduleConfig
+from models.diffusion.schedules.ve_schedule import EDMSchedule
 from models.diffusion.weighting import SnrClamped
 from trainer.recipe import load
 from trainer.rng import drop_class, drop_text, micro_batches
@@ -174,7 +174,7 @@ class Vectors(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.process = ProcessConfig(prediction_type="edm", schedule=EDMScheduleConfig()).build()
+        self.process = ProcessConfig(prediction_type="edm", schedule=EDMSchedule()).build()
         self.config = type("Settings", (), {"conditioning": frozenset({"class"})})()
         self.inner = nn.Linear(7 + CLASSES, 7)
 

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from models.diffusion.parameterization import from_noise, from_v, from_x0
 from models.diffusion.schedules.marginal import Marginal
-from models.diffusion.schedules.schedule import CosineScheduleConfig, LinearScheduleConfig
+from models.diffusion.schedules.schedule import CosineSchedule, LinearSchedule
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
 from models.diffusion.weighting import SnrClamped
 
-SCHEDULES = [CosineScheduleConfig().build(), LinearScheduleConfig().build()]
+SCHEDULES = [CosineSchedule(), LinearSchedule()]
 T = torch.linspace(0, 1, 257, dtype=torch.float64)
 
 
@@ -32,17 +32,17 @@ def test_times_are_found_from_their_log_snr(schedule):
 
 
 def test_the_cosine_schedule_ends_at_its_two_ratios():
-    schedule = CosineScheduleConfig(log_snr_min=-12.0, log_snr_max=9.0).build()
+    schedule = CosineSchedule(log_snr_min=-12.0, log_snr_max=9.0)
     assert float(schedule.log_snr(T[0])) == pytest.approx(9.0, abs=1e-9)
     assert float(schedule.log_snr(T[-1])) == pytest.approx(-12.0, abs=1e-9)
-    middle = CosineScheduleConfig().build().at(torch.tensor(0.5, dtype=torch.float64))
+    middle = CosineSchedule().at(torch.tensor(0.5, dtype=torch.float64))
     assert float(middle.alpha) == pytest.approx(math.sqrt(0.5), abs=1e-12)
 
 
 def test_the_linear_schedule_follows_the_thousand_betas_of_ddpm():
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     discrete = (1 - betas).cumprod(0)
-    schedule = LinearScheduleConfig().build()
+    schedule = LinearSchedule()
     for step in (1, 10, 100, 500, 1000):
         t = torch.tensor((step / 1000 - 1e-3) / (1 - 1e-3), dtype=torch.float64)
         wanted = float(discrete[step - 1].log())
@@ -51,9 +51,9 @@ def test_the_linear_schedule_follows_the_thousand_betas_of_ddpm():
 
 def test_inverted_ends_are_refused():
     with pytest.raises(ValidationError, match="log_snr_min"):
-        CosineScheduleConfig(log_snr_min=1.0, log_snr_max=0.0)
+        CosineSchedule(log_snr_min=1.0, log_snr_max=0.0)
     with pytest.raises(ValidationError, match="beta_min"):
-        LinearScheduleConfig(beta_min=3.0, beta_max=2.0)
+        LinearSchedule(beta_min=3.0, beta_max=2.0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
