@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
+from models.checks import require_multiple
 from models.nn import initialization
 from models.nn.patchify import resize
 from models.torchvision_compat import ensure_torchvision
@@ -50,10 +51,7 @@ class ClipConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _divisible(self) -> "ClipConfig":
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
-            )
+        require_multiple("image_size", self.image_size, "patch", self.patch)
         if self.vision_width % self.head_width or self.text_width % self.head_width:
             raise ValueError(
                 f"vision_width {self.vision_width} and text_width {self.text_width} must be "

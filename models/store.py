@@ -8,11 +8,10 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as safetensors_bytes
@@ -38,29 +37,29 @@ class WeightFile(BaseModel, frozen=True, extra="forbid"):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Header(BaseModel, frozen=True, extra="forbid"):
-    """config.json."""
+class ModelInfo(BaseModel, frozen=True, extra="forbid"):
+    """config.json: the description of a model directory."""
 
     format: int = Field(default=1, ge=1, le=1)
-    model: ModelConfig
+    config: ModelConfig = Field(alias="model")
     weights: tuple[WeightFile, ...] = Field(min_length=1)
     tokenizer_sha256: str | None = None
     text_length: int | None = None
     text_encoder: TextSource | None = None
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The description of a model directory."""
-
-    config: ModelConfig
-    tokenizer_sha256: str | None
-    text_length: int | None
-    text_encoder: TextSource | None
     """Location and digest of the frozen encoder of the model's captions."""
-    weights_sha256: str
-    digest: str
-    """SHA-256 over the model's config and weights: names an encoder."""
+
+    @property
+    def weights_sha256(self) -> str:
+        hashes = [entry.sha256 for entry in self.weights]
+        return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the model's config and weights: names an encoder."""
+        # without defaults: an option that a later version adds must not change old digests
+        chosen = self.config.model_dump(mode="json", exclude_defaults=True)
+        config = json.dumps({**chosen, "kind": self.config.kind}, sort_keys=True)
+        return sha256(f"{config}\n{self.weights_sha256}")
 
 
 def save(
@@ -97,19 +96,12 @@ def describe(directory: str) -> ModelInfo:
     Raises:
         UserError: no model directory, or a config.json that is not one.
     """
-    header = _header(directory)
-    weights = _weights_sha256(header)
-    # without defaults: an option that a later version adds must not change old digests
-    chosen = header.model.model_dump(mode="json", exclude_defaults=True)
-    config = json.dumps({**chosen, "kind": header.model.kind}, sort_keys=True)
-    return ModelInfo(
-        config=header.model,
-        tokenizer_sha256=header.tokenizer_sha256,
-        text_length=header.text_length,
-        text_encoder=header.text_encoder,
-        weights_sha256=weights,
-        digest=sha256(f"{config}\n{weights}"),
-    )
+    where = storage.join(directory, CONFIG)
+    content = _read(directory, CONFIG)
+    try:
+        return ModelInfo.model_validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_error(error)}") from error
 
 
 def load(
@@ -125,9 +117,9 @@ def load(
     Raises:
         UserError: a missing or changed file, or weights that do not fit the config.
     """
-    header = _header(directory)
+    header = describe(directory)
     with torch.device("meta"):
-        model = header.model.build()
+        model = header.config.build()
     state: dict[str, Tensor] = {}
     for entry in header.weights:
         content = _verified(directory, entry.file, entry.sha256, entry.bytes)
@@ -148,7 +140,7 @@ def tokenizer_bytes(directory: str) -> bytes:
     Raises:
         UserError: the model takes no text, or the file is missing or changed.
     """
-    header = _header(directory)
+    header = describe(directory)
     if header.tokenizer_sha256 is None:
         raise UserError(f"{directory}: holds no tokenizer; this model takes no text")
     return _verified(directory, TOKENIZER, header.tokenizer_sha256)
@@ -196,14 +188,17 @@ def _contents(
     yield CARD, card.encode()
     if tokenizer is not None:
         yield TOKENIZER, tokenizer
-    header = Header(
+    header = ModelInfo(
         model=config,
         weights=tuple(entries),
         tokenizer_sha256=None if tokenizer is None else sha256(tokenizer),
         text_length=text_length,
         text_encoder=text_encoder,
     )
-    yield CONFIG, (json.dumps(header.model_dump(mode="json"), indent=2) + "\n").encode()
+    yield (
+        CONFIG,
+        (json.dumps(header.model_dump(mode="json", by_alias=True), indent=2) + "\n").encode(),
+    )
 
 
 def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -218,20 +213,6 @@ def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         group[name] = value
         size += bytes_here
     yield group
-
-
-def _header(directory: str) -> Header:
-    where = storage.join(directory, CONFIG)
-    content = _read(directory, CONFIG)
-    try:
-        return TypeAdapter(Header).validate_json(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_error(error)}") from error
-
-
-def _weights_sha256(header: Header) -> str:
-    hashes = [entry.sha256 for entry in header.weights]
-    return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes))
 
 
 def _verified(directory: str, name: str, digest: str, size: int = 0) -> bytes:

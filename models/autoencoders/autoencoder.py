@@ -15,7 +15,7 @@ from models.autoencoders.bottleneck import (
     Statistics,
     moments,
 )
-from models.autoencoders.protocols import Reconstruction
+from models.autoencoders.protocols import FirstStage, Reconstruction
 from models.autoencoders.quantizer import (
     EmaVectorQuantizer,
     EmaVectorQuantizerConfig,
@@ -25,6 +25,7 @@ from models.autoencoders.quantizer import (
 )
 from models.autoencoders.resnet import ResnetPyramid
 from models.autoencoders.strided import StridedPyramid
+from models.checks import require_multiple
 
 PyramidConfig = Annotated[ResnetPyramid | StridedPyramid, Field(discriminator="kind")]
 BottleneckConfig = Annotated[
@@ -44,11 +45,8 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _whole_grid(self) -> "AutoencoderConfig":
-        if self.image_size % self.pyramid.stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of the pyramid's stride "
-                f"{self.pyramid.stride}"
-            )
+        stride = self.pyramid.stride
+        require_multiple("image_size", self.image_size, "the pyramid's stride", stride)
         return self
 
     @property
@@ -60,12 +58,12 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
         return Autoencoder(self)
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, FirstStage):
     """Images in [-1, 1] to a latent (B, channels, h, w) and back."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image_size = config, config.image_size
         inputs = config.bottleneck.inputs(config.channels)
         self.encoder = config.pyramid.encoder(inputs, config.image_size)
         self.to_latent = nn.Conv2d(inputs, inputs, 1)
@@ -76,10 +74,6 @@ class Autoencoder(nn.Module):
     @property
     def penalty(self) -> Penalty:
         return self.bottleneck.penalty
-
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -136,9 +130,6 @@ class Autoencoder(nn.Module):
     def discrete(self) -> bool:
         return self.config.discrete
 
-    def to_image(self, output: Tensor) -> Tensor:
-        return output.float()
-
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode and decode without noise: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(image))
@@ -163,9 +154,6 @@ class Autoencoder(nn.Module):
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         return self.decoder.last_gradient(features, output)
-
-    def set_temperature(self, temperature: float) -> None:
-        """None of these bottlenecks has a temperature."""
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
         """Update an EMA codebook; returns how many codes restarted."""

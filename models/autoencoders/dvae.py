@@ -1,16 +1,17 @@
 """The discrete variational autoencoder of DALL-E (arXiv 2102.12092, 2.1 and A)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.autoencoders.bottleneck import GumbelBottleneck, Penalty, Statistics
+from models.autoencoders.bottleneck import GumbelBottleneck, Penalty
 from models.autoencoders.losses import map_pixels, reconstruction
-from models.autoencoders.protocols import Reconstruction
+from models.autoencoders.protocols import FirstStage, Reconstruction
 from models.autoencoders.pyramid import Decoder, Encoder
+from models.checks import require_multiple
 
 
 class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
@@ -43,25 +44,21 @@ class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _whole_grid(self) -> "DVAEConfig":
-        if self.image_size % self.stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch x 2^(groups - 1) = "
-                f"{self.stride}"
-            )
+        require_multiple("image_size", self.image_size, "patch x 2^(groups - 1) =", self.stride)
         return self
 
     def build(self) -> "DVAE":
         return DVAE(self)
 
 
-class DVAE(nn.Module):
+class DVAE(nn.Module, FirstStage):
     """Images in [-1, 1] to a grid of codes and back."""
 
     penalty: Penalty = "kl"
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image_size = config, config.image_size
         self.encoder = Encoder(config)
         self.bottleneck = GumbelBottleneck()
         self.decoder = Decoder(config)
@@ -91,10 +88,6 @@ class DVAE(nn.Module):
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2).float()
         return reconstruction(self.decoder(one_hot)).clamp(-1, 1)
 
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
     def to_image(self, output: Tensor) -> Tensor:
         """The image of the means."""
         return reconstruction(output)
@@ -114,7 +107,3 @@ class DVAE(nn.Module):
 
     def set_temperature(self, temperature: float) -> None:
         self.bottleneck.temperature = temperature
-
-    def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Nothing to update: gradients train the codebook."""
-        return 0

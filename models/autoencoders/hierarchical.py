@@ -8,9 +8,10 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
-from models.autoencoders.protocols import Reconstruction
+from models.autoencoders.protocols import FirstStage, Reconstruction
 from models.autoencoders.quantizer import EmaVectorQuantizerConfig
 from models.autoencoders.strided import StridedDecoder, StridedEncoder, StridedPyramid
+from models.checks import require_multiple
 
 NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
@@ -46,11 +47,8 @@ class VQVAE2Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _whole_grid(self) -> "VQVAE2Config":
-        if self.image_size % self.strides[0]:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of the top level's stride "
-                f"{self.strides[0]}"
-            )
+        stride = self.strides[0]
+        require_multiple("image_size", self.image_size, "the top level's stride", stride)
         return self
 
     def build(self) -> "VQVAE2":
@@ -98,20 +96,16 @@ class Level(nn.Module):
         return torch.cat([up, value.to(up.dtype)], dim=1)
 
 
-class VQVAE2(nn.Module):
+class VQVAE2(nn.Module, FirstStage):
     """Images in [-1, 1] to codes of two or three levels and back."""
 
     penalty: Penalty = "codebook"
 
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image_size = config, config.image_size
         self.levels = nn.ModuleList(Level(config, index) for index in range(config.levels))
         self.decoder = StridedDecoder(config.pyramid, config.levels * config.channels, 3)
-
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
 
     def forward(self, image: Tensor, rng: Generator) -> Reconstruction:
         """Reconstruct (B, 3, H, W)."""
@@ -147,9 +141,6 @@ class VQVAE2(nn.Module):
         assert known is not None
         return self.decoder(known).float().clamp(-1, 1)
 
-    def to_image(self, output: Tensor) -> Tensor:
-        return output.float()
-
     def reconstruct(self, image: Tensor) -> Tensor:
         return self.decode(self.codes(image))
 
@@ -162,9 +153,6 @@ class VQVAE2(nn.Module):
 
     def last_gradient(self, features: Tensor, output: Tensor) -> Tensor:
         return self.decoder.last_gradient(features, output)
-
-    def set_temperature(self, temperature: float) -> None:
-        """Hard codes have no temperature."""
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
         """Update every level's EMA codebook; returns how many codes restarted."""

@@ -25,18 +25,18 @@ class Reconstruction(NamedTuple):
 
 
 class FirstStage(Protocol):
-    """An autoencoder."""
+    """An autoencoder; the defaults are those of a decoder of images and a fixed codebook."""
+
+    image_size: int
+    """Side of its images in pixels."""
 
     @property
     def penalty(self) -> Penalty:
         """The kind of its bottlenecks' loss."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of its images in pixels."""
-
     def to_image(self, output: Tensor) -> Tensor:
         """The image of a decoder's output: (B, 3, H, W) around [-1, 1], not clamped."""
+        return output.float()
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode and decode without noise: (B, 3, H, W) in [-1, 1]."""
@@ -52,9 +52,11 @@ class FirstStage(Protocol):
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of a Gumbel-softmax bottleneck; others ignore it."""
+        return
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
         """Update codebooks that gradients do not train; returns how many codes restarted."""
+        return 0
 
 
 class DiscreteAutoencoder(Protocol):

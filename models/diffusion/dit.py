@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
+from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.nn import initialization
@@ -41,12 +42,8 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
-            )
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        require_multiple("image_size", self.image_size, "patch", self.patch)
+        require_multiple("width", self.width, "heads", self.heads)
         return self
 
     def build(self) -> "DiT":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
+from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.degradation import DegradationConfig, GaussianAugmentation
 from models.diffusion.process import ProcessConfig
@@ -50,10 +51,7 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"image_size {self.image_size} is not a larger multiple of low_size {self.low_size}"
             )
-        if self.image_size % self.stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of 2^len(channels) = {self.stride}"
-            )
+        require_multiple("image_size", self.image_size, "2^len(channels) =", self.stride)
         if any(width <= 0 or width % 8 for width in self.channels):
             raise ValueError("channels must be positive multiples of 8")
         if self.process.prediction_type != "x0" or self.process.variance != "fixed":

@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from models.checks import require_multiple
 from models.nn import initialization
 from models.nn.embedding import LearnedPositionEmbedding
 from models.nn.transformer import Block
@@ -22,8 +23,7 @@ class TextEncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        require_multiple("width", self.width, "heads", self.heads)
         return self
 
     def build(self) -> "TextEncoder":

@@ -17,28 +17,6 @@ from models.diffusion.schedules.marginal import Schedule
 C = TypeVar("C")
 
 
-def static_threshold(denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-    """Static thresholding: x_0 clamped to [-1, 1], and the noise that then explains x_t."""
-    return _with_x0(denoiser, schedule, lambda x0: x0.clamp(-1, 1))
-
-
-def dynamic_threshold(
-    denoiser: Denoiser[C], schedule: Schedule, *, percentile: float = 0.995
-) -> Denoiser[C]:
-    """Dynamic thresholding: x_0 clamped to [-s, s] and divided by s.
-
-    s is the percentile of |x_0| within each sample, at least 1.
-    """
-
-    def threshold(x0: Tensor) -> Tensor:
-        sizes = x0.abs().flatten(1).float()
-        limit = torch.quantile(sizes, percentile, dim=1).clamp(min=1).to(x0.dtype)
-        limit = limit.view((-1,) + (1,) * (x0.ndim - 1))
-        return x0.clamp(-limit, limit) / limit
-
-    return _with_x0(denoiser, schedule, threshold)
-
-
 def _with_x0(
     denoiser: Denoiser[C], schedule: Schedule, change: Callable[[Tensor], Tensor]
 ) -> Denoiser[C]:
@@ -59,22 +37,28 @@ class NoThresholding(BaseModel, frozen=True, extra="forbid"):
 
 
 class StaticThresholding(BaseModel, frozen=True, extra="forbid"):
-    """x_0 clamped to [-1, 1]."""
+    """x_0 clamped to [-1, 1], and the noise that then explains x_t."""
 
     kind: Literal["static"] = "static"
 
     def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-        return static_threshold(denoiser, schedule)
+        return _with_x0(denoiser, schedule, lambda x0: x0.clamp(-1, 1))
 
 
 class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
-    """x_0 clamped to a percentile of its size and divided by it."""
+    """x_0 clamped to [-s, s] and divided by s, the percentile of |x_0| in a sample, at least 1."""
 
     kind: Literal["dynamic"] = "dynamic"
     percentile: float = Field(default=0.995, gt=0, le=1)
 
     def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
-        return dynamic_threshold(denoiser, schedule, percentile=self.percentile)
+        return _with_x0(denoiser, schedule, self._limited)
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        sizes = x0.abs().flatten(1).float()
+        limit = torch.quantile(sizes, self.percentile, dim=1).clamp(min=1).to(x0.dtype)
+        limit = limit.view((-1,) + (1,) * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
 
 
 ThresholdingConfig = Annotated[

@@ -6,11 +6,14 @@ form, arXiv 2211.01095, eq. 8) and equally x_t = alpha_t / alpha_s x - sigma_t (
 """
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
-from models.diffusion.solvers.solver import TimeGrid, lincomb
+from models.diffusion.parameterization import Prediction
+from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid, lincomb
 
 
 def lambda_step(grid: TimeGrid, start: int, end: int) -> float:
@@ -37,7 +40,36 @@ def noise_step(grid: TimeGrid, start: int, end: int, x: Tensor, noise: Tensor) -
     return lincomb(x, kept, (noise, new))
 
 
-def groups(grid: TimeGrid, size: int) -> Sequence[int]:
+class SinglestepSolver(Solver, frozen=True, extra="forbid"):
+    """Every time of the grid is one call, `calls` of them make a step of that order."""
+
+    calls: ClassVar[int]
+
+    @property
+    def order(self) -> int:
+        return self.calls
+
+    def _iterate(
+        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
+    ) -> Iterator[SolverStep]:
+        start = 0
+        for size in _groups(grid, self.calls):
+            origin, preds = x, [denoise(x, start)]
+            for end in range(start + 1, start + size + 1):
+                x = self._step(grid, start, end, size, origin, preds)
+                yield grid.step(end, x, preds[-1])
+                if end < start + size:
+                    preds.append(denoise(x, end))
+            start += size
+
+    @abstractmethod
+    def _step(
+        self, grid: TimeGrid, s: int, end: int, size: int, x: Tensor, preds: list[Prediction]
+    ) -> Tensor:
+        """x at `end` from x at s and the predictions at s, s + 1 ..., in a step of `size` times."""
+
+
+def _groups(grid: TimeGrid, size: int) -> Sequence[int]:
     """How many grid steps each step of a singlestep solver of order `size` takes.
 
     As many whole groups as fit, then what is left; a step to a time without noise, where lambda is

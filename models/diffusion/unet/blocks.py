@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models.diffusion.unet.levels import LevelsConfig
 from models.nn.attention import ContextAttention, SelfAttention
 from models.nn.convolution import Conv3x3, zero_module
-from models.nn.normalization import norm_act
+from models.nn.cpu.dispatch import norm_act
 
 Resampling = Literal["keep", "halve", "double"]
 

@@ -4,6 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
+from models.checks import require_multiple
+
 
 class LevelsConfig(BaseModel, frozen=True, extra="forbid"):
     """What UNet and noisy classifier have in common; the defaults are ADM's (arXiv 2105.05233, 3).
@@ -45,11 +47,8 @@ class LevelsConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent_levels(self) -> Self:
-        if self.image_size % self.stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of 2^(len(multipliers) - 1) = "
-                f"{self.stride}"
-            )
+        stride = "2^(len(multipliers) - 1) ="
+        require_multiple("image_size", self.image_size, stride, self.stride)
         sides = [self.image_size // 2**level for level in range(len(self.multipliers))]
         for side in self.attention:
             if side not in sides:

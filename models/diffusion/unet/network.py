@@ -29,9 +29,9 @@ from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
+from models.nn.cpu.dispatch import norm_act
 from models.nn.cpu.linear import cast
 from models.nn.embedding import TimestepEmbedding
-from models.nn.normalization import norm_act
 
 
 class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
-from models.nn.cpu.dispatch import attention
+from models.nn.cpu.dispatch import attention, norm_act
 from models.nn.linear import SplitLinear
-from models.nn.normalization import norm_act
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):

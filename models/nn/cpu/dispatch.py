@@ -25,26 +25,30 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return conv3x3(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
 
 
-def fused_group_norm(
+def norm_act(
     norm: nn.GroupNorm,
     x: Tensor,
     *,
     silu: bool,
-    input_bias: Tensor | None,
-    scale_shift: tuple[Tensor, Tensor] | None,
-) -> Tensor | None:
-    """`normalization.norm_act` as one operation; None where torch's operations are as fast."""
-    if group_norm.is_supported(x) and x.shape[2] * x.shape[3] > group_norm.SMALL:
+    input_bias: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """norm(x + input_bias) (1 + scale) + shift of x (B, C, H, W), and SiLU of it if `silu`.
+
+    `input_bias`, scale and shift are (B, C). With an `input_bias`, x may be changed in position:
+    nothing else is to read it.
+    """
+    slow = group_norm.is_supported(x)
+    if slow and x.shape[2] * x.shape[3] > group_norm.SMALL:
         return group_norm.fused(norm, x, silu=silu, input_bias=input_bias, scale_shift=scale_shift)
-    return None
-
-
-def plain_group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The norm of (B, C, H, W)."""
-    if not group_norm.is_supported(x):
-        return norm(x)
+    y = x if input_bias is None else x.add_(input_bias.to(x.dtype)[:, :, None, None])
     # back at once: what follows is to get its gradient in the memory format that it saved
-    return norm(x.contiguous()).contiguous(memory_format=torch.channels_last)
+    y = norm(y.contiguous()).contiguous(memory_format=torch.channels_last) if slow else norm(y)
+    if scale_shift is not None:
+        scale, shift = (each.to(x.dtype)[:, :, None, None] for each in scale_shift)
+        y = y * (1 + scale) + shift
+    # backward reads the input of SiLU
+    return F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:

@@ -35,7 +35,7 @@ def fused(
     input_bias: Tensor | None = None,
     scale_shift: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`normalization.norm_act` in one step; its numbers per channel are in fp32."""
+    """`dispatch.norm_act` in one step; its numbers per channel are in fp32."""
     weight, bias = norm.weight.float(), norm.bias.float()
     if scale_shift is not None:
         scale, shift = (each.float() for each in scale_shift)

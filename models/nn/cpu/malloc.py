@@ -1,16 +1,6 @@
 """Freed memory goes back to the system: glibc's malloc; nothing under another C library."""
 
 import ctypes
-import functools
-from collections.abc import Callable
-from typing import Any
-
-
-@functools.cache
-def _glibc(name: str) -> Callable[..., Any] | None:
-    """One of glibc's own functions; None under another C library."""
-    function: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)
-    return function
 
 
 def malloc_trim() -> None:
@@ -19,6 +9,6 @@ def malloc_trim() -> None:
     glibc keeps them in its heap otherwise: a process that made and dropped one large tensor after
     the other would stay as large as if it held many.
     """
-    trim = _glibc("malloc_trim")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -25,7 +25,7 @@ from models.diffusion.schedules.schedule import CosineSchedule
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.heun import Heun
 from models.diffusion.solvers.times import uniform_log_snr_times, uniform_times
-from models.diffusion.thresholding import dynamic_threshold, static_threshold
+from models.diffusion.thresholding import DynamicThresholding, StaticThresholding
 
 
 def numbers(*values):
@@ -223,7 +223,7 @@ def test_wrappers_compose():
     got = score(guided(X, T, None), SCHEDULE.at(T))
     # scale 2 and the classifier's 1 more are scale 3
     assert torch.allclose(got, gradient(lambda x: log_guided(x, T, 3.0), X), atol=1e-8)
-    kept = static_threshold(guided, SCHEDULE)(X, T, None)
+    kept = StaticThresholding().wrap(guided, SCHEDULE)(X, T, None)
     assert float(kept.x0.abs().max()) <= 1.0
 
 
@@ -235,7 +235,7 @@ def test_dynamic_thresholding_divides_by_the_percentile_of_each_sample():
         return Prediction(x0, x)
 
     x, t = torch.randn(2, 201, generator=rng(), dtype=torch.float64), numbers(0.5, 0.5)
-    got = dynamic_threshold(denoise, schedule, percentile=0.5)(x, t, None)
+    got = DynamicThresholding(percentile=0.5).wrap(denoise, schedule)(x, t, None)
     assert torch.allclose(got.x0[0], (x0[0] / 2).clamp(max=1))
     assert torch.equal(got.x0[1], x0[1])
     assert torch.allclose(schedule.at(t).add_noise(got.x0, got.noise), x)

@@ -34,7 +34,7 @@ from models.diffusion.solvers.times import (
     uniform_times,
 )
 from models.diffusion.solvers.unipc import UniPC
-from models.diffusion.thresholding import dynamic_threshold
+from models.diffusion.thresholding import DynamicThresholding
 
 PEER = load_file(Path(__file__).with_name("peers") / "solvers.safetensors")
 LATENT = DiscreteSchedule(betas=SqrtLinearBetasConfig())
@@ -180,6 +180,6 @@ def test_dynamic_thresholding_is_that_of_diffusers():
         return Prediction(3 * x, x)
 
     t = torch.full((2,), 0.5, dtype=torch.float64)
-    pred = dynamic_threshold(denoise, SCHEDULE, percentile=0.9)(x, t, None)
+    pred = DynamicThresholding(percentile=0.9).wrap(denoise, SCHEDULE)(x, t, None)
     assert torch.allclose(pred.x0, PEER["thresholded"], atol=1e-6)
     assert torch.allclose(SCHEDULE.at(t).add_noise(pred.x0, pred.noise), x)

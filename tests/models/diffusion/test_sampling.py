@@ -27,7 +27,7 @@ from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.grids import TimeGridConfig, noisy_end
 from models.diffusion.solvers.times import uniform_log_snr_times
-from models.diffusion.thresholding import static_threshold
+from models.diffusion.thresholding import StaticThresholding
 
 
 def numbers(*values):
@@ -190,7 +190,7 @@ def test_calls_of_the_network_are_counted(settings, calls):
 def test_the_denoiser_is_guided_then_thresholded():
     settings = sampling(guidance=3.0)
     got = settings.guided_denoiser(conditional, free, COSINE)(X, T, None)
-    wanted = static_threshold(with_guidance(conditional, free, 3.0), COSINE)(X, T, None)
+    wanted = StaticThresholding().wrap(with_guidance(conditional, free, 3.0), COSINE)(X, T, None)
     assert torch.equal(got.x0, wanted.x0)
     assert torch.equal(got.noise, wanted.noise)
     plain = sampling(thresholding={"kind": "none"}).guided_denoiser(conditional, free, COSINE)(

@@ -11,7 +11,7 @@ from models.diffusion.schedules.schedule import CosineSchedule, LinearSchedule
 from models.diffusion.solvers.ddim import DDIM
 from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.times import uniform_times
-from models.diffusion.thresholding import static_threshold
+from models.diffusion.thresholding import StaticThresholding
 
 SCHEDULES = [CosineSchedule(), LinearSchedule()]
 MEAN, STD = 0.3, 0.5
@@ -190,6 +190,6 @@ def test_clamping_keeps_images_in_range_and_the_prediction_consistent():
     schedule = SCHEDULES[0]
     t = torch.full((1,), 0.4, dtype=torch.float64)
     x = torch.randn(1, 5, generator=rng(), dtype=torch.float64) * 3
-    pred = static_threshold(constant(4.0, []), schedule)(x, t, None)
+    pred = StaticThresholding().wrap(constant(4.0, []), schedule)(x, t, None)
     assert float(pred.x0.max()) == 1.0
     assert torch.allclose(schedule.at(t).add_noise(pred.x0, pred.noise), x)

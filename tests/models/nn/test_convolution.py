@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from models.nn.convolution import Conv3x3
 from models.nn.cpu import winograd
+from models.nn.cpu.dispatch import norm_act
 from models.nn.cpu.group_norm import fused
-from models.nn.normalization import norm_act
 
 
 def noise(*shape, seed=0):
