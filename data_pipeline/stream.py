@@ -113,7 +113,7 @@ class Stream:
         )
 
     def state_after(self, batches: int) -> StreamState:
-        """The state after consuming so many batches from `self.state` on."""
+        """The state after consuming this many batches from `self.state` on."""
         return self._state_at(self._start + batches * self.global_batch)
 
     def _state_at(self, position: int) -> StreamState:

@@ -1,4 +1,4 @@
-"""Evaluation of a class-conditional model: are its images of the right classes?"""
+"""Evaluation of a class-conditional model: class accuracy by a linear probe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class LabelledImages:
 def evaluate_class_conditional(
     config: ClassConditionalConfig, runtime: Runtime, progress: Progress | None = None
 ) -> tuple[EvaluationResult, WriteImages]:
-    """Generate images of every class at every guidance scale; an independent classifier names them.
+    """Generate images of every class at every guidance scale; a linear probe classifies them.
 
     Raises:
         UserError: something that is read is missing or does not fit.

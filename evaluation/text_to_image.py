@@ -135,7 +135,7 @@ def reference_protocol(
 
 
 def exact_match_rule(matches: ExactMatches) -> str:
-    """The rule of the exact match in words."""
+    """The rule of the exact match as text."""
     targets = "reconstructions of real images" if matches.against_reconstructions else "real images"
     return (
         f"nearest by squared difference of 8-bit pixels among the {matches.distinct_images} "

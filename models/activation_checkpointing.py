@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks are computed again in the backward pass.
+"""Activation checkpointing: blocks are recomputed in the backward pass.
 
 Only the activations between blocks are kept, for one more forward pass (Chen et al., arXiv
 1604.06174).

@@ -136,7 +136,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
-    """Whether the flag is up on at least one process."""
+    """Whether the flag is true on at least one process."""
     return flag if _is_single_process() else bool(total(torch.tensor([int(flag)], device=device)))
 
 

@@ -34,7 +34,7 @@ AUTOCAST: Mapping[Precision, torch.dtype] = {
     "autocast_bf16": torch.bfloat16,
     "autocast_fp16": torch.float16,
 }
-"""In which type products are computed beside fp32 weights."""
+"""The autocast type of matrix products, for fp32 weights."""
 
 
 class Engine:
@@ -76,14 +76,14 @@ class Engine:
             model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
         if self._clips_itself and (world.size == 1 or self._hooks.exchanges):
-            # nobody to average with, or done already: DeepSpeed would copy all gradients
+            # one process, or averaged already: DeepSpeed would copy all gradients
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
         self._norm: Tensor | None = None
 
     @property
     def module(self) -> nn.Module:
-        """The bare part: for scoring by another part's loss, previews and export."""
+        """The unwrapped module: for another part's loss, previews and export."""
         module: nn.Module = self._engine.module
         return module
 
@@ -100,7 +100,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, index: int) -> None:
-        """Close one micro-batch; at the end of the accumulation, update at the rate of `index`."""
+        """Finish one micro-batch; at the end of the accumulation, update at the rate of `index`."""
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
             self._optimizer.skip = not self._hooks.close()
@@ -117,7 +117,7 @@ class Engine:
             group["lr"] = self.learning_rate(index)
 
     def _clip(self) -> Tensor:
-        """Bound all gradients together; returns their norm before."""
+        """Clip by the global norm; returns the norm before."""
         if isinstance(self._optimizer, InBackwardAdamW):
             return self._optimizer.norm()
         return torch.nn.utils.clip_grad_norm_(

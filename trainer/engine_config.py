@@ -108,7 +108,7 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
     micro = recipe.micro_batch_for(world)
     needs = (
         (world > 1, "one process", f"engine.processes=1, not {world}"),
-        (zero > 0, "whole weights", f"engine.zero=0, not {zero}"),
+        (zero > 0, "unsharded weights", f"engine.zero=0, not {zero}"),
         (precision != "bf16", "bf16 weights", f"engine.precision=bf16, not {precision}"),
         (
             settings.moments != "bf16",
@@ -117,7 +117,7 @@ def check_update(recipe: Recipe, part: str, precision: Precision, world: int) ->
         ),
         (
             micro < recipe.batch,
-            "gradients that are whole after one backward",
+            "gradients that are complete after one backward",
             f"micro_batch={recipe.batch}, not {micro}",
         ),
         (
@@ -174,12 +174,12 @@ def check_numerics(recipe: Recipe, part: str, precision: Precision) -> None:
         raise UserError(
             "engine.compression: powersgd needs engine.zero=0 and fp32 weights "
             f"(engine.precision fp32, autocast_bf16 or autocast_fp16), not {zero} and "
-            f"{precision}: ZeRO sends each process the sums of its own share alone"
+            f"{precision}: ZeRO sends each process the sums of its shard alone"
         )
 
 
 def prepare(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
-    """Ready the parts of a task for their engines.
+    """Apply the engine's settings to the parts of a task.
 
     Raises:
         UserError: the recipe names a part that the task does not have, or asks for activation

@@ -152,6 +152,6 @@ def report(
         if key.startswith("loss/") and not math.isfinite(value):
             raise UserError(
                 f"{key} is {value} at step {step}: lower optimizer.lr.peak, or use "
-                "engine.precision=fp32; the last checkpoint is from before"
+                "engine.precision=fp32; the last checkpoint precedes this step"
             )
     metrics.reset()

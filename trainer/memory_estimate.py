@@ -36,7 +36,7 @@ class Sizes:
     largest_layer: int
     """Of the layer that has most."""
     matrices: tuple[int, ...]
-    """Those of the weights whose moments may be 16-bit."""
+    """Weights whose moments may be 16-bit."""
 
     @property
     def total(self) -> int:
@@ -117,7 +117,7 @@ class States:
 
 
 def states(recipe: Recipe, part: str, precision: Precision) -> States:
-    """Those of a recipe's part."""
+    """The settings of a part of a recipe."""
     errors, compression = 0, recipe.engine.compression
     if isinstance(compression, PowerSGDConfig):
         errors = FLOAT if compression.errors == "fp32" else 2
@@ -149,7 +149,7 @@ class MemoryEstimate:
     buckets: int
     """Buffers to reduce gradients in."""
     gathered: int
-    """ZeRO-3: weights that are whole for a while, with those that always are."""
+    """ZeRO-3: weights that are gathered for a while, with those that are never sharded."""
     update: int
     """fp32 copies made during an update: of gradients for AdamW, of a weight for the averages."""
     errors: int
@@ -232,7 +232,7 @@ def _bucket_bytes(zero: int, precision: Precision) -> int:
 def checkpoint_bytes(part: Sizes, how: States, world: int) -> int:
     """Bytes of one part in a checkpoint, all processes together, without its small files.
 
-    Under ZeRO-3 the master weights stand for the weights.
+    Under ZeRO-3 only the master weights are stored.
     """
     each = (how.number if how.zero < 3 else 0) + (how.master_bytes if how.wrapped else 0)
     moments = 2 * sum(sum(weights) * number for weights, number in how.groups(part))

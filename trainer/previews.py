@@ -48,7 +48,7 @@ def preview(
 
 @contextmanager
 def ema_weights(engines: Mapping[str, Engine], emas: Mapping[str, Ema]) -> Iterator[None]:
-    """Swap the averaged weights in for the live ones.
+    """Swap the averaged weights in for the training weights.
 
     Under ZeRO-3 the live weights stay: DeepSpeed keeps some of them gathered, and would mix
     both.

@@ -35,9 +35,9 @@ class EngineConfig(BaseModel, frozen=True, extra="forbid"):
     master_dtype: Literal["fp32", "bf16"] = "fp32"
     """What the optimizer updates under bf16: fp32 copies, or the 16-bit weights themselves."""
     update: Update = "after_backward"
-    """In backward each weight is updated once its gradient is whole: 6 bytes a weight in all."""
+    """In backward each weight is updated as soon as its gradient is computed: 6 bytes a weight."""
     fp32_logits: bool = False
-    """Unembeddings (linear layers outside the blocks) multiply in fp32 also under autocast."""
+    """Output projections (linear layers outside the blocks) compute in fp32 also under autocast."""
     gradient_scaling: GradientScaling = WholeScaling()
     compression: Compression = WholeGradients()
     """Of the gradients that processes exchange."""
@@ -124,7 +124,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply dotted overrides (`optimizer.lr.peak=1e-4`), validate it whole.
+    """Read a recipe file, apply dotted overrides (`optimizer.lr.peak=1e-4`), validate it.
 
     Raises:
         UserError: unreadable file, or an unknown key or impossible value, named by its full path.

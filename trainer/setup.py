@@ -74,7 +74,7 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def check_labels(recipe: Recipe) -> None:
-    """Refuse labels of another number of classes than the model knows."""
+    """Refuse labels of another number of classes than the model has."""
     label, model = recipe.data.label, recipe.model
     if label is None or not isinstance(model, ClassConditional) or model.classes is None:
         return

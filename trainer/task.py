@@ -41,7 +41,7 @@ class EngineLike(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The bare part."""
+        """The unwrapped module."""
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
         """Forward of the part whose loss is being computed."""

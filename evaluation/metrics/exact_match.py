@@ -61,7 +61,7 @@ class Match:
 def nearest(
     samples: Tensor, captions: Sequence[str], candidates: Candidates, *, block: int = 256
 ) -> list[Match]:
-    """Match samples (N, H, W, 3) uint8, each generated for the caption beside it.
+    """Match samples (N, H, W, 3) uint8, each generated for the caption at its index.
 
     Raises:
         ValueError: samples and candidates have different sizes.

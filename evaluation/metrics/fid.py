@@ -36,7 +36,7 @@ class FrechetDistance:
 
     @property
     def counts(self) -> str:
-        """The sizes of both sets in words."""
+        """The sizes of both sets as text."""
         return f"{self.images} against {self.reference_images} images"
 
 

@@ -44,7 +44,7 @@ def match_exactly(
     reconstruct: Callable[[Tensor], Tensor | None],
     seed: int,
 ) -> ExactMatches:
-    """Exact match against real images as the system could generate them, and as they are."""
+    """Exact match against real images as the system could generate them, and unmodified."""
     real = Candidates.of(reference.images, reference.captions)
     reconstructed = reconstruct(reference.images)
     targets = real if reconstructed is None else Candidates.of(reconstructed, reference.captions)
@@ -91,7 +91,7 @@ def clip_metrics(
 ) -> Metrics:
     """CLIP scores, and retrieval of the own caption among `choices` captions, the own included.
 
-    The score under shuffled captions is what an image of anything gets; that of the real images is
+    The score under shuffled captions is the chance-level baseline; that of the real images is
     what the CLIP model gives to perfect samples.
     """
 

@@ -30,7 +30,7 @@ class DeriveOptions:
 
 
 def derive_set(options: DeriveOptions) -> str | None:
-    """Encode the set; the report in words or as JSON, None on ranks that do not write.
+    """Encode the set; the report as text or JSON, None on ranks that do not write.
 
     Raises:
         UserError: no such set, or a model that is no autoencoder.

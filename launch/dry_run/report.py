@@ -58,7 +58,7 @@ class Memory:
     total: int
     """Of all parts, an upper bound."""
     start: int
-    """What it holds for a while at its start, before its engines: whole networks in fp32, or what
+    """Its peak at the start, before its engines: whole networks in fp32, or what
     is kept of the model (shards under ZeRO-3), whose parameters are filled one by one."""
     largest_layer: int
     """Numbers of the largest layer, which ZeRO-3 gathers whole."""

@@ -1,4 +1,4 @@
-"""The section on class-conditional models: are their images of the right classes?"""
+"""The section on class-conditional models: class accuracy by a linear probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`mezzotint complete`: images that begin like a given one and go on as a caption says."""
+"""`mezzotint complete`: images completed from the upper part of a given one, by captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

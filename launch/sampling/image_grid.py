@@ -1,4 +1,4 @@
-"""What `sample` reports: its grid of images, and what it tells people and programs."""
+"""What `sample` reports: its grid of images, text and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def sample_grid(report: SampleReport) -> Image.Image:
         rows, across = axes
         width = len(across.labels)
         blocks = [images[start : start + width] for start in range(0, len(images), width)]
-        notes = [f"In each cell: {report.source}; from above: {'; '.join(report.titles)}."]
+        notes = [f"In each cell: {report.source}; from top to bottom: {'; '.join(report.titles)}."]
     counts = report.evaluations
     if len(set(counts)) == 1:
         notes.append(f"{counts[0]} network evaluations per image.")

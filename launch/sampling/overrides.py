@@ -144,7 +144,7 @@ def parse_sweep(words: Sequence[str]) -> dict[str, tuple[Value, ...]]:
         name, separator, listed = word.partition("=")
         values = tuple(_parse_value(each) for each in listed.split(",") if each)
         if not separator or not name or not values:
-            raise UserError(f"--sweep {word}: looks like guidance=1,2,4")
+            raise UserError(f"--sweep {word}: expected KEY=VALUE,VALUE,... as in guidance=1,2,4")
         name = name.replace("_", "-")
         if name in axes:
             raise UserError(f"--sweep {word}: {name} is swept already; list all its values once")

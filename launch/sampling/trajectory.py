@@ -14,7 +14,7 @@ from mezzotint.inference.generator import SamplerStep
 from mezzotint.inference.images import to_bytes
 
 COLUMNS = 11
-"""Steps on a strip."""
+"""Steps in a PNG."""
 FORMATS = (".png", ".gif")
 
 
@@ -64,7 +64,7 @@ class Trajectory:
         return image_grid(cells, title=title, rows=GridAxis(labels), columns=columns)
 
     def _save_animation(self, path: Path, captions: Sequence[str]) -> None:
-        """A frame per step, x beside the prediction; the last one stays for a while."""
+        """A frame per step, x beside the prediction; the last one is held longer."""
         pages = []
         for frame in self.frames:
             cells = [

@@ -1,7 +1,7 @@
 """The status of runs: the states of their SLURM jobs combined with the files of their directories.
 
 `run_status` is a pure function of a run directory, the states of its jobs and the time; `query`
-asks SLURM and calls it.
+queries SLURM and calls it.
 """
 
 import os

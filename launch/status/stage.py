@@ -1,7 +1,7 @@
 """The status of one stage: SLURM's state of its job combined with the files of its directory.
 
-SLURM's state counts while a job lives. The record of a finished stage always counts: SLURM forgets
-jobs after minutes, and may not be installed on this machine.
+SLURM's state counts while a job is active. The record of a finished stage always counts: SLURM
+purges jobs after minutes, and may not be installed on this machine.
 """
 
 from dataclasses import dataclass

@@ -59,7 +59,7 @@ class DalleGenerator(BlockGenerator):
         """Read the model directories of a configuration.
 
         Raises:
-            UserError: a directory is missing, damaged, or does not fit its neighbours.
+            UserError: a directory is missing, damaged, or incompatible with the others.
         """
         device = runtime.device
         prior = read_model(config.prior, Prior, "prior", device)

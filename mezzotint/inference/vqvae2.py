@@ -60,7 +60,7 @@ class VQVAE2Generator(BlockGenerator):
         """Read the model directories of a configuration.
 
         Raises:
-            UserError: a directory is missing, damaged, or does not fit its neighbours.
+            UserError: a directory is missing, damaged, or incompatible with the others.
         """
         device = runtime.device
         priors = tuple(

@@ -40,7 +40,7 @@ class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     """A codebook of moving averages of the vectors that chose each code (1711.00937, A.1).
 
     A code whose averaged count falls below `restart` times the mean count (positions / K) restarts
-    at a random encoder output of the step; None disables that. All codes start dead, so that the
+    at a random encoder output of the step; None disables that. All codes start unused, so that the
     first steps spread them over the encoder outputs.
     """
 
@@ -59,7 +59,7 @@ class EmaVectorQuantizerConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Quantizer(nn.Module, ABC):
-    """What both quantisers have: a codebook (K, D)."""
+    """Base class of the quantisers: a codebook (K, D)."""
 
     penalty: Penalty = "codebook"
     codebook: Tensor
@@ -169,7 +169,7 @@ class EmaVectorQuantizer(Quantizer):
         """Move the averages towards the statistics of a step; returns how many codes restarted.
 
         N <- decay N + (1 - decay) n and m <- decay m + (1 - decay) sum z, code = m / N with N
-        smoothed by Laplace's rule, (N + eps) / (sum N + K eps) sum N (arXiv 1711.00937, A.1).
+        with Laplace smoothing, (N + eps) / (sum N + K eps) sum N (arXiv 1711.00937, A.1).
         All processes must give the same statistics and the same generator.
         """
         assert seen.sums is not None
@@ -192,7 +192,7 @@ class EmaVectorQuantizer(Quantizer):
         dead = dead[self.counts[dead].argsort(stable=True)][: len(seen.candidates)]
         order = torch.randperm(len(seen.candidates), generator=rng, device=rng.device)
         chosen = seen.candidates.to(self.sums)[order.to(dead.device)][: len(dead)]
-        # a grace of ln 2 / (1 - decay) steps to be chosen before it counts as dead again
+        # it is replaced again at the earliest after ln 2 / (1 - decay) steps without use
         self.counts[dead] = 2 * threshold * mean
         self.sums[dead] = chosen * self.counts[dead, None]
         return len(dead)

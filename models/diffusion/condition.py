@@ -14,7 +14,7 @@ class Condition:
     text: Tensor | None = None
     """(B, L) int64."""
     label: Tensor | None = None
-    """(B,) int64; a network trained to do without has one more, `classes`, for "no class"."""
+    """(B,) int64; `classes` is the null class of networks that were also trained without."""
     low_res: Tensor | None = None
     """(B, 3, h, w) in [-1, 1]."""
     noise_level: Tensor | None = None

@@ -89,7 +89,7 @@ def _std(values: Tensor) -> Tensor:
 
 
 def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
-    """The denoiser under the condition `other` whatever it is called with.
+    """The denoiser under the condition `other`; its own condition argument is ignored.
 
     With a negative prompt it is the unconditional side of `with_guidance`.
     """
@@ -152,7 +152,7 @@ def with_mean_gradient(
 ) -> Denoiser[C]:
     """Classifier guidance for DDPM: the mean of a step moves by variance x gradient of (x, t).
 
-    arXiv 2105.05233, algorithm 1. The outermost wrapper: the others keep no such gradient.
+    arXiv 2105.05233, algorithm 1. The outermost wrapper: the others would drop `mean_gradient`.
     """
 
     def denoise(x: Tensor, t: Tensor, condition: C) -> Prediction:

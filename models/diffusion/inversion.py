@@ -18,7 +18,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class DDIMInversion:
-    """The noise that stands for images, and the images that are generated from it."""
+    """The latent noise of images, and the images that are generated from it."""
 
     noise: Tensor
     """(B, ...): x at the noisiest time, divided as `sampling.scale_initial_noise` multiplies."""
@@ -27,9 +27,9 @@ class DDIMInversion:
 
 
 def encoding_times(schedule: Schedule, times: Tensor) -> Tensor:
-    """Decreasing times (n,) without a clean end, where an image holds no noise to be predicted.
+    """Decreasing times (n,) that end above t = 0, where an image holds no noise to be predicted.
 
-    Their last is then the least noise there is: an image is taken for one at that time.
+    Their last is then the smallest noise level: an image is treated as x_t at that time.
     """
     least = noisy_end(schedule, float(times[-1]))
     kept = times[:-1]
@@ -46,7 +46,7 @@ def ddim_round_trip(
 ) -> DDIMInversion:
     """Images (B, ...) to noise along the times backwards, and back along them; deterministic.
 
-    With `times` of `encoding_times`; the error of the way back is of first order in their steps.
+    With `times` of `encoding_times`; the reconstruction's error is of first order in their steps.
     """
     steps = len(times) - 1
     solver, unused = DDIM(), torch.Generator(x0.device)

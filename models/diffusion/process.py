@@ -90,7 +90,7 @@ class Parameterization:
     to_prediction: Callable[[Tensor, Tensor, Marginal, Tensor | None], Prediction]
     """Raw output (B, ...), noisy (B, ...), marginal and logvar fraction to the prediction."""
     target: Callable[[Prediction, Marginal], Tensor]
-    """The raw output that the truth would have."""
+    """The training target: the raw output of an exact network."""
     precondition: Callable[[Tensor, Marginal], Tensor] = identity
     """The network's input of the noisy image."""
 
@@ -199,7 +199,7 @@ class Process:
 
 
 def denoiser(network: DiffusionNetwork) -> Denoiser[Condition]:
-    """The network as a denoiser, in fp32 whatever it computes in.
+    """The network as a denoiser; its outputs are cast to fp32.
 
     It is for one sampling run, in which weights stay as they are: without gradients, what the
     network computes of a condition alone is computed once.

@@ -43,7 +43,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class SamplerRun(Generic[C]):
-    """Everything that turns noise into samples but the noise and the condition."""
+    """A configured sampler: solver, times and guided denoiser."""
 
     solver: Solver
     times: Tensor
@@ -70,7 +70,7 @@ class SamplerRun(Generic[C]):
 
 
 class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
-    """Everything that decides on a sample besides the network, the condition and the seed.
+    """Everything that determines a sample besides the network, the condition and the seed.
 
     `guidance` is the scale of classifier-free guidance: 1 is the plain conditional model, 0 the
     unconditional one. `interval` limits it to times in [low, high], `rescale` restores the standard
@@ -81,8 +81,8 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
     solver: SolverConfig = DDIM()
     steps: int = Field(default=25, gt=0)
     times: TimeGridConfig | None = None
-    """None: equal steps of t for solvers of order 1 in one call, which take them well; equal steps
-    of the log signal-to-noise ratio for all others, which need short ones at the clean end."""
+    """None: equal steps of t for first-order solvers with one network call a step; equal steps
+    of the log signal-to-noise ratio for all others, which need short ones near t = 0."""
     guidance: float = Field(default=1.0, ge=0)
     interval: tuple[float, float] | None = None
     rescale: float = Field(default=0.0, ge=0, le=1)

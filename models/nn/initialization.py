@@ -1,6 +1,6 @@
 """Initial values of parameters and buffers, one at a time and independent of their order.
 
-Constructors declare how a tensor starts where torch's default for the layer is not wanted. On a
+Constructors declare a tensor's initial values where torch's default for the layer is not used. On a
 real device a declaration fills its tensor at once. On the meta device it is only noted, and
 `materialize` fills the tensors afterwards, each from a generator keyed by a seed and the tensor's
 name: the numbers depend on no order, no rank and no sharding.
@@ -71,7 +71,7 @@ def initializer_of(owner: nn.Module, name: str) -> Initializer:
             number = float(name == "weight")
             return lambda value, rng: value.fill_(number)
         case _:
-            raise TypeError(f"{type(owner).__name__}.{name}: declare how it starts")
+            raise TypeError(f"{type(owner).__name__}.{name}: declare its initial values")
 
 
 def materialize(

@@ -91,7 +91,7 @@ def test_updates_inside_backward_leave_deepspeed_no_copies_to_make():
     ("changes", "precision", "world", "message"),
     [
         ([], "bf16", 2, "one process: set engine.processes=1, not 2"),
-        (["engine.zero=2"], "bf16", 1, "whole weights: set engine.zero=0, not 2"),
+        (["engine.zero=2"], "bf16", 1, "unsharded weights: set engine.zero=0, not 2"),
         ([], "autocast_bf16", 1, "bf16 weights: set engine.precision=bf16, not autocast_bf16"),
         (["optimizer.moments=codec_16"], "bf16", 1, "set optimizer.moments=bf16, not codec_16"),
         (["micro_batch=4"], "bf16", 1, "one backward: set micro_batch=8, not 4"),

@@ -25,7 +25,7 @@ class Ema:
             for track in range(config.tracks)
             for name, weight in weights.items()
         }
-        """The first average under the names of the weights; of others the number goes before."""
+        """The first average by the names of the weights; the others are prefixed by their index."""
 
     def update(self) -> None:
         self.updates += 1

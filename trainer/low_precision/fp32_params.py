@@ -1,7 +1,7 @@
 """What stays in 32 bits under 16-bit training (arXiv 2102.12092, D).
 
-Gains, biases, embeddings and unembeddings keep fp32 gradients and moments, and logits are computed
-in fp32. The rest, the matrices of the residual blocks, is nearly all of a large network.
+Norm scales, biases, embeddings and output projections keep fp32 gradients and moments, and logits
+are computed in fp32. The rest, the matrices of residual blocks, is nearly all of a large network.
 """
 
 from collections.abc import Callable

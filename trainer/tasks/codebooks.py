@@ -11,9 +11,9 @@ from trainer import distributed
 
 
 class Codebooks:
-    """What one optimizer step saw of a model's codebooks.
+    """The codebook statistics of one optimizer step.
 
-    Nothing is changed during forward, which may run twice and sees one process's share. After the
+    Nothing is changed during forward, which may run twice and has one process's samples. After the
     update `commit` sums up, so that every process moves its copy of the codebooks alike.
     """
 

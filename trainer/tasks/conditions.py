@@ -1,4 +1,4 @@
-"""What a diffusion network is conditioned on in training, and how it learns to do without."""
+"""What a diffusion network is conditioned on in training, and condition dropout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class ConditionInputs:
-    """What conditions are made of."""
+    """The inputs of conditions."""
 
     batch: Batch
     clean: Tensor
@@ -54,7 +54,7 @@ class _Condition(BaseModel, frozen=True, extra="forbid"):
     def unconditional(
         self, denoiser: Denoiser[Condition], network: ConditionalNetwork
     ) -> Denoiser[Condition]:
-        """The denoiser without this condition, as far as it is trained to do without."""
+        """The unconditional denoiser, where training drops this condition."""
         return denoiser
 
 
@@ -163,7 +163,7 @@ OneCondition = Annotated[
 
 
 class SeveralConditions(BaseModel, frozen=True, extra="forbid"):
-    """Several of them at once, each dropped by itself."""
+    """Several of them at once, dropped independently."""
 
     kind: Literal["several"]
     conditions: tuple[OneCondition, ...] = Field(min_length=2)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
-CLIENT_ENVIRONMENT = {  # a dead server costs seconds, not the default's minutes
+CLIENT_ENVIRONMENT = {  # an unreachable server costs seconds, not the default's minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeated request could make a second run
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -292,7 +292,7 @@ def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
 
 
 def configure_mlflow() -> None:
-    """Import MLflow (seconds, so not in a thread beside other imports) with bounded timeouts."""
+    """Import MLflow with bounded timeouts; it takes seconds, so not in a thread."""
     for name, value in CLIENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401

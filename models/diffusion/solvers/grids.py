@@ -26,7 +26,7 @@ class _Span(BaseModel, frozen=True, extra="forbid"):
     first: float = Field(default=1.0, gt=0, le=1)
     """The noisy end."""
     last: float = Field(default=0.0, ge=0, lt=1)
-    """The clean end."""
+    """t = 0."""
 
     @model_validator(mode="after")
     def _decreasing(self) -> Self:

@@ -108,10 +108,10 @@ class GridDenoiser:
 
 
 class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
-    """Carries x along a grid of times; the fields are the settings of a recipe."""
+    """Integrates x along a grid of times; the fields are the settings of a recipe."""
 
     decreasing_only: ClassVar[bool] = False
-    """Whether it adds noise, so that there is no way back along increasing times."""
+    """Whether it adds noise, so that it cannot run along increasing times."""
 
     @property
     def order(self) -> int | None:

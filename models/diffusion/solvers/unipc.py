@@ -11,7 +11,7 @@ from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, Ti
 
 
 class UniPC(Solver, frozen=True, extra="forbid"):
-    """UniP-p predicts, and UniC-p corrects with the call the next step needs anyway: one a step.
+    """UniP-p predicts, and UniC-p corrects with the next step's evaluation: one call a step.
 
     The order is p + 1 (theorem 3.1), provided the first steps, which have fewer predictions to
     build on, start where x_0 hardly changes. On the way to a time without noise p falls to 1.

@@ -1,4 +1,4 @@
-"""Weights of diffusers' `UNet2DModel` and `UNet2DConditionModel` (read beside version 0.42)."""
+"""Weights of diffusers' `UNet2DModel` and `UNet2DConditionModel` (tested with version 0.42)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain

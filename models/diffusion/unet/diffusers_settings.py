@@ -132,7 +132,7 @@ def read_settings(content: Mapping[str, Any], source: str) -> Settings:
 def config_of(settings: Settings, source: str) -> dict[str, Any]:
     """Settings of `UNetConfig` that make the same network.
 
-    Schedule and target are not theirs to say: DDPM's noise in a thousand steps, latent diffusion's
+    Schedule and target are not stored in them: DDPM's noise in a thousand steps, latent diffusion's
     betas for a conditional one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What exists only to be fast on a CPU: networks call `dispatch`, whose default is plain torch."""
+"""CPU-optimised kernels: networks call `dispatch`, whose default is plain torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -151,5 +151,5 @@ def test_a_tensor_without_a_known_start_is_refused():
 
     with torch.device("meta"):
         module = Unknown()
-    with pytest.raises(TypeError, match=r"Unknown.table: declare how it starts"):
+    with pytest.raises(TypeError, match=r"Unknown.table: declare its initial values"):
         initializer_of(module, "table")
