@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import assert_never
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from evaluation.config import (
     ClassConditionalConfig,
@@ -19,9 +19,8 @@ from evaluation.result import EvaluationResult
 from evaluation.stages import Progress
 from launch.processes import run_in_processes
 from launch.progress import Reporter
-from mezzotint.common.errors import UserError
 from mezzotint.inference.process_group import ProcessGroup
-from trainer.recipe import apply_override, explain, read_tree
+from trainer.recipe import read_tree, validate
 
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
 UNLIMITED = 1000
@@ -41,13 +40,7 @@ def evaluate_file(
     Raises:
         UserError: an unreadable file, or an unknown key or impossible value.
     """
-    tree = read_tree(path)
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        config = EVALUATION.validate_python(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, str(path), tree)) from error
+    config = validate(EVALUATION.validate_python, read_tree(path, overrides), str(path))
     with Reporter(out) as reporter:
         evaluate_in_processes(config, out, reporter.report, device=device, processes=processes)
 

@@ -30,7 +30,7 @@ from mezzotint.inference.generator import GenerationRequest, GenerationResult, P
 from mezzotint.inference.load import AnyGenerator, load_generator
 from mezzotint.inference.model_lookup import find_system
 from mezzotint.inference.runtime import Precision
-from trainer.recipe import explain, read_tree
+from trainer.recipe import explain, read_tree, validate
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory
 
@@ -181,9 +181,6 @@ def evaluate(
     """
     is_file = isinstance(config, str | Path)
     tree = read_tree(config) if isinstance(config, str | Path) else dict(config)
-    try:
-        settings = EVALUATION.validate_python(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, str(config) if is_file else "evaluation", tree)) from error
+    settings = validate(EVALUATION.validate_python, tree, str(config) if is_file else "evaluation")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return run_evaluation(settings, out, device=place)

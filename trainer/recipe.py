@@ -1,9 +1,9 @@
 """A recipe: everything that defines one training run, validated whole before anything starts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.optimizers.schedules import OptimizerConfig
 from trainer.tasks.config import TaskConfig
 
+Validated = TypeVar("Validated")
 Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
 Update = Literal["after_backward", "in_backward"]
 GradientScaling = Annotated[WholeScaling | PerBlockScaling, Field(discriminator="kind")]
@@ -134,19 +135,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: is a pipeline, not a recipe; use `mezzotint run {path}`")
     for override in overrides:
         apply_override(tree, override)
-    return parse(tree, str(path))
+    return validate(Recipe.model_validate, tree, str(path))
 
 
-def parse(tree: object, source: str) -> Recipe:
-    """Validate a plain tree; `source` names it in messages."""
+def validate(parse: Callable[[object], Validated], tree: object, source: str) -> Validated:
+    """Parse a plain tree by pydantic; `source` names it in messages."""
     try:
-        return Recipe.model_validate(tree)
+        return parse(tree)
     except ValidationError as error:
         raise UserError(explain(error, source, tree)) from error
 
 
-def read_tree(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, with dotted overrides."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -160,6 +161,8 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a mapping of keys, like `name: my_run`")
     _refuse_credentials(tree, str(path))
+    for override in overrides:
+        apply_override(tree, override)
     return tree
 
 

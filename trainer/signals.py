@@ -1,10 +1,25 @@
 """Preemption by signals."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 PREEMPTED = 75
 """Exit code after a checkpoint was saved because the machine is being taken away."""
+
+
+@contextmanager
+def handle_signals(
+    handler: Callable[[int, FrameType | None], object], *numbers: int
+) -> Iterator[None]:
+    """Call `handler` on these signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class Preemption:

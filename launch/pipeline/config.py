@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from data_pipeline.config import DataConfig
 from evaluation.config import EvaluationConfig
 from mezzotint.common.errors import UserError
-from trainer.recipe import Recipe, apply_override, explain, flatten, read_tree
+from trainer.recipe import Recipe, flatten, read_tree, validate
 from trainer.recipe import load as load_recipe
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -141,15 +141,10 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     Raises:
         UserError: unreadable file, unknown key, impossible value, or a broken graph.
     """
-    tree = read_tree(path)
-    for override in overrides:
-        apply_override(tree, override)
+    tree = read_tree(path, overrides)
     if "stages" not in tree:
         raise UserError(f"{path}: is not a pipeline, it has no stages; use `train` for a recipe")
-    try:
-        pipeline = Pipeline.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, str(path), tree)) from error
+    pipeline = validate(Pipeline.model_validate, tree, str(path))
     for name, stage in pipeline.stages.items():
         if isinstance(stage, TrainStage):
             try:

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from launch.train.local import tracking_environment, tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
-from trainer.signals import PREEMPTED
+from trainer.signals import PREEMPTED, handle_signals
 from trainer.tracking.mlflow_client import default_uri
 from trainer.tracking.run_log import TrackingConfig
 
@@ -80,7 +80,7 @@ def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) ->
         open_pipeline_run(root, tracking)
         runner = Runner(pipeline, state, tracking, result)
         try:
-            with graceful_shutdown():
+            with handle_signals(stop, signal.SIGTERM, signal.SIGHUP):
                 runner.run()
         except (KeyboardInterrupt, Stopped):
             update_status(root, tracking, dict.fromkeys(runner.unfinished, "KILLED"))
@@ -89,24 +89,9 @@ def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) ->
     return result
 
 
-@contextmanager
-def graceful_shutdown() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C: stages save a checkpoint and exit.
-
-    Raises:
-        Stopped: on one of these signals.
-    """
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Stopped(PREEMPTED)
-
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop(number: int, frame: FrameType | None) -> None:
+    """End a pipeline or a stage on a signal like on Ctrl-C: training saves a checkpoint."""
+    raise Stopped(PREEMPTED)
 
 
 def stage_settings(pipeline: Pipeline, name: str) -> dict[str, Any]:
@@ -180,7 +165,7 @@ class Runner:
         started = time.monotonic()
         display = ProgressDisplay(Console(), self._state)
         try:
-            with display:
+            with display.bar or nullcontext():
                 while self._waiting or self._running:
                     self._start_ready()
                     self._collect(display)
@@ -251,18 +236,9 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, state: PipelineState, interval: float = 15.0) -> None:
         self._console, self._state, self._interval = console, state, interval
-        self._bar = progress_bar(console) if console.is_terminal else None
+        self.bar = progress_bar(console) if console.is_terminal else None
         self._tasks: dict[str, Any] = {}
         self._printed = time.monotonic()
-
-    def __enter__(self) -> "ProgressDisplay":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -270,14 +246,14 @@ class ProgressDisplay:
     def update(self, names: list[str]) -> None:
         """Show the progress of the running stages."""
         states = {name: read_progress(self._state.directory(name)) for name in names}
-        if self._bar:
+        if self.bar:
             for name in set(self._tasks) - set(names):
-                self._bar.remove_task(self._tasks.pop(name))
+                self.bar.remove_task(self._tasks.pop(name))
             for name, state in states.items():
                 if name not in self._tasks:
-                    self._tasks[name] = self._bar.add_task(name, total=None, note="")
+                    self._tasks[name] = self.bar.add_task(name, total=None, note="")
                 if state:
-                    self._bar.update(
+                    self.bar.update(
                         self._tasks[name], completed=state.done, total=state.total, note=state.note
                     )
         elif time.monotonic() - self._printed > self._interval:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from pydantic import ValidationError
 
+from evaluation.result import FILE, EvaluationResult
 from launch.errors import BAD_INPUT, Stopped
 from launch.pipeline.config import (
     EvaluateStage,
@@ -20,7 +20,7 @@ from launch.pipeline.config import (
     resolve_stage,
     stage_recipe,
 )
-from launch.pipeline.runner import input_ids, stage_settings
+from launch.pipeline.runner import input_ids, stage_settings, stop
 from launch.pipeline.stage_types import evaluate, execute_stage, stage_artifacts
 from launch.pipeline.state import PipelineState, StageRecord, new_id
 from launch.pipeline.tracking import mark_stage_started, update_status
@@ -28,7 +28,7 @@ from launch.progress import Reporter
 from launch.train.local import is_main_process, tracking_from_environment, train
 from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
-from trainer.signals import PREEMPTED
+from trainer.signals import PREEMPTED, handle_signals
 from trainer.tracking.run_log import RunInfo, Status, TrackingConfig
 from trainer.tracking.tracker import Tracker
 
@@ -63,7 +63,9 @@ def run_stage(root: Path, name: str) -> None:
             record = StageRecord(new_id(), stage.kind, settings, inputs, seconds, None, facts)
             state.write(name, record)
             if tracker:
-                tracker.log(0, evaluation_metrics(directory))
+                result = directory / FILE
+                if result.is_file():
+                    tracker.log(0, EvaluationResult.read(result).numbers())
                 tracker.close("FINISHED", stage_artifacts(stage, directory, root), facts)
     except BaseException as error:
         status = final_status(error)
@@ -96,22 +98,13 @@ def tracked_stage(
     directory.mkdir(parents=True, exist_ok=True)
     info = RunInfo(directory.name, settings, {"mezzotint.kind": stage.kind})
     tracker = Tracker(RunDirectory(directory), tracking, info, writes=True, samples=True)
-    signals = (signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.signal(number, on_terminate) for number in signals}
-    try:
-        yield tracker
-    except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt | Stopped)
-        tracker.close("KILLED" if killed else "FAILED", {"logs": directory / "logs"})
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def on_terminate(number: int, frame: FrameType | None) -> None:
-    """Stop a stage that has no checkpoints; it starts over."""
-    raise Stopped(PREEMPTED)
+    with handle_signals(stop, signal.SIGTERM, signal.SIGUSR2):
+        try:
+            yield tracker
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt | Stopped)
+            tracker.close("KILLED" if killed else "FAILED", {"logs": directory / "logs"})
+            raise
 
 
 def final_status(error: BaseException) -> Status | None:
@@ -122,14 +115,6 @@ def final_status(error: BaseException) -> Status | None:
     if "SLURM_JOB_ID" in os.environ:
         return None
     return "KILLED" if isinstance(error, KeyboardInterrupt) or code == PREEMPTED else "FAILED"
-
-
-def evaluation_metrics(directory: Path) -> dict[str, float]:
-    """The metrics of an evaluation, for the tracker; empty for other stages."""
-    from evaluation.result import FILE, EvaluationResult
-
-    path = directory / FILE
-    return EvaluationResult.read(path).numbers() if path.is_file() else {}
 
 
 def exit_with_parent() -> None:

@@ -42,12 +42,8 @@ class ClassConditional:
         return self.evaluation.result.name
 
 
-def class_conditional_section(evaluations: Sequence[Evaluation]) -> list[ClassConditional]:
-    """A table for every evaluated model."""
-    return [_table(evaluation) for evaluation in evaluations]
-
-
-def _table(evaluation: Evaluation) -> ClassConditional:
+def class_conditional_table(evaluation: Evaluation) -> ClassConditional:
+    """The table of one evaluated model."""
     metrics = evaluation.result.metrics
     prefix = "accuracy/"
     classes = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]

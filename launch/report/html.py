@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from launch.report.charts import Point, Series, line_chart, thin
-from launch.report.class_conditional import class_conditional_section
+from launch.report.class_conditional import class_conditional_table
 from launch.report.evaluations import Problem, read
-from launch.report.reconstruction import reconstruction_section
+from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
 from mezzotint.common import files
 
@@ -56,8 +56,8 @@ def write_page(
         title=title,
         problems=[each for each in found if isinstance(each, Problem)],
         generated=text_to_image_section(by_kind["text_to_image"]),
-        reconstructions=reconstruction_section(by_kind["reconstruction"]),
-        class_models=class_conditional_section(by_kind["class_conditional"]),
+        reconstructions=[reconstruction_row(each) for each in by_kind["reconstruction"]],
+        class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
         curves=[(stage, loss_chart(stage)) for stage in of_kind(stages, "train")],
         stages=stages,
         columns=list(dict.fromkeys(name for stage in stages for name in stage.facts)),

@@ -1,6 +1,5 @@
 """The section on autoencoders: what they reconstruct, and at what rate."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.metrics.fid import FrechetDistance
@@ -24,12 +23,8 @@ class Reconstruction:
     grid: str | None
 
 
-def reconstruction_section(evaluations: Sequence[Evaluation]) -> list[Reconstruction]:
-    """A row for every evaluated autoencoder."""
-    return [_row(evaluation) for evaluation in evaluations]
-
-
-def _row(evaluation: Evaluation) -> Reconstruction:
+def reconstruction_row(evaluation: Evaluation) -> Reconstruction:
+    """The row of one evaluated autoencoder."""
     metrics = evaluation.result.metrics
     distances = [
         f"{name.removeprefix('reconstruction_')} {metric.value:.1f}, n = {metric.images}"

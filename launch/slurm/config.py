@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from mezzotint.common.errors import UserError
 
@@ -110,13 +110,9 @@ def load_cluster(path: str | Path) -> Cluster:
     Raises:
         UserError: an unreadable file, an unknown key or an impossible value.
     """
-    from trainer.recipe import explain, read_tree  # imports torch, which `status` does not need
+    from trainer.recipe import read_tree, validate  # imports torch, which `status` does not need
 
-    tree = read_tree(path)
-    try:
-        return Cluster.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, str(path), tree)) from error
+    return validate(Cluster.model_validate, read_tree(path), str(path))
 
 
 def memory_bytes(text: str) -> int:

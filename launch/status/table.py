@@ -1,16 +1,14 @@
 """The output of `mezzotint status`: a table or JSON, once or with every change."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -42,6 +40,7 @@ WIDE_TERMINAL = 110
 REPORT_TIMEOUT = 900.0
 """Seconds without a progress report of a running stage after which the table says so."""
 Query = Callable[[], list[RunStatus]]
+_RUN = TypeAdapter(RunStatus)
 
 
 def show(query: Query, *, listed: bool, as_json: bool) -> None:
@@ -85,21 +84,8 @@ def watch(query: Query, *, listed: bool, as_json: bool) -> None:
 
 def to_tree(runs: Sequence[RunStatus], *, listed: bool) -> dict[str, Any]:
     """Runs as plain values: one run, or all of a list under `runs`."""
-    plain = [{**plain_value(asdict(run)), "stages_total": len(run.stages)} for run in runs]
+    plain = [{**json.loads(_RUN.dump_json(run)), "stages_total": len(run.stages)} for run in runs]
     return {"runs": plain} if listed else plain[0]
-
-
-def plain_value(value: Any) -> Any:  # noqa: ANN401 - whatever a dataclass holds
-    """The value with paths as text and without numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: plain_value(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_value(each) for each in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def without_volatile(tree: Any) -> Any:  # noqa: ANN401 - plain values of any shape

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from launch.slurm import client
 from launch.slurm.records import stage_directory
 from launch.status.lookup import find_stage
-from launch.status.run import RunStatus, query
+from launch.status.run import RunStatus, dependency_order, query
 from launch.status.run_files import planned_stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
@@ -82,12 +82,10 @@ def record_killed(root: Path, jobs: Sequence[Cancelled]) -> None:
 def waiting_stages(name: str, root: Path) -> set[str]:
     """A stage and all that wait for it."""
     found = {name}
-    stages = planned_stages(root)
-    while True:
-        more = {stage.name for stage in stages if found & set(stage.needs)} - found
-        if not more:
-            return found
-        found |= more
+    for stage in dependency_order(planned_stages(root)):
+        if found & set(stage.needs):
+            found.add(stage.name)
+    return found
 
 
 def check_cancellable(run: RunStatus, selected: set[str]) -> None:

@@ -14,7 +14,7 @@ from mezzotint.common.disk_space import check_space
 from mezzotint.common.locks import run_lock
 from trainer.recipe import Recipe
 from trainer.run import Progress, RunDirectory
-from trainer.signals import PREEMPTED
+from trainer.signals import PREEMPTED, handle_signals
 from trainer.tracking.run_log import TrackingConfig
 
 
@@ -110,23 +110,21 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) ->
         for rank in ranks:
             rank.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        while True:
-            codes = [rank.poll() for rank in ranks]
-            failed = [code for code in codes if code not in (None, 0)]
-            if failed:
-                return _stop_ranks(ranks, failed[0] or 1, grace)
-            if all(code == 0 for code in codes):
-                return 0
-            time.sleep(0.1)
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-                rank.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handle_signals(forward, signal.SIGTERM, signal.SIGUSR2):
+        try:
+            while True:
+                codes = [rank.poll() for rank in ranks]
+                failed = [code for code in codes if code not in (None, 0)]
+                if failed:
+                    return _stop_ranks(ranks, failed[0] or 1, grace)
+                if all(code == 0 for code in codes):
+                    return 0
+                time.sleep(0.1)
+        finally:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+                    rank.wait()
 
 
 def _stop_ranks(ranks: list[subprocess.Popen[bytes]], code: int, grace: float) -> int:

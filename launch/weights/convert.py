@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +27,7 @@ from models.diffusion.unet.guided_diffusion import (
     to_guided_diffusion,
 )
 from models.diffusion.unet.network import UNetConfig
-from trainer.recipe import apply_override, explain, load
+from trainer.recipe import apply_override, load, validate
 
 SourceFormat = Literal["guided_diffusion", "diffusers", "dit", "taming"]
 TargetFormat = Literal["guided_diffusion", "diffusers", "dit"]
@@ -130,10 +130,7 @@ def _config(
     for override in overrides:
         apply_override(tree, override)
     adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-    try:
-        return adapter.validate_python(tree["model"])
-    except ValidationError as error:
-        raise UserError(explain(error, where, tree["model"])) from error
+    return validate(adapter.validate_python, tree["model"], where)
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

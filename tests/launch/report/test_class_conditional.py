@@ -5,7 +5,7 @@ from PIL import Image
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score
 from evaluation.result import EvaluationResult
-from launch.report.class_conditional import class_conditional_section
+from launch.report.class_conditional import class_conditional_table
 from launch.report.evaluations import Problem, read
 from launch.report.html import write_page
 
@@ -68,7 +68,7 @@ def test_a_class_conditional_model_is_shown_across_guidance_with_its_baselines(t
 def test_a_single_scale_has_no_chart_and_a_missing_grid_is_reported(tmp_path):
     fabricate(tmp_path / "one", scales=("2",))
     (tmp_path / "one" / "grid_classes.png").unlink()
-    (found,) = class_conditional_section([read("one", tmp_path / "one" / "evaluation.json")])
+    found = class_conditional_table(read("one", tmp_path / "one" / "evaluation.json"))
     assert found.chart is None
     assert found.grid is None
     page = write_page(tmp_path, "t", [], {"one": tmp_path / "one"}).read_text()
