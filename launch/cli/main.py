@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.average import average_app
 from launch.cli.cluster import cluster_app
-from launch.cli.convert import convert_app
 from launch.cli.data import data_app
 from launch.cli.options import (
     AsJson,
@@ -23,6 +21,7 @@ from launch.cli.options import (
 from launch.cli.prior import prior_app
 from launch.cli.sample import sampling_app
 from launch.cli.tracking import tracking_app
+from launch.cli.weights import weights_app
 from launch.errors import run_command
 
 app = typer.Typer(
@@ -36,8 +35,7 @@ app = typer.Typer(
 app.add_typer(cluster_app)
 app.add_typer(sampling_app)
 app.add_typer(prior_app)
-app.add_typer(average_app)
-app.add_typer(convert_app)
+app.add_typer(weights_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
 

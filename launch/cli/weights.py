@@ -1,4 +1,4 @@
-"""`mezzotint import` and `mezzotint export`."""
+"""`mezzotint average`, `import` and `export`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,14 +7,37 @@ import typer
 
 from launch.cli.options import AsJson, Overrides
 
-convert_app = typer.Typer()
-
-
+weights_app = typer.Typer()
 Target = Literal["guided_diffusion", "diffusers", "dit"]
 Source = Literal[Target, "taming"]
 
 
-@convert_app.command(
+@weights_app.command(
+    epilog="Examples:  [bold]mezzotint average runs/emoji_class --sigma-rel 0.15[/]  ·  "
+    "[bold]mezzotint average runs/emoji_class --sigma-rel 0.05 --update 4000 --out early --json[/]"
+)
+def average(
+    run: Annotated[Path, typer.Argument(help="The directory of a run with `ema.kind: power`.")],
+    sigma_rel: Annotated[
+        float, typer.Option(help="Relative width of the EMA: 0.05 is short, 0.25 is long.")
+    ],
+    update: Annotated[
+        int | None, typer.Option(help="The last update; default: the last snapshot's.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The model directory; default: beside the run's own.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model of another EMA length from a run's snapshots (post-hoc EMA)."""
+    from launch.weights.ema import average_run
+
+    averaged = average_run(run, sigma_rel, update, out)
+    typer.echo(averaged.to_json() if as_json else averaged.to_text())
+
+
+@weights_app.command(
     "import",
     epilog="Examples:  [bold]mezzotint import 256x256_diffusion.safetensors runs/adm --from "
     "guided_diffusion --recipe recipes/adm_256.yaml[/]  ·  [bold]mezzotint import "
@@ -44,7 +67,7 @@ def import_(
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
 
 
-@convert_app.command(
+@weights_app.command(
     epilog="Examples:  [bold]mezzotint export runs/adm/model out --to guided_diffusion[/]  ·  "
     "[bold]mezzotint export runs/emoji_unet/model out --to diffusers[/]",
 )
