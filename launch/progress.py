@@ -1,12 +1,12 @@
 """Progress of running work: a file for other processes, and a progress bar or plain lines."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -41,14 +41,14 @@ class ProgressState:
     """Of this phase, at the mean speed since its first report."""
 
 
+_STATE = TypeAdapter(ProgressState)
+
+
 def read_progress(directory: Path) -> ProgressState | None:
     """The last reported progress of a stage; None if there is no readable report."""
     try:
-        text = (directory / PROGRESS_FILE).read_text(encoding="utf-8")
-        state = ProgressState(**json.loads(text))
-        numbers = (state.done, state.total, state.time)
-        return state if all(isinstance(number, int | float) for number in numbers) else None
-    except (OSError, ValueError, TypeError):
+        return _STATE.validate_json((directory / PROGRESS_FILE).read_bytes())
+    except (OSError, ValueError):
         return None
 
 
@@ -80,7 +80,6 @@ class Reporter:
         self.report("train", step, steps, format_metrics(metrics), metrics)
 
     def callback(self, phase: str) -> ProgressCallback:
-        """A callback for work of one phase."""
         return lambda done, total: self.report(phase, done, total)
 
     def report(
@@ -91,7 +90,6 @@ class Reporter:
         note: str = "",
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Report that `done` of `total` are done in a phase."""
         now, last = time.time(), done >= total
         left = self._seconds_left(phase, done, total, now, metrics or {})
         if self._directory and (last or now - self._written > 0.5):

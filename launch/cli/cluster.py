@@ -33,9 +33,8 @@ def submit(
     from launch.slurm.config import load_cluster
     from launch.submit import submit
 
-    submit_or_plan = submit.plan_submit if dry_run else submit.submit
     loaded = submit.load_source(source, overrides or [])
-    result = submit_or_plan(loaded, load_cluster(cluster), runs, redo=redo or [])
+    result = submit.submit(loaded, load_cluster(cluster), runs, redo=redo or [], dry_run=dry_run)
     typer.echo(result.to_json() if as_json else result.to_text())
 
 

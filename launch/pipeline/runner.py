@@ -244,7 +244,6 @@ class ProgressDisplay:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, names: list[str]) -> None:
-        """Show the progress of the running stages."""
         states = {name: read_progress(self._state.directory(name)) for name in names}
         if self.bar:
             for name in set(self._tasks) - set(names):

@@ -121,10 +121,10 @@ def page(stage: PageStage, root: Path) -> dict[str, str]:
     """Write the result page of the pipeline run."""
     if find_spec("matplotlib") is None:
         raise UserError("page: needs matplotlib; run `pip install -c constraints.txt '.[eval]'`")
-    from launch.pipeline.state import evaluation_files, stage_views
+    from launch.pipeline.state import stage_views
     from launch.report.html import write_page
 
-    write_page(root, stage.title, stage_views(root), evaluation_files(root))
+    write_page(root, stage.title, stage_views(root))
     return {}
 
 

@@ -34,7 +34,6 @@ class PipelineState:
     root: Path
 
     def directory(self, name: str) -> Path:
-        """The run directory of a stage."""
         return self.root / name
 
     def read(self, name: str) -> StageRecord | None:
@@ -99,9 +98,3 @@ def stage_views(root: Path) -> list[StageView]:
             )
         )
     return views
-
-
-def evaluation_files(root: Path) -> dict[str, Path]:
-    """The existing evaluation files of a pipeline run, by stage name."""
-    files = {name: root / name / "evaluation.json" for name in load_run_pipeline(root).stages}
-    return {name: path for name, path in files.items() if path.is_file()}

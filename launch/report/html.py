@@ -32,15 +32,12 @@ class StageView:
     facts: Mapping[str, str]
 
 
-def write_page(
-    run_dir: Path, title: str, stages: Sequence[StageView], evaluations: Mapping[str, Path]
-) -> Path:
-    """Write `run_dir/index.html`; `evaluations` maps names to evaluation.json or its directory.
+def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
+    """Write `run_dir/index.html`.
 
     The file carries its images and style inside and links to nothing but directories of the run.
     """
-    paths = {stage.name: stage.run_dir for stage in of_kind(stages, "evaluate")} | dict(evaluations)
-    found = [read(name, path) for name, path in paths.items()]
+    found = [read(stage.name, stage.run_dir) for stage in of_kind(stages, "evaluate")]
     by_kind = {
         kind: [each for each in found if not isinstance(each, Problem) and each.result.kind == kind]
         for kind in ("text_to_image", "reconstruction", "class_conditional")

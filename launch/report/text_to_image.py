@@ -26,7 +26,6 @@ class System:
 
     @property
     def label(self) -> str:
-        """The system's name for readers."""
         if self.evaluation.setting("system", "decoder") == "autoencoder":
             return f"Transformer prior + {self.evaluation.result.name}"
         kind = str(self.evaluation.setting("system", "kind"))

@@ -11,9 +11,10 @@
 DIRECTORY is the run directory of a stage; for a submitted recipe it is ROOT itself.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from launch.slurm.config import Cluster
 from mezzotint.common.errors import UserError
@@ -61,9 +62,7 @@ class Submission:
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def write(self, root: Path) -> None:
-        """Write `submission.json` in a run directory."""
-        jobs = {name: asdict(job) for name, job in self.jobs.items()}
-        tree = {"run": self.run, "cluster": self.cluster.model_dump(mode="json"), "jobs": jobs}
+        tree = TypeAdapter(Submission).dump_python(self, mode="json")
         write_json(root / "submission.json", tree)
 
 
@@ -73,12 +72,8 @@ def read_submission(root: Path) -> Submission | None:
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        jobs = {
-            name: Job(**{**job, "after": tuple(job["after"])}) for name, job in tree["jobs"].items()
-        }
-        return Submission(tree["run"], Cluster.model_validate(tree["cluster"]), jobs)
-    except (ValueError, TypeError, KeyError) as error:
+        return TypeAdapter(Submission).validate_json(path.read_bytes())
+    except ValueError as error:
         raise UserError(
             f"{path}: cannot be read; remove the file, and cancel its jobs with scancel"
         ) from error
@@ -91,8 +86,8 @@ def stage_directory(root: Path, stage: str) -> Path:
 
 def read_job_starts(path: Path) -> list[JobStart]:
     """The starts of a stage's jobs, oldest first."""
-    entries = [json.loads(line) for line in read_lines(path / "attempts.jsonl")]
-    return [JobStart(**{**entry, "nodes": tuple(entry["nodes"])}) for entry in entries]
+    start = TypeAdapter(JobStart)
+    return [start.validate_json(line) for line in read_lines(path / "attempts.jsonl")]
 
 
 def append_job_start(path: Path, start: JobStart) -> None:

@@ -42,7 +42,8 @@ def show_log(root: Path, stage: str | None, lines: int, *, follow: bool) -> None
     sys.stderr.write(f"{chosen.stage} ({chosen.state}): {log}\n")
     sys.stderr.flush()
     with log.open("rb") as file:
-        sys.stdout.write(last_lines(file, lines))
+        tail = b"".join(deque(file, maxlen=lines))
+        sys.stdout.write(tail.decode("utf-8", errors="replace"))
         sys.stdout.flush()
         if follow:
             follow_file(file, lambda: query_stage(root, chosen.stage).state not in LIVE)
@@ -85,11 +86,6 @@ def wait_for_log(stage: StageStatus, root: Path) -> Path | None:
     while newest_log(stage.directory) is None and query_stage(root, stage.stage).state in LIVE:
         time.sleep(QUERY_INTERVAL)
     return newest_log(stage.directory)
-
-
-def last_lines(file: BinaryIO, lines: int) -> str:
-    """The last lines of a file, read to its end."""
-    return b"".join(deque(file, maxlen=lines)).decode("utf-8", errors="replace")
 
 
 def follow_file(file: BinaryIO, has_ended: Callable[[], bool]) -> None:

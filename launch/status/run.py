@@ -6,14 +6,14 @@ queries SLURM and calls it.
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from launch.slurm import client
 from launch.slurm.client import JobState
-from launch.slurm.records import Job, Submission
+from launch.slurm.records import Job
 from launch.status.run_files import (
     StagePlan,
     finished_at,
@@ -95,13 +95,9 @@ def unfinished_jobs(root: Path) -> list[Job]:
 def run_status(
     root: Path, jobs: Mapping[int, JobState] | None, now: float, note: str | None = None
 ) -> RunStatus:
-    """The status of a run directory.
+    """The status of a run directory at `now`, in seconds since 1970.
 
-    Args:
-        root: the run directory.
-        jobs: SLURM's states by job id; None if it could not be queried.
-        now: seconds since 1970.
-        note: why SLURM could not be queried.
+    `jobs` are SLURM's states by job id; None if it could not be queried, and `note` says why.
     """
     submission, error = read_submission_safely(root)
     planned = planned_stages(root)
@@ -121,7 +117,9 @@ def run_status(
         stages[plan.name] = stage_status(evidence, now)
     listed = tuple(stages[plan.name] for plan in planned)
     unreadable = None if planned else f"{root / 'pipeline.yaml'}: cannot be read"
-    slurm_note = note if jobs is None and has_unfinished_jobs(submission, listed) else None
+    unfinished = {stage.stage for stage in listed if stage.state != "finished"}
+    has_jobs = submission is not None and bool(unfinished & set(submission.jobs))
+    slurm_note = note if jobs is None and has_jobs else None
     page = root / "index.html"
     return RunStatus(
         root.name,
@@ -136,12 +134,6 @@ def run_status(
         owner,
         tuple(each for each in (unreadable, error, slurm_note) if each),
     )
-
-
-def has_unfinished_jobs(submission: Submission | None, stages: Iterable[StageStatus]) -> bool:
-    """Whether a stage with a job is not finished."""
-    unfinished = {stage.stage for stage in stages if stage.state != "finished"}
-    return submission is not None and bool(unfinished & set(submission.jobs))
 
 
 def dependency_order(planned: Sequence[StagePlan]) -> list[StagePlan]:

@@ -63,19 +63,12 @@ def planned_stages(root: Path) -> tuple[StagePlan, ...]:
     found = []
     for name, stage in stages.items():
         settings = stage if isinstance(stage, Mapping) else {}
-        needed = {
-            *_REFERENCE.findall(json.dumps(settings, default=str)),
-            *explicit_dependencies(settings),
-        }
+        after = settings.get("after")
+        needed = set(_REFERENCE.findall(json.dumps(settings, default=str)))
+        needed.update(after if isinstance(after, list | tuple) else ())
         needs = tuple(each for each in stages if each in needed)
         found.append(StagePlan(str(name), str(settings.get("kind", "")), root / str(name), needs))
     return tuple(found)
-
-
-def explicit_dependencies(settings: Mapping[str, Any]) -> list[Any]:
-    """The stages of a stage's `after`."""
-    named = settings.get("after")
-    return list(named) if isinstance(named, list | tuple) else []
 
 
 def read_submission_safely(root: Path) -> tuple[Submission | None, str | None]:
@@ -84,7 +77,7 @@ def read_submission_safely(root: Path) -> tuple[Submission | None, str | None]:
         return records.read_submission(root), None
     except UserError as error:
         return None, str(error)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return None, f"{root / 'submission.json'}: cannot be read ({type(error).__name__})"
 
 
@@ -142,7 +135,7 @@ def job_starts(directory: Path) -> tuple[JobStart, ...]:
     """The starts of a stage's jobs."""
     try:
         return tuple(records.read_job_starts(directory))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         return ()
 
 

@@ -73,12 +73,8 @@ def plan_pipeline(
 ) -> SubmitPlan:
     """A job for every stage that is not finished and has no job.
 
-    Args:
-        pipeline: its stages.
-        cluster: where the jobs run.
-        root: its run directory.
-        live: stages whose jobs are pending or running.
-        redo: finished stages to run again, with their downstream stages.
+    `live` are stages whose jobs are pending or running, `redo` finished stages to run again with
+    their downstream stages.
 
     Raises:
         UserError: a finished stage has other settings, or a stage cannot run on the cluster.

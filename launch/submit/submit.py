@@ -84,24 +84,25 @@ def load_source(path: Path, overrides: Sequence[str]) -> Source:
     return load_recipe(path, overrides)
 
 
-def plan_submit(
-    source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
-) -> SubmitResult:
-    """What `submit` would do if no job of the run were live; SLURM is not queried."""
-    root = run_directory(runs, source.name, cluster)
-    return SubmitResult(_plan(source, cluster, root, (), redo), runs, None)
-
-
 def submit(
-    source: Source, cluster: Cluster, runs: Path, *, redo: Sequence[str] = ()
+    source: Source,
+    cluster: Cluster,
+    runs: Path,
+    *,
+    redo: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> SubmitResult:
     """Submit every stage that is not finished and has no live job.
+
+    In a dry run, only plan it as if no job were live; SLURM is not queried.
 
     Raises:
         UserError: SLURM rejects one of the jobs (none is submitted then), a live job has other
             settings, or another process uses the run directory.
     """
     root = run_directory(runs, source.name, cluster)
+    if dry_run:
+        return SubmitResult(_plan(source, cluster, root, (), redo), runs, None)
     with run_lock(root):
         before = read_submission(root) or Submission(source.name, cluster)
         live = wait_for_ending_jobs(before)

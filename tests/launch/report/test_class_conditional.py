@@ -7,7 +7,7 @@ from evaluation.metrics.intervals import Score
 from evaluation.result import EvaluationResult
 from launch.report.class_conditional import class_conditional_table
 from launch.report.evaluations import Problem, read
-from launch.report.html import write_page
+from launch.report.html import StageView, write_page
 
 NAMES = ("flags", "<food>")
 
@@ -41,11 +41,24 @@ def fabricate(directory, scales=("0", "1", "4")):
     ).write(directory)
 
 
+def page_of(root, name):
+    """The page of a run whose only stage is an evaluation."""
+    stage = StageView(
+        name=name,
+        kind="evaluate",
+        status="finished",
+        seconds=1.0,
+        run_dir=root / name,
+        model_dir=None,
+        metrics=None,
+        facts={},
+    )
+    return write_page(root, "t", [stage]).read_text()
+
+
 def test_a_class_conditional_model_is_shown_across_guidance_with_its_baselines(tmp_path):
     fabricate(tmp_path / "class_evaluation")
-    page = write_page(
-        tmp_path, "t", [], {"class_evaluation": tmp_path / "class_evaluation"}
-    ).read_text()
+    page = page_of(tmp_path, "class_evaluation")
     assert "emoji &amp; class" in page
     assert "&lt;food&gt;" in page
     assert "<food>" not in page
@@ -71,7 +84,7 @@ def test_a_single_scale_has_no_chart_and_a_missing_grid_is_reported(tmp_path):
     found = class_conditional_table(read("one", tmp_path / "one" / "evaluation.json"))
     assert found.chart is None
     assert found.grid is None
-    page = write_page(tmp_path, "t", [], {"one": tmp_path / "one"}).read_text()
+    page = page_of(tmp_path, "one")
     assert "The grid of images is missing." in page
 
 

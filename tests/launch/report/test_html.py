@@ -84,13 +84,17 @@ def stage(root, name="dvae", kind="train", metrics=True):
     )
 
 
+def evaluation(root, name):
+    return stage(root, name, "evaluate", metrics=False)
+
+
 @pytest.fixture
 def page(tmp_path):
     fabricate(tmp_path / "dalle")
     fabricate(tmp_path / "cascade", "cascade")
     stages = [stage(tmp_path), stage(tmp_path, "spaced name")]
-    evaluations = {name: tmp_path / name / "evaluation.json" for name in ("cascade", "dalle")}
-    target = write_page(tmp_path, "Pictures <from> captions", stages, evaluations)
+    stages += [evaluation(tmp_path, name) for name in ("cascade", "dalle")]
+    target = write_page(tmp_path, "Pictures <from> captions", stages)
     assert target == tmp_path / "index.html"
     return target.read_text(encoding="utf-8")
 
@@ -182,9 +186,10 @@ def test_missing_pieces_are_shown_as_missing(tmp_path):
     (tmp_path / "dalle" / "samples" / "000000.png").unlink()
     stages = [
         stage(tmp_path, "prior", metrics=False),
-        stage(tmp_path, "cascade", "evaluate", metrics=False),
+        evaluation(tmp_path, "cascade"),
+        evaluation(tmp_path, "dalle"),
     ]
-    page = write_page(tmp_path, "t", stages, {"dalle": tmp_path / "dalle"}).read_text()
+    page = write_page(tmp_path, "t", stages).read_text()
     assert "evaluation.json is missing: the evaluation has not finished" in page
     assert '<div class="gap">missing</div>' in page
     assert "No metrics recorded." in page
@@ -216,10 +221,10 @@ def test_evaluated_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp
     fabricate(tmp_path / "dalle")
     fabricate_reconstruction(tmp_path / "back")
     stages = [
-        stage(tmp_path, "dalle", "evaluate", metrics=False),
-        stage(tmp_path, "back", "evaluate", metrics=False),
+        evaluation(tmp_path, "dalle"),
+        evaluation(tmp_path, "back"),
     ]
-    page = write_page(tmp_path, "t", stages, {}).read_text()
+    page = write_page(tmp_path, "t", stages).read_text()
     assert "VQ &lt;GAN&gt;" in page
     assert "23.4 (23.0 to 24.0) dB" in page
     assert "fid 12.3, n = 40" in page
@@ -229,20 +234,19 @@ def test_evaluated_autoencoders_are_shown_beside_systems_and_need_no_samples(tmp
     assert page.count("data:image/png;base64,") == 4
     (tmp_path / "back" / "grid_reconstructions.png").unlink()
     assert (
-        "The grid of reconstructions is missing."
-        in write_page(tmp_path, "t", stages, {}).read_text()
+        "The grid of reconstructions is missing." in write_page(tmp_path, "t", stages).read_text()
     )
 
 
 def test_a_prior_over_another_autoencoders_codes_is_called_by_its_name(tmp_path):
     fabricate(tmp_path / "samples", name="VQ-GAN", decoder="autoencoder")
-    page = write_page(tmp_path, "t", [], {"samples": tmp_path / "samples"}).read_text()
+    page = write_page(tmp_path, "t", [evaluation(tmp_path, "samples")]).read_text()
     assert "Transformer prior + VQ-GAN" in page
     assert "dVAE" not in page
 
 
 def test_a_page_without_any_evaluation_is_still_a_page(tmp_path):
-    page = write_page(tmp_path, "t", [], {}).read_text()
+    page = write_page(tmp_path, "t", []).read_text()
     assert "Nothing has been evaluated yet." in page
     assert "No samples of held-out captions." in page
 
@@ -250,7 +254,7 @@ def test_a_page_without_any_evaluation_is_still_a_page(tmp_path):
 def test_damaged_evaluations_are_said_to_be_damaged(tmp_path):
     fabricate(tmp_path / "dalle")
     (tmp_path / "dalle" / "evaluation.json").write_text("{")
-    page = write_page(tmp_path, "t", [], {"dalle": tmp_path / "dalle"}).read_text()
+    page = write_page(tmp_path, "t", [evaluation(tmp_path, "dalle")]).read_text()
     assert "its files are damaged" in page
 
 
@@ -260,7 +264,7 @@ def test_images_outside_the_evaluation_are_never_embedded(tmp_path):
     index = tmp_path / "run" / "dalle" / "samples.jsonl"
     line = json.loads(index.read_text()) | {"sample": "../../secret.png"}
     index.write_text(json.dumps(line) + "\n")
-    page = write_page(tmp_path / "run", "t", [], {"dalle": tmp_path / "run" / "dalle"}).read_text()
+    page = write_page(tmp_path / "run", "t", [evaluation(tmp_path / "run", "dalle")]).read_text()
     assert '<div class="gap">missing</div>' in page
 
 
