@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +73,13 @@ class Uploader:
 
     def __init__(self, directory: RunDirectory, tracking: TrackingConfig) -> None:
         self._directory, self._tracking = directory, tracking
-        self._client: MlflowClient | None = None
         self._parent: str | None = None
         self._images_verified = False
         """Whether the acknowledged images are known to be all that MLflow has."""
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        return make_client(self._tracking.uri)
 
     def sync(self, wait: float = LOCK_SECONDS) -> UploadSummary:
         """Send what is new: parameters, metrics, images; at the end also artifacts and status.
@@ -93,16 +97,14 @@ class Uploader:
                 raise TrackingError(
                     f"{self._directory.path}: has no run record yet; start the run first"
                 )
-            if self._client is None:
-                self._client = make_client(self._tracking.uri)
             try:
-                return self._send(self._client, record, read_upload_state(self._directory.path))
+                return self._send(record, read_upload_state(self._directory.path))
             except BaseException:
                 self._images_verified = False
                 raise
 
-    def _send(self, mlflow: "MlflowClient", record: RunRecord, state: UploadState) -> UploadSummary:
-        created = state.run_id is None
+    def _send(self, record: RunRecord, state: UploadState) -> UploadSummary:
+        mlflow, created = self._client, state.run_id is None
         parent = self._parent_id()
         if state.run_id is None:
             state.run_id = open_run(mlflow, self._tracking, record, parent)
@@ -110,13 +112,13 @@ class Uploader:
             self._save_state(state)
         summary = UploadSummary(state.run_id, created=created)
         if record.status == "RUNNING":
-            self._set_status(mlflow, state.run_id, record, state)
-        self._log_params(mlflow, state.run_id, record, state)
-        self._send_metrics(mlflow, state, summary)
-        self._send_images(mlflow, state, summary)
+            self._set_status(state.run_id, record, state)
+        self._log_params(state.run_id, record, state)
+        self._send_metrics(state, summary)
+        self._send_images(state, summary)
         if record.status != "RUNNING":
-            self._send_artifacts(mlflow, record, state, summary)
-            self._set_status(mlflow, state.run_id, record, state)
+            self._send_artifacts(record, state, summary)
+            self._set_status(state.run_id, record, state)
         return summary
 
     def _save_state(self, state: UploadState) -> None:
@@ -131,9 +133,7 @@ class Uploader:
             self._parent = pipeline.sync().run_id
         return self._parent
 
-    def _log_params(
-        self, mlflow: "MlflowClient", run_id: str, record: RunRecord, state: UploadState
-    ) -> None:
+    def _log_params(self, run_id: str, record: RunRecord, state: UploadState) -> None:
         """Send new parameters, tags and the data set."""
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
@@ -141,47 +141,41 @@ class Uploader:
         params = [param for param in params if param.key not in state.params]
         for first in range(0, len(params), 100):
             chunk = params[first : first + 100]
-            mlflow.log_batch(run_id, params=chunk, synchronous=True)
+            self._client.log_batch(run_id, params=chunk, synchronous=True)
             state.params += [param.key for param in chunk]
             self._save_state(state)
         tags = {key: value for key, value in record.tags.items() if state.tags.get(key) != value}
         if tags:
             new = [RunTag(key, value) for key, value in tags.items()]
-            mlflow.log_batch(run_id, tags=new, synchronous=True)
+            self._client.log_batch(run_id, tags=new, synchronous=True)
             state.tags |= tags
             self._save_state(state)
         if record.dataset and not state.dataset:
             name, digest, source = record.dataset
             dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
-            mlflow.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
+            self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
             state.dataset = True
             self._save_state(state)
 
-    def _set_status(
-        self, mlflow: "MlflowClient", run_id: str, record: RunRecord, state: UploadState
-    ) -> None:
+    def _set_status(self, run_id: str, record: RunRecord, state: UploadState) -> None:
         if (record.status, record.ended) == (state.status, state.ended):
             return
         if record.ended is None:
-            mlflow.update_run(run_id, status=record.status)
+            self._client.update_run(run_id, status=record.status)
         else:
-            mlflow.set_terminated(run_id, record.status, int(record.ended * 1000))
+            self._client.set_terminated(run_id, record.status, int(record.ended * 1000))
         state.status, state.ended = record.status, record.ended
         self._save_state(state)
 
-    def _send_metrics(
-        self, mlflow: "MlflowClient", state: UploadState, summary: UploadSummary
-    ) -> None:
+    def _send_metrics(self, state: UploadState, summary: UploadSummary) -> None:
         lines = read_lines(self._directory.metrics, state.metrics_bytes)
         for metrics, size, steps in metric_batches(lines, ""):
-            log_metrics(mlflow, summary.run_id, metrics)
+            log_metrics(self._client, summary.run_id, metrics)
             state.metrics_bytes += size
             summary.steps += steps
             self._save_state(state)
 
-    def _send_images(
-        self, mlflow: "MlflowClient", state: UploadState, summary: UploadSummary
-    ) -> None:
+    def _send_images(self, state: UploadState, summary: UploadSummary) -> None:
         new = [
             path
             for path in sorted(self._directory.previews.glob("*-step-*.png"))
@@ -189,14 +183,16 @@ class Uploader:
         ]
         existing: list[str] = []
         if new and not self._images_verified and not summary.created:
-            existing = [entry.path for entry in mlflow.list_artifacts(summary.run_id, "images")]
+            existing = [
+                entry.path for entry in self._client.list_artifacts(summary.run_id, "images")
+            ]
         for path in new:
             key, _, step = path.stem.partition("-step-")
             prefix = f"images/{key}+step+{int(step)}+"  # its small copy is sent last
             if not any(each.startswith(prefix) and each.endswith(".webp") for each in existing):
                 milliseconds = int(path.stat().st_mtime * 1000)
                 with Image.open(path) as image:
-                    mlflow.log_image(
+                    self._client.log_image(
                         summary.run_id,
                         image.convert("RGB"),
                         key=key,
@@ -210,14 +206,14 @@ class Uploader:
         self._images_verified = True
 
     def _send_artifacts(
-        self, mlflow: "MlflowClient", record: RunRecord, state: UploadState, summary: UploadSummary
+        self, record: RunRecord, state: UploadState, summary: UploadSummary
     ) -> None:
         with request_timeout(ARTIFACT_TIMEOUT):
             for name, where in record.artifacts.items():
                 for path, folder in artifact_files(self._directory.path / where, name):
                     key, changed = f"{folder}/{path.name}", path.stat().st_mtime_ns
                     if state.artifacts.get(key) != changed:
-                        mlflow.log_artifact(summary.run_id, str(path), folder)
+                        self._client.log_artifact(summary.run_id, str(path), folder)
                         state.artifacts[key] = changed
                         summary.artifacts += 1
                         self._save_state(state)
@@ -229,7 +225,10 @@ class NodeMetricsUploader:
     def __init__(self, directory: Path, tracking: TrackingConfig, host: str) -> None:
         self._directory, self._tracking, self._host = directory, tracking, host
         self._path = directory / "system" / f"{host}.jsonl"
-        self._client: MlflowClient | None = None
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        return make_client(self._tracking.uri)
 
     def sync(self, wait: float = 0.0) -> int:
         """Send new samples once the run exists; returns how many."""
@@ -241,8 +240,6 @@ class NodeMetricsUploader:
             lines = read_lines(self._path, offset)
             if run_id is None or not lines:
                 return 0
-            if self._client is None:
-                self._client = make_client(self._tracking.uri)
             for metrics, size, _ in metric_batches(lines, f"system/{self._host}/"):
                 log_metrics(self._client, run_id, metrics)
                 offset += size
@@ -324,14 +321,12 @@ def open_run(
         [experiment], f"tags.`mezzotint.id` = '{record.id}'", max_results=1
     )
     if created:
-        found: str = created[0].info.run_id
-        return found
+        return str(created[0].info.run_id)
     tags = {"mlflow.runName": record.name, "mezzotint.id": record.id}
     if parent:
         tags["mlflow.parentRunId"] = parent
     start = int(record.started * 1000)
-    run_id: str = mlflow.create_run(experiment, start_time=start, tags=tags).info.run_id
-    return run_id
+    return str(mlflow.create_run(experiment, start_time=start, tags=tags).info.run_id)
 
 
 def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
@@ -340,14 +335,12 @@ def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
 
     found = mlflow.get_experiment_by_name(name)
     if found:
-        known: str = found.experiment_id
-        return known
+        return str(found.experiment_id)
     artifacts = None
     if uri.startswith("sqlite:///"):
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     try:
-        created: str = mlflow.create_experiment(name, artifact_location=artifacts)
-        return created
+        return str(mlflow.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
         found = mlflow.get_experiment_by_name(name)
         if found is None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import append_json, read_lines, write_json
@@ -29,6 +29,7 @@ from trainer.recipe import flatten
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 RECORD_FILE, STATE_FILE = "opening.json", "tracking.json"
 VALUE_LIMIT = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ class UploadState:
 
 def read_run_record(directory: Path) -> RunRecord | None:
     """The run record; None where there is none yet."""
-    tree = _read(directory / RECORD_FILE)
-    return None if tree is None else RunRecord(**tree)
+    return _read(directory / RECORD_FILE, RunRecord)
 
 
 def write_run_record(directory: Path, record: RunRecord) -> None:
@@ -104,7 +104,7 @@ def write_run_record(directory: Path, record: RunRecord) -> None:
 
 def read_upload_state(directory: Path) -> UploadState:
     """The upload state; empty where nothing is uploaded."""
-    return UploadState(**(_read(directory / STATE_FILE) or {}))
+    return _read(directory / STATE_FILE, UploadState) or UploadState()
 
 
 def write_upload_state(directory: Path, state: UploadState) -> None:
@@ -112,20 +112,16 @@ def write_upload_state(directory: Path, state: UploadState) -> None:
     write_json(directory / STATE_FILE, asdict(state))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, kind: type[T]) -> T | None:
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        known = RunRecord if path.name == RECORD_FILE else UploadState
-        if not set(tree) <= set(known.__dataclass_fields__):
-            raise ValueError("unknown keys")
-    except ValueError as error:
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # no JSON, or other keys
         raise UserError(
             f"{path}: cannot be read; remove {RECORD_FILE} and {STATE_FILE} there, and "
             "the run is tracked as a new one"
         ) from error
-    return tree
 
 
 def record_start(
@@ -171,8 +167,7 @@ def record_end(
     record.status, record.ended = status, time.time()
     for name, path in (artifacts or {}).items():
         inside = path.resolve().is_relative_to(directory.resolve())
-        where = os.path.relpath(path, directory) if inside else str(path.resolve())
-        record.artifacts[name] = where
+        record.artifacts[name] = os.path.relpath(path, directory) if inside else str(path.resolve())
     record.params = {**flat_params(params_at_end or {}), **record.params}
     write_run_record(directory, record)
 
@@ -220,8 +215,7 @@ class MetricsLog:
         """Write one step, unless an earlier attempt of the same run has written it."""
         if step <= self._last:
             return
-        entry = {"step": step, "time": time.time(), "metrics": dict(metrics)}
-        append_json(self._path, entry)
+        append_json(self._path, {"step": step, "time": time.time(), "metrics": dict(metrics)})
         self._last = step
 
 
