@@ -28,11 +28,9 @@ _ATTEMPTS = 4
 
 
 def node_cache(directory: str | None = None) -> "ShardCache":
-    """The cache of this node.
+    """The cache of this node, by default in `$MEZZOTINT_CACHE`, then `~/.cache/mezzotint/shards`.
 
-    Args:
-        directory: Default: `$MEZZOTINT_CACHE`, then `~/.cache/mezzotint/shards`. Its maximum size
-            is `$MEZZOTINT_CACHE_BYTES`; by default the disk alone limits it.
+    Its maximum size is `$MEZZOTINT_CACHE_BYTES`; by default the disk alone limits it.
 
     Raises:
         UserError: MEZZOTINT_CACHE_BYTES is not a positive number of bytes.
@@ -54,11 +52,9 @@ class ShardCache:
     verified: a killed process leaves no partial shard, and temporary files that the next holder of
     the lock finds can be deleted.
 
-    Args:
-        directory: On a disk of this node.
-        limit: Maximum size in bytes.
-        timeout: Seconds in which at least one byte of a transfer must arrive.
-        retry_wait: Seconds before the second attempt, doubled before every later one.
+    `directory` is on a disk of this node, `limit` its maximum size in bytes. At least one byte of a
+    transfer must arrive in `timeout` seconds; the second attempt comes after `retry_wait` seconds,
+    which are doubled before every later one.
     """
 
     def __init__(

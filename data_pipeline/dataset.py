@@ -14,15 +14,13 @@ from data_pipeline.cache import node_cache
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
 from data_pipeline.labels import labels
-from data_pipeline.manifest import Attribute, Manifest, SampleEntry, read_manifest
+from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.digests import sha256
+from mezzotint.common.digests import is_digest, sha256
 from mezzotint.common.errors import UserError
-
-_HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,8 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
 
     Digests are checked when a shard enters the cache, and all of them by `mezzotint data verify`.
 
-    Args:
-        config: The set and what to read of it.
-        expected_encoder: Digest of the model that must have encoded a derived set. Required if
-            `config.encoder` is a model directory, which only the caller can resolve.
+    `expected_encoder` is the digest of the model that must have encoded a derived set. Required if
+    `config.encoder` is a model directory, which only the caller can resolve.
 
     Raises:
         UserError: The set is damaged, or it does not fit the settings.
@@ -97,9 +93,6 @@ class Dataset:
     def captions(self) -> tuple[str, ...]:
         return tuple(self.caption(index) for index in range(len(self)))
 
-    def attributes(self, index: int) -> Mapping[str, Attribute]:
-        return self._entries[index].attributes
-
     def entry(self, index: int) -> SampleEntry:
         return self._entries[index]
 
@@ -133,8 +126,8 @@ class Dataset:
         label = None if self._labels is None else int(self._labels[index])
         return Sample(entry.key, caption, image, text, arrays, label)
 
-    def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> Batch:
-        return collate([self.sample(index, seed=seed, epoch=epoch) for index in indices])
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return collate([self.sample(index) for index in indices])
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch those of the shards that are read through the cache, in the background."""
@@ -251,7 +244,7 @@ def _fingerprint(manifest: Manifest, positions: NDArray[np.int64], block: int) -
 
 def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:
     if expected is None and config.encoder is not None:
-        if len(config.encoder) != 64 or not set(config.encoder) <= _HEX:
+        if not is_digest(config.encoder):
             raise UserError(
                 f"data.encoder: '{config.encoder}' is not a digest; pass the digest of that model "
                 "directory as expected_encoder"

@@ -33,12 +33,8 @@ def derive(
 ) -> Manifest:
     """Write the encoded samples of a set as a shard set, with the shard size of the source.
 
-    Args:
-        dataset: The source.
-        out_url: Directory of the new set, local or any fsspec URL.
-        blocks: The arrays of all samples in order, some samples at a time.
-        fields: Names of the arrays; `codes` is stored as the member `KEY.codes.npy`.
-        encoder: Digest of the model.
+    `blocks` are the arrays of all samples in order, some samples at a time. `fields` are their
+    names: `codes` is stored as the member `KEY.codes.npy`. `encoder` is the digest of the model.
 
     Raises:
         UserError: The source cannot be read, the target cannot be written, or a block has other

@@ -27,12 +27,9 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
-    """Decode an image as RGB, upright, on a white background.
+    """Decode a PNG, JPEG or WebP file, which messages call `name`: RGB, upright, on white.
 
-    Args:
-        content: A PNG, JPEG or WebP file.
-        name: Its name in error messages.
-        max_pixels: Larger images are refused from their header, before decoding.
+    Images of more than `max_pixels` are refused from their header, before decoding.
 
     Raises:
         UserError: Another format, damaged, or too large.

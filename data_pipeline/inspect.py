@@ -52,12 +52,9 @@ class Inspection:
 
 
 def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspection:
-    """Read a set's manifest and captions.
+    """Read a set's manifest and its first captions, `captions` at most.
 
-    Args:
-        url: Directory of the set.
-        examples: Number of samples, evenly spaced over the captions read.
-        captions: Maximum number of captions to read, from the start.
+    The `examples` are evenly spaced over the captions read.
 
     Raises:
         UserError: There is no set, or it is damaged.
@@ -71,7 +68,7 @@ def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspectio
         attributes=_attributes(dataset),
         captions=_statistics(read),
         examples=tuple(
-            Example(dataset.entry(index).key, read[index], dataset.attributes(index))
+            Example(dataset.entry(index).key, read[index], dataset.entry(index).attributes)
             for index in shown
         ),
     )
@@ -108,7 +105,7 @@ def _evenly_spaced(size: int, count: int) -> list[int]:
 def _attributes(dataset: Dataset) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
     for index in range(len(dataset)):
-        for name, value in dataset.attributes(index).items():
+        for name, value in dataset.entry(index).attributes.items():
             if value is not None:
                 counts.setdefault(name, Counter())[str(value)] += 1
     return {name: dict(counter.most_common(_COMMON)) for name, counter in counts.items()}

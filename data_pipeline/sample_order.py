@@ -34,13 +34,9 @@ class EpochOrder:
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -> EpochOrder:
-    """Permute the shards, and shuffle the samples within each block of shards.
+    """Permute the shards, and shuffle the samples within each block of `block` shards.
 
-    Args:
-        shard_sizes: Samples of each shard.
-        seed: Seed of the run, at least 0.
-        epoch: At least 0.
-        block: Shards per block, at least 1.
+    `shard_sizes` are the numbers of samples of the shards; `seed` and `epoch` are at least 0.
     """
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])

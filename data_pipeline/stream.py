@@ -1,5 +1,6 @@
 """An endless sequence of batches for one rank that resumes exactly."""
 
+import copy
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -51,15 +52,8 @@ class Stream:
 
     The orders of epochs 0, 1, ... are concatenated. Global batch g is the samples [gB, (g+1)B) of
     that sequence (a batch may span two epochs), and rank r of W takes the r-th of its W equal
-    parts. Every epoch has every sample once, for any W.
-
-    Args:
-        dataset: The samples.
-        global_batch: B, samples of all ranks together; a multiple of `world`.
-        rank: This process.
-        world: Number of processes.
-        seed: Seed of order and augmentation.
-        state: Where to start; None: at the first sample.
+    parts. Every epoch has every sample once, for any W. `seed` is that of order and augmentation;
+    without a `state` the stream starts at the first sample.
 
     Raises:
         UserError: Invalid numbers, or a state of other data or another seed.
@@ -103,14 +97,10 @@ class Stream:
         Raises:
             UserError: A state of other data or another seed.
         """
-        return Stream(
-            self.dataset,
-            global_batch=self.global_batch,
-            rank=self.rank,
-            world=self.world,
-            seed=self.seed,
-            state=state,
-        )
+        moved = copy.copy(self)
+        moved.state = state
+        moved._check_state()
+        return moved
 
     def state_after(self, batches: int) -> StreamState:
         """The state after consuming this many batches from `self.state` on."""

@@ -6,6 +6,7 @@ import torch
 
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 from models import frozen_text, store
 from models.config import text_shape
@@ -37,7 +38,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
             what the task reads.
     """
     encoder = recipe.data.encoder
-    if encoder is not None and not _is_digest(encoder):
+    if encoder is not None and not is_digest(encoder):
         encoder = store.describe(encoder).digest
     dataset = open_dataset(recipe.data, expected_encoder=encoder)
     check_labels(recipe)
@@ -108,7 +109,3 @@ def check(recipe: Recipe) -> None:
     """
     with torch.device("meta"):
         open_inputs(recipe)
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -97,12 +97,8 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
     continues with the next shard. Rejected pairs are listed in `OUT/rejected.jsonl`. A source that
     is a set keeps its keys, attributes, splits and encoder.
 
-    Args:
-        src: A folder of images with .txt captions, a CSV, Parquet or JSONL table, a shard set,
-            or a folder of tars; local or any fsspec URL.
-        out: Directory of the new set, local or any fsspec URL.
-        options: See `PackOptions`.
-        progress: Called with (pairs done, total).
+    `src` is a folder of images with .txt captions, a CSV, Parquet or JSONL table, a shard set, or a
+    folder of tars. `src` and `out` are local or any fsspec URL.
 
     Raises:
         UserError: `src` is none of these, `out` holds another set, all pairs were rejected, or

@@ -52,14 +52,9 @@ def write_shard(
 ) -> ShardEntry:
     """Write one shard of a set; it appears when it is complete.
 
-    The same samples give the same bytes.
-
-    Args:
-        samples: At least one.
-        url: Directory of the set, local or any fsspec URL.
-        name: File name; ends with `.tar`, or `.tar.gz` with `compress`.
-        compress: Gzip the tar. Small samples shrink (a tar has about 1 kB of overhead per member),
-            but the shard must be expanded into the cache before use.
+    The same samples, at least one, give the same bytes. `name` ends with `.tar`, or `.tar.gz` with
+    `compress`, which shrinks small samples (a tar has about 1 kB of overhead per member), but such
+    a shard must be expanded into the cache before use.
 
     Raises:
         UserError: There is no disk space, or the target cannot be written.
@@ -107,18 +102,8 @@ def write_shards(
     """Write a shard set: `NAME-000000.tar`, ... and `manifest.json`.
 
     An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
-
-    Args:
-        samples: Consumed once; `shard_size` of them are in memory at a time.
-        url: Directory of the set, local or any fsspec URL.
-        name: Name of the set, and prefix of its shards.
-        licence: Licence of the contents.
-        provenance: Sources, versions and digests.
-        shard_size: Samples per shard.
-        fields: Member extension to description.
-        encoder: Digest of the model that encoded a derived set.
-        splits: Fixed divisions by key.
-        compress: Gzip the shards.
+    `samples` are consumed once; `shard_size` of them are in memory at a time. For the fields of the
+    manifest see `Manifest`.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
     shards: list[ShardEntry] = []

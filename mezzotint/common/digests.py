@@ -17,3 +17,8 @@ def sha256_file(path: str | Path) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text has the form of a digest."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

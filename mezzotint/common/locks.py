@@ -21,9 +21,7 @@ _RETRY_SECONDS = 0.6
 def file_lock(path: Path, wait: float | None = None) -> Iterator[IO[str]]:
     """Hold an exclusive lock on a file, which is created if missing and yielded open.
 
-    Args:
-        path: The lock file; its content is not touched.
-        wait: Seconds to wait for another holder at most; None: for ever.
+    Its content is not touched. Another holder is waited for `wait` seconds, or for ever.
 
     Raises:
         TimeoutError: Another process or thread holds it for longer.

@@ -104,9 +104,7 @@ def is_file(url: str) -> bool:
 def read_bytes(url: str, *, expected: int = 0) -> bytes:
     """The content of the file at `url`.
 
-    Args:
-        url: The file.
-        expected: Its size in bytes if it may be large: the time limit grows with it.
+    `expected` is its size in bytes if it may be large: the time limit grows with it.
 
     Raises:
         NotFoundError: There is no such file.
@@ -141,12 +139,11 @@ def walk(url: str) -> dict[str, int]:
     Raises:
         UserError: The directory cannot be listed.
     """
-    root, found = _call(
-        url,
-        "listed",
-        lambda system, path: (path.rstrip("/") + "/", system.find(path, detail=True)),
-        _LIST_TIMEOUT,
-    )
+
+    def find(system: AbstractFileSystem, path: str) -> tuple[str, dict[str, Any]]:
+        return path.rstrip("/") + "/", system.find(path, detail=True)
+
+    root, found = _call(url, "listed", find, _LIST_TIMEOUT)
     return {
         str(name).removeprefix(root): int(entry["size"] or 0)
         for name, entry in sorted(found.items())
@@ -156,10 +153,8 @@ def walk(url: str) -> dict[str, int]:
 def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> None:
     """Copy the file at `url` to the local path `target`, in one request.
 
-    Args:
-        url: The file.
-        target: A local path; its content is undefined if this raises.
-        timeout: Seconds in which at least one byte must arrive.
+    At least one byte must arrive in `timeout` seconds. The content of `target` is undefined if this
+    raises.
 
     Raises:
         NotFoundError: There is no such file.
@@ -175,13 +170,10 @@ def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> Non
             return None
         return status.st_size, status.st_mtime_ns
 
-    _call(
-        url,
-        "read",
-        lambda system, path: system.get_file(path, str(target), **options),
-        timeout,
-        progress,
-    )
+    def get(system: AbstractFileSystem, path: str) -> None:
+        system.get_file(path, str(target), **options)
+
+    _call(url, "read", get, timeout, progress)
 
 
 def upload(source: Path, url: str) -> None:

@@ -68,15 +68,9 @@ class CredentialsError(UserError):
 
 
 def explain(error: BaseException, url: str, action: str) -> UserError | None:
-    """The error to raise after a call of a file system failed.
+    """The error to raise after a call of a file system failed: `url` cannot be `action`.
 
-    Args:
-        error: The exception of the call.
-        url: Where it happened.
-        action: What failed, as in "cannot be `action`".
-
-    Returns:
-        None if the exception is not the store's: a missing file, a programming error.
+    None if the exception is not the store's: a missing file, a programming error.
     """
     chain = list(_chain(error))
     code = error_code(error)

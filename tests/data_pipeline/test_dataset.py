@@ -29,7 +29,7 @@ def test_selections_are_united_and_keep_the_order_of_the_set(squares):
         Selection(split="all", part="train", where=red),
     )
     assert dataset.keys() == ("0000", "0003", "0004", "0007", "0008", "0012", "0016", "0020")
-    assert dataset.attributes(1) == {"shade": "dark", "number": 3}
+    assert dataset.entry(1).attributes == {"shade": "dark", "number": 3}
 
 
 def test_no_selection_is_everything(squares):
@@ -269,7 +269,9 @@ def test_a_derived_set_keeps_keys_captions_attributes_and_splits(squares, derive
     )
     assert made.keys() == source.keys()
     assert made.captions() == source.captions()
-    assert [made.attributes(n) for n in range(11)] == [source.attributes(n) for n in range(11)]
+    assert [made.entry(n).attributes for n in range(11)] == [
+        source.entry(n).attributes for n in range(11)
+    ]
     assert made.manifest.splits["halves"].train == ()
     codes = made.batch(range(11)).array("codes")
     assert codes.dtype == torch.int64

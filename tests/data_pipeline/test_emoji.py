@@ -40,9 +40,9 @@ def test_composition_is_the_complete_grid_of_roles_genders_and_tones():
     train, test = part("composition", "train"), part("composition", "test")
     cells = [
         (
-            dataset.attributes(n)["role"],
-            dataset.attributes(n)["gender"],
-            dataset.attributes(n)["tone"],
+            dataset.entry(n).attributes["role"],
+            dataset.entry(n).attributes["gender"],
+            dataset.entry(n).attributes["tone"],
         )
         for dataset in (train, test)
         for n in range(len(dataset))
@@ -64,7 +64,7 @@ def test_captions_say_what_the_attributes_say():
     for name in ("train", "test"):
         dataset = part("composition", name)
         for index, caption in enumerate(dataset.captions()):
-            attributes = dataset.attributes(index)
+            attributes = dataset.entry(index).attributes
             plain, _, tone = caption.partition(": ")
             assert tone == (
                 "" if attributes["tone"] == "none" else f"{attributes['tone']} skin tone"
@@ -80,7 +80,7 @@ def test_captions_say_what_the_attributes_say():
 def test_concepts_are_held_out_with_all_their_variants():
     train, test = part("concept", "train"), part("concept", "test")
     bases = [
-        {dataset.attributes(index)["base"] for index in range(len(dataset))}
+        {dataset.entry(index).attributes["base"] for index in range(len(dataset))}
         for dataset in (train, test)
     ]
     assert not bases[0] & bases[1]

@@ -124,7 +124,7 @@ def test_a_table_becomes_a_set(folder, tmp_path, suffix):
     report = pack(str(folder / f"t{suffix}"), str(tmp_path / "out"), options)
     dataset = open_dataset(DataConfig(url=report.url))
     assert dataset.captions() == ("zero", "one", "two")
-    assert dataset.attributes(1) == {"kind": "odd"}
+    assert dataset.entry(1).attributes == {"kind": "odd"}
     assert [one.name for one in report.rejected] == [
         "row 4: nowhere.png",
         "row 5: pipe://cat /etc/passwd",
@@ -194,7 +194,7 @@ def test_a_tar_set_with_repeated_keys_keeps_images_and_captions_together(tmp_pat
         sample = dataset.sample(index)
         assert sample.caption == color
         assert int(np.argmax(sample.image[0, 0])) == channel
-        assert dataset.attributes(index) == {"color": color}
+        assert dataset.entry(index).attributes == {"color": color}
 
 
 def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkeypatch):

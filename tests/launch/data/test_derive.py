@@ -50,7 +50,9 @@ def saved(directory, config):
 def small():
     """The images of one emoji."""
     everything = Selection(split="composition", part="test")
-    base = open_dataset(DataConfig(url="data/emoji", select=(everything,))).attributes(0)["base"]
+    base = (
+        open_dataset(DataConfig(url="data/emoji", select=(everything,))).entry(0).attributes["base"]
+    )
     chosen = Selection(split="composition", part="test", where={"base": (base,)})
     return DataConfig(url="data/emoji", select=(chosen,), image=ImageConfig(size=16))
 
@@ -196,7 +198,7 @@ TONES = ["light", "medium-light", "medium", "medium-dark", "dark"]
 
 
 def tones(dataset):
-    return [dataset.attributes(index)["tone"] for index in range(len(dataset))]
+    return [dataset.entry(index).attributes["tone"] for index in range(len(dataset))]
 
 
 def test_a_latent_is_sampled_again_each_time_it_comes():
