@@ -50,7 +50,6 @@ class FrozenTextEncoder:
             return self.tower.token_features(self.tokens(captions).to(device))
 
     def to(self, device: torch.device) -> "FrozenTextEncoder":
-        """Move the weights."""
         self._module.to(device)
         return self
 

@@ -77,7 +77,6 @@ class Autoencoder(nn.Module, FirstStage):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the latent of an image of `image_size`."""
         side = self.config.image_size // self.config.pyramid.stride
         return side, side
 
@@ -156,7 +155,6 @@ class Autoencoder(nn.Module, FirstStage):
         return self.decoder.last_gradient(features, output)
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Update an EMA codebook; returns how many codes restarted."""
         if isinstance(self.bottleneck, EmaVectorQuantizer):
             return self.bottleneck.commit(seen[0], rng)
         return 0

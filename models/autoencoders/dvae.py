@@ -65,7 +65,6 @@ class DVAE(nn.Module, FirstStage):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes for an image of `config.image_size`."""
         side = self.config.image_size // self.config.stride
         return side, side
 

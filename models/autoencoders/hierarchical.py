@@ -145,7 +145,6 @@ class VQVAE2(nn.Module, FirstStage):
         return self.decode(self.codes(image))
 
     def code_arrays(self, image: Tensor) -> Mapping[str, Tensor]:
-        """Codes by the name of their level."""
         return dict(zip(self.config.names, self.codes(image), strict=True))
 
     def vocabularies(self) -> Mapping[str, int]:
@@ -155,7 +154,6 @@ class VQVAE2(nn.Module, FirstStage):
         return self.decoder.last_gradient(features, output)
 
     def commit(self, seen: Sequence[Statistics], rng: Generator) -> int:
-        """Update every level's EMA codebook; returns how many codes restarted."""
         return sum(
             level.bottleneck.commit(statistics, rng)
             for level, statistics in zip(self._levels(), seen, strict=True)

@@ -126,7 +126,6 @@ class RandomNetwork(nn.Module):
             inputs = width
 
     def forward(self, image: Tensor) -> Iterator[Tensor]:
-        """Activations of every layer."""
         x = image.contiguous(memory_format=torch.channels_last)
         for index, layer in enumerate(self.layers):
             x = F.leaky_relu(layer(F.avg_pool2d(x, 2) if index else x), 0.2)

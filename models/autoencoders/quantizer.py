@@ -64,9 +64,28 @@ class Quantizer(nn.Module, ABC):
     penalty: Penalty = "codebook"
     codebook: Tensor
 
-    @abstractmethod
     def forward(self, h: Tensor, rng: Generator) -> Latent:
         """Encoder outputs (B, D, h, w) to their nearest codes, in fp32."""
+        with torch.autocast(h.device.type, enabled=False):
+            flat = vectors(h)
+            codebook = self.codebook.float()
+            codes = nearest(flat, codebook)
+            chosen = F.embedding(codes, codebook)
+            usage = torch.bincount(codes, minlength=len(codebook))
+            return Latent(
+                value=straight_through(flat, chosen, h.shape),
+                loss=self._loss(flat, chosen),
+                codes=grid(codes, h.shape),
+                usage=usage,
+                statistics=self._observe(flat.detach(), codes, usage, rng),
+            )
+
+    @abstractmethod
+    def _loss(self, flat: Tensor, chosen: Tensor) -> Tensor:
+        """A mean over positions and channels, of (N, D) both."""
+
+    def _observe(self, flat: Tensor, codes: Tensor, usage: Tensor, rng: Generator) -> Statistics:
+        return Statistics(usage.float(), None, None)
 
     def mode(self, h: Tensor) -> Tensor:
         """The encoder's outputs before quantisation."""
@@ -90,30 +109,11 @@ class VectorQuantizer(Quantizer):
         self.codebook = nn.Parameter(torch.empty(config.codes, channels))
         initialization.uniform(self.codebook, 1 / config.codes)
 
-    def forward(self, h: Tensor, rng: Generator) -> Latent:
-        """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.
-
-        The loss is a mean over positions and channels.
-        """
-        with torch.autocast(h.device.type, enabled=False):
-            flat = vectors(h)
-            codebook = self.codebook.float()
-            codes = nearest(flat, codebook)
-            chosen = F.embedding(codes, codebook)
-            to_code, to_vector = (
-                F.mse_loss(chosen, flat.detach()),
-                F.mse_loss(flat, chosen.detach()),
-            )
-            beta = self.config.commitment
-            first, second = (beta, 1.0) if self.config.legacy_beta else (1.0, beta)
-            usage = torch.bincount(codes, minlength=self.config.codes)
-            return Latent(
-                value=straight_through(flat, chosen, h.shape),
-                loss=first * to_code + second * to_vector,
-                codes=grid(codes, h.shape),
-                usage=usage,
-                statistics=Statistics(usage.float(), None, None),
-            )
+    def _loss(self, flat: Tensor, chosen: Tensor) -> Tensor:
+        to_code, to_vector = F.mse_loss(chosen, flat.detach()), F.mse_loss(flat, chosen.detach())
+        beta = self.config.commitment
+        first, second = (beta, 1.0) if self.config.legacy_beta else (1.0, beta)
+        return first * to_code + second * to_vector
 
 
 class EmaVectorQuantizer(Quantizer):
@@ -137,23 +137,8 @@ class EmaVectorQuantizer(Quantizer):
         initialization.constant(self.counts, alive)
         initialization.computed(self.sums, lambda: self.codebook * alive)
 
-    def forward(self, h: Tensor, rng: Generator) -> Latent:
-        """Encoder outputs (B, D, h, w) to their nearest codes, in fp32.
-
-        The loss is the commitment, a mean over positions and channels.
-        """
-        with torch.autocast(h.device.type, enabled=False):
-            flat = vectors(h)
-            codes = nearest(flat, self.codebook)
-            chosen = F.embedding(codes, self.codebook)
-            usage = torch.bincount(codes, minlength=self.config.codes)
-            return Latent(
-                value=straight_through(flat, chosen, h.shape),
-                loss=self.config.commitment * F.mse_loss(flat, chosen),
-                codes=grid(codes, h.shape),
-                usage=usage,
-                statistics=self._observe(flat.detach(), codes, usage, rng),
-            )
+    def _loss(self, flat: Tensor, chosen: Tensor) -> Tensor:
+        return self.config.commitment * F.mse_loss(flat, chosen)
 
     def _observe(self, flat: Tensor, codes: Tensor, usage: Tensor, rng: Generator) -> Statistics:
         sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)

@@ -61,7 +61,6 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def image_length(self) -> int:
-        """Number of image tokens."""
         return self.grid[0] * self.grid[1]
 
     def build(self) -> "Prior":
@@ -107,7 +106,17 @@ class Prior(nn.Module):
         self.image_token = nn.Embedding(config.image_vocab, width)
         self.image_position = AxialPositionEmbedding(*config.grid, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(_block(config, pattern) for pattern in config.patterns)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.heads,
+                config.head_width,
+                causal=True,
+                dropout=config.dropout,
+                pattern=sparse_attention_of(config, pattern),
+            )
+            for pattern in config.patterns
+        )
         self.norm = nn.LayerNorm(width)
         self.text_head = nn.Linear(width, config.text_vocab)
         self.image_head = nn.Linear(width, config.image_vocab)
@@ -186,17 +195,6 @@ def sparse_attention_of(config: PriorConfig, pattern: Pattern | None) -> SparseA
     if pattern is None:
         return None
     return SparseAttention(pattern, config.prefix_length, config.image_length)
-
-
-def _block(config: PriorConfig, pattern: Pattern | None) -> Block:
-    return Block(
-        config.width,
-        config.heads,
-        config.head_width,
-        causal=True,
-        dropout=config.dropout,
-        pattern=sparse_attention_of(config, pattern),
-    )
 
 
 def weighted(losses: PriorLosses, text_weight: float = 1 / 8) -> Tensor:

@@ -44,7 +44,6 @@ class SparseAttention:
         )
 
     def new_cache(self, batch: int, heads: int, head_width: int) -> RollingKVCache:
-        """An empty cache of the positions that later ones attend to."""
         return RollingKVCache(self.pattern, self.prefix, self.positions, batch, heads, head_width)
 
 

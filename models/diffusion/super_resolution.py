@@ -37,7 +37,6 @@ class SuperResolutionConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def factor(self) -> int:
-        """Output pixels per low-resolution pixel, each way."""
         return self.image_size // self.low_size
 
     @property

@@ -147,11 +147,9 @@ class LossSecondMomentSampler:
             self._counts[index] += 1
 
     def state(self) -> dict[str, Tensor]:
-        """The state for a checkpoint."""
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
         self._losses.copy_(state["losses"])
         self._counts.copy_(state["counts"])
 

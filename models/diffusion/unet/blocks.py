@@ -27,7 +27,6 @@ class BlockSettings:
     modulation: Literal["scale_shift", "add"]
 
     def norm(self, width: int) -> nn.GroupNorm:
-        """A group norm over `width` features."""
         return nn.GroupNorm(self.groups, width, eps=self.epsilon)
 
 
@@ -151,7 +150,6 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
-        """Features through all blocks."""
         for block in self.blocks:
             x = block(x, vector, context)
         return x

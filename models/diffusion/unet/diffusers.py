@@ -9,7 +9,6 @@ from mezzotint.common.errors import UserError
 from models.conversion import Weight, concatenated, export_state, import_state, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
-    Names,
     indexed_blocks,
     refuse_absent,
     residual,
@@ -19,14 +18,14 @@ from models.diffusion.unet.layout import (
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
 
-_NAMES = Names(
-    norm_in="norm1",
-    conv_in="conv1",
-    modulation="time_emb_proj",
-    norm_out="norm2",
-    conv_out="conv2",
-    skip="conv_shortcut",
-)
+_NAMES = {
+    "norm_in": "norm1",
+    "conv_in": "conv1",
+    "modulation": "time_emb_proj",
+    "norm_out": "norm2",
+    "conv_out": "conv2",
+    "skip": "conv_shortcut",
+}
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """What older files call the parts of an attention."""
 

@@ -13,7 +13,6 @@ from mezzotint.common.errors import UserError
 from models.conversion import Weight, as_convolution, export_state, import_state, layer
 from models.diffusion.unet.blocks import AttentionBlock, PlainResampling, ResidualBlock
 from models.diffusion.unet.layout import (
-    Names,
     heads_first,
     indexed_blocks,
     refuse_absent,
@@ -25,14 +24,14 @@ from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
 
 PREFIX = "model.diffusion_model."
-_NAMES = Names(
-    norm_in="in_layers.0",
-    conv_in="in_layers.2",
-    modulation="emb_layers.1",
-    norm_out="out_layers.0",
-    conv_out="out_layers.3",
-    skip="skip_connection",
-)
+_NAMES = {
+    "norm_in": "in_layers.0",
+    "conv_in": "in_layers.2",
+    "modulation": "emb_layers.1",
+    "norm_out": "out_layers.0",
+    "conv_out": "out_layers.3",
+    "skip": "skip_connection",
+}
 
 
 def from_guided_diffusion(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:

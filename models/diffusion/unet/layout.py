@@ -1,7 +1,6 @@
 """The UNet's blocks with their positions, as converters walk them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,18 +18,6 @@ from models.conversion import (
 from models.diffusion.unet.blocks import ResidualBlock, Stage
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
-
-
-@dataclass(frozen=True)
-class Names:
-    """What other code calls the layers of a residual block."""
-
-    norm_in: str
-    conv_in: str
-    modulation: str
-    norm_out: str
-    conv_out: str
-    skip: str
 
 
 def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> None:
@@ -67,19 +54,13 @@ def indexed_blocks(stages: nn.ModuleList) -> Iterator[tuple[int, int, nn.Module]
             yield number, index, block
 
 
-def residual(block: ResidualBlock, ours: str, theirs: str, names: Names) -> Iterator[Weight]:
-    """A residual block."""
-    parts = {
-        "norm_in": names.norm_in,
-        "conv_in": names.conv_in,
-        "modulation": names.modulation,
-        "norm_out": names.norm_out,
-        "conv_out": names.conv_out,
-    }
-    if not isinstance(block.skip, nn.Identity):
-        parts["skip"] = names.skip
-    for own, other in parts.items():
-        yield from layer(f"{ours}.{own}", f"{theirs}.{other}")
+def residual(
+    block: ResidualBlock, ours: str, theirs: str, names: Mapping[str, str]
+) -> Iterator[Weight]:
+    """A residual block; `names` is what other code calls its layers."""
+    for own, other in names.items():
+        if own != "skip" or not isinstance(block.skip, nn.Identity):
+            yield from layer(f"{ours}.{own}", f"{theirs}.{other}")
 
 
 def spatial(block: SpatialTransformer, ours: str, theirs: str, *, linear: bool) -> Iterator[Weight]:

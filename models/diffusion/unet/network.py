@@ -108,7 +108,6 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
         return self.heads or self.head_width
 
     def heads_of(self, width: int) -> int:
-        """Heads of an attention over `width` features."""
         return self.heads or width // self.head_width
 
     @model_validator(mode="after")

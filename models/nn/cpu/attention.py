@@ -41,7 +41,6 @@ class Fp32CachedAttention:
         self._unused = store.new_empty(1)
 
     def __call__(self, qkv: Tensor, slot: int, count: int) -> Tensor:
-        """See `dispatch.cached_attention`."""
         self._store.narrow(3, slot, 1).copy_(qkv.narrow(1, 1, 2).transpose(0, 1))
         query = qkv.select(1, 0)
         if query.dtype != torch.float32:

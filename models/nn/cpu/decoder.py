@@ -5,7 +5,6 @@ Here the operations of the blocks follow one another, with all decided that can 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from models.nn.attention import KVCache
 from models.nn.cpu.bf16_kernels import Avx512Linear
 from models.nn.cpu.linear import (
     PACKED_ROWS,
-    Gelu,
     LinearKernel,
     MkldnnLinear,
     PlainLinear,
@@ -48,8 +46,7 @@ class TokenDecoder:
         self._embedding, self._positions = embedding.weight, positions.unbind(0)
         kernel = select_kernel(nn.ModuleList([*blocks, head]), head.weight, rows)
         self._layers = [
-            DecoderLayer.of(block, cache, kernel)
-            for block, cache in zip(blocks, caches, strict=True)
+            DecoderLayer(block, cache, kernel) for block, cache in zip(blocks, caches, strict=True)
         ]
         self._norm, self._head = layer_norm(norm), kernel(head)
         # the layers have decided on their precision
@@ -98,41 +95,24 @@ def layer_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
-@dataclass(frozen=True)
 class DecoderLayer:
-    """A block and its cache."""
+    """A block without dropout, with its weights as they are when it is made, and its cache."""
 
-    attention_norm: Callable[[Tensor], Tensor]
-    qkv: LinearKernel
-    heads: int
-    cache: KVCache
-    out: LinearKernel
-    forward_norm: Callable[[Tensor], Tensor]
-    hidden: LinearKernel
-    gelu: Gelu
-    last: LinearKernel
-
-    @classmethod
-    def of(
-        cls, block: Block, cache: KVCache, kernel: Callable[[nn.Linear], LinearKernel]
-    ) -> "DecoderLayer":
-        """Of a block without dropout, with its weights as they are now."""
+    def __init__(
+        self, block: Block, cache: KVCache, kernel: Callable[[nn.Linear], LinearKernel]
+    ) -> None:
         attention, feed_forward = block.attention, block.feed_forward
-        return cls(
-            attention_norm=layer_norm(block.attention_norm),
-            qkv=kernel(attention.qkv),
-            heads=attention.heads,
-            cache=cache,
-            out=kernel(attention.out),
-            forward_norm=layer_norm(block.forward_norm),
-            hidden=kernel(feed_forward.hidden),
-            gelu=feed_forward.gelu,
-            last=kernel(feed_forward.out),
-        )
+        self._attention_norm = layer_norm(block.attention_norm)
+        self._qkv, self._heads = kernel(attention.qkv), attention.heads
+        self._cache = cache
+        self._out = kernel(attention.out)
+        self._forward_norm = layer_norm(block.forward_norm)
+        self._hidden, self._gelu = kernel(feed_forward.hidden), feed_forward.gelu
+        self._last = kernel(feed_forward.out)
 
     def __call__(self, x: Tensor) -> Tensor:
         """One position, (B, width) to (B, width)."""
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, 1, -1)
-        mixed = self.cache.attend(qkv).reshape(len(x), -1)
-        x = self.out.add(mixed, x)
-        return self.last.add(self.hidden.gelu(self.forward_norm(x), self.gelu), x)
+        qkv = self._qkv(self._attention_norm(x)).view(len(x), 3, self._heads, 1, -1)
+        mixed = self._cache.attend(qkv).reshape(len(x), -1)
+        x = self._out.add(mixed, x)
+        return self._last.add(self._hidden.gelu(self._forward_norm(x), self._gelu), x)
