@@ -24,16 +24,13 @@ class Condition:
     empty_features: Tensor | None = None
     """(L, C): the features of an empty caption."""
 
+    @cached_property
     def without_text(self) -> "Condition":
         """The same with empty captions (all pads): the unconditional branch of guidance.
 
         Features become those of an empty caption. Where these are not known they become 0: a
         cross-attention over zeros adds nothing but its bias.
         """
-        return self._without_text
-
-    @cached_property
-    def _without_text(self) -> "Condition":
         # the same tensors at every step of sampling: a network caches what it computes of them
         text, features = self.text, self.features
         if features is not None:

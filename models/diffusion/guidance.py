@@ -98,7 +98,7 @@ def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
 
 def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     """The denoiser of empty captions."""
-    return _map_condition(denoiser, Condition.without_text)
+    return _map_condition(denoiser, lambda condition: condition.without_text)
 
 
 def without_class(denoiser: Denoiser[Condition], null: int) -> Denoiser[Condition]:

@@ -1,7 +1,6 @@
 """Analytic-DPM (arXiv 2201.06503): ancestral sampling with the optimal variance."""
 
 import math
-from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
@@ -12,7 +11,7 @@ from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.solver import (
     GridDenoiser,
     Solver,
-    SolverStep,
+    Steps,
     TimeGrid,
     call_denoiser,
     time_grid,
@@ -41,9 +40,7 @@ class AnalyticDPM(Solver, frozen=True, extra="forbid"):
         if len(self.moments) != steps:
             raise ValueError(f"{steps} steps need as many moments, got {len(self.moments)}")
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step, moment in enumerate(self.moments or ()):
             pred = denoise(x, step)
             x = grid.alpha[step + 1] * pred.x0 + _noise_weight(grid, step) * pred.noise

@@ -1,7 +1,6 @@
 """DDIM (arXiv 2010.02502)."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from torch import Generator, Tensor
 from models.diffusion.solvers.solver import (
     GridDenoiser,
     Solver,
-    SolverStep,
+    Steps,
     TimeGrid,
     lincomb,
     scalars,
@@ -28,9 +27,7 @@ class DDIM(Solver, frozen=True, extra="forbid"):
     kind: Literal["ddim"] = "ddim"
     eta: float = Field(default=0.0, ge=0)
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         if self.eta and any(now < then for now, then in zip(grid.t, grid.t[1:], strict=False)):
             raise ValueError("only eta 0 can be inverted")
         # equation 16, for any alpha and sigma

@@ -1,14 +1,13 @@
 """Ancestral sampling (DDPM, arXiv 2006.11239)."""
 
 import math
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 from models.nn.random import randn_like
 
 
@@ -26,9 +25,7 @@ class DDPM(Solver, frozen=True, extra="forbid"):
     kind: Literal["ddpm"] = "ddpm"
     variance: Literal["smallest", "largest"] = "smallest"
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step in range(grid.total):
             pred = denoise(x, step)
             alpha_t, alpha_s = grid.alpha[step : step + 2]

@@ -22,7 +22,7 @@ class DPMSolver2(SinglestepSolver, frozen=True, extra="forbid"):
     (the paper's r_1 = 1/2); on others it lies where the grid has it, r_1 as in the appendix.
     """
 
-    calls: ClassVar[int] = 2
+    fixed_order: ClassVar[int] = 2
     kind: Literal["dpm_solver_2"] = "dpm_solver_2"
 
     def _step(

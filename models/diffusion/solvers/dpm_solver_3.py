@@ -22,7 +22,7 @@ class DPMSolver3(SinglestepSolver, frozen=True, extra="forbid"):
     keeps the order wherever the grid has its inner times; the paper's uses one and needs r_2 = 2/3.
     """
 
-    calls: ClassVar[int] = 3
+    fixed_order: ClassVar[int] = 3
     kind: Literal["dpm_solver_3"] = "dpm_solver_3"
 
     def _step(

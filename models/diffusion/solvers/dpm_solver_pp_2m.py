@@ -1,26 +1,20 @@
 """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2)."""
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator, Tensor
 
 from models.diffusion.solvers.exponential import data_weights, lambda_step
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid, lincomb
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid, lincomb
 
 
 class DPMSolverPP2M(Solver, frozen=True, extra="forbid"):
     """Multistep in data form: the previous prediction gives the slope, one call a step."""
 
+    fixed_order: ClassVar[int] = 2
     kind: Literal["dpm_solver_pp_2m"] = "dpm_solver_pp_2m"
 
-    @property
-    def order(self) -> int:
-        return 2
-
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         previous: Tensor | None = None
         for s in range(grid.total):
             pred = denoise(x, s)

@@ -13,7 +13,7 @@ from models.diffusion.solvers.solver import TimeGrid
 class DPMSolverPP2S(SinglestepSolver, frozen=True, extra="forbid"):
     """Singlestep in data form; every time of the grid is one call, two make a step."""
 
-    calls: ClassVar[int] = 2
+    fixed_order: ClassVar[int] = 2
     kind: Literal["dpm_solver_pp_2s"] = "dpm_solver_pp_2s"
 
     def _step(

@@ -1,13 +1,12 @@
 """DPM-Solver++(3M), the third-order multistep solver of arXiv 2211.01095."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Generator, Tensor
 
 from models.diffusion.solvers.exponential import data_step, lambda_step
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 
 
 class DPMSolverPP3M(Solver, frozen=True, extra="forbid"):
@@ -25,9 +24,7 @@ class DPMSolverPP3M(Solver, frozen=True, extra="forbid"):
     def order(self) -> int:
         return 2 if self.released else 3
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         history: list[Tensor] = []
         for s in range(grid.total):
             pred = denoise(x, s)

@@ -1,13 +1,12 @@
 """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 5 and appendix)."""
 
 import math
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from torch import Generator, Tensor
 
 from models.diffusion.solvers.exponential import lambda_step
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 from models.nn.random import randn_like
 
 
@@ -26,9 +25,7 @@ class DPMSolverPPSDE(Solver, frozen=True, extra="forbid"):
     def order(self) -> int:
         return self.points
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         previous: Tensor | None = None
         for s in range(grid.total):
             pred = denoise(x, s)

@@ -1,6 +1,5 @@
 """Euler's method on the probability-flow ODE (arXiv 2206.00364)."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Generator, Tensor
@@ -9,7 +8,7 @@ from models.diffusion.solvers.churn import Churn, start_step
 from models.diffusion.solvers.solver import (
     GridDenoiser,
     Solver,
-    SolverStep,
+    Steps,
     TimeGrid,
     lincomb,
     scalars,
@@ -25,9 +24,7 @@ class Euler(Solver, frozen=True, extra="forbid"):
     kind: Literal["euler"] = "euler"
     churn: Churn = Churn()
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         levels = [grid.noise_level(index) for index in range(grid.total + 1)]
         scales = scalars(
             (now / then for then, now in zip(grid.alpha, grid.alpha[1:], strict=False)), x

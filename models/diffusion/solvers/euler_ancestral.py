@@ -1,13 +1,12 @@
 """Euler steps that overshoot, then noise (k-diffusion's "euler ancestral")."""
 
 import math
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor
 
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 from models.nn.random import randn_like
 
 
@@ -22,9 +21,7 @@ class EulerAncestral(Solver, frozen=True, extra="forbid"):
     kind: Literal["euler_ancestral"] = "euler_ancestral"
     eta: float = Field(default=1.0, ge=0)
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step in range(grid.total):
             now, then = grid.noise_level(step), grid.noise_level(step + 1)
             pred = denoise(x, step)

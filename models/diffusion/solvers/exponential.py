@@ -7,13 +7,12 @@ form, arXiv 2211.01095, eq. 8) and equally x_t = alpha_t / alpha_s x - sigma_t (
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from torch import Generator, Tensor
 
 from models.diffusion.parameterization import Prediction
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid, lincomb
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid, lincomb
 
 
 def lambda_step(grid: TimeGrid, start: int, end: int) -> float:
@@ -41,19 +40,11 @@ def noise_step(grid: TimeGrid, start: int, end: int, x: Tensor, noise: Tensor) -
 
 
 class SinglestepSolver(Solver, frozen=True, extra="forbid"):
-    """Every time of the grid is one call, `calls` of them make a step of that order."""
+    """Every time of the grid is one call, and as many as the order make a step."""
 
-    calls: ClassVar[int]
-
-    @property
-    def order(self) -> int:
-        return self.calls
-
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         start = 0
-        for size in _groups(grid, self.calls):
+        for size in _groups(grid, self.fixed_order):
             origin, preds = x, [denoise(x, start)]
             for end in range(start + 1, start + size + 1):
                 x = self._step(grid, start, end, size, origin, preds)

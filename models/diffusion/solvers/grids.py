@@ -4,6 +4,7 @@ It raises a `ValueError` where the grid does not suit the schedule or the number
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, Self
 
 import torch
@@ -60,9 +61,7 @@ class KarrasTimesConfig(_Span, frozen=True, extra="forbid"):
     rho: float = Field(default=7.0, gt=0)
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        def grid(steps: int, last: float) -> Tensor:
-            return karras_times(schedule, steps, rho=self.rho, first=self.first, last=last)
-
+        grid = partial(karras_times, schedule, rho=self.rho, first=self.first)
         return _to_clean(schedule, steps, self, grid)
 
 
@@ -76,9 +75,7 @@ class LogSnrTimesConfig(_Span, frozen=True, extra="forbid"):
     kind: Literal["log_snr"] = "log_snr"
 
     def build(self, schedule: Schedule, steps: int) -> Tensor:
-        def grid(steps: int, last: float) -> Tensor:
-            return uniform_log_snr_times(schedule, steps, first=self.first, last=last)
-
+        grid = partial(uniform_log_snr_times, schedule, first=self.first)
         return _to_clean(schedule, steps, self, grid)
 
 
@@ -124,7 +121,7 @@ def _to_clean(
     schedule: Schedule,
     steps: int,
     span: KarrasTimesConfig | LogSnrTimesConfig,
-    grid: Callable[[int, float], Tensor],
+    grid: Callable[..., Tensor],
 ) -> Tensor:
     """`grid` of (steps, last) down to the least noise there is, then, if need be, to none."""
     start = schedule.at(torch.tensor(span.first, dtype=torch.float64, device="cpu"))
@@ -134,10 +131,10 @@ def _to_clean(
         )
     least = noisy_end(schedule, span.last)
     if least == span.last:
-        return grid(steps, span.last)
+        return grid(steps, last=span.last)
     if steps < 2:
         raise ValueError(f"times of kind {span.kind} need 2 steps on this schedule")
-    times = grid(steps - 1, least)
+    times = grid(steps - 1, last=least)
     return torch.cat([times, times.new_tensor([span.last])])
 
 

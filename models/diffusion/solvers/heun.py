@@ -1,13 +1,12 @@
 """Heun's method on the probability-flow ODE (EDM, arXiv 2206.00364, algorithms 1 and 2)."""
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from models.diffusion.solvers.churn import Churn, start_step
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 
 
 class Heun(Solver, frozen=True, extra="forbid"):
@@ -16,16 +15,11 @@ class Heun(Solver, frozen=True, extra="forbid"):
     Two calls a step, one for a step to a time without noise.
     """
 
+    fixed_order: ClassVar[int] = 2
     kind: Literal["heun"] = "heun"
     churn: Churn = Churn()
 
-    @property
-    def order(self) -> int:
-        return 2
-
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step in range(grid.total):
             here = start_step(self.churn, denoise, grid, step, x, rng)
             pred = denoise.call(here.x, here.t)

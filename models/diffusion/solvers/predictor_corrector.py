@@ -1,14 +1,13 @@
 """Predictor-corrector sampling of score-based SDEs (arXiv 2011.13456, algorithms 2 to 5)."""
 
 import math
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid
 from models.nn.random import randn_like
 
 
@@ -31,9 +30,7 @@ class PredictorCorrector(Solver, frozen=True, extra="forbid"):
         """None with corrections: the error of a Langevin step does not depend on the grid."""
         return None if self.corrections else 1
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step in range(grid.total):
             now, then, alpha = grid.noise_level(step), grid.noise_level(step + 1), grid.alpha[step]
             scaled = x / alpha

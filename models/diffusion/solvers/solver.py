@@ -35,6 +35,10 @@ class SolverStep:
     """The newest prediction used; `prediction.x0` (B, ...) is what a preview shows."""
 
 
+Steps = Iterator[SolverStep]
+"""The states along a grid, each computed when it is requested."""
+
+
 @dataclass(frozen=True)
 class TimeGrid:
     """Marginals at every time of a grid, as plain numbers in double precision."""
@@ -113,10 +117,13 @@ class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
     decreasing_only: ClassVar[bool] = False
     """Whether it adds noise, so that it cannot run along increasing times."""
 
+    fixed_order: ClassVar[int] = 1
+    """The order where it does not depend on the settings."""
+
     @property
     def order(self) -> int | None:
         """Order of convergence, of the distribution where noise is added; None without one."""
-        return 1
+        return self.fixed_order
 
     def check(self, steps: int) -> None:
         """Refuse a number of steps that the settings do not fit.
@@ -126,9 +133,7 @@ class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
         """
 
     @abstractmethod
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         """The steps from x (B, ...) at the grid's first time to its last."""
 
     def steps(
@@ -139,7 +144,7 @@ class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
         times: Tensor,
         condition: C,
         rng: Generator,
-    ) -> Iterator[SolverStep]:
+    ) -> Steps:
         """The steps from x (B, ...) at times[0] to times[-1], each computed when it is requested.
 
         Raises:

@@ -1,13 +1,12 @@
 """UniPC (arXiv 2302.04867), B(h) = e^h - 1 ("bh2"), in data form."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Generator, Tensor
 
 from models.diffusion.solvers.exponential import data_step, data_weights, lambda_step
-from models.diffusion.solvers.solver import GridDenoiser, Solver, SolverStep, TimeGrid, lincomb
+from models.diffusion.solvers.solver import GridDenoiser, Solver, Steps, TimeGrid, lincomb
 
 
 class UniPC(Solver, frozen=True, extra="forbid"):
@@ -25,9 +24,7 @@ class UniPC(Solver, frozen=True, extra="forbid"):
     def order(self) -> int:
         return self.points + 1
 
-    def _iterate(
-        self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator
-    ) -> Iterator[SolverStep]:
+    def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         history: list[Tensor] = []
         points, origin = 1, x
         for s in range(grid.total):

@@ -59,7 +59,7 @@ def test_the_base_depends_on_image_time_and_caption():
     assert plain.shape == x.shape
     assert not torch.allclose(plain, model(x * 0.5, TIMES, Condition(text=TEXT)))
     assert not torch.allclose(plain, model(x, TIMES + 0.1, Condition(text=TEXT)))
-    assert not torch.allclose(plain, model(x, TIMES, Condition(text=TEXT).without_text()))
+    assert not torch.allclose(plain, model(x, TIMES, Condition(text=TEXT).without_text))
 
 
 def test_every_parameter_of_both_networks_gets_a_gradient():
@@ -133,7 +133,7 @@ def test_guidance_at_one_returns_the_conditional_branch_of_a_network_bit_for_bit
     got = with_guidance(plain, without_text(plain), 1.0)(x, TIMES, condition)
     assert torch.equal(got.x0, wanted.x0)
     empty = with_guidance(plain, without_text(plain), 0.0)(x, TIMES, condition)
-    assert torch.equal(empty.x0, plain(x, TIMES, condition.without_text()).x0)
+    assert torch.equal(empty.x0, plain(x, TIMES, condition.without_text).x0)
 
 
 @pytest.mark.parametrize("prediction_type", ["x0", "noise", "v"])

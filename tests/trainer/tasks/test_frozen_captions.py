@@ -153,9 +153,9 @@ def test_a_t5_on_disk_takes_a_clips_place(recipe, t5):
 
 def test_the_side_without_captions_reads_the_empty_one():
     features, empty = torch.randn(2, 3, 4, generator=rng()), torch.ones(3, 4)
-    nothing = Condition(features=features, empty_features=empty).without_text().features
+    nothing = Condition(features=features, empty_features=empty).without_text.features
     assert torch.equal(nothing, torch.ones(2, 3, 4))
-    assert not Condition(features=features).without_text().features.any()
+    assert not Condition(features=features).without_text.features.any()
 
 
 def test_guidance_leads_away_from_the_empty_caption(recipe):

@@ -242,7 +242,7 @@ def test_features_are_used_and_empty_ones_are_zeros():
     other = Condition(features=FEATURES.features * 0.5)
     assert not torch.allclose(plain, model(x, TIMES, other), atol=1e-4)
     zeros = Condition(features=torch.zeros(2, 5, 12))
-    empty = model(x, TIMES, FEATURES.without_text())
+    empty = model(x, TIMES, FEATURES.without_text)
     assert torch.equal(empty, model(x, TIMES, zeros))
     plain.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -319,7 +319,7 @@ def test_the_output_depends_on_every_condition():
     classes, captions, upsampler = (woken(config) for config, _ in EACH)
     for model, one, other in (
         (classes, Condition(label=torch.tensor([3, 1])), Condition(label=torch.tensor([2, 1]))),
-        (captions, Condition(text=TEXT), Condition(text=TEXT).without_text()),
+        (captions, Condition(text=TEXT), Condition(text=TEXT).without_text),
         (captions, Condition(text=TEXT), Condition(text=TEXT.flip(1))),
         (
             upsampler,
