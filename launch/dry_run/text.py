@@ -35,7 +35,14 @@ def to_text(report: DryRunReport) -> str:
             lines.append(f"  (in the weight matrices of {part}'s blocks: {matrices:,})")
     lines += [f"  total: {report.total:,}", "", f"steps: {report.steps:,}"]
     lines += [f"per step: {count:,} {unit}" for unit, count in report.per_step.items()]
-    lines += ["", *machine_lines(report), "", *memory_lines(report)]
+    machines = report.machines
+    lines += [
+        "",
+        f"machines: {machines.processes} processes on {machines.nodes} nodes, "
+        f"one per {machines.device.upper()}, computing in {machines.precision}",
+        "",
+        *memory_lines(report),
+    ]
     lines += ["", f"checkpoint: {format_bytes(report.checkpoint_bytes)} on disk"]
     for part, settings in report.deepspeed.items():
         lines += ["", f"deepspeed, {part}:", json.dumps(settings, indent=1)]
@@ -45,15 +52,6 @@ def to_text(report: DryRunReport) -> str:
     if report.notes:
         lines += ["", "submit would refuse:", *(f"  {note}" for note in report.notes)]
     return "\n".join(lines)
-
-
-def machine_lines(report: DryRunReport) -> list[str]:
-    """The processes."""
-    machines = report.machines
-    return [
-        f"machines: {machines.processes} processes on {machines.nodes} nodes, "
-        f"one per {machines.device.upper()}, computing in {machines.precision}"
-    ]
 
 
 def memory_lines(report: DryRunReport) -> list[str]:

@@ -83,17 +83,13 @@ def stage_views(root: Path) -> list[StageView]:
     state = PipelineState(root)
     views = []
     for name, stage in load_run_pipeline(root).stages.items():
-        directory, record = state.directory(name), state.read(name)
-        metrics, model = directory / "metrics.jsonl", directory / "model"
+        record = state.read(name)
         views.append(
             StageView(
                 name=name,
                 kind=stage.kind,
-                status="finished" if record else "not finished",
+                run_dir=state.directory(name),
                 seconds=record.seconds if record else None,
-                run_dir=directory,
-                model_dir=model if model.is_dir() else None,
-                metrics=metrics if metrics.is_file() else None,
                 facts=record.facts if record else {},
             )
         )

@@ -37,10 +37,6 @@ class ClassConditional:
     chart: Markup | None
     grid: str | None
 
-    @property
-    def name(self) -> str:
-        return self.evaluation.result.name
-
 
 def class_conditional_table(evaluation: Evaluation) -> ClassConditional:
     """The table of one evaluated model."""

@@ -20,15 +20,12 @@ from mezzotint.common import files
 
 @dataclass(frozen=True)
 class StageView:
-    """What the page shows of one stage."""
+    """What the page shows of one stage; `seconds` is None while it is not finished."""
 
     name: str
     kind: str
-    status: str
-    seconds: float | None
     run_dir: Path
-    model_dir: Path | None
-    metrics: Path | None
+    seconds: float | None
     facts: Mapping[str, str]
 
 
@@ -74,7 +71,7 @@ def of_kind(stages: Sequence[StageView], kind: str) -> list[StageView]:
 
 def loss_chart(stage: StageView) -> Markup | None:
     """A stage's losses over its steps; None without recorded metrics."""
-    series = loss_series(stage.metrics)
+    series = loss_series(stage.run_dir / "metrics.jsonl")
     if not series:
         return None
     values = [point.y for line in series for point in line.points]
@@ -88,10 +85,8 @@ def loss_chart(stage: StageView) -> Markup | None:
     )
 
 
-def loss_series(metrics: Path | None) -> list[Series]:
+def loss_series(metrics: Path) -> list[Series]:
     """The losses of a metrics.jsonl, by name; a line that was cut short is left out."""
-    if metrics is None:
-        return []
     found: dict[str, list[Point]] = {}
     for line in files.read_lines(metrics):
         try:

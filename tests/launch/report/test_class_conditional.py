@@ -43,16 +43,7 @@ def fabricate(directory, scales=("0", "1", "4")):
 
 def page_of(root, name):
     """The page of a run whose only stage is an evaluation."""
-    stage = StageView(
-        name=name,
-        kind="evaluate",
-        status="finished",
-        seconds=1.0,
-        run_dir=root / name,
-        model_dir=None,
-        metrics=None,
-        facts={},
-    )
+    stage = StageView(name, "evaluate", root / name, seconds=1.0, facts={})
     return write_page(root, "t", [stage]).read_text()
 
 

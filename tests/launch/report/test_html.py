@@ -75,11 +75,8 @@ def stage(root, name="dvae", kind="train", metrics=True):
     return StageView(
         name=name,
         kind=kind,
-        status="finished",
-        seconds=83.2,
         run_dir=directory,
-        model_dir=None,
-        metrics=path if metrics else None,
+        seconds=83.2,
         facts={"steps": "100", "ZeRO": "2"},
     )
 
@@ -269,7 +266,7 @@ def test_images_outside_the_evaluation_are_never_embedded(tmp_path):
 
 
 def test_losses_are_read_by_name_and_a_cut_line_is_left_out(tmp_path):
-    series = loss_series(stage(tmp_path).metrics)
+    series = loss_series(stage(tmp_path).run_dir / "metrics.jsonl")
     assert [line.label for line in series] == ["loss/model"]
     assert [point.x for point in series[0].points] == list(range(0, 100, 10))
     assert loss_series(Path("nowhere")) == []
