@@ -60,10 +60,10 @@ class Weight:
     form: WeightMapping = SAME
 
 
-def layer(ours: str, theirs: str, form: WeightMapping = SAME, *, bias: bool = True) -> list[Weight]:
+def layer(ours: str, theirs: str, form: WeightMapping = SAME) -> list[Weight]:
     """The weight and the bias of a layer; `form` is the weight's."""
-    found = [Weight(f"{ours}.weight", (f"{theirs}.weight",), form)]
-    return [*found, Weight(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
+    weight = Weight(f"{ours}.weight", (f"{theirs}.weight",), form)
+    return [weight, Weight(f"{ours}.bias", (f"{theirs}.bias",))]
 
 
 def import_state(

@@ -1,25 +1,9 @@
-"""Convolutions by `models.nn.cpu.dispatch`, and residual blocks modulated by a vector."""
+"""Residual blocks modulated by a vector."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn import initialization
-from models.nn.cpu import dispatch
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1, padded by 1."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W)."""
-        return dispatch.conv3x3(x, self.weight, self.bias)
-
-    def upsample_conv(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W), upsampled by 2 (nearest), to (B, outputs, 2 H, 2 W)."""
-        return dispatch.upsample_conv3x3(x, self.weight, self.bias)
 
 
 class FiLMResBlock(nn.Module):

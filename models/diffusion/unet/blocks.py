@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from models.diffusion.unet.levels import LevelsConfig
 from models.nn.attention import ContextAttention, SelfAttention
-from models.nn.convolution import Conv3x3, zero_module
-from models.nn.cpu.dispatch import norm_act
+from models.nn.convolution import zero_module
+from models.nn.cpu.dispatch import Conv3x3, norm_act
 
 Resampling = Literal["keep", "halve", "double"]
 

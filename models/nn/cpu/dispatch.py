@@ -10,19 +10,25 @@ from models.nn.cpu import attention as cpu_attention
 from models.nn.cpu import bf16_kernels, group_norm, is_enabled, winograd
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.conv2d` with padding 1: (B, C, H, W) to (B, D, H, W)."""
-    transform = winograd.tiles_for(x, weight) if is_enabled("winograd") else None
-    if bias is not None and transform is not None:
-        return winograd.convolve(x, weight, bias, transform)
-    return F.conv2d(x, weight, bias, padding=1)
+class Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1, padded by 1."""
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
 
-def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`conv3x3` of the image upsampled by 2 (nearest): (B, C, H, W) to (B, D, 2 H, 2 W)."""
-    if bias is not None and is_enabled("winograd") and winograd.UPSAMPLED.is_supported(x, weight):
-        return winograd.convolve(x, weight, bias, winograd.UPSAMPLED)
-    return conv3x3(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        transform = winograd.tiles_for(x, self.weight) if is_enabled("winograd") else None
+        if self.bias is not None and transform is not None:
+            return winograd.convolve(x, self.weight, self.bias, transform)
+        return F.conv2d(x, self.weight, self.bias, padding=1)
+
+    def upsample_conv(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W), upsampled by 2 (nearest), to (B, outputs, 2 H, 2 W)."""
+        fast = is_enabled("winograd") and winograd.UPSAMPLED.is_supported(x, self.weight)
+        if self.bias is not None and fast:
+            return winograd.convolve(x, self.weight, self.bias, winograd.UPSAMPLED)
+        return self.forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def norm_act(

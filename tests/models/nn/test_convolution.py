@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.nn.convolution import Conv3x3
 from models.nn.cpu import winograd
-from models.nn.cpu.dispatch import norm_act
+from models.nn.cpu.dispatch import Conv3x3, norm_act
 from models.nn.cpu.group_norm import fused
 
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.nn.attention import KVBuffer
-from models.nn.convolution import Conv3x3
 from models.nn.cpu import PIECES, bf16_kernels, dispatch, is_enabled, plain_torch, winograd
+from models.nn.cpu.dispatch import Conv3x3
 from models.nn.cpu.linear import MkldnnLinear
 from models.nn.linear import SplitLinear
 
