@@ -12,7 +12,7 @@ from torch import Tensor
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_seed
-from mezzotint.inference.generator import GenerationRequest, Generator, Prompt
+from mezzotint.inference.generator import GenerationRequest, ImageGenerator, Prompt
 from mezzotint.inference.images import from_pil, to_pil
 
 INDEX = "samples.jsonl"
@@ -65,7 +65,7 @@ def choose(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
 
 
 def generate(
-    generator: Generator,
+    generator: ImageGenerator,
     prompts: Sequence[EvaluationPrompt],
     *,
     seed: int,

@@ -17,7 +17,7 @@ from evaluation.samples import EvaluationPrompt, SampleSet
 from evaluation.stages import Progress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
-from mezzotint.inference.generator import Generator
+from mezzotint.inference.generator import ImageGenerator
 from mezzotint.inference.load import load_generator
 from mezzotint.inference.runtime import Runtime
 
@@ -107,7 +107,7 @@ def evaluation_prompts(config: TextToImageConfig, real: Reference) -> list[Evalu
 
 
 def sampling_protocol(
-    config: TextToImageConfig, system: Generator, generated: SampleSet
+    config: TextToImageConfig, system: ImageGenerator, generated: SampleSet
 ) -> dict[str, object]:
     """How the samples were generated."""
     return {
@@ -121,7 +121,7 @@ def sampling_protocol(
 
 
 def reference_protocol(
-    config: TextToImageConfig, system: Generator, real: Reference
+    config: TextToImageConfig, system: ImageGenerator, real: Reference
 ) -> dict[str, object]:
     """What the samples were compared with."""
     return {

@@ -24,7 +24,7 @@ class Frame:
 
     step: SamplerStep
     x: Tensor
-    guess: Tensor
+    denoised: Tensor
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Trajectory:
 
     def __call__(self, step: SamplerStep) -> None:
         """Keep a step; x is scaled to a standard deviation of at most 1."""
-        x, guess = step.x[: self.count], step.guess[: self.count]
+        x, denoised = step.x[: self.count], step.denoised[: self.count]
         scale = x.flatten(1).std(dim=1).clamp(min=1).view(-1, 1, 1, 1)
-        self.frames.append(Frame(step, to_bytes(x / scale).cpu(), to_bytes(guess).cpu()))
+        self.frames.append(Frame(step, to_bytes(x / scale).cpu(), to_bytes(denoised).cpu()))
 
     def save(self, path: Path, captions: Sequence[str], title: str) -> None:
         """Write a strip (.png) or an animation (.gif)."""
@@ -57,7 +57,7 @@ class Trajectory:
         cells, labels = [], []
         for image in range(self.count):
             cells.append([GridCell([[frame.x[image]]]) for frame in shown])
-            cells.append([GridCell([[frame.guess[image]]]) for frame in shown])
+            cells.append([GridCell([[frame.denoised[image]]]) for frame in shown])
             labels += [captions[image], "prediction of x_0"]
         steps = [f"{frame.step.time:.2f} · {frame.step.done}" for frame in shown]
         columns = GridAxis(steps, "timestep, and steps done")
@@ -68,7 +68,7 @@ class Trajectory:
         pages = []
         for frame in self.frames:
             cells = [
-                GridCell([[frame.x[image], frame.guess[image]]], captions[image])
+                GridCell([[frame.x[image], frame.denoised[image]]], captions[image])
                 for image in range(self.count)
             ]
             step = frame.step

@@ -9,13 +9,7 @@ from torch import Generator, Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer
 from mezzotint.inference.config import CascadeSystem, StageSampling
-from mezzotint.inference.generator import (
-    BlockGenerator,
-    GenerationRequest,
-    Progress,
-    Prompt,
-    StepCallback,
-)
+from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_directory import read_model
 from mezzotint.inference.runtime import Runtime
@@ -27,7 +21,7 @@ from models.diffusion.sampling import NFE, count_nfe
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
 from models.diffusion.unet.network import UNet
-from models.nn.random import BatchGenerator, normal
+from models.nn.random import normal
 
 Base = TextDiffusion | UNet
 """Generates small images from captions."""
@@ -36,7 +30,7 @@ Upsampler = SuperResolution | UNet
 
 
 @dataclass(frozen=True)
-class CascadeGenerator(BlockGenerator):
+class CascadeGenerator(ImageGenerator):
     """A base and the super-resolution network that enlarges its images."""
 
     config: CascadeSystem
@@ -71,40 +65,28 @@ class CascadeGenerator(BlockGenerator):
     def image_size(self) -> int:
         return self.upsampler.config.image_size
 
-    def _check(self, request: GenerationRequest) -> None:
-        request.refuse(self.config.kind, noise=True, prefix=True)
-        request.captions(self.config.kind)
-
-    def _sample(
-        self,
-        request: GenerationRequest,
-        prompts: Sequence[Prompt],
-        rng: BatchGenerator,
-        noise: Tensor | None,
-        report: Progress,
-        callback: StepCallback | None,
-    ) -> Mapping[str, Tensor]:
+    def _sample(self, block: Block) -> Mapping[str, Tensor]:
         first, second, nfe = self.config.base_sampling, self.config.upsampler_sampling, NFE()
         total = first.steps + second.steps
-        text = self.tokenizer([prompt.text or "" for prompt in prompts]).to(self.runtime.device)
+        text = self.tokenizer(block.captions).to(self.runtime.device)
         low = sample_base(
-            self.base, text, rng, first, nfe, progress=lambda done, _: report(done, total)
+            self.base,
+            text,
+            block.rng,
+            first,
+            nfe,
+            progress=lambda done, _: block.report(done, total),
         )
         images = upsample(
-            self.upsampler, low, rng, second, nfe,
-            progress=lambda done, _: report(first.steps + done, total),
+            self.upsampler, low, block.rng, second, nfe,
+            progress=lambda done, _: block.report(first.steps + done, total),
         )  # fmt: skip
         return {
             "images": to_bytes(images),
             "nfe": torch.tensor([nfe.network, nfe.classifier], device="cpu"),
         }
 
-    def reconstruct(self, images: Tensor) -> None:
-        """None: a diffusion model can generate any image."""
-        return
-
     def protocol(self) -> Mapping[str, object]:
-        """Models and sampling."""
         base, upsampler = self.config.base_sampling, self.config.upsampler_sampling
         return {
             "kind": self.config.kind,

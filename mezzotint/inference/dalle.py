@@ -11,13 +11,7 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
 from mezzotint.inference.config import DalleSystem
-from mezzotint.inference.generator import (
-    BlockGenerator,
-    GenerationRequest,
-    Progress,
-    Prompt,
-    StepCallback,
-)
+from mezzotint.inference.generator import Block, GenerationRequest, ImageGenerator
 from mezzotint.inference.images import from_bytes, quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_discrete_autoencoder, read_model
 from mezzotint.inference.runtime import Runtime
@@ -25,11 +19,10 @@ from models import store
 from models.autoencoders.protocols import DiscreteAutoencoder
 from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
-from models.nn.random import BatchGenerator
 
 
 @dataclass(frozen=True)
-class DalleGenerator(BlockGenerator):
+class DalleGenerator(ImageGenerator):
     """Prior, autoencoder and, to rank candidates, a CLIP.
 
     Raises:
@@ -81,7 +74,7 @@ class DalleGenerator(BlockGenerator):
 
     def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, noise=True)
-        request.captions(self.config.kind)
+        request.require_captions(self.config.kind)
         (height, width), prefix = self.dvae.grid, request.prefix_codes
         if prefix is not None and (prefix.shape[0] > height or prefix.shape[1] != width):
             raise UserError(
@@ -89,23 +82,15 @@ class DalleGenerator(BlockGenerator):
                 f"the grid has {height} of {width}"
             )
 
-    def _sample(
-        self,
-        request: GenerationRequest,
-        prompts: Sequence[Prompt],
-        rng: BatchGenerator,
-        noise: Tensor | None,
-        report: Progress,
-        callback: StepCallback | None,
-    ) -> Mapping[str, Tensor]:
-        captions, prefix = [prompt.text or "" for prompt in prompts], request.prefix_codes
+    def _sample(self, block: Block) -> Mapping[str, Tensor]:
+        captions, prefix = block.captions, block.prefix_codes
         codes = generate(
             self.prior,
             self.tokenizer(captions).to(self.runtime.device),
-            rng,
+            block.rng,
             sampling=self.config.sampling,
             prefix=None if prefix is None else prefix.reshape(1, -1).expand(len(captions), -1),
-            progress=report,
+            progress=block.report,
         ).view(-1, *self.dvae.grid)
         images = self.dvae.decode_tokens(codes)
         scores = rank(self.ranker, images, captions)
@@ -126,14 +111,12 @@ class DalleGenerator(BlockGenerator):
             return self.dvae.tokens(from_bytes(image[None].to(self.runtime.device)))[0, :rows]
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The images that the codes of (n, H, W, 3) uint8 are decoded to."""
         with self.runtime.inference():
             return quantize_images(
                 images, self.dvae.tokens, self.dvae.decode_tokens, self.runtime.device
             )
 
     def protocol(self) -> Mapping[str, object]:
-        """Models and sampling."""
         return {
             "kind": self.config.kind,
             "digests": dict(self.digests),

@@ -10,8 +10,9 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.generator import (
-    BlockGenerator,
+    Block,
     GenerationRequest,
+    ImageGenerator,
     Progress,
     Prompt,
     SamplerStep,
@@ -32,7 +33,7 @@ from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
-from models.nn.random import BatchGenerator, normal
+from models.nn.random import normal
 
 
 class PixelConfig(NetworkConfig, Protocol):
@@ -62,7 +63,7 @@ class ChannelsConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class DiffusionGenerator(BlockGenerator):
+class DiffusionGenerator(ImageGenerator):
     """A network, the text conditioning it was trained with, and perhaps a classifier."""
 
     config: DiffusionSystem
@@ -128,28 +129,20 @@ class DiffusionGenerator(BlockGenerator):
     def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, prefix=True)
 
-    def _sample(
-        self,
-        request: GenerationRequest,
-        prompts: Sequence[Prompt],
-        rng: BatchGenerator,
-        noise: Tensor | None,
-        report: Progress,
-        callback: StepCallback | None,
-    ) -> Mapping[str, Tensor]:
-        side, nfe = self.image_size, NFE()
+    def _sample(self, block: Block) -> Mapping[str, Tensor]:
+        side, nfe, noise = self.image_size, NFE(), block.noise
         if noise is None:
-            noise = normal((len(prompts), 3, side, side), rng, self.runtime.device)
+            shape = (len(block.prompts), 3, side, side)
+            noise = normal(shape, block.rng, self.runtime.device)
 
         def observe(step: SamplerStep) -> None:
-            report(step.done, step.total)
-            if callback is not None:
-                callback(step)
+            block.report(step.done, step.total)
+            if block.callback is not None:
+                block.callback(step)
 
-        cond = self.condition(prompts)
-        images = self.sample(
-            cond, noise, rng, nfe, negative=self._negative(cond, len(prompts)), callback=observe
-        )
+        cond = self.condition(block.prompts)
+        negative = self._negative(cond, len(block.prompts))
+        images = self.sample(cond, noise, block.rng, nfe, negative=negative, callback=observe)
         return {
             "images": to_bytes(images),
             "nfe": torch.tensor([nfe.network, nfe.classifier], device="cpu"),
@@ -311,12 +304,7 @@ class DiffusionGenerator(BlockGenerator):
                 plain, self.schedule, x, increasing, cond, divergence, progress=progress
             )
 
-    def reconstruct(self, images: Tensor) -> None:
-        """None: a diffusion model can generate any image."""
-        return
-
     def protocol(self) -> Mapping[str, object]:
-        """Model and sampling."""
         sampling = self.config.sampling
         return {
             "kind": self.config.kind,

@@ -8,13 +8,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
+from mezzotint.inference.config import SystemConfig
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
 from models.nn.random import BatchGenerator
@@ -58,18 +58,16 @@ class GenerationRequest:
         if prefix and self.prefix_codes is not None:
             raise UserError(f"prefix_codes: a {kind} generates no single grid of codes")
 
-    def captions(self, kind: str) -> list[str]:
-        """The captions, for a system that is conditioned on nothing else.
+    def require_captions(self, kind: str) -> None:
+        """Check the prompts of a system that is conditioned on captions and nothing else.
 
         Raises:
             UserError: a prompt has a class or no caption.
         """
-        captions = [prompt.text for prompt in self.prompts if prompt.text is not None]
-        if len(captions) < len(self.prompts):
+        if any(prompt.text is None for prompt in self.prompts):
             raise UserError(f"captions: a {kind} generates from captions; give some")
         if any(prompt.label is not None for prompt in self.prompts):
             raise UserError(f"--class: a {kind} is not conditioned on classes; leave it out")
-        return captions
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class SamplerStep:
     time: float
     x: Tensor
     """(B, 3, H, W)."""
-    guess: Tensor
+    denoised: Tensor
     """(B, 3, H, W): x_0 as predicted from x; after the last step x itself."""
 
 
@@ -121,16 +119,52 @@ StepCallback = Callable[[SamplerStep], None]
 """Observes the sampling of the first block."""
 
 
-class Generator(Protocol):
-    """A trained system that generates images."""
+@dataclass(frozen=True)
+class Block:
+    """Images of a request that are generated together, by one process."""
+
+    prompts: Sequence[Prompt]
+    rng: BatchGenerator
+    noise: Tensor | None
+    prefix_codes: Tensor | None
+    report: Progress
+    """Called with the steps that are done and their total."""
+    callback: StepCallback | None
 
     @property
+    def captions(self) -> list[str]:
+        """Of the prompts; empty where they have none."""
+        return [prompt.text or "" for prompt in self.prompts]
+
+
+class ImageGenerator(ABC):
+    """A trained system that generates images, in blocks of `batch_size`.
+
+    Each block is computed whole by one process; the first image of every prompt comes first, then
+    every second one.
+    """
+
+    runtime: Runtime
+    config: SystemConfig
+
+    @property
+    @abstractmethod
     def image_size(self) -> int:
         """Side of the images in pixels."""
 
     @property
     def candidates(self) -> int:
         """Images that its settings rank for each one wanted; 1 without a ranker."""
+        return 1
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Refuse what the system does not take, before anything is computed."""
+        request.refuse(self.config.kind, noise=True, prefix=True)
+        request.require_captions(self.config.kind)
+
+    @abstractmethod
+    def _sample(self, block: Block) -> Mapping[str, Tensor]:
+        """`images` (B, H, W, 3) uint8 of a block; maybe `scores` (B,), `codes` (B, h, w), `nfe`."""
 
     def generate(
         self,
@@ -144,77 +178,32 @@ class Generator(Protocol):
         Raises:
             UserError: the system cannot be conditioned on what a prompt has.
         """
-
-    def reconstruct(self, images: Tensor) -> Tensor | None:
-        """The nearest images (n, H, W, 3) uint8 the system can generate; None: any image."""
-
-    def protocol(self) -> Mapping[str, object]:
-        """Model digests, sampler, steps, guidance: what is needed to repeat a result."""
-
-
-class BlockGenerator(ABC):
-    """A generator that cuts a request into blocks of `batch_size` images.
-
-    Each block is computed whole by one process; the first image of every prompt comes first, then
-    every second one.
-    """
-
-    runtime: Runtime
-
-    @property
-    def candidates(self) -> int:
-        return 1
-
-    @abstractmethod
-    def _check(self, request: GenerationRequest) -> None:
-        """Refuse what the system does not take, before anything is computed."""
-
-    @abstractmethod
-    def _sample(
-        self,
-        request: GenerationRequest,
-        prompts: Sequence[Prompt],
-        rng: BatchGenerator,
-        noise: Tensor | None,
-        report: Progress,
-        callback: StepCallback | None,
-    ) -> Mapping[str, Tensor]:
-        """`images` (B, H, W, 3) uint8 of a block; maybe `scores` (B,), `codes` (B, h, w), `nfe`.
-
-        `report` takes the steps done and their total.
-        """
-
-    def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        progress: Progress | None = None,
-        callback: StepCallback | None = None,
-    ) -> GenerationResult:
-        """Images for every prompt; see `Generator`."""
         self._check(request)
         start, size = time.monotonic(), request.batch_size
         rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
         if not rows:
             raise UserError("prompts: the request is empty")
 
-        def compute(block: int) -> Mapping[str, Tensor]:
-            chosen = rows[block * size : (block + 1) * size]
-            together = min(self.runtime.group.size * size, len(rows) - block * size)
+        def compute(index: int) -> Mapping[str, Tensor]:
+            first = index * size
+            chosen = rows[first : first + size]
+            together = min(self.runtime.group.size * size, len(rows) - first)
 
             def report(done: int, total: int) -> None:
                 if progress is not None:
-                    progress(block * size + together * done // total, len(rows))
+                    progress(first + together * done // total, len(rows))
 
-            numbers = [number for number, _ in chosen]
-            rng = BatchGenerator.of([image_generator(request.seed, *row) for row in chosen])
-            noise = (
-                None if request.noise is None else request.noise[numbers].to(self.runtime.device)
+            numbers, prompts = zip(*chosen, strict=True)
+            noise = None if request.noise is None else request.noise[list(numbers)]
+            block = Block(
+                prompts=prompts,
+                rng=BatchGenerator.of([image_generator(request.seed, *row) for row in chosen]),
+                noise=None if noise is None else noise.to(self.runtime.device),
+                prefix_codes=request.prefix_codes,
+                report=report,
+                callback=None if index else callback,
             )
-            prompts = [prompt for _, prompt in chosen]
-            observer = None if block else callback
-            found = self._sample(request, prompts, rng, noise, report, observer)
-            return {name: each.cpu() for name, each in found.items()}
+            return {name: each.cpu() for name, each in self._sample(block).items()}
 
         with self.runtime.inference():
             parts = list(self.runtime.group.map_blocks(compute, -(-len(rows) // size)))
@@ -234,6 +223,17 @@ class BlockGenerator(ABC):
             seconds=time.monotonic() - start,
             codes=by_prompt("codes"),
         )
+
+    def reconstruct(self, images: Tensor) -> Tensor | None:
+        """The nearest images (n, H, W, 3) uint8 that can be generated; None: it can do any image.
+
+        That is so of diffusion models; of a prior over codes they are what the codes decode to.
+        """
+        return None
+
+    @abstractmethod
+    def protocol(self) -> Mapping[str, object]:
+        """Model digests, sampler, steps, guidance: what is needed to repeat a result."""
 
 
 def image_generator(seed: int, number: int, prompt: Prompt) -> torch.Generator:

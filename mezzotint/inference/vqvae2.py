@@ -10,13 +10,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
 from mezzotint.inference.config import HierarchySystem
 from mezzotint.inference.dalle import rank
-from mezzotint.inference.generator import (
-    BlockGenerator,
-    GenerationRequest,
-    Progress,
-    Prompt,
-    StepCallback,
-)
+from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_model
 from mezzotint.inference.runtime import Runtime
@@ -25,11 +19,10 @@ from models.autoencoders.hierarchical import VQVAE2
 from models.autoencoders.levels import LevelShape, level_prefix, level_shapes
 from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
-from models.nn.random import BatchGenerator
 
 
 @dataclass(frozen=True)
-class VQVAE2Generator(BlockGenerator):
+class VQVAE2Generator(ImageGenerator):
     """Priors of all levels, the coarsest first, the VQ-VAE-2, and perhaps a CLIP that ranks.
 
     Raises:
@@ -85,21 +78,10 @@ class VQVAE2Generator(BlockGenerator):
     def candidates(self) -> int:
         return self.config.candidates
 
-    def _check(self, request: GenerationRequest) -> None:
-        request.refuse(self.config.kind, noise=True, prefix=True)
-        request.captions(self.config.kind)
-
-    def _sample(
-        self,
-        request: GenerationRequest,
-        prompts: Sequence[Prompt],
-        rng: BatchGenerator,
-        noise: Tensor | None,
-        report: Progress,
-        callback: StepCallback | None,
-    ) -> Mapping[str, Tensor]:
-        captions = [prompt.text or "" for prompt in prompts]
-        codes = self.sample_codes(self.tokenizer(captions).to(self.runtime.device), rng, report)
+    def _sample(self, block: Block) -> Mapping[str, Tensor]:
+        captions = block.captions
+        text = self.tokenizer(captions).to(self.runtime.device)
+        codes = self.sample_codes(text, block.rng, block.report)
         images = self.autoencoder.decode(codes)
         return {"images": to_bytes(images), **rank(self.ranker, images, captions)}
 
@@ -130,7 +112,6 @@ class VQVAE2Generator(BlockGenerator):
         return codes
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The images that the codes of (n, H, W, 3) uint8 are decoded to."""
         autoencoder = self.autoencoder
         grids = autoencoder.config.grids
         sizes = [height * width for height, width in grids]
@@ -148,7 +129,6 @@ class VQVAE2Generator(BlockGenerator):
             return quantize_images(images, encode, decode, self.runtime.device)
 
     def protocol(self) -> Mapping[str, object]:
-        """Models and sampling."""
         return {
             "kind": self.config.kind,
             "digests": dict(self.digests),

@@ -178,8 +178,8 @@ def test_a_callback_sees_the_steps_from_noise_to_the_image(captioned):
     assert [step.done for step in steps] == [0, 1, 2, 3, 4]
     assert [round(step.time, 2) for step in steps] == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert torch.equal(steps[0].x, start)
-    assert torch.equal(steps[-1].guess.clamp(-1, 1), found)
-    assert float(steps[0].guess.abs().max()) <= 1
+    assert torch.equal(steps[-1].denoised.clamp(-1, 1), found)
+    assert float(steps[0].denoised.abs().max()) <= 1
 
 
 @pytest.mark.parametrize(
