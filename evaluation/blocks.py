@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from mezzotint.inference.runtime import Runtime
@@ -25,13 +24,11 @@ def in_blocks(
     for any number of processes.
     """
 
-    def compute(index: int) -> Mapping[str, Tensor]:
-        end = min((index + 1) * size, len(items))
-        values = function(items[index * size : end]).cpu()
+    def compute(block: range) -> Mapping[str, Tensor]:
+        values = function(items[block.start : block.stop]).cpu()
         if progress is not None:
-            progress(end, len(items))
+            progress(block.stop, len(items))
         return {"values": values}
 
     with runtime.inference():
-        blocks = runtime.group.map_blocks(compute, -(-len(items) // size))
-        return torch.cat([block["values"] for block in blocks])
+        return runtime.group.concatenate_blocks(compute, len(items), size)["values"]

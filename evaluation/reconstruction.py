@@ -75,19 +75,16 @@ class ReconstructionEvaluator:
         self, chosen: Sequence[int], progress: StageProgress
     ) -> Mapping[str, Tensor]:
         """The arrays of all batches, concatenated; the processes of the group share them."""
-        size = self.config.batch
 
-        def compute(block: int) -> Mapping[str, Tensor]:
-            first = block * size
-            indices = chosen[first : first + size]
-            found = self.evaluate_block(indices, max(self.config.grid_images - first, 0))
-            progress(first + len(indices), len(chosen))
+        def compute(block: range) -> Mapping[str, Tensor]:
+            indices = chosen[block.start : block.stop]
+            found = self.evaluate_block(indices, max(self.config.grid_images - block.start, 0))
+            progress(block.stop, len(chosen))
             return found
 
         with self.runtime.inference():
-            count = -(-len(chosen) // size)
-            blocks = list(self.runtime.group.map_blocks(compute, count))
-        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+            group = self.runtime.group
+            return group.concatenate_blocks(compute, len(chosen), self.config.batch)
 
     def metrics(self, arrays: Mapping[str, Tensor]) -> Metrics:
         """PSNR, SSIM, Fréchet distance, rate and use of the codebooks."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from evaluation.metrics.intervals import Score, bootstrap_mean
@@ -57,20 +56,19 @@ def bits_per_dimension(
     times = LogSnrTimesConfig(last=integration.start).build(generator.schedule, steps)
     blocks = -(-len(levels) // size)
 
-    def compute(index: int) -> Mapping[str, Tensor]:
-        first = index * size
-        block = slice(first, first + size)
+    def compute(block: range) -> Mapping[str, Tensor]:
+        index, chosen = block.start // size, slice(block.start, block.stop)
         together = min(runtime.group.size, blocks - index)
 
         def report(done: int, total: int) -> None:
             if progress is not None:
                 progress(index * total + together * done, blocks * total)
 
-        rng = keyed_generator(integration.seed, "likelihood", first)
-        images = dequantized(levels[block].movedim(-1, -3), rng, count=LEVELS)
+        rng = keyed_generator(integration.seed, "likelihood", block.start)
+        images = dequantized(levels[chosen].movedim(-1, -3), rng, count=LEVELS)
         likelihood = generator.log_likelihood(
             images,
-            prompts[block],
+            prompts[chosen],
             rng,
             times=times,
             probes=integration.probes,
@@ -79,8 +77,7 @@ def bits_per_dimension(
         bits = bits_per_value(likelihood.log_density, images[0].numel(), count=LEVELS)
         return {"bits": bits.cpu()}
 
-    found = [arrays["bits"] for arrays in runtime.group.map_blocks(compute, blocks)]
-    each = torch.cat(found).double()
+    each = runtime.group.concatenate_blocks(compute, len(levels), size)["bits"].double()
     return Bits(
         mean=bootstrap_mean(each, keyed_generator(integration.seed, "bits")),
         each=each,

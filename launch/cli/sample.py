@@ -116,7 +116,7 @@ def sample(
 ) -> None:
     """Generate images with a trained pipeline or model, as one labelled grid."""
     from launch.sampling.overrides import parse_overrides
-    from launch.sampling.sample import SampleOptions
+    from launch.sampling.plan import SampleOptions
     from launch.sampling.sample import sample as generate
 
     named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}

@@ -4,7 +4,6 @@ A stage's settings may hold `${NAME}`, the run directory of stage NAME; the refe
 dependency. `${NAME}` can also be one of the pipeline's own values, such as the URL of the data.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -16,10 +15,10 @@ from pydantic import BaseModel, Field, model_validator
 from data_pipeline.config import DataConfig
 from evaluation.config import EvaluationConfig
 from mezzotint.common.errors import UserError
+from mezzotint.inference.model_lookup import REFERENCE, substituted
 from trainer.recipe import Recipe, flatten, read_tree, validate
 from trainer.recipe import load as load_recipe
 
-REFERENCE = re.compile(r"\$\{([^}]*)\}")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
@@ -180,14 +179,4 @@ def resolve_stage(pipeline: Pipeline, name: str, root: Path) -> StageConfig:
 
 def substitute(stage: StageConfig, names: Mapping[str, str]) -> StageConfig:
     """The stage with each `${NAME}` of `names` replaced; other references stay."""
-
-    def replaced(value: object) -> object:
-        if isinstance(value, str):
-            return REFERENCE.sub(lambda found: names.get(found[1], found[0]), value)
-        if isinstance(value, Mapping):
-            return {key: replaced(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [replaced(each) for each in value]
-        return value
-
-    return type(stage).model_validate(replaced(stage.model_dump(mode="json")))
+    return type(stage).model_validate(substituted(stage.model_dump(mode="json"), names))

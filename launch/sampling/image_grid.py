@@ -1,57 +1,40 @@
 """What `sample` reports: its grid of images, text and JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
-from launch.sampling.overrides import Overrides, Value
-from mezzotint.inference.config import SystemConfig
-from mezzotint.inference.generator import GenerationRequest, GenerationResult
-
-
-@dataclass(frozen=True)
-class SweepCell:
-    """The result of one combination of settings."""
-
-    settings: Overrides
-    result: GenerationResult
+from launch.sampling.plan import SamplePlan
+from mezzotint.inference.generator import GenerationResult
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What was generated."""
+    """What was generated: a result for each cell of the plan."""
 
     out: Path
-    trajectory: Path | None
-    name: str
-    system: SystemConfig
-    titles: tuple[str, ...]
-    request: GenerationRequest
-    number: int
-    """Images shown per prompt."""
-    source: str
-    axes: Mapping[str, Sequence[Value]]
-    cells: tuple[SweepCell, ...]
+    plan: SamplePlan
+    results: Sequence[GenerationResult]
 
     @property
     def evaluations(self) -> list[int]:
         """Network evaluations per image of each cell, where they are counted."""
-        return [cell.result.nfe.network for cell in self.cells if cell.result.nfe is not None]
+        return [result.nfe.network for result in self.results if result.nfe is not None]
 
     def to_text(self) -> str:
         """Two or three lines."""
-        prompts = self.request.prompts
+        prompts, trajectory = self.plan.request.prompts, self.plan.options.trajectory
         kind = "captions" if prompts[0].text is not None else "prompts"
-        what = f"{self.number} images of each of {len(prompts)} {kind}"
-        if len(self.cells) > 1:
-            what = f"{len(self.cells)} settings, {what}"
+        what = f"{self.plan.number} images of each of {len(prompts)} {kind}"
+        if len(self.results) > 1:
+            what = f"{len(self.results)} settings, {what}"
         lines = [f"{self.out}: {what}"]
-        if self.trajectory is not None:
-            lines.append(f"{self.trajectory}: the steps of the first ones")
+        if trajectory is not None:
+            lines.append(f"{trajectory}: the steps of the first ones")
         counts = sorted(set(self.evaluations))
         if counts:
             span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -60,25 +43,26 @@ class SampleReport:
 
     def to_json(self) -> str:
         """Everything that is needed to generate the same again."""
+        plan, trajectory = self.plan, self.plan.options.trajectory
         tree = {
             "out": str(self.out),
-            "trajectory": None if self.trajectory is None else str(self.trajectory),
-            "system": self.system.model_dump(mode="json"),
+            "trajectory": None if trajectory is None else str(trajectory),
+            "system": plan.configs[0].model_dump(mode="json"),
             "prompts": [
                 {"title": title, "text": prompt.text, "label": prompt.label}
-                for title, prompt in zip(self.titles, self.request.prompts, strict=True)
+                for title, prompt in zip(plan.titles, plan.request.prompts, strict=True)
             ],
-            "number": self.number,
-            "seed": self.request.seed,
-            "batch": self.request.batch_size,
+            "number": plan.number,
+            "seed": plan.request.seed,
+            "batch": plan.request.batch_size,
             "cells": [
                 {
-                    "settings": dict(cell.settings),
-                    "images": self.source,
-                    "nfe": None if cell.result.nfe is None else asdict(cell.result.nfe),
-                    "seconds": round(cell.result.seconds, 2),
+                    "settings": dict(settings),
+                    "images": plan.source,
+                    "nfe": None if result.nfe is None else asdict(result.nfe),
+                    "seconds": round(result.seconds, 2),
                 }
-                for cell in self.cells
+                for settings, result in zip(plan.settings, self.results, strict=True)
             ],
         }
         return json.dumps(tree, indent=2, ensure_ascii=False)
@@ -86,24 +70,24 @@ class SampleReport:
 
 def sample_grid(report: SampleReport) -> Image.Image:
     """A row of images per prompt; of a sweep a table, whose rows are prompts if it has one axis."""
-    images = [cell.result.top(report.number).images for cell in report.cells]
-    if not report.axes:
+    plan = report.plan
+    images = [result.top(plan.number).images for result in report.results]
+    if not plan.axes:
         cells = [
-            GridCell([list(row)], title)
-            for title, row in zip(report.titles, images[0], strict=True)
+            GridCell([list(row)], title) for title, row in zip(plan.titles, images[0], strict=True)
         ]
-        columns = 1 if report.number > 3 else 2
-        return image_grid(in_columns(cells, columns), title=f"{report.name}, {report.source}")
-    axes = [GridAxis([str(value) for value in values], key) for key, values in report.axes.items()]
+        columns = 1 if plan.number > 3 else 2
+        return image_grid(in_columns(cells, columns), title=f"{plan.name}, {plan.source}")
+    axes = [GridAxis([str(value) for value in values], key) for key, values in plan.axes.items()]
     if len(axes) == 1:
-        rows, across = GridAxis(report.titles), axes[0]
-        blocks = [[each[row : row + 1] for each in images] for row in range(len(report.titles))]
-        notes = [report.source]
+        rows, across = GridAxis(plan.titles), axes[0]
+        blocks = [[each[row : row + 1] for each in images] for row in range(len(plan.titles))]
+        notes = [plan.source]
     else:
         rows, across = axes
         width = len(across.labels)
         blocks = [images[start : start + width] for start in range(0, len(images), width)]
-        notes = [f"In each cell: {report.source}; from top to bottom: {'; '.join(report.titles)}."]
+        notes = [f"In each cell: {plan.source}; from top to bottom: {'; '.join(plan.titles)}."]
     counts = report.evaluations
     if len(set(counts)) == 1:
         notes.append(f"{counts[0]} network evaluations per image.")
@@ -112,7 +96,7 @@ def sample_grid(report: SampleReport) -> Image.Image:
         notes.append(f"Network evaluations per image, in reading order: {listed}.")
     return image_grid(
         [[GridCell(block) for block in row] for row in blocks],
-        title=f"{report.name}: {' by '.join(report.axes)}",
+        title=f"{plan.name}: {' by '.join(plan.axes)}",
         rows=rows,
         columns=across,
         notes=notes,

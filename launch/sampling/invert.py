@@ -218,18 +218,16 @@ def invert_in_steps(
     """All images with one number of steps, in blocks."""
     settings: dict[str, Value] = {"steps": steps, "times": options.times, "thresholding": "none"}
     config = with_overrides(generator.config, settings | {"last": options.start})
-    chosen, progress = (
-        replace(generator, config=config),
-        reporter.callback(f"invert in {steps} steps"),
-    )
+    chosen = replace(generator, config=config)
+    progress = reporter.callback(f"invert in {steps} steps")
 
-    def compute(index: int) -> Mapping[str, Tensor]:
-        block = slice(index * BATCH, (index + 1) * BATCH)
-        result = chosen.invert(images[block], prompts[block], progress)
+    def compute(block: range) -> Mapping[str, Tensor]:
+        rows = slice(block.start, block.stop)
+        result = chosen.invert(images[rows], prompts[rows], progress)
         return {"noise": result.noise, "reconstruction": to_bytes(result.reconstruction)}
 
-    parts = list(generator.runtime.group.map_blocks(compute, -(-len(images) // BATCH)))
-    noise, back = (torch.cat([part[name] for part in parts]) for name in parts[0])
+    found = generator.runtime.group.concatenate_blocks(compute, len(images), BATCH)
+    noise, back = found["noise"], found["reconstruction"]
     return InversionResult(
         steps=steps,
         noise=noise,

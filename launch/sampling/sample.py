@@ -1,92 +1,30 @@
-"""`mezzotint sample`: options to a generation request, and its images to one labelled grid."""
+"""`mezzotint sample`: the images of a request, as one labelled grid."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
 
 from launch.processes import run_in_processes
 from launch.progress import Reporter
-from launch.sampling.image_grid import SampleReport, SweepCell, sample_grid
+from launch.sampling.image_grid import SampleReport, sample_grid
 from launch.sampling.inputs import images_of_set
-from launch.sampling.noise_file import NoiseFile, read_noise
-from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
-from launch.sampling.trajectory import Trajectory, check_format
+from launch.sampling.plan import SampleOptions, SamplePlan, plan_sampling
+from launch.sampling.trajectory import Trajectory
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
-from mezzotint.inference.config import (
-    DalleSystem,
-    DiffusionSystem,
-    HierarchySystem,
-    SystemConfig,
-)
+from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
-from mezzotint.inference.generator import GenerationRequest, GenerationResult, Prompt
+from mezzotint.inference.generator import GenerationResult, Prompt
 from mezzotint.inference.load import load_generator, with_config
-from mezzotint.inference.model_lookup import (
-    TrainedModel,
-    default_system,
-    find_model,
-    find_system,
-    is_pipeline,
-)
 from mezzotint.inference.process_group import ProcessGroup
-from models import store
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM
 
 TRAJECTORY_IMAGES = 4
 """Images of a trajectory at most."""
 MOMENT_IMAGES = 128
 """Images that the moments of Analytic-DPM are estimated on."""
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What is generated and how."""
-
-    captions: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    """Names or numbers."""
-    system: str | None = None
-    """Of a pipeline; its cascade, or its first system, where None."""
-    number: int = 4
-    """Images shown per prompt."""
-    seed: int = 0
-    batch: int = 32
-    candidates: int | None = None
-    """Images generated per prompt to rank; the system's own number where None."""
-    overrides: Overrides = field(default_factory=dict)
-    classifier: str | None = None
-    """A run or a model directory of a noisy classifier."""
-    sweep: tuple[str, ...] = ()
-    trajectory: Path | None = None
-    noise: Path | None = None
-    """A file of `mezzotint invert`."""
-    data: str | None = None
-    """A set on whose images the moments of Analytic-DPM are estimated."""
-    device: str | None = None
-    processes: int | None = None
-    show_progress: bool = True
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """Options, resolved: one request under the settings of each cell of a sweep."""
-
-    name: str
-    axes: Mapping[str, tuple[Value, ...]]
-    settings: tuple[Overrides, ...]
-    configs: tuple[SystemConfig, ...]
-    titles: tuple[str, ...]
-    """What the grid calls each prompt."""
-    number: int
-    """Images shown per prompt."""
-    request: GenerationRequest
-    source: str
-    """Where the images come from: the seed, or how many they are the best of."""
 
 
 def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None:
@@ -100,7 +38,7 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
     request = plan.request
     images = len(request.prompts) * request.number
     cells = run_in_processes(
-        partial(generate_cells, plan, options),
+        partial(generate_cells, plan),
         device=options.device,
         processes=options.processes,
         blocks=-(-images // request.batch_size),
@@ -109,18 +47,7 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
     if cells is None:
         return None
     results, trajectory = cells
-    report = SampleReport(
-        out=out,
-        trajectory=options.trajectory,
-        name=plan.name,
-        system=plan.configs[0],
-        titles=plan.titles,
-        request=request,
-        number=plan.number,
-        source=plan.source,
-        axes=plan.axes,
-        cells=tuple(map(SweepCell, plan.settings, results)),
-    )
+    report = SampleReport(out, plan, results)
     out.parent.mkdir(parents=True, exist_ok=True)
     sample_grid(report).save(out)
     if trajectory is not None and options.trajectory is not None:
@@ -132,133 +59,12 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
     return report
 
 
-def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
-    """Everything that can be checked before models are loaded."""
-    axes = parse_sweep(options.sweep)
-    if options.trajectory is not None:
-        check_format(options.trajectory)
-        if axes:
-            raise UserError("--trajectory: shows one run; leave out --sweep")
-    name, config, model = resolve_system(where, options)
-    number = generated_number(name, config, options)
-    overrides, noise = dict(options.overrides), None
-    if options.noise is not None:
-        made = read_own_noise(options.noise, config)
-        number, noise = len(made.noise), made.noise
-        # noise is sampled from as it was made, unless an option says otherwise
-        steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
-        overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
-    config = with_overrides(config, overrides)
-    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    prompts = prompts_of(options, model)
-    check_conditions(config, options)
-    ranked = isinstance(config, DalleSystem | HierarchySystem) and config.ranker is not None
-    source = f"best of {number}, seed {options.seed}" if ranked else f"seed {options.seed}"
-    return SamplePlan(
-        name=name,
-        axes=axes,
-        settings=tuple(combinations),
-        configs=tuple(with_overrides(config, each, "--sweep") for each in combinations),
-        titles=tuple(prompts),
-        number=options.number if noise is None else number,
-        request=GenerationRequest(
-            prompts=tuple(prompts.values()),
-            number=number,
-            seed=options.seed,
-            batch_size=options.batch,
-            noise=noise,
-        ),
-        source=source if noise is None else "from given noise",
-    )
-
-
-def resolve_system(
-    where: str, options: SampleOptions
-) -> tuple[str, SystemConfig, TrainedModel | None]:
-    """Name and configuration of a system, and its model if it is a single one."""
-    config = find_system(where, options.system)
-    if not isinstance(config, DiffusionSystem) or is_pipeline(where):
-        if options.classifier is not None:
-            raise UserError("--classifier: guides a single diffusion model; give its run")
-        name = options.system or default_system(Path(where))
-        return name, config, None
-    model = find_model(where)
-    if options.classifier is not None:
-        classifier = find_model(options.classifier)
-        config = DiffusionSystem(model=config.model, classifier=classifier.directory)
-        model = replace(model, classes=model.classes or classifier.classes)
-        return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
-    return model.name, config, model
-
-
-def generated_number(name: str, config: SystemConfig, options: SampleOptions) -> int:
-    """Images generated per prompt, of which the best are shown.
-
-    Raises:
-        UserError: candidates for a system that does not rank any.
-    """
-    if not isinstance(config, DalleSystem | HierarchySystem):
-        if options.candidates is not None:
-            raise UserError(
-                f"--candidates {options.candidates}: {name} is a {config.kind}; only systems with "
-                "a prior over codes rank candidates"
-            )
-        return options.number
-    if options.candidates is not None and config.ranker is None:
-        raise UserError(
-            f"--candidates {options.candidates}: {name} has no ranker to choose among them; set "
-            "its ranker in the pipeline, or leave the option out"
-        )
-    return max(options.candidates or config.candidates, options.number)
-
-
-def read_own_noise(path: Path, config: SystemConfig) -> NoiseFile:
-    """Noise to start from, which must be of the same model."""
-    if not isinstance(config, DiffusionSystem):
-        raise UserError("--from-noise: only a diffusion model starts from noise; give its run")
-    noise = read_noise(path)
-    if noise.digest != store.describe(config.model).digest:
-        raise UserError(f"--from-noise {path}: is noise of another model than {config.model}")
-    return noise
-
-
-def prompts_of(options: SampleOptions, model: TrainedModel | None) -> dict[str, Prompt]:
-    """Every caption with every class, by title."""
-    labels: list[int | None] = [None]
-    if options.classes:
-        if model is None:
-            raise UserError("--class: conditions a single model; give its run or directory")
-        labels = [model.label(name) for name in options.classes]
-    prompts = {}
-    for caption, label in product(options.captions or (None,), labels):
-        words = [] if caption is None else [caption]
-        if label is not None and model is not None:
-            words.append(model.class_name(label))
-        prompts[", ".join(words) or "unconditional"] = Prompt(caption, label)
-    return prompts
-
-
-def check_conditions(config: SystemConfig, options: SampleOptions) -> None:
-    """Refuse what only a single diffusion model takes.
-
-    Raises:
-        UserError: no caption, or a trajectory of several models.
-    """
-    if isinstance(config, DiffusionSystem):
-        return
-    if not options.captions:
-        raise UserError(f"captions: a {config.kind} generates from captions; give some")
-    if options.trajectory is not None:
-        raise UserError(
-            f"--trajectory: a {config.kind} is several models; give the run of one diffusion model"
-        )
-
-
 def generate_cells(
-    plan: SamplePlan, options: SampleOptions, device: torch.device, group: ProcessGroup
+    plan: SamplePlan, device: torch.device, group: ProcessGroup
 ) -> tuple[Sequence[GenerationResult], Trajectory | None] | None:
     """The results of all cells, and the trajectory of the only one; None on ranks but the main."""
     generator = load_generator(plan.configs[0], device=device, group=group)
+    options = plan.options
     count = min(len(plan.titles), plan.request.batch_size, TRAJECTORY_IMAGES)
     trajectory = None if options.trajectory is None else Trajectory(count)
     results = []

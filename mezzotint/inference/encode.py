@@ -81,18 +81,18 @@ def encode_set(
         return finished
     encode, fields = _encoder(store.load(model, device=runtime.device), latents=latents)
 
-    def compute(block: int) -> Mapping[str, Tensor]:
-        rows = range(block * batch, min((block + 1) * batch, len(dataset)))
+    def compute(rows: range) -> Mapping[str, Tensor]:
         images = dataset.batch(rows).images.to(runtime.device)
         with runtime.inference():
             return {name: each.cpu() for name, each in encode(images).items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        count = -(-len(dataset) // batch)
-        for block, arrays in enumerate(runtime.group.map_blocks(compute, count)):
+        done = 0
+        for arrays in runtime.group.map_blocks(compute, len(dataset), batch):
             yield {name: each.numpy() for name, each in arrays.items()}
+            done = min(done + batch, len(dataset))
             if progress is not None:
-                progress(min((block + 1) * batch, len(dataset)), len(dataset))
+                progress(done, len(dataset))
 
     if runtime.group.is_main:
         return derive(dataset, out, blocks(), fields=fields, encoder=digest)

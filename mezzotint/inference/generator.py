@@ -184,14 +184,13 @@ class ImageGenerator(ABC):
         if not rows:
             raise UserError("prompts: the request is empty")
 
-        def compute(index: int) -> Mapping[str, Tensor]:
-            first = index * size
-            chosen = rows[first : first + size]
-            together = min(self.runtime.group.size * size, len(rows) - first)
+        def compute(indices: range) -> Mapping[str, Tensor]:
+            chosen = rows[indices.start : indices.stop]
+            together = min(self.runtime.group.size * size, len(rows) - indices.start)
 
             def report(done: int, total: int) -> None:
                 if progress is not None:
-                    progress(first + together * done // total, len(rows))
+                    progress(indices.start + together * done // total, len(rows))
 
             numbers, prompts = zip(*chosen, strict=True)
             noise = None if request.noise is None else request.noise[list(numbers)]
@@ -201,12 +200,12 @@ class ImageGenerator(ABC):
                 noise=None if noise is None else noise.to(self.runtime.device),
                 prefix_codes=request.prefix_codes,
                 report=report,
-                callback=None if index else callback,
+                callback=None if indices.start else callback,
             )
             return {name: each.cpu() for name, each in self._sample(block).items()}
 
         with self.runtime.inference():
-            parts = list(self.runtime.group.map_blocks(compute, -(-len(rows) // size)))
+            parts = list(self.runtime.group.map_blocks(compute, len(rows), size))
 
         def by_prompt(name: str) -> Tensor | None:
             if name not in parts[0]:

@@ -151,7 +151,7 @@ def pipeline_systems(run: Path) -> Mapping[str, SystemConfig]:
         if system is None or "classes" in stage["evaluation"]:
             continue
         try:
-            systems[name] = SYSTEM.validate_python(_substituted(system, values))
+            systems[name] = SYSTEM.validate_python(substituted(system, values))
         except ValidationError as error:
             found = error.errors()[0]
             key = ".".join(str(part) for part in ("evaluation", "system", *found["loc"]))
@@ -159,15 +159,15 @@ def pipeline_systems(run: Path) -> Mapping[str, SystemConfig]:
     return systems
 
 
-def _substituted(tree: object, values: Mapping[str, str]) -> object:
-    """A tree with each `${NAME}` replaced by its value."""
+def substituted(tree: object, values: Mapping[str, str]) -> object:
+    """A tree with each `${NAME}` of `values` replaced; other references stay."""
     match tree:
         case str():
             return REFERENCE.sub(lambda found: values.get(found[1], found[0]), tree)
         case Mapping():
-            return {key: _substituted(each, values) for key, each in tree.items()}
+            return {key: substituted(each, values) for key, each in tree.items()}
         case list():
-            return [_substituted(each, values) for each in tree]
+            return [substituted(each, values) for each in tree]
         case _:
             return tree
 

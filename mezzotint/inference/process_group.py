@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -30,13 +31,24 @@ class ProcessGroup:
         dist.all_gather_object(gathered, arrays)
         return gathered
 
-    def map_blocks(self, compute: Callable[[int], Arrays], count: int) -> Iterator[Arrays]:
-        """`compute(index)` for index 0 to count - 1, in order and on every process.
+    def map_blocks(
+        self, compute: Callable[[range], Arrays], count: int, size: int
+    ) -> Iterator[Arrays]:
+        """`compute` of every block of `size` of `count` items, in order and on every process.
 
-        Process r computes the blocks r, r + size, ... whole, so arrays are the same for any number
-        of processes as long as `compute` depends on the index alone.
+        Process r computes the blocks r, r + self.size, ... whole, so arrays are the same for any
+        number of processes as long as `compute` depends on the items alone.
         """
-        for first in range(0, count, self.size):
-            own = first + self.rank
-            gathered = self.all_gather(compute(own) if own < count else None)
+        starts = range(0, count, size)
+        for first in range(0, len(starts), self.size):
+            own = starts[first : first + self.size][self.rank :]
+            block = range(own[0], min(own[0] + size, count)) if own else None
+            gathered = self.all_gather(None if block is None else compute(block))
             yield from (arrays for arrays in gathered if arrays is not None)
+
+    def concatenate_blocks(
+        self, compute: Callable[[range], Arrays], count: int, size: int
+    ) -> dict[str, Tensor]:
+        """The arrays of `map_blocks`, of all items."""
+        blocks = list(self.map_blocks(compute, count, size))
+        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}

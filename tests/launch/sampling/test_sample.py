@@ -15,7 +15,8 @@ from tiny_run import CAPTIONS, write_run
 
 from launch import processes
 from launch.processes import default_processes, devices, run_in_processes, worker_error
-from launch.sampling.sample import SampleOptions, generate_cells, plan_sampling
+from launch.sampling.plan import SampleOptions, plan_sampling
+from launch.sampling.sample import generate_cells
 from mezzotint.common.errors import UserError
 
 
@@ -33,7 +34,7 @@ def options(system="dalle", **settings):
 
 def generate(run, count, chosen):
     results, _ = run_in_processes(
-        partial(generate_cells, plan_sampling(str(run), chosen), chosen),
+        partial(generate_cells, plan_sampling(str(run), chosen)),
         device="cpu",
         processes=count,
         blocks=0,
@@ -68,10 +69,11 @@ RANK = """
 import sys, torch
 from functools import partial
 from launch.processes import run_in_processes
-from launch.sampling.sample import SampleOptions, generate_cells, plan_sampling
+from launch.sampling.plan import SampleOptions, plan_sampling
+from launch.sampling.sample import generate_cells
 chosen = SampleOptions(captions=tuple(sys.argv[3:]), system="dalle", number=20, seed=4, batch=6,
     device="cpu")
-function = partial(generate_cells, plan_sampling(sys.argv[1], chosen), chosen)
+function = partial(generate_cells, plan_sampling(sys.argv[1], chosen))
 cells = run_in_processes(function, device="cpu", processes=None, blocks=0, images=0)
 if cells:
     torch.save([cells[0][0].codes, cells[0][0].images, cells[0][0].scores], sys.argv[2])

@@ -1,0 +1,196 @@
+"""`mezzotint sample`: its options, resolved to a request and the settings of each cell."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+from launch.sampling.noise_file import NoiseFile, read_noise
+from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
+from launch.sampling.trajectory import check_format
+from mezzotint.common.errors import UserError
+from mezzotint.inference.config import (
+    DalleSystem,
+    DiffusionSystem,
+    HierarchySystem,
+    SystemConfig,
+)
+from mezzotint.inference.generator import GenerationRequest, Prompt
+from mezzotint.inference.model_lookup import (
+    TrainedModel,
+    default_system,
+    find_model,
+    find_system,
+    is_pipeline,
+)
+from models import store
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is generated and how."""
+
+    captions: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    """Names or numbers."""
+    system: str | None = None
+    """Of a pipeline; its cascade, or its first system, where None."""
+    number: int = 4
+    """Images shown per prompt."""
+    seed: int = 0
+    batch: int = 32
+    candidates: int | None = None
+    """Images generated per prompt to rank; the system's own number where None."""
+    overrides: Overrides = field(default_factory=dict)
+    classifier: str | None = None
+    """A run or a model directory of a noisy classifier."""
+    sweep: tuple[str, ...] = ()
+    trajectory: Path | None = None
+    noise: Path | None = None
+    """A file of `mezzotint invert`."""
+    data: str | None = None
+    """A set on whose images the moments of Analytic-DPM are estimated."""
+    device: str | None = None
+    processes: int | None = None
+    show_progress: bool = True
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Options, resolved: one request under the settings of each cell of a sweep."""
+
+    options: SampleOptions
+    name: str
+    axes: Mapping[str, tuple[Value, ...]]
+    settings: tuple[Overrides, ...]
+    configs: tuple[SystemConfig, ...]
+    titles: tuple[str, ...]
+    """What the grid calls each prompt."""
+    number: int
+    """Images shown per prompt."""
+    request: GenerationRequest
+    source: str
+    """Where the images come from: the seed, or how many they are the best of."""
+
+
+def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
+    """Everything that can be checked before models are loaded."""
+    axes = parse_sweep(options.sweep)
+    if options.trajectory is not None:
+        check_format(options.trajectory)
+        if axes:
+            raise UserError("--trajectory: shows one run; leave out --sweep")
+    name, config, model = resolve_system(where, options)
+    number = generated_number(name, config, options)
+    overrides, noise = dict(options.overrides), None
+    if options.noise is not None:
+        made = read_own_noise(options.noise, config)
+        number, noise = len(made.noise), made.noise
+        # noise is sampled from as it was made, unless an option says otherwise
+        steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
+        overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
+    config = with_overrides(config, overrides)
+    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    prompts = prompts_of(options, model)
+    check_conditions(config, options)
+    ranked = isinstance(config, DalleSystem | HierarchySystem) and config.ranker is not None
+    source = f"best of {number}, seed {options.seed}" if ranked else f"seed {options.seed}"
+    return SamplePlan(
+        options=options,
+        name=name,
+        axes=axes,
+        settings=tuple(combinations),
+        configs=tuple(with_overrides(config, each, "--sweep") for each in combinations),
+        titles=tuple(prompts),
+        number=options.number if noise is None else number,
+        request=GenerationRequest(
+            prompts=tuple(prompts.values()),
+            number=number,
+            seed=options.seed,
+            batch_size=options.batch,
+            noise=noise,
+        ),
+        source=source if noise is None else "from given noise",
+    )
+
+
+def resolve_system(
+    where: str, options: SampleOptions
+) -> tuple[str, SystemConfig, TrainedModel | None]:
+    """Name and configuration of a system, and its model if it is a single one."""
+    config = find_system(where, options.system)
+    if not isinstance(config, DiffusionSystem) or is_pipeline(where):
+        if options.classifier is not None:
+            raise UserError("--classifier: guides a single diffusion model; give its run")
+        name = options.system or default_system(Path(where))
+        return name, config, None
+    model = find_model(where)
+    if options.classifier is not None:
+        classifier = find_model(options.classifier)
+        config = DiffusionSystem(model=config.model, classifier=classifier.directory)
+        model = replace(model, classes=model.classes or classifier.classes)
+        return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
+    return model.name, config, model
+
+
+def generated_number(name: str, config: SystemConfig, options: SampleOptions) -> int:
+    """Images generated per prompt, of which the best are shown.
+
+    Raises:
+        UserError: candidates for a system that does not rank any.
+    """
+    if not isinstance(config, DalleSystem | HierarchySystem):
+        if options.candidates is not None:
+            raise UserError(
+                f"--candidates {options.candidates}: {name} is a {config.kind}; only systems with "
+                "a prior over codes rank candidates"
+            )
+        return options.number
+    if options.candidates is not None and config.ranker is None:
+        raise UserError(
+            f"--candidates {options.candidates}: {name} has no ranker to choose among them; set "
+            "its ranker in the pipeline, or leave the option out"
+        )
+    return max(options.candidates or config.candidates, options.number)
+
+
+def read_own_noise(path: Path, config: SystemConfig) -> NoiseFile:
+    """Noise to start from, which must be of the same model."""
+    if not isinstance(config, DiffusionSystem):
+        raise UserError("--from-noise: only a diffusion model starts from noise; give its run")
+    noise = read_noise(path)
+    if noise.digest != store.describe(config.model).digest:
+        raise UserError(f"--from-noise {path}: is noise of another model than {config.model}")
+    return noise
+
+
+def prompts_of(options: SampleOptions, model: TrainedModel | None) -> dict[str, Prompt]:
+    """Every caption with every class, by title."""
+    labels: list[int | None] = [None]
+    if options.classes:
+        if model is None:
+            raise UserError("--class: conditions a single model; give its run or directory")
+        labels = [model.label(name) for name in options.classes]
+    prompts = {}
+    for caption, label in product(options.captions or (None,), labels):
+        words = [] if caption is None else [caption]
+        if label is not None and model is not None:
+            words.append(model.class_name(label))
+        prompts[", ".join(words) or "unconditional"] = Prompt(caption, label)
+    return prompts
+
+
+def check_conditions(config: SystemConfig, options: SampleOptions) -> None:
+    """Refuse what only a single diffusion model takes.
+
+    Raises:
+        UserError: no caption, or a trajectory of several models.
+    """
+    if isinstance(config, DiffusionSystem):
+        return
+    if not options.captions:
+        raise UserError(f"captions: a {config.kind} generates from captions; give some")
+    if options.trajectory is not None:
+        raise UserError(
+            f"--trajectory: a {config.kind} is several models; give the run of one diffusion model"
+        )
