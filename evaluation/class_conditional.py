@@ -16,8 +16,8 @@ from evaluation.metrics import fid
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.linear_probe import LinearProbe, classifier_accuracy
-from evaluation.result import EvaluationResult, Metric, WriteImages, by_metric
-from evaluation.stages import Progress, StageProgress, Stages
+from evaluation.result import Evaluated, Metric, by_metric
+from evaluation.stages import StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.diffusion import DiffusionGenerator
@@ -40,14 +40,13 @@ class LabelledImages:
 
 
 def evaluate_class_conditional(
-    config: ClassConditionalConfig, runtime: Runtime, progress: Progress | None = None
-) -> tuple[EvaluationResult, WriteImages]:
+    config: ClassConditionalConfig, runtime: Runtime, stages: Stages
+) -> Evaluated:
     """Generate images of every class at every guidance scale; a linear probe classifies them.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    stages = Stages(progress)
     generator = DiffusionGenerator.load(config.system, runtime)
     names = class_names(config.classes)
     if generator.classes != len(names):
@@ -83,14 +82,11 @@ def evaluate_class_conditional(
             **({} if result.nfe is None else {"network_calls": result.nfe.network}),
         }
         generated.append(result.images)
-    evaluation = EvaluationResult(
-        kind=config.kind,
-        name=config.name,
+    return Evaluated(
         protocol=protocol(config, generator, network, train, test),
         metrics=by_metric(found),
-        seconds=stages.seconds,
+        write_images=partial(write_grid, config, names, generated),
     )
-    return evaluation, partial(write_grid, config, names, generated)
 
 
 def class_names(config: LabelConfig) -> tuple[str, ...]:

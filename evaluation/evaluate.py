@@ -14,7 +14,7 @@ from evaluation.config import (
 )
 from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
-from evaluation.stages import Progress
+from evaluation.stages import Progress, Stages
 from evaluation.text_to_image import evaluate_text_to_image
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
@@ -36,18 +36,22 @@ def evaluate(
         UserError: something that is read is missing or does not fit.
     """
     runtime = Runtime.of(device, config.precision, group)
+    stages = Stages(progress)
     match config:
         case TextToImageConfig():
-            result, write_images = evaluate_text_to_image(config, runtime, progress)
+            found = evaluate_text_to_image(config, runtime, stages)
         case ReconstructionConfig():
-            result, write_images = evaluate_reconstruction(config, runtime, progress)
+            found = evaluate_reconstruction(config, runtime, stages)
         case ClassConditionalConfig():
-            result, write_images = evaluate_class_conditional(config, runtime, progress)
+            found = evaluate_class_conditional(config, runtime, stages)
         case _:
             assert_never(config)
+    result = EvaluationResult(
+        config.kind, config.name, found.protocol, found.metrics, stages.seconds
+    )
     if runtime.group.is_main:
         directory = Path(out)
         directory.mkdir(parents=True, exist_ok=True)
-        write_images(directory)
+        found.write_images(directory)
         result.write(directory)
     return result

@@ -16,9 +16,9 @@ from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score, bootstrap_mean
-from evaluation.result import EvaluationResult, Metric, Metrics, WriteImages, by_metric
+from evaluation.result import Evaluated, Metric, Metrics, by_metric
 from evaluation.samples import choose
-from evaluation.stages import Progress, StageProgress, Stages
+from evaluation.stages import StageProgress, Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.images import to_bytes
@@ -107,7 +107,6 @@ class ReconstructionEvaluator:
         return found
 
     def protocol(self, arrays: Mapping[str, Tensor]) -> Mapping[str, object]:
-        """What is needed to compute the same metrics."""
         stored, discrete = store.describe(self.config.autoencoder), bool(code_counts(arrays))
         rate = "length of the codes" if discrete else "divergence from the standard normal"
         return {
@@ -130,14 +129,13 @@ class ReconstructionEvaluator:
 
 
 def evaluate_reconstruction(
-    config: ReconstructionConfig, runtime: Runtime, progress: Progress | None = None
-) -> tuple[EvaluationResult, WriteImages]:
+    config: ReconstructionConfig, runtime: Runtime, stages: Stages
+) -> Evaluated:
     """Encode and decode images and compare them with the originals.
 
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    stages = Stages(progress)
     model = read_autoencoder(config.autoencoder, runtime.device)
     network = None if config.features is None else config.features.build(runtime)
     dataset = open_images(config.images, model.image_size)
@@ -147,15 +145,9 @@ def evaluate_reconstruction(
         raise UserError(f"images: {len(chosen)} were selected; at least 2 are needed")
     with stages("reconstruct") as report:
         arrays = evaluator.evaluate_blocks(chosen, report)
-    result = EvaluationResult(
-        kind=config.kind,
-        name=config.name,
-        protocol=evaluator.protocol(arrays),
-        metrics=evaluator.metrics(arrays),
-        seconds=stages.seconds,
-    )
     captions = [dataset.caption(index) for index in chosen[: config.grid_images]]
-    return result, partial(write_grid, config, arrays, captions)
+    write_images = partial(write_grid, config, arrays, captions)
+    return Evaluated(evaluator.protocol(arrays), evaluator.metrics(arrays), write_images)
 
 
 def write_grid(

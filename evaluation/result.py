@@ -17,8 +17,16 @@ Kind = Literal["text_to_image", "reconstruction", "class_conditional"]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By name and group: a part of the split, a guidance scale, a codebook, a number of candidates."""
-WriteImages = Callable[[Path], None]
-"""Writes the images of an evaluation into a directory."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one kind of evaluation has found."""
+
+    protocol: Mapping[str, object]
+    metrics: Metrics
+    write_images: Callable[[Path], None]
+    """Writes its image grids into a directory."""
 
 
 @dataclass(frozen=True)

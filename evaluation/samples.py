@@ -46,7 +46,6 @@ class SampleSet:
 
     @property
     def captions(self) -> list[str]:
-        """The caption of each prompt."""
         return [prompt.caption for prompt in self.prompts]
 
     @property
@@ -55,7 +54,6 @@ class SampleSet:
         return list(dict.fromkeys(prompt.part for prompt in self.prompts))
 
     def indices(self, part: str) -> list[int]:
-        """Of the prompts of one part."""
         return [index for index, prompt in enumerate(self.prompts) if prompt.part == part]
 
 

@@ -1,6 +1,5 @@
 """Evaluation of a system that generates images for captions."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,19 +11,19 @@ from evaluation.metrics import clip_score
 from evaluation.metrics import text_to_image as metrics
 from evaluation.metrics.text_to_image import ExactMatches
 from evaluation.reference import Reference
-from evaluation.result import EvaluationResult, WriteImages
+from evaluation.result import Evaluated
 from evaluation.samples import EvaluationPrompt, SampleSet
-from evaluation.stages import Progress, Stages
+from evaluation.stages import Stages
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
-from mezzotint.inference.generator import ImageGenerator
+from mezzotint.inference.generator import ImageGenerator, ranking
 from mezzotint.inference.load import load_generator
 from mezzotint.inference.runtime import Runtime
 
 
 def evaluate_text_to_image(
-    config: TextToImageConfig, runtime: Runtime, progress: Progress | None = None
-) -> tuple[EvaluationResult, WriteImages]:
+    config: TextToImageConfig, runtime: Runtime, stages: Stages
+) -> Evaluated:
     """Generate images with a system and evaluate them.
 
     Raises:
@@ -34,7 +33,7 @@ def evaluate_text_to_image(
         config.system, device=runtime.device, precision=config.precision, group=runtime.group
     )
     clip = ClipEmbedder.load(config.clip, runtime.device)
-    stages, fp32 = Stages(progress), replace(runtime, bf16=False)
+    fp32 = replace(runtime, bf16=False)
     with stages("reference") as report:
         real = reference.load(config.reference, system.image_size, report)
     check_retrieval_choices(config.retrieval_choices, real)
@@ -52,12 +51,9 @@ def evaluate_text_to_image(
     network = config.features.build(fp32)
     with stages("features") as report:
         distances = metrics.frechet_metrics(generated, real, network, config.seed, report)
-    result = EvaluationResult(
-        kind=config.kind,
-        name=config.name,
+    return Evaluated(
         protocol={
-            **sampling_protocol(config, system, generated),
-            "reference": reference_protocol(config, system, real),
+            **generation_protocol(config, system, generated, real),
             "exact_match": exact_match_rule(matches),
             "clip": clip.protocol(),
             "clip_score": clip_score.DEFINITION,
@@ -71,9 +67,8 @@ def evaluate_text_to_image(
             **distances,
             **metrics.best_of_n_metrics(generated, matches, real.held_out, config.seed),
         },
-        seconds=stages.seconds,
+        write_images=partial(write_images, config, generated, real, matches),
     )
-    return result, partial(write_images, config, generated, real, matches)
 
 
 def check_retrieval_choices(choices: int, real: Reference) -> None:
@@ -106,10 +101,10 @@ def evaluation_prompts(config: TextToImageConfig, real: Reference) -> list[Evalu
     return prompts
 
 
-def sampling_protocol(
-    config: TextToImageConfig, system: ImageGenerator, generated: SampleSet
+def generation_protocol(
+    config: TextToImageConfig, system: ImageGenerator, generated: SampleSet, real: Reference
 ) -> dict[str, object]:
-    """How the samples were generated."""
+    """How the samples were generated, and what they were compared with."""
     return {
         "images": {part: len(generated.indices(part)) for part in generated.parts},
         "samples_per_caption": config.samples_per_caption,
@@ -117,20 +112,14 @@ def sampling_protocol(
         "batch": config.batch,
         "randomness": "one generator per image, keyed by (seed, caption, key, repeat, candidate)",
         "system": system.protocol(),
-    }
-
-
-def reference_protocol(
-    config: TextToImageConfig, system: ImageGenerator, real: Reference
-) -> dict[str, object]:
-    """What the samples were compared with."""
-    return {
-        "split": real.held_out,
-        "fingerprint": real.fingerprint,
-        "images": len(real.keys),
-        "image_size": system.image_size,
-        "fit": config.reference.fit,
-        "filter": config.reference.filter,
+        "reference": {
+            "split": real.held_out,
+            "fingerprint": real.fingerprint,
+            "images": len(real.keys),
+            "image_size": system.image_size,
+            "fit": config.reference.fit,
+            "filter": config.reference.filter,
+        },
     }
 
 
@@ -172,24 +161,13 @@ def write_images(
                 image_labels=("sample", "real"),
             )
             grid.save(out / f"grid_{'train' if part == 'train' else 'held_out'}.png")
-    if generated.scores is not None and generated.candidates.shape[1] > 1:
-        write_candidate_grid(config, generated, generated.indices(real.held_out)[:8], out)
-
-
-def write_candidate_grid(
-    config: TextToImageConfig, generated: SampleSet, indices: Sequence[int], out: Path
-) -> None:
-    """All candidates of a few captions, best-ranked first."""
-    if generated.scores is None or not indices:
+    indices = generated.indices(real.held_out)[:8]
+    if generated.scores is None or generated.candidates.shape[1] == 1 or not indices:
         return
-    order = generated.scores.argsort(dim=1, descending=True, stable=True)
-    cells = [
-        [
-            GridCell(
-                generated.candidates[index][order[index]][None], generated.prompts[index].caption
-            )
-        ]
+    order = ranking(generated.scores)
+    candidates = [
+        [GridCell(generated.candidates[index][order[index]][None], generated.captions[index])]
         for index in indices
     ]
     title = f"{config.name}: candidates, ranked by CLIP from left to right"
-    image_grid(cells, title=title, image_labels=("best",)).save(out / "grid_candidates.png")
+    image_grid(candidates, title=title, image_labels=("best",)).save(out / "grid_candidates.png")

@@ -61,7 +61,6 @@ class FeatureNetwork:
         return self.extract(normalized.contiguous(memory_format=torch.channels_last)).float()
 
     def protocol(self) -> Mapping[str, object]:
-        """What is needed to compute the same features."""
         names = ("metric", "network", "weights_sha256", "dimensions", "image_size", "resize")
         found = {name: getattr(self, name) for name in names}
         return {**found, "mean": [self.mean] * 3, "std": [self.std] * 3}

@@ -26,7 +26,6 @@ class SampleReport:
         return [result.nfe.network for result in self.results if result.nfe is not None]
 
     def to_text(self) -> str:
-        """Two or three lines."""
         prompts, trajectory = self.plan.request.prompts, self.plan.options.trajectory
         kind = "captions" if prompts[0].text is not None else "prompts"
         what = f"{self.plan.number} images of each of {len(prompts)} {kind}"

@@ -79,7 +79,6 @@ class InversionReport:
     results: tuple[InversionResult, ...]
 
     def to_text(self) -> str:
-        """A line per number of steps."""
         lines = ["steps   PSNR     noise: mean        std  kurtosis  neighbours"]
         for result in self.results:
             means = {key: sum(each) / len(each) for key, each in result.statistics.items()}

@@ -41,7 +41,6 @@ class LikelihoodResult:
     source: str
 
     def to_text(self) -> str:
-        """One line with the interval."""
         mean = self.bits.mean
         return (
             f"{mean.value:.3f} bits per dimension ({mean.low:.3f} to {mean.high:.3f}, 95% over "
@@ -49,7 +48,6 @@ class LikelihoodResult:
         )
 
     def to_json(self) -> str:
-        """The result with its protocol."""
         tree = {
             "bits_per_dimension": asdict(self.bits.mean),
             "images": self.source,

@@ -27,7 +27,6 @@ class NoiseFile:
     classes: tuple[int, ...]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {key: value for key, value in asdict(self).items() if key != NAME}
         save_file({NAME: self.noise.contiguous()}, path, metadata={ABOUT: json.dumps(about)})

@@ -1,65 +1,51 @@
 """Settings of a system that `sample` can override, by the names of its options."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, assert_never, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import (
-    CascadeSystem,
-    DalleSystem,
-    DiffusionSystem,
-    HierarchySystem,
-    SystemConfig,
-)
+from mezzotint.inference.config import SystemConfig
 from trainer.recipe import explain
 
 Value = str | float | int
-S = TypeVar("S", bound=DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem)
+S = TypeVar("S", bound=SystemConfig)
 Overrides = Mapping[str, Value]
 
 OPTIONS = ("guidance", "solver", "steps", "negative", "classifier-scale")
 """Settings with an option of their own; the others come by --set."""
-_DIFFUSION = {
-    "guidance": "sampling.guidance",
-    "steps": "sampling.steps",
-    "solver": "sampling.solver.kind",
-    "times": "sampling.times.kind",
-    "last": "sampling.times.last",
-    "eta": "sampling.solver.eta",
-    "rescale": "sampling.rescale",
-    "thresholding": "sampling.thresholding.kind",
-    "negative": "negative",
-    "classifier-scale": "sampling.classifier_scale",
-}
-_CASCADE = {
-    "guidance": "base_sampling.guidance",
-    "steps": "base_sampling.steps",
-    "solver": "base_sampling.solver.kind",
-    "eta": "base_sampling.eta",
-    "level": "upsampler_sampling.level",
-}
 _TOKENS = {
     "guidance": "sampling.guidance",
     "temperature": "sampling.temperature",
     "top-k": "sampling.top_k",
     "top-p": "sampling.top_p",
 }
-
-
-def setting_paths(config: SystemConfig) -> Mapping[str, str]:
-    """The path of each setting in the configuration of a system."""
-    match config:
-        case DiffusionSystem():
-            return _DIFFUSION
-        case CascadeSystem():
-            return _CASCADE
-        case DalleSystem() | HierarchySystem():
-            return _TOKENS
-        case _:
-            assert_never(config)
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "diffusion": {
+        "guidance": "sampling.guidance",
+        "steps": "sampling.steps",
+        "solver": "sampling.solver.kind",
+        "times": "sampling.times.kind",
+        "last": "sampling.times.last",
+        "eta": "sampling.solver.eta",
+        "rescale": "sampling.rescale",
+        "thresholding": "sampling.thresholding.kind",
+        "negative": "negative",
+        "classifier-scale": "sampling.classifier_scale",
+    },
+    "cascade": {
+        "guidance": "base_sampling.guidance",
+        "steps": "base_sampling.steps",
+        "solver": "base_sampling.solver.kind",
+        "eta": "base_sampling.eta",
+        "level": "upsampler_sampling.level",
+    },
+    "dalle": _TOKENS,
+    "hierarchy": _TOKENS,
+}
+"""By kind of system, the path of each setting in its configuration."""
 
 
 def with_overrides(config: S, settings: Overrides, option: str | None = None) -> S:
@@ -68,7 +54,7 @@ def with_overrides(config: S, settings: Overrides, option: str | None = None) ->
     Raises:
         UserError: the system has no such setting, or it cannot have the value.
     """
-    known = setting_paths(config)
+    known = SETTINGS[config.kind]
     tree = config.model_dump(mode="json")
     kinds_first = sorted(settings.items(), key=lambda item: item[0] not in ("solver", "times"))
     for name, value in kinds_first:

@@ -87,22 +87,14 @@ class ClipEmbedder:
                 assert_never(source)
 
     @torch.no_grad()
-    def images(self, images: Tensor, *, batch: int = 128) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Unit-norm embeddings (n, D) float32 of images (n, H, W, 3) uint8, on the CPU."""
-        parts = [
-            self.model.encode_image(from_bytes(part.to(self.device)))
-            for part in torch.split(images, batch)
-        ]
-        return torch.cat(parts).cpu()
+        return self.model.encode_image(from_bytes(images.to(self.device))).cpu()
 
     @torch.no_grad()
-    def texts(self, captions: Sequence[str], *, batch: int = 256) -> Tensor:
+    def texts(self, captions: Sequence[str]) -> Tensor:
         """Unit-norm embeddings (n, D) float32 of captions, on the CPU."""
-        parts = [
-            self.model.encode_text(part.to(self.device))
-            for part in torch.split(self.text(captions), batch)
-        ]
-        return torch.cat(parts).cpu()
+        return self.model.encode_text(self.text(captions).to(self.device)).cpu()
 
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Cosines (B,) of images (B, 3, H, W) in [-1, 1] with their captions, on the device."""
@@ -110,5 +102,4 @@ class ClipEmbedder:
         return (self.model.encode_image(images) * self.model.encode_text(tokens)).sum(dim=1).float()
 
     def protocol(self) -> Mapping[str, str]:
-        """Which CLIP model it is."""
         return {**self.source, "digest": self.digest}

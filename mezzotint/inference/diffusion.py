@@ -240,7 +240,6 @@ class DiffusionGenerator(ImageGenerator):
         return torch.tensor(given, device=self.runtime.device)
 
     def _negative(self, cond: Condition, count: int) -> Condition | None:
-        """The condition of the negative caption, if there is one."""
         caption = self.config.negative
         if caption is None:
             return None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal
 
 import torch
 
@@ -60,14 +60,8 @@ class Runtime:
 
 def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether matrix products run in bf16."""
-    match precision:
-        case "fp32":
-            return False
-        case "bf16":
-            return True
-        case "auto" if device.type == "cuda":
-            return torch.cuda.is_bf16_supported()
-        case "auto":
-            return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-        case _:
-            assert_never(precision)
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

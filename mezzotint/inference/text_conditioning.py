@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -12,16 +11,6 @@ from mezzotint.inference.clip import CaptionTokenizer
 from models import frozen_text, store
 from models.diffusion.condition import Condition
 from models.frozen_text import FrozenTextEncoder
-
-
-class TextConditioning(Protocol):
-    """Adds captions to a condition."""
-
-    def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        """The condition with captions, one per sample."""
-
-    def protocol(self) -> Mapping[str, object]:
-        """How captions are encoded."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +40,10 @@ class FeatureConditioning:
 
     def protocol(self) -> Mapping[str, object]:
         return self.reader.source.model_dump(mode="json")
+
+
+TextConditioning = TokenConditioning | FeatureConditioning
+"""Adds captions to a condition, one per sample."""
 
 
 def text_conditioning(

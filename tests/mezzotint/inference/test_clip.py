@@ -71,7 +71,7 @@ def test_a_checkpoint_embeds_pictures_and_captions_with_its_own_tokenizer(checkp
     assert tokens.shape == (3, 16)
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 20, 20, 3), generator=rng, dtype=torch.uint8)
-    images, texts = clip.images(pixels, batch=2), clip.texts(tuple(CAPTIONS), batch=2)
+    images, texts = clip.images(pixels), clip.texts(tuple(CAPTIONS))
     assert torch.allclose(texts, clip.model.encode_text(tokens), atol=1e-6)
     for features in (images, texts):
         assert features.shape == (3, 16)
