@@ -148,7 +148,8 @@ def arguments() -> argparse.Namespace:
 def prepared(options: argparse.Namespace) -> tuple[Bench, dict[str, float]]:
     """The bench, and the distances that need no sampling."""
     system = DiffusionSystem(model=find_model(options.run).directory)
-    generator, network = DiffusionGenerator.load(system, Runtime.of()), EfficientNetLite0().build()
+    generator = DiffusionGenerator.load(system, Runtime.of())
+    network = EfficientNetLite0().build(Runtime.of(precision="fp32"))
     size, split = generator.image_size, options.split
     real = images_of_set(options.data, size, limit=options.images, seed=0, split=split)
     count = len(real.captions)

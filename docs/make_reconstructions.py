@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.config import ReconstructedImages
 from evaluation.metrics.intervals import Score
-from evaluation.reconstruction import open_images, read_autoencoder
+from evaluation.reconstruction import read_autoencoder
 from evaluation.result import EvaluationResult
 from evaluation.samples import choose
 from mezzotint.inference.images import to_bytes
@@ -85,7 +85,7 @@ def table(evaluated: dict[str, tuple[Path, Path]]) -> Image.Image:
     labels, cells = ["originals"], []
     for name, (model, results) in evaluated.items():
         autoencoder = read_autoencoder(str(model))
-        dataset = open_images(HELD_OUT, autoencoder.image_size)
+        dataset = open_dataset(HELD_OUT.data_config(HELD_OUT.part, autoencoder.image_size))
         images = first(dataset)
         with torch.inference_mode():
             reconstructed = to_bytes(autoencoder.reconstruct(images))

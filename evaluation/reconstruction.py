@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
-from evaluation.config import ReconstructedImages, ReconstructionConfig
+from evaluation.config import ReconstructionConfig
 from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
@@ -138,7 +138,7 @@ def evaluate_reconstruction(
     """
     model = read_autoencoder(config.autoencoder, runtime.device)
     network = None if config.features is None else config.features.build(runtime)
-    dataset = open_images(config.images, model.image_size)
+    dataset = open_dataset(config.images.data_config(config.images.part, model.image_size))
     evaluator = ReconstructionEvaluator(config, model, dataset, network, runtime)
     chosen = choose(dataset.keys(), config.images.limit, config.seed)
     if len(chosen) < 2:
@@ -173,11 +173,6 @@ def read_autoencoder(directory: str, device: str | torch.device = "cpu") -> Mode
         kind = store.describe(directory).config.kind
         raise UserError(f"autoencoder: {directory} holds a {kind}; name an autoencoder")
     return model
-
-
-def open_images(config: ReconstructedImages, image_size: int) -> Dataset:
-    """The selected images at the autoencoder's size."""
-    return open_dataset(config.data_config(config.part, image_size))
 
 
 def code_counts(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:

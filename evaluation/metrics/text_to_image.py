@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.blocks import in_blocks
 from evaluation.metrics import best_of_n, fid
 from evaluation.metrics.clip_retrieval import distractors, retrieves
 from evaluation.metrics.clip_score import clip_scores, shuffled
@@ -96,10 +95,10 @@ def clip_metrics(
     """
 
     def embed_images(images: Tensor) -> Tensor:
-        return in_blocks(clip.images, images, runtime, size=128)
+        return runtime.in_blocks(clip.images, images, size=128)
 
     def embed_texts(captions: Sequence[str]) -> Tensor:
-        return in_blocks(clip.texts, captions, runtime, size=256)
+        return runtime.in_blocks(clip.texts, captions, size=256)
 
     texts = embed_texts(reference.captions)
     index_of = {key: index for index, key in enumerate(reference.keys)}

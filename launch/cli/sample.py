@@ -16,8 +16,6 @@ Where = Annotated[
         help="A pipeline's run directory, a training run or a model directory (also s3://).",
     ),
 ]
-Captions = Annotated[list[str] | None, typer.Argument(help="What the images show.")]
-Out = Annotated[Path, typer.Option(help="Where the PNG goes.")]
 Classes = Annotated[
     list[str] | None,
     typer.Option("--class", help="A class, by name or number; again for another."),
@@ -25,13 +23,10 @@ Classes = Annotated[
 System = Annotated[
     str | None, typer.Option(help="A pipeline's evaluate stage; cascade by default.")
 ]
-Number = Annotated[int, typer.Option(help="Images shown per prompt.", min=1)]
 Candidates = Annotated[
     int | None,
     typer.Option(help="Images a prior generates per caption, of which the best are shown.", min=1),
 ]
-Batch = Annotated[int, typer.Option(help="Images generated together.", min=1)]
-Seed = Annotated[int, typer.Option(help="Same seed, same images.", min=0)]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Guidance scale, 1 is none; the pipeline's by default.", min=0),
@@ -39,8 +34,6 @@ Guidance = Annotated[
 Solver = Annotated[
     str | None, typer.Option(help="ddim, ddpm, heun, dpm_solver_pp_2m, unipc and others.")
 ]
-Steps = Annotated[int | None, typer.Option(help="Steps of the solver.", min=1)]
-Negative = Annotated[str | None, typer.Option(help="Negative prompt of guidance.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -90,16 +83,16 @@ Start = Annotated[
 )
 def sample(
     where: Where,
-    captions: Captions = None,
-    out: Out = Path("sample.png"),
+    captions: Annotated[list[str] | None, typer.Argument(help="What the images show.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("sample.png"),
     classes: Classes = None,
     system: System = None,
-    number: Number = 4,
-    seed: Seed = 0,
+    number: Annotated[int, typer.Option(help="Images shown per prompt.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="Same seed, same images.", min=0)] = 0,
     guidance: Guidance = None,
     solver: Solver = None,
-    steps: Steps = None,
-    negative: Negative = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.", min=1)] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt of guidance.")] = None,
     others: Set = None,
     classifier: Classifier = None,
     classifier_scale: ClassifierScale = None,
@@ -109,7 +102,7 @@ def sample(
     data: DataSet = None,
     candidates: Candidates = None,
     processes: Processes = None,
-    batch: Batch = 32,
+    batch: Annotated[int, typer.Option(help="Images generated together.", min=1)] = 32,
     device: Device = None,
     *,
     as_json: AsJson = False,

@@ -1,12 +1,11 @@
 """The run of a sampler as images: x and the prediction of x_0, step by step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from mezzotint.common.errors import UserError
@@ -18,27 +17,20 @@ COLUMNS = 11
 FORMATS = (".png", ".gif")
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The first images after one step: x and predictions (n, H, W, 3) uint8."""
-
-    step: SamplerStep
-    x: Tensor
-    denoised: Tensor
-
-
 @dataclass
 class Trajectory:
     """A callback that keeps the steps of the first `count` images."""
 
     count: int
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[SamplerStep] = field(default_factory=list)
+    """With x and predictions (count, H, W, 3) uint8."""
 
     def __call__(self, step: SamplerStep) -> None:
         """Keep a step; x is scaled to a standard deviation of at most 1."""
         x, denoised = step.x[: self.count], step.denoised[: self.count]
         scale = x.flatten(1).std(dim=1).clamp(min=1).view(-1, 1, 1, 1)
-        self.frames.append(Frame(step, to_bytes(x / scale).cpu(), to_bytes(denoised).cpu()))
+        x, denoised = to_bytes(x / scale).cpu(), to_bytes(denoised).cpu()
+        self.frames.append(replace(step, x=x, denoised=denoised))
 
     def save(self, path: Path, captions: Sequence[str], title: str) -> None:
         """Write a strip (.png) or an animation (.gif)."""
@@ -59,7 +51,7 @@ class Trajectory:
             cells.append([GridCell([[frame.x[image]]]) for frame in shown])
             cells.append([GridCell([[frame.denoised[image]]]) for frame in shown])
             labels += [captions[image], "prediction of x_0"]
-        steps = [f"{frame.step.time:.2f} · {frame.step.done}" for frame in shown]
+        steps = [f"{frame.time:.2f} · {frame.done}" for frame in shown]
         columns = GridAxis(steps, "timestep, and steps done")
         return image_grid(cells, title=title, rows=GridAxis(labels), columns=columns)
 
@@ -71,10 +63,9 @@ class Trajectory:
                 GridCell([[frame.x[image], frame.denoised[image]]], captions[image])
                 for image in range(self.count)
             ]
-            step = frame.step
             grid = image_grid(
                 in_columns(cells, min(4, self.count)),
-                title=f"step {step.done:>3} of {step.total},  t = {step.time:.2f}",
+                title=f"step {frame.done:>3} of {frame.total},  t = {frame.time:.2f}",
                 image_labels=("x", "x_0"),
                 max_width=1000,
             )

@@ -1,16 +1,18 @@
 """Where and how networks compute in inference: device, precision, processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from mezzotint.inference.process_group import ProcessGroup
 
 Precision = Literal["auto", "fp32", "bf16"]
 """`auto` is bf16 autocast where the device multiplies bf16 matrices, else fp32."""
+Items = TypeVar("Items", Tensor, Sequence[str])
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ class Runtime:
                 yield
         finally:
             torch.set_num_threads(threads)
+
+    def in_blocks(
+        self,
+        function: Callable[[Items], Tensor],
+        items: Items,
+        *,
+        size: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """`function` of every `size` items, concatenated on the CPU.
+
+        The blocks depend on `size` alone and each is computed by one process, so the result is the
+        same for any number of processes.
+        """
+
+        def compute(block: range) -> Mapping[str, Tensor]:
+            values = function(items[block.start : block.stop]).cpu()
+            if progress is not None:
+                progress(block.stop, len(items))
+            return {"values": values}
+
+        with self.inference():
+            return self.group.concatenate_blocks(compute, len(items), size)["values"]
 
 
 def computes_in_bf16(precision: Precision, device: torch.device) -> bool:

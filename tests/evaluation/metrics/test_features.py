@@ -11,6 +11,7 @@ from evaluation.metrics.features import EfficientNetLite0, Inception
 from evaluation.metrics.inception import fid_inception_v3
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
+from mezzotint.inference.runtime import Runtime
 from models.weights_file import read_weights
 
 
@@ -20,7 +21,7 @@ def noise(count, size, seed=0):
 
 
 def test_efficientnet_features_carry_the_hash_of_the_published_weights():
-    network = EfficientNetLite0().build()
+    network = EfficientNetLite0().build(Runtime.of(precision="fp32"))
     assert network.metric == "fd_efficientnet_lite0"
     assert network.weights_sha256.startswith("579344248a93e230")
     got = network(noise(3, 32))
@@ -36,7 +37,7 @@ def test_inception_weights_of_the_fid_layout_load_and_give_2048_features(tmp_pat
     }
     path = tmp_path / "pt_inception.pth"
     torch.save(weights, path)
-    network = Inception(path=str(path)).build()
+    network = Inception(path=str(path)).build(Runtime.of(precision="fp32"))
     assert (network.metric, network.image_size) == ("fid", 299)
     assert network(noise(1, 16)).shape == (1, 2048)
     assert network.weights_sha256 == sha256_file(path)
@@ -67,7 +68,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"layer.weight": torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r"other\.safetensors: is not FID's InceptionV3"):
-        Inception(path=str(path)).build()
+        Inception(path=str(path)).build(Runtime.of(precision="fp32"))
 
 
 def test_a_weight_file_that_would_run_code_is_refused(tmp_path):
@@ -85,7 +86,7 @@ def test_a_missing_weight_file_is_named():
 def test_a_missing_feature_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(features, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps"):
-        EfficientNetLite0().build()
+        EfficientNetLite0().build(Runtime.of(precision="fp32"))
 
 
 @pytest.mark.parametrize("method", ["pil_bicubic", "pil_bilinear", "torch_bilinear"])
