@@ -67,21 +67,11 @@ class FeatureNetwork:
 
 def resize(images: Tensor, size: int, method: Resize) -> Tensor:
     """Images (n, H, W, 3) uint8 as (n, 3, size, size) float32 in [0, 255]."""
-    match method:
-        case "pil_bicubic":
-            return _resize_pil(images, size, Image.Resampling.BICUBIC)
-        case "pil_bilinear":
-            return _resize_pil(images, size, Image.Resampling.BILINEAR)
-        case "torch_bilinear":
-            pixels = images.movedim(-1, 1).float()
-            return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
-
-
-def _resize_pil(images: Tensor, size: int, resampling: Image.Resampling) -> Tensor:
-    resized = [
-        np.array(Image.fromarray(image.numpy()).resize((size, size), resampling))
-        for image in images
-    ]
+    if method == "torch_bilinear":
+        pixels = images.movedim(-1, 1).float()
+        return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    pil = Image.Resampling.BICUBIC if method == "pil_bicubic" else Image.Resampling.BILINEAR
+    resized = [np.array(Image.fromarray(each.numpy()).resize((size, size), pil)) for each in images]
     return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float()
 
 

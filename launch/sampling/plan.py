@@ -128,7 +128,7 @@ def resolve_system(
     if options.classifier is not None:
         classifier = find_model(options.classifier)
         config = DiffusionSystem(model=config.model, classifier=classifier.directory)
-        model = replace(model, classes=model.classes or classifier.classes)
+        model = model if model.classes else replace(model, labels=classifier.labels)
         return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
     return model.name, config, model
 

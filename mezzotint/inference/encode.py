@@ -33,19 +33,15 @@ def encoder_size(model: str, *, latents: bool = False) -> int:
         UserError: the model directory holds no autoencoder, or none with the latents asked for.
     """
     config = store.describe(model).config
-    match config:
-        case AutoencoderConfig():
-            return config.image_size
-        case DVAEConfig() | VQVAE2Config() if latents:
-            raise UserError(
-                f"{model}: a {config.kind} has codes and no latents of its own; leave out --latents"
-            )
-        case DVAEConfig() | VQVAE2Config():
-            return config.image_size
-        case _:
-            raise UserError(
-                f"{model}: holds a {config.kind}; images are encoded by an autoencoder or dvae"
-            )
+    if not isinstance(config, AutoencoderConfig | DVAEConfig | VQVAE2Config):
+        raise UserError(
+            f"{model}: holds a {config.kind}; images are encoded by an autoencoder or dvae"
+        )
+    if latents and not isinstance(config, AutoencoderConfig):
+        raise UserError(
+            f"{model}: a {config.kind} has codes and no latents of its own; leave out --latents"
+        )
+    return config.image_size
 
 
 def encode_set(

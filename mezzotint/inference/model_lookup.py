@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ SYSTEM: TypeAdapter[SystemConfig] = TypeAdapter(SystemConfig)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model directory, and the names of its classes if they are known."""
+    """A model directory, and the labels of its classes if they are known."""
 
     directory: str
-    classes: Mapping[str, int] = field(default_factory=dict)
     labels: LabelConfig | None = None
     """How its training data gave the classes."""
+
+    @property
+    def classes(self) -> Mapping[str, int]:
+        """Classes by name; empty where no names are known."""
+        values = () if self.labels is None else self.labels.values or ()
+        return {str(value): index for index, value in enumerate(values)}
 
     @property
     def name(self) -> str:
@@ -56,10 +61,8 @@ class TrainedModel:
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
-        for name, index in self.classes.items():
-            if index == label:
-                return name
-        return f"class {label}"
+        names = {index: name for name, index in self.classes.items()}
+        return names.get(label, f"class {label}")
 
 
 def find_model(where: str) -> TrainedModel:
@@ -116,8 +119,7 @@ def _with_classes(model: str, recipe: Path | None) -> TrainedModel:
         labels = LabelConfig.model_validate(label)
     except ValidationError as error:
         raise UserError(f"{recipe}: data.label: {error.errors()[0]['msg']}") from error
-    names = {str(value): index for index, value in enumerate(labels.values or ())}
-    return TrainedModel(model, names, labels)
+    return TrainedModel(model, labels)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
