@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_seed
 from mezzotint.inference.generator import GenerationRequest, ImageGenerator, Prompt
-from mezzotint.inference.images import from_pil, to_pil
+from mezzotint.inference.images import to_pil
 
 INDEX = "samples.jsonl"
 
@@ -120,32 +119,3 @@ def write(
             line["scores"] = [round(score, 6) for score in samples.scores[index].tolist()]
         lines.append(json.dumps(line, ensure_ascii=False))
     files.write_text(directory / INDEX, "".join(f"{line}\n" for line in lines))
-
-
-def read(directory: Path) -> SampleSet:
-    """Read back what `write` wrote.
-
-    Raises:
-        UserError: no index, or an image it names is missing.
-    """
-    try:
-        lines = (directory / INDEX).read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-        strips = [
-            from_pil(Image.open(directory / entry.get("candidates", entry["sample"])))
-            for entry in entries
-        ]
-    except OSError as error:
-        raise UserError(f"{directory}: is not a whole sample set ({error})") from error
-    candidates = [torch.stack(torch.split(strip, strip.shape[0], dim=1)) for strip in strips]
-    ranked = all("scores" in entry for entry in entries)
-    return SampleSet(
-        prompts=tuple(
-            EvaluationPrompt(entry["part"], entry["key"], entry["caption"], entry["repeat"])
-            for entry in entries
-        ),
-        candidates=torch.stack(candidates),
-        scores=torch.tensor([entry["scores"] for entry in entries], device="cpu")
-        if ranked
-        else None,
-    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,11 +21,6 @@ def from_bytes(images: Tensor) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """One image (H, W, 3) uint8 as a PIL image."""
     return Image.fromarray(image.numpy())
-
-
-def from_pil(image: Image.Image) -> Tensor:
-    """A PIL image as (H, W, 3) uint8."""
-    return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def quantize_images(

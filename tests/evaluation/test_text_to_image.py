@@ -13,7 +13,6 @@ from PIL import Image
 from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
-from evaluation import samples
 from evaluation.config import TextToImageConfig
 from evaluation.evaluate import evaluate
 from evaluation.result import EvaluationResult
@@ -206,32 +205,34 @@ def test_the_distance_says_how_few_images_it_rests_on(evaluated):
     assert "1280 feature dimensions" in held_out["sample_size_warning"]
 
 
-def test_images_and_a_summary_are_left(evaluated):
+def test_images_and_a_summary_are_left(evaluated, read_samples):
     written = {path.name for path in evaluated.directory.iterdir()}
     assert {"grid_held_out.png", "grid_train.png", "samples.jsonl", "report.md"} <= written
     assert "| exact_match | composition |" in (evaluated.directory / "report.md").read_text()
-    assert len(samples.read(evaluated.directory).prompts) == 7
+    assert len(read_samples(evaluated.directory).prompts) == 7
     assert {"reference", "generate", "features"} <= evaluated.phases
 
 
-def test_priors_are_reranked_and_the_cascade_is_not(evaluated):
+def test_priors_are_reranked_and_the_cascade_is_not(evaluated, read_samples):
     metrics = evaluated.tree["metrics"]
     if evaluated.tree["protocol"]["system"]["kind"] == "cascade":
         assert "exact_match_best_of_n" not in metrics
         return
-    count = samples.read(evaluated.directory).candidates.shape[1]
+    count = read_samples(evaluated.directory).candidates.shape[1]
     assert list(metrics["exact_match_best_of_n"]) == ["1", "2", "3"][:count]
     means = [score["value"] for score in metrics["clip_score_best_of_n"].values()]
     assert means == sorted(means)
     assert (evaluated.directory / "grid_candidates.png").is_file()
 
 
-def test_the_same_evaluation_again_gives_the_same_images_and_figures(evaluated, home, tmp_path):
+def test_the_same_evaluation_again_gives_the_same_images_and_figures(
+    evaluated, home, tmp_path, read_samples
+):
     evaluate(configured(home, evaluated.tree["protocol"]["system"]["kind"]), tmp_path)
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again | {"seconds": {}} == evaluated.tree | {"seconds": {}}
     assert torch.equal(
-        samples.read(tmp_path).candidates, samples.read(evaluated.directory).candidates
+        read_samples(tmp_path).candidates, read_samples(evaluated.directory).candidates
     )
 
 
@@ -246,12 +247,12 @@ def test_no_tensor_is_made_on_the_default_device(evaluated, home, tmp_path):
 
 
 @pytest.mark.processes
-def test_two_processes_give_the_images_and_metrics_of_one(evaluated, home, tmp_path):
+def test_two_processes_give_the_images_and_metrics_of_one(evaluated, home, tmp_path, read_samples):
     config = configured(home, evaluated.tree["protocol"]["system"]["kind"])
     evaluate_in_processes(config, tmp_path, lambda *_: None, device="cpu", processes=2)
     tree = json.loads((tmp_path / "evaluation.json").read_text())
     assert tree | {"seconds": {}} == evaluated.tree | {"seconds": {}}
-    one, two = (samples.read(path).candidates for path in (evaluated.directory, tmp_path))
+    one, two = (read_samples(path).candidates for path in (evaluated.directory, tmp_path))
     assert torch.equal(one, two)
 
 
