@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -64,27 +63,23 @@ class ClipEmbedder:
                 checkpoint or one that does not fit it.
         """
         place = torch.device(device)
-        match source:
-            case str():
-                stored, model = store.describe(source), store.load(source, device=place)
-                if not isinstance(model, Clip):
-                    raise UserError(
-                        f"{source}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
-                        "system.ranker) to a directory that holds one"
-                    )
-                text, about = CaptionTokenizer.of(source), {"kind": "clip", "directory": source}
-                return cls(model, text, stored.digest, about, place)
-            case OpenClip():
-                pretrained = PretrainedClip(source.architecture, source.checkpoint).to(place)
-                return cls(
-                    pretrained,
-                    lambda captions: pretrained.tokens(list(captions)),
-                    sha256_file(source.checkpoint),
-                    source.model_dump(),
-                    place,
-                )
-            case _:
-                assert_never(source)
+        if isinstance(source, OpenClip):
+            pretrained = PretrainedClip(source.architecture, source.checkpoint).to(place)
+            return cls(
+                pretrained,
+                lambda captions: pretrained.tokens(list(captions)),
+                sha256_file(source.checkpoint),
+                source.model_dump(),
+                place,
+            )
+        stored, model = store.describe(source), store.load(source, device=place)
+        if not isinstance(model, Clip):
+            raise UserError(
+                f"{source}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
+                "system.ranker) to a directory that holds one"
+            )
+        text, about = CaptionTokenizer.of(source), {"kind": "clip", "directory": source}
+        return cls(model, text, stored.digest, about, place)
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
