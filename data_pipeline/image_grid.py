@@ -1,6 +1,6 @@
 """Grids of images as one image: labelled rows and columns, captions, a title and notes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -159,12 +159,11 @@ def _widest(texts: Sequence[str], font: Font) -> int:
 
 
 def _block(images: Tensor | Sequence[Sequence[GridImage]]) -> list[list[Image.Image]]:
-    return [list(_as_pil(line)) for line in images]
+    return [[_as_pil(image) for image in line] for line in images]
 
 
-def _as_pil(line: Tensor | Sequence[GridImage]) -> Iterator[Image.Image]:
-    for image in line:
-        yield image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
+def _as_pil(image: GridImage) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image.cpu().numpy())
 
 
 def _draw_headers(
@@ -187,8 +186,7 @@ def _draw_headers(
             pen.text((x, y), label, INK, plain)
             pen.line((x, y + LINE, x + layout.width - 1, y + LINE), RULE, 2)
         for index, label in enumerate(image_labels):
-            place = (x + index * (layout.tile + SEAM), layout.top - LINE)
-            pen.text(place, label, PALE, small)
+            pen.text((x + index * (layout.tile + SEAM), layout.top - LINE), label, PALE, small)
 
 
 def _draw_cell(

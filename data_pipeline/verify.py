@@ -109,7 +109,9 @@ def _index_shard(url: str, file: str, excluded: list[str]) -> ShardEntry:
         for sample in index_tar(tar.plain, file):
             if "txt" not in sample.members:
                 excluded.append(f"{file}: {sample.key}: no caption (txt)")
-            elif not any(_is_content(extension) for extension in sample.members):
+            elif not any(
+                name in IMAGE_EXTENSIONS or name.endswith(".npy") for name in sample.members
+            ):
                 excluded.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
             else:
                 json = sample.members.get("json")
@@ -122,7 +124,3 @@ def _index_shard(url: str, file: str, excluded: list[str]) -> ShardEntry:
             expanded_bytes=tar.plain.stat().st_size if file.endswith(".gz") else None,
             samples=tuple(entries),
         )
-
-
-def _is_content(extension: str) -> bool:
-    return extension in IMAGE_EXTENSIONS or extension.endswith(".npy")

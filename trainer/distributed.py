@@ -167,8 +167,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if _is_single_process():
         return rows
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
-    return gathered
+    return _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -84,8 +84,7 @@ class Engine:
     @property
     def module(self) -> nn.Module:
         """The unwrapped module: for another part's loss, previews and export."""
-        module: nn.Module = self._engine.module
-        return module
+        return self._engine.module
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the part's forward takes
         if self.precision != "autocast_fp16":

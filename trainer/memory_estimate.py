@@ -5,7 +5,7 @@ with the averages of `trainer.averages.ema`. Activations are not counted. Real e
 against these numbers in tests/integration/test_footprint.py.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from torch import nn
@@ -158,11 +158,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The sum, an upper bound: not all of it is held at the same time."""
-        return sum(getattr(self, field.name) for field in fields(self))
-
-    def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return MemoryEstimate(*(one + two for one, two in pairs))
+        return sum(astuple(self))
 
 
 def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
@@ -171,15 +167,13 @@ def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
     groups = how.groups(part)
     match zero:
         case 0:
-            shares = [sum(weights) for weights, _ in groups]
-            kept = sum(shares)
+            rows = shares = [sum(weights) for weights, _ in groups]
         case 3:
-            shares = [_shard(weights, world) for weights, _ in groups]
-            kept = sum(shares)
+            rows = shares = [_shard(weights, world) for weights, _ in groups]
         case _:
             rows = [padded(sum(weights), world) for weights, _ in groups]
-            kept, shares = sum(rows), [row // world for row in rows]
-    share = sum(shares)
+            shares = [row // world for row in rows]
+    kept, share = sum(rows), sum(shares)
     averages = (_shard(part.weights, world) if zero == 3 else part.total) * FLOAT
     largest = max(part.weights) * FLOAT
     whole = min(part.total, part.small + LIVE + part.largest_layer) if zero == 3 else 0

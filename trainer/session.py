@@ -45,11 +45,7 @@ def run(
         name=directory.path.name,
         params=recipe.model_dump(mode="json"),
         tags={"mezzotint.kind": "train"},
-        dataset=(
-            inputs.dataset.manifest.name,
-            inputs.dataset.fingerprint,
-            recipe.data.url,
-        ),
+        dataset=(inputs.dataset.manifest.name, inputs.dataset.fingerprint, recipe.data.url),
     )
     tracker = Tracker(
         directory,
@@ -139,5 +135,4 @@ def export(
 
 def read_summary(directory: RunDirectory) -> dict[str, object]:
     """The summary of a finished run."""
-    summary: dict[str, object] = json.loads(directory.summary.read_text(encoding="utf-8"))
-    return summary
+    return json.loads(directory.summary.read_text(encoding="utf-8"))

@@ -16,13 +16,7 @@ from typing import Literal, Protocol, TypeGuard
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.images import IMAGE_EXTENSIONS
-from data_pipeline.manifest import (
-    MANIFEST_NAME,
-    Attribute,
-    Manifest,
-    SampleEntry,
-    read_manifest,
-)
+from data_pipeline.manifest import MANIFEST_NAME, Attribute, Manifest, SampleEntry, read_manifest
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +226,7 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     layouts = {name: states(recipe, name, machines.precision) for name in numbers}
     world = machines.processes
     parts = {name: estimate_memory(part, layouts[name], world) for name, part in numbers.items()}
-    total = reduce(MemoryEstimate.__add__, parts.values()).total
+    total = sum(part.total for part in parts.values())
     start = sum(start_bytes(part, layouts[name], world) for name, part in numbers.items())
     available = machines.memory
     return Memory(

@@ -63,15 +63,14 @@ class ResidualBranch:
         """Forward pre-hook of `entry`."""
         if not torch.is_grad_enabled():
             return inputs
-        first: Tensor = _UnscaleInputGrad.apply(inputs[0], self.scale)  # type: ignore[no-untyped-call]
+        first = _UnscaleInputGrad.apply(inputs[0], self.scale)  # type: ignore[no-untyped-call]
         return (first, *inputs[1:])
 
     def scale_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook of `exit`."""
         if not torch.is_grad_enabled():
             return output.float()
-        scaled: Tensor = _ScaleOutputGrad.apply(output, self.scale)  # type: ignore[no-untyped-call]
-        return scaled
+        return _ScaleOutputGrad.apply(output, self.scale)  # type: ignore[no-untyped-call]
 
 
 def residual_branches(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:

@@ -63,8 +63,7 @@ class InBackwardAdamW(torch.optim.Optimizer):
 
     @property
     def updates(self) -> int:
-        done: int = self.param_groups[0][UPDATES]
-        return done
+        return self.param_groups[0][UPDATES]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Close an update; its work was done in backward."""

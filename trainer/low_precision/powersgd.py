@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from models.nn.attention import SelfAttention
 from trainer import distributed
-from trainer.low_precision.float16_formats import CODE, MEAN
+from trainer.low_precision.adamw import FORMATS
 
 JITTER = 1e-6
 BUCKET = 1 << 24
@@ -78,6 +78,7 @@ class Compressor:
         self, module: nn.Module, matrices: Iterable[nn.Parameter], config: PowerSGDConfig, seed: int
     ) -> None:
         self._config = config
+        self._stored_as = FORMATS[config.errors]
         wanted = {id(matrix) for matrix in matrices}
         fused = {
             id(each.qkv.weight) for each in module.modules() if isinstance(each, SelfAttention)
@@ -102,15 +103,11 @@ class Compressor:
         height = cut // shards
         rank = min(self._config.rank // shards, height, other)
         initial_q = torch.randn(fused * shards, other, rank, generator=rng, device="cpu")
-        residual = torch.zeros(fused * shards, height, other, dtype=self._dtype)
+        residual = torch.zeros(fused * shards, height, other, dtype=self._stored_as.dtype)
         device = weight.device
         return _Matrix(
             weight, fused * shards, transposed, initial_q.to(device), residual.to(device)
         )
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return CODE if self._config.errors == "codec_16" else torch.float32
 
     def reduce(self) -> bool:
         """Replace gradients by their averages; returns whether all of them are finite.
@@ -134,7 +131,7 @@ class Compressor:
         grad = matrix.weight.grad
         if grad is None:  # on every process: the same network has run
             return True
-        total = matrix.split(grad.float()) + self._decode(matrix.residual)
+        total = matrix.split(grad.float()) + self._stored_as.mean.decode(matrix.residual)
         product = distributed.mean(total @ matrix.initial_q)
         if not bool(product.isfinite().all()):
             if not bool((total @ matrix.initial_q).isfinite().all()):
@@ -143,16 +140,10 @@ class Compressor:
             return False
         basis = orthonormal(product)
         own = total.transpose(1, 2) @ basis
-        matrix.residual.copy_(self._encode(total - basis @ own.transpose(1, 2)))
+        matrix.residual.copy_(self._stored_as.mean.encode(total - basis @ own.transpose(1, 2)))
         average = basis @ distributed.mean(own).transpose(1, 2)
         grad.copy_(matrix.merge(average))
         return True
-
-    def _decode(self, residual: Tensor) -> Tensor:
-        return MEAN.decode(residual) if residual.dtype == CODE else residual
-
-    def _encode(self, residual: Tensor) -> Tensor:
-        return MEAN.encode(residual) if self._dtype == CODE else residual
 
     def errors(self) -> dict[str, Tensor]:
         """This process's error buffers as stored, by weight."""

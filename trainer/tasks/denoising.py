@@ -37,13 +37,7 @@ from trainer.tasks.conditions import (
     upsampling_factor,
 )
 from trainer.tasks.frozen_text import LazyTextEncoder
-from trainer.tasks.objectives import (
-    HybridLoss,
-    LossConfig,
-    Weight,
-    WeightedLoss,
-    objective,
-)
+from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
 
 
 class Images(BaseModel, frozen=True, extra="forbid"):
@@ -137,8 +131,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         if given != wanted:
             raise UserError(
                 f"task.condition: gives {_listed(given)}, but this model is conditioned on "
-                f"{_listed(wanted)}; "
-                "name each with its kind, several with kind several"
+                f"{_listed(wanted)}; name each with its kind, several with kind several"
             )
         for each in conditions:
             each.check(model)

@@ -1,7 +1,7 @@
 """Explains errors of tracking servers: one sentence with the next step, without credentials."""
 
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
@@ -47,10 +47,10 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
     code = re.search(r"error code (\d{3})|(\d{3}) (?:Client|Server) Error", message)
     status = next((int(each) for each in code.groups() if each), 0) if code else 0
     if "Invalid Host header" in message:
-        host = parts.netloc.rpartition("@")[2]
+        hosts = dict.fromkeys([parts.netloc.rpartition("@")[2], parts.hostname or ""])
         return (
             f"{server} refuses its own host name (Invalid Host header): start it with "
-            f"--allowed-hosts {','.join(dict.fromkeys([host, _host(parts)]))}, or put a name or "
+            f"--allowed-hosts {','.join(hosts)}, or put a name or "
             "address that it allows into MLFLOW_TRACKING_URI"
         )
     if status == 401:
@@ -73,10 +73,6 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
             return sentence.format(server=server)
     line = message.splitlines()[0] if message else type(error).__name__
     return f"MLflow reports: {line[:LENGTH]}"
-
-
-def _host(parts: SplitResult) -> str:
-    return parts.hostname or ""
 
 
 CAUSES = {

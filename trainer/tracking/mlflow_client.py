@@ -73,7 +73,6 @@ class Uploader:
 
     def __init__(self, directory: RunDirectory, tracking: TrackingConfig) -> None:
         self._directory, self._tracking = directory, tracking
-        self._parent: str | None = None
         self._images_verified = False
         """Whether the acknowledged images are known to be all that MLflow has."""
 
@@ -105,7 +104,7 @@ class Uploader:
 
     def _send(self, record: RunRecord, state: UploadState) -> UploadSummary:
         mlflow, created = self._client, state.run_id is None
-        parent = self._parent_id()
+        parent = self._parent_id
         if state.run_id is None:
             state.run_id = open_run(mlflow, self._tracking, record, parent)
             state.store = redact(self._tracking.uri)
@@ -124,14 +123,13 @@ class Uploader:
     def _save_state(self, state: UploadState) -> None:
         write_upload_state(self._directory.path, state)
 
+    @cached_property
     def _parent_id(self) -> str | None:
         """The id of the pipeline's run, which is created or updated by the first to need it."""
-        if self._tracking.root and self._parent is None:
-            pipeline = Uploader(
-                RunDirectory(self._tracking.root), replace(self._tracking, root=None)
-            )
-            self._parent = pipeline.sync().run_id
-        return self._parent
+        if self._tracking.root is None:
+            return None
+        tracking = replace(self._tracking, root=None)
+        return Uploader(RunDirectory(self._tracking.root), tracking).sync().run_id
 
     def _log_params(self, run_id: str, record: RunRecord, state: UploadState) -> None:
         """Send new parameters, tags and the data set."""

@@ -49,8 +49,7 @@ def nvml() -> ModuleType | None:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
-    library: ModuleType = pynvml
-    return library
+    return pynvml
 
 
 def gpu_load(library: ModuleType) -> dict[str, float]:

@@ -56,7 +56,7 @@ def test_low_rank_is_of_that_rank_and_islands_are_whole():
 def decoded(small: Compressor, name: str) -> torch.Tensor:
     """The residual of a weight, (rows, columns)."""
     matrix = small._matrices[name]
-    return matrix.merge(small._decode(matrix.residual))
+    return matrix.merge(small._stored_as.mean.decode(matrix.residual))
 
 
 @pytest.mark.parametrize("shards", [1, 4])
