@@ -1,4 +1,4 @@
-"""A process's place, from what torchrun, SLURM or nobody has said."""
+"""Rank and size of a process, from torchrun, from SLURM, or without either."""
 
 import pytest
 

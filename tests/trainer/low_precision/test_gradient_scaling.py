@@ -41,9 +41,9 @@ def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in module.named_parameters()}
 
 
-def poison(scales: GradientScales, place: int, value: float = torch.nan) -> None:
+def poison(scales: GradientScales, position: int, value: float = torch.nan) -> None:
     """What passes backward through one branch's output meets NaN or Inf once."""
-    branch = scales.branches[place]
+    branch = scales.branches[position]
 
     def spoil(grad: torch.Tensor) -> torch.Tensor:
         grad = grad.clone()
@@ -80,15 +80,15 @@ def test_blocks_that_are_computed_again_are_scaled_once():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("place", [0, 3, 5])
-def test_a_fault_in_one_branch_moves_its_scale_alone_and_skips_the_update(place, value):
+@pytest.mark.parametrize("position", [0, 3, 5])
+def test_a_fault_in_one_branch_moves_its_scale_alone_and_skips_the_update(position, value):
     module, scales = scaled()
-    poison(scales, place, value)
+    poison(scales, position, value)
     loss(module).backward()
     assert all(grad.isfinite().all() for grad in gradients(module).values())
     assert not scales.update_scales()
     for number, branch in enumerate(scales.branches):
-        moved = -1 / 2 if number == place else 1 / 1000
+        moved = -1 / 2 if number == position else 1 / 1000
         assert branch.scale == pytest.approx(2**13 * 2**moved, rel=1e-12)
     assert scales.status()["skipped_updates"] == 1
 

@@ -137,7 +137,7 @@ def test_the_norm_is_that_of_all_gradients_and_each_is_bounded_alone():
     """A bound on every gradient leaves AdamW's first step as it is, and shows in its moments."""
     weights = [zeros(), zeros()]
     optimizer = inside(weights, clip=0.5)
-    loss = sum((place + 1) * weight.sum() for place, weight in enumerate(weights))
+    loss = sum((index + 1) * weight.sum() for index, weight in enumerate(weights))
     loss.backward()
     assert optimizer.norm().item() == pytest.approx((1200 * (1 + 4)) ** 0.5, rel=1e-5)
     for weight in weights:

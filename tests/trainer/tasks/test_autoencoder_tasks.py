@@ -250,13 +250,13 @@ def test_lpips_is_the_published_formula():
     image, other = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     wanted = torch.zeros(())
     scaled = [(x - network.shift) / network.scale for x in (image, other)]
-    layers, places = [], (0, 2, "pool", 5, 7, "pool", 10, 12, 14)
-    for place in (*places, "pool", 17, 19, 21, "pool", 24, 26, 28):
-        if place == "pool":
+    layers, positions = [], (0, 2, "pool", 5, 7, "pool", 10, 12, 14)
+    for layer in (*positions, "pool", 17, 19, 21, "pool", 24, 26, 28):
+        if layer == "pool":
             layers.append([*scaled])
             scaled = [F.max_pool2d(x, 2, 2) for x in scaled]
         else:
-            scaled = [network.features[str(place)](x).relu() for x in scaled]
+            scaled = [network.features[str(layer)](x).relu() for x in scaled]
     layers.append(scaled)
     for (a, b), weight in zip(layers, channels, strict=True):
         a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)

@@ -71,14 +71,14 @@ def rng(seed=0):
 
 
 def batch(count=COUNT):
-    place = rng(1)
+    generator = rng(1)
     return Batch(
         keys=("",) * count,
         captions=("",) * count,
-        image=(torch.rand(count, 3, 1, 1, generator=place) * 2 - 1).expand(-1, -1, 16, 16),
-        text=torch.randint(1, 20, (count, 5), generator=place),
+        image=(torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1).expand(-1, -1, 16, 16),
+        text=torch.randint(1, 20, (count, 5), generator=generator),
         label=torch.arange(count) % CLASSES,
-        arrays={"latents": 2 * torch.randn(count, 4, 16, 16, generator=place)},
+        arrays={"latents": 2 * torch.randn(count, 4, 16, 16, generator=generator)},
     )
 
 
@@ -139,8 +139,8 @@ def test_the_micro_batches_of_a_step_share_the_strata():
             seen.append(t)
             return super().__call__(x, t, condition)
 
-    for place in range(3):
-        here = Step(0, rng(place), place, 3)
+    for microbatch in range(3):
+        here = Step(0, rng(microbatch), microbatch, 3)
         list(task(model).losses({"model": Listens(model)}, batch(), here))
     assert sorted((torch.cat(seen) * 24).floor().int().tolist()) == list(range(24))
 
@@ -210,8 +210,8 @@ def test_importance_learns_from_all_processes_and_is_checkpointed(monkeypatch):
     trained = task(model, loss={"kind": "simple"}, times=settings)
     assert isinstance(trained, Task)
     for index in range(4):
-        for place in range(2):
-            here = Step(index, rng(10 * index + place), place, 2)
+        for microbatch in range(2):
+            here = Step(index, rng(10 * index + microbatch), microbatch, 2)
             list(trained.losses({"model": Bare(model)}, batch(), here))
         trained.after_update(step(index))
     assert [len(rows) for rows in seen] == [2 * COUNT] * 4
