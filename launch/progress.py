@@ -53,12 +53,11 @@ def read_progress(directory: Path) -> ProgressState | None:
 
 
 class Reporter:
-    """Shows a progress bar, or a line every `every` seconds, and writes `progress.json`."""
+    """Shows a progress bar, or a line every 10 seconds, and writes `progress.json`."""
 
-    def __init__(self, directory: Path | None, *, shows: bool = True, every: float = 10.0) -> None:
+    def __init__(self, directory: Path | None, *, shows: bool = True) -> None:
         self._directory = directory
         self._shows = shows
-        self._every = every
         self._written = self._printed = 0.0
         self._first: tuple[str, int, float] | None = None
         self._bar: Progress | None = None
@@ -101,7 +100,7 @@ class Reporter:
             if self._task is None:
                 self._task = self._bar.add_task(phase, total=total, note=note)
             self._bar.update(self._task, description=phase, completed=done, total=total, note=note)
-        elif self._shows and (last or now - self._printed > self._every):
+        elif self._shows and (last or now - self._printed > 10.0):
             self._printed = now
             sys.stdout.write(f"{phase} {done:,}/{total:,} {note}".rstrip() + "\n")
             sys.stdout.flush()

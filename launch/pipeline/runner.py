@@ -228,14 +228,15 @@ class Runner:
                 self._result.failed.append(running.name)
                 write_text(self._state.directory(running.name) / "exit_code", f"{code}\n")
                 display.print(f"{running.name}: failed ({code}); {running.log} ends with")
-                display.print(log_tail(running.log))
+                text = running.log.read_text(encoding="utf-8", errors="replace")
+                display.print("\n".join(f"  {line}" for line in text.splitlines()[-12:]))
 
 
 class ProgressDisplay:
-    """A progress bar per running stage on a terminal; else a line every `interval` seconds."""
+    """A progress bar per running stage on a terminal; else a line every 15 seconds."""
 
-    def __init__(self, console: Console, state: PipelineState, interval: float = 15.0) -> None:
-        self._console, self._state, self._interval = console, state, interval
+    def __init__(self, console: Console, state: PipelineState) -> None:
+        self._console, self._state = console, state
         self.bar = progress_bar(console) if console.is_terminal else None
         self._tasks: dict[str, Any] = {}
         self._printed = time.monotonic()
@@ -255,7 +256,7 @@ class ProgressDisplay:
                     self.bar.update(
                         self._tasks[name], completed=state.done, total=state.total, note=state.note
                     )
-        elif time.monotonic() - self._printed > self._interval:
+        elif time.monotonic() - self._printed > 15.0:
             self._printed = time.monotonic()
             for name, state in states.items():
                 text = "starting"
@@ -275,9 +276,3 @@ def terminate(processes: list[subprocess.Popen[bytes]], grace: float = 30.0) -> 
     for process in processes:
         if process.poll() is None:
             process.kill()
-
-
-def log_tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log, indented."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])

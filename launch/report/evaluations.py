@@ -72,7 +72,7 @@ def read(stage: str, path: Path) -> Evaluation | Problem:
         return Problem(stage, "its files are damaged: run the evaluation again")
 
 
-def cell(metric: Metric | None, *, percent: bool = False, digits: int = 1) -> Cell | None:
+def cell(metric: Metric | None, *, percent: bool = False) -> Cell | None:
     """A metric for a table; None where it was not measured."""
     match metric:
         case None:
@@ -80,15 +80,12 @@ def cell(metric: Metric | None, *, percent: bool = False, digits: int = 1) -> Ce
         case Score():
             scale, unit = (100, "%") if percent else (1, "")
             value, low, high = (scale * each for each in (metric.value, metric.low, metric.high))
-            detail = f"{low:.{digits}f} to {high:.{digits}f}, n = {metric.n}"
-            return Cell(
-                f"{value:.{digits}f}{unit}", detail, (value, low, high) if percent else None
-            )
+            detail = f"{low:.1f} to {high:.1f}, n = {metric.n}"
+            return Cell(f"{value:.1f}{unit}", detail, (value, low, high) if percent else None)
         case FrechetDistance():
             return Cell(f"{metric.value:.2f}", metric.counts)
         case _:
-            scaled = f"{100 * metric:.{digits}f}%" if percent else f"{metric:g}"
-            return Cell(scaled)
+            return Cell(f"{100 * metric:.1f}%" if percent else f"{metric:g}")
 
 
 def data_uri(directory: Path, name: str) -> str | None:

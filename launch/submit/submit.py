@@ -115,13 +115,13 @@ def submit(
     return SubmitResult(plan, runs, jobs)
 
 
-def wait_for_ending_jobs(before: Submission, timeout: float = ENDING_TIMEOUT) -> tuple[str, ...]:
+def wait_for_ending_jobs(before: Submission) -> tuple[str, ...]:
     """The stages with pending or running jobs, once no job is in the middle of ending.
 
     Raises:
-        UserError: SLURM does not answer, or a job does not end in `timeout` seconds.
+        UserError: SLURM does not answer, or a job does not end in time.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + ENDING_TIMEOUT
     while True:
         states = client.job_states(job.id for job in before.jobs.values())
         live = {
@@ -135,8 +135,8 @@ def wait_for_ending_jobs(before: Submission, timeout: float = ENDING_TIMEOUT) ->
             return tuple(live)
         if time.monotonic() > deadline:
             raise UserError(
-                f"job {ending[0].id} ({ending[0].name}) has not ended after {timeout:.0f} s; see "
-                "squeue, and submit again when it is gone"
+                f"job {ending[0].id} ({ending[0].name}) has not ended after "
+                f"{ENDING_TIMEOUT:.0f} s; see squeue, and submit again when it is gone"
             )
         time.sleep(1.0)
 

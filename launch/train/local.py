@@ -103,7 +103,7 @@ def run_ranks(run: RunDirectory, tracking: TrackingConfig | None, count: int) ->
         raise Stopped(code)
 
 
-def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) -> int:
+def wait_for_ranks(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Exit code of a group of processes: the first that is not 0 stops the others."""
 
     def forward(number: int, frame: object) -> None:
@@ -116,7 +116,7 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) ->
                 codes = [rank.poll() for rank in ranks]
                 failed = [code for code in codes if code not in (None, 0)]
                 if failed:
-                    return _stop_ranks(ranks, failed[0] or 1, grace)
+                    return _stop_ranks(ranks, failed[0] or 1)
                 if all(code == 0 for code in codes):
                     return 0
                 time.sleep(0.1)
@@ -127,9 +127,9 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], grace: float = 30.0) ->
                     rank.wait()
 
 
-def _stop_ranks(ranks: list[subprocess.Popen[bytes]], code: int, grace: float) -> int:
+def _stop_ranks(ranks: list[subprocess.Popen[bytes]], code: int) -> int:
     """Wait for the others, which may be saving a checkpoint; the caller kills what is left."""
-    deadline = time.monotonic() + (grace if code == PREEMPTED else 3.0)
+    deadline = time.monotonic() + (30.0 if code == PREEMPTED else 3.0)
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.1)
     return code if code > 0 else 128 - code

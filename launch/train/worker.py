@@ -23,14 +23,10 @@ def train_rank(path: Path) -> int:
         raise UserError(f"{path}: holds no recipe.yaml; start it with `mezzotint train`")
     if directory.finished():  # a requeued job
         return 0
-    main = world_from_environment().is_main
+    world = world_from_environment()
+    main = world.is_main
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
-    reporter = Reporter(path)
-    if not main:
-        reporter = Reporter(
-            path / "logs" / f"rank-{world_from_environment().rank}", shows=False, every=float("inf")
-        )
-    with reporter:
+    with Reporter(path if main else path / "logs" / f"rank-{world.rank}", shows=main) as reporter:
         state = run(load(directory.recipe), directory, tracking_from_environment(), reporter)
     return PREEMPTED if state.preempted and main else 0  # the main process returns it for all
 
