@@ -204,4 +204,8 @@ def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[
     """One engine per part of a task."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
-    return {name: Engine(name, module, recipe, world, precision) for name, module in parts.items()}
+    engines = {
+        name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
+    }
+    malloc.set_malloc_thresholds()
+    return engines

@@ -1,4 +1,4 @@
-"""Freed memory is returned to the system."""
+"""Freed memory is returned to the system, or kept for the next allocations."""
 
 import ctypes
 import subprocess
@@ -22,6 +22,21 @@ malloc_trim()
 print(grown, resident() - before, float(held[0].sum()))
 """
 
+AGAIN = """
+import resource
+import torch
+from models.nn.cpu.malloc import set_malloc_thresholds
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(1 << 18) for _ in range(150)]  # 1 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if {keeps}:
+    set_malloc_thresholds()
+print(*(faults() for _ in range(4)))
+"""
+
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
     reason="needs glibc",
@@ -33,6 +48,13 @@ def printed(script):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     return [float(number) for number in done.stdout.split()]
+
+
+@glibc
+def test_a_training_process_reuses_the_pages_that_it_freed():
+    pages = 150 * 256
+    assert max(printed(AGAIN.format(keeps=True))[1:]) < pages / 5
+    assert max(printed(AGAIN.format(keeps=False))[1:]) > pages / 2, "glibc does so by itself"
 
 
 @glibc
