@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class DiffusionGenerator(ImageGenerator):
     """None: the network is not conditioned on captions."""
     classifier: NoisyClassifier | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    reports_steps: ClassVar[bool] = True
 
     @classmethod
     def load(cls, config: DiffusionSystem, runtime: Runtime) -> "DiffusionGenerator":

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -146,6 +147,8 @@ class ImageGenerator(ABC):
 
     runtime: Runtime
     config: SystemConfig
+    reports_steps: ClassVar[bool] = False
+    """Whether `generate` takes a callback."""
 
     @property
     @abstractmethod
@@ -176,9 +179,12 @@ class ImageGenerator(ABC):
         """Images for every prompt, the same on all processes of the generator's group.
 
         Raises:
-            UserError: the system cannot be conditioned on what a prompt has.
+            UserError: the system cannot be conditioned on what a prompt has, or reports no steps
+                to a callback.
         """
         self._check(request)
+        if callback is not None and not self.reports_steps:
+            raise UserError(f"callback: a {self.config.kind} reports no steps; leave it out")
         start, size = time.monotonic(), request.batch_size
         rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
         if not rows:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from mezzotint.inference.cascade import CascadeGenerator, sample_base, upsample
 from mezzotint.inference.config import CascadeSystem, StageSampling
 from mezzotint.inference.generator import GenerationRequest, Prompt, image_generator
@@ -115,3 +116,8 @@ def test_a_base_of_any_process_starts_at_its_own_noise_level():
     base.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     sample_base(base, tokenize("ab"), rng(), StageSampling(steps=2), NFE())
     assert float(inputs[0].std()) == pytest.approx(40, rel=0.15)
+
+
+def test_a_cascade_refuses_a_callback_that_it_would_not_call(cascade):
+    with pytest.raises(UserError, match="callback: a cascade reports no steps"):
+        cascade().generate(GenerationRequest(PROMPTS), callback=lambda step: None)
