@@ -8,9 +8,9 @@ import torch
 
 from launch.processes import run_in_processes
 from launch.progress import Reporter
-from launch.sampling.image_grid import SampleReport, sample_grid
 from launch.sampling.inputs import images_of_set
 from launch.sampling.plan import SampleOptions, SamplePlan, plan_sampling
+from launch.sampling.sample_report import SampleReport, sample_grid
 from launch.sampling.trajectory import Trajectory
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
