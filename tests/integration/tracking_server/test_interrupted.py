@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tracked import STEPS, TRAIN, ended, found, mezzotint, runs_named, steps, until
+from tracked import TRAIN, ended, found, mezzotint, runs_named, steps, until
 
 from launch.tracking.sync import sync_run
 from launch.train.local import free_port, wait_for_ranks
@@ -19,6 +19,10 @@ from trainer.tracking.run_log import read_metrics
 
 # SQLAlchemy, alembic and requests warn about how MLflow uses them.
 pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
+
+# Several seconds at 18 ms a step: the tracker sends every two seconds.
+STEPS = 400
+LONGER = [f"steps={STEPS}", "checkpoint.every=100", f"log.previews={STEPS // 2}"]
 
 
 def longest_step(run, first):
@@ -32,7 +36,7 @@ def test_an_interrupted_run_is_one_run_though_the_server_froze_and_died_meanwhil
 ):
     """One story, since each start of training costs seconds: see the comments for its chapters."""
     run = tmp_path / "emoji_dvae"
-    words = [*TRAIN, "--runs", tmp_path]
+    words = [*TRAIN, *LONGER, "--runs", tmp_path]
     chapter = {"MEZZOTINT_EXPERIMENT": "interrupted"}
 
     # the first attempt is told to leave in mid-run
@@ -49,7 +53,8 @@ def test_an_interrupted_run_is_one_run_though_the_server_froze_and_died_meanwhil
 
     # during the second one the same run is running again, until the server freezes
     second = mezzotint(*words, **chapter)
-    until(lambda: found(client, run).info.status == "RUNNING")
+    until(lambda: found(client, run).info.status == "RUNNING" or second.poll() is not None)
+    assert not (run / "summary.json").is_file(), "training ended before the server froze"
     server.freeze()
     until(lambda: (run / "summary.json").is_file())
     finished = time.monotonic()
