@@ -1,5 +1,6 @@
 """How a command ends: one clear message and exit code 2 for bad input, never a traceback."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from mezzotint.common.errors import UserError
 
 BAD_INPUT = 2
+_codes: list[int] = []
+"""The exit code of the command that has ended, if it was a number."""
 
 
 class Stopped(Exception):
@@ -25,7 +28,12 @@ def run_command(command: Callable[[], None]) -> None:
     """Run an entry point and exit: bad input becomes `error: ...` on stderr and exit code 2."""
     try:
         command()
+        _codes.append(0)
+    except SystemExit as ended:
+        _codes.extend([ended.code or 0] if isinstance(ended.code, int | None) else [])
+        raise
     except Stopped as stopped:
+        _codes.append(stopped.code)
         sys.exit(stopped.code)
     except UserError as error:
         exit_with_error(str(error))
@@ -54,6 +62,18 @@ def exit_with_error(message: str) -> None:
 
 def exit_now(code: int) -> None:
     """Exit without cleanup: other ranks may be waiting in a collective for this process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the reader of a pipe is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+@atexit.register
+def _exit_after_cleanup() -> None:
+    """Exit before Python ends its interpreter; registered early, so this runs after other cleanup.
+
+    While the interpreter ends, a thread of gloo that drops its last tensor aborts the process
+    (torch 2.13): a run that has succeeded would exit with code 134.
+    """
+    if _codes:
+        exit_now(_codes[-1])

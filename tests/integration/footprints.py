@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from launch.errors import run_command
 from models.autoregressive.prior import weighted
 from trainer import distributed, engine
 from trainer.averages.ema import Ema
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

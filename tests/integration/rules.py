@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from launch.errors import run_command
 from models.autoregressive.prior import weighted
 from trainer import distributed, engine
 from trainer.averages.ema import Ema
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

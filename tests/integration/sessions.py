@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from launch.errors import run_command
 from trainer.distributed import world_from_environment
 from trainer.recipe import load
 from trainer.run import RunDirectory
@@ -23,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

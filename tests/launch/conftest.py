@@ -45,6 +45,7 @@ def mezzotint(monkeypatch, capsys) -> Iterator[Callable[..., Outcome]]:
 
     environment = dict(os.environ)
     monkeypatch.setattr(errors, "exit_now", exit_now)
+    monkeypatch.setattr(errors, "_codes", [])
     monkeypatch.setenv("COLUMNS", "200")
     yield command
     os.environ.clear()

@@ -58,6 +58,7 @@ def mezzotint(monkeypatch, capfd) -> Callable[..., Outcome]:
         return Outcome(code if isinstance(code, int) else bool(code), out, err)
 
     monkeypatch.setattr(errors, "exit_now", exit_now)
+    monkeypatch.setattr(errors, "_codes", [])
     monkeypatch.setenv("COLUMNS", "200")
     return command
 
