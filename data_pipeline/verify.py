@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import Progress
-from data_pipeline.packing.sources import json_attributes
+from data_pipeline.packing.source import json_attributes
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +20,8 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.packing.shard_writer import Progress, RawSample, shard_name, write_shard
-from data_pipeline.packing.sources import Fault, InvalidSample, Source, open_source
+from data_pipeline.packing.source import Fault, InvalidSample, Source
+from data_pipeline.packing.sources import open_source
 from data_pipeline.selection import select
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
@@ -29,6 +30,7 @@ from mezzotint.common.errors import UserError
 REJECTED_NAME = "rejected.jsonl"
 RANDOM_SPLIT = "random"
 
+_EXAMPLES = 2
 _JOURNAL = ".pack"
 """Directory of the unfinished set that records finished shards."""
 
@@ -71,13 +73,22 @@ class Rejection(BaseModel, frozen=True):
     detail: str
 
 
+class Ignored(BaseModel, frozen=True):
+    """What a rule leaves out of a source: the number, and some names."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class PackReport:
-    """A packed set, and what was rejected."""
+    """A packed set, what was rejected, and what the source holds beside its samples."""
 
     url: str
     manifest: Manifest
     rejected: tuple[Rejection, ...]
+    ignored: Mapping[str, Ignored]
+    """By rule."""
 
 
 class _Chunk(BaseModel, frozen=True):
@@ -113,8 +124,9 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
     try:
         indices, options = _selected(src, source, options), _named(source.manifest, options)
         plan = _plan(source, options)
+        ignored = _ignored(source)
         if storage.exists(storage.join(out, MANIFEST_NAME)):
-            return _report_finished(out, plan)
+            return _report_finished(out, plan, ignored)
         _begin(out, plan)
         chunks = [
             _chunk(source, indices, out, number, options, progress)
@@ -122,7 +134,16 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         ]
     finally:
         source.close()
-    return _finish(src, out, plan, chunks, options, source.manifest)
+    manifest, rejected = _finish(src, out, plan, chunks, options, source.manifest)
+    return PackReport(out, manifest, rejected, ignored)
+
+
+def _ignored(source: Source) -> dict[str, Ignored]:
+    return {
+        rule: Ignored(count=len(names), examples=tuple(names[:_EXAMPLES]))
+        for rule, names in sorted(source.ignored.items())
+        if names
+    }
 
 
 def _selected(src: str, source: Source, options: PackOptions) -> Sequence[int]:
@@ -211,8 +232,8 @@ def _read(source: Source, index: int, key: str, options: PackOptions) -> RawSamp
     name = source.names[index]
     try:
         sample = source.read(index)
-        caption = sample.caption.strip()
-        if not caption:
+        captions = _single_lines(sample.captions)
+        if not captions:
             raise InvalidSample("caption missing", "its caption is empty")
         image = {} if sample.image is None else _image(sample.image, name, options)
     except InvalidSample as error:
@@ -222,10 +243,16 @@ def _read(source: Source, index: int, key: str, options: PackOptions) -> RawSamp
     record = {"source": name, **sample.attributes}
     members = {
         **image,
-        "txt": caption.encode(),
+        "txt": "\n".join(captions).encode(),
         "json": json.dumps(record, ensure_ascii=False).encode(),
     }
     return RawSample(key, members, sample.attributes)
+
+
+def _single_lines(captions: Iterable[str]) -> list[str]:
+    """Captions that are not empty, each on one line."""
+    joined = (" ".join(caption.splitlines()).strip() for caption in captions)
+    return [caption for caption in joined if caption]
 
 
 def _image(content: bytes, name: str, options: PackOptions) -> dict[str, bytes]:
@@ -251,7 +278,7 @@ def _finish(
     chunks: Sequence[_Chunk],
     options: PackOptions,
     source: Manifest | None,
-) -> PackReport:
+) -> tuple[Manifest, tuple[Rejection, ...]]:
     """Write the manifest and delete the journal."""
     shards = tuple(chunk.shard for chunk in chunks if chunk.shard is not None)
     rejected = tuple(one for chunk in chunks for one in chunk.rejected)
@@ -284,13 +311,13 @@ def _finish(
     )
     write_manifest(out, manifest)
     storage.remove_tree(storage.join(out, _JOURNAL))
-    return PackReport(out, manifest, rejected)
+    return manifest, rejected
 
 
 _FIELDS = {"txt": "caption", "json": "source and attributes"}
 
 
-def _report_finished(out: str, plan: str) -> PackReport:
+def _report_finished(out: str, plan: str, ignored: Mapping[str, Ignored]) -> PackReport:
     manifest = read_manifest(out)
     if manifest.provenance.get("plan") != plan:
         raise UserError(
@@ -299,4 +326,4 @@ def _report_finished(out: str, plan: str) -> PackReport:
         )
     lines = storage.read_bytes(storage.join(out, REJECTED_NAME)).splitlines()
     rejected = tuple(Rejection.model_validate_json(line) for line in lines)
-    return PackReport(out, manifest, rejected)
+    return PackReport(out, manifest, rejected, ignored)

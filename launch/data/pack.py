@@ -42,14 +42,15 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
 
 
 def to_json(report: PackReport) -> str:
-    """The report as JSON, with every rejected pair."""
+    """The report as JSON, with every rejected pair and the number ignored by each rule."""
     rejected = [one.model_dump(mode="json") for one in report.rejected]
-    tree = {**summary(report.url, report.manifest), "rejected": rejected}
+    ignored = {rule: one.model_dump(mode="json") for rule, one in report.ignored.items()}
+    tree = {**summary(report.url, report.manifest), "rejected": rejected, "ignored": ignored}
     return json.dumps(tree, ensure_ascii=False, indent=1)
 
 
 def to_text(report: PackReport) -> str:
-    """The report as text, with the first rejected pairs."""
+    """The report as text, with the first rejected pairs and what was ignored by which rule."""
     manifest = report.manifest
     lines = [
         f"{report.url}: {manifest.sample_count:,} samples in {len(manifest.shards)} shards "
@@ -63,4 +64,7 @@ def to_text(report: PackReport) -> str:
         lines.append(f"rejected {len(report.rejected)} pairs: {kinds}")
         lines += [f"  {one.name}: {one.detail}" for one in report.rejected[:_LISTED]]
         lines.append(f"all are listed in {report.url}/rejected.jsonl")
+    for rule, one in report.ignored.items():
+        more = ", ..." if one.count > len(one.examples) else ""
+        lines.append(f"ignored {one.count:,} ({rule}): {', '.join(one.examples)}{more}")
     return "\n".join(lines)
