@@ -1,12 +1,22 @@
 """T5's published tokenizer, and the choice between it and this project's."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, assert_never
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor
 
-from data_pipeline.text.tokenizer import Tokenizer, load_sentencepiece
+from data_pipeline.text.tokenizer import Tokenizer, load_sentencepiece, lost_text
+
+
+class CaptionTokens(Protocol):
+    """A tokenizer that cuts captions at a length."""
+
+    def __call__(self, captions: Sequence[str], length: int) -> Tensor:
+        """(B, length) int64 ids of B captions, padded with 0."""
+
+    def lost(self, caption: str, length: int) -> str:
+        """The end of a caption that is cut at `length` ids; empty where it fits."""
 
 
 class T5Tokenizer:
@@ -31,10 +41,12 @@ class T5Tokenizer:
             rows.append(ids + [self.pad_id] * (length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), length)
 
+    def lost(self, caption: str, length: int) -> str:
+        """The end of a caption that is cut at `length` ids; empty where it fits."""
+        return lost_text(self._model, caption, length)
 
-def tokenizer_of(
-    style: Literal["own", "t5"], content: bytes, name: str
-) -> Callable[[Sequence[str], int], Tensor]:
+
+def tokenizer_of(style: Literal["own", "t5"], content: bytes, name: str) -> CaptionTokens:
     """The tokenizer of a sentencepiece model; `name` is its name in error messages.
 
     Raises:

@@ -45,10 +45,16 @@ def load_sentencepiece(
     return model
 
 
+def lost_text(model: sentencepiece.SentencePieceProcessor, text: str, length: int) -> str:
+    """The end of a text that does not fit in `length` ids with an end id; empty where it does."""
+    starts = [start for start, _ in model.EncodeAsOffsetMapping(text)["offsets"]]
+    return text[starts[length - 1] :].strip() if len(starts) >= length else ""
+
+
 class Tokenizer:
     """A trained BPE model. Ids 0 to 3 are padding, unknown, beginning and end.
 
-    A caption is encoded as `length` ids: pieces, the end id if it fits, padding. Picklable.
+    A caption is `length` ids: its pieces, cut so that the end id fits, and padding. Picklable.
     """
 
     pad_id: ClassVar[int] = 0
@@ -148,12 +154,16 @@ class Tokenizer:
         symbols = list(self._model.Normalize(normalise(caption)))
         return self._fit(self._ids(self._merge(symbols, probability, rng)), length)
 
+    def lost(self, caption: str, length: int) -> str:
+        """The end of a normalised caption that is cut at `length` ids; empty where it fits."""
+        return lost_text(self._model, normalise(caption), length)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The normalised caption, without special ids."""
         return str(self._model.DecodeIds([id_ for id_ in ids if id_ > self.end_id]))
 
     def _fit(self, ids: list[int], length: int) -> list[int]:
-        ids = [*ids, self.end_id][:length]
+        ids = [*ids[: length - 1], self.end_id]
         return ids + [self.pad_id] * (length - len(ids))
 
     def _merge(self, symbols: list[str], probability: float, rng: np.random.Generator) -> list[str]:

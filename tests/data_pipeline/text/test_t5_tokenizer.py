@@ -37,6 +37,9 @@ def test_captions_end_with_the_end_id_and_are_padded_or_truncated():
     assert empty == [1, *[0] * 39]
     assert tokenize(["Woman pilot"], 3).tolist() == [[*ids[:2], 1]]
     assert tokenize([], 3).shape == (0, 3)
+    assert tokenize.lost("Woman pilot", len(ids) + 1) == ""
+    assert tokenize.lost("Woman  pilot", 2) == "Woman  pilot"[len(model.id_to_piece(ids[0])) - 1 :]
+    assert tokenize.lost("Woman pilot", len(ids)) == model.id_to_piece(ids[-1])
 
 
 def test_a_model_of_the_other_style_is_refused():

@@ -25,8 +25,8 @@ def test_without_dropout_the_merge_loop_equals_sentencepiece(tokenizer, caption)
 
 @given(KNOWN, st.floats(0.0, 0.99))
 def test_dropout_spells_the_same_caption(tokenizer, caption, probability):
-    ids = tokenizer.encode_dropout(caption, 80, probability, np.random.default_rng(1))
-    plain = tokenizer.encode(caption, 80)
+    ids = tokenizer.encode_dropout(caption, 200, probability, np.random.default_rng(1))
+    plain = tokenizer.encode(caption, 200)
     assert tokenizer.decode(ids) == tokenizer.decode(plain)
 
 
@@ -47,11 +47,41 @@ def test_certain_dropout_leaves_characters(tokenizer):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 10])
-def test_captions_are_truncated_or_padded_to_length(tokenizer, length):
-    whole = [id_ for id_ in tokenizer.encode("red square", 40) if id_ > 0]
-    ids = tokenizer.encode("red square", length)
-    assert ids == (whole + [0] * length)[:length]
-    assert whole[-1] == tokenizer.end_id
+@pytest.mark.parametrize("dropout", [False, True])
+def test_captions_are_cut_before_the_end_id_or_padded_to_length(tokenizer, length, dropout):
+    def encode(length):
+        if dropout:
+            return tokenizer.encode_dropout("red square", length, 0.5, np.random.default_rng(3))
+        return tokenizer.encode("red square", length)
+
+    *pieces, end = [id_ for id_ in encode(40) if id_ > 0]
+    kept = pieces[: length - 1]
+    assert end == tokenizer.end_id
+    assert encode(length) == [*kept, end] + [0] * (length - len(kept) - 1)
+
+
+@given(st.one_of(KNOWN, ANY), st.integers(1, 30))
+def test_what_is_lost_is_the_end_of_the_caption(tokenizer, caption, length):
+    text, whole = normalise(caption), tokenizer.encode(caption, 400)
+    kept, lost = tokenizer.encode(caption, length), tokenizer.lost(caption, length)
+    fits = whole.index(tokenizer.end_id) < length
+    assert (lost == "") == fits
+    assert text.endswith(lost)
+    if fits:
+        assert kept == whole[:length]
+    else:
+        beginning = text.removesuffix(lost)
+        assert kept[:-1] == whole[: length - 1]
+        if tokenizer.unknown_id not in whole:
+            assert tokenizer.decode(kept).strip() == beginning.strip()
+
+
+def test_captions_that_differ_late_share_all_but_the_end(tokenizer):
+    one, other = "woman firefighter: dark skin tone", "woman firefighter: dark skin red"
+    ids = tokenizer([one, other], 6)
+    assert torch.equal(ids[0], ids[1])
+    assert ids[0, -1] == tokenizer.end_id
+    assert tokenizer.lost(one, 6) != tokenizer.lost(other, 6)
 
 
 def test_captions_are_compared_in_lower_case_nfkc(tokenizer):
