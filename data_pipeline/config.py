@@ -1,5 +1,6 @@
 """A recipe's data settings. Imports nothing heavier than pydantic."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
@@ -9,6 +10,10 @@ from mezzotint.common.storage_errors import check_no_credentials
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 """A name usable as a webdataset member extension."""
 
+
+_SIDE = re.compile(
+    r"(?<![a-z])((left|right)(wards?|most|handed|hand|side)?|(anti|counter)?-?clockwise)(?![a-z])"
+)
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(check_no_credentials)]
 """A local path or any fsspec URL. Endpoint and credentials come from the environment alone."""
@@ -26,8 +31,30 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
     flip: bool = False
     """Mirror a sample with probability 1/2, keyed by (seed, epoch, sample). Training only."""
+    flip_with_captions: bool = False
+    """Mirror although captions, which may say left or right, are read with the images."""
+    flip_with_labels: bool = False
+    """Mirror although a class is called left or right."""
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
     """Larger images are refused from their header. The maximum is Pillow's own limit."""
+
+    @model_validator(mode="after")
+    def _flips(self) -> Self:
+        if (self.flip_with_captions or self.flip_with_labels) and not self.flip:
+            raise ValueError("flip_with_captions and flip_with_labels need flip: true")
+        return self
+
+    def check_captions(self) -> None:
+        """Refuse to mirror images that are trained with their captions, unless it is forced.
+
+        Raises:
+            ValueError: with the key that forces it.
+        """
+        if self.flip and not self.flip_with_captions:
+            raise ValueError(
+                "data.image.flip mirrors images, and their captions may say left or right; set "
+                "data.image.flip=false, or data.image.flip_with_captions=true to mirror them still"
+            )
 
 
 class TextConfig(BaseModel, frozen=True, extra="forbid"):
@@ -58,6 +85,11 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
         if self.values is not None and len(set(self.values)) < len(self.values):
             raise ValueError("values holds a value more than once")
         return self
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The values that name a side, which a mirrored image does not show."""
+        return tuple(str(value) for value in self.values or () if _SIDE.search(str(value).lower()))
 
     @property
     def count(self) -> int:
@@ -106,4 +138,23 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def _memory_cache_needs_one_process(self) -> Self:
         if self.cache_in_memory and self.workers:
             raise ValueError("cache_in_memory caches in this process: set workers to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_flip_breaks(self) -> Self:
+        if self.image is None or not self.image.flip:
+            return self
+        if self.text is not None:
+            self.image.check_captions()
+        if self.arrays:
+            raise ValueError(
+                f"data.image.flip mirrors images, but not {', '.join(self.arrays)} (data.arrays); "
+                "set data.image.flip=false"
+            )
+        if self.label is not None and self.label.sides and not self.image.flip_with_labels:
+            raise ValueError(
+                f"data.image.flip mirrors images, and data.label.values has "
+                f"'{self.label.sides[0]}'; set data.image.flip=false, or "
+                "data.image.flip_with_labels=true to mirror them still"
+            )
         return self

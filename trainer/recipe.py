@@ -18,6 +18,7 @@ from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling
 from trainer.low_precision.powersgd import PowerSGDConfig, WholeGradients
 from trainer.optimizers.schedules import OptimizerConfig
 from trainer.tasks.config import TaskConfig
+from trainer.tasks.denoising import DenoisingConfig
 
 Validated = TypeVar("Validated")
 Precision = Literal["auto", "fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
@@ -98,6 +99,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_not_mirrored(self) -> "Recipe":
+        task = self.task
+        if isinstance(task, DenoisingConfig) and task.text_encoder and self.data.image is not None:
+            self.data.image.check_captions()
         return self
 
     def optimizer_of(self, part: str) -> OptimizerConfig:

@@ -88,7 +88,7 @@ def read(config, batches=6, **options):
 def test_batches_do_not_depend_on_workers_or_caching(squares, tokenizer_directory):
     config = DataConfig(
         url=squares,
-        image=ImageConfig(size=4, flip=True),
+        image=ImageConfig(size=4, flip=True, flip_with_captions=True),
         text=TextConfig(tokenizer=tokenizer_directory, length=20, dropout=0.3),
         shuffle_block=2,
     )

@@ -182,3 +182,54 @@ def test_a_batch_is_shared_evenly_or_refused_with_the_next_step():
 
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused():
     assert "batch 16 is not a multiple of micro_batch 5" in refusal("batch=16", "micro_batch=5")
+
+
+FEATURES = (
+    "task.condition={kind: features, encoder: {kind: t5, directory: t5}}",
+    "model.text=null",
+    "model.features={width: 8}",
+    "data.text=null",
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("emoji_clip", ()),
+        ("emoji_caption", ()),
+        ("emoji_caption", FEATURES),
+        ("emoji_caption_clip", ()),
+        ("emoji_base", ()),
+    ],
+)
+def test_images_with_captions_are_mirrored_only_where_the_recipe_says_so(recipe, overrides):
+    path = f"recipes/{recipe}.yaml"
+    message = refusal("data.image.flip=true", *overrides, recipe=path)
+    assert "left or right; set data.image.flip=false, or data.image.flip_with_captions" in message
+    load(path, ["data.image.flip=true", "data.image.flip_with_captions=true", *overrides])
+
+
+def test_an_autoencoder_and_a_model_of_classes_may_mirror():
+    for recipe in ("emoji_dvae", "emoji_class", "emoji_upsampler"):
+        load(f"recipes/{recipe}.yaml", ["data.image.flip=true"])
+
+
+@pytest.mark.parametrize(
+    "values", ["[up, left]", "[left-pointing, up]", "[Right_hand, x]", "[counterclockwise, x]"]
+)
+def test_classes_that_name_a_side_are_mirrored_only_where_the_recipe_says_so(values):
+    label = f"data.label={{attribute: way, values: {values}}}"
+    message = refusal("data.image.flip=true", label)
+    assert "data.label.values has '" in message
+    assert "data.image.flip_with_labels=true" in message
+    load(DVAE, ["data.image.flip=true", "data.image.flip_with_labels=true", label])
+    load(DVAE, ["data.image.flip=true", "data.label={attribute: way, values: [bright, cleft]}"])
+
+
+def test_images_are_not_mirrored_beside_arrays_that_stay_as_they_are():
+    message = refusal("data.image.flip=true", "data.arrays=[codes, hints]")
+    assert "mirrors images, but not codes, hints (data.arrays)" in message
+
+
+def test_a_permission_to_mirror_needs_something_that_mirrors():
+    assert "need flip: true" in refusal("data.image.flip_with_captions=true")
