@@ -15,12 +15,13 @@ from data_pipeline.packing.source import (
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.local_files import FileStatus
 
 
 class FolderSource(Source):
     """Images at any depth of a folder, each next to a .txt file of the same name."""
 
-    def __init__(self, url: str, files: Mapping[str, int]) -> None:
+    def __init__(self, url: str, files: Mapping[str, FileStatus]) -> None:
         self._url = url
         self._files = files
         images = [name for name in files if _suffix(name) in IMAGE_EXTENSIONS]
@@ -34,7 +35,9 @@ class FolderSource(Source):
             raise UserError(f"{url}: no .png, .jpg, .jpeg or .webp file in this folder")
         self.names = sorted(images + orphans)
         self.ignored: Mapping[str, Sequence[str]] = {}
-        self.identity = sha256("\n".join(f"{name} {files[name]}" for name in sorted(files)))
+        self.identity = sha256(
+            "\n".join(f"{name} {files[name].size} {files[name].stamp}" for name in sorted(files))
+        )
 
     def read(self, index: int) -> SourceSample:
         name = self.names[index]

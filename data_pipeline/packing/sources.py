@@ -28,7 +28,7 @@ def open_source(
             f"{url}: give a folder of images with .txt captions, a .csv, .parquet or .jsonl "
             "table, or a folder of tar shards"
         )
-    files = storage.walk(url)
+    files = storage.walk(url).files
     if not files:
         raise UserError(f"{url}: no such folder, or an empty one")
     tars = {name: size for name, size in files.items() if name.endswith(_TARS)}

@@ -21,12 +21,13 @@ from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
+from mezzotint.common.local_files import FileStatus
 
 
 class TarSource(Source):
     """Webdataset tars without a manifest; keys need not be unique."""
 
-    def __init__(self, url: str, tars: Mapping[str, int]) -> None:
+    def __init__(self, url: str, tars: Mapping[str, FileStatus]) -> None:
         self._stack = ExitStack()
         self._lock = Lock()
         self._current: tuple[str, Path] | None = None
@@ -37,7 +38,9 @@ class TarSource(Source):
                 self._samples += [(name, sample) for sample in index_tar(tar.plain, name)]
         self.ignored: Mapping[str, Sequence[str]] = {}
         self.names = [f"{name}: {sample.key}" for name, sample in self._samples]
-        self.identity = sha256("\n".join(f"{name} {size}" for name, size in sorted(tars.items())))
+        self.identity = sha256(
+            "\n".join(f"{name} {tuple(status)}" for name, status in sorted(tars.items()))
+        )
 
     def read(self, index: int) -> SourceSample:
         tar, sample = self._samples[index]

@@ -9,6 +9,7 @@ import posixpath
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from fsspec import AbstractFileSystem
 
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
+from mezzotint.common.local_files import FileStatus, Listing, list_files, local_status
 from mezzotint.common.storage_errors import (
     BARE_CODES,
     NotFoundError,
@@ -32,6 +34,16 @@ _S3 = ("s3://", "s3a://")
 REQUEST_TIMEOUT = 60.0
 """Seconds for one response, or for the next byte of a transfer. The clients' own timeouts do not
 end a transfer that stalls."""
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "modified",
+    "created",
+)
 _LIST_TIMEOUT = 600.0
 """Seconds for a listing or a small file."""
 _SLOWEST = 1e6
@@ -133,21 +145,44 @@ def write_bytes(url: str, content: bytes) -> None:
     _call(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
 
 
-def walk(url: str) -> dict[str, int]:
-    """Sizes in bytes of all files below the directory `url`, by relative path, sorted.
+def walk(url: str) -> Listing:
+    """All files below the directory `url`, none if it does not exist; local links are followed.
 
     Raises:
         UserError: The directory cannot be listed.
     """
+    if is_local(url):
+        if not local_path(url).exists():
+            return Listing({}, [], [])
+        return _call(url, "listed", lambda system, path: list_files(Path(path)))
 
     def find(system: AbstractFileSystem, path: str) -> tuple[str, dict[str, Any]]:
         return path.rstrip("/") + "/", system.find(path, detail=True)
 
     root, found = _call(url, "listed", find, _LIST_TIMEOUT)
-    return {
-        str(name).removeprefix(root): int(entry["size"] or 0)
+    files = {
+        str(name).removeprefix(root): FileStatus(int(entry["size"] or 0), _stamp(entry))
         for name, entry in sorted(found.items())
+        if not str(name).endswith("/")  # the marker of an empty directory
     }
+    return Listing(files, [], [])
+
+
+def status(url: str) -> FileStatus | None:
+    """What is known of the file at `url` without reading it; None if there is none."""
+    if is_local(url):
+        try:
+            return local_status(local_path(url).stat())
+        except (OSError, ValueError):
+            return None
+    entry = _info(url)
+    return FileStatus(int(entry.get("size") or 0), _stamp(entry)) if entry else None
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    """What a store says of the version of a file, by the first of the names that stores use."""
+    version = next((entry[name] for name in _VERSIONS if entry.get(name)), "")
+    return str(version.timestamp() if isinstance(version, datetime) else version)
 
 
 def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> None:
@@ -203,7 +238,7 @@ def remove_tree(url: str) -> None:
 
 
 def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
-    """Sizes in bytes of the files in the directory `url`, by name.
+    """Sizes in bytes of the files in the directory `url`, by name; local links are followed.
 
     It takes one listing. Over HTTP, where there are no reliable listings, it is one request for
     each of `names`, those of the files that matter.
@@ -215,6 +250,8 @@ def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
     if url.startswith(("http://", "https://")):
         found = {name: _info(join(url, name)) for name in names}
         return {name: int(info["size"] or 0) for name, info in found.items() if info}
+    if is_local(url):
+        return _call(url, "listed", lambda system, path: _local_sizes(Path(path)))
     try:
         listing = _call(
             url, "listed", lambda system, path: system.ls(path, detail=True), _LIST_TIMEOUT
@@ -226,6 +263,12 @@ def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
         for entry in listing
         if entry["type"] == "file"
     }
+
+
+def _local_sizes(directory: Path) -> dict[str, int]:
+    if not directory.exists():
+        raise NotFoundError(f"{directory}: no such directory")
+    return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
 
 
 def _info(url: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from data_pipeline.dataset import open_dataset
 from data_pipeline.inspect import contact_sheet, inspect
 from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.verify import index, verify
 from mezzotint.common.errors import UserError
 
 
@@ -190,11 +191,11 @@ def test_a_tar_set_with_repeated_keys_keeps_images_and_captions_together(tmp_pat
     report = pack(str(tmp_path / "tars"), str(tmp_path / "out"), PackOptions())
     assert [one.name for one in report.rejected] == ["0.tar: lonely", "1.tar: lonely"]
     dataset = open_dataset(DataConfig(url=report.url, image=ImageConfig(size=2)))
-    for index, (color, channel) in enumerate((("red", 0), ("blue", 2))):
-        sample = dataset.sample(index)
+    for number, (color, channel) in enumerate((("red", 0), ("blue", 2))):
+        sample = dataset.sample(number)
         assert sample.caption == color
         assert int(np.argmax(sample.image[0, 0])) == channel
-        assert dataset.entry(index).attributes == {"color": color}
+        assert dataset.entry(number).attributes == {"color": color}
 
 
 def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkeypatch):
@@ -298,6 +299,25 @@ def test_a_smaller_limit_gives_a_subset_from_all_of_the_source(squares, folder, 
     assert min(keys[0]) < "0008" < "0016" < max(keys[0])
     few = pack(str(folder), str(tmp_path / "folder"), PackOptions(limit=3))
     assert few.manifest.sample_count == 3
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_shards_that_are_links_are_a_set_and_tars(squares, tmp_path, manifest):
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(Path(squares).iterdir())):
+        if manifest or path.suffix == ".tar":
+            blob = tmp_path / "blobs" / str(number)
+            blob.write_bytes(path.read_bytes())
+            (folder / path.name).symlink_to(Path("..") / "blobs" / str(number))
+    if not manifest:
+        assert index(str(folder), name="linked")[0].sample_count == 23
+        (folder / "manifest.json").unlink()
+    else:
+        assert len(open_dataset(DataConfig(url=str(folder)))) == 23
+        assert verify(str(folder)).problems == ()
+    assert pack(str(folder), str(tmp_path / "out"), PackOptions()).manifest.sample_count == 23
 
 
 def test_only_a_set_has_splits_to_select_from(folder, tmp_path):
