@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from data_pipeline.manifest import SampleEntry
 from mezzotint.common import storage
@@ -17,51 +17,116 @@ from mezzotint.common.errors import UserError
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _BLOCK = 512
+_CHUNK = 1 << 20
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """`a/key.codes.npy` as (`a/key`, `codes.npy`), as webdataset splits it.
 
-    None for names that webdataset skips (no extension, hidden files).
+    Extensions are in lower case. None for names that webdataset skips (no extension, hidden files).
     """
     match = _NAME.match(name)
-    return (match[1], match[2]) if match else None
+    return (match[1], match[2].lower()) if match else None
 
 
-def index_tar(path: Path, name: str) -> list[SampleEntry]:
+class TarIndex(NamedTuple):
+    """The samples of a tar, and the members that belong to none."""
+
+    samples: list[SampleEntry]
+    ignored: dict[str, list[str]]
+    """Names of members by the rule that leaves them out; directories are not counted."""
+
+
+def index_tar(path: Path, name: str) -> TarIndex:
     """The samples of the uncompressed tar at `path`, which messages call `name`.
 
-    Adjacent members with the same key are one sample, as in webdataset. `tarfile` takes a corrupt
-    header, or a truncation between two members, for the end of the archive; here the zero blocks
-    that end an archive are required.
+    Members with the same key are one sample, in any order. Tars that were joined (`cat a.tar
+    b.tar`) are one archive. A second member of the same name begins another sample of that key.
+
+    `tarfile` takes a corrupt header, or a truncation between two members, for the end of the
+    archive; here the zero blocks that end an archive are required, and nothing may follow them but
+    another archive.
 
     Raises:
         UserError: Not a complete tar archive.
     """
-    samples: list[SampleEntry] = []
-    end = 0
+    index = TarIndex([], {})
+    latest: dict[str, SampleEntry] = {}
+    with path.open("rb") as file:
+        start: int | None = 0
+        while start is not None:
+            members, end = _members(file, start, name)
+            for member in members:
+                _add(index, latest, member)
+            start = _next_archive(file, end, name)
+    return index
+
+
+def _members(file: BinaryIO, start: int, name: str) -> tuple[list[tarfile.TarInfo], int]:
+    """The members of the archive that begins at `start`, and where they end."""
+    file.seek(start)
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                split = split_name(member.name)
-                if not member.isfile() or split is None:
-                    continue
-                key, extension = split
-                if not samples or samples[-1].key != key:
-                    samples.append(SampleEntry(key=key, members={}))
-                if extension in samples[-1].members:
-                    raise UserError(f"{name}: '{member.name}' is in the archive twice")
-                samples[-1].members[extension] = (member.offset_data, member.size)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            return archive.getmembers(), archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{name}: not a complete tar archive ({error}); copy it again") from error
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
-            raise UserError(
-                f"{name}: the tar archive is cut off or corrupt after byte {end:,}; copy it again"
-            )
-    return samples
+
+
+def _add(index: TarIndex, latest: dict[str, SampleEntry], member: tarfile.TarInfo) -> None:
+    """Add a member to its sample; `latest` has the last sample of every key."""
+    if member.isdir():
+        return
+    if rule := _ignored(member):
+        shown = member.name.encode("utf-8", "backslashreplace").decode()
+        index.ignored.setdefault(rule, []).append(shown)
+        return
+    split = split_name(member.name)
+    assert split is not None
+    key, extension = split
+    sample = latest.get(key)
+    if sample is None or extension in sample.members:
+        sample = latest[key] = SampleEntry(key=key, members={})
+        index.samples.append(sample)
+    sample.members[extension] = (member.offset_data, member.size)
+
+
+def _ignored(member: tarfile.TarInfo) -> str | None:
+    """The rule that leaves a member out, if any."""
+    if member.issym() or member.islnk():
+        return "link inside an archive"
+    if not member.isreg() or member.issparse():
+        return "not a plain file"
+    if any(part.startswith(".") and part.strip(".") for part in member.name.split("/")):
+        return "hidden name"
+    if not is_text(member.name):
+        return "name that is not UTF-8"
+    return None if split_name(member.name) else "name without a key or an extension"
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _next_archive(file: BinaryIO, end: int, name: str) -> int | None:
+    """The start of the archive that was joined to the one whose members end at `end`, if any.
+
+    Raises:
+        UserError: There are no zero blocks at `end`.
+    """
+    file.seek(end)
+    if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
+        raise UserError(
+            f"{name}: the tar archive is cut off or corrupt after byte {end:,}; copy it again"
+        )
+    while chunk := file.read(_CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            return (file.tell() - len(rest)) // _BLOCK * _BLOCK
+    return None
 
 
 class LocalTar(NamedTuple):

@@ -90,7 +90,7 @@ def _differences(path: str, shard: ShardEntry) -> list[str]:
         with local_tar(path) as tar:
             if sha256_file(tar.stored) != shard.sha256:
                 return [f"{path}: its sha256 differs from the manifest"]
-            found = {one.key: one.members for one in index_tar(tar.plain, shard.name)}
+            found = {one.key: one.members for one in index_tar(tar.plain, shard.name).samples}
     except (CredentialsError, TransientError):
         raise
     except UserError as error:
@@ -106,7 +106,7 @@ def _index_shard(url: str, file: str, excluded: list[str]) -> ShardEntry:
     path = storage.join(url, file)
     with local_tar(path) as tar:
         entries = []
-        for sample in index_tar(tar.plain, file):
+        for sample in index_tar(tar.plain, file).samples:
             if "txt" not in sample.members:
                 excluded.append(f"{file}: {sample.key}: no caption (txt)")
             elif not any(

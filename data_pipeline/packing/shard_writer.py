@@ -79,7 +79,7 @@ def write_shard(
             expanded_bytes=plain.stat().st_size if compress else None,
             samples=tuple(
                 entry.model_copy(update={"attributes": attributes[entry.key]})
-                for entry in index_tar(plain, name)
+                for entry in index_tar(plain, name).samples
             ),
         )
         storage.upload(stored, storage.join(url, name))

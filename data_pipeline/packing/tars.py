@@ -33,10 +33,14 @@ class TarSource(Source):
         self._current: tuple[str, Path] | None = None
         self._url = url
         self._samples: list[tuple[str, SampleEntry]] = []
+        ignored: dict[str, list[str]] = {}
         for name in sorted(tars):
             with local_tar(storage.join(url, name)) as tar:
-                self._samples += [(name, sample) for sample in index_tar(tar.plain, name)]
-        self.ignored: Mapping[str, Sequence[str]] = {}
+                index = index_tar(tar.plain, name)
+            self._samples += [(name, sample) for sample in index.samples]
+            for rule, members in index.ignored.items():
+                ignored.setdefault(rule, []).extend(f"{name}: {one}" for one in members)
+        self.ignored: Mapping[str, Sequence[str]] = ignored
         self.names = [f"{name}: {sample.key}" for name, sample in self._samples]
         self.identity = sha256(
             "\n".join(f"{name} {tuple(status)}" for name, status in sorted(tars.items()))
