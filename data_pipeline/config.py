@@ -57,14 +57,32 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
             )
 
 
-class TextConfig(BaseModel, frozen=True, extra="forbid"):
-    """How a caption becomes `length` token ids."""
+CaptionChoice = Literal["random", "first", "joined"]
 
-    tokenizer: Location
+
+class TextConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which caption of a sample is read, and how it becomes `length` token ids.
+
+    Without `tokenizer` and `length` there are no token ids, as a frozen text encoder needs none.
+    """
+
+    tokenizer: Location | None = None
     """`tokenizer.model` or a directory that holds it; local or any fsspec URL."""
-    length: int = Field(gt=0)
+    length: int | None = Field(default=None, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """BPE dropout probability (Provilkov et al. 2020). Training only."""
+    captions: CaptionChoice = "random"
+    """Of a sample with several captions training reads one, keyed by (seed, epoch, sample), the
+    first, or all of them joined by spaces. Everything but training reads the first one, or with
+    `joined` all."""
+
+    @model_validator(mode="after")
+    def _tokenizer_with_length(self) -> Self:
+        if (self.tokenizer is None) != (self.length is None):
+            raise ValueError("set tokenizer and length, or neither of them")
+        if self.dropout and self.tokenizer is None:
+            raise ValueError("dropout needs a tokenizer")
+        return self
 
 
 class LabelConfig(BaseModel, frozen=True, extra="forbid"):

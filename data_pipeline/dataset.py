@@ -1,7 +1,7 @@
 """A shard set as a sequence of samples with random access."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.cache import node_cache
-from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
+from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import is_digest, sha256
 from mezzotint.common.errors import UserError
@@ -50,14 +51,16 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
     _check_encoder(config, manifest, expected_encoder)
     check_sizes(config.url, manifest)
     reader = ShardReader(config.url, manifest.shards, node_cache(config.cache))
-    tokenizer = Tokenizer.load(config.text.tokenizer) if config.text else None
+    text = config.text
+    tokenizer = Tokenizer.load(text.tokenizer) if text and text.tokenizer else None
     return Dataset(config, manifest, reader, tokenizer)
 
 
 class Dataset:
     """The selected samples of a shard set, in the order of the manifest.
 
-    A sample is a pure function of (index, seed, epoch). Thread-safe and picklable.
+    A sample is a pure function of its index, in training of (index, seed, epoch). Thread-safe and
+    picklable.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Dataset:
         sizes = np.bincount(self._shards, minlength=len(manifest.shards))
         self.shard_sizes: tuple[int, ...] = tuple(sizes.tolist())
         """Selected samples of each shard."""
-        self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block)
-        """Digest of set, selection and shuffle block, which a stream's state refers to."""
+        self._choice: CaptionChoice = config.text.captions if config.text else "random"
+        self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block, self._choice)
+        """Digest of set, selection, shuffle block and choice of captions, which a stream's state
+        refers to."""
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
@@ -91,7 +96,13 @@ class Dataset:
         return tuple(entry.key for entry in self._entries)
 
     def captions(self) -> tuple[str, ...]:
+        """The first caption of every sample."""
         return tuple(self.caption(index) for index in range(len(self)))
+
+    def all_captions(self) -> Iterator[str]:
+        """Every caption of every sample."""
+        for index in range(len(self)):
+            yield from self.captions_of(index)
 
     def entry(self, index: int) -> SampleEntry:
         return self._entries[index]
@@ -101,27 +112,22 @@ class Dataset:
         offset, size = entry.members[extension]
         return self.reader.read(self._shards[index], offset, size)
 
-    def sample(self, index: int, *, seed: int = 0, epoch: int = 0) -> Sample:
-        """A sample with the augmentation of an epoch of a run with this seed.
+    def sample(self, index: int, *, seed: int | None = None, epoch: int = 0) -> Sample:
+        """A sample; with a `seed`, as training with this seed reads it in an epoch.
 
         Raises:
             UserError: Its shard cannot be fetched, or a member is damaged.
         """
         config, entry = self.config, self._entries[index]
-        caption = self.caption(index)
+        caption = self.caption(index, seed=seed, epoch=epoch)
         image = text = None
-        rng = sample_rng(seed, epoch, index) if self._augments else None
+        rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
         if config.image is not None:
             image = self._image(index, config.image)
             if config.image.flip and rng is not None and rng.random() < 0.5:
                 image = image[:, ::-1]
-        if config.text is not None and self.tokenizer is not None:
-            length, dropout = config.text.length, config.text.dropout
-            if dropout > 0 and rng is not None:
-                ids = self.tokenizer.encode_dropout(caption, length, dropout, rng)
-            else:
-                ids = self.tokenizer.encode(caption, length)
-            text = np.asarray(ids, dtype=np.int64)
+        if self.tokenizer is not None:
+            text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
         arrays = {name: self._array(index, name) for name in config.arrays}
         label = None if self._labels is None else int(self._labels[index])
         return Sample(entry.key, caption, image, text, arrays, label)
@@ -138,13 +144,31 @@ class Dataset:
         image, text = self.config.image, self.config.text
         return bool((image and image.flip) or (text and text.dropout > 0))
 
-    def caption(self, index: int) -> str:
+    def caption(self, index: int, *, seed: int | None = None, epoch: int = 0) -> str:
+        """The caption of a sample; with a `seed`, the one that training reads in an epoch."""
+        captions = self.captions_of(index)
+        if seed is None and self._choice != "joined":
+            return first(captions)
+        return choose(captions, self._choice, (seed or 0, epoch, index))
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """All captions of a sample, one a line of its KEY.txt."""
         try:
-            return self.member(index, "txt").decode()
+            return caption_lines(self.member(index, "txt").decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self._name(index, 'txt')}: not UTF-8 ({error}); correct it"
             ) from error
+
+    def _ids(
+        self, tokenizer: Tokenizer, caption: str, rng: np.random.Generator | None
+    ) -> list[int]:
+        text = self.config.text
+        assert text is not None, "the tokenizer is that of data.text"
+        assert text.length is not None, "set with the tokenizer"
+        if text.dropout > 0 and rng is not None:
+            return tokenizer.encode_dropout(caption, text.length, text.dropout, rng)
+        return tokenizer.encode(caption, text.length)
 
     def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
         if index in self._cached:
@@ -237,9 +261,12 @@ def _image_extension(entry: SampleEntry) -> str:
     return next((one for one in IMAGE_EXTENSIONS if one in entry.members), "")
 
 
-def _fingerprint(manifest: Manifest, positions: NDArray[np.int64], block: int) -> str:
+def _fingerprint(
+    manifest: Manifest, positions: NDArray[np.int64], block: int, captions: CaptionChoice
+) -> str:
     chosen = positions.astype("<i8").tobytes()
-    return sha256(f"{manifest.fingerprint} {block} ".encode() + chosen)
+    choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
+    return sha256(f"{manifest.fingerprint} {block} {choice}".encode() + chosen)
 
 
 def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARDS, _BLOCKS, _SAMPLE = 1, 2, 3
+_SHARDS, _BLOCKS, _SAMPLE, _CAPTION = 1, 2, 3, 4
 
 
 def _bits(domain: int, seed: int, epoch: int, index: int) -> np.random.Philox:
@@ -54,3 +54,8 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block: int) -
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of a sample's augmentation in an epoch, in whichever process it is loaded."""
     return np.random.Generator(_bits(_SAMPLE, seed, epoch, index))
+
+
+def draw(count: int, seed: int, epoch: int, index: int) -> int:
+    """One of `count` captions of a sample in an epoch, independent of its augmentation."""
+    return int(_bits(_CAPTION, seed, epoch, index).random_raw()) % count

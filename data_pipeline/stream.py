@@ -136,7 +136,8 @@ class Stream:
         if self.state.fingerprint != self.dataset.fingerprint:
             raise UserError(
                 f"{self.dataset.config.url}: this run was started on other data (or another "
-                "selection or shuffle_block) and cannot resume; restore them or start a new run"
+                "selection, shuffle_block or text.captions) and cannot resume; restore them or "
+                "start a new run"
             )
         if self.state.seed != self.seed:
             raise UserError(

@@ -43,7 +43,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     dataset = open_dataset(recipe.data, expected_encoder=encoder)
     check_labels(recipe)
     tokenizer = None
-    if recipe.data.text is not None:
+    if recipe.data.text is not None and recipe.data.text.tokenizer is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
     text_encoder = check_text_encoder(recipe)

@@ -9,9 +9,9 @@ from data_pipeline.packing.source import (
     InvalidSample,
     Source,
     SourceSample,
-    caption_lines,
     decode_text,
 )
+from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError

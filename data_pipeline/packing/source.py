@@ -87,8 +87,3 @@ def decode_text(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidSample("caption missing", f"its caption is not UTF-8 ({error})") from error
-
-
-def caption_lines(text: str) -> tuple[str, ...]:
-    """The captions of a text file: its lines that are not empty."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

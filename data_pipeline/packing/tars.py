@@ -13,12 +13,12 @@ from data_pipeline.packing.source import (
     InvalidSample,
     Source,
     SourceSample,
-    caption_lines,
     decode_text,
     json_attributes,
 )
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.tar import index_tar, local_tar, read_member
+from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.local_files import FileStatus

@@ -122,7 +122,7 @@ def tokenizer(
     from data_pipeline.text.tokenizer import TOKENIZER_NAME, Tokenizer
     from mezzotint.common import storage
 
-    captions = open_dataset(DataConfig(url=url)).captions()
+    captions = list(open_dataset(DataConfig(url=url)).all_captions())
     path = storage.join(out, TOKENIZER_NAME)
     storage.write_bytes(path, Tokenizer.train(captions, vocab))
     typer.echo(f"{path}: {vocab} pieces from {len(captions):,} captions")

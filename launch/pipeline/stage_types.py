@@ -49,7 +49,7 @@ def make_tokenizer(stage: TokenizerStage, directory: Path) -> dict[str, str]:
     from data_pipeline.dataset import open_dataset
     from data_pipeline.text.tokenizer import Tokenizer
 
-    captions = open_dataset(stage.data).captions()
+    captions = list(open_dataset(stage.data).all_captions())
     model = directory / "model"
     model.mkdir(exist_ok=True)
     write_bytes(model / "tokenizer.model", Tokenizer.train(captions, stage.vocab))
