@@ -1,7 +1,7 @@
 """Folders of images with captions beside them."""
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.packing.fetch import fetch
@@ -48,6 +48,11 @@ class FolderSource(Source):
             raise InvalidSample("caption missing", f"its caption file {text} is missing")
         captions = caption_lines(decode_text(fetch(storage.join(self._url, text))))
         return SourceSample(fetch(storage.join(self._url, name)), captions)
+
+
+def has_images(names: Iterable[str]) -> bool:
+    """Whether an image file is among them."""
+    return any(_suffix(name) in IMAGE_EXTENSIONS for name in names)
 
 
 def _suffix(name: str) -> str:

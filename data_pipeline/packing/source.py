@@ -7,7 +7,15 @@ from typing import Literal, Protocol, TypeGuard
 
 from data_pipeline.manifest import Attribute, Manifest
 
-Fault = Literal["caption missing", "image missing", "image unreadable"]
+Fault = Literal[
+    "caption missing",
+    "caption unusable",
+    "image missing",
+    "image unreadable",
+    "download failed",
+    "attribute unusable",
+    "row unreadable",
+]
 
 
 class InvalidSample(Exception):

@@ -1,86 +1,274 @@
-"""CSV, Parquet and JSONL tables of image paths or URLs and captions."""
+"""Tables of image files, paths or URLs with captions: CSV, JSON Lines, Parquet and Arrow."""
 
-import csv
-import io
-import json
 import posixpath
-from collections.abc import Mapping, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from threading import Lock
 
-from data_pipeline.manifest import Attribute
-from data_pipeline.packing.fetch import fetch
-from data_pipeline.packing.source import InvalidSample, Source, SourceSample, is_attribute
+from data_pipeline.packing.arrow_table import ArrowTable
+from data_pipeline.packing.cells import Table, attribute_of, captions_of, find, image_of, shown
+from data_pipeline.packing.csv_table import csv_table
+from data_pipeline.packing.fetch import SCHEMES, Downloader, fetch
+from data_pipeline.packing.json_table import json_table
+from data_pipeline.packing.source import InvalidSample, Source, SourceSample
+from data_pipeline.packing.text_table import RowTable, read_content
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from mezzotint.common.storage_errors import redact
 
-TABLES = (".csv", ".parquet", ".jsonl")
-"""Suffixes of tables."""
-_SCHEMES = ("http", "https", "s3", "gs", "gcs", "abfs", "file")
+_CSV = (".csv", ".tsv")
+_LINES = (".jsonl", ".ndjson")
+_JSON = (*_LINES, ".json")
+_PARQUET = (".parquet",)
+_ARROW = (".arrow", ".feather")
+_TEXT = tuple(suffix + packed for suffix in (*_CSV, *_JSON) for packed in ("", ".gz"))
+_FAMILIES = {"CSV": _CSV, "JSON Lines": _LINES, "Parquet": _PARQUET, "Arrow": _ARROW}
+"""Kinds of tables that a folder may consist of. A .json file there describes the data set."""
+_OPEN = 2
+"""Arrow tables that are open at a time: threads may be ahead in the next one."""
+_PART = re.compile(r"(?P<split>.+)-\d+-of-\d+")
+_SPLIT_WORDS = frozenset(
+    {
+        *("train", "training", "test", "testing", "eval", "evaluation"),
+        *("validation", "valid", "val", "dev"),
+    }
+)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are used; `name.field` is a field of a column."""
+
+    image: str = "image"
+    caption: str = "caption"
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.image, self.caption, *self.attributes)))
+
+
+def is_table(url: str) -> bool:
+    """Whether a file is a table by its name."""
+    return url.lower().endswith((*_TEXT, *_PARQUET, *_ARROW))
+
+
+def tables_in(names: Iterable[str]) -> dict[str, list[str]]:
+    """The tables of a folder by their kind, without hidden files."""
+    visible = [name for name in names if not _is_hidden(name)]
+    found = {
+        kind: [name for name in visible if name.lower().removesuffix(".gz").endswith(suffixes)]
+        for kind, suffixes in _FAMILIES.items()
+    }
+    return {kind: tables for kind, tables in found.items() if tables}
+
+
+def open_table(url: str, columns: Columns) -> "TableSource":
+    """The source of one table.
+
+    Raises:
+        UserError: It cannot be read, has no rows, or lacks one of `columns`.
+    """
+    directory, _, name = url.rpartition("/")
+    folder = directory if directory or not url.startswith("/") else "/"
+    return TableSource(url, folder, [name], columns, {})
+
+
+def open_tables(url: str, files: Iterable[str], columns: Columns) -> "TableSource":
+    """The source of a folder of tables of one kind, whose other files are ignored.
+
+    Raises:
+        UserError: As for one table, or the tables are of several kinds.
+    """
+    found = tables_in(files)
+    if len(found) > 1:
+        examples = ", ".join(f"{tables[0]} ({kind})" for kind, tables in found.items())
+        raise UserError(f"{url}: holds tables of several kinds: {examples}; give one of the files")
+    (tables,) = found.values()
+    others = sorted(set(files) - set(tables))
+    ignored = {
+        "hidden": [name for name in others if _is_hidden(name)],
+        "not a table": [name for name in others if not _is_hidden(name)],
+    }
+    return TableSource(url, url, tables, columns, ignored)
 
 
 class TableSource(Source):
-    """A CSV, Parquet or JSONL table with an image column (path or URL) and a caption column.
+    """The rows of one or more tables with an image and a caption column.
 
-    Relative paths are relative to the table's directory.
+    Relative paths are relative to the directory of their table. If the names of several files state
+    different splits, as `train-00000-of-00002.parquet` does, their rows have the attribute `split`.
     """
 
     def __init__(
-        self, url: str, image_column: str, caption_column: str, attribute_columns: Sequence[str]
+        self,
+        url: str,
+        folder: str,
+        files: Sequence[str],
+        columns: Columns,
+        ignored: Mapping[str, Sequence[str]],
     ) -> None:
-        content = storage.read_bytes(url)
-        rows = _rows(url, content)
-        if not rows:
+        self._columns = columns
+        self._files = files
+        self._urls = [storage.join(folder, name) if folder else name for name in files]
+        self._tables = [_open(one, columns) for one in self._urls]
+        for one, table in zip(self._urls, self._tables, strict=True):
+            _check_columns(one, table, columns)
+        self._starts = [0, *accumulate(len(table) for table in self._tables)]
+        if not self._starts[-1]:
             raise UserError(f"{url}: the table has no rows")
-        for column in (image_column, caption_column, *attribute_columns):
-            if column not in rows[0]:
-                raise UserError(
-                    f"{url}: no column '{column}'; it has {', '.join(map(str, rows[0]))}"
-                )
-        self._directory = posixpath.dirname(url)
-        self._images = [str(row.get(image_column) or "") for row in rows]
-        self._captions = [str(row.get(caption_column) or "") for row in rows]
-        self._attributes = [
-            {name: _attribute(row.get(name)) for name in attribute_columns} for row in rows
-        ]
-        self.names = [f"row {row}: {redact(image)}" for row, image in enumerate(self._images, 1)]
-        self.identity = sha256(content)
-        self.ignored: Mapping[str, Sequence[str]] = {}
+        self._integers = _integer_columns(self._tables, columns)
+        splits = {name: _split(name) for name in files}
+        self._splits = splits if len(set(splits.values())) > 1 else {}
+        self._downloader = Downloader()
+        self._lock = Lock()
+        self._opened: list[ArrowTable] = []
+        self.names: Sequence[str] = _Names(self)
+        contents = (
+            f"{name} {table.digest}" for name, table in zip(files, self._tables, strict=True)
+        )
+        self.identity = sha256("\n".join(contents))
+        self.ignored = {
+            **ignored,
+            "column not used": _unused(self._tables, columns),
+            "empty line": [
+                f"{name}: {line}" if len(files) > 1 else line
+                for name, table in zip(files, self._tables, strict=True)
+                for line in table.empty
+            ],
+        }
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def name(self, index: int) -> str:
+        """`line 4: a.png`, after the name of the file if there are several."""
+        number, row = self._place(index)
+        name = self._tables[number].name(row)
+        return f"{shown(self._files[number])}: {name}" if len(self._files) > 1 else name
 
     def read(self, index: int) -> SourceSample:
-        image = self._images[index]
-        if not image:
-            raise InvalidSample("image missing", "the image cell is empty")
-        content = fetch(self._resolve(image))
-        return SourceSample(content, (self._captions[index],), self._attributes[index])
+        number, row = self._place(index)
+        table = self._tables[number]
+        self._hold(table)
+        cells = table.cells(row)
+        captions = captions_of(find(cells, self._columns.caption))
+        attributes = {
+            name: attribute_of(self._cell(cells, name), name) for name in self._columns.attributes
+        }
+        if split := self._splits.get(self._files[number]):
+            attributes.setdefault("split", split)
+        image = image_of(find(cells, self._columns.image))
+        if isinstance(image, str):
+            image = fetch(self._resolve(image, self._urls[number]), self._downloader)
+        return SourceSample(image, captions, attributes)
 
-    def _resolve(self, image: str) -> str:
-        if "://" not in image:
-            return image if image.startswith("/") else storage.join(self._directory or ".", image)
-        if image.split("://", 1)[0] not in _SCHEMES:
+    def close(self) -> None:
+        for table in self._tables:
+            table.close()
+        self._downloader.close()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The number of a sample's table, and its row there."""
+        number = bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+    def _hold(self, table: Table) -> None:
+        """Close the Arrow tables that were used before the last ones."""
+        if isinstance(table, ArrowTable):
+            with self._lock:
+                if table not in self._opened:
+                    self._opened.append(table)
+                    for old in self._opened[:-_OPEN]:
+                        old.close()
+                    self._opened = self._opened[-_OPEN:]
+
+    def _cell(self, cells: Mapping[str, object], column: str) -> object:
+        value = find(cells, column)
+        return int(value) if column in self._integers and isinstance(value, str) else value
+
+    def _resolve(self, image: str, table: str) -> str:
+        """The path or URL of an image."""
+        image = image.strip()
+        if not _SCHEME.match(image):
+            return storage.join(posixpath.dirname(table) or ".", image)
+        scheme, rest = image.split("://", 1)
+        url = f"{scheme.lower()}://{rest}"
+        if not url.startswith(SCHEMES):
             raise InvalidSample(
-                "image missing", f"its URL must start with one of {', '.join(_SCHEMES)}"
+                "image missing", f"its URL must start with one of {', '.join(SCHEMES)}"
             )
-        return image
+        return url
 
 
-def _rows(url: str, content: bytes) -> list[dict[str, object]]:
-    try:
-        if url.endswith(".parquet"):
-            import pyarrow.parquet
+class _Names(Sequence[str]):
+    """The names of the rows, made when they are asked for."""
 
-            table = pyarrow.parquet.read_table(io.BytesIO(content))
-            return list(table.to_pylist())
-        text = content.decode("utf-8-sig")
-        if url.endswith(".csv"):
-            return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{url}: not a readable table ({error})") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{url}: every line must be a JSON object")
-    return rows
+    def __init__(self, source: TableSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self._source.name(index)
 
 
-def _attribute(value: object) -> Attribute:
-    return value if is_attribute(value) else str(value)
+def _open(url: str, columns: Columns) -> Table:
+    name = url.lower()
+    if not name.endswith(_TEXT):
+        return ArrowTable(url, columns.all)
+    content = read_content(url)
+    read = csv_table if name.removesuffix(".gz").endswith(_CSV) else json_table
+    return read(url, content, columns.all, columns.image)
+
+
+def _check_columns(url: str, table: Table, columns: Columns) -> None:
+    """Refuse a table without one of the columns.
+
+    Raises:
+        UserError: It lacks one.
+    """
+    options = {
+        columns.image: "--image-column",
+        columns.caption: "--caption-column",
+        **dict.fromkeys(columns.attributes, "--attribute-columns"),
+    }
+    for column, option in options.items():
+        if not table.has(column):
+            names = ", ".join(map(shown, table.columns)) or "none"
+            raise UserError(f"{url}: no column '{column}'; it has {names}; choose one by {option}")
+
+
+def _unused(tables: Iterable[Table], columns: Columns) -> list[str]:
+    """The columns that are not used, in order."""
+    names = dict.fromkeys(shown(name) for table in tables for name in table.columns)
+    used = [f"{column}." for column in columns.all]
+    return [name for name in names if not any(one.startswith(f"{name}.") for one in used)]
+
+
+def _integer_columns(tables: Iterable[Table], columns: Columns) -> frozenset[str]:
+    """The attribute columns of CSV tables that hold nothing but integers."""
+    texts = [table for table in tables if isinstance(table, RowTable) and table.untyped]
+    return frozenset(
+        column
+        for column in columns.attributes
+        if texts and all(one.integers(column) for one in texts)
+    )
+
+
+def _split(name: str) -> str | None:
+    """The split that the path of a table states: `train-00000-of-00002.parquet`, `test/0.csv`."""
+    *folders, file = name.split("/")
+    if part := _PART.match(file):
+        return part["split"]
+    words = re.split(r"[^a-z]+", "/".join((*folders, file)).lower())
+    return next((word for word in reversed(words) if word in _SPLIT_WORDS), None)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

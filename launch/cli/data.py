@@ -14,13 +14,16 @@ Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec 
 @data_app.command(
     epilog="Examples:  [bold]mezzotint data pack photos/ data/photos[/]  ·  "
     "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]  ·  "
+    "[bold]mezzotint data pack parquet/ data/set --caption-column text "
+    "--attribute-columns label,width[/]  ·  "
     "[bold]mezzotint data pack data/emoji s3://bucket/people --split composition --limit 300[/]"
 )
 def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of images with .txt captions, CSV/Parquet/JSONL table, shard set, or tars."
+            help="Folder of images with .txt captions, table or folder of tables (CSV, JSON Lines, "
+            "Parquet, Arrow), shard set, or tars."
         ),
     ],
     out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
@@ -38,8 +41,16 @@ def pack(
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of pairs, by hash.", min=1)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Table column with path or URL.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Table column with the caption.")] = "caption",
+    image_column: Annotated[
+        str, typer.Option(help="Table column, or COLUMN.FIELD, with image, path or URL.")
+    ] = "image",
+    caption_column: Annotated[
+        str, typer.Option(help="Table column, or COLUMN.FIELD, with the caption or captions.")
+    ] = "caption",
+    attribute_columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Table columns to keep as attributes, as A,B or repeated."),
+    ] = None,
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
     workers: Annotated[int, typer.Option(help="Pairs read in parallel.", min=1)] = 8,
     test_fraction: Annotated[
@@ -59,6 +70,9 @@ def pack(
         limit=limit,
         image_column=image_column,
         caption_column=caption_column,
+        attribute_columns=tuple(
+            name for names in attribute_columns or () for name in names.split(",") if name
+        ),
         shard_size=shard_size,
         workers=workers,
         test_fraction=test_fraction,

@@ -126,11 +126,12 @@ def test_a_table_becomes_a_set(folder, tmp_path, suffix):
     dataset = open_dataset(DataConfig(url=report.url))
     assert dataset.captions() == ("zero", "one", "two")
     assert dataset.entry(1).attributes == {"kind": "odd"}
-    assert [one.name for one in report.rejected] == [
-        "row 4: nowhere.png",
-        "row 5: pipe://cat /etc/passwd",
-        "row 6: ",
-    ]
+    assert [one.name for one in report.rejected] == {
+        ".csv": ["line 5: nowhere.png", "line 6: pipe://cat /etc/passwd", "line 7"],
+        ".jsonl": ["line 4: nowhere.png", "line 5: pipe://cat /etc/passwd", "line 6: "],
+        ".parquet": ["row 4", "row 5", "row 6"],
+    }[suffix]
+    assert "nowhere.png" in report.rejected[0].detail
 
 
 class Web(BaseHTTPRequestHandler):
@@ -159,7 +160,7 @@ def test_images_are_fetched_over_http_and_errors_are_named(tmp_path):
         server.shutdown()
     assert open_dataset(DataConfig(url=report.url)).captions() == ("red.png",)
     assert [one.name.rsplit("/", 1)[1] for one in report.rejected] == list(names[1:])
-    assert {one.fault for one in report.rejected} == {"image missing"}
+    assert {one.fault for one in report.rejected} == {"download failed"}
 
 
 def test_a_missing_column_is_named(folder):

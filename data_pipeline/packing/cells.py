@@ -1,0 +1,210 @@
+"""Values of table cells: captions, images and attributes, each with a strict type."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from data_pipeline.manifest import Attribute
+from data_pipeline.packing.source import Fault, InvalidSample
+
+_SHOWN = 100
+"""Characters of a cell that a message may show."""
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+_LOCATIONS = ("path", "url", "src")
+"""Keys of an image cell with fields that say where the image is."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A date, time or duration of a typed table."""
+
+    text: str
+
+
+class Table(Protocol):
+    """The rows of one table, by number."""
+
+    columns: Sequence[str]
+    """Names of the columns, of a table of JSON objects all their keys."""
+    digest: str
+    """SHA-256 of the file."""
+    empty: Sequence[str]
+    """Names of the lines that hold nothing."""
+
+    def __len__(self) -> int: ...
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column, or a field `column.field`."""
+
+    def name(self, row: int) -> str:
+        """`line 4` or `row 4`, counted from 1, with the image's path or URL where it is known."""
+
+    def cells(self, row: int) -> Mapping[str, object]:
+        """The cells of a row by column; called from several threads.
+
+        Raises:
+            InvalidSample: The row cannot be read.
+        """
+
+    def close(self) -> None:
+        """Delete temporary files."""
+        return
+
+
+def shown(text: str) -> str:
+    """A text as a message shows it: at most about 100 characters, without control characters."""
+    cut = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], cut)
+
+
+def prefixes(columns: Sequence[str]) -> frozenset[str]:
+    """The columns, and those in which a name with dots may be a field."""
+    parts = [column.split(".") for column in columns]
+    return frozenset(".".join(one[:end]) for one in parts for end in range(1, len(one) + 1))
+
+
+def find(cells: Mapping[str, object], column: str) -> object:
+    """The value of a column, or of a field `column.field` of one.
+
+    Raises:
+        InvalidSample: The row has none.
+    """
+    if column in cells:
+        return cells[column]
+    head, _, tail = column.partition(".")
+    while tail:
+        if head in cells:
+            return _field(cells[head], tail, column)
+        name, _, tail = tail.partition(".")
+        head = f"{head}.{name}"
+    raise InvalidSample("row unreadable", f"it has no '{shown(column)}'")
+
+
+def _field(cell: object, name: str, column: str) -> object:
+    """A field of a cell; of a list, the field of each of its elements."""
+    if cell is None:
+        return None
+    if isinstance(cell, list):
+        return [_field(one, name, column) for one in cell]
+    if isinstance(cell, Mapping):
+        return find(cell, name)
+    raise InvalidSample("row unreadable", f"'{shown(column)}': a field of {described(cell)}")
+
+
+def captions_of(cell: object) -> tuple[str, ...]:
+    """The captions in a cell: a text, or a list of texts.
+
+    Raises:
+        InvalidSample: It holds something else.
+    """
+    if cell is None:
+        raise InvalidSample("caption missing", "its caption cell is empty")
+    if not isinstance(cell, list):
+        return (_caption(cell, "its caption is"),)
+    return tuple(_caption(one, "its list of captions holds") for one in cell)
+
+
+def _caption(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidSample("caption unusable", f"{what} {described(value)}, not a text")
+    return _text(value, "caption unusable", "its caption")
+
+
+def _text(text: str, fault: Fault, what: str) -> str:
+    """`text`, which can be written as UTF-8.
+
+    Raises:
+        InvalidSample: It holds a NUL or half of a surrogate pair.
+    """
+    if found := _NOT_TEXT.search(text):
+        kind = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+        raise InvalidSample(fault, f"{what} holds {kind}")
+    return text
+
+
+def image_of(cell: object) -> bytes | str:
+    """The encoded image in a cell, or its path or URL.
+
+    Raises:
+        InvalidSample: There is neither.
+    """
+    match cell:
+        case None | "" | b"" | []:
+            raise InvalidSample("image missing", "its image cell is empty")
+        case bytes():
+            return cell
+        case str():
+            return _text(cell, "image missing", "its image cell")
+        case [one]:
+            return image_of(one)
+        case {"bytes": bytes() as content} if content:
+            return content
+        case dict():
+            found = next((cell[name] for name in _LOCATIONS if cell.get(name)), None)
+            if isinstance(found, str):
+                return image_of(found)
+            keys = ", ".join(shown(str(name)) for name in list(cell)[:5])
+            raise InvalidSample(
+                "image missing",
+                f"its image cell has the fields {keys}, and in none of bytes, "
+                f"{', '.join(_LOCATIONS)} an image; name another one by --image-column NAME.FIELD",
+            )
+    raise InvalidSample("image missing", f"its image cell is {described(cell)}")
+
+
+def attribute_of(cell: object, column: str) -> Attribute:
+    """An attribute: a text, an integer or nothing.
+
+    A whole number that a table keeps as a floating-point number is an integer, NaN there is
+    nothing, and dates are texts.
+
+    Raises:
+        InvalidSample: It has another type.
+    """
+    what = f"its '{shown(column)}'"
+    match cell:
+        case None:
+            return None
+        case str():
+            return _text(cell, "attribute unusable", what)
+        case bool():
+            pass
+        case int():
+            return cell
+        case float() if math.isnan(cell):
+            return None
+        case float() if cell.is_integer():
+            return int(cell)
+        case Moment():
+            return cell.text
+    raise InvalidSample(
+        "attribute unusable",
+        f"{what} is {described(cell)}; an attribute is a text or an integer",
+    )
+
+
+def described(value: object) -> str:
+    """The type of a value in words."""
+    match value:
+        case None:
+            return "nothing (null)"
+        case bool():
+            return "true or false"
+        case int():
+            return "a number"
+        case float():
+            return "a number" if math.isfinite(value) else f"a number that is not finite ({value})"
+        case str():
+            return "a text"
+        case bytes():
+            return "binary data"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case Mapping():
+            return "an object with fields"
+        case Moment():
+            return "a date or time"
+    return f"of the type {type(value).__name__}"
