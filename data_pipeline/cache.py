@@ -2,7 +2,8 @@
 
 A shard is fetched whole, once per node: one GET request gives thousands of samples per second, one
 range request per sample hundreds. Cached files are named by their digest, so that equal shards of
-different sets share a file and no name in a manifest becomes a path.
+different sets share a file and no name in a manifest becomes a path. A copy that is no longer as it
+was when it was verified is fetched again.
 """
 
 import logging
@@ -11,8 +12,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from data_pipeline.digest_records import DigestRecords, FileState
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.tar import expand_gzip
 from mezzotint.common import storage
@@ -69,6 +73,8 @@ class ShardCache:
         self.limit = limit
         self.timeout = timeout
         self.retry_wait = retry_wait
+        self.records = DigestRecords(directory / "digests")
+        """Of cached shards, and of those that are read in place."""
         self._prefetcher: _Prefetcher | None = None
         self._cleaned = False
 
@@ -97,10 +103,22 @@ class ShardCache:
 
         A failure is logged only: whoever needs the shard fetches it again and gets the error.
         """
-        if self._prefetcher is None or self._prefetcher.process != os.getpid():
-            self._prefetcher = _Prefetcher(self._fetch_if_unlocked)
         for shard in shards:
-            self._prefetcher.add(url, shard)
+            self._in_background(partial(self._fetch_if_unlocked, url, shard))
+
+    def prepare(self, paths: Iterable[Path]) -> None:
+        """Compute the digests of local shards in the background, in this order."""
+        for path in paths:
+            self._in_background(partial(self._digest_if_unlocked, path))
+
+    def _in_background(self, job: Callable[[], None]) -> None:
+        if self._prefetcher is None or self._prefetcher.process != os.getpid():
+            self._prefetcher = _Prefetcher()
+        self._prefetcher.add(job)
+
+    def _digest_if_unlocked(self, path: Path) -> None:
+        with suppress(OSError, TimeoutError):  # whoever opens the shard gets the error
+            self.records.prepare(path)
 
     def _fetch_if_unlocked(self, url: str, shard: ShardEntry) -> None:
         """Fetch a shard unless another process of the node is fetching it."""
@@ -117,14 +135,35 @@ class ShardCache:
         return self.directory / shard.sha256[:2] / f"{shard.sha256}.tar"
 
     def _use(self, target: Path, shard: ShardEntry) -> bool:
-        """Whether the shard is cached (it was verified before it got this name); marks it used."""
+        """Whether the shard is cached and as it was verified; marks it used."""
         try:
-            if target.stat().st_size != shard.tar_bytes:
-                return False
-            os.utime(target)
+            status = target.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
+        if status.st_size != shard.tar_bytes or not self._is_verified(target, shard):
+            _log.warning(
+                "%s: this copy of '%s' is not as it was verified; it is fetched again",
+                *(target, shard.name),
+            )
+            return False
+        with suppress(OSError):  # evicted meanwhile, or a cache that others may write only
+            os.utime(_lock(target))
         return True
+
+    def _is_verified(self, target: Path, shard: ShardEntry) -> bool:
+        """Whether a copy is in the state in which it was verified, or has the digest again."""
+        try:
+            if self.records.find(FileState.of(target.stat())) == shard.sha256:
+                return True
+            if shard.expanded_bytes is not None:
+                return False
+            file = os.open(target, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return self.records.of(file) == shard.sha256
+        finally:
+            os.close(file)
 
     def _delete_leftovers(self) -> None:
         """Delete, once, temporary files of killed processes: those whose lock is free."""
@@ -165,10 +204,12 @@ class ShardCache:
         cached = []
         for path in self.directory.glob("*/*.tar"):
             try:
-                status = path.stat()
+                size, used = path.stat().st_size, path.stat().st_mtime
+                if _lock(path).exists():
+                    used = _lock(path).stat().st_mtime
             except FileNotFoundError:  # evicted by another process
                 continue
-            cached.append((status.st_mtime, status.st_size, path))
+            cached.append((used, size, path))
         total = sum(size for _, size, _ in cached)
         for _, size, path in sorted(cached, key=lambda entry: entry[0]):
             if total <= keep:
@@ -188,6 +229,8 @@ class ShardCache:
                 if shard.expanded_bytes is not None:
                     _expand(url, shard, temporary)
                 temporary.replace(target)
+                self.records.keep(FileState.of(target.stat()), shard.sha256)
+                os.utime(_lock(target))
                 return
             except (TransientError, _MismatchError) as error:
                 if attempt == _ATTEMPTS or (isinstance(error, _MismatchError) and attempt == 2):
@@ -208,22 +251,21 @@ class _MismatchError(Exception):
 
 
 class _Prefetcher:
-    """A background thread that fetches the shards that are needed next."""
+    """A background thread that fetches, or checks, the shards that are needed next."""
 
-    def __init__(self, fetch: Callable[[str, ShardEntry], None]) -> None:
+    def __init__(self) -> None:
         self.process = os.getpid()
-        self._fetch = fetch
-        self._queue: queue.SimpleQueue[tuple[str, ShardEntry]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name="shard-prefetch").start()
 
-    def add(self, url: str, shard: ShardEntry) -> None:
-        self._queue.put((url, shard))
+    def add(self, job: Callable[[], None]) -> None:
+        self._queue.put(job)
 
     def _run(self) -> None:
         while True:
-            url, shard = self._queue.get()
+            job = self._queue.get()
             try:
-                self._fetch(url, shard)
+                job()
             except UserError as error:
                 _log.warning("prefetch: %s", error)
 

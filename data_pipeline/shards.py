@@ -1,24 +1,34 @@
 """Random access to the members of a set's shards.
 
-Their sizes are checked here, before anything is read; their SHA-256 when a shard is fetched
-(`cache.py`) and by `mezzotint data verify` (`verify.py`).
+Sizes are checked before anything is read. When a process first opens a shard, and again where it
+changed since, its SHA-256 is compared with the manifest (computed once per node and state of the
+file: `digest_records.py`), and the header of every member that the manifest lists.
 """
 
+import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from data_pipeline.cache import ShardCache
-from data_pipeline.manifest import Manifest, ShardEntry
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from data_pipeline.tar import misplaced_member
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 _OPEN_FILES = 128
+_TARS = (".tar", ".tar.gz")
 
 
 def check_sizes(url: str, manifest: Manifest) -> None:
     """Compare the stored size of every shard with the manifest, without reading any.
+
+    Tars in the directory that the manifest does not list are warned of.
 
     Raises:
         UserError: A shard is missing or has another size.
@@ -29,14 +39,48 @@ def check_sizes(url: str, manifest: Manifest) -> None:
         if shard.name not in present:
             raise UserError(
                 f"{path}: this shard is in the manifest but not in the directory; copy it here "
-                f"again, or index the set again with `mezzotint data index {url}`"
+                f"again, or {_index_again(url)}"
             )
         if present[shard.name] != shard.bytes:
             raise UserError(
                 f"{path}: does not match its manifest ({present[shard.name]:,} bytes instead of "
-                f"{shard.bytes:,}); copy it here again, or index the set again with `mezzotint "
-                f"data index {url}`"
+                f"{shard.bytes:,}); copy it here again, or {_index_again(url)}"
             )
+    if unlisted := [name for name in unlisted_files(manifest, present) if name.endswith(_TARS)]:
+        _warn_of_unlisted(url, tuple(unlisted))
+
+
+def unlisted_files(manifest: Manifest, present: Iterable[str]) -> list[str]:
+    """Those of the names in a set's directory that belong to no shard; hidden ones are left out."""
+    listed = {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}
+    return sorted(name for name in present if name not in listed and not name.startswith("."))
+
+
+@lru_cache(maxsize=64)
+def _warn_of_unlisted(url: str, names: tuple[str, ...]) -> None:
+    """Once per process and set."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    _log.warning(
+        "%s%s: in the directory of the set but not in its manifest, so not read; delete or move "
+        "it, or %s",
+        *(storage.join(url, names[0]), more, _index_again(url)),
+    )
+
+
+def _index_again(url: str) -> str:
+    return f"index the set again with `mezzotint data index {url}`"
+
+
+class _OpenShard(NamedTuple):
+    """An open file, and the size and time of modification with which it was checked."""
+
+    file: int
+    size: int
+    mtime_ns: int
+
+    def is_unchanged(self) -> bool:
+        status = os.fstat(self.file)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
 class ShardReader:
@@ -49,7 +93,7 @@ class ShardReader:
         self.url = url
         self.shards = tuple(shards)
         self.cache = cache
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -67,44 +111,92 @@ class ShardReader:
         """`size` bytes at `offset` of the uncompressed tar of a shard.
 
         Raises:
-            UserError: The shard cannot be fetched, or is shorter than in its manifest.
+            UserError: The shard cannot be fetched, or is not as in its manifest.
         """
         with self._lock:
             content = os.pread(self._open(shard), size, offset)
         if len(content) != size:
             raise UserError(
-                f"{storage.join(self.url, self.shards[shard].name)}: ends before byte "
-                f"{offset + size:,}, so it does not match its manifest; run `mezzotint data "
-                f"verify {self.url}`"
+                f"{self._path(shard)}: ends before byte {offset + size:,}, so it does not match "
+                f"its manifest; run `mezzotint data verify {self.url}`"
             )
         return content
 
+    def check(self, shards: Iterable[int]) -> None:
+        """Open shards, with the checks of doing so, without reading more.
+
+        Raises:
+            UserError: One cannot be fetched, or is not as in its manifest.
+        """
+        for shard in shards:
+            with self._lock:
+                self._open(shard)
+
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Fetch the shards that are not read in place, in the background."""
-        wanted = [self.shards[shard] for shard in shards if not self.in_place(shard)]
-        self.cache.prefetch(self.url, wanted)
+        """In the background, fetch the shards that are not read in place, and check the others."""
+        in_place = [shard for shard in shards if self.in_place(shard)]
+        fetched = [shard for shard in shards if not self.in_place(shard)]
+        if in_place:
+            directory = storage.local_path(self.url)
+            self.cache.prepare([directory / self.shards[shard].name for shard in in_place])
+        if fetched:
+            self.cache.prefetch(self.url, [self.shards[shard] for shard in fetched])
 
     def close(self) -> None:
         with self._lock:
             while self._files:
-                os.close(self._files.popitem()[1])
+                os.close(self._files.popitem()[1].file)
+
+    def _path(self, shard: int) -> str:
+        return storage.join(self.url, self.shards[shard].name)
 
     def _open(self, shard: int) -> int:
-        if shard in self._files:
+        opened = self._files.get(shard)
+        if opened is not None and opened.is_unchanged():
             self._files.move_to_end(shard)
-            return self._files[shard]
+            return opened.file
+        if opened is not None:
+            os.close(self._files.pop(shard).file)
         while len(self._files) >= _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = self._open_file(shard)
-        return self._files[shard]
+            os.close(self._files.popitem(last=False)[1].file)
+        file = self._open_in_place(shard) if self.in_place(shard) else self._open_cached(shard)
+        try:
+            status = os.fstat(file)
+            self._check_headers(shard, file)
+        except BaseException:
+            os.close(file)
+            raise
+        self._files[shard] = _OpenShard(file, status.st_size, status.st_mtime_ns)
+        return file
 
-    def _open_file(self, shard: int) -> int:
-        if self.in_place(shard):
-            path = storage.local_path(self.url) / self.shards[shard].name
-            try:
-                return os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error
+    def _check_headers(self, shard: int, file: int) -> None:
+        if name := misplaced_member(file, self.shards[shard].samples):
+            raise UserError(
+                f"{self._path(shard)}: '{name}' is not where the manifest says; copy shard and "
+                f"manifest here again, or {_index_again(self.url)}"
+            )
+
+    def _open_in_place(self, shard: int) -> int:
+        path = storage.local_path(self.url) / self.shards[shard].name
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error
+        try:
+            digest = self.cache.records.of(file)
+        except OSError as error:
+            os.close(file)
+            raise UserError(f"{path}: shard cannot be read ({error.strerror})") from error
+        if digest != self.shards[shard].sha256:
+            os.close(file)
+            raise UserError(
+                f"{path}: does not match its manifest (its sha256 is {digest[:12]}... instead of "
+                f"{self.shards[shard].sha256[:12]}...): it was changed after it was indexed; copy "
+                f"it here again or, if the change is wanted, {_index_again(self.url)}"
+            )
+        return file
+
+    def _open_cached(self, shard: int) -> int:
         # another process may evict the shard between fetch and open
         for _ in range(8):
             path = self.cache.fetch(self.url, self.shards[shard])

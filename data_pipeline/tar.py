@@ -1,12 +1,13 @@
 """Positions of the samples inside a webdataset tar."""
 
 import gzip
+import os
 import re
 import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,7 @@ from mezzotint.common.errors import UserError
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _BLOCK = 512
+_NAME_BYTES = 100
 _CHUNK = 1 << 20
 
 
@@ -127,6 +129,39 @@ def _next_archive(file: BinaryIO, end: int, name: str) -> int | None:
         if rest := chunk.lstrip(b"\0"):
             return (file.tell() - len(rest)) // _BLOCK * _BLOCK
     return None
+
+
+def misplaced_member(file: int, samples: Iterable[SampleEntry]) -> str | None:
+    """The first member of `samples` without its header before its offset in an open tar, if any.
+
+    Checked are the checksum of the header, the size, and names that fit into it as they are.
+    """
+    for sample in samples:
+        for extension, (offset, size) in sample.members.items():
+            name = f"{sample.key}.{extension}"
+            if not _is_header(os.pread(file, _BLOCK, offset - _BLOCK), name, size):
+                return name
+    return None
+
+
+def _is_header(block: bytes, name: str, size: int) -> bool:
+    """Whether a block is the header of a member; extensions of `name` are in lower case."""
+    if len(block) != _BLOCK or block[156:157] not in (b"0", b"\0", b"7"):
+        return False
+    try:
+        if int(block[148:156].strip(b"\0 "), 8) != sum(block) - sum(block[148:156]) + 8 * 32:
+            return False
+        # a size of 8 GiB or more is written in another way
+        if size < 8 << 30 and int(block[124:136].strip(b"\0 ") or b"0", 8) != size:
+            return False
+    except ValueError:
+        return False
+    if len(name) >= _NAME_BYTES or not name.isascii():  # in an extended header before this one
+        return True
+    found = block[:_NAME_BYTES].partition(b"\0")[0].decode("utf-8", "replace")
+    if block[257:263] == b"ustar\0" and block[345]:
+        found = f"{block[345:500].partition(bytes(1))[0].decode('utf-8', 'replace')}/{found}"
+    return found.lower() == name.lower()
 
 
 class LocalTar(NamedTuple):

@@ -2,7 +2,6 @@ import itertools
 import json
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.packing.shard_writer import RawSample, write_shard
 from data_pipeline.stream import Stream, StreamState
 from mezzotint.common.errors import UserError
 
@@ -123,13 +124,13 @@ def test_images_come_as_floats_between_minus_one_and_one(squares):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_sample_ends_the_stream_with_one_sentence(squares, workers):
-    path = f"{squares}/squares-000001.tar"
-    content = bytearray(Path(path).read_bytes())
-    at = content.index(b"\x89PNG")
-    content[at : at + 40] = bytes(40)
-    Path(path).write_bytes(content)
+    damaged = [RawSample("a", {"txt": b"a", "png": b"not an image"})]
+    shard = write_shard(damaged, squares, "squares-000005.tar")
+    manifest = read_manifest(squares)
+    shards = (*manifest.shards, shard)
+    write_manifest(squares, manifest.model_copy(update={"shards": shards}))
     config = DataConfig(url=squares, image=ImageConfig(size=4), workers=workers)
-    with pytest.raises(UserError, match=r"squares-000001.tar: 0005.png: not a readable") as error:
+    with pytest.raises(UserError, match=r"squares-000005.tar: a.png: not a readable") as error:
         read(config)
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,198 @@
+"""Files that changed after their digest was taken are noticed when they are opened."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data_pipeline.cache import node_cache
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.digest_records import DigestRecords, FileState
+from data_pipeline.inspect import inspect
+from data_pipeline.manifest import read_manifest
+from data_pipeline.packing.pack import PackOptions, pack
+from mezzotint.common.errors import UserError
+
+CHANGED = r"squares-000001.tar: does not match its manifest .*copy it here again or, .*data index"
+
+
+def rewrite(path, old, new):
+    """Rewrite a file in place, with its size and time of modification."""
+    status, content = os.stat(path), Path(path).read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    with open(path, "r+b") as file:
+        file.write(content.replace(old, new))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(path).st_mtime_ns == status.st_mtime_ns
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """States are recorded however young they are."""
+    monkeypatch.setattr("data_pipeline.digest_records._SETTLED_SECONDS", 0.0)
+
+
+@pytest.fixture
+def spoiled(squares):
+    """The squares, with another caption of the same length in the second shard."""
+    open_dataset(DataConfig(url=squares)).captions()
+    rewrite(f"{squares}/squares-000001.tar", b"green square 5", b"black square 5")
+    return squares
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_shard_that_was_rewritten_in_place_is_refused(spoiled, tmp_path):
+    dataset = open_dataset(DataConfig(url=spoiled))
+    assert dataset.caption(0) == "red square 0"
+    with pytest.raises(UserError, match=CHANGED):
+        dataset.caption(5)
+    with pytest.raises(UserError, match=CHANGED):
+        inspect(spoiled)
+    with pytest.raises(UserError, match=CHANGED):
+        pack(spoiled, str(tmp_path / "out"), PackOptions())
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_shard_that_is_rewritten_while_in_use_is_refused(squares):
+    dataset = open_dataset(DataConfig(url=squares))
+    assert dataset.caption(5) == "green square 5"
+    time.sleep(0.02)  # the clock of file times ticks every few milliseconds
+    path = Path(squares, "squares-000001.tar")
+    content = path.read_bytes().replace(b"green square 5", b"black square 5")
+    with path.open("r+b") as file:
+        file.write(content)
+    with pytest.raises(UserError, match=CHANGED):
+        dataset.caption(5)
+
+
+def test_a_shard_that_was_only_touched_or_copied_is_read(squares, tmp_path):
+    os.utime(f"{squares}/squares-000001.tar")
+    os.chmod(f"{squares}/squares-000001.tar", 0o444)
+    shutil.copytree(squares, tmp_path / "copy")
+    for url in (squares, str(tmp_path / "copy")):
+        assert open_dataset(DataConfig(url=url)).caption(5) == "green square 5"
+
+
+def test_the_digest_of_a_file_is_computed_once_per_state(tmp_path, settled, monkeypatch):
+    (tmp_path / "file").write_bytes(b"content")
+    computed = []
+    real = DigestRecords._compute
+    monkeypatch.setattr(
+        DigestRecords, "_compute", lambda self, file: computed.append(file) or real(self, file)
+    )
+
+    def digest():
+        file = os.open(tmp_path / "file", os.O_RDONLY)
+        try:
+            return DigestRecords(tmp_path / "records").of(file)
+        finally:
+            os.close(file)
+
+    first = digest()
+    assert digest() == first
+    assert len(computed) == 1
+    rewrite(tmp_path / "file", b"content", b"CONTENT")
+    assert digest() != first
+    assert len(computed) == 2
+    DigestRecords(tmp_path / "records").prepare(tmp_path / "file")
+    assert len(computed) == 2
+    assert not list((tmp_path / "records").glob("*/*.lock"))
+
+
+def test_a_state_that_may_still_change_unnoticed_is_not_recorded(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    records = DigestRecords(tmp_path / "records")
+    records.prepare(tmp_path / "file")
+    assert records.find(FileState.of(os.stat(tmp_path / "file"))) is None
+
+
+def test_without_a_place_for_records_every_shard_is_read(squares, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path / "file" / "cache"))
+    with caplog.at_level(logging.WARNING):
+        assert len(open_dataset(DataConfig(url=squares)).captions()) == 23
+    assert "set MEZZOTINT_CACHE or data.cache to a writable directory" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_stream_prepares_the_digests_in_the_background(squares, cache, settled):
+    open_dataset(DataConfig(url=squares)).prefetch([0, 3])
+    until = time.monotonic() + 10
+    while len([one for one in cache.glob("digests/*/*") if not one.suffix]) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_spoiled_copy_in_the_cache_is_fetched_again(make_set, cache, compress, caplog):
+    system = fsspec.filesystem("memory")
+    try:
+        system.put(make_set(compress=compress), "/bucket/set", recursive=True)
+        url = "memory://bucket/set"
+        captions = open_dataset(DataConfig(url=url)).captions()
+        shard = read_manifest(url).shards[1]
+        copy = cache / shard.sha256[:2] / f"{shard.sha256}.tar"
+        rewrite(copy, b"green square 5", b"black square 5")
+        with caplog.at_level(logging.WARNING):
+            assert open_dataset(DataConfig(url=url)).captions() == captions
+        assert f"{copy}: this copy of '{shard.name}' is not as it was verified" in caplog.text
+        rewrite(copy, b"green square 5", b"black square 5")
+        system.rm(f"/bucket/set/{shard.name}")
+        with pytest.raises(UserError, match=f"{shard.name}: no such file; copy it there again"):
+            node_cache().fetch(url, shard)
+    finally:
+        system.rm("/bucket", recursive=True)
+
+
+def test_a_manifest_with_other_offsets_is_refused(squares):
+    path = Path(squares, "manifest.json")
+    tree = json.loads(path.read_text())
+    one, two = tree["shards"][1]["samples"][:2]
+    one["members"]["txt"], two["members"]["txt"] = two["members"]["txt"], one["members"]["txt"]
+    path.write_text(json.dumps(tree))
+    dataset = open_dataset(DataConfig(url=squares))
+    with pytest.raises(UserError, match=r"squares-000001.tar: '0005.txt' is not where the manif"):
+        dataset.caption(5)
+
+
+def test_a_manifest_with_another_size_of_a_member_is_refused(squares):
+    path = Path(squares, "manifest.json")
+    tree = json.loads(path.read_text())
+    tree["shards"][0]["samples"][0]["members"]["txt"][1] = 3
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"squares-000000.tar: '0000.txt' is not where"):
+        open_dataset(DataConfig(url=squares)).caption(0)
+
+
+def test_a_tar_that_no_manifest_lists_is_named(squares, caplog):
+    shutil.copy(f"{squares}/squares-000000.tar", f"{squares}/later.tar")
+    with caplog.at_level(logging.WARNING):
+        assert len(open_dataset(DataConfig(url=squares))) == 23
+        open_dataset(DataConfig(url=squares))
+    [record] = caplog.records
+    assert f"{squares}/later.tar: in the directory of the set but not in its" in record.message
+
+
+def test_a_set_with_long_and_foreign_names_is_read(tmp_path, make_set, write_squares):
+    from data_pipeline.packing.shard_writer import RawSample, write_shards
+
+    keys = ["a" * 140, "d" * 90 + "/" + "k" * 60, "café", "日本", "plain"]
+    write_shards(
+        [RawSample(key, {"txt": key[:5].encode()}) for key in keys],
+        str(tmp_path / "names"),
+        name="names",
+        licence="CC0-1.0",
+        provenance={},
+        shard_size=5,
+        fields={},
+    )
+    captions = open_dataset(DataConfig(url=str(tmp_path / "names"))).captions()
+    assert captions == tuple(key[:5] for key in keys)
