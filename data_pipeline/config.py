@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from mezzotint.common.preprocessing import Filter, Fit, Preprocessing
 from mezzotint.common.storage_errors import check_no_credentials
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
@@ -27,8 +28,8 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     size: int = Field(gt=0, le=8192)
-    fit: Literal["pad", "crop"] = "pad"
-    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
+    fit: Fit = "pad"
+    filter: Filter = "bicubic"
     flip: bool = False
     """Mirror a sample with probability 1/2, keyed by (seed, epoch, sample). Training only."""
     flip_with_captions: bool = False
@@ -55,6 +56,11 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
                 "data.image.flip mirrors images, and their captions may say left or right; set "
                 "data.image.flip=false, or data.image.flip_with_captions=true to mirror them still"
             )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a model that is trained on these images records."""
+        return Preprocessing(size=self.size, fit=self.fit, filter=self.filter, flip=self.flip)
 
 
 CaptionChoice = Literal["random", "first", "joined"]
@@ -143,6 +149,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Array members of a derived set, for instance `codes` for `KEY.codes.npy`."""
     encoder: Location | None = None
     """The model directory, or its digest, that must have encoded a derived set."""
+    force_preprocessing: bool = False
+    """Take images prepared otherwise than a model's own: of a derived set whose encoder was trained
+    otherwise, or to encode them with a model that was."""
     shuffle_block: int = Field(default=8, gt=0)
     """Shards per block within which samples are shuffled; the cache must hold two blocks."""
     workers: int = Field(default=0, ge=0)

@@ -9,18 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.shards import check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Preprocessing
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """Arrays (B, ...) of B samples by name."""
 
 _COPIED = ("txt", "json")
+_WITH_IMAGE = "derived with image"
 
 
 def derive(
@@ -53,8 +57,24 @@ def derive(
             **{f"{name}.npy": f"array '{name}' made by the encoder" for name in fields},
         },
         encoder=encoder,
+        preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
     )
+
+
+def _preprocessing(dataset: Dataset) -> Preprocessing | None:
+    image = dataset.config.image
+    return None if image is None else image.preprocessing
+
+
+def encoded_preprocessing(manifest: Manifest) -> Preprocessing | None:
+    """Of the images that a derived set was encoded from, also where an earlier version wrote it."""
+    if manifest.preprocessing is not None:
+        return manifest.preprocessing
+    try:
+        return ImageConfig.model_validate_json(manifest.provenance[_WITH_IMAGE]).preprocessing
+    except (KeyError, ValidationError):
+        return None
 
 
 def _provenance(dataset: Dataset) -> dict[str, str]:
@@ -63,19 +83,34 @@ def _provenance(dataset: Dataset) -> dict[str, str]:
         **dataset.manifest.provenance,
         "derived from": dataset.manifest.name,
         "derived from sha256": dataset.fingerprint,
-        "derived with image": image.model_dump_json() if image else "none",
+        _WITH_IMAGE: image.model_dump_json() if image else "none",
     }
 
 
 def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
-    """The manifest of a finished set of the same source, settings and encoder."""
+    """The manifest of a finished set of the same source, settings and encoder.
+
+    Raises:
+        UserError: one whose images were prepared otherwise, and all else is the same.
+    """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         return None
-    manifest = read_manifest(url)
-    if manifest.provenance != _provenance(dataset) or manifest.encoder != encoder:
+    manifest, provenance = read_manifest(url), _provenance(dataset)
+    same = manifest.provenance | {_WITH_IMAGE: provenance[_WITH_IMAGE]} == provenance
+    if manifest.encoder != encoder or not same:
         return None
+    before, now = encoded_preprocessing(manifest), _preprocessing(dataset)
+    if before != now:
+        raise UserError(
+            f"{url}: holds a set of this encoder with images prepared as {_shown(before)}, not as "
+            f"{_shown(now)}; choose another directory or delete it"
+        )
     check_sizes(url, manifest)
     return manifest
+
+
+def _shown(image: Preprocessing | None) -> str:
+    return "unknown" if image is None else f"{image.size} pixels, {image.fit}, {image.filter}"
 
 
 def _members(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 
 MANIFEST_NAME = "manifest.json"
@@ -73,6 +74,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Sources, versions and digests."""
     encoder: Digest | None = None
     """Digest of the model that encoded a derived set."""
+    preprocessing: Preprocessing | None = None
+    """Of the images that were encoded; None in sets of images and of earlier versions."""
     splits: dict[str, Split] = {}
     shards: tuple[ShardEntry, ...]
 
@@ -127,9 +130,10 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON; it does not depend on where the set is stored."""
-        canonical = json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
+        tree = self.model_dump(mode="json")
+        if self.preprocessing is None:
+            del tree["preprocessing"]  # sets of earlier versions keep their fingerprint
+        canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)
 
 

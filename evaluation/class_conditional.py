@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.config import LabelConfig
+from data_pipeline.config import ImageConfig, LabelConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid
-from evaluation.config import ClassConditionalConfig, Part, ReferenceConfig
+from evaluation.config import ClassConditionalConfig, Part, ReferenceConfig, image_protocol
 from evaluation.metrics import fid
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
@@ -55,9 +55,9 @@ def evaluate_class_conditional(
             f"{generator.classes or 'no classes'}; name those of its recipe (data.label)"
         )
     network = config.features.build(replace(runtime, bf16=False))
+    image = config.reference.image_config(config.system.model, generator.image_size)
     train, test = (
-        read_images(config.reference, config.classes, part, generator.image_size)
-        for part in ("train", "test")
+        read_images(config.reference, config.classes, part, image) for part in ("train", "test")
     )
     with stages("features_train") as report:
         train_features = network(train.images, progress=report)
@@ -83,7 +83,7 @@ def evaluate_class_conditional(
         }
         generated.append(result.images)
     return Evaluated(
-        protocol=protocol(config, generator, network, train, test),
+        protocol=protocol(config, generator, network, train, test, image),
         metrics=by_metric(found),
         write_images=partial(write_grid, config, names, generated),
     )
@@ -95,14 +95,14 @@ def class_names(config: LabelConfig) -> tuple[str, ...]:
 
 
 def read_images(
-    config: ReferenceConfig, label: LabelConfig, part: Part, size: int
+    config: ReferenceConfig, label: LabelConfig, part: Part, image: ImageConfig
 ) -> LabelledImages:
     """The real images of a part of the split that have one of the classes.
 
     Raises:
         UserError: a class has no image in that part.
     """
-    dataset = open_dataset(config.data_config(part, size, label))
+    dataset = open_dataset(config.data_config(part, image, label))
     samples = [dataset.sample(index) for index in range(len(dataset))]
     labels = torch.tensor([sample.label for sample in samples], device="cpu")
     for index, name in enumerate(class_names(label)):
@@ -151,6 +151,7 @@ def protocol(
     network: FeatureNetwork,
     train: LabelledImages,
     test: LabelledImages,
+    image: ImageConfig,
 ) -> Mapping[str, object]:
     """What is needed to compute the same metrics."""
     return {
@@ -165,6 +166,7 @@ def protocol(
             "fingerprint": train.fingerprint,
             "train": len(train.labels),
             "test": len(test.labels),
+            **image_protocol(image),
         },
         "intervals": "95%, Wilson",
     }

@@ -7,34 +7,66 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
+from mezzotint.common.preprocessing import Filter, Fit
 from mezzotint.inference.config import ClipSource, DiffusionSystem, SystemConfig
+from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.runtime import Precision
 
 Part = Literal["train", "test"]
 
 
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
-    """Real images of a split, and their captions; their size is that of the evaluated model."""
+    """Real images of a split, and their captions, prepared as the model's training images were."""
 
     url: str = Field(min_length=1)
     split: str = "composition"
     where: dict[str, tuple[str | int, ...]] = {}
-    fit: Literal["pad", "crop"] = "pad"
-    filter: Literal["bicubic", "lanczos", "box", "bilinear"] = "bicubic"
+    fit: Fit = "pad"
+    """By default the model's own; `pad` for a model that records none. As `filter`."""
+    filter: Filter = "bicubic"
+    force_preprocessing: bool = False
+    """Take `fit` and `filter` also where they are not the model's."""
     cache: str | None = None
 
-    def data_config(self, part: Part, size: int, label: LabelConfig | None = None) -> DataConfig:
-        """One part of the split at a size; with a label, only the images of its values."""
+    def image_config(self, model: str, size: int) -> ImageConfig:
+        """How images are prepared for the model in a directory, whose network takes `size`.
+
+        Raises:
+            UserError: `fit` or `filter` are stated, are not the model's and not forced.
+        """
+        setting = self.setting
+        stated = stated_in(
+            self,
+            force=self.force_preprocessing,
+            prefix=f"{setting}.",
+            force_name=f"{setting}.force_preprocessing: true",
+        )
+        return image_config(model, size, stated)
+
+    @property
+    def setting(self) -> str:
+        """Its key in an evaluation."""
+        return "reference"
+
+    def data_config(
+        self, part: Part, image: ImageConfig, label: LabelConfig | None = None
+    ) -> DataConfig:
+        """One part of the split; with a label, only the images of its values."""
         where = dict(self.where)
         if label is not None and label.values is not None:
             where[label.attribute] = label.values
         return DataConfig(
             url=self.url,
             select=(Selection(split=self.split, part=part, where=where),),
-            image=ImageConfig(size=size, fit=self.fit, filter=self.filter),
+            image=image,
             label=label,
             cache=self.cache,
         )
+
+
+def image_protocol(image: ImageConfig) -> dict[str, object]:
+    """How real images were prepared, for a protocol."""
+    return {"image_size": image.size, "fit": image.fit, "filter": image.filter}
 
 
 class ReconstructedImages(ReferenceConfig, frozen=True, extra="forbid"):
@@ -43,6 +75,10 @@ class ReconstructedImages(ReferenceConfig, frozen=True, extra="forbid"):
     part: Part = "test"
     limit: int | None = Field(default=None, gt=0)
     """How many images, in an order fixed by the seed; None is all of them."""
+
+    @property
+    def setting(self) -> str:
+        return "images"
 
 
 class Limits(BaseModel, frozen=True, extra="forbid"):

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
-from evaluation.config import ReconstructionConfig
+from evaluation.config import ReconstructionConfig, image_protocol
 from evaluation.metrics import fid, psnr, ssim
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import FrechetDistance
@@ -40,6 +41,7 @@ class ReconstructionEvaluator:
     config: ReconstructionConfig
     model: Model
     dataset: Dataset
+    image: ImageConfig
     network: FeatureNetwork | None
     runtime: Runtime
 
@@ -114,7 +116,7 @@ class ReconstructionEvaluator:
             "images": {
                 **self.config.images.model_dump(mode="json", exclude={"cache"}),
                 "images": len(arrays["psnr"]),
-                "image_size": self.model.image_size,
+                **image_protocol(self.image),
                 "fingerprint": self.dataset.manifest.fingerprint,
             },
             "psnr": psnr.DEFINITION,
@@ -138,8 +140,9 @@ def evaluate_reconstruction(
     """
     model = read_autoencoder(config.autoencoder, runtime.device)
     network = None if config.features is None else config.features.build(runtime)
-    dataset = open_dataset(config.images.data_config(config.images.part, model.image_size))
-    evaluator = ReconstructionEvaluator(config, model, dataset, network, runtime)
+    image = config.images.image_config(config.autoencoder, model.image_size)
+    dataset = open_dataset(config.images.data_config(config.images.part, image))
+    evaluator = ReconstructionEvaluator(config, model, dataset, image, network, runtime)
     chosen = choose(dataset.keys(), config.images.limit, config.seed)
     if len(chosen) < 2:
         raise UserError(f"images: {len(chosen)} were selected; at least 2 are needed")

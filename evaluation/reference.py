@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from evaluation.config import ReferenceConfig
 from mezzotint.common.errors import UserError
@@ -38,9 +39,11 @@ class Reference:
 
 
 def load(
-    config: ReferenceConfig, image_size: int, progress: Callable[[int, int], None] | None = None
+    config: ReferenceConfig,
+    image: ImageConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
-    """Read both parts of the split at the size of the samples.
+    """Read both parts of the split, prepared as `image` says.
 
     Raises:
         UserError: the set, the split or an image cannot be read.
@@ -48,8 +51,8 @@ def load(
     """
     if config.split == "train":
         raise UserError("reference.split: 'train' is the name of a part; rename the split")
-    test = open_dataset(config.data_config("test", image_size))
-    train = open_dataset(config.data_config("train", image_size))
+    test = open_dataset(config.data_config("test", image))
+    train = open_dataset(config.data_config("train", image))
     if len(test) == 0:
         raise UserError(f"reference.split: {config.split} of {config.url} has no test part")
     images = []

@@ -4,9 +4,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from evaluation import reference, samples
-from evaluation.config import TextToImageConfig
+from evaluation.config import TextToImageConfig, image_protocol
 from evaluation.metrics import clip_score
 from evaluation.metrics import text_to_image as metrics
 from evaluation.metrics.text_to_image import ExactMatches
@@ -18,6 +19,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.generator import ImageGenerator, ranking
 from mezzotint.inference.load import load_generator
+from mezzotint.inference.preprocessing import image_model
 from mezzotint.inference.runtime import Runtime
 
 
@@ -35,7 +37,8 @@ def evaluate_text_to_image(
     clip = ClipEmbedder.load(config.clip, runtime.device)
     fp32 = replace(runtime, bf16=False)
     with stages("reference") as report:
-        real = reference.load(config.reference, system.image_size, report)
+        image = config.reference.image_config(image_model(config.system), system.image_size)
+        real = reference.load(config.reference, image, report)
     check_retrieval_choices(config.retrieval_choices, real)
     prompts = evaluation_prompts(config, real)
     with stages("generate") as report:
@@ -53,7 +56,7 @@ def evaluate_text_to_image(
         distances = metrics.frechet_metrics(generated, real, network, config.seed, report)
     return Evaluated(
         protocol={
-            **generation_protocol(config, system, generated, real),
+            **generation_protocol(config, system, generated, real, image),
             "exact_match": exact_match_rule(matches),
             "clip": clip.protocol(),
             "clip_score": clip_score.DEFINITION,
@@ -102,7 +105,11 @@ def evaluation_prompts(config: TextToImageConfig, real: Reference) -> list[Evalu
 
 
 def generation_protocol(
-    config: TextToImageConfig, system: ImageGenerator, generated: SampleSet, real: Reference
+    config: TextToImageConfig,
+    system: ImageGenerator,
+    generated: SampleSet,
+    real: Reference,
+    image: ImageConfig,
 ) -> dict[str, object]:
     """How the samples were generated, and what they were compared with."""
     return {
@@ -116,9 +123,7 @@ def generation_protocol(
             "split": real.held_out,
             "fingerprint": real.fingerprint,
             "images": len(real.keys),
-            "image_size": system.image_size,
-            "fit": config.reference.fit,
-            "filter": config.reference.filter,
+            **image_protocol(image),
         },
     }
 

@@ -7,7 +7,8 @@ config.json, without which it is no model directory, is written last.
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mezzotint.common import files, storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError, first_error
+from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
 from models.nn.initialization import assign_state
@@ -47,6 +49,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     text_length: int | None = None
     text_encoder: TextSource | None = None
     """Location and digest of the frozen encoder of the model's captions."""
+    preprocessing: Preprocessing | None = None
+    """Of its training images; None in directories of earlier versions and in imported ones."""
 
     @property
     def weights_sha256(self) -> str:
@@ -71,6 +75,7 @@ def save(
     tokenizer: bytes | None = None,
     text_length: int | None = None,
     text_encoder: TextSource | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write a model directory, replacing an existing one.
 
@@ -80,7 +85,15 @@ def save(
         UserError: weights that are not the model's, or a directory that cannot be written.
     """
     chosen = _persistent(config, weights)
-    contents = _contents(config, chosen, card, tokenizer, text_length, text_encoder)
+    header = partial(
+        ModelInfo,
+        model=config,
+        tokenizer_sha256=None if tokenizer is None else sha256(tokenizer),
+        text_length=text_length,
+        text_encoder=text_encoder,
+        preprocessing=preprocessing,
+    )
+    contents = _contents(header, chosen, card, tokenizer)
     try:
         if storage.is_local(directory):
             _write_local(storage.local_path(directory), contents)
@@ -169,12 +182,10 @@ def _persistent(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str,
 
 
 def _contents(
-    config: ModelConfig,
+    header: Callable[..., ModelInfo],
     weights: Mapping[str, Tensor],
     card: str,
     tokenizer: bytes | None,
-    text_length: int | None,
-    text_encoder: TextSource | None,
 ) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files, one in memory at a time; the header comes last."""
     entries: list[WeightFile] = []
@@ -188,17 +199,8 @@ def _contents(
     yield CARD, card.encode()
     if tokenizer is not None:
         yield TOKENIZER, tokenizer
-    header = ModelInfo(
-        model=config,
-        weights=tuple(entries),
-        tokenizer_sha256=None if tokenizer is None else sha256(tokenizer),
-        text_length=text_length,
-        text_encoder=text_encoder,
-    )
-    yield (
-        CONFIG,
-        (json.dumps(header.model_dump(mode="json", by_alias=True), indent=2) + "\n").encode(),
-    )
+    tree = header(weights=tuple(entries)).model_dump(mode="json", by_alias=True)
+    yield CONFIG, (json.dumps(tree, indent=2) + "\n").encode()
 
 
 def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -117,6 +117,7 @@ def export(
             tokenizer=tokenizer.model_bytes if tokenizer else None,
             text_length=recipe.data.text.length if recipe.data.text else None,
             text_encoder=inputs.text_encoder,
+            preprocessing=inputs.preprocessing,
         )
     write_json(
         directory.summary,

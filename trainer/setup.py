@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.derive import encoded_preprocessing
+from data_pipeline.manifest import Manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Preprocessing, require_equal
 from models import frozen_text, store
 from models.config import text_shape
 from models.diffusion.network import ClassConditional
@@ -28,6 +31,8 @@ class TrainingInputs:
     task: Task
     text_encoder: TextSource | None = None
     """The frozen encoder that reads the captions, with its digest."""
+    preprocessing: Preprocessing | None = None
+    """Of the images that are read, or that the arrays of a derived set were encoded from."""
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
@@ -49,7 +54,27 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     text_encoder = check_text_encoder(recipe)
     with torch.device("meta"):  # the engine materialises it
         model = recipe.model.build()
-    return TrainingInputs(dataset, tokenizer, recipe.task.build(model), text_encoder)
+    task, preprocessing = recipe.task.build(model), data_preprocessing(recipe, dataset.manifest)
+    return TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing)
+
+
+def data_preprocessing(recipe: Recipe, manifest: Manifest) -> Preprocessing | None:
+    """Of the images that a run is trained on, which its model records.
+
+    Raises:
+        UserError: a derived set was made with images prepared otherwise than its encoder's.
+    """
+    data = recipe.data
+    if data.image is not None:
+        return data.image.preprocessing
+    found = encoded_preprocessing(manifest)
+    if data.encoder is not None and not is_digest(data.encoder):
+        records = {
+            f"data.encoder ({data.encoder})": store.describe(data.encoder).preprocessing,
+            f"the encoder of data.url ({data.url})": found,
+        }
+        require_equal(records, force=data.force_preprocessing, setting="data.force_preprocessing")
+    return found
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -306,6 +306,7 @@ def _finish(
         licence=options.licence or "unknown",
         provenance={**(source.provenance if source else {}), "packed from": src, "plan": plan},
         encoder=source.encoder if source else None,
+        preprocessing=source.preprocessing if source else None,
         splits=splits,
         shards=shards,
     )

@@ -25,6 +25,7 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -96,6 +97,7 @@ def write_shards(
     shard_size: int,
     fields: Mapping[str, str],
     encoder: str | None = None,
+    preprocessing: Preprocessing | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
 ) -> Manifest:
@@ -117,6 +119,7 @@ def write_shards(
         licence=licence,
         provenance=dict(provenance),
         encoder=encoder,
+        preprocessing=preprocessing,
         splits=dict(splits or {}),
         shards=tuple(shards),
     )

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.options import AsJson, Device, Processes
+from launch.cli.options import (
+    AsJson,
+    Device,
+    ForcePreprocessing,
+    ImageFilter,
+    ImageFit,
+    Processes,
+)
 
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
@@ -145,6 +152,8 @@ def tokenizer(
 @data_app.command(
     epilog="Examples:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
     "  ·  [bold]mezzotint data derive data/emoji out/latents --model runs/emoji_kl/model[/]"
+    "  ·  [bold]mezzotint data derive photos out/padded --model runs/dvae/model --image-fit pad "
+    "--force-preprocessing[/]"
 )
 def derive(
     url: Url,
@@ -157,11 +166,20 @@ def derive(
     latents: Annotated[
         bool, typer.Option("--latents", help="Encode latents even if the autoencoder has codes.")
     ] = False,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
+    force_preprocessing: ForcePreprocessing = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a set's images as codes or latents; the new set holds the encoder's digest."""
-    from launch.data.derive import DeriveOptions, derive_set
+    """Encode a set's images as codes or latents; the new set holds the encoder's digest.
 
-    report = derive_set(DeriveOptions(url, out, model, batch, latents, device, processes, as_json))
+    Images are prepared as those were that the model was trained on.
+    """
+    from launch.data.derive import DeriveOptions, derive_set
+    from mezzotint.common.preprocessing import StatedPreprocessing
+
+    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
+    options = DeriveOptions(url, out, model, batch, latents, device, processes, as_json, stated)
+    report = derive_set(options)
     if report is not None:
         typer.echo(report)

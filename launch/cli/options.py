@@ -1,7 +1,7 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,5 +28,17 @@ Processes = Annotated[
         "GPU.",
         min=1,
     ),
+]
+ImageFit = Annotated[
+    Literal["pad", "crop"] | None,
+    typer.Option(help="How images become squares; the model's own way by default."),
+]
+ImageFilter = Annotated[
+    Literal["bicubic", "lanczos", "box", "bilinear"] | None,
+    typer.Option(help="How images are resized; the model's own filter by default."),
+]
+ForcePreprocessing = Annotated[
+    bool,
+    typer.Option("--force-preprocessing", help="Take images prepared otherwise than in training."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

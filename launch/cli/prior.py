@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.options import AsJson, Device, Processes
+from launch.cli.options import (
+    AsJson,
+    Device,
+    ForcePreprocessing,
+    ImageFilter,
+    ImageFit,
+    Processes,
+)
 
 prior_app = typer.Typer()
 
@@ -57,10 +64,15 @@ def complete(
     ] = None,
     device: Device = None,
     processes: Processes = None,
+    *,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
+    force_preprocessing: ForcePreprocessing = False,
 ) -> None:
     """Complete an image from its upper part, as each caption says, with a trained prior."""
     from launch.sampling.complete import CompleteOptions
     from launch.sampling.complete import complete as complete_image
+    from mezzotint.common.preprocessing import StatedPreprocessing
 
     options = CompleteOptions(
         system=system,
@@ -71,6 +83,9 @@ def complete(
         guidance=guidance,
         device=device,
         processes=processes,
+        preprocessing=StatedPreprocessing.of_options(
+            image_fit, image_filter, force=force_preprocessing
+        ),
     )
     kept = complete_image(run, image, captions, out, options)
     if kept is not None:

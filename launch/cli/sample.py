@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.options import AsJson, Device, Processes
+from launch.cli.options import (
+    AsJson,
+    Device,
+    ForcePreprocessing,
+    ImageFilter,
+    ImageFit,
+    Processes,
+)
 
 sampling_app = typer.Typer()
 
@@ -105,12 +112,16 @@ def sample(
     batch: Annotated[int, typer.Option(help="Images generated together.", min=1)] = 32,
     device: Device = None,
     *,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
+    force_preprocessing: ForcePreprocessing = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate images with a trained pipeline or model, as one labelled grid."""
     from launch.sampling.overrides import parse_overrides
     from launch.sampling.plan import SampleOptions
     from launch.sampling.sample import sample as generate
+    from mezzotint.common.preprocessing import StatedPreprocessing
 
     named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}
     options = SampleOptions(
@@ -130,6 +141,9 @@ def sample(
         data=data,
         device=device,
         show_progress=not as_json,
+        preprocessing=StatedPreprocessing.of_options(
+            image_fit, image_filter, force=force_preprocessing
+        ),
     )
     report = generate(where, out, options)
     if report is not None:
@@ -160,11 +174,15 @@ def invert(
     device: Device = None,
     processes: Processes = None,
     *,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
+    force_preprocessing: ForcePreprocessing = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the noise from which DDIM generates images, and report how well it does."""
     from launch.sampling.invert import InvertOptions, parse_steps
     from launch.sampling.invert import invert as invert_images
+    from mezzotint.common.preprocessing import StatedPreprocessing
 
     options = InvertOptions(
         captions=tuple(caption or ()),
@@ -177,6 +195,9 @@ def invert(
         device=device,
         processes=processes,
         show_progress=not as_json,
+        preprocessing=StatedPreprocessing.of_options(
+            image_fit, image_filter, force=force_preprocessing
+        ),
     )
     report = invert_images(model, images, options)
     if report is not None:
@@ -202,11 +223,15 @@ def likelihood(
     device: Device = None,
     processes: Processes = None,
     *,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
+    force_preprocessing: ForcePreprocessing = False,
     as_json: AsJson = False,
 ) -> None:
     """Bits per dimension of a set's images, by the probability-flow ODE, with an interval."""
     from evaluation.metrics.likelihood import Integration
     from launch.sampling.likelihood import LikelihoodOptions, evaluate_likelihood
+    from mezzotint.common.preprocessing import StatedPreprocessing
 
     options = LikelihoodOptions(
         url=data,
@@ -216,6 +241,9 @@ def likelihood(
         device=device,
         processes=processes,
         show_progress=not as_json,
+        preprocessing=StatedPreprocessing.of_options(
+            image_fit, image_filter, force=force_preprocessing
+        ),
     )
     result = evaluate_likelihood(model, options)
     if result is not None:

@@ -6,12 +6,14 @@ from functools import partial
 
 import torch
 
-from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.manifest import Manifest
 from launch.processes import run_in_processes
 from launch.progress import Reporter
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.encode import encode_set, encoder_size, latent_statistics
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 
 
@@ -27,16 +29,20 @@ class DeriveOptions:
     device: str | None = None
     processes: int | None = None
     as_json: bool = False
+    preprocessing: StatedPreprocessing = MODELS_OWN
 
 
 def derive_set(options: DeriveOptions) -> str | None:
     """Encode the set; the report as text or JSON, None on ranks that do not write.
 
     Raises:
-        UserError: no such set, or a model that is no autoencoder.
+        UserError: no such set, a model that is no autoencoder, or another preprocessing than its
+            own that is not forced.
     """
     size = encoder_size(options.model, latents=options.latents)
-    data = DataConfig(url=options.url, image=ImageConfig(size=size))
+    image = image_config(options.model, size, options.preprocessing)
+    force = options.preprocessing.force
+    data = DataConfig(url=options.url, image=image, force_preprocessing=force)
     samples = len(open_dataset(data))
     manifest = run_in_processes(
         partial(_derive_on, data, options),

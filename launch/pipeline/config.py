@@ -50,7 +50,10 @@ class TrainStage(_BaseStage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder; writes a set of codes or latents."""
+    """Encode a set's images with a trained autoencoder; writes a set of codes or latents.
+
+    Images are prepared as those of its training were; `data.image` need not be given.
+    """
 
     kind: Literal["derive"]
     data: DataConfig
@@ -179,4 +182,9 @@ def resolve_stage(pipeline: Pipeline, name: str, root: Path) -> StageConfig:
 
 def substitute(stage: StageConfig, names: Mapping[str, str]) -> StageConfig:
     """The stage with each `${NAME}` of `names` replaced; other references stay."""
-    return type(stage).model_validate(substituted(stage.model_dump(mode="json"), names))
+    return type(stage).model_validate(substituted(stated(stage), names))
+
+
+def stated(settings: BaseModel) -> dict[str, Any]:
+    """Settings as a plain tree without those that were not given."""
+    return settings.model_dump(mode="json", exclude_unset=True)

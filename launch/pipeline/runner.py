@@ -22,6 +22,7 @@ from launch.pipeline.config import (
     dependencies,
     stage_order,
     stage_recipe,
+    stated,
     substitute,
 )
 from launch.pipeline.state import PipelineState
@@ -66,7 +67,7 @@ def run_pipeline(pipeline: Pipeline, runs: Path, *, redo: Iterable[str] = ()) ->
     """
     root = runs / pipeline.name
     with run_lock(root):
-        text = yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False)
+        text = yaml.safe_dump(stated(pipeline), sort_keys=False)
         write_text(root / "pipeline.yaml", text)
         state = PipelineState(root)
         for name in redo:

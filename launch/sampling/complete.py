@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.images import decode
 from launch.processes import run_in_processes
 from launch.progress import Reporter
 from launch.sampling.overrides import with_overrides
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.config import DalleSystem
 from mezzotint.inference.dalle import DalleGenerator
 from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.model_lookup import system_of
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 
@@ -40,6 +41,7 @@ class CompleteOptions:
     guidance: float | None
     device: str | None = None
     processes: int | None = None
+    preprocessing: StatedPreprocessing = MODELS_OWN
 
 
 def complete(
@@ -56,6 +58,8 @@ def complete(
             f"--system {options.system}: is a {config.kind}; only a prior over codes completes "
             "images (a system of kind dalle)"
         )
+    if options.preprocessing.force:
+        config = config.model_copy(update={"force_preprocessing": True})
     if options.guidance is not None:
         config = with_overrides(config, {"guidance": options.guidance})
     if not image.is_file():
@@ -82,7 +86,8 @@ def complete_on(
     """One process's share; the main one writes the grid."""
     generator = DalleGenerator.load(config, Runtime.of(device, group=group))
     size, height = generator.image_size, generator.dvae.grid[0]
-    given = torch.from_numpy(decode(image.read_bytes(), ImageConfig(size=size), str(image)).copy())
+    prepared = image_config(config.dvae, size, options.preprocessing)
+    given = torch.from_numpy(decode(image.read_bytes(), prepared, str(image)).copy())
     rows = height * 7 // 16 if options.rows is None else options.rows
     request = GenerationRequest(
         prompts=tuple(map(Prompt, captions)),

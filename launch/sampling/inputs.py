@@ -1,4 +1,4 @@
-"""Images of a set or of files at a model's size."""
+"""Images of a set or of files, prepared for a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class InputImages:
 
 def images_of_set(
     url: str,
-    size: int,
+    image: ImageConfig,
     *,
     limit: int,
     seed: int,
@@ -45,7 +45,7 @@ def images_of_set(
         UserError: the split does not exist, or holds no images.
     """
     select = () if split is None else (_selection(split),)
-    data = DataConfig(url=url, select=select, image=ImageConfig(size=size), label=label)
+    data = DataConfig(url=url, select=select, image=image, label=label)
     dataset = open_dataset(data)
     batch = dataset.batch(choose(dataset.keys(), limit, seed))
     if not batch.captions:
@@ -66,8 +66,8 @@ def _selection(split: str) -> Selection:
     return Selection(split=name, part="train" if part == "train" else "test")
 
 
-def images_of_files(paths: Sequence[Path], size: int) -> InputImages:
-    """Image files, padded to a white square.
+def images_of_files(paths: Sequence[Path], image: ImageConfig) -> InputImages:
+    """Image files.
 
     Raises:
         UserError: a file is not there.
@@ -77,7 +77,7 @@ def images_of_files(paths: Sequence[Path], size: int) -> InputImages:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such image")
-        content = decode(path.read_bytes(), ImageConfig(size=size), str(path))
+        content = decode(path.read_bytes(), image, str(path))
         read.append(from_bytes(torch.from_numpy(content.copy())))
     names = ", ".join(path.name for path in paths)
     return InputImages(torch.stack(read), tuple("" for _ in paths), names)

@@ -20,11 +20,13 @@ from launch.sampling.inputs import images_of_files
 from launch.sampling.noise_file import NoiseFile
 from launch.sampling.overrides import Value, with_overrides
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import Prompt
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_lookup import TrainedModel, find_model
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.inversion import noise_statistics
@@ -49,6 +51,7 @@ class InvertOptions:
     device: str | None = None
     processes: int | None = None
     show_progress: bool = True
+    preprocessing: StatedPreprocessing = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ def invert_on(
     """One process's share; the main one writes the files."""
     runtime = Runtime.of(device, "fp32", group)
     generator = DiffusionGenerator.load(DiffusionSystem(model=model.directory), runtime)
-    images = images_of_files(paths, generator.image_size).images
+    image = image_config(model.directory, generator.image_size, options.preprocessing)
+    images = images_of_files(paths, image).images
     with Reporter(None, shows=group.is_main and options.show_progress) as reporter:
         results = tuple(
             invert_in_steps(generator, images, prompts, steps, options, reporter)

@@ -11,11 +11,13 @@ from launch.processes import run_in_processes
 from launch.progress import Reporter
 from launch.sampling.inputs import images_of_set
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import Prompt
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_lookup import TrainedModel, find_model
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 
@@ -31,6 +33,7 @@ class LikelihoodOptions:
     device: str | None
     processes: int | None
     show_progress: bool
+    preprocessing: StatedPreprocessing = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def evaluate_on(
         )
     found = images_of_set(
         options.url,
-        generator.image_size,
+        image_config(model.directory, generator.image_size, options.preprocessing),
         limit=options.limit,
         seed=options.integration.seed,
         split=options.split,

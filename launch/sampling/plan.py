@@ -9,6 +9,7 @@ from launch.sampling.noise_file import NoiseFile, read_noise
 from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
 from launch.sampling.trajectory import check_format
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.config import (
     DalleSystem,
     DiffusionSystem,
@@ -53,6 +54,8 @@ class SampleOptions:
     device: str | None = None
     processes: int | None = None
     show_progress: bool = True
+    preprocessing: StatedPreprocessing = MODELS_OWN
+    """Of the images of `data`; forced, also for models of a system that were trained on other."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
         check_format(options.trajectory)
         if axes:
             raise UserError("--trajectory: shows one run; leave out --sweep")
+    if options.preprocessing.values and options.data is None:
+        name = next(iter(options.preprocessing.values))
+        raise UserError(f"--image-{name}: prepares the images of --data; leave it out, or add it")
     name, config, model = resolve_system(where, options)
     number = generated_number(name, config, options)
     overrides, noise = dict(options.overrides), None
@@ -90,6 +96,8 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
         steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
         overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
     config = with_overrides(config, overrides)
+    if options.preprocessing.force:
+        config = config.model_copy(update={"force_preprocessing": True})
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     prompts = prompts_of(options, model)
     check_conditions(config, options)

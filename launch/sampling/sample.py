@@ -18,6 +18,7 @@ from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import GenerationResult, Prompt
 from mezzotint.inference.load import load_generator, with_config
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM
 
@@ -88,9 +89,8 @@ def with_moments(generator: DiffusionGenerator, options: SampleOptions) -> Diffu
         raise UserError(
             "--solver analytic_dpm: its variances are estimated on images; give --data SET"
         )
-    found = images_of_set(
-        options.data, generator.image_size, limit=MOMENT_IMAGES, seed=options.seed, split=None
-    )
+    image = image_config(generator.config.model, generator.image_size, options.preprocessing)
+    found = images_of_set(options.data, image, limit=MOMENT_IMAGES, seed=options.seed, split=None)
     captions = found.captions if generator.text is not None else [None] * len(found.images)
     rng = keyed_generator(options.seed, "moments")
     return generator.with_analytic_moments(found.images, [Prompt(each) for each in captions], rng)

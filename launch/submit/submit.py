@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from launch.pipeline.config import Pipeline, load_pipeline, load_run_pipeline
+from launch.pipeline.config import Pipeline, load_pipeline, load_run_pipeline, stated
 from launch.pipeline.runner import archive_stage, downstream_stages, stage_settings
 from launch.pipeline.state import PipelineState
 from launch.pipeline.tracking import open_pipeline_run
@@ -198,7 +198,7 @@ def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str
                 )
             for name in redo:
                 archive_stage(source, PipelineState(root), name)
-            text = yaml.safe_dump(source.model_dump(mode="json"), sort_keys=False)
+            text = yaml.safe_dump(stated(source), sort_keys=False)
             write_text(root / "pipeline.yaml", text)
             open_pipeline_run(root, tracking_from_environment(root=root))
 

@@ -59,6 +59,7 @@ def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | Non
         tokenizer=store.tokenizer_bytes(source) if info.tokenizer_sha256 else None,
         text_length=info.text_length,
         text_encoder=info.text_encoder,
+        preprocessing=info.preprocessing,
     )
     profile, error = averaged.profile, averaged.combination.error
     return AveragedModel(str(target), profile.sigma_rel, profile.update, averaged.snapshots, error)

@@ -12,6 +12,7 @@ from mezzotint.inference.config import CascadeSystem, StageSampling
 from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_directory import read_model
+from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from models import store
 from models.diffusion.condition import Condition
@@ -55,6 +56,9 @@ class CascadeGenerator(ImageGenerator):
                 f"system.upsampler: enlarges images of {upsampler.config.low_size} pixels, but "
                 f"system.base generates {base.config.image_size}; choose two that fit"
             )
+        require_equal_preprocessing(
+            {"base": config.base, "upsampler": config.upsampler}, force=config.force_preprocessing
+        )
         digests = {
             name: store.describe(getattr(config, name)).digest for name in ("base", "upsampler")
         }

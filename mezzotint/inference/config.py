@@ -57,7 +57,12 @@ ClipSource = Annotated[
 """A CLIP model: a model directory, or a mapping that names an open_clip checkpoint."""
 
 
-class _Ranked(BaseModel, frozen=True, extra="forbid"):
+class _System(BaseModel, frozen=True, extra="forbid"):
+    force_preprocessing: bool = False
+    """Let models work together that were trained on images of another fit or filter."""
+
+
+class _Ranked(_System, frozen=True, extra="forbid"):
     """Generates candidates, which a CLIP model ranks."""
 
     ranker: ClipSource | None = None
@@ -92,7 +97,7 @@ class HierarchySystem(_Ranked, frozen=True, extra="forbid"):
     autoencoder: str
 
 
-class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
+class CascadeSystem(_System, frozen=True, extra="forbid"):
     """Text-conditional base decoder and super-resolution model."""
 
     kind: Literal["cascade"] = "cascade"
@@ -102,7 +107,7 @@ class CascadeSystem(BaseModel, frozen=True, extra="forbid"):
     upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
 
 
-class DiffusionSystem(BaseModel, frozen=True, extra="forbid"):
+class DiffusionSystem(_System, frozen=True, extra="forbid"):
     """One diffusion model of images; a noisy classifier can guide it to a class."""
 
     kind: Literal["diffusion"] = "diffusion"

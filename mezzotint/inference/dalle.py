@@ -14,6 +14,7 @@ from mezzotint.inference.config import DalleSystem
 from mezzotint.inference.generator import Block, GenerationRequest, ImageGenerator
 from mezzotint.inference.images import from_bytes, quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_discrete_autoencoder, read_model
+from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.protocols import DiscreteAutoencoder
@@ -61,6 +62,9 @@ class DalleGenerator(ImageGenerator):
         digests = {name: store.describe(getattr(config, name)).digest for name in ("prior", "dvae")}
         if ranker is not None:
             digests["ranker"] = ranker.digest
+        require_equal_preprocessing(
+            {"prior": config.prior, "dvae": config.dvae}, force=config.force_preprocessing
+        )
         tokenizer = CaptionTokenizer.of(config.prior)
         return cls(config, prior, dvae, tokenizer, runtime, ranker, digests)
 

@@ -20,6 +20,7 @@ from mezzotint.inference.generator import (
 )
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.model_directory import read_model
+from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from mezzotint.inference.text_conditioning import TextConditioning, text_conditioning
 from models import store
@@ -97,6 +98,10 @@ class DiffusionGenerator(ImageGenerator):
         if config.classifier is None:
             return generator
         classifier = _read_classifier(config.classifier, generator)
+        require_equal_preprocessing(
+            {"model": config.model, "classifier": config.classifier},
+            force=config.force_preprocessing,
+        )
         digests["classifier"] = store.describe(config.classifier).digest
         return replace(generator, classifier=classifier)
 

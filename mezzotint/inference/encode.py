@@ -12,6 +12,7 @@ from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive, finished_set
 from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
+from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 from models import store
@@ -44,6 +45,26 @@ def encoder_size(model: str, *, latents: bool = False) -> int:
     return config.image_size
 
 
+def feeding(data: DataConfig, model: str, size: int) -> DataConfig:
+    """The data settings with images prepared for the encoder in `model`, which takes `size`.
+
+    Raises:
+        UserError: `data.image` states another preprocessing and does not force it, or flips.
+    """
+    if data.image is not None and data.image.flip:
+        raise UserError("data.image.flip: images are mirrored in training only; leave it out")
+    stated = stated_in(
+        data.image,
+        force=data.force_preprocessing,
+        prefix="data.image.",
+        force_name="data.force_preprocessing: true",
+    )
+    image = image_config(model, size, stated)
+    if data.image is not None:
+        image = image.model_copy(update={"max_pixels": data.image.max_pixels})
+    return data.model_copy(update={"image": image})
+
+
 def encode_set(
     data: DataConfig,
     model: str,
@@ -60,16 +81,18 @@ def encode_set(
     Image tokens (h, w) int32 where it has a codebook: their array is `codes`; of a VQ-VAE-2 one per
     level, `top`, (`middle`,) `bottom`. Otherwise, or if `latents` are asked for, `latents`
     (C, h, w) float32, not scaled: of a gaussian bottleneck the means, with their standard
-    deviations `latent_deviations`. The set written carries the encoder's digest; training refuses
+    deviations `latent_deviations`. Images are prepared as those of the autoencoder's training were.
+    The set written carries the encoder's digest; training refuses
     that of another encoder. A finished set of the same source and encoder is left as it is.
 
     The main process writes, and the result is the same for any number of processes; None on the
     others.
 
     Raises:
-        UserError: the model directory holds no autoencoder, or none with the latents asked for.
+        UserError: the model directory holds no autoencoder, or none with the latents asked for;
+            `data.image` states another preprocessing than its own.
     """
-    encoder_size(model, latents=latents)
+    data = feeding(data, model, encoder_size(model, latents=latents))
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
     digest = store.describe(model).digest
     finished = finished_set(dataset, out, digest)

@@ -13,6 +13,7 @@ from mezzotint.inference.dalle import rank
 from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_model
+from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.hierarchical import VQVAE2
@@ -64,6 +65,7 @@ class VQVAE2Generator(ImageGenerator):
         ranker = None if config.ranker is None else ClipEmbedder.load(config.ranker, device)
         directories = dict(zip(autoencoder.config.names, config.priors, strict=False))
         directories["autoencoder"] = config.autoencoder
+        require_equal_preprocessing(directories, force=config.force_preprocessing)
         digests = {name: store.describe(each).digest for name, each in directories.items()}
         if ranker is not None:
             digests["ranker"] = ranker.digest

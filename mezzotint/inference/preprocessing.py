@@ -1,0 +1,67 @@
+"""The images that feed trained models, prepared as those were that they were trained on."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from pydantic import BaseModel
+
+from data_pipeline.config import ImageConfig
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing, require_equal
+from mezzotint.inference.config import (
+    CascadeSystem,
+    DalleSystem,
+    DiffusionSystem,
+    HierarchySystem,
+    SystemConfig,
+)
+from models import store
+
+NAMES = ("size", "fit", "filter")
+
+
+def image_config(
+    directory: str, size: int, stated: StatedPreprocessing = MODELS_OWN
+) -> ImageConfig:
+    """How images are prepared that feed the model in a directory, whose network takes `size`.
+
+    Raises:
+        UserError: no model directory, or another preprocessing than its own that is not forced.
+    """
+    found = stated.resolve(directory, store.describe(directory).preprocessing, size)
+    return ImageConfig(size=found.size, fit=found.fit, filter=found.filter)
+
+
+def stated_in(
+    settings: BaseModel | None, *, force: bool, prefix: str, force_name: str
+) -> StatedPreprocessing:
+    """What settings state themselves, defaults left out."""
+    values = {} if settings is None else settings.model_dump(include=set(NAMES), exclude_unset=True)
+    return StatedPreprocessing(values, force, prefix, force_name)
+
+
+def image_model(system: SystemConfig) -> str:
+    """The model directory of a system that gives its images their size and preprocessing."""
+    match system:
+        case DalleSystem():
+            return system.dvae
+        case HierarchySystem():
+            return system.autoencoder
+        case CascadeSystem():
+            return system.upsampler
+        case DiffusionSystem():
+            return system.model
+        case _:
+            assert_never(system)
+
+
+def require_equal_preprocessing(directories: Mapping[str, str], *, force: bool) -> None:
+    """Refuse a system of models that were trained on images prepared differently.
+
+    Raises:
+        UserError: the first difference.
+    """
+    records = {
+        f"system.{name} ({directory})": store.describe(directory).preprocessing
+        for name, directory in directories.items()
+    }
+    require_equal(records, force=force, setting="system.force_preprocessing")
