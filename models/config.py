@@ -45,6 +45,15 @@ class TextShape:
     """Prefix of the recipe keys that set it."""
 
 
+def image_side(config: ModelConfig) -> int | None:
+    """Side in pixels of the images that a model reads or generates; None if it has no size."""
+    match config:
+        case PatchDiscriminatorConfig() | PriorConfig():
+            return None
+        case _:
+            return config.image_size
+
+
 def text_shape(config: ModelConfig) -> TextShape | None:
     """The captions that a model takes, or None."""
     match config:

@@ -12,7 +12,7 @@ from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import Preprocessing, require_equal
 from models import frozen_text, store
-from models.config import text_shape
+from models.config import image_side, text_shape
 from models.diffusion.network import ClassConditional
 from models.diffusion.unet.network import UNetConfig
 from models.text_source import TextSource
@@ -47,6 +47,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         encoder = store.describe(encoder).digest
     dataset = open_dataset(recipe.data, expected_encoder=encoder)
     check_labels(recipe)
+    check_image_size(recipe)
     tokenizer = None
     if recipe.data.text is not None and recipe.data.text.tokenizer is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
@@ -97,6 +98,16 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
             f"data.text.length is {recipe.data.text.length} and {shape.keys}length "
             f"is {shape.length}; make them equal"
         )
+
+
+def check_image_size(recipe: Recipe) -> None:
+    """Refuse images of another size than the network's."""
+    image, size = recipe.data.image, image_side(recipe.model)
+    if image is None or recipe.data.arrays or size in (None, image.size):
+        return
+    raise UserError(
+        f"data.image.size is {image.size} and model.image_size is {size}; make them equal"
+    )
 
 
 def check_labels(recipe: Recipe) -> None:

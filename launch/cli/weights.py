@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launch.cli.options import AsJson, Overrides
+from launch.cli.options import AsJson, ImageFilter, ImageFit, Overrides
 
 weights_app = typer.Typer()
 Target = Literal["guided_diffusion", "diffusers", "dit"]
@@ -58,12 +58,19 @@ def import_(
         typer.Option(help="The recipe of the network; not needed with diffusers' config.json."),
     ] = None,
     *,
+    image_fit: ImageFit = None,
+    image_filter: ImageFilter = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model directory from weights of another library; all names and shapes must match."""
-    from launch.weights.convert import import_weights
+    """Write a model directory from weights of another library; all names and shapes must match.
 
-    done = import_weights(file, out, source, recipe, overrides or [])
+    It records how training images were prepared: as the recipe says, or the two options.
+    """
+    from launch.weights.convert import import_weights
+    from mezzotint.common.preprocessing import StatedPreprocessing
+
+    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=True)
+    done = import_weights(file, out, source, recipe, overrides or [], stated)
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
+from mezzotint.common.preprocessing import MODELS_OWN, Preprocessing, StatedPreprocessing
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.taming_weights import from_taming
-from models.config import ModelConfig
+from models.config import ModelConfig, image_side
 from models.diffusion.dit import DiTConfig
 from models.diffusion.dit_weights import dit_settings, from_dit, to_dit
 from models.diffusion.unet.diffusers import from_diffusers, to_diffusers
@@ -54,15 +55,26 @@ class Converted:
 
 
 def import_weights(
-    file: Path, out: str, source: SourceFormat, recipe: Path | None, overrides: Sequence[str]
+    file: Path,
+    out: str,
+    source: SourceFormat,
+    recipe: Path | None,
+    overrides: Sequence[str],
+    preprocessing: StatedPreprocessing = MODELS_OWN,
 ) -> Converted:
     """Write a model directory from weights of another library.
+
+    It records the preprocessing of the recipe's images, or the one stated, else none: other
+    libraries keep it nowhere.
 
     Raises:
         UserError: no such file, no settings of the network, or weights that do not fit it.
     """
     file, settings = _locate(file, source)
-    config = _config(settings, str(file.with_name("config.json")), source, recipe, overrides)
+    config, image = _config(settings, file.with_name("config.json"), source, recipe, overrides)
+    if preprocessing.values:
+        size = image_side(config)
+        image = Preprocessing.model_validate({"size": size, **preprocessing.values})
     weights = _read_weights(file)
     reader = _reader(config, source, settings)
     state = {name: value.float() for name, value in reader(weights).items()}
@@ -71,7 +83,7 @@ def import_weights(
         f"# {config.kind} from {source}\n\nWeights of `{file.name}`, "
         f"{parameters:,} parameters. The training data is not known.\n"
     )
-    store.save(out, config, state, card=card)
+    store.save(out, config, state, card=card, preprocessing=image)
     return Converted(config.kind, source, parameters, (out,))
 
 
@@ -115,22 +127,24 @@ def _locate(file: Path, source: SourceFormat) -> tuple[Path, dict[str, Any] | No
 
 def _config(
     settings: dict[str, Any] | None,
-    where: str,
+    beside: Path,
     source: SourceFormat,
     recipe: Path | None,
     overrides: Sequence[str],
-) -> ModelConfig:
-    """The config of the recipe, or of diffusers' settings at `where`."""
+) -> tuple[ModelConfig, Preprocessing | None]:
+    """Config and preprocessing of the recipe, or the config of diffusers' settings `beside`."""
     if recipe is not None:
-        return load(recipe, overrides).model
+        read = load(recipe, overrides)
+        return read.model, None if read.data.image is None else read.data.image.preprocessing
     if settings is None:
-        beside = ", or config.json beside the weights" if source == "diffusers" else ""
-        raise UserError(f"--recipe: is needed for the config of the network{beside}")
+        other = ", or config.json beside the weights" if source == "diffusers" else ""
+        raise UserError(f"--recipe: is needed for the config of the network{other}")
+    where = str(beside)
     tree: dict[str, Any] = {"model": config_of(read_settings(settings, where), where)}
     for override in overrides:
         apply_override(tree, override)
     adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-    return validate(adapter.validate_python, tree["model"], where)
+    return validate(adapter.validate_python, tree["model"], where), None
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
