@@ -52,11 +52,11 @@ def train(
 ) -> None:
     """Train a recipe; the same command again resumes it, or does nothing when it is finished."""
     from launch.progress import Reporter
-    from launch.train.local import tracking_from_environment
     from launch.train.local import train as train_recipe
     from trainer.recipe import load
     from trainer.run import RunDirectory
-    from trainer.tracking.mlflow_client import default_uri
+    from trainer.tracking.address import default_uri
+    from trainer.tracking.environment import tracking_from_environment
 
     settings = [*(overrides or []), *([f"name={name}"] if name else [])]
     loaded = load(recipe, settings)
@@ -187,6 +187,9 @@ def setup_logging() -> None:
 
 def main() -> None:
     """The `mezzotint` command."""
+    from trainer.tracking.address import export_absolute_uri
+
+    export_absolute_uri()
     run_command(app)
 
 

@@ -28,12 +28,12 @@ from launch.pipeline.config import (
 from launch.pipeline.state import PipelineState
 from launch.pipeline.tracking import open_pipeline_run, update_status
 from launch.progress import progress_bar, read_progress
-from launch.train.local import tracking_environment, tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
 from trainer.signals import PREEMPTED, handle_signals
-from trainer.tracking.mlflow_client import default_uri
+from trainer.tracking.address import default_uri
+from trainer.tracking.environment import tracking_environment, tracking_from_environment
 from trainer.tracking.run_log import TrackingConfig
 
 

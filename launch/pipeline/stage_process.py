@@ -25,10 +25,11 @@ from launch.pipeline.stage_types import evaluate, execute_stage, stage_artifacts
 from launch.pipeline.state import PipelineState, StageRecord, new_id
 from launch.pipeline.tracking import mark_stage_started, update_status
 from launch.progress import Reporter
-from launch.train.local import is_main_process, tracking_from_environment, train
+from launch.train.local import is_main_process, train
 from mezzotint.common.errors import UserError
 from trainer.run import RunDirectory
 from trainer.signals import PREEMPTED, handle_signals
+from trainer.tracking.environment import tracking_from_environment
 from trainer.tracking.run_log import RunInfo, Status, TrackingConfig
 from trainer.tracking.tracker import Tracker
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from launch.errors import run_command
 from launch.pipeline.config import load_run_pipeline
 from launch.pipeline.state import PipelineState
-from launch.train.local import tracking_from_environment
 from mezzotint.common.locks import file_lock
 from trainer.run import RunDirectory
 from trainer.tracking import tracker
+from trainer.tracking.environment import tracking_from_environment
 from trainer.tracking.run_log import (
     RunInfo,
     RunRecord,
@@ -26,7 +26,7 @@ from trainer.tracking.run_log import (
     TrackingConfig,
     read_run_record,
     record_end,
-    record_start,
+    start_record,
     write_run_record,
 )
 
@@ -37,7 +37,7 @@ TAGS = {"mezzotint.kind": "pipeline"}
 def open_pipeline_run(root: Path, tracking: TrackingConfig | None) -> None:
     """Start the MLflow run of a pipeline, or reopen it without the failures of earlier starts."""
     with file_lock(root / LOCK, LOCK_TIMEOUT):
-        record_start(root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS))
+        start_record(root, tracking, RunInfo(root.name, tags=TAGS))
         reset_status(root, None)
     push(root, tracking)
 
@@ -46,9 +46,7 @@ def mark_stage_started(root: Path, tracking: TrackingConfig | None, stage: str) 
     """Record that a stage, and so the pipeline, is running. The stage itself uploads this."""
     with file_lock(root / LOCK, LOCK_TIMEOUT):
         if read_run_record(root) is None:
-            record_start(
-                root, tracking.experiment if tracking else None, RunInfo(root.name, tags=TAGS)
-            )
+            start_record(root, tracking, RunInfo(root.name, tags=TAGS))
         reset_status(root, [stage])
 
 

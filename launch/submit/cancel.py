@@ -70,7 +70,7 @@ def record_killed(root: Path, jobs: Sequence[Cancelled]) -> None:
     if not ended:
         return
     from launch.pipeline.tracking import update_status
-    from launch.train.local import tracking_from_environment
+    from trainer.tracking.environment import tracking_from_environment
 
     is_pipeline = (root / "pipeline.yaml").is_file()
     try:

@@ -1,7 +1,6 @@
 """`mezzotint submit`: a recipe or a pipeline as SLURM jobs, one per stage."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,6 @@ from launch.slurm import client
 from launch.slurm.config import Cluster
 from launch.slurm.records import TRAIN, Job, Submission, read_submission
 from launch.submit.plan import PlannedJob, SubmitPlan, plan_pipeline, plan_recipe, run_directory
-from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_text
 from mezzotint.common.locks import run_lock
@@ -26,6 +24,8 @@ from mezzotint.common.storage_errors import redact
 from trainer.recipe import Recipe, read_tree
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory, first_difference
+from trainer.tracking.address import tracking_uri
+from trainer.tracking.environment import tracking_from_environment
 
 Source = Recipe | Pipeline
 ENDING_TIMEOUT = 90.0
@@ -244,8 +244,8 @@ def _write_script(planned: PlannedJob) -> None:
 
 def tracking_address() -> str:
     """The MLflow server of jobs submitted from this shell, without credentials."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
+    uri = tracking_uri()
+    if uri is None:
         return (
             "MLFLOW_TRACKING_URI is not set; the jobs write their records to disk, and `mezzotint "
             "tracking sync` uploads them"

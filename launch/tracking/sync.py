@@ -1,16 +1,18 @@
 """Upload to MLflow what it has not received: the server was down, or none was set."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.pipeline.config import load_run_pipeline
-from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
-from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, UploadSummary, default_uri
-from trainer.tracking.run_log import TrackingConfig, read_run_record
+from trainer.tracking.address import default_uri
+from trainer.tracking.environment import tracking_from_environment
+from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader
+from trainer.tracking.run_log import TrackingConfig, UploadSummary, read_run_record
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def sync_run(run: Path) -> SyncReport:
         UserError: not a run directory, or it holds no record.
         TrackingError: the server refuses, or does not answer.
     """
+    run = Path(os.path.abspath(run))  # `.` has no parent
     pipeline = run / "pipeline.yaml"
     if not pipeline.is_file() and not (run / "recipe.yaml").is_file() and not read_run_record(run):
         raise UserError(f"{run}: is not a run directory; use runs/NAME, or runs/NAME/STAGE")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
-from trainer.tracking.mlflow_client import CLIENT_ENVIRONMENT, default_uri
+from trainer.tracking.address import check_uri, default_uri, folder_of, sqlite_path
+from trainer.tracking.client_settings import CLIENT_ENVIRONMENT
 
 
 def serve_ui(runs: Path, host: str, port: int) -> int:
@@ -20,12 +21,15 @@ def serve_ui(runs: Path, host: str, port: int) -> int:
     uri = default_uri(runs)
     if uri.startswith("http"):
         raise UserError(f"MLFLOW_TRACKING_URI is a server: open {redact(uri)} in a browser")
-    if not uri.startswith("sqlite:///"):
+    check_uri(uri)
+    folder = folder_of(uri)
+    store = sqlite_path(uri) if folder is None else Path(folder)
+    if store is None:
         raise UserError(
-            "MLFLOW_TRACKING_URI is not a sqlite file: use the web interface of that store"
+            "MLFLOW_TRACKING_URI is neither a sqlite file nor a folder: use the web interface of "
+            "that store"
         )
-    store = Path(uri.removeprefix("sqlite:///"))
-    if not store.is_file():
+    if not store.exists():
         raise UserError(f"{store}: no runs are tracked there yet; train something first")
     environment = {
         **CLIENT_ENVIRONMENT,

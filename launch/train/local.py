@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from launch.errors import Stopped
 from mezzotint.common.disk_space import check_space
@@ -15,6 +14,7 @@ from mezzotint.common.locks import run_lock
 from trainer.recipe import Recipe
 from trainer.run import Progress, RunDirectory
 from trainer.signals import PREEMPTED, handle_signals
+from trainer.tracking.environment import tracking_environment
 from trainer.tracking.run_log import TrackingConfig
 
 
@@ -141,31 +141,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def tracking_environment(tracking: TrackingConfig) -> dict[str, str]:
-    """Environment variables that pass a tracking configuration to a child process."""
-    variables = {
-        "MLFLOW_TRACKING_URI": tracking.uri,
-        "MEZZOTINT_EXPERIMENT": tracking.experiment,
-    }
-    if tracking.root:
-        variables["MEZZOTINT_PIPELINE"] = str(tracking.root)
-    return variables
-
-
-def tracking_from_environment(
-    default: str | None = None, root: Path | None = None
-) -> TrackingConfig | None:
-    """The tracking configuration of the environment; `root` is the pipeline's run directory.
-
-    None if neither MLFLOW_TRACKING_URI nor a default names a store: the record then stays on disk.
-    The experiment is MEZZOTINT_EXPERIMENT, else the pipeline's name, else `mezzotint`.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
-    if not uri:
-        return None
-    if root is None and "MEZZOTINT_PIPELINE" in os.environ:
-        root = Path(os.environ["MEZZOTINT_PIPELINE"])
-    experiment = root.name if root else "mezzotint"
-    return TrackingConfig(uri, os.environ.get("MEZZOTINT_EXPERIMENT") or experiment, root)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from launch.errors import run_command
 from launch.progress import Reporter
-from launch.train.local import tracking_from_environment
 from mezzotint.common.errors import UserError
 from trainer.signals import PREEMPTED
+from trainer.tracking.environment import tracking_from_environment
 
 
 def train_rank(path: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.train.local import free_port
-from trainer.tracking.mlflow_client import CLIENT_ENVIRONMENT
+from trainer.tracking.client_settings import CLIENT_ENVIRONMENT
 
 # One process for requests, none for jobs: half a gigabyte instead of one and a half.
 LIGHT = {

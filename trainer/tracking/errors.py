@@ -1,49 +1,22 @@
 """Explains errors of tracking servers: one sentence with the next step, without credentials."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
+from trainer.tracking.address import TrackingError
 
-STORES = {"sqlite", "postgresql", "mysql", "mssql"}
-EXAMPLES = "like http://HOST:5000, or sqlite:////FOLDER/mlflow.db"
 LENGTH = 300
-
-
-class TrackingError(UserError):
-    """MLflow refused a request, or its server cannot be reached."""
-
-
-def check_uri(uri: str) -> None:
-    """Refuse what cannot be the address of a tracking store.
-
-    Raises:
-        TrackingError: it has no known scheme, or no host.
-    """
-    shown = f"MLFLOW_TRACKING_URI={redact(uri)!r}"
-    try:
-        parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise TrackingError(
-            f"{shown}: {redact(str(error))}; set it to an address {EXAMPLES}"
-        ) from None
-    kind = parts.scheme.partition("+")[0]
-    if kind in {"http", "https"}:
-        if not host:
-            raise TrackingError(f"{shown}: has no host; set it to an address {EXAMPLES}")
-    elif kind not in STORES and not parts.scheme.startswith("databricks") and uri != "databricks":
-        raise TrackingError(
-            f"{shown}: is not the address of a tracking server; set it to one {EXAMPLES}"
-        )
 
 
 def explain(error: Exception, uri: str, store: str | None = None) -> str:
     """What to do about an error of MLflow's client; `store` is where the run was created."""
     message = redact(str(error)).strip()
     parts = urlsplit(uri)
-    server = f"the MLflow server at {redact(f'{parts.scheme}://{parts.netloc}')}"
+    server = store_name(uri)
     code = re.search(r"error code (\d{3})|(\d{3}) (?:Client|Server) Error", message)
     status = next((int(each) for each in code.groups() if each), 0) if code else 0
     if "Invalid Host header" in message:
@@ -60,7 +33,21 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
         )
     if status == 403:
         return f"{server} forbids this user to write (403): ask its owner for the permission"
-    if "RESOURCE_DOES_NOT_EXIST: Run" in message:
+    if "must be in the 'active' state" in message:
+        found = re.search(r"The (\w+) (\S+) must be in", message)
+        entity, identifier = found.groups() if found else ("run", "ID")
+        again = (
+            "remove tracking.json from the run directory to upload everything as a new run"
+            if entity == "run"
+            else "set MLFLOW_EXPERIMENT_NAME to another one"
+        )
+        return (
+            f"the {entity} {identifier} is deleted in {server}: `mlflow {entity}s restore "
+            f"--{entity}-id {identifier}` restores it, or {again}"
+        )
+    if store is None and re.search("Run with id=|Run '.*' not found", message):
+        return f"{server} does not know the run of MLFLOW_RUN_ID: set it to one that it has"
+    if re.search("Run with id=|Run '.*' not found", message):
         return (
             f"{server} does not know this run, which was created in {store}: set "
             "MLFLOW_TRACKING_URI to that, or remove tracking.json from the run directory to "
@@ -73,6 +60,14 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
             return sentence.format(server=server)
     line = message.splitlines()[0] if message else type(error).__name__
     return f"MLflow reports: {line[:LENGTH]}"
+
+
+def store_name(uri: str) -> str:
+    """A tracking store in a message, without credentials."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return f"the MLflow server at {redact(f'{parts.scheme}://{parts.netloc}')}"
+    return f"the MLflow store {redact(uri)}"
 
 
 CAUSES = {
@@ -89,13 +84,33 @@ CAUSES = {
     "WRONG_VERSION_NUMBER": "{server} does not speak TLS: use http:// in MLFLOW_TRACKING_URI",
     "CERTIFICATE_VERIFY_FAILED": (
         "{server} has a certificate that this machine does not trust: "
-        "name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH"
+        "name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH, or set "
+        "MLFLOW_TRACKING_INSECURE_TLS=true to trust any certificate"
     ),
     "Connection aborted|RemoteDisconnected|Connection reset|Network is unreachable|No route": (
         "{server} cannot be reached: check that it is up"
+    ),
+    "unable to open database file|readonly database": (
+        "{server} cannot be opened or written: check the path in MLFLOW_TRACKING_URI and its "
+        "permissions"
+    ),
+    "No module named '(psycopg|psycopg2|MySQLdb|pymysql|pyodbc)": (
+        "{server} needs a driver that is not installed: pip install psycopg, pymysql or pyodbc, "
+        "as MLFLOW_TRACKING_URI says"
     ),
     "No module named '(sqlalchemy|alembic|flask)": (
         "this machine has mlflow-skinny, which uploads to servers only: set MLFLOW_TRACKING_URI, "
         "or pip install 'mezzotint[tracking]'"
     ),
 }
+
+
+@contextmanager
+def explain_errors(uri: str, store: str | None) -> Iterator[None]:
+    """Turn any exception of MLflow's client into a TrackingError without credentials."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - requests, urllib3, SQLAlchemy and MLflow have their own
+        raise TrackingError(explain(error, uri, store)) from None

@@ -8,26 +8,28 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mezzotint.common.errors import UserError
 from mezzotint.common.files import read_lines, write_json
 from mezzotint.common.locks import file_lock
 from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
-from trainer.tracking.errors import TrackingError, check_uri, explain
+from trainer.tracking.address import TrackingError, check_uri, sqlite_path
+from trainer.tracking.client_settings import CLIENT_ENVIRONMENT, request_timeout
+from trainer.tracking.errors import explain_errors, store_name
+from trainer.tracking.limits import NAME_LIMIT, batches, fit_name, fit_value, fit_values
 from trainer.tracking.run_log import (
-    RECORD_FILE,
-    STATE_FILE,
     RunRecord,
     TrackingConfig,
     UploadState,
+    UploadSummary,
+    artifact_files,
+    finite,
     read_run_record,
     read_upload_state,
     write_upload_state,
@@ -35,37 +37,12 @@ from trainer.tracking.run_log import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Experiment, Metric
 
 log = logging.getLogger(__name__)
-CLIENT_ENVIRONMENT = {  # an unreachable server costs seconds, not the default's minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeated request could make a second run
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 ARTIFACT_TIMEOUT = 60.0
 BATCH = 1000  # metrics that MLflow takes in a request
 LOCK_SECONDS = 20.0
-
-
-def default_uri(runs: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, or a sqlite file under the runs directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve()}/mlflow.db"
-
-
-@dataclass
-class UploadSummary:
-    """What one `sync` sent."""
-
-    run_id: str
-    created: bool = False
-    steps: int = 0
-    images: int = 0
-    artifacts: int = 0
-    samples: int = 0
 
 
 class Uploader:
@@ -108,6 +85,12 @@ class Uploader:
         if state.run_id is None:
             state.run_id = open_run(mlflow, self._tracking, record, parent)
             state.store = redact(self._tracking.uri)
+            if state.run_id == self._tracking.run_id:  # what it says already stays
+                state.params = list(mlflow.get_run(state.run_id).data.params)
+            self._save_state(state)
+        elif state.store != redact(self._tracking.uri):
+            mlflow.get_run(state.run_id)  # refused by a store that does not know it
+            state.store = redact(self._tracking.uri)
             self._save_state(state)
         summary = UploadSummary(state.run_id, created=created)
         if record.status == "RUNNING":
@@ -134,26 +117,46 @@ class Uploader:
     def _log_params(self, run_id: str, record: RunRecord, state: UploadState) -> None:
         """Send new parameters, tags and the data set."""
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
+        from mlflow.utils import validation
 
-        params = [Param(key, value) for key, value in record.params.items()]
-        params = [param for param in params if param.key not in state.params]
-        for first in range(0, len(params), 100):
-            chunk = params[first : first + 100]
-            self._client.log_batch(run_id, params=chunk, synchronous=True)
-            state.params += [param.key for param in chunk]
+        params = {key: value for key, value in record.params.items() if key not in state.params}
+        self._keep_long(run_id, "parameters.json", params, validation.MAX_PARAM_VAL_LENGTH)
+        for chunk in batches(params, validation.MAX_PARAMS_TAGS_PER_BATCH):
+            fitted = fit_values(chunk, validation.MAX_PARAM_VAL_LENGTH)
+            self._client.log_batch(
+                run_id, params=[Param(*each) for each in fitted], synchronous=True
+            )
+            state.params += list(chunk)
             self._save_state(state)
         tags = {key: value for key, value in record.tags.items() if state.tags.get(key) != value}
-        if tags:
-            new = [RunTag(key, value) for key, value in tags.items()]
-            self._client.log_batch(run_id, tags=new, synchronous=True)
-            state.tags |= tags
+        self._keep_long(run_id, "tags.json", tags, validation.MAX_TAG_VAL_LENGTH)
+        for chunk in batches(tags, validation.MAX_PARAMS_TAGS_PER_BATCH):
+            fitted = fit_values(chunk, validation.MAX_TAG_VAL_LENGTH)
+            self._client.log_batch(
+                run_id, tags=[RunTag(*each) for each in fitted], synchronous=True
+            )
+            state.tags |= chunk
             self._save_state(state)
         if record.dataset and not state.dataset:
             name, digest, source = record.dataset
-            dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+            dataset = Dataset(
+                name=fit_value(name, validation.MAX_DATASET_NAME_SIZE),
+                digest=digest[: validation.MAX_DATASET_DIGEST_SIZE],
+                source_type="local",
+                source=source,
+            )
             self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
             state.dataset = True
             self._save_state(state)
+
+    def _keep_long(self, run_id: str, file: str, values: dict[str, str], limit: int) -> None:
+        """Keep values whole in an artifact, if the store takes only a part of one of them."""
+        if any(
+            value != fitted
+            for value, (_, fitted) in zip(values.values(), fit_values(values, limit), strict=True)
+        ):
+            text = json.dumps(values, indent=1, ensure_ascii=False)
+            self._client.log_text(run_id, text, file)
 
     def _set_status(self, run_id: str, record: RunRecord, state: UploadState) -> None:
         if (record.status, record.ended) == (state.status, state.ended):
@@ -258,8 +261,8 @@ def metric_batches(lines: list[bytes], prefix: str) -> Iterator[tuple[list["Metr
         entry = json.loads(line)
         milliseconds = int(entry["time"] * 1000)
         chunk += [
-            Metric(f"{prefix}{name}", value, milliseconds, entry["step"])
-            for name, value in entry["metrics"].items()
+            Metric(fit_name(f"{prefix}{name}", NAME_LIMIT), value, milliseconds, entry["step"])
+            for name, value in finite(entry["metrics"]).items()
         ]
         size, count = size + len(line), count + 1
         if len(chunk) > BATCH // 2 or number == len(lines) - 1:
@@ -271,19 +274,6 @@ def log_metrics(mlflow: "MlflowClient", run_id: str, metrics: list["Metric"]) ->
     """Send metrics in as many requests as they need."""
     for first in range(0, len(metrics), BATCH):
         mlflow.log_batch(run_id, metrics=metrics[first : first + BATCH], synchronous=True)
-
-
-def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
-    """The files of an artifact and the folder of each, without tracking's own files."""
-    if path.is_file():
-        yield path, folder
-    elif path.is_dir():
-        own = {RECORD_FILE, STATE_FILE, "tracking.lock", "lock", "progress.json"}
-        for each in sorted(path.iterdir()):
-            if each.name not in own and each.name != "system" and not each.name.startswith("."):
-                yield from artifact_files(
-                    each, f"{folder}/{each.name}" if each.is_dir() else folder
-                )
 
 
 def configure_mlflow() -> None:
@@ -314,56 +304,90 @@ def open_run(
     mlflow: "MlflowClient", tracking: TrackingConfig, record: RunRecord, parent: str | None
 ) -> str:
     """The id of a record's MLflow run; created unless an unacknowledged request has done so."""
-    experiment = experiment_id(mlflow, tracking.uri, record.experiment or tracking.experiment)
+    if tracking.run_id is not None and parent is None:
+        return continue_run(mlflow, tracking.run_id, record)
+    experiment = experiment_id(mlflow, tracking, record)
     created = mlflow.search_runs(
         [experiment], f"tags.`mezzotint.id` = '{record.id}'", max_results=1
     )
     if created:
         return str(created[0].info.run_id)
-    tags = {"mlflow.runName": record.name, "mezzotint.id": record.id}
+    name = record.name if parent else tracking.run_name or record.name
+    tags = {"mlflow.runName": name, "mezzotint.id": record.id}
     if parent:
         tags["mlflow.parentRunId"] = parent
     start = int(record.started * 1000)
     return str(mlflow.create_run(experiment, start_time=start, tags=tags).info.run_id)
 
 
-def experiment_id(mlflow: "MlflowClient", uri: str, name: str) -> str:
-    """The id of an experiment, which is created at its first run."""
+def continue_run(mlflow: "MlflowClient", run_id: str, record: RunRecord) -> str:
+    """The MLflow run that MLFLOW_RUN_ID names, which must not be that of another record."""
+    tags = mlflow.get_run(run_id).data.tags
+    if tags.get("mezzotint.id", record.id) != record.id:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id}: is the MLflow run of "
+            f"{tags.get('mezzotint.directory', 'another directory')}; unset the variable"
+        )
+    mlflow.set_tag(run_id, "mezzotint.id", record.id)
+    return run_id
+
+
+def experiment_id(mlflow: "MlflowClient", tracking: TrackingConfig, record: RunRecord) -> str:
+    """The id of a run's experiment, which is created at its first run.
+
+    Raises:
+        TrackingError: it is deleted, there is none with this id, or name and id differ.
+    """
+    named = tracking.experiment_named
+    identifier = tracking.experiment_id or (None if named else record.experiment_id)
+    if identifier is not None and not named:
+        return existing_experiment(mlflow, identifier, tracking.uri)
+    name = tracking.experiment if named else record.experiment or tracking.experiment
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        found = create_experiment(mlflow, tracking.uri, name)
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment {name!r} is deleted in {store_name(tracking.uri)}: `mlflow "
+            f"experiments restore --experiment-id {found.experiment_id}` restores it, or set "
+            "MLFLOW_EXPERIMENT_NAME to another name"
+        )
+    if identifier not in (None, str(found.experiment_id)):
+        raise TrackingError(
+            f"MLFLOW_EXPERIMENT_ID={identifier}: is not the experiment {name!r}, which is "
+            f"{found.experiment_id}; unset it, or MLFLOW_EXPERIMENT_NAME"
+        )
+    return str(found.experiment_id)
+
+
+def existing_experiment(mlflow: "MlflowClient", identifier: str, uri: str) -> str:
+    """The id of an experiment that MLFLOW_EXPERIMENT_ID names."""
     from mlflow.exceptions import MlflowException
 
-    found = mlflow.get_experiment_by_name(name)
-    if found:
-        return str(found.experiment_id)
-    artifacts = None
-    if uri.startswith("sqlite:///"):
-        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     try:
-        return str(mlflow.create_experiment(name, artifact_location=artifacts))
+        found = mlflow.get_experiment(identifier)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        found = None
+    if found is None or found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"MLFLOW_EXPERIMENT_ID={identifier}: {store_name(uri)} has no such experiment, or it "
+            "is deleted; set it to an existing id, or set MLFLOW_EXPERIMENT_NAME instead"
+        )
+    return str(found.experiment_id)
+
+
+def create_experiment(mlflow: "MlflowClient", uri: str, name: str) -> "Experiment":
+    """Create an experiment, unless another run does so at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    file = sqlite_path(uri)
+    artifacts = None if file is None else (file.parent / "mlartifacts").as_uri()
+    try:
+        return mlflow.get_experiment(mlflow.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
         found = mlflow.get_experiment_by_name(name)
         if found is None:
             raise
-        return str(found.experiment_id)  # created by another run meanwhile
-
-
-@contextmanager
-def explain_errors(uri: str, store: str | None) -> Iterator[None]:
-    """Turn any exception of MLflow's client into a TrackingError without credentials."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - requests, urllib3, SQLAlchemy and MLflow have their own
-        raise TrackingError(explain(error, uri, store)) from None
-
-
-@contextmanager
-def request_timeout(seconds: float) -> Iterator[None]:
-    """Raise MLflow's request timeout: a server stores a large file before it responds."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ[name]
-    os.environ[name] = str(int(max(seconds, float(before))))
-    try:
-        yield
-    finally:
-        os.environ[name] = before
+        return found

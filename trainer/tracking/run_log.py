@@ -11,12 +11,13 @@ can upload what an earlier one could not.
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +29,8 @@ from trainer.recipe import flatten
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 RECORD_FILE, STATE_FILE = "opening.json", "tracking.json"
-VALUE_LIMIT = 500
+NON_FINITE = "non_finite_updates"
+"""Logged steps with a metric that is infinite or NaN, since the start of the run."""
 T = TypeVar("T")
 
 
@@ -40,6 +42,14 @@ class TrackingConfig:
     experiment: str
     root: Path | None = None
     """Run directory of the pipeline whose run is the parent of this one."""
+    experiment_id: str | None = None
+    """From MLFLOW_EXPERIMENT_ID; beside a name, both must mean one experiment."""
+    experiment_named: bool = False
+    """Whether a variable names the experiment, so that it precedes the recorded one."""
+    run_id: str | None = None
+    """From MLFLOW_RUN_ID: an existing MLflow run to continue, of a run without a parent."""
+    run_name: str | None = None
+    """From MLFLOW_RUN_NAME, for a run without a parent."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class RunRecord:
     experiment: str | None
     """None without a tracking server so far: then the first upload decides."""
     started: float
+    experiment_id: str | None = None
+    """Precedes the name, if there is one."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     dataset: list[str] | None = None
@@ -90,6 +102,18 @@ class UploadState:
     """Uploaded files, and when each was last changed (ns since 1970)."""
     status: Status = "RUNNING"
     ended: float | None = None
+
+
+@dataclass
+class UploadSummary:
+    """What one `sync` sent."""
+
+    run_id: str
+    created: bool = False
+    steps: int = 0
+    images: int = 0
+    artifacts: int = 0
+    samples: int = 0
 
 
 def read_run_record(directory: Path) -> RunRecord | None:
@@ -124,8 +148,23 @@ def _read(path: Path, kind: type[T]) -> T | None:
         ) from error
 
 
+def start_record(
+    directory: Path, tracking: TrackingConfig | None, info: RunInfo, processes: int = 1
+) -> RunRecord:
+    """Record a start of a run in the experiment of `tracking`."""
+    if tracking is None:
+        return record_start(directory, None, info, processes)
+    identifier = None if tracking.experiment_named else tracking.experiment_id
+    return record_start(directory, tracking.experiment, info, processes, experiment_id=identifier)
+
+
 def record_start(
-    directory: Path, experiment: str | None, info: RunInfo, processes: int = 1
+    directory: Path,
+    experiment: str | None,
+    info: RunInfo,
+    processes: int = 1,
+    *,
+    experiment_id: str | None = None,
 ) -> RunRecord:
     """Record a start of a run, its first or one after an interruption.
 
@@ -137,6 +176,7 @@ def record_start(
         record = RunRecord(secrets.token_hex(16), info.name, experiment, time.time())
     if read_upload_state(directory).run_id is None:
         record.name, record.experiment = info.name, experiment
+        record.experiment_id = experiment_id
         record.params = flat_params(info.params)
         record.tags = {key: redact(value) for key, value in info.tags.items()}
         if info.dataset:
@@ -174,7 +214,7 @@ def record_end(
 
 def flat_params(tree: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as MLflow's flat parameters, without credentials."""
-    return {key: redact(str(value))[:VALUE_LIMIT] for key, value in flatten(tree).items()}
+    return {key: redact(str(value)) for key, value in flatten(tree).items()}
 
 
 def slurm_jobs(record: RunRecord) -> list[str]:
@@ -205,20 +245,55 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._last = -1
+        self._last, self._non_finite = -1, 0
         if path.is_file():
             lines = read_lines(path)
             os.truncate(path, sum(map(len, lines)))  # drops a line cut off by a crash
-            self._last = json.loads(lines[-1])["step"] if lines else -1
+            if lines:
+                last = json.loads(lines[-1])
+                self._last = last["step"]
+                self._non_finite = int(last["metrics"].get(NON_FINITE, 0))
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step, unless an earlier attempt of the same run has written it."""
+        """Write one step, unless an earlier attempt of the same run has written it.
+
+        JSON has no infinities and no NaN: they are written as texts under `non_finite`, and the
+        metric `non_finite_updates` counts the lines that have one.
+        """
         if step <= self._last:
             return
-        append_json(self._path, {"step": step, "time": time.time(), "metrics": dict(metrics)})
+        kept = finite(metrics)
+        others = {name: str(value) for name, value in metrics.items() if name not in kept}
+        self._non_finite += bool(others)
+        if self._non_finite:
+            kept[NON_FINITE] = float(self._non_finite)
+        line = {"step": step, "time": time.time(), "metrics": kept}
+        append_json(self._path, line | ({"non_finite": others} if others else {}))
         self._last = step
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file."""
     return [json.loads(line) for line in read_lines(path)]
+
+
+def finite(metrics: Mapping[str, object]) -> dict[str, float]:
+    """The metrics that are finite numbers."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
+    """The files of an artifact and the folder of each, without tracking's own files."""
+    if path.is_file():
+        yield path, folder
+    elif path.is_dir():
+        own = {RECORD_FILE, STATE_FILE, "tracking.lock", "lock", "progress.json"}
+        for each in sorted(path.iterdir()):
+            if each.name not in own and each.name != "system" and not each.name.startswith("."):
+                yield from artifact_files(
+                    each, f"{folder}/{each.name}" if each.is_dir() else folder
+                )

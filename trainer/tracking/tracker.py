@@ -13,7 +13,7 @@ from PIL import Image
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_bytes
 from trainer.run import RunDirectory
-from trainer.tracking.errors import TrackingError
+from trainer.tracking.address import TrackingError
 from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, configure_mlflow
 from trainer.tracking.run_log import (
     MetricsLog,
@@ -23,7 +23,7 @@ from trainer.tracking.run_log import (
     node_name,
     read_run_record,
     record_end,
-    record_start,
+    start_record,
 )
 from trainer.tracking.system_metrics import SystemMetrics
 
@@ -50,7 +50,7 @@ class Tracker:
         self._directory = directory
         self._metrics_log = self._uploader = self._node_metrics = None
         if writes:
-            record_start(directory.path, tracking.experiment if tracking else None, info, processes)
+            start_record(directory.path, tracking, info, processes)
             self._metrics_log = MetricsLog(directory.metrics)
             self._uploader = Uploader(directory, tracking) if tracking else None
         if samples:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
 MEET = """
 import sys
 from pathlib import Path
-from launch.train.local import tracking_from_environment
+from trainer.tracking.environment import tracking_from_environment
 from trainer.recipe import load as load_recipe
 from trainer.tracking.run_log import RunInfo, record_start
 from trainer.run import RunDirectory

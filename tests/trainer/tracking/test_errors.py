@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.tracking.errors import TrackingError, check_uri, explain
+from trainer.tracking.address import TrackingError, check_uri
+from trainer.tracking.errors import explain
 
 URI = "http://user:canary@tracking.example:5000/mlflow"
 

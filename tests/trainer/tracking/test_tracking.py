@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tracked_run import OPENING, run_id
 
 from trainer.run import RunDirectory
 from trainer.tracking import mlflow_client
-from trainer.tracking.errors import TrackingError
+from trainer.tracking.address import TrackingError, default_uri
 from trainer.tracking.mlflow_client import NodeMetricsUploader, Uploader, make_client
 from trainer.tracking.run_log import (
     MetricsLog,
     RunInfo,
-    RunRecord,
     TrackingConfig,
     node_name,
     read_run_record,
@@ -29,32 +29,6 @@ from trainer.tracking.tracker import Tracker, finalize
 
 # SQLAlchemy and alembic warn about how MLflow uses them.
 pytestmark = pytest.mark.filterwarnings("ignore")
-OPENING = RunInfo(
-    "try",
-    {"optimizer": {"lr": {"peak": 1e-3}}},
-    {"mezzotint.kind": "train"},
-    ("set", "f" * 64, "u"),
-)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> str:
-    """One sqlite store for all tests: making it takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def link(store, monkeypatch) -> TrackingConfig:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it; the test's end restores it
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    return TrackingConfig(store, "tests")
-
-
-@pytest.fixture
-def run(tmp_path) -> RunDirectory:
-    directory = RunDirectory(tmp_path / "run")
-    directory.previews.mkdir(parents=True)
-    return directory
 
 
 @pytest.fixture
@@ -67,18 +41,6 @@ def write(run) -> Callable[..., None]:
             record.append(step, {"loss/model": 1 / step, "grad_norm": float(step)})
 
     return append
-
-
-@pytest.fixture
-def started(run) -> RunRecord:
-    """A run that has said what it is."""
-    return record_start(run.path, "tests", OPENING)
-
-
-def run_id(run: RunDirectory) -> str:
-    identifier = read_upload_state(run.path).run_id
-    assert identifier
-    return identifier
 
 
 def history(
@@ -342,8 +304,6 @@ def test_no_password_is_written_down(link, run, write, monkeypatch):
 
 def test_the_store_is_beside_the_runs_unless_the_environment_names_one(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert mlflow_client.default_uri(Path("runs")) == "http://server:5000"
+    assert default_uri(Path("runs")) == "http://server:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert (
-        mlflow_client.default_uri(Path("runs")) == f"sqlite:///{Path('runs').resolve()}/mlflow.db"
-    )
+    assert default_uri(Path("runs")) == f"sqlite:///{Path('runs').resolve()}/mlflow.db"
