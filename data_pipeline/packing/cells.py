@@ -72,25 +72,24 @@ def find(cells: Mapping[str, object], column: str) -> object:
     Raises:
         InvalidSample: The row has none.
     """
-    if column in cells:
-        return cells[column]
-    head, _, tail = column.partition(".")
-    while tail:
-        if head in cells:
-            return _field(cells[head], tail, column)
-        name, _, tail = tail.partition(".")
-        head = f"{head}.{name}"
-    raise InvalidSample("row unreadable", f"it has no '{shown(column)}'")
+    return _field(cells, column, column)
 
 
 def _field(cell: object, name: str, column: str) -> object:
     """A field of a cell; of a list, the field of each of its elements."""
-    if cell is None:
-        return None
-    if isinstance(cell, list):
-        return [_field(one, name, column) for one in cell]
-    if isinstance(cell, Mapping):
-        return find(cell, name)
+    match cell:
+        case None:
+            return None
+        case list():
+            return [_field(one, name, column) for one in cell]
+        case Mapping():
+            if name in cell:
+                return cell[name]
+            parts = name.split(".")
+            for end in range(1, len(parts)):
+                if (head := ".".join(parts[:end])) in cell:
+                    return _field(cell[head], ".".join(parts[end:]), column)
+            raise InvalidSample("row unreadable", f"it has no '{shown(column)}'")
     raise InvalidSample("row unreadable", f"'{shown(column)}': a field of {described(cell)}")
 
 

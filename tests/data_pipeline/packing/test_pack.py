@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import data_pipeline.packing.fetch
 import data_pipeline.packing.pack
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
@@ -149,7 +150,8 @@ class Web(BaseHTTPRequestHandler):
         """No output."""
 
 
-def test_images_are_fetched_over_http_and_errors_are_named(tmp_path):
+def test_images_are_fetched_over_http_and_errors_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_pipeline.packing.fetch, "_BACKOFF", 0.01)
     names = ("red.png", "gone.png", "cut.png", "broken.png")
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
