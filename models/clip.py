@@ -1,20 +1,13 @@
-"""CLIP (arXiv 2103.00020): a trainable one and a frozen pretrained one, with the same methods."""
+"""CLIP (arXiv 2103.00020): the network that is trained here, and its loss."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
-from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-from zipfile import is_zipfile
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mezzotint.common.errors import UserError
 from models.checks import require_multiple
 from models.nn import initialization
 from models.nn.patchify import resize
@@ -201,110 +194,3 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     logits = scale.float() * image_features.float() @ text_features.float().T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-LOAD_ERRORS = (
-    RuntimeError,
-    KeyError,
-    OSError,
-    SafetensorError,
-    UnpicklingError,
-    # raised by open_clip for another text width, and for a file that holds no mapping
-    AssertionError,
-    AttributeError,
-)
-"""Raised by loading a file that is not a checkpoint of the architecture."""
-
-
-def text_width(architecture: str) -> int:
-    """Width of the text tower of an open_clip architecture.
-
-    Raises:
-        UserError: open_clip has no such architecture, or its text tower is not CLIP's.
-    """
-    shape = _model_config(architecture)
-    if shape.get("custom_text") or needs_hugging_face(shape, architecture):
-        raise UserError(
-            f"architecture '{architecture}' has a text tower of its own kind; choose a CLIP "
-            "(e.g. ViT-L-14)"
-        )
-    return int(shape["text_cfg"]["width"])
-
-
-def _model_config(architecture: str) -> Mapping[str, Any]:
-    ensure_torchvision()
-    import open_clip
-
-    shape: Mapping[str, Any] | None = open_clip.get_model_config(architecture)
-    if shape is None:
-        raise UserError(f"open_clip has no architecture '{architecture}' (e.g. ViT-B-32)")
-    return shape
-
-
-def needs_hugging_face(shape: Mapping[str, Any], architecture: str) -> bool:
-    """Whether open_clip downloads the tokenizer or text tower of an architecture."""
-    text = shape["text_cfg"]
-    named = text.get("hf_tokenizer_name") or text.get("hf_model_name")
-    return bool(named) or "siglip" in architecture.lower()
-
-
-class PretrainedClip(nn.Module):
-    """A frozen open_clip model from a checkpoint on disk, with its own tokenizer."""
-
-    def __init__(self, architecture: str, checkpoint: str) -> None:
-        """Load `checkpoint` (a state dict or safetensors file) into open_clip's `architecture`.
-
-        Raises:
-            UserError: unknown architecture or one whose tokenizer is not open_clip's own, or a
-                file that is not there or does not fit it.
-        """
-        super().__init__()
-        shape = _model_config(architecture)
-        import open_clip
-
-        if needs_hugging_face(shape, architecture):
-            raise UserError(
-                f"architecture '{architecture}' takes a tokenizer from Hugging Face; choose one "
-                "with open_clip's own tokenizer (e.g. ViT-B-32)"
-            )
-        if not Path(checkpoint).is_file():
-            raise UserError(f"{checkpoint}: no such file; give a local open_clip checkpoint")
-        self.clip = open_clip.create_model(architecture, load_weights=False)
-        safe = checkpoint.endswith(".safetensors")
-        if not safe and not is_zipfile(checkpoint):
-            raise UserError(f"{checkpoint}: not a torch checkpoint; give a state dict on disk")
-        try:
-            open_clip.load_checkpoint(self.clip, checkpoint)
-        except LOAD_ERRORS as error:
-            # open_clip's message names every tensor
-            found = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
-            raise UserError(
-                f"{checkpoint}: not a checkpoint of {architecture}; give the architecture it was "
-                f"trained as ({found})"
-            ) from error
-        self.requires_grad_(requires_grad=False).eval()
-        self._tokenizer = open_clip.get_tokenizer(architecture)
-        self._mean, self._std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-
-    @property
-    def scale(self) -> Tensor:
-        return self.clip.logit_scale.float().exp()
-
-    def tokens(self, captions: list[str]) -> Tensor:
-        """Captions to tokens (B, L) of this model's tokenizer."""
-        return self._tokenizer(captions)
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], of any square size, to unit vectors (B, D) in fp32."""
-        height, width = self.clip.visual.image_size
-        image = (resize(image, height, width) + 1) / 2
-        mean = torch.tensor(self._mean, device=image.device)[:, None, None]
-        std = torch.tensor(self._std, device=image.device)[:, None, None]
-        return self.clip.encode_image((image - mean) / std, normalize=True).float()
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) to unit vectors (B, D) in fp32."""
-        return self.clip.encode_text(tokens, normalize=True).float()
-
-    def token_features(self, tokens: Tensor) -> Tensor:
-        return token_features(self.clip, tokens)

@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from models import store, t5
-from models.clip import Clip, ClipConfig, PretrainedClip, text_width
+from models.clip import Clip, ClipConfig
+from models.pretrained.lookup import identify, own_activation, text_width
+from models.pretrained.network import PretrainedClip
 from models.text_source import ClipText, OpenClipText, T5Text, TextSource
 
-Tokenize = Callable[[Sequence[str], int], Tensor]
-"""Captions to ids (B, length) int64, padded with 0."""
+
+class Tokenize(Protocol):
+    """A tokenizer that cuts captions at a length."""
+
+    def __call__(self, captions: Sequence[str], length: int) -> Tensor:
+        """Captions to ids (B, length) int64, padded with 0."""
+
+    def lost(self, caption: str, length: int) -> str:
+        """The end of a caption that is cut at `length` ids; empty where it fits."""
 
 
 class TokenizerFactory(Protocol):
@@ -38,6 +47,8 @@ class FrozenTextEncoder:
     tower: TextTower
     tokens: Callable[[Sequence[str]], Tensor]
     """Captions to ids (B, L) int64."""
+    lost: Callable[[str], str]
+    """The end of a caption that is cut; empty where it fits."""
     width: int
     source: TextSource
     """Where it came from, with the digest of what was found there."""
@@ -83,7 +94,9 @@ def describe(source: TextSource) -> TextEncoderInfo:
                 )
             width, found = stored.config.text_width, stored.digest
         case OpenClipText():
-            width, found = text_width(source.architecture), _sha256(source.checkpoint)
+            known, width = identify(source), text_width(source)
+            found = sha256_file(known.weights)
+            source = source.model_copy(update={"quick_gelu": known.quick_gelu})
         case T5Text():
             width = t5.read_settings(source.directory).d_model
             found = t5.digest(source.directory)
@@ -97,6 +110,17 @@ def describe(source: TextSource) -> TextEncoderInfo:
     return TextEncoderInfo(source.model_copy(update={"digest": found}), width)
 
 
+def as_trained(source: TextSource) -> TextSource:
+    """The encoder of a model directory: without an activation, the one of its architecture.
+
+    Directories that were written before it was recorded were trained so.
+    """
+    if isinstance(source, OpenClipText) and source.quick_gelu is None and source.tag is None:
+        own = source.architecture is not None and own_activation(source.architecture)
+        return source.model_copy(update={"quick_gelu": own})
+    return source
+
+
 def load(source: TextSource, tokenizers: TokenizerFactory) -> FrozenTextEncoder:
     """Load an encoder, without gradients.
 
@@ -104,32 +128,43 @@ def load(source: TextSource, tokenizers: TokenizerFactory) -> FrozenTextEncoder:
         UserError: as `describe`, or weights that do not fit.
     """
     known = describe(source)
-    match source:
-        case ClipText():
-            clip = store.load(source.model)
+    match known.source:
+        case ClipText(model=directory):
+            clip = store.load(directory)
             assert isinstance(clip, Clip), "described as one"
-            name = f"{source.model}/{store.TOKENIZER}"
-            tokenize = tokenizers("own", store.tokenizer_bytes(source.model), name)
+            name = f"{directory}/{store.TOKENIZER}"
+            tokenize = tokenizers("own", store.tokenizer_bytes(directory), name)
             tower: TextTower = clip.requires_grad_(requires_grad=False)
-            tokens = _of_length(tokenize, clip.config.text_length)
-        case OpenClipText():
-            pretrained = PretrainedClip(source.architecture, source.checkpoint)
-            tower, tokens = pretrained, lambda captions: pretrained.tokens(list(captions))
-        case T5Text():
-            name = f"{source.directory}/{t5.PIECES}"
-            tokenize = tokenizers("t5", t5.pieces(source.directory), name)
-            tower, tokens = t5.load_t5(source.directory), _of_length(tokenize, source.length)
+            cut = _Cut(tokenize, clip.config.text_length)
+            return FrozenTextEncoder(tower, cut, cut.lost, known.width, known.source)
+        case OpenClipText() as checkpoint:
+            pretrained = PretrainedClip(checkpoint)
+            return FrozenTextEncoder(
+                pretrained,
+                lambda captions: pretrained.tokens(list(captions)),
+                pretrained.lost,
+                known.width,
+                known.source,
+            )
+        case T5Text(directory=directory, length=length):
+            name = f"{directory}/{t5.PIECES}"
+            cut = _Cut(tokenizers("t5", t5.pieces(directory), name), length)
+            return FrozenTextEncoder(
+                t5.load_t5(directory), cut, cut.lost, known.width, known.source
+            )
         case _:
-            assert_never(source)
-    return FrozenTextEncoder(tower, tokens, known.width, known.source)
+            assert_never(known.source)
 
 
-def _of_length(tokenize: Tokenize, length: int) -> Callable[[Sequence[str]], Tensor]:
-    return lambda captions: tokenize(captions, length)
+@dataclass(frozen=True)
+class _Cut:
+    """A tokenizer at one length."""
 
+    tokenize: Tokenize
+    length: int
 
-def _sha256(path: str) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: no such file; give a local open_clip checkpoint") from error
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        return self.tokenize(captions, self.length)
+
+    def lost(self, caption: str) -> str:
+        return self.tokenize.lost(caption, self.length)

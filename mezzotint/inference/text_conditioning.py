@@ -66,6 +66,7 @@ def text_conditioning(
             "text_encoder that makes them; train it here, or name one there"
         )
     try:
-        return FeatureConditioning(frozen_text.load(source, tokenizer_of).to(device))
+        reader = frozen_text.load(frozen_text.as_trained(source), tokenizer_of)
+        return FeatureConditioning(reader.to(device))
     except UserError as error:
         raise UserError(f"{model}/{store.CONFIG}: text_encoder: {error}") from error

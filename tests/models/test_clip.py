@@ -1,14 +1,12 @@
 """CLIP and its loss."""
 
-import json
 import math
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from mezzotint.common.errors import UserError
-from models.clip import ClipConfig, PretrainedClip, contrastive_loss, pool_last_token
+from models.clip import ClipConfig, contrastive_loss, pool_last_token
 
 TINY = ClipConfig(
     image_size=16,
@@ -106,54 +104,3 @@ def test_widths_that_are_no_multiple_of_the_head_are_refused():
         ClipConfig(image_size=16, patch=8, vision_width=100, text_vocab=9, text_length=4)
     with pytest.raises(ValidationError, match="multiple of patch"):
         ClipConfig(image_size=18, patch=8, text_vocab=9, text_length=4)
-
-
-def test_a_pretrained_clip_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no architecture 'ViT-nothing'"):
-        PretrainedClip("ViT-nothing", str(tmp_path / "x.pt"))
-    with pytest.raises(UserError, match=r"x\.pt: no such file"):
-        PretrainedClip("RN50", str(tmp_path / "x.pt"))
-
-
-def test_a_pretrained_clip_is_read_from_a_checkpoint_and_frozen(tmp_path):
-    import open_clip
-    from safetensors.torch import save_file
-
-    shape = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 64,
-            "heads": 1,
-            "layers": 1,
-        },
-    }
-    (tmp_path / "mezzotint-test.json").write_text(json.dumps(shape))
-    open_clip.add_model_config(tmp_path)
-    torch.manual_seed(0)
-    made = open_clip.create_model("mezzotint-test", load_weights=False)
-    save_file(made.state_dict(), tmp_path / "made.safetensors")
-    torch.manual_seed(1)
-    clip = PretrainedClip("mezzotint-test", str(tmp_path / "made.safetensors"))
-    assert not any(parameter.requires_grad for parameter in clip.parameters())
-    assert not clip.training
-    captions = ["a cat", "a photo of a dog"]
-    wanted = made.eval().encode_text(clip.tokens(captions), normalize=True)
-    assert torch.allclose(clip.encode_text(clip.tokens(captions)), wanted, atol=1e-6)
-    image = torch.rand(2, 3, 32, 32, generator=rng()) * 2 - 1
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
-    std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
-    wanted = made.encode_image(((image + 1) / 2 - mean) / std, normalize=True)
-    assert torch.allclose(clip.encode_image(image), wanted, atol=1e-5)
-    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"bad\.safetensors: not a checkpoint"):
-        PretrainedClip("mezzotint-test", str(tmp_path / "bad.safetensors"))
-    torch.save(made.state_dict(), tmp_path / "made.pt")
-    assert torch.equal(
-        PretrainedClip("mezzotint-test", str(tmp_path / "made.pt")).scale, clip.scale
-    )
-    (tmp_path / "bad.pt").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"bad\.pt: not a torch checkpoint"):
-        PretrainedClip("mezzotint-test", str(tmp_path / "bad.pt"))

@@ -21,6 +21,7 @@ from models.torchvision_compat import ensure_torchvision
 
 CAPTIONS = ["woman pilot", "a man who cooks", "judge"]
 NAME, WIDER = "mezzotint-tiny", "mezzotint-wider"
+HALVES = {"mean": 0.5, "std": 0.5, "interpolation": "bilinear"}
 
 
 def shape(width):
@@ -47,7 +48,7 @@ def checkpoint(tmp_path_factory):
 
 def source(path, **changes):
     tree = {"kind": "open_clip", "architecture": NAME, "checkpoint": str(path)}
-    return tree | changes
+    return tree | HALVES | changes
 
 
 def configured(clip, system=None):
@@ -78,10 +79,36 @@ def test_a_checkpoint_embeds_pictures_and_captions_with_its_own_tokenizer(checkp
         assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
-def test_a_protocol_names_architecture_file_and_its_hash(checkpoint):
-    clip = ClipEmbedder.load(OpenClip(architecture=NAME, checkpoint=str(checkpoint)))
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert clip.protocol() == source(checkpoint) | {"digest": digest}
+def test_a_protocol_names_the_file_its_hash_and_all_that_its_features_depend_on(checkpoint):
+    clip = ClipEmbedder.load(OpenClip.model_validate(source(checkpoint)))
+    protocol = dict(clip.protocol())
+    assert protocol.pop("digest") == clip.digest
+    assert protocol == {
+        "kind": "open_clip",
+        "architecture": NAME,
+        "checkpoint": str(checkpoint),
+        "tag": None,
+        "quick_gelu": False,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+        "image_size": [32, 32],
+        "text_length": 16,
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mean": 0.4}, {"std": 0.4}, {"interpolation": "bicubic"}, {"quick_gelu": True}]
+)
+def test_other_preprocessing_is_another_encoder(checkpoint, changes):
+    one = ClipEmbedder.load(OpenClip.model_validate(source(checkpoint)))
+    other = ClipEmbedder.load(OpenClip.model_validate(source(checkpoint, **changes)))
+    assert one.digest != other.digest
+    pixels = torch.arange(3 * 20 * 20 * 3, dtype=torch.uint8).view(3, 20, 20, 3)
+    assert not torch.allclose(one.images(pixels), other.images(pixels), atol=1e-4)
 
 
 def test_a_checkpoint_ranks_the_candidates_of_the_prior(checkpoint, tmp_path):
@@ -146,7 +173,7 @@ def test_a_checkpoint_of_another_depth_is_refused_in_one_line(checkpoint, tmp_pa
     weights = load_file(checkpoint)
     kept = {name: each for name, each in weights.items() if "resblocks" not in name}
     save_file(kept, tmp_path / "shallow.safetensors")
-    with pytest.raises(UserError, match=r"shallow\.safetensors: not a checkpoint") as refusal:
+    with pytest.raises(UserError, match=r"shallow\.safetensors: not a checkpoint of") as refusal:
         ClipEmbedder.load(configured(source(tmp_path / "shallow.safetensors")).clip)
     assert "\n" not in str(refusal.value)
 

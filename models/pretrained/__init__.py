@@ -1,0 +1,1 @@
+"""Pretrained open_clip checkpoints on disk."""

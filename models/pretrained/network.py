@@ -1,0 +1,150 @@
+"""A frozen open_clip model from a checkpoint on disk, with its own tokenizer."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from textwrap import shorten
+
+from torch import Tensor, nn
+
+from mezzotint.common.errors import UserError
+from models.clip import token_features
+from models.pretrained.archive import read_state
+from models.pretrained.lookup import KnownCheckpoint, identify, needs_hugging_face
+from models.pretrained.preprocessing import prepare
+from models.pretrained.settings import ImagePreprocessing, OpenClipCheckpoint
+from models.torchvision_compat import ensure_torchvision
+
+
+class PretrainedClip(nn.Module):
+    """A frozen open_clip model with its preprocessing and tokenizer."""
+
+    def __init__(self, source: OpenClipCheckpoint) -> None:
+        """Read a checkpoint of any settings; without an image's, only its text tower is of use.
+
+        Raises:
+            UserError: as `identify`; an architecture whose tokenizer is not open_clip's own; a file
+                that does not fit; OpenAI's weights taken as ones with GELU.
+        """
+        super().__init__()
+        ensure_torchvision()
+        import open_clip
+
+        known = identify(source)
+        self.known = known
+        title = source.architecture or known.name
+        if needs_hugging_face(known.shape, title):
+            raise UserError(
+                f"architecture '{title}' takes a tokenizer from Hugging Face; choose one with "
+                "open_clip's own tokenizer (e.g. ViT-B-32)"
+            )
+        state, openai = read_state(known.weights)
+        check_origin(source, known, openai=openai)
+        with _quiet():
+            self.clip = open_clip.create_model(
+                known.name, load_weights=False, quick_gelu=known.quick_gelu
+            )
+            self._tokenizer = open_clip.get_tokenizer(known.name)
+        _assign(self.clip, state, source, title)
+        self.requires_grad_(requires_grad=False).eval()
+
+    @property
+    def scale(self) -> Tensor:
+        return self.clip.logit_scale.float().exp()
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        assert self.known.preprocessing is not None, "of images"
+        return self.known.preprocessing
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that the image tower takes."""
+        size = self.clip.visual.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def text_length(self) -> int:
+        return int(self._tokenizer.context_length)
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Captions to tokens (B, L) of this model's tokenizer, which keeps the end of text."""
+        return self._tokenizer(captions)
+
+    def lost(self, caption: str) -> str:
+        """The end of a caption that is cut; empty where it fits beside begin and end of text."""
+        ids = self._tokenizer.encode(caption)
+        return str(self._tokenizer.decode(ids[self.text_length - 2 :])).strip()
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of any size, to unit vectors (B, D) in fp32."""
+        prepared = prepare(image, self.preprocessing, *self.image_size)
+        return self.clip.encode_image(prepared, normalize=True).float()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to unit vectors (B, D) in fp32."""
+        return self.clip.encode_text(tokens, normalize=True).float()
+
+    def token_features(self, tokens: Tensor) -> Tensor:
+        return token_features(self.clip, tokens)
+
+
+def check_origin(source: OpenClipCheckpoint, known: KnownCheckpoint, *, openai: bool) -> None:
+    """Refuse OpenAI's weights where GELU is only what the architecture's name implies.
+
+    Raises:
+        UserError: keys of the file or names of its path say OpenAI, and nobody states GELU.
+    """
+    named = any("openai" in part.lower() for part in known.weights.parts[-4:])
+    if known.quick_gelu or known.stated or not (openai or named):
+        return
+    where = "its keys say" if openai else "its path says"
+    raise UserError(
+        f"{source.checkpoint}: {where} that it is OpenAI's, whose towers compute QuickGELU; set "
+        f"tag: openai (or architecture: {source.architecture}-quickgelu), or quick_gelu: false if "
+        "it is not"
+    )
+
+
+def _assign(
+    clip: nn.Module, state: Mapping[str, Tensor], source: OpenClipCheckpoint, title: str
+) -> None:
+    """Load the weights, without open_clip's silent resizing of positions.
+
+    Raises:
+        UserError: a weight is missing, unknown or of another shape.
+    """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    try:
+        state = convert_state_dict(clip, dict(state))
+        if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        expected = clip.state_dict()
+        # a TorchScript archive keeps them
+        computed = {name for name, _ in clip.named_buffers()} - set(expected)
+        fitted = {name: value for name, value in state.items() if name not in computed}
+        for name in ("logit_scale", "logit_bias"):  # of shape () or (1,)
+            if name in fitted and name in expected:
+                fitted[name] = fitted[name].reshape(expected[name].shape)
+        clip.load_state_dict(fitted)
+    except (RuntimeError, KeyError, AttributeError, AssertionError, ValueError) as error:
+        # torch's message names every tensor
+        found = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+        raise UserError(
+            f"{source.checkpoint}: not a checkpoint of {title}; give the architecture it was "
+            f"trained as ({found})"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warning that a model without weights is random."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
