@@ -16,6 +16,7 @@ from launch.report.evaluations import Problem, read
 from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
 from mezzotint.common import files
+from trainer.tracking.run_log import finite
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
         generated=text_to_image_section(by_kind["text_to_image"]),
         reconstructions=[reconstruction_row(each) for each in by_kind["reconstruction"]],
         class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
-        curves=[(stage, loss_chart(stage)) for stage in of_kind(stages, "train")],
+        curves=[(stage, *loss_chart(stage)) for stage in of_kind(stages, "train")],
         stages=stages,
         columns=list(dict.fromkeys(name for stage in stages for name in stage.facts)),
         link=lambda path: relative(path, run_dir),
@@ -69,35 +70,42 @@ def of_kind(stages: Sequence[StageView], kind: str) -> list[StageView]:
     return [stage for stage in stages if stage.kind == kind]
 
 
-def loss_chart(stage: StageView) -> Markup | None:
-    """A stage's losses over its steps; None without recorded metrics."""
-    series = loss_series(stage.run_dir / "metrics.jsonl")
+def loss_chart(stage: StageView) -> tuple[Markup | None, int]:
+    """A stage's finite losses over its steps, None if there are none; how many are not finite."""
+    series, others = loss_series(stage.run_dir / "metrics.jsonl")
     if not series:
-        return None
+        return None, others
     values = [point.y for line in series for point in line.points]
     spans_decades = min(values) > 0 and max(values) > 8 * min(values)
-    return line_chart(
+    chart = line_chart(
         f"losses of {stage.name}",
         series,
         x_label="steps",
         y_label=series[0].label if len(series) == 1 else "loss",
         y_scale="log" if spans_decades else "linear",
     )
+    return chart, others
 
 
-def loss_series(metrics: Path) -> list[Series]:
-    """The losses of a metrics.jsonl, by name; a line that was cut short is left out."""
+def loss_series(metrics: Path) -> tuple[list[Series], int]:
+    """The losses of a metrics.jsonl, by name, and the number of those that are not finite.
+
+    A line that was cut short is left out.
+    """
     found: dict[str, list[Point]] = {}
+    others = 0
     for line in files.read_lines(metrics):
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        for name, value in entry.get("metrics", {}).items():
-            is_loss = name.split("/")[0] == "loss" and isinstance(value, int | float)
-            if is_loss and abs(value) < float("inf"):
-                found.setdefault(name, []).append(Point(float(entry["step"]), float(value)))
-    return [Series(name, thin(points)) for name, points in sorted(found.items())]
+        values = entry.get("metrics", {}) | entry.get("non_finite", {})
+        losses = {name: value for name, value in values.items() if name.split("/")[0] == "loss"}
+        kept = finite(losses)
+        others += len(losses) - len(kept)
+        for name, value in kept.items():
+            found.setdefault(name, []).append(Point(float(entry["step"]), value))
+    return [Series(name, thin(points)) for name, points in sorted(found.items())], others
 
 
 def relative(path: Path, root: Path) -> str:

@@ -189,7 +189,7 @@ def test_missing_pieces_are_shown_as_missing(tmp_path):
     page = write_page(tmp_path, "t", stages).read_text()
     assert "evaluation.json is missing: the evaluation has not finished" in page
     assert '<div class="gap">missing</div>' in page
-    assert "No metrics recorded." in page
+    assert "No losses recorded." in page
     assert "No samples of training captions." in page
     assert "not measured" in page
 
@@ -266,10 +266,49 @@ def test_images_outside_the_evaluation_are_never_embedded(tmp_path):
 
 
 def test_losses_are_read_by_name_and_a_cut_line_is_left_out(tmp_path):
-    series = loss_series(stage(tmp_path).run_dir / "metrics.jsonl")
+    series, others = loss_series(stage(tmp_path).run_dir / "metrics.jsonl")
+    assert others == 0
     assert [line.label for line in series] == ["loss/model"]
     assert [point.x for point in series[0].points] == list(range(0, 100, 10))
-    assert loss_series(Path("nowhere")) == []
+    assert loss_series(Path("nowhere")) == ([], 0)
+
+
+def test_a_spike_of_one_step_among_twenty_thousand_is_drawn_at_its_height(tmp_path):
+    view = stage(tmp_path, metrics=False)
+    lines = [
+        {"step": step, "metrics": {"loss/model": 100.0 if step == 12_345 else 1.0}}
+        for step in range(20_000)
+    ]
+    write_lines(view, lines)
+    (line,), _ = loss_series(view.run_dir / "metrics.jsonl")
+    assert max((point.y, point.x) for point in line.points) == (100.0, 12_345.0)
+    assert len(line.points) < 300
+
+
+def test_losses_that_are_not_finite_are_counted_beside_the_curve(tmp_path):
+    view = stage(tmp_path, metrics=False)
+    write_lines(
+        view,
+        [
+            {"step": 1, "metrics": {"loss/model": 1.0}},
+            {"step": 2, "metrics": {}, "non_finite": {"loss/model": "inf", "grad_norm": "nan"}},
+            {"step": 3, "metrics": {"loss/model": float("nan")}},  # of an earlier version
+            {"step": 4, "metrics": {"loss/model": 0.5}},
+        ],
+    )
+    (line,), others = loss_series(view.run_dir / "metrics.jsonl")
+    assert ([point.y for point in line.points], others) == ([1.0, 0.5], 2)
+    html = write_page(tmp_path, "x", [view]).read_text()
+    assert "Not finite, so not drawn: 2 logged losses." in html
+    write_lines(view, [{"step": 1, "metrics": {}, "non_finite": {"loss/model": "inf"}}])
+    html = write_page(tmp_path, "x", [view]).read_text()
+    assert "not drawn: 1 logged loss." in html
+    assert "No losses recorded" not in html
+
+
+def write_lines(view, lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (view.run_dir / "metrics.jsonl").write_text(text)
 
 
 def test_durations_are_minutes_and_seconds():
