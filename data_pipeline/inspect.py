@@ -12,6 +12,8 @@ from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
 from data_pipeline.manifest import Attribute, Manifest
+from data_pipeline.shards import unlisted_files
+from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
 _COMMON = 12
@@ -49,6 +51,8 @@ class Inspection:
     """The most common values of each attribute, with their counts."""
     captions: CaptionStatistics
     examples: tuple[Example, ...]
+    unlisted: tuple[str, ...] = ()
+    """Files in the directory of the set that belong to no shard."""
 
 
 def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspection:
@@ -71,6 +75,7 @@ def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspectio
             Example(dataset.entry(index).key, read[index], dataset.entry(index).attributes)
             for index in shown
         ),
+        unlisted=tuple(unlisted_files(dataset.manifest, storage.sizes(url))),
     )
 
 

@@ -61,6 +61,14 @@ class Split(BaseModel, frozen=True, extra="forbid"):
     train: tuple[str, ...]
     test: tuple[str, ...]
 
+    def restricted(self, keys: Collection[str]) -> "Split":
+        """The split of the samples `keys` alone."""
+        return Split(
+            description=self.description,
+            train=tuple(key for key in self.train if key in keys),
+            test=tuple(key for key in self.test if key in keys),
+        )
+
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """The contents of a shard set; keys are unique, splits disjoint and of existing keys."""
@@ -102,14 +110,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     def splits_of(self, keys: Collection[str]) -> dict[str, Split]:
         """The splits, restricted to the samples `keys`."""
-        return {
-            name: Split(
-                description=split.description,
-                train=tuple(key for key in split.train if key in keys),
-                test=tuple(key for key in split.test if key in keys),
-            )
-            for name, split in self.splits.items()
-        }
+        return {name: split.restricted(keys) for name, split in self.splits.items()}
 
     def samples(self) -> Iterator[SampleEntry]:
         for shard in self.shards:

@@ -22,7 +22,7 @@ from mezzotint.common.errors import UserError
 _log = logging.getLogger(__name__)
 
 _OPEN_FILES = 128
-_TARS = (".tar", ".tar.gz")
+TARS = (".tar", ".tar.gz")
 
 
 def check_sizes(url: str, manifest: Manifest) -> None:
@@ -39,14 +39,14 @@ def check_sizes(url: str, manifest: Manifest) -> None:
         if shard.name not in present:
             raise UserError(
                 f"{path}: this shard is in the manifest but not in the directory; copy it here "
-                f"again, or {_index_again(url)}"
+                f"again, or {index_again(url)}"
             )
         if present[shard.name] != shard.bytes:
             raise UserError(
                 f"{path}: does not match its manifest ({present[shard.name]:,} bytes instead of "
-                f"{shard.bytes:,}); copy it here again, or {_index_again(url)}"
+                f"{shard.bytes:,}); copy it here again, or {index_again(url)}"
             )
-    if unlisted := [name for name in unlisted_files(manifest, present) if name.endswith(_TARS)]:
+    if unlisted := [name for name in unlisted_files(manifest, present) if name.endswith(TARS)]:
         _warn_of_unlisted(url, tuple(unlisted))
 
 
@@ -63,11 +63,12 @@ def _warn_of_unlisted(url: str, names: tuple[str, ...]) -> None:
     _log.warning(
         "%s%s: in the directory of the set but not in its manifest, so not read; delete or move "
         "it, or %s",
-        *(storage.join(url, names[0]), more, _index_again(url)),
+        *(storage.join(url, names[0]), more, index_again(url)),
     )
 
 
-def _index_again(url: str) -> str:
+def index_again(url: str) -> str:
+    """The next step where the shards are right and the manifest is not."""
     return f"index the set again with `mezzotint data index {url}`"
 
 
@@ -173,7 +174,7 @@ class ShardReader:
         if name := misplaced_member(file, self.shards[shard].samples):
             raise UserError(
                 f"{self._path(shard)}: '{name}' is not where the manifest says; copy shard and "
-                f"manifest here again, or {_index_again(self.url)}"
+                f"manifest here again, or {index_again(self.url)}"
             )
 
     def _open_in_place(self, shard: int) -> int:
@@ -192,7 +193,7 @@ class ShardReader:
             raise UserError(
                 f"{path}: does not match its manifest (its sha256 is {digest[:12]}... instead of "
                 f"{self.shards[shard].sha256[:12]}...): it was changed after it was indexed; copy "
-                f"it here again or, if the change is wanted, {_index_again(self.url)}"
+                f"it here again or, if the change is wanted, {index_again(self.url)}"
             )
         return file
 

@@ -103,28 +103,53 @@ def inspect(
     typer.echo(inspect_set(url, sheet, count, as_json=as_json))
 
 
-@data_app.command(epilog="Example:  [bold]mezzotint data verify s3://bucket/set[/]")
-def verify(url: Url, *, as_json: AsJson = False) -> None:
-    """Compare every shard with the manifest, byte for byte."""
-    from launch.data.inspect import verify_set
+@data_app.command(
+    epilog="Examples:  [bold]mezzotint data verify s3://bucket/set[/]  ·  "
+    "[bold]mezzotint data verify data/photos --images --workers 16[/]"
+)
+def verify(
+    url: Url,
+    workers: Annotated[int, typer.Option(help="Samples read in parallel.", min=1)] = 8,
+    *,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Decode every image too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every shard with the manifest, byte for byte; captions and arrays are decoded."""
+    from launch.data.verify import verify_set
 
-    typer.echo(verify_set(url, as_json=as_json))
+    typer.echo(verify_set(url, images=images, workers=workers, as_json=as_json))
 
 
 @data_app.command(
-    epilog="Example:  [bold]mezzotint data index my-tars --name mine --licence CC-BY-4.0[/]"
+    epilog="Examples:  [bold]mezzotint data index my-tars --name mine --licence CC-BY-4.0[/]  ·  "
+    "[bold]mezzotint data index s3://bucket/tars --no-images[/]"
 )
 def index(
     url: Annotated[str, typer.Argument(help="A folder of webdataset tars, or an fsspec URL.")],
-    name: Annotated[str, typer.Option(help="Name of the set.")] = "images",
-    licence: Annotated[str, typer.Option(help="Licence of the data.")] = "unknown",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the set (default: as before, else images).")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the data (default: as before, else unknown).")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Samples read in parallel.", min=1)] = 8,
     *,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images/--no-images", help="Decode every image, and exclude what does not decode."
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifest of existing webdataset tars."""
-    from launch.data.inspect import index_tars
+    """Write the manifest of existing webdataset tars; one that is there keeps what it knows."""
+    from data_pipeline.index import IndexOptions
+    from launch.data.verify import index_tars
 
-    typer.echo(index_tars(url, name, licence, as_json=as_json))
+    options = IndexOptions(name=name, licence=licence, images=images, workers=workers)
+    typer.echo(index_tars(url, options, as_json=as_json))
 
 
 @data_app.command(

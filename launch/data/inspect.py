@@ -1,4 +1,4 @@
-"""`mezzotint data inspect`, `verify` and `index`: contents of a set, and whether it is intact."""
+"""`mezzotint data inspect`: the contents of a set."""
 
 import json
 from dataclasses import asdict
@@ -9,8 +9,6 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.inspect import Inspection, contact_sheet, inspect
 from data_pipeline.manifest import Manifest
-from data_pipeline.verify import index, verify
-from mezzotint.common.errors import UserError
 
 
 def inspect_set(url: str, sheet: Path | None, count: int, *, as_json: bool) -> str:
@@ -53,6 +51,7 @@ def to_json(found: Inspection) -> str:
             "attributes": found.attributes,
             "captions": asdict(found.captions),
             "examples": [asdict(example) for example in found.examples],
+            "not_in_manifest": list(found.unlisted),
         }
     )
     return json.dumps(tree, ensure_ascii=False, indent=1)
@@ -86,31 +85,6 @@ def to_text(found: Inspection) -> str:
         "samples:",
     ]
     lines += [f"  {one.key}: {one.caption}" for one in found.examples]
-    return "\n".join(lines)
-
-
-def verify_set(url: str, *, as_json: bool) -> str:
-    """Check a set against its manifest.
-
-    Raises:
-        UserError: It differs; the message lists every difference.
-    """
-    report = verify(url)
-    if report.problems:
-        problems = "\n  ".join(report.problems)
-        raise UserError(f"{url}: differs from its manifest:\n  {problems}")
-    shards, samples = len(report.manifest.shards), report.manifest.sample_count
-    result = {"url": url, "shards": shards, "samples": samples, "intact": True}
-    text = f"{url}: intact, {samples:,} samples in {shards} shards"
-    return json.dumps(result) if as_json else text
-
-
-def index_tars(url: str, name: str, licence: str, *, as_json: bool) -> str:
-    """Write the manifest of a folder of webdataset tars."""
-    manifest, excluded = index(url, name=name, licence=licence)
-    samples = manifest.sample_count
-    if as_json:
-        return json.dumps({"url": url, "samples": samples, "excluded": list(excluded)}, indent=1)
-    lines = [f"{url}/manifest.json: {samples:,} samples in {len(manifest.shards)} shards"]
-    lines += [f"  excluded: {name}" for name in excluded]
+    if found.unlisted:
+        lines.append(f"not in the manifest: {', '.join(found.unlisted)}")
     return "\n".join(lines)

@@ -11,14 +11,16 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from PIL import Image
 
 import mezzotint.common.disk_space
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
+from data_pipeline.index import IndexOptions, index
 from data_pipeline.manifest import Manifest, Split, read_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shard
 from data_pipeline.tar import index_tar, split_name
-from data_pipeline.verify import index, verify
+from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
 
 READ_WITH_WEBDATASET = """
@@ -155,22 +157,25 @@ def test_an_existing_tar_set_is_indexed_in_place(make_set):
         url = make_set(f"set{compress}", compress=compress)
         written = read_manifest(url)
         Path(url, "manifest.json").unlink()
-        manifest, excluded = index(url, name="squares")
-        assert excluded == ()
+        report = index(url, IndexOptions(name="squares"))
+        manifest = report.manifest
+        assert (report.excluded, report.ignored, report.changes) == ((), {}, ())
         assert manifest.shards == written.shards
         assert read_manifest(url) == manifest
 
 
 def test_indexing_names_excluded_samples(tmp_path):
+    square = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(square, "PNG")
     samples = [
-        RawSample("a", {"txt": b"a", "png": b"1"}),
+        RawSample("a", {"txt": b"a", "png": square.getvalue()}),
         RawSample("b", {"png": b"1"}),
         RawSample("c", {"txt": b"c"}),
     ]
     write_shard(samples, str(tmp_path), "x-000000.tar")
-    manifest, excluded = index(str(tmp_path), name="x")
-    assert [one.key for one in manifest.samples()] == ["a"]
-    assert excluded == (
+    report = index(str(tmp_path))
+    assert [one.key for one in report.manifest.samples()] == ["a"]
+    assert report.excluded == (
         "x-000000.tar: b: no caption (txt)",
         "x-000000.tar: c: no image (png, jpg, webp) or array (npy)",
     )
@@ -181,7 +186,7 @@ def test_keys_that_repeat_in_every_shard_are_refused(tmp_path):
         sample = RawSample("0", {"txt": b"a", "png": b"1"})
         write_shard([sample], str(tmp_path), f"x-{number:06d}.tar")
     with pytest.raises(UserError, match="key '0' occurs more than once; copy the set with"):
-        index(str(tmp_path), name="x")
+        index(str(tmp_path), IndexOptions(images=False))
 
 
 def test_manifests_refuse_splits_that_overlap_or_name_missing_keys(squares):

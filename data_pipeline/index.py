@@ -1,0 +1,308 @@
+"""Indexing tars in place: the manifest of what they hold, with what an older one knew."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from data_pipeline.images import IMAGE_EXTENSIONS
+from data_pipeline.manifest import (
+    MANIFEST_NAME,
+    Attribute,
+    FileName,
+    Manifest,
+    SampleEntry,
+    ShardEntry,
+    Split,
+    write_manifest,
+)
+from data_pipeline.packing.shard_writer import Progress
+from data_pipeline.packing.source import json_attributes
+from data_pipeline.sample_check import sample_faults
+from data_pipeline.shards import TARS
+from data_pipeline.tar import index_tar, local_tar, read_member
+from mezzotint.common import storage
+from mezzotint.common.digests import sha256_file
+from mezzotint.common.errors import UserError, first_error
+
+OLD_NAME = f"{MANIFEST_NAME}.old"
+"""Copy of a manifest that could not be read."""
+
+_EXAMPLES = 3
+_NOT_A_TAR = "not a .tar or .tar.gz file"
+_NO_ATTRIBUTES = "KEY.json that is not a JSON object: no attributes"
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What to write into the manifest, and what to check. None: as in the manifest before."""
+
+    name: str | None = None
+    licence: str | None = None
+    images: bool = True
+    """Decode every image, and exclude those that are damaged."""
+    workers: int = 8
+    """Samples read in parallel."""
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """The manifest, and an account of everything else that was found."""
+
+    manifest: Manifest
+    excluded: tuple[str, ...]
+    """Samples that are not part of the set, with the reason."""
+    ignored: Mapping[str, Sequence[str]]
+    """Files and members that are no samples, by rule."""
+    changes: tuple[str, ...]
+    """Differences from the manifest before; none if there was none."""
+
+
+_Known = Mapping[str, Any]
+"""What only a manifest knows of its set: its fields by name, without the shards."""
+
+_NOTHING: _Known = {
+    "name": "images",
+    "licence": "unknown",
+    "fields": {},
+    "provenance": {},
+    "splits": {},
+}
+
+
+@dataclass
+class _Found:
+    """The account of an index while it is made."""
+
+    excluded: list[str] = field(default_factory=list)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+
+    def ignore(self, rule: str, name: str) -> None:
+        self.ignored.setdefault(rule, []).append(name)
+
+
+def index(
+    url: str, options: IndexOptions | None = None, progress: Progress | None = None
+) -> IndexReport:
+    """Write the manifest of an existing webdataset tar set, in place.
+
+    Strings and integers of KEY.json become attributes. Not part of the set are samples without a
+    caption, without an image or array, or with a member that does not decode. Name, licence,
+    fields, provenance, encoder, splits and attributes of a manifest that is there already are kept.
+
+    Raises:
+        UserError: There are no tars, one is damaged, no sample is left, or a key occurs twice.
+    """
+    options = options or IndexOptions()
+    present = storage.sizes(url)
+    names = sorted(name for name in present if name.endswith(TARS))
+    if not names:
+        raise UserError(f"{url}: no .tar or .tar.gz file in this directory")
+    old, known, notes = _before(url) if MANIFEST_NAME in present else (None, _NOTHING, ())
+    found = _Found()
+    for name in sorted(present.keys() - {*names, MANIFEST_NAME}):
+        found.ignore(_NOT_A_TAR, name)
+    shards: list[ShardEntry] = []
+    for number, file in enumerate(names, 1):
+        shards.append(_index_shard(url, file, found, options))
+        if progress is not None:
+            progress(number, len(names))
+    if not any(shard.samples for shard in shards):
+        first = f"; the first: {found.excluded[0]}" if found.excluded else ""
+        raise UserError(
+            f"{url}: the tars hold no sample to index, {len(found.excluded):,} were excluded"
+            f"{first}; correct them; no manifest is written"
+        )
+    manifest = _manifest(url, _with_attributes(shards, old), known, options)
+    if manifest != old:
+        if old is not None or notes:
+            provenance = {**manifest.provenance, "indexed in place": url}
+            manifest = manifest.model_copy(update={"provenance": provenance})
+        write_manifest(url, manifest)
+    changes = (*notes, *_changes(old, manifest)) if old is not None else notes
+    return IndexReport(manifest, tuple(found.excluded), found.ignored, changes)
+
+
+def _manifest(
+    url: str, shards: Sequence[ShardEntry], known: _Known, options: IndexOptions
+) -> Manifest:
+    extensions = {name for shard in shards for one in shard.samples for name in one.members}
+    keys = {one.key for shard in shards for one in shard.samples}
+    splits: Mapping[str, Split] = known["splits"]
+    tree = {
+        **known,
+        "name": options.name or known["name"],
+        "fields": {name: known["fields"].get(name, "as found") for name in sorted(extensions)},
+        "licence": options.licence or known["licence"],
+        "provenance": known["provenance"] or {"indexed in place": url},
+        "splits": {name: split.restricted(keys) for name, split in splits.items()},
+        "shards": tuple(shards),
+    }
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(
+            f"{url}: {error.errors()[0]['msg']}; copy the set with `mezzotint data pack {url} OUT`"
+        ) from error
+
+
+def _index_shard(url: str, file: str, found: _Found, options: IndexOptions) -> ShardEntry:
+    path = storage.join(url, file)
+    try:
+        TypeAdapter(FileName).validate_python(file)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: the name of a shard has letters, digits, '_', '-' and '.' only; rename it"
+        ) from error
+    with local_tar(path) as tar:
+        members = index_tar(tar.plain, file)
+        for rule, names in members.ignored.items():
+            for name in names:
+                found.ignore(rule, f"{file}: {name}")
+        complete = [one for one in members.samples if _is_complete(one, file, found)]
+        entries = []
+        faults = sample_faults(tar.plain, complete, images=options.images, workers=options.workers)
+        for sample, fault in zip(complete, faults, strict=True):
+            if fault is not None:
+                found.excluded.append(f"{file}: {fault}")
+                continue
+            attributes = _attributes(tar.plain, sample, file, found)
+            entries.append(sample.model_copy(update={"attributes": attributes}))
+        return ShardEntry(
+            name=file,
+            bytes=tar.stored.stat().st_size,
+            sha256=sha256_file(tar.stored),
+            expanded_bytes=tar.plain.stat().st_size if file.endswith(".gz") else None,
+            samples=tuple(entries),
+        )
+
+
+def _is_complete(sample: SampleEntry, file: str, found: _Found) -> bool:
+    """Whether a sample has a caption, and an image or array."""
+    if "txt" not in sample.members:
+        found.excluded.append(f"{file}: {sample.key}: no caption (txt)")
+        return False
+    if not any(name in IMAGE_EXTENSIONS or name.endswith(".npy") for name in sample.members):
+        found.excluded.append(f"{file}: {sample.key}: no image (png, jpg, webp) or array (npy)")
+        return False
+    return True
+
+
+def _attributes(tar: Path, sample: SampleEntry, file: str, found: _Found) -> dict[str, Attribute]:
+    """The attributes in KEY.json, if there is one."""
+    if "json" not in sample.members:
+        return {}
+    content = read_member(tar, *sample.members["json"])
+    try:
+        valid = isinstance(json.loads(content), dict)
+    except ValueError:
+        valid = False
+    if not valid:
+        found.ignore(_NO_ATTRIBUTES, f"{file}: {sample.key}.json")
+    return json_attributes(content) if valid else {}
+
+
+def _with_attributes(shards: Sequence[ShardEntry], old: Manifest | None) -> list[ShardEntry]:
+    """The shards with the attributes of the manifest before.
+
+    Those of a shard that is as it was are taken over; in another, KEY.json goes before.
+    """
+    if old is None:
+        return list(shards)
+    known = {sample.key: sample.attributes for sample in old.samples()}
+    unchanged = {shard.sha256 for shard in old.shards}
+    merged = []
+    for shard in shards:
+        samples = []
+        for sample in shard.samples:
+            attributes = sample.attributes
+            if sample.key in known:
+                before = known[sample.key]
+                attributes = before if shard.sha256 in unchanged else {**before, **attributes}
+            samples.append(sample.model_copy(update={"attributes": attributes}))
+        merged.append(shard.model_copy(update={"samples": tuple(samples)}))
+    return merged
+
+
+def _before(url: str) -> tuple[Manifest | None, _Known, tuple[str, ...]]:
+    """The manifest that is there, what it knows, and what to say of it.
+
+    One that is not valid is copied beside, and what is valid of it is known.
+    """
+    path = storage.join(url, MANIFEST_NAME)
+    content = storage.read_bytes(path)
+    try:
+        old = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        copy = storage.join(url, OLD_NAME)
+        storage.write_bytes(copy, content)
+        known = _salvaged(content)
+        kept = ", ".join(sorted(known)) or "nothing"
+        note = (
+            f"the manifest before was not valid ({first_error(error)[:200]}); a copy is {copy}; "
+            f"kept of it: {kept}"
+        )
+        return None, {**_NOTHING, **known}, (note,)
+    return old, {name: getattr(old, name) for name in _kept_fields()}, ()
+
+
+def _salvaged(content: bytes) -> _Known:
+    """The valid fields of an invalid manifest."""
+    try:
+        tree = json.loads(content)
+    except ValueError:
+        return {}
+    known: dict[str, Any] = {}
+    for name in _kept_fields() if isinstance(tree, dict) else ():
+        if name in tree:
+            with suppress(ValidationError):
+                known[name] = _validated(name, tree[name])
+    return known
+
+
+def _kept_fields() -> list[str]:
+    return [name for name in Manifest.model_fields if name not in ("format", "shards")]
+
+
+def _validated(name: str, value: object) -> object:
+    """A field of a manifest; splits are checked without the shards that hold their keys."""
+    if name != "splits" or not isinstance(value, dict):
+        return getattr(Manifest.model_validate({**_NOTHING, "shards": (), name: value}), name)
+    splits = {str(key): Split.model_validate(one) for key, one in value.items()}
+    return {key: one for key, one in splits.items() if not set(one.train) & set(one.test)}
+
+
+def _changes(old: Manifest, new: Manifest) -> tuple[str, ...]:
+    """What is different from the manifest before, a sentence each."""
+    changes = [
+        f"{name}: '{before}' is now '{after}'"
+        for name, before, after in (
+            ("name", old.name, new.name),
+            ("licence", old.licence, new.licence),
+        )
+        if before != after
+    ]
+    digests = ({one.name: one.sha256 for one in manifest.shards} for manifest in (old, new))
+    before, after = digests
+    changes += _listed("new shards", sorted(after.keys() - before.keys()))
+    changes += _listed("shards that are gone", sorted(before.keys() - after.keys()))
+    both = before.keys() & after.keys()
+    changes += _listed("changed shards", sorted(n for n in both if before[n] != after[n]))
+    keys_before = {sample.key for sample in old.samples()}
+    keys_after = {sample.key for sample in new.samples()}
+    splits = f", which are in none of the splits {', '.join(new.splits)}" if new.splits else ""
+    changes += _listed(f"new samples{splits}", sorted(keys_after - keys_before))
+    changes += _listed("samples that are gone, also from splits", sorted(keys_before - keys_after))
+    return tuple(changes)
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    """`new shards: 2 (a, b)`; nothing of no names."""
+    if not names:
+        return []
+    more = " ..." if len(names) > _EXAMPLES else ""
+    return [f"{what}: {len(names):,} ({', '.join(names[:_EXAMPLES])}{more})"]

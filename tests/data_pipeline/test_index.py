@@ -1,0 +1,257 @@
+"""Indexing tars in place: everything is accounted for, and nothing that was known is lost."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.index import IndexOptions, index
+from data_pipeline.inspect import inspect
+from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.packing.shard_writer import RawSample, write_shard
+from data_pipeline.verify import verify
+from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Preprocessing
+
+
+def png(color="red", size=(8, 8)):
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, "PNG")
+    return content.getvalue()
+
+
+def npy(array, *, pickled=False):
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=pickled)
+    return content.getvalue()
+
+
+def tar(path, *members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+DAMAGED = {
+    "cut": {"txt": b"x", "png": png(size=(64, 64))[:60]},
+    "empty": {"txt": b" \n", "png": png()},
+    "latin": {"txt": "café".encode("latin-1"), "png": png()},
+    "nul": {"txt": b"a tab\0\0", "png": png()},
+    "pickle": {"txt": b"x", "codes.npy": npy(np.array([{}], dtype=object), pickled=True)},
+    "short": {"txt": b"x", "codes.npy": npy(np.zeros((4, 4), np.int32))[:-3]},
+    "nan": {"txt": b"x", "latents.npy": npy(np.array([1.0, np.nan], np.float32))},
+    "text": {"txt": b"x", "jpg": b"<html>not found</html>"},
+}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    samples = [RawSample(key, members) for key, members in DAMAGED.items()]
+    samples += [
+        RawSample("good", {"txt": b"\xef\xbb\xbftwo\nlines", "png": png()}),
+        RawSample("codes", {"txt": b"x", "codes.npy": npy(np.zeros((4, 4), np.int32))}),
+    ]
+    write_shard(samples, str(tmp_path), "x-000000.tar")
+    return str(tmp_path)
+
+
+def test_samples_that_do_not_decode_are_excluded_by_name(damaged):
+    report = index(damaged)
+    assert [one.key for one in report.manifest.samples()] == ["good", "codes"]
+    found = {one.split(": ")[1].split(".")[0]: one for one in report.excluded}
+    assert found.keys() == DAMAGED.keys()
+    for key, words in {
+        "cut": "cut.png: not a readable",
+        "empty": "empty.txt: the caption is empty",
+        "latin": "latin.txt: the caption is not UTF-8 (unexpected end of data at byte 3)",
+        "nul": "nul.txt: the caption has a NUL character at position 5",
+        "pickle": "pickle.codes.npy: not a plain array",
+        "short": "short.codes.npy: not a plain array",
+        "nan": "nan.latents.npy: the array has values that are not finite",
+        "text": "text.jpg: not a readable",
+    }.items():
+        assert words in found[key], found[key]
+    assert verify(damaged, images=True).problems == ()
+
+
+def test_without_images_only_images_go_unread(damaged):
+    report = index(damaged, IndexOptions(images=False))
+    keys = [one.key for one in report.manifest.samples()]
+    assert keys == ["cut", "text", "good", "codes"]
+    assert verify(damaged).problems == ()
+    problems = verify(damaged, images=True, workers=2).problems
+    assert [one.split(": ")[1] for one in problems] == ["cut.png", "text.jpg"]
+
+
+def test_verifying_counts_every_sample(squares):
+    seen = []
+    verify(squares, lambda done, total: seen.append((done, total)), images=True)
+    assert seen[-1] == (23, 23)
+    assert len(seen) >= 23
+
+
+def test_files_that_no_manifest_lists_are_named(squares):
+    Path(squares, "notes.txt").write_text("x")
+    report = verify(squares)
+    assert (report.problems, report.unlisted) == ((), ("notes.txt",))
+    assert inspect(squares).unlisted == ("notes.txt",)
+    tar(f"{squares}/late.tar", ("a.txt", b"a"))
+    [problem] = verify(squares).problems
+    assert f"{squares}/late.tar: not in the manifest, so it is not read; delete" in problem
+    report = index(squares)
+    assert report.excluded == ("late.tar: a: no image (png, jpg, webp) or array (npy)",)
+    assert report.ignored == {"not a .tar or .tar.gz file": ["notes.txt"]}
+    assert verify(squares).problems == ()
+
+
+def test_the_same_command_twice_changes_nothing(squares):
+    path = Path(squares, "manifest.json")
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert index(squares).changes == ()
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_indexing_again_keeps_what_only_the_manifest_knew(squares):
+    old = read_manifest(squares)
+    known = {
+        "encoder": "a" * 64,
+        "preprocessing": Preprocessing(size=32, fit="crop", filter="box"),
+        "shards": tuple(
+            shard.model_copy(
+                update={
+                    "samples": tuple(
+                        one.model_copy(update={"attributes": {**one.attributes, "by hand": 1}})
+                        for one in shard.samples
+                    )
+                }
+            )
+            for shard in old.shards
+        ),
+    }
+    write_manifest(squares, old.model_copy(update=known))
+    samples = [
+        RawSample("0000", {"txt": b"corrected", "png": png(), "json": b'{"shade": "new"}'}),
+        RawSample("added", {"txt": b"added", "png": png()}),
+    ]
+    write_shard(samples, squares, "squares-000000.tar")
+    Path(squares, "squares-000004.tar").unlink()
+    report = index(squares)
+    new = report.manifest
+    assert (new.name, new.licence, new.encoder) == ("squares", "CC0-1.0", "a" * 64)
+    assert new.preprocessing == known["preprocessing"]
+    assert new.fields["png"] == "a square"
+    assert new.provenance == {"made by": "a test", "indexed in place": squares}
+    assert new.splits["halves"].description == "even numbers train"
+    left = ("0000", *(f"{number:04d}" for number in range(6, 20, 2)))
+    assert new.splits["halves"].train == left
+    attributes = {one.key: one.attributes for one in new.samples()}
+    assert attributes["0000"] == {"shade": "new", "number": 0, "by hand": 1}
+    assert attributes["0006"] == {"shade": "blue", "number": 6, "by hand": 1}
+    assert report.changes == (
+        "shards that are gone: 1 (squares-000004.tar)",
+        "changed shards: 1 (squares-000000.tar)",
+        "new samples, which are in none of the splits halves, all: 1 (added)",
+        "samples that are gone, also from splits: 7 (0001, 0002, 0003 ...)",
+    )
+    assert index(squares).changes == ()
+    assert open_dataset(DataConfig(url=squares)).caption(0) == "corrected"
+
+
+def test_options_change_name_and_licence_alone(squares):
+    old = read_manifest(squares)
+    report = index(squares, IndexOptions(name="other", licence="MIT"))
+    assert report.changes == ("name: 'squares' is now 'other'", "licence: 'CC0-1.0' is now 'MIT'")
+    assert report.manifest.splits == old.splits
+    assert report.manifest.shards == old.shards
+
+
+def test_what_is_valid_of_an_invalid_manifest_is_kept(squares):
+    path = Path(squares, "manifest.json")
+    tree = json.loads(path.read_text())
+    tree["splits"]["halves"]["test"].append("nobody")
+    tree["splits"]["all"]["test"].append("0001")
+    tree["licence"] = 3
+    path.write_text(json.dumps(tree))
+    report = index(squares)
+    assert report.manifest.name == "squares"
+    assert report.manifest.licence == "unknown"
+    assert report.manifest.splits.keys() == {"halves"}
+    assert len(report.manifest.splits["halves"].test) == 11
+    [change] = report.changes
+    assert "was not valid" in change
+    assert f"a copy is {squares}/manifest.json.old" in change
+    assert json.loads(Path(squares, "manifest.json.old").read_text()) == tree
+    path.write_text("{")
+    assert "kept of it: nothing" in index(squares).changes[0]
+
+
+def test_tars_without_a_sample_are_refused(tmp_path):
+    tar(tmp_path / "x.tar", ("a.txt", b"a"), ("a.png", png()[:40]))
+    with pytest.raises(UserError, match=r"no sample to index, 1 were excluded; the first: x.tar: "):
+        index(str(tmp_path))
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_names_that_no_shard_can_have_are_refused(tmp_path):
+    tar(tmp_path / "my shard.tar", ("a.txt", b"a"), ("a.png", png()))
+    with pytest.raises(UserError, match=r"my shard.tar: the name of a shard has .*rename it"):
+        index(str(tmp_path))
+
+
+def test_joined_tars_and_members_that_are_no_samples_are_accounted_for(tmp_path):
+    tar(tmp_path / "a.tar", ("a.png", png()), ("a.txt", b"a"), ("README", b"x"))
+    tar(tmp_path / "b.tar", ("b.PNG", png()), ("b.txt", b"b"), ("b.json", b"[1]"))
+    joined = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").unlink()
+    (tmp_path / "a.tar").write_bytes(joined)
+    report = index(str(tmp_path))
+    assert [one.key for one in report.manifest.samples()] == ["a", "b"]
+    assert report.ignored == {
+        "name without a key or an extension": ["a.tar: README"],
+        "KEY.json that is not a JSON object: no attributes": ["a.tar: b.json"],
+    }
+    assert open_dataset(DataConfig(url=str(tmp_path))).captions() == ("a", "b")
+
+
+MEMBERS = {
+    "png": [png(), png()[:50], b""],
+    "txt": [b"a caption", b"\xff", b"", b"two\nlines"],
+    "json": [b'{"n": 1}', b"{", b"[]", b"\xff"],
+    "codes.npy": [npy(np.zeros(3)), b"no array"],
+    "other": [b"x"],
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {}, optional={name: st.sampled_from(contents) for name, contents in MEMBERS.items()}
+        ).filter(bool),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_random_samples_are_used_or_excluded(tmp_path_factory, samples):
+    folder = tmp_path_factory.mktemp("random")
+    members = [
+        (f"{number}.{name}", content)
+        for number, sample in enumerate(samples)
+        for name, content in sample.items()
+    ]
+    tar(folder / "x.tar", ("good.txt", b"good"), ("good.png", png()), *members)
+    report = index(str(folder))
+    assert report.manifest.sample_count + len(report.excluded) == len(samples) + 1
+    assert verify(str(folder), images=True).problems == ()
+    again = index(str(folder))
+    assert (again.manifest, again.excluded, again.changes) == (report.manifest, report.excluded, ())
