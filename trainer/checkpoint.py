@@ -114,8 +114,10 @@ class Checkpoints:
         for old in [*steps[:first], *steps[first + self.keep :]]:
             shutil.rmtree(old)
 
-    def newest(self) -> Path | None:
+    def newest(self, before: Path | None = None) -> Path | None:
         """The newest checkpoint that verifies, the same on every process; None when there is none.
+
+        `before` is one that cannot be used: then of those that are older.
 
         Raises:
             UserError: checkpoints are there, and none of them verifies.
@@ -124,6 +126,8 @@ class Checkpoints:
         if self.world.is_main:
             candidates = _steps(self.root)
             for candidate in candidates:
+                if before is not None and candidate >= before:
+                    continue
                 fault = verify(candidate)
                 if fault is None:
                     answer = candidate.name
@@ -134,7 +138,7 @@ class Checkpoints:
         answer = distributed.broadcast_string(answer)
         if answer == "!":
             raise UserError(
-                f"{self.root}: no checkpoint verifies; restore one from a backup, or remove the "
+                f"{self.root}: no checkpoint can be used; restore one from a backup, or remove the "
                 "directory to start from step 0"
             )
         return self.root / answer if answer else None

@@ -135,6 +135,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def minimum(values: Tensor) -> Tensor:
+    """Element-wise minimum of a tensor over all processes."""
+    if _is_single_process():
+        return values
+    values = values.clone()
+    dist.all_reduce(values, dist.ReduceOp.MIN)
+    return values
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value reduced
     """Whether the flag is true on at least one process."""
     return flag if _is_single_process() else bool(total(torch.tensor([int(flag)], device=device)))

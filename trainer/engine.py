@@ -2,7 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ AUTOCAST: Mapping[Precision, torch.dtype] = {
     "autocast_fp16": torch.float16,
 }
 """The autocast type of matrix products, for fp32 weights."""
+LOWEST_LOSS_SCALE = 1.0
+"""Where DeepSpeed's dynamic loss scale ends."""
 
 
 class Engine:
@@ -80,6 +84,7 @@ class Engine:
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
         self._norm: Tensor | None = None
+        self._skips = Skips(self._hooks.most_skips)
 
     @property
     def module(self) -> nn.Module:
@@ -106,10 +111,17 @@ class Engine:
             self._set_rate(index)
             if self._clips_itself:
                 self._norm = self._clip()
-        self._engine.step()
-        if closes and not self._clips_itself:
+        at_lowest = self._scale_is_lowest()
+        with _explained(self.part, index + 1, self._skips.in_a_row + 1):
+            self._engine.step()
+        if not closes:
+            return
+        if not self._clips_itself:
             norm = self._engine.get_global_grad_norm()
             self._norm = None if norm is None else torch.as_tensor(norm)
+        self._skips.count(self.skipped, at_lowest=at_lowest or self._hooks.exhausted)
+        if self._skips.hopeless:
+            raise NonFiniteGradientsError(self.part, index + 1, self._skips.in_a_row)
 
     def _set_rate(self, index: int) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -126,13 +138,29 @@ class Engine:
     def learning_rate(self, index: int) -> float:
         return self._settings.lr.at(index, self._steps)
 
+    @property
+    def skipped(self) -> int:
+        """Updates left out because of Inf or NaN in their gradients."""
+        return self._engine.skipped_steps + self._hooks.skipped
+
+    @property
+    def applied_norm(self) -> Tensor | None:
+        """Gradient norm of the last update, where it is known and the update was not skipped."""
+        return None if self._skips.in_a_row else self._norm
+
+    def _scale_is_lowest(self) -> bool:
+        """Whether the scale of fp16 gradients cannot be lowered any further."""
+        return self.precision == "fp16" and self._loss_scale() <= LOWEST_LOSS_SCALE
+
+    def _loss_scale(self) -> float:
+        return float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+
     def status(self) -> dict[str, float]:
         """Gradient norm, loss scales and skipped updates, as of the last update."""
-        scale = getattr(self._engine.optimizer, "cur_scale", 1.0)
         return {
             "grad_norm": float("nan") if self._norm is None else float(self._norm),
-            "loss_scale": float(scale),
-            "skipped_updates": float(self._engine.skipped_steps + self._hooks.skipped),
+            "loss_scale": self._loss_scale(),
+            "skipped_updates": float(self.skipped),
             **self._hooks.status(),
         }
 
@@ -142,6 +170,32 @@ class Engine:
         if self.zero == 3:
             return {name: weight.ds_tensor.data for name, weight in weights.items()}  # type: ignore[attr-defined]
         return {name: weight.data for name, weight in weights.items()}
+
+    def own_numbers(self, local: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """What `local_weights` is like, without the padding of ZeRO-3's last shard."""
+        if self.zero != 3:
+            yield from local.items()
+            return
+        numbers = {name: weight.ds_numel for name, weight in self.module.named_parameters()}  # type: ignore[attr-defined]
+        for name, shard in local.items():
+            whole = numbers[name.rpartition("/")[2]]
+            first = self._world.rank * shard.numel()
+            yield name, shard.flatten()[: min(max(whole - first, 0), shard.numel())]
+
+    def persistent_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that are saved; masks, which may be infinite, are not among them."""
+        saved = self.module.state_dict()
+        yield from ((name, each) for name, each in self.module.named_buffers() if name in saved)
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """What the optimizer keeps for each weight, or for each group of them under ZeRO."""
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        names = {id(weight): name for name, weight in self.module.named_parameters()}
+        for number, (weight, state) in enumerate(inner.state.items()):
+            name = names.get(id(weight), f"group {number}")
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    yield f"{name}, {key},", value
 
     def gather_full_state(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors, on the CPU, from what `local_weights` is like on every process."""
@@ -166,9 +220,48 @@ class Engine:
         if path is None:
             raise UserError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
         self._hooks.restore(self._hooks_file(directory))
+        self._skips.total = self.skipped
 
     def _hooks_file(self, directory: str) -> Path:
         return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
+
+
+class NonFiniteGradientsError(Exception):
+    """Inf or NaN in the gradients of a part, update after update, that no smaller scale cures."""
+
+    def __init__(self, part: str, step: int, skipped: int) -> None:
+        super().__init__(
+            f"the gradients of {part} are not finite at step {step}: its last {skipped} updates "
+            "were skipped"
+        )
+
+
+@dataclass
+class Skips:
+    """Updates skipped one after the other."""
+
+    most: int
+    """So many are normal: a loss scale falls by half at each."""
+    total: int = 0
+    in_a_row: int = 0
+    hopeless: bool = False
+
+    def count(self, total: int, *, at_lowest: bool) -> None:
+        """Take note, after an update, of how many were skipped so far."""
+        skipped, self.total = total > self.total, total
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        self.hopeless = skipped and (at_lowest or self.in_a_row > self.most)
+
+
+@contextmanager
+def _explained(part: str, step: int, skipped: int) -> Iterator[None]:
+    """DeepSpeed's bare exception for a loss scale that cannot fall, by a type of its own."""
+    try:
+        yield
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise NonFiniteGradientsError(part, step, skipped) from error
 
 
 def _shard(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -> None:

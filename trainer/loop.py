@@ -1,21 +1,20 @@
 """The training loop: time, optimizers and IO. Objectives live in tasks, networks in models."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data_pipeline.batch import Batch
 from data_pipeline.stream import Stream, StreamState
-from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from trainer import distributed
 from trainer.averages.ema import Ema
 from trainer.averages.snapshots import Snapshots
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import World
-from trainer.engine import Engine
+from trainer.engine import Engine, NonFiniteGradientsError
+from trainer.finite import FirstNonFinite, non_finite_state, stop_training
 from trainer.metrics import MetricAccumulator
 from trainer.previews import preview
 from trainer.recipe import Recipe
@@ -32,7 +31,10 @@ log = logging.getLogger(__name__)
 class TrainState:
     """Updates done, whether a signal ended the run, and the averages."""
 
+    seen: FirstNonFinite
     step: int = 0
+    saved: int | None = None
+    """The step of the newest checkpoint."""
     preempted: bool = False
     emas: dict[str, Ema] = field(default_factory=dict)
 
@@ -59,49 +61,110 @@ def train(
     """Train to the recipe's last step, from the newest checkpoint if there is one.
 
     Raises:
-        UserError: the loss stopped being finite, or a checkpoint cannot be read or written.
+        UserError: numbers stopped being finite, or a checkpoint cannot be read or written.
     """
-    state = TrainState()
+    state = TrainState(seen=FirstNonFinite(context.world))
     if recipe.ema:
         state.emas = {name: Ema(engine, recipe.ema) for name, engine in engines.items()}
-    saved = context.checkpoints.newest()
-    if saved is not None:
-        values = context.checkpoints.restore(saved, engines, state.emas)
-        state.step = values["step"]
-        task.restore(values.get("task", {}))
-        stream = stream.at(StreamState.from_json(values["stream"]))
-        log.info("resuming from %s", saved)
+    stream = resume(task, engines, stream, context, state)
     first, start = state.step, stream
     batches = iter(stream)
     metrics = MetricAccumulator(context.world.device)
-    while state.step < recipe.steps:
+    while state.step < recipe.steps and not state.preempted:
         waiting = time.perf_counter()
         batch = next(batches)
         metrics.waited += time.perf_counter() - waiting
-        update(recipe, task, engines, batch, state.step, context.world, metrics)
+        try:
+            update(recipe, task, engines, batch, state, context.world, metrics)
+        except NonFiniteGradientsError as error:
+            check_losses(state)
+            raise stop_training(str(error), state.saved) from error
         for ema in state.emas.values():
             ema.update()
         state.step += 1
         if state.emas:
+            check_before_snapshot(engines, state, context)
             context.snapshots.take(state.step, next(iter(state.emas.values())))
         metrics.samples += recipe.batch
         metrics.steps += 1
         last = state.step == recipe.steps
         if state.step % recipe.log.every == 0 or last:
+            check_losses(state)
             report(recipe, engines, state.step, metrics, context)
         if recipe.log.previews and (state.step % recipe.log.previews == 0 or last):
+            check_losses(state)
             images = preview(recipe, task, engines, state.emas, batch, state.step)
             context.tracker.log_images(state.step, images)
         preempted = distributed.any_rank(context.preemption.requested, context.world.device)
         context.preemption.requested = preempted
         if state.step % recipe.checkpoint.every == 0 or last or preempted:
+            check_losses(state)
+            check_state(engines, state)
             position = start.state_after(state.step - first).model_dump()
             extra = {"stream": position, "task": task.state()}
             context.checkpoints.save(state.step, engines, state.emas, extra)
-        if preempted and not last:
-            state.preempted = True
-            break
+            state.saved = state.step
+        state.preempted = preempted and not last
     return state
+
+
+def resume(
+    task: Task,
+    engines: Mapping[str, Engine],
+    stream: Stream,
+    context: TrainContext,
+    state: TrainState,
+) -> Stream:
+    """Take over the newest checkpoint of finite numbers; returns the stream from there on.
+
+    Raises:
+        UserError: there are checkpoints, and none can be used.
+    """
+    saved = context.checkpoints.newest()
+    while saved is not None:
+        values = context.checkpoints.restore(saved, engines, state.emas)
+        fault = non_finite_state(engines, state.emas)
+        if fault is None:
+            state.step = state.saved = values["step"]
+            task.restore(values.get("task", {}))
+            log.info("resuming from %s", saved)
+            return stream.at(StreamState.from_json(values["stream"]))
+        log.warning("%s is not used: %s is not finite", saved, fault)
+        saved = context.checkpoints.newest(before=saved)
+    return stream
+
+
+def check_losses(state: TrainState) -> None:
+    """Stop where a loss was not finite on any process; every process calls it.
+
+    Raises:
+        UserError: with the loss and the step.
+    """
+    found = state.seen.read("loss/")
+    if found is not None:
+        raise stop_training(str(found), state.saved)
+
+
+def check_state(engines: Mapping[str, Engine], state: TrainState) -> None:
+    """Stop before a state is written that is not finite; every process calls it.
+
+    Raises:
+        UserError: with the weight, average or optimizer state, and the step.
+    """
+    fault = non_finite_state(engines, state.emas)
+    if fault is not None:
+        found = state.seen.read()
+        since = f" ({found})" if found else ""
+        raise stop_training(f"{fault} is not finite at step {state.step}{since}", state.saved)
+
+
+def check_before_snapshot(
+    engines: Mapping[str, Engine], state: TrainState, context: TrainContext
+) -> None:
+    """The same checks, where the averages are about to be kept."""
+    if context.snapshots.is_due(state.step):
+        check_losses(state)
+        check_state(engines, state)
 
 
 def update(
@@ -109,11 +172,16 @@ def update(
     task: Task,
     engines: Mapping[str, Engine],
     batch: Batch,
-    index: int,
+    state: TrainState,
     world: World,
     metrics: MetricAccumulator,
 ) -> None:
-    """One optimizer step of every part, over this process's share of the global batch."""
+    """One optimizer step of every part, over this process's share of the global batch.
+
+    Raises:
+        NonFiniteGradientsError: a part has been making no updates.
+    """
+    index = state.step
     micro = recipe.micro_batch_for(world.size)
     accumulation = recipe.batch // (micro * world.size)
     for number, part in enumerate(micro_batches(batch, micro, world.device)):
@@ -123,9 +191,13 @@ def update(
         seed_dropout(step.rng)
         for loss in task.losses(engines, part, step):
             engine = engines[loss.part]
+            state.seen.look(f"loss/{loss.part}", loss.value, index + 1)
             engine.backward(loss.value)
             engine.step(index)
             metrics.add({f"loss/{loss.part}": loss.value, **loss.metrics})
+    for name, engine in engines.items():
+        if engine.applied_norm is not None:
+            state.seen.look(f"the gradient of {name}", engine.applied_norm, index + 1)
     task.after_update(Step(index, keyed_generator(recipe.seed, index, 0, device=world.device)))
 
 
@@ -136,11 +208,7 @@ def report(
     metrics: MetricAccumulator,
     context: TrainContext,
 ) -> None:
-    """Log the metrics since the last report.
-
-    Raises:
-        UserError: a loss is not finite.
-    """
+    """Log the metrics since the last report."""
     values = metrics.read()
     for name, engine in engines.items():
         suffix = "" if len(engines) == 1 else f"/{name}"
@@ -148,10 +216,4 @@ def report(
         values.update({f"{key}{suffix}": value for key, value in engine.status().items()})
     context.tracker.log(step, values)
     context.progress(step, recipe.steps, values)
-    for key, value in values.items():
-        if key.startswith("loss/") and not math.isfinite(value):
-            raise UserError(
-                f"{key} is {value} at step {step}: lower optimizer.lr.peak, or use "
-                "engine.precision=fp32; the last checkpoint precedes this step"
-            )
     metrics.reset()

@@ -1,5 +1,6 @@
 """Preview images during training, made with the averaged weights."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -16,6 +17,8 @@ from trainer.recipe import Recipe
 from trainer.rng import micro_batches
 from trainer.task import Task
 
+log = logging.getLogger(__name__)
+
 
 def preview(
     recipe: Recipe,
@@ -25,7 +28,10 @@ def preview(
     batch: Batch,
     step: int,
 ) -> dict[str, Image.Image]:
-    """The task's preview images for a few samples of `batch`; every process calls it."""
+    """The task's preview images for a few samples of `batch`; every process calls it.
+
+    Images with numbers that are not finite are left out, with a warning.
+    """
     parts: dict[str, nn.Module] = {name: engine.module for name, engine in engines.items()}
     training = {name: module.training for name, module in parts.items()}
     first = next(iter(engines.values()))
@@ -43,7 +49,10 @@ def preview(
     finally:
         for name, module in parts.items():
             module.train(training[name])
-    return {name: grid(each) for name, each in images.items()}
+    finite = {name: each for name, each in images.items() if bool(each.isfinite().all())}
+    for name in sorted(set(images) - set(finite)):
+        log.warning("the preview %s of step %d is not finite: it is left out", name, step)
+    return {name: grid(each) for name, each in finite.items()}
 
 
 @contextmanager

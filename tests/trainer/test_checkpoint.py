@@ -165,7 +165,7 @@ def test_damage_everywhere_is_refused_with_the_directory_and_the_next_step(check
         flip(path / WEIGHTS)
     with pytest.raises(UserError) as caught:
         checkpoints.newest()
-    assert str(caught.value).startswith(f"{checkpoints.root}: no checkpoint verifies; ")
+    assert str(caught.value).startswith(f"{checkpoints.root}: no checkpoint can be used; ")
     assert "start from step 0" in str(caught.value)
 
 

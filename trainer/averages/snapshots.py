@@ -30,12 +30,17 @@ class Snapshots:
     """Updates of the run: the last one has a snapshot."""
     writes: bool
 
+    def is_due(self, update: int) -> bool:
+        """Whether the averages are kept after an update."""
+        settings = self.settings
+        if not isinstance(settings, PowerEma):
+            return False
+        return update % settings.every == 0 or update == self.steps
+
     def take(self, update: int, ema: Ema) -> None:
         """Keep the averages after an update, where one is due."""
         settings = self.settings
-        if not isinstance(settings, PowerEma):
-            return
-        if update % settings.every and update != self.steps:
+        if not isinstance(settings, PowerEma) or not self.is_due(update):
             return
         dtype = torch.float16 if settings.stored == "fp16" else torch.float32
         for track, sigma_rel in enumerate(settings.sigma_rel):
@@ -53,10 +58,18 @@ def write_snapshot(
     temporary = final.with_name(f".{final.name}.tmp")
     metadata = {"sigma_rel": repr(profile.sigma_rel), "update": str(profile.update)}
     save_file(
-        {key: value.to(dtype).contiguous() for key, value in weights.items()}, temporary, metadata
+        {key: _stored(value, dtype).contiguous() for key, value in weights.items()},
+        temporary,
+        metadata,
     )
     sync(temporary)
     temporary.rename(final)
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the wanted type, or as it is if numbers would become infinite."""
+    stored = value.to(dtype)
+    return stored if bool(stored.isfinite().all()) else value
 
 
 @dataclass(frozen=True)

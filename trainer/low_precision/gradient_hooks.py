@@ -12,6 +12,9 @@ from trainer.low_precision.gradient_scaling import GradientScales, PerBlockScali
 from trainer.low_precision.powersgd import Compressor, PowerSGDConfig
 from trainer.recipe import EngineConfig
 
+MOST_SKIPS = 50
+"""A loss scale of fp16 falls to its lowest value in fewer; without one, nothing is gained."""
+
 
 class GradientHooks:
     """Engine settings of one part that DeepSpeed does not have."""
@@ -39,6 +42,16 @@ class GradientHooks:
             applied = self._compressor.reduce()
         self.skipped += not applied
         return applied
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a branch overflowed in the last update and its scale cannot fall any further."""
+        return self._scales is not None and self._scales.exhausted
+
+    @property
+    def most_skips(self) -> int:
+        """Skipped updates in a row after which a scale must have reached its lowest value."""
+        return MOST_SKIPS if self._scales is None else self._scales.most_skips
 
     def status(self) -> dict[str, float]:
         return {} if self._scales is None else self._scales.status()

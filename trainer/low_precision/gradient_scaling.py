@@ -11,6 +11,7 @@ are M times smaller than those of a process's own mean, which DeepSpeed averages
 scales are therefore applied divided by M.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,6 +100,8 @@ class GradientScales:
         ]
         self.updates = 0
         self.skipped = 0
+        self.exhausted = False
+        """Whether a branch at its lowest scale overflowed in the last update."""
         device = next(module.parameters()).device
         # one entry per branch, and one for all weights outside of them
         self._overflows = torch.zeros(len(self.branches) + 1, device=device)
@@ -134,6 +137,7 @@ class GradientScales:
         """
         overflowed = (distributed.total(self._overflows) > 0).tolist()
         self._overflows.zero_()
+        self.exhausted = False
         for branch, overflow in zip(self.branches, overflowed, strict=False):
             self._adjust(branch, overflow=overflow)
         self.updates += 1
@@ -145,9 +149,17 @@ class GradientScales:
         if not overflow:
             branch.power += config.growth
         elif branch.last_backoff is None or self.updates - branch.last_backoff >= config.window:
+            self.exhausted = self.exhausted or branch.power <= config.lowest
             branch.power -= config.backoff
             branch.last_backoff = self.updates
         branch.power = min(max(branch.power, config.lowest), config.highest)
+
+    @property
+    def most_skips(self) -> int:
+        """Updates in which a scale falls from its start to its lowest value."""
+        config = self._config
+        falls = math.ceil((config.start - config.lowest) / config.backoff)
+        return max(falls, 1) * config.window
 
     def status(self) -> dict[str, float]:
         """Lowest and highest scale (without M), and updates skipped."""
