@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -39,11 +39,16 @@ class TarIndex(NamedTuple):
     """Names of members by the rule that leaves them out; directories are not counted."""
 
 
-def index_tar(path: Path, name: str) -> TarIndex:
+Split = Callable[[str], tuple[str, str] | None]
+"""The key and the extension of a member's name."""
+
+
+def index_tar(path: Path, name: str, split: Split = split_name) -> TarIndex:
     """The samples of the uncompressed tar at `path`, which messages call `name`.
 
     Members with the same key are one sample, in any order. Tars that were joined (`cat a.tar
-    b.tar`) are one archive. A second member of the same name begins another sample of that key.
+    b.tar`) are one archive. Where a name occurs twice, only adjacent members are one sample, as in
+    webdataset: keys may begin again, and another sample's caption must not be taken.
 
     `tarfile` takes a corrupt header, or a truncation between two members, for the end of the
     archive; here the zero blocks that end an archive are required, and nothing may follow them but
@@ -52,15 +57,21 @@ def index_tar(path: Path, name: str) -> TarIndex:
     Raises:
         UserError: Not a complete tar archive.
     """
-    index = TarIndex([], {})
-    latest: dict[str, SampleEntry] = {}
+    found: list[tarfile.TarInfo] = []
     with path.open("rb") as file:
         start: int | None = 0
         while start is not None:
             members, end = _members(file, start, name)
-            for member in members:
-                _add(index, latest, member)
+            found += members
             start = _next_archive(file, end, name)
+    files = [member.name for member in found if not member.isdir()]
+    repeated = len(set(files)) < len(files)
+    index = TarIndex([], {})
+    latest: dict[str, SampleEntry] = {}
+    for member in found:
+        sample = _add(index, latest, member, split)
+        if repeated and sample is not None:
+            latest = {sample.key: sample}
     return index
 
 
@@ -74,22 +85,25 @@ def _members(file: BinaryIO, start: int, name: str) -> tuple[list[tarfile.TarInf
         raise UserError(f"{name}: not a complete tar archive ({error}); copy it again") from error
 
 
-def _add(index: TarIndex, latest: dict[str, SampleEntry], member: tarfile.TarInfo) -> None:
-    """Add a member to its sample; `latest` has the last sample of every key."""
+def _add(
+    index: TarIndex, latest: dict[str, SampleEntry], member: tarfile.TarInfo, split: Split
+) -> SampleEntry | None:
+    """Add a member to its sample, which is returned; `latest` has the last sample of every key."""
     if member.isdir():
-        return
+        return None
     if rule := _ignored(member):
         shown = member.name.encode("utf-8", "backslashreplace").decode()
         index.ignored.setdefault(rule, []).append(shown)
-        return
-    split = split_name(member.name)
-    assert split is not None
-    key, extension = split
+        return None
+    parts = split(member.name)
+    assert parts is not None
+    key, extension = parts
     sample = latest.get(key)
     if sample is None or extension in sample.members:
         sample = latest[key] = SampleEntry(key=key, members={})
         index.samples.append(sample)
     sample.members[extension] = (member.offset_data, member.size)
+    return sample
 
 
 def _ignored(member: tarfile.TarInfo) -> str | None:

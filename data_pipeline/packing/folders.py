@@ -1,15 +1,19 @@
 """Folders of images with captions beside them."""
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from data_pipeline.images import IMAGE_EXTENSIONS
+from data_pipeline.manifest import Attribute
 from data_pipeline.packing.fetch import fetch
+from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.source import (
     InvalidSample,
     Source,
     SourceSample,
     decode_text,
+    json_captions,
+    shown_name,
 )
 from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
@@ -17,43 +21,109 @@ from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 from mezzotint.common.local_files import FileStatus
 
+_CAPTIONS = ("txt", "caption", "json")
+"""Suffixes of caption files, in order of preference."""
+_ORPHANS = ("txt", "caption")
+"""Suffixes of files that are captions, also without an image."""
+
 
 class FolderSource(Source):
-    """Images at any depth of a folder, each next to a .txt file of the same name."""
+    """Images at any depth of a folder, each next to a caption file of the same name.
 
-    def __init__(self, url: str, files: Mapping[str, FileStatus]) -> None:
+    `files` are those to read, `ignored` what else is in the folder.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        files: Mapping[str, FileStatus],
+        ignored: Mapping[str, Sequence[str]],
+        options: PackOptions,
+    ) -> None:
         self._url = url
         self._files = files
-        images = [name for name in files if _suffix(name) in IMAGE_EXTENSIONS]
-        stems = {posixpath.splitext(name)[0] for name in images}
-        orphans = [
-            name
-            for name in files
-            if _suffix(name) == "txt" and posixpath.splitext(name)[0] not in stems
-        ]
+        self._options = options
+        images = [name for name in files if suffix(name) in IMAGE_EXTENSIONS]
         if not images:
             raise UserError(f"{url}: no .png, .jpg, .jpeg or .webp file in this folder")
-        self.names = sorted(images + orphans)
-        self.ignored: Mapping[str, Sequence[str]] = {}
-        self.identity = sha256(
-            "\n".join(f"{name} {files[name].size} {files[name].stamp}" for name in sorted(files))
-        )
+        of_stem: dict[str, list[str]] = {}
+        for name in images:
+            of_stem.setdefault(_stem(name), []).append(name)
+        self._captions = _caption_files(files, of_stem)
+        used = {*images, *self._captions.values()}
+        others = [name for name in files if name not in used]
+        self._orphans = {
+            name for name in others if suffix(name) in _ORPHANS and _stem(name) not in of_stem
+        }
+        self.names = sorted([*images, *self._orphans])
+        beside = [name for name in others if _stem(name) in of_stem and suffix(name) in _CAPTIONS]
+        left_out = {*self._orphans, *beside}
+        self.ignored = {
+            **ignored,
+            "file beside another caption file": beside,
+            "unrelated file": [name for name in others if name not in left_out],
+        }
+        self.noticed = {
+            "the caption file of another image": [
+                name
+                for stem, same in of_stem.items()
+                if stem in self._captions
+                for name in same[1:]
+            ]
+        }
+        self.identity = sha256("\n".join(f"{name!a} {tuple(files[name])}" for name in files))
+
+    def stamp(self, index: int) -> str:
+        name = self.names[index]
+        text = self._captions.get(_stem(name))
+        known = [name, self._files[name], text, self._files[text] if text else None]
+        return sha256(ascii(known))[:32]
 
     def read(self, index: int) -> SourceSample:
         name = self.names[index]
-        text = posixpath.splitext(name)[0] + ".txt"
-        if name == text:
+        if name in self._orphans:
             raise InvalidSample("image missing", "a caption file without an image")
-        if text not in self._files:
-            raise InvalidSample("caption missing", f"its caption file {text} is missing")
-        captions = caption_lines(decode_text(fetch(storage.join(self._url, text))))
-        return SourceSample(fetch(storage.join(self._url, name)), captions)
+        captions = self._captions_of(name)
+        attributes: dict[str, Attribute] = {}
+        if self._options.folder_attribute is not None:
+            attributes[self._options.folder_attribute] = self._folder(name)
+        return SourceSample(fetch(storage.join(self._url, name)), captions, attributes)
+
+    def _captions_of(self, name: str) -> tuple[str, ...]:
+        text = self._captions.get(_stem(name))
+        folder = self._folder(name)
+        if text is None and self._options.folder_caption and folder:
+            return (folder,)
+        if text is None:
+            missing = shown_name(_stem(name) + ".txt")
+            raise InvalidSample("caption missing", f"its caption file {missing} is missing")
+        try:
+            content = fetch(storage.join(self._url, text))
+        except InvalidSample as error:
+            raise InvalidSample("caption missing", str(error)) from error
+        if suffix(text) == "json":
+            return json_captions(content)
+        return caption_lines(decode_text(content))
+
+    def _folder(self, name: str) -> str | None:
+        """The name of the folder that holds an image, if that is not the source."""
+        return shown_name(posixpath.basename(posixpath.dirname(name))) or None
 
 
-def has_images(names: Iterable[str]) -> bool:
-    """Whether an image file is among them."""
-    return any(_suffix(name) in IMAGE_EXTENSIONS for name in names)
-
-
-def _suffix(name: str) -> str:
+def suffix(name: str) -> str:
+    """The part of a file's name after the last dot, in lower case."""
     return posixpath.splitext(name)[1].removeprefix(".").lower()
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _caption_files(files: Mapping[str, FileStatus], stems: Mapping[str, object]) -> dict[str, str]:
+    """The caption file of each stem that images have, where there is one."""
+    found: dict[str, str] = {}
+    for kind in _CAPTIONS:
+        for name in files:
+            if suffix(name) == kind and _stem(name) in stems:
+                found.setdefault(_stem(name), name)
+    return found

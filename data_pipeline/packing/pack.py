@@ -2,148 +2,81 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
-from pydantic import BaseModel, Field
-
-from data_pipeline.config import Selection
-from data_pipeline.images import extension_of, open_rgb
-from data_pipeline.manifest import (
-    MANIFEST_NAME,
-    FileName,
-    Manifest,
-    ShardEntry,
-    Split,
-    read_manifest,
-    write_manifest,
-)
-from data_pipeline.packing.shard_writer import Progress, RawSample, shard_name, write_shard
-from data_pipeline.packing.source import Fault, InvalidSample, Source
+from data_pipeline.manifest import Manifest, Split, write_manifest
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.records import REJECTED_NAME, Chunk, Content, Records
+from data_pipeline.packing.report import PackReport, by_rule, counts
+from data_pipeline.packing.shard_writer import Progress
+from data_pipeline.packing.source import Source, shown_name
 from data_pipeline.packing.sources import open_source
+from data_pipeline.packing.splits import RANDOM_SPLIT, connected, overlap, random_split
+from data_pipeline.packing.update import Plan, Updater, match, revised_name
 from data_pipeline.selection import select
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
-REJECTED_NAME = "rejected.jsonl"
-RANDOM_SPLIT = "random"
-
-_EXAMPLES = 2
-_JOURNAL = ".pack"
-"""Directory of the unfinished set that records finished shards."""
-
-
-class PackOptions(BaseModel, frozen=True, extra="forbid"):
-    """Options of `pack`."""
-
-    name: FileName | None = None
-    """Of the new set; default: that of a source that is a set, else `images`."""
-    licence: str | None = None
-    """Of the data; default: that of a source that is a set, else `unknown`."""
-    select: tuple[Selection, ...] = ()
-    """Samples of a source that is a set; empty: all."""
-    limit: int | None = Field(default=None, gt=0)
-    """Maximum number of samples: those whose names have the smallest SHA-256, so that a smaller
-    limit gives a subset and the order of the source has no influence."""
-    image_column: str = "image"
-    caption_column: str = "caption"
-    attribute_columns: tuple[str, ...] = ()
-    """Table columns to select by."""
-    shard_size: int = Field(default=1000, gt=0)
-    workers: int = Field(default=8, gt=0)
-    """Pairs read in parallel."""
-    test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Fraction of the captions (by hash, so equal captions stay together) that a split named
-    `random` holds out."""
-    max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
-    compress: bool = False
-
-    @property
-    def set_name(self) -> str:
-        return self.name or "images"
-
-
-class Rejection(BaseModel, frozen=True):
-    """A rejected pair, as a line of `rejected.jsonl`."""
-
-    name: str
-    fault: Fault
-    detail: str
-
-
-class Ignored(BaseModel, frozen=True):
-    """What a rule leaves out of a source: the number, and some names."""
-
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """A packed set, what was rejected, and what the source holds beside its samples."""
-
-    url: str
-    manifest: Manifest
-    rejected: tuple[Rejection, ...]
-    ignored: Mapping[str, Ignored]
-    """By rule."""
-
-
-class _Chunk(BaseModel, frozen=True):
-    """One finished shard's worth of the source."""
-
-    shard: ShardEntry | None
-    """None if all pairs were rejected."""
-    rejected: tuple[Rejection, ...]
-    test: tuple[str, ...]
-    """Keys that the `random` split holds out."""
+_FIELDS = {"txt": "captions, one a line", "json": "source and attributes"}
+_TINY = 16
+"""Pixels of a side below which an image is counted as tiny."""
+_ELONGATED = 10.0
+"""Aspect ratio above which an image is counted as elongated."""
 
 
 def pack(src: str, out: str, options: PackOptions, progress: Progress | None = None) -> PackReport:
-    """Write the pairs of `src` as the shard set `out`.
+    """Write the pairs of `src` as the shard set `out`, or bring that set up to date.
 
     Image files are stored unchanged, after a trial decoding. After an interruption the same call
-    continues with the next shard. Rejected pairs are listed in `OUT/rejected.jsonl`. A source that
+    continues with the next shard. On a finished set the same call reads what is new or changed in
+    the source, and tries rejected pairs again; everything else of the set stays as it is, also
+    what the source no longer has. Rejected pairs are listed in `OUT/rejected.jsonl`. A source that
     is a set keeps its keys, attributes, splits and encoder.
 
-    `src` is a folder of images with .txt captions, a CSV, Parquet or JSONL table, a shard set, or a
-    folder of tars. `src` and `out` are local or any fsspec URL.
+    `src` is a folder of images with captions, a table, a shard set, or a folder of tars. `src` and
+    `out` are local or any fsspec URL.
 
     Raises:
         UserError: `src` is none of these, `out` holds another set, all pairs were rejected, or
             there is no disk space.
     """
-    source = open_source(
-        src,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        attribute_columns=options.attribute_columns,
-    )
+    source = open_source(src, options)
     try:
+        records = Records(out, _plan(options))
         indices, options = _selected(src, source, options), _named(source.manifest, options)
-        plan = _plan(source, options)
-        ignored = _ignored(source)
-        if storage.exists(storage.join(out, MANIFEST_NAME)):
-            return _report_finished(out, plan, ignored)
-        _begin(out, plan)
-        chunks = [
-            _chunk(source, indices, out, number, options, progress)
-            for number in range(-(-len(indices) // options.shard_size))
-        ]
+        plan = match(source, indices, records.chunks, options.shard_size)
+        _check_source(src, out, records, plan, options)
+        if records.manifest is None:
+            records.begin()
+        updater = Updater(source, out, records, options, progress)
+        chunks = updater.run(plan)
     finally:
         source.close()
-    manifest, rejected = _finish(src, out, plan, chunks, options, source.manifest)
-    return PackReport(out, manifest, rejected, ignored)
-
-
-def _ignored(source: Source) -> dict[str, Ignored]:
-    return {
-        rule: Ignored(count=len(names), examples=tuple(names[:_EXAMPLES]))
-        for rule, names in sorted(source.ignored.items())
-        if names
+    if not any(chunk.shard for chunk in chunks):
+        raise _without_samples(src, out, records, chunks)
+    contents = {
+        item.key: item.content
+        for chunk in chunks
+        for item in chunk.items
+        if item.key is not None and item.content is not None
     }
+    manifest = _manifest(src, chunks, contents, options, records, source.manifest)
+    rejected = records.write_lists(chunks)
+    if manifest != records.manifest:
+        write_manifest(out, manifest)
+    _remove_old_shards(out, chunks, records, options)
+    records.end()
+    return PackReport(
+        url=out,
+        manifest=manifest,
+        rejected=rejected,
+        ignored=counts(source.ignored),
+        noticed=counts({**source.noticed, **_noticed(chunks, contents, options)}),
+        overlap={name: overlap(split, contents) for name, split in manifest.splits.items()},
+        again=records.manifest is not None,
+        changes=counts(by_rule(updater.changes)) if records.manifest is not None else {},
+    )
 
 
 def _selected(src: str, source: Source, options: PackOptions) -> Sequence[int]:
@@ -154,7 +87,7 @@ def _selected(src: str, source: Source, options: PackOptions) -> Sequence[int]:
             raise UserError(f"{src}: is no shard set, so it has no splits to select from")
         indices = select(source.manifest, options.select).tolist()
     if options.limit is not None and options.limit < len(indices):
-        by_hash = sorted(indices, key=lambda index: sha256(source.names[index]))
+        by_hash = sorted(indices, key=lambda index: sha256(shown_name(source.names[index])))
         indices = sorted(by_hash[: options.limit])
     return indices
 
@@ -168,163 +101,149 @@ def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
     return options.model_copy(update=change)
 
 
-def _plan(source: Source, options: PackOptions) -> str:
-    """Digest of source and options: what a set, finished or not, was packed from."""
-    tree = options.model_dump(mode="json", exclude={"workers"})
-    return sha256(json.dumps([tree, source.identity], sort_keys=True))
+def _plan(options: PackOptions) -> str:
+    """Digest of the options: what may not differ between calls for the same set."""
+    tree = options.model_dump(mode="json", exclude={"workers", "update"})
+    return sha256(json.dumps(tree, sort_keys=True))
 
 
-def _begin(out: str, plan: str) -> None:
-    path = storage.join(out, f"{_JOURNAL}/plan")
-    if not storage.exists(path):
-        storage.write_bytes(path, plan.encode())
-    elif storage.read_bytes(path).decode() != plan:
+def _check_source(src: str, out: str, records: Records, plan: Plan, options: PackOptions) -> None:
+    """Refuse to add the pairs of another source to a set.
+
+    Raises:
+        UserError: The set was packed from something else.
+    """
+    if not records.chunks or options.update:
+        return
+    known = sum(len(chunk.items) for chunk in records.chunks)
+    origin = records.manifest.provenance.get("packed from", src) if records.manifest else src
+    moved = _place(origin) != _place(src)
+    if plan.matched == 0 or (moved and not plan.matched == known == plan.total):
+        finished = "a finished" if records.manifest else "an unfinished"
         raise UserError(
-            f"{out}: holds an unfinished set of another source or other options; repeat that "
-            f"command, or delete {storage.join(out, _JOURNAL)} and its shards"
+            f"{out}: holds {finished} set of another source or other options; choose another "
+            "directory, delete it, or replace its samples with --update"
         )
 
 
-def _chunk(
-    source: Source,
-    indices: Sequence[int],
-    out: str,
-    number: int,
-    options: PackOptions,
-    progress: Progress | None,
-) -> _Chunk:
-    """Pack shard `number`, unless the journal has it."""
-    record = storage.join(out, f"{_JOURNAL}/{number:06d}.json")
-    first = number * options.shard_size
-    positions = range(first, min(first + options.shard_size, len(indices)))
-    if storage.exists(record):
-        chunk = _Chunk.model_validate_json(storage.read_bytes(record))
-    else:
-        samples: list[RawSample] = []
-        rejected: list[Rejection] = []
-
-        def read(position: int) -> RawSample | Rejection:
-            return _read(source, indices[position], f"{position:09d}", options)
-
-        with ThreadPoolExecutor(options.workers) as pool:
-            for position, result in zip(positions, pool.map(read, positions), strict=True):
-                match result:
-                    case RawSample():
-                        samples.append(result)
-                    case Rejection():
-                        rejected.append(result)
-                if progress is not None:
-                    progress(position, len(indices))
-        file = shard_name(options.set_name, number, compress=options.compress)
-        chunk = _Chunk(
-            shard=write_shard(samples, out, file, compress=options.compress) if samples else None,
-            rejected=tuple(rejected),
-            test=tuple(one.key for one in samples if _held_out(one, options.test_fraction)),
-        )
-        storage.write_bytes(record, chunk.model_dump_json().encode())
-    if progress is not None:
-        progress(positions.stop, len(indices))
-    return chunk
+def _place(url: str) -> str:
+    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url.rstrip("/")
 
 
-def _read(source: Source, index: int, key: str, options: PackOptions) -> RawSample | Rejection:
-    """A sample of the source; `key` is its key unless it has one."""
-    name = source.names[index]
-    try:
-        sample = source.read(index)
-        captions = _single_lines(sample.captions)
-        if not captions:
-            raise InvalidSample("caption missing", "its caption is empty")
-        image = {} if sample.image is None else _image(sample.image, name, options)
-    except InvalidSample as error:
-        return Rejection(name=name, fault=error.fault, detail=str(error))
-    if sample.key is not None:
-        return RawSample(sample.key, {**image, **sample.members}, sample.attributes)
-    record = {"source": name, **sample.attributes}
-    members = {
-        **image,
-        "txt": "\n".join(captions).encode(),
-        "json": json.dumps(record, ensure_ascii=False).encode(),
-    }
-    return RawSample(key, members, sample.attributes)
+def _without_samples(src: str, out: str, records: Records, chunks: Sequence[Chunk]) -> UserError:
+    """The error of a set in which no pair is valid; an unfinished one leaves only the list."""
+    rejected = [item.rejection for chunk in chunks for item in chunk.items if item.rejection]
+    if not rejected:
+        return UserError(f"{src}: there is no pair to pack; {out} is as it was")
+    path = storage.join(out, REJECTED_NAME)
+    if records.manifest is None:
+        lines = "".join(one.model_dump_json() + "\n" for one in rejected)
+        storage.write_bytes(path, lines.encode())
+    records.end()
+    return UserError(
+        f"{src}: all {len(rejected)} pairs were rejected; the first: {rejected[0].name}: "
+        f"{rejected[0].detail}; all are in {path}"
+    )
 
 
-def _single_lines(captions: Iterable[str]) -> list[str]:
-    """Captions that are not empty, each on one line."""
-    joined = (" ".join(caption.splitlines()).strip() for caption in captions)
-    return [caption for caption in joined if caption]
-
-
-def _image(content: bytes, name: str, options: PackOptions) -> dict[str, bytes]:
-    """An image as a member, after a trial decoding."""
-    extension = extension_of(content)
-    if extension is None:
-        raise InvalidSample("image unreadable", "not a PNG, JPEG or WebP file")
-    try:
-        open_rgb(content, name, max_pixels=options.max_pixels)
-    except UserError as error:
-        raise InvalidSample("image unreadable", str(error)) from error
-    return {extension: content}
-
-
-def _held_out(sample: RawSample, fraction: float) -> bool:
-    return int(sha256(sample.members["txt"])[:16], 16) < fraction * 2**64
-
-
-def _finish(
+def _manifest(
     src: str,
-    out: str,
-    plan: str,
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
+    contents: Mapping[str, Content],
     options: PackOptions,
+    records: Records,
     source: Manifest | None,
-) -> tuple[Manifest, tuple[Rejection, ...]]:
-    """Write the manifest and delete the journal."""
+) -> Manifest:
+    """The manifest of the set; what only an earlier one knew stays."""
     shards = tuple(chunk.shard for chunk in chunks if chunk.shard is not None)
-    rejected = tuple(one for chunk in chunks for one in chunk.rejected)
-    lines = "".join(one.model_dump_json() + "\n" for one in rejected)
-    storage.write_bytes(storage.join(out, REJECTED_NAME), lines.encode())
-    if not shards:
-        raise UserError(
-            f"{src}: all {len(rejected)} pairs were rejected; the first: {rejected[0].name}: "
-            f"{rejected[0].detail}; all are in {storage.join(out, REJECTED_NAME)}"
-        )
+    before = records.manifest
+    if before is not None and shards == before.shards:
+        return before
     extensions = sorted({name for shard in shards for one in shard.samples for name in one.members})
-    descriptions = {**_FIELDS, **(source.fields if source else {})}
-    keys = [sample.key for shard in shards for sample in shard.samples]
-    splits = source.splits_of(set(keys)) if source else {}
+    described = {
+        **_FIELDS,
+        **(source.fields if source else {}),
+        **(before.fields if before else {}),
+    }
+    keys = {sample.key for shard in shards for sample in shard.samples}
+    splits = _splits(keys, before, source)
     if options.test_fraction:
-        test = {key for chunk in chunks for key in chunk.test}
-        splits[RANDOM_SPLIT] = Split(
-            description=f"{options.test_fraction:.1%} of the captions held out by hash",
-            train=tuple(key for key in keys if key not in test),
-            test=tuple(key for key in keys if key in test),
-        )
-    manifest = Manifest(
+        earlier = splits.get(RANDOM_SPLIT)
+        splits[RANDOM_SPLIT] = random_split(contents, options.test_fraction, earlier)
+    fields = {name: described.get(name, "image file as it was") for name in extensions}
+    if before is not None:
+        tree = {**before.model_dump(), "fields": fields, "splits": splits, "shards": shards}
+        return Manifest.model_validate(tree)
+    provenance = {"packed from": src, "plan": records.plan}
+    return Manifest(
         name=options.set_name,
-        fields={name: descriptions.get(name, "image file as it was") for name in extensions},
+        fields=fields,
         licence=options.licence or "unknown",
-        provenance={**(source.provenance if source else {}), "packed from": src, "plan": plan},
+        provenance={**(source.provenance if source else {}), **provenance},
         encoder=source.encoder if source else None,
         preprocessing=source.preprocessing if source else None,
         splits=splits,
         shards=shards,
     )
-    write_manifest(out, manifest)
-    storage.remove_tree(storage.join(out, _JOURNAL))
-    return manifest, rejected
 
 
-_FIELDS = {"txt": "caption", "json": "source and attributes"}
-
-
-def _report_finished(out: str, plan: str, ignored: Mapping[str, Ignored]) -> PackReport:
-    manifest = read_manifest(out)
-    if manifest.provenance.get("plan") != plan:
-        raise UserError(
-            f"{out}: holds a finished set of another source or other options; choose another "
-            "directory or delete it"
+def _splits(
+    keys: Collection[str], before: Manifest | None, source: Manifest | None
+) -> dict[str, Split]:
+    """The splits of the earlier set, with the samples that are new in those of the source."""
+    splits = before.splits_of(keys) if before is not None else {}
+    known = {sample.key for sample in before.samples()} if before is not None else set()
+    for name, split in (source.splits_of(keys) if source is not None else {}).items():
+        old = splits.get(name, Split(description=split.description, train=(), test=()))
+        skipped = known if name in splits else set()
+        splits[name] = Split(
+            description=old.description,
+            train=(*old.train, *(key for key in split.train if key not in skipped)),
+            test=(*old.test, *(key for key in split.test if key not in skipped)),
         )
-    lines = storage.read_bytes(storage.join(out, REJECTED_NAME)).splitlines()
-    rejected = tuple(Rejection.model_validate_json(line) for line in lines)
-    return PackReport(out, manifest, rejected, ignored)
+    return splits
+
+
+def _noticed(
+    chunks: Sequence[Chunk], contents: Mapping[str, Content], options: PackOptions
+) -> dict[str, list[str]]:
+    """Samples that may not be meant as they are, by what was noticed."""
+    found: list[tuple[str, str]] = []
+    images: set[str] = set()
+    for item in (item for chunk in chunks for item in chunk.items if item.key is not None):
+        if (content := item.content) is None:
+            continue
+        if len(content.captions) > 1:
+            found.append(("several captions", item.name))
+        if content.size is not None and min(content.size) < _TINY:
+            found.append((f"a side below {_TINY} pixels", item.name))
+        if content.size is not None and max(content.size) > _ELONGATED * min(content.size):
+            found.append((f"more than {_ELONGATED:g} times as long as wide", item.name))
+        if content.image in images:
+            found.append(("the image of another sample", item.name))
+        if content.image is not None:
+            images.add(content.image)
+    if options.test_fraction:
+        largest = max(connected(contents), key=len)
+        if len(largest) > options.test_fraction * len(contents):
+            rule = "one group of equal images or captions, larger than the test fraction"
+            found += [(rule, key) for key in largest]
+    return by_rule(found)
+
+
+def _remove_old_shards(
+    out: str, chunks: Sequence[Chunk], records: Records, options: PackOptions
+) -> None:
+    """Delete the shards that were written before and are not in the manifest."""
+    if not records.begun:
+        return
+    current = {chunk.shard.name for chunk in chunks if chunk.shard is not None}
+    written = {
+        revised_name(options, chunk.number, revision)
+        for chunk in chunks
+        for revision in range(chunk.revision + 2)
+    }
+    if records.manifest is not None:
+        written |= {shard.name for shard in records.manifest.shards}
+    for name in sorted(storage.sizes(out, written - current).keys() & (written - current)):
+        storage.remove(storage.join(out, name))

@@ -58,10 +58,10 @@ def is_table(url: str) -> bool:
 
 
 def tables_in(names: Iterable[str]) -> dict[str, list[str]]:
-    """The tables of a folder by their kind, without hidden files."""
-    visible = [name for name in names if not _is_hidden(name)]
+    """The tables of a folder by their kind."""
+    names = list(names)
     found = {
-        kind: [name for name in visible if name.lower().removesuffix(".gz").endswith(suffixes)]
+        kind: [name for name in names if name.lower().removesuffix(".gz").endswith(suffixes)]
         for kind, suffixes in _FAMILIES.items()
     }
     return {kind: tables for kind, tables in found.items() if tables}
@@ -78,8 +78,10 @@ def open_table(url: str, columns: Columns) -> "TableSource":
     return TableSource(url, folder, [name], columns, {})
 
 
-def open_tables(url: str, files: Iterable[str], columns: Columns) -> "TableSource":
-    """The source of a folder of tables of one kind, whose other files are ignored.
+def open_tables(
+    url: str, files: Iterable[str], columns: Columns, ignored: Mapping[str, Sequence[str]]
+) -> "TableSource":
+    """The source of a folder of tables of one kind; `ignored` is what else it holds by rule.
 
     Raises:
         UserError: As for one table, or the tables are of several kinds.
@@ -90,11 +92,7 @@ def open_tables(url: str, files: Iterable[str], columns: Columns) -> "TableSourc
         raise UserError(f"{url}: holds tables of several kinds: {examples}; give one of the files")
     (tables,) = found.values()
     others = sorted(set(files) - set(tables))
-    ignored = {
-        "hidden": [name for name in others if _is_hidden(name)],
-        "not a table": [name for name in others if not _is_hidden(name)],
-    }
-    return TableSource(url, url, tables, columns, ignored)
+    return TableSource(url, url, tables, columns, {**ignored, "file beside the tables": others})
 
 
 class TableSource(Source):
@@ -268,7 +266,3 @@ def _split(name: str) -> str | None:
         return part["split"]
     words = re.split(r"[^a-z]+", "/".join((*folders, file)).lower())
     return next((word for word in reversed(words) if word in _SPLIT_WORDS), None)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))

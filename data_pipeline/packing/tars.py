@@ -1,5 +1,6 @@
 """Webdataset tars and shard sets as sources."""
 
+import posixpath
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -8,57 +9,99 @@ from threading import Lock
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.images import IMAGE_EXTENSIONS
-from data_pipeline.manifest import SampleEntry, read_manifest
+from data_pipeline.manifest import MANIFEST_NAME, SampleEntry, read_manifest
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.records import LISTS
+from data_pipeline.packing.report import by_rule
 from data_pipeline.packing.source import (
     InvalidSample,
     Source,
     SourceSample,
     decode_text,
     json_attributes,
+    json_captions,
+    shown_name,
 )
 from data_pipeline.shards import ShardReader, check_sizes
-from data_pipeline.tar import index_tar, local_tar, read_member
+from data_pipeline.tar import index_tar, local_tar, read_member, split_name
 from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.local_files import FileStatus
 
+_TEXTS = ("txt", "caption", "json")
+"""Extensions of members with captions, in order of preference."""
+
 
 class TarSource(Source):
-    """Webdataset tars without a manifest; keys need not be unique."""
+    """Webdataset tars without a manifest; keys need not be unique.
 
-    def __init__(self, url: str, tars: Mapping[str, FileStatus]) -> None:
+    Images and texts are paired by their names without the last extension, so that names with dots
+    (`photo.01.jpg`, `photo.01.txt`) are samples of their own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tars: Mapping[str, FileStatus],
+        ignored: Mapping[str, Sequence[str]],
+        options: PackOptions,
+    ) -> None:
         self._stack = ExitStack()
         self._lock = Lock()
         self._current: tuple[str, Path] | None = None
         self._url = url
+        self._tars = tars
+        self._options = options
         self._samples: list[tuple[str, SampleEntry]] = []
-        ignored: dict[str, list[str]] = {}
+        left_out: list[tuple[str, str]] = []
         for name in sorted(tars):
             with local_tar(storage.join(url, name)) as tar:
-                index = index_tar(tar.plain, name)
-            self._samples += [(name, sample) for sample in index.samples]
+                index = index_tar(tar.plain, shown_name(name), split_pair)
             for rule, members in index.ignored.items():
-                ignored.setdefault(rule, []).extend(f"{name}: {one}" for one in members)
-        self.ignored: Mapping[str, Sequence[str]] = ignored
-        self.names = [f"{name}: {sample.key}" for name, sample in self._samples]
-        self.identity = sha256(
-            "\n".join(f"{name} {tuple(status)}" for name, status in sorted(tars.items()))
-        )
+                left_out += [(rule, f"{shown_name(name)}: {one}") for one in members]
+            for sample in index.samples:
+                used = _used(sample)
+                left_out += [
+                    ("member that is not used", f"{shown_name(name)}: {sample.key}.{one}")
+                    for one in sample.members
+                    if one not in used
+                ]
+                if used:
+                    self._samples.append((name, sample))
+        self.ignored = {**ignored, **by_rule(left_out)}
+        self.names = [f"{shown_name(name)}: {sample.key}" for name, sample in self._samples]
+        self.identity = sha256(ascii(sorted((name, tuple(one)) for name, one in tars.items())))
+
+    def stamp(self, index: int) -> str:
+        tar, sample = self._samples[index]
+        return sha256(ascii([tar, self._tars[tar], sample.key, sample.members]))[:32]
 
     def read(self, index: int) -> SourceSample:
         tar, sample = self._samples[index]
-        extension = next((one for one in IMAGE_EXTENSIONS if one in sample.members), None)
+        members = sample.members
+        extension = next((one for one in IMAGE_EXTENSIONS if one in members), None)
         if extension is None:
-            raise InvalidSample("image missing", "no png, jpg, jpeg or webp member")
-        if "txt" not in sample.members:
-            raise InvalidSample("caption missing", "no txt member")
-        needed = [name for name in (extension, "txt", "json") if name in sample.members]
+            raise InvalidSample("image missing", "no png, jpg, jpeg or webp member of this name")
+        text = next((one for one in _TEXTS if one in members), None)
+        if text is None and not self._options.folder_caption:
+            raise InvalidSample("caption missing", "no txt member of this name")
         with self._lock:
             path = self._local(tar)
-            found = {name: read_member(path, *sample.members[name]) for name in needed}
+            found = {name: read_member(path, *members[name]) for name in _used(sample)}
         attributes = json_attributes(found.get("json"))
-        return SourceSample(found[extension], caption_lines(decode_text(found["txt"])), attributes)
+        folder = posixpath.basename(posixpath.dirname(sample.key)) or None
+        if self._options.folder_attribute is not None:
+            attributes[self._options.folder_attribute] = folder
+        if text is None:
+            if folder is None:
+                raise InvalidSample("caption missing", "no txt member of this name")
+            captions: tuple[str, ...] = (folder,)
+        elif text == "json":
+            captions = json_captions(found[text])
+        else:
+            captions = caption_lines(decode_text(found[text]))
+        return SourceSample(found[extension], captions, attributes)
 
     def close(self) -> None:
         self._stack.close()
@@ -75,12 +118,20 @@ class TarSource(Source):
 class SetSource(Source):
     """A shard set with a manifest; keys, members, attributes and splits are kept."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        files: Mapping[str, FileStatus],
+        ignored: Mapping[str, Sequence[str]],
+    ) -> None:
         self.manifest = manifest = read_manifest(url)
         check_sizes(url, manifest)
         self.names = [sample.key for sample in manifest.samples()]
         self.identity = manifest.fingerprint
-        self.ignored: Mapping[str, Sequence[str]] = {}
+        own = {MANIFEST_NAME, *LISTS, *(shard.name for shard in manifest.shards)}
+        others = [name for name in files if name not in own]
+        self.ignored = {**ignored, "file that is not in the manifest": others}
+        self._shards = manifest.shards
         self._samples = manifest.located_samples()
         self._stack = ExitStack()
         directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mezzotint-"))
@@ -88,6 +139,10 @@ class SetSource(Source):
         largest = max(shard.tar_bytes + shard.bytes for shard in manifest.shards)
         self._reader = ShardReader(url, manifest.shards, ShardCache(Path(directory), 2 * largest))
         self._stack.callback(self._reader.close)
+
+    def stamp(self, index: int) -> str:
+        shard, sample = self._samples[index]
+        return sha256(ascii([self._shards[shard].sha256, sample]))[:32]
 
     def read(self, index: int) -> SourceSample:
         shard, sample = self._samples[index]
@@ -101,3 +156,22 @@ class SetSource(Source):
 
     def close(self) -> None:
         self._stack.close()
+
+
+def split_pair(name: str) -> tuple[str, str] | None:
+    """The key and extension of a member: `a/b.c` and `jpg`, but `key` and `codes.npy`."""
+    split = split_name(name)
+    if split is None:
+        return None
+    key, _, extension = f"{split[0]}.{split[1]}".rpartition(".")
+    return (key, extension) if extension in (*IMAGE_EXTENSIONS, *_TEXTS) else split
+
+
+def _used(sample: SampleEntry) -> list[str]:
+    """The members of a sample that packing reads; none of a sample without image and caption."""
+    members = sample.members
+    image = [one for one in IMAGE_EXTENSIONS if one in members][:1]
+    text = [one for one in _TEXTS if one in members][:1]
+    if not image and text in ([], ["json"]):
+        return []
+    return list(dict.fromkeys([*image, *text, *(["json"] if "json" in members else [])]))

@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from data_pipeline.config import Selection
-from data_pipeline.packing.pack import PackOptions, PackReport, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
+from data_pipeline.packing.report import Count, PackReport
 from launch.data.inspect import summary
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
@@ -43,9 +45,15 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
 
 def to_json(report: PackReport) -> str:
     """The report as JSON, with every rejected pair and the number ignored by each rule."""
-    rejected = [one.model_dump(mode="json") for one in report.rejected]
-    ignored = {rule: one.model_dump(mode="json") for rule, one in report.ignored.items()}
-    tree = {**summary(report.url, report.manifest), "rejected": rejected, "ignored": ignored}
+    tree = {
+        **summary(report.url, report.manifest),
+        "rejected": [one.model_dump(mode="json") for one in report.rejected],
+        "ignored": _tree(report.ignored),
+        "noticed": _tree(report.noticed),
+        "overlap": dict(report.overlap),
+        "again": report.again,
+        "changes": _tree(report.changes),
+    }
     return json.dumps(tree, ensure_ascii=False, indent=1)
 
 
@@ -56,15 +64,34 @@ def to_text(report: PackReport) -> str:
         f"{report.url}: {manifest.sample_count:,} samples in {len(manifest.shards)} shards "
         f"({manifest.bytes / 1e6:.1f} MB), {manifest.shards[0].name} ..."
     ]
+    if report.again:
+        lines.append("the set was there; " + ("changes:" if report.changes else "no change"))
+        lines += _lines("", report.changes)
+        if any(", kept" in what for what in report.changes):
+            lines.append("  what was kept goes with --update")
     for name, split in manifest.splits.items():
-        lines.append(f"split {name}: {len(split.train):,} train, {len(split.test):,} test")
+        line = f"split {name}: {len(split.train):,} train, {len(split.test):,} test"
+        if shared := report.overlap.get(name):
+            line += f"; {shared:,} test samples share an image or a caption with train"
+        lines.append(line)
+    lines += _lines("noticed ", report.noticed)
     if report.rejected:
-        counts = Counter(one.fault for one in report.rejected)
-        kinds = ", ".join(f"{count} {fault}" for fault, count in sorted(counts.items()))
-        lines.append(f"rejected {len(report.rejected)} pairs: {kinds}")
+        kinds = Counter(one.fault for one in report.rejected)
+        listed = ", ".join(f"{count} {fault}" for fault, count in sorted(kinds.items()))
+        lines.append(f"rejected {len(report.rejected)} pairs: {listed}")
         lines += [f"  {one.name}: {one.detail}" for one in report.rejected[:_LISTED]]
         lines.append(f"all are listed in {report.url}/rejected.jsonl")
-    for rule, one in report.ignored.items():
-        more = ", ..." if one.count > len(one.examples) else ""
-        lines.append(f"ignored {one.count:,} ({rule}): {', '.join(one.examples)}{more}")
+    lines += _lines("ignored ", report.ignored)
     return "\n".join(lines)
+
+
+def _tree(found: Mapping[str, Count]) -> dict[str, object]:
+    return {what: one.model_dump(mode="json") for what, one in found.items()}
+
+
+def _lines(start: str, found: Mapping[str, Count]) -> list[str]:
+    lines = []
+    for what, one in found.items():
+        more = ", ..." if one.count > len(one.examples) else ""
+        lines.append(f"{start or '  '}{one.count:,} ({what}): {', '.join(one.examples)}{more}")
+    return lines

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import data_pipeline.packing.fetch
-import data_pipeline.packing.pack
+import data_pipeline.packing.update
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.index import index
@@ -23,7 +23,7 @@ from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
 
 
-def image(color: str, format_: str = "PNG") -> bytes:
+def image(color, format_: str = "PNG") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (6, 6), color).save(content, format_)
     return content.getvalue()
@@ -35,7 +35,7 @@ def folder(tmp_path):
     (root / "deep").mkdir(parents=True)
     for number in range(7):
         directory = root / "deep" if number % 2 else root
-        (directory / f"{number}.png").write_bytes(image("red"))
+        (directory / f"{number}.png").write_bytes(image((30 * number, 0, 0)))
         (directory / f"{number}.txt").write_text(f"  image {number}\n")
     return root
 
@@ -56,6 +56,7 @@ def test_a_folder_becomes_a_set(folder, tmp_path):
     assert dataset.batch([0]).images.shape == (1, 3, 4, 4)
     assert sorted(path.name for path in Path(report.url).iterdir()) == [
         "manifest.json",
+        "packed.jsonl",
         "photos-000000.tar",
         "photos-000001.tar",
         "photos-000002.tar",
@@ -78,11 +79,11 @@ def test_every_rejected_pair_is_named(folder, tmp_path):
         "0.png": "caption missing",
         "2.png": "caption missing",
         "4.png": "image unreadable",
-        "6.png": "caption missing",
+        "6.png": "caption unusable",
         "gif.png": "image unreadable",
         "orphan.txt": "image missing",
     }
-    assert Counter(one.fault for one in report.rejected)["caption missing"] == 3
+    assert Counter(one.fault for one in report.rejected)["caption missing"] == 2
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     assert {json.loads(line)["name"] for line in lines} == set(found)
 
@@ -205,7 +206,7 @@ def test_a_tar_set_with_repeated_keys_keeps_images_and_captions_together(tmp_pat
 def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     options = PackOptions(shard_size=2)
-    real = data_pipeline.packing.pack.write_shard
+    real = data_pipeline.packing.update.write_shard
     written = []
 
     def write_shard(samples, url, name, *, compress):
@@ -214,7 +215,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
         written.append(name)
         return real(samples, url, name, compress=compress)
 
-    monkeypatch.setattr(data_pipeline.packing.pack, "write_shard", write_shard)
+    monkeypatch.setattr(data_pipeline.packing.update, "write_shard", write_shard)
     with pytest.raises(KeyboardInterrupt):
         pack(str(folder), out, options)
     with pytest.raises(UserError, match="no such file"):
@@ -224,7 +225,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
 
     resumed = []
     monkeypatch.setattr(
-        data_pipeline.packing.pack,
+        data_pipeline.packing.update,
         "write_shard",
         lambda samples, url, name, *, compress: (
             resumed.append(name) or real(samples, url, name, compress=compress)
@@ -239,7 +240,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
 def test_packing_again_does_nothing_and_other_options_are_refused(folder, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     first = pack(str(folder), out, PackOptions())
-    monkeypatch.setattr(data_pipeline.packing.pack, "write_shard", None)
+    monkeypatch.setattr(data_pipeline.packing.update, "write_shard", None)
     assert pack(str(folder), out, PackOptions()) == first
     with pytest.raises(UserError, match="finished set of another source or other options"):
         pack(str(folder), out, PackOptions(name="other"))

@@ -1,0 +1,52 @@
+"""Options of `mezzotint data pack`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from data_pipeline.config import Selection
+from data_pipeline.manifest import FileName
+
+
+class PackOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of `pack`."""
+
+    name: FileName | None = None
+    """Of the new set; default: that of a source that is a set, else `images`."""
+    licence: str | None = None
+    """Of the data; default: that of a source that is a set, else `unknown`."""
+    select: tuple[Selection, ...] = ()
+    """Samples of a source that is a set; empty: all."""
+    limit: int | None = Field(default=None, gt=0)
+    """Maximum number of samples: those whose names have the smallest SHA-256, so that a smaller
+    limit gives a subset and the order of the source has no influence."""
+    read: Literal["images", "tars"] | None = None
+    """What to read of a folder that holds both."""
+    image_column: str = "image"
+    caption_column: str = "caption"
+    attribute_columns: tuple[str, ...] = ()
+    """Table columns to select by."""
+    folder_attribute: str | None = Field(default=None, min_length=1)
+    """Name of an attribute that is the name of the folder that holds the image."""
+    folder_caption: bool = False
+    """The name of the folder is the caption of images without a caption file."""
+    caption_lines: Literal["several", "one"] = "several"
+    """Several lines of a caption file, or texts of a cell, are several captions or one."""
+    shard_size: int = Field(default=1000, gt=0)
+    workers: int = Field(default=8, gt=0)
+    """Pairs read in parallel."""
+    test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Fraction of the captions (by hash) that a split named `random` holds out. What shares an
+    image or a caption stays together."""
+    max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
+    min_size: int = Field(default=1, gt=0)
+    """Of the shorter side, in pixels."""
+    max_aspect: float | None = Field(default=None, ge=1.0)
+    """Of the longer to the shorter side."""
+    compress: bool = False
+    update: bool = False
+    """Remove samples of a finished set that the source no longer has, or take another source."""
+
+    @property
+    def set_name(self) -> str:
+        return self.name or "images"

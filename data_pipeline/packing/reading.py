@@ -1,0 +1,115 @@
+"""Reading one pair of a source: its captions and a trial decoding of its image."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data_pipeline.images import extension_of, open_rgb
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.records import Content
+from data_pipeline.packing.report import Rejection
+from data_pipeline.packing.shard_writer import RawSample
+from data_pipeline.packing.source import InvalidSample, Source, shown_name
+from data_pipeline.tar import is_text
+from mezzotint.common.digests import sha256
+from mezzotint.common.errors import UserError
+
+_DIGITS = 32
+"""Hexadecimal digits of a digest that records keep of a sample."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A valid pair, ready to be written."""
+
+    sample: RawSample
+    content: Content
+
+
+def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pair | Rejection:
+    """A pair of the source; `key` is its key unless it has one."""
+    name = shown_name(source.names[index])
+    try:
+        sample = source.read(index)
+        captions = _single_lines(sample.captions)
+        if options.caption_lines == "one":
+            captions = [" ".join(captions)] if captions else []
+        _check_captions(captions)
+        image: dict[str, bytes] = {}
+        size = None
+        if sample.image is not None:
+            image, size = _image(sample.image, name, options)
+    except InvalidSample as error:
+        return Rejection(name=name, fault=error.fault, detail=shown_name(str(error)))
+    text = {"txt": "\n".join(captions).encode()}
+    attributes = json.dumps(dict(sample.attributes), ensure_ascii=False, sort_keys=True)
+    rest = hashlib.sha256(text["txt"] + b"\0" + attributes.encode())
+    for extension, member in sorted(sample.members.items()):
+        rest.update(extension.encode())
+        rest.update(member)
+    if sample.key is not None:
+        if options.caption_lines == "several":
+            text = {}  # as it is in the set
+        members = {**image, **sample.members, **text}
+        raw = RawSample(sample.key, members, sample.attributes)
+    else:
+        record = {"source": name, **sample.attributes}
+        json_ = json.dumps(record, ensure_ascii=False).encode()
+        raw = RawSample(key, {**image, **text, "json": json_}, sample.attributes)
+    content = Content(
+        image=None if sample.image is None else _digest(sample.image),
+        captions=tuple(sha256(_comparable(caption))[:16] for caption in captions),
+        rest=rest.hexdigest()[:_DIGITS],
+        size=size,
+    )
+    return Pair(raw, content)
+
+
+def _single_lines(captions: Iterable[str]) -> list[str]:
+    """Captions that are not empty, each on one line."""
+    joined = (" ".join(caption.splitlines()).strip() for caption in captions)
+    return [caption for caption in joined if caption]
+
+
+def _check_captions(captions: list[str]) -> None:
+    if not captions:
+        raise InvalidSample("caption missing", "its caption is empty")
+    for caption in captions:
+        if "\0" in caption or not is_text(caption):
+            raise InvalidSample("caption unusable", "its caption is no valid text (UTF-16?)")
+
+
+def _comparable(caption: str) -> str:
+    """A caption without differences of case, spaces and Unicode forms."""
+    return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+
+
+def _image(
+    content: bytes, name: str, options: PackOptions
+) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """An image as a member, after a trial decoding, and its width and height."""
+    extension = extension_of(content)
+    if extension is None:
+        raise InvalidSample("image unreadable", "not a PNG, JPEG or WebP file")
+    try:
+        width, height = open_rgb(content, name, max_pixels=options.max_pixels).size
+    except UserError as error:
+        raise InvalidSample("image unreadable", str(error)) from error
+    if min(width, height) < options.min_size:
+        raise InvalidSample(
+            "image too small", f"{width} x {height} pixels, --min-size is {options.min_size}"
+        )
+    if options.max_aspect is not None and max(width, height) > options.max_aspect * min(
+        width, height
+    ):
+        raise InvalidSample(
+            "image too elongated",
+            f"{width} x {height} pixels, --max-aspect is {options.max_aspect:g}",
+        )
+    return {extension: content}, (width, height)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
