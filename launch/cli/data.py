@@ -1,11 +1,11 @@
 """`mezzotint data`: make, inspect and verify shard sets."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launch.cli.data_pack import EXAMPLES, pack
 from launch.cli.options import (
     AsJson,
     Device,
@@ -15,138 +15,11 @@ from launch.cli.options import (
     Processes,
 )
 
-
-class CaptionLines(StrEnum):
-    """What several lines of a caption file are."""
-
-    several = "several"
-    one = "one"
-
-
-class FolderContent(StrEnum):
-    """What to read of a folder."""
-
-    images = "images"
-    tars = "tars"
-
-
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
 
 
-@data_app.command(
-    epilog="Examples:  [bold]mezzotint data pack photos/ data/photos[/]  ·  "
-    "[bold]mezzotint data pack table.csv s3://bucket/set --image-column url --workers 16[/]  ·  "
-    "[bold]mezzotint data pack parquet/ data/set --caption-column text "
-    "--attribute-columns label,width[/]  ·  "
-    "[bold]mezzotint data pack classes/ data/classes --folder-attribute label --folder-caption "
-    "--min-size 64[/]  ·  "
-    "[bold]mezzotint data pack data/emoji s3://bucket/people --split composition --limit 300[/]"
-)
-def pack(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of images with .txt captions, table or folder of tables (CSV, JSON Lines, "
-            "Parquet, Arrow), shard set, or tars."
-        ),
-    ],
-    out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
-    name: Annotated[
-        str | None, typer.Option(help="Name of the set (default: that of a source set).")
-    ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option(help="Licence of the data (default: that of a source set)."),
-    ] = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(help="From a source set: only SPLIT/train, SPLIT/test, or SPLIT (both)."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum number of pairs, by hash.", min=1)
-    ] = None,
-    image_column: Annotated[
-        str, typer.Option(help="Table column, or COLUMN.FIELD, with image, path or URL.")
-    ] = "image",
-    caption_column: Annotated[
-        str, typer.Option(help="Table column, or COLUMN.FIELD, with the caption or captions.")
-    ] = "caption",
-    attribute_columns: Annotated[
-        list[str] | None,
-        typer.Option(help="Table columns to keep as attributes, as A,B or repeated."),
-    ] = None,
-    shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
-    workers: Annotated[int, typer.Option(help="Pairs read in parallel.", min=1)] = 8,
-    test_fraction: Annotated[
-        float,
-        typer.Option(
-            help="Fraction of the captions held out, by hash; equal images or captions stay "
-            "together.",
-            min=0,
-            max=0.9,
-        ),
-    ] = 0.0,
-    caption_lines: Annotated[
-        CaptionLines,
-        typer.Option(help="Lines of a caption file are several captions of the image, or one."),
-    ] = CaptionLines.several,
-    folder_attribute: Annotated[
-        str | None, typer.Option(help="Keep the name of an image's folder as this attribute.")
-    ] = None,
-    read: Annotated[
-        FolderContent | None, typer.Option(help="What to read of a folder that holds both.")
-    ] = None,
-    min_size: Annotated[
-        int, typer.Option(help="Reject images with a shorter side, in pixels.", min=1)
-    ] = 1,
-    max_aspect: Annotated[
-        float | None, typer.Option(help="Reject images more times as long as wide.", min=1)
-    ] = None,
-    *,
-    folder_caption: Annotated[
-        bool,
-        typer.Option(
-            "--folder-caption", help="The folder's name is the caption of images without one."
-        ),
-    ] = False,
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Remove samples of the finished set that the source no longer has."
-        ),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Pack image-text pairs into shards with a manifest; rejected pairs are listed.
-
-    The same command again adds what is new or changed in the source and tries rejected pairs again.
-    """
-    from data_pipeline.packing.options import PackOptions
-    from launch.data.pack import pack_set, selections
-
-    options = PackOptions(
-        name=name,
-        licence=licence,
-        select=selections(split or []),
-        limit=limit,
-        image_column=image_column,
-        caption_column=caption_column,
-        attribute_columns=tuple(
-            name for names in attribute_columns or () for name in names.split(",") if name
-        ),
-        shard_size=shard_size,
-        workers=workers,
-        test_fraction=test_fraction,
-        caption_lines=caption_lines.value,
-        folder_attribute=folder_attribute,
-        folder_caption=folder_caption,
-        read=read.value if read is not None else None,
-        min_size=min_size,
-        max_aspect=max_aspect,
-        update=update,
-    )
-    typer.echo(pack_set(source, out, options, as_json=as_json))
+data_app.command(epilog=EXAMPLES)(pack)
 
 
 @data_app.command(

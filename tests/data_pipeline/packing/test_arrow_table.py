@@ -179,7 +179,7 @@ def test_a_folder_as_hubs_write_it(images, packed):
     expected = [("test", 0), ("train", 0), ("train", 1)]
     assert found.captions == [[f"{s} {n} {row}"] for s, n in expected for row in range(3)]
     assert [one["split"] for one in found.attributes] == ["test"] * 3 + ["train"] * 6
-    assert found.ignored == {"hidden": 2, "not a table": 2}
+    assert found.ignored == {"hidden name": 2, "file beside the tables": 2}
     assert found.rejected == {}
 
 
@@ -193,7 +193,7 @@ def test_a_folder_saved_by_the_datasets_library(images, packed):
     found = packed(images / "saved")
     assert found.captions == [["c0"], ["c1"]]
     assert found.attributes == [{}, {}]
-    assert found.ignored == {"not a table": 2}
+    assert found.ignored == {"file beside the tables": 2}
 
 
 def test_what_downloads_of_web_images_write_is_read(images, packed):
