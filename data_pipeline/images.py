@@ -3,11 +3,20 @@
 import io
 import struct
 import zlib
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from data_pipeline.colour import png
+from data_pipeline.colour.profiles import (
+    Conversion,
+    InvalidProfileError,
+    convert_16_bit,
+    to_srgb,
+)
 from data_pipeline.config import ImageConfig
 from mezzotint.common.errors import UserError
 
@@ -23,26 +32,67 @@ _FILTERS = {
 }
 # Exceptions of Pillow's decoders on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# By the values of EXIF's orientation that need a change.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The mode in which a profile describes the colours of an image; RGB for all others.
+_COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
-    """Decode a PNG, JPEG or WebP file, which messages call `name`: RGB, upright, on white.
+class ImageNote(StrEnum):
+    """What was done to show an image as its author saw it."""
 
-    Images of more than `max_pixels` are refused from their header, before decoding.
+    CONVERTED = "converted to sRGB"
+    PROFILE_IGNORED = "colour profile ignored"
+    CMYK = "CMYK without a profile"
+    UPRIGHT = "turned upright"
+    ON_WHITE = "transparent, put on white"
+    FIRST_FRAME = "first of several frames"
+    EXIF_IGNORED = "EXIF ignored"
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image in RGB, upright, on white."""
+
+    image: Image.Image
+    notes: frozenset[ImageNote]
+
+
+def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
+    """The image of `read_image`."""
+    return read_image(content, name, max_pixels=max_pixels).image
+
+
+def read_image(content: bytes, name: str, *, max_pixels: int) -> DecodedImage:
+    """Decode a PNG, JPEG or WebP file, which messages call `name`: sRGB, upright, on white.
+
+    Colours are converted by the file's ICC profile, or a PNG's cICP, gAMA and cHRM chunks, and
+    then put on white. A profile of no use is ignored. Images of more than `max_pixels` are refused
+    from their header, before decoding.
 
     Raises:
         UserError: Another format, damaged, or too large.
     """
+    notes: set[ImageNote] = set()
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image, content = _opened(content, notes)
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(
                 f"{name}: {width} x {height} pixels are more than data.image.max_pixels "
                 f"({max_pixels:,}); shrink or drop the image, or raise the limit"
             )
-        return _on_white(ImageOps.exif_transpose(image))
+        return DecodedImage(_shown(image, content, notes), frozenset(notes))
     except _BOMBS as error:
         raise UserError(f"{name}: too many pixels ({error}); shrink or drop the image") from error
     except _DAMAGE as error:
@@ -83,13 +133,112 @@ def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
     return square(open_rgb(content, name, max_pixels=config.max_pixels), config)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's own conversion clips at 255
-        grey = np.asarray(image, dtype=np.uint16) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
+def _opened(content: bytes, notes: set[ImageNote]) -> tuple[Image.Image, bytes]:
+    """An image before decoding; a PNG whose iCCP chunk is damaged is opened without it."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS), content
+    except _DAMAGE:
+        rest = png.without_profile(content) if png.is_png(content) else content
+        if rest is content:
+            raise
+        image = Image.open(io.BytesIO(rest), formats=_FORMATS)
+        notes.add(ImageNote.PROFILE_IGNORED)
+        return image, rest
+
+
+def _shown(image: Image.Image, content: bytes, notes: set[ImageNote]) -> Image.Image:
+    """An opened image in sRGB, upright, on white; adds to `notes`."""
+    if getattr(image, "n_frames", 1) > 1:
+        notes.add(ImageNote.FIRST_FRAME)
+    depth = png.bit_depth(content) if png.is_png(content) else 8
+    image.load()
+    profile = _profile(image, content, notes)
+    if depth == 16:
+        rgb = _on_white(_from_16_bit(content, profile, notes), notes)
+    else:
+        if depth < 8 and image.mode == "L" and "transparency" in image.info:
+            # Pillow scales the levels to 8 bits, but not the transparent one.
+            highest = 2**depth - 1
+            image.info["transparency"] = (image.info["transparency"] & highest) * (255 // highest)
+        rgb = _on_white(_in_srgb(image, profile, notes), notes)
+    return _upright(rgb, image, notes)
+
+
+def _profile(image: Image.Image, content: bytes, notes: set[ImageNote]) -> bytes | None:
+    """The ICC profile that describes an image's colours; None: they are sRGB."""
+    profile: bytes | None = image.info.get("icc_profile")
+    if not profile and "icc_profile" in image.info:  # a part is missing, or not to be decompressed
+        notes.add(ImageNote.PROFILE_IGNORED)
+    if not png.is_png(content):
+        return profile
+    try:
+        return png.profile_of_chunks(content, profile)
+    except InvalidProfileError:
+        notes.add(ImageNote.PROFILE_IGNORED)
+        return profile
+
+
+def _conversion(profile: bytes | None, mode: str, notes: set[ImageNote]) -> Conversion | None:
+    """The conversion to sRGB; None if there is nothing to do, or no profile to do it by."""
+    convert = None
+    if profile:
+        try:
+            convert = to_srgb(profile, mode)
+        except InvalidProfileError:
+            notes.add(ImageNote.PROFILE_IGNORED)
+    if convert is not None:
+        notes.add(ImageNote.CONVERTED)
+    elif mode == "CMYK":
+        notes.add(ImageNote.CMYK)
+    return convert
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None, notes: set[ImageNote]) -> Image.Image:
+    """An image of at most 8 bits per channel as sRGB, in mode RGB or RGBA."""
+    mode = _COLOUR_MODES.get(image.mode, "RGB")
+    convert = _conversion(profile, mode, notes)
+    transparent = image.has_transparency_data
+    if convert is None:
+        target = "RGBA" if transparent else "RGB"
+        return image if image.mode == target else image.convert(target)
+    if not transparent:
+        return convert(image.convert(mode))
+    image = image.convert("LA" if mode == "L" else "RGBA")
+    rgb = convert(image.convert(mode))
+    rgb.putalpha(image.getchannel("A"))
+    return rgb
+
+
+def _from_16_bit(content: bytes, profile: bytes | None, notes: set[ImageNote]) -> Image.Image:
+    """A PNG file of 16 bits per channel as sRGB, in mode RGB or RGBA."""
+    colours, alpha = png.pixels_16_bit(content)
+    convert = _conversion(profile, "L" if colours.shape[2] == 1 else "RGB", notes)
+    array = convert_16_bit(colours, convert)
+    rgb = Image.fromarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    if alpha is not None:
+        rgb.putalpha(Image.fromarray(convert_16_bit(alpha[..., None], None)[..., 0]))
+    return rgb
+
+
+def _on_white(image: Image.Image, notes: set[ImageNote]) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    if image.getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    canvas = Image.new("RGBA", rgba.size, "white")
-    canvas.alpha_composite(rgba)
+    notes.add(ImageNote.ON_WHITE)
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
     return canvas.convert("RGB")
+
+
+def _upright(rgb: Image.Image, image: Image.Image, notes: set[ImageNote]) -> Image.Image:
+    """Turned as the EXIF of the file's image says, or its XMP if EXIF has no orientation."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except _DAMAGE:
+        notes.add(ImageNote.EXIF_IGNORED)
+        return rgb
+    if not isinstance(orientation, int) or orientation not in _UPRIGHT:
+        return rgb
+    notes.add(ImageNote.UPRIGHT)
+    return rgb.transpose(_UPRIGHT[orientation])

@@ -1,0 +1,1 @@
+"""Colours of image files as sRGB: ICC profiles and the colour chunks of PNG."""
