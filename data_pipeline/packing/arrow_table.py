@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from data_pipeline.packing.cells import Moment, Table, shown
 from data_pipeline.packing.source import InvalidSample
 from mezzotint.common import storage
-from mezzotint.common.digests import sha256_file
+from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ArrowTable(Table):
 
     empty: Sequence[str] = ()
 
-    def __init__(self, url: str, columns: Sequence[str]) -> None:
+    def __init__(self, url: str, columns: Sequence[str], image_column: str) -> None:
         self._url = url
         self._wanted = columns
         self._lock = Lock()
@@ -64,9 +64,7 @@ class ArrowTable(Table):
             self._rows = file.rows
             self.schema = file.schema
         self.columns: Sequence[str] = self.schema.names
-        repeated = sorted(name for name in set(self.columns) if self.columns.count(name) > 1)
-        if repeated:
-            raise UserError(f"{url}: several columns have the name '{repeated[0]}'; rename them")
+        self.is_text = _is_text(self.schema, image_column)
         self.close()
 
     def __len__(self) -> int:
@@ -91,6 +89,12 @@ class ArrowTable(Table):
             name: _value(column[row - first], name)
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
+
+    def stamp(self, row: int) -> str:
+        if self.is_text:
+            with suppress(InvalidSample):
+                return sha256(ascii(self.cells(row)))
+        return f"{self.digest} {row}"
 
     def close(self) -> None:
         with self._lock:
@@ -135,11 +139,11 @@ class _Parquet:
         self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False)
         metadata = self._file.metadata
         self.rows: int = metadata.num_rows
-        self.schema: pyarrow.Schema = self._file.schema_arrow
+        self.schema = _unique(self._file.schema_arrow)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = [0, *accumulate(sizes)]
         found = (_leaf(self.schema, column) for column in columns)
-        self._leaves = [one[1] for one in found if one is not None]
+        self._leaves = [one.path for one in found if one is not None]
 
     def batches(self, row: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         for group, start in enumerate(self._starts[:-1]):
@@ -162,9 +166,9 @@ class _Ipc:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._path = path
         with self._reader(()) as reader:
-            self.schema: pyarrow.Schema = reader.schema
+            self.schema = _unique(reader.schema)
         found = (_leaf(self.schema, column) for column in columns)
-        names = {one[0] for one in found if one is not None}
+        names = {one.head for one in found if one is not None}
         self._fields = [index for index, one in enumerate(self.schema.names) if one in names]
         self.rows = sum(batch.num_rows for _, batch in self.batches(0))
 
@@ -202,7 +206,7 @@ def _open_file(path: Path, url: str, columns: Sequence[str]) -> _File:
         raise UserError(
             f"{url}: reading it needs pyarrow: pip install 'mezzotint[data]'"
         ) from error
-    return _Ipc(path, columns) if url.endswith(ARROW_SUFFIXES) else _Parquet(path, columns)
+    return _Ipc(path, columns) if url.lower().endswith(ARROW_SUFFIXES) else _Parquet(path, columns)
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -212,12 +216,46 @@ def _errors() -> tuple[type[Exception], ...]:
     return (pyarrow.ArrowException, OSError, ValueError)
 
 
-def _leaf(schema: pyarrow.Schema, column: str) -> tuple[str, str] | None:
-    """The column, and the part of it, that `name` or `name.field` needs; None: there is none."""
+def _unique(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """A schema whose columns have different names.
+
+    Raises:
+        ValueError: They have not.
+    """
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"several columns have the name '{repeated[0]}'; rename them")
+    return schema
+
+
+def _is_text(schema: pyarrow.Schema, column: str) -> bool:
+    """Whether a column holds texts, and not images."""
+    import pyarrow
+
+    leaf = _leaf(schema, column)
+    if leaf is None:
+        return False
+    kind = leaf.type.value_type if pyarrow.types.is_dictionary(leaf.type) else leaf.type
+    types = pyarrow.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+class _Leaf(NamedTuple):
+    """The part of a schema that a column `name` or `name.field` needs."""
+
+    head: str
+    """The column."""
+    path: str
+    """The column, or what of it can be read alone."""
+    type: pyarrow.DataType
+
+
+def _leaf(schema: pyarrow.Schema, column: str) -> _Leaf | None:
+    """Where a column or a field of one is; None: there is none."""
     import pyarrow
 
     if column in schema.names:
-        return column, column
+        return _Leaf(column, column, schema.field(column).type)
     parts = column.split(".")
     for end in range(1, len(parts)):
         head = ".".join(parts[:end])
@@ -232,7 +270,7 @@ def _leaf(schema: pyarrow.Schema, column: str) -> tuple[str, str] | None:
             kind = kind.field(part).type
             selected = selected if through_list else f"{selected}.{part}"
         else:
-            return head, selected
+            return _Leaf(head, selected, kind)
     return None
 
 

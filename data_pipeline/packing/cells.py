@@ -1,5 +1,6 @@
 """Values of table cells: captions, images and attributes, each with a strict type."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ _SHOWN = 100
 """Characters of a cell that a message may show."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+_LIST = re.compile(r"""\[\s*(['"]).*['"]\s*\]""", re.DOTALL)
+"""A list of texts as JSON, Python or numpy write it."""
 _LOCATIONS = ("path", "url", "src")
 """Keys of an image cell with fields that say where the image is."""
 
@@ -33,6 +36,8 @@ class Table(Protocol):
     """SHA-256 of the file."""
     empty: Sequence[str]
     """Names of the lines that hold nothing."""
+    is_text: bool
+    """Whether images are paths or URLs, so that rows can be read without images."""
 
     def __len__(self) -> int: ...
 
@@ -48,6 +53,9 @@ class Table(Protocol):
         Raises:
             InvalidSample: The row cannot be read.
         """
+
+    def stamp(self, row: int) -> str:
+        """Differs once the row was changed, and may differ otherwise."""
 
     def close(self) -> None:
         """Delete temporary files."""
@@ -94,16 +102,30 @@ def _field(cell: object, name: str, column: str) -> object:
 
 
 def captions_of(cell: object) -> tuple[str, ...]:
-    """The captions in a cell: a text, or a list of texts.
+    """The captions in a cell: a text, a list of texts, or one written as JSON.
 
     Raises:
         InvalidSample: It holds something else.
     """
     if cell is None:
         raise InvalidSample("caption missing", "its caption cell is empty")
+    if isinstance(cell, str) and _LIST.fullmatch(cell.strip()):
+        cell = _list(cell)
     if not isinstance(cell, list):
         return (_caption(cell, "its caption is"),)
     return tuple(_caption(one, "its list of captions holds") for one in cell)
+
+
+def _list(text: str) -> object:
+    """A list that is written as JSON; what programs print of a list is no caption."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSample(
+            "caption unusable",
+            "its caption is a list that a program printed; write it as JSON, or the table as JSON "
+            "Lines or Parquet",
+        ) from error
 
 
 def _caption(value: object, what: str) -> str:

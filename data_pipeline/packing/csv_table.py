@@ -19,6 +19,8 @@ _QUOTED_MAX = 1 << 20
 """Characters of a quoted field; a longer one is taken for a quote that is not closed."""
 _STATED = re.compile('"?sep=([^"\r\n])"?\r?\n')
 """A first line by which spreadsheets state the separator."""
+_MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"})
+"""What programs write into a CSV table for no value."""
 _LOCATION = re.compile(r'^"?\w+://|\.(png|jpe?g|webp|gif|bmp|tiff?|avif)"?$', re.IGNORECASE)
 
 
@@ -48,7 +50,7 @@ class _Header:
 
 
 def csv_table(url: str, content: Content, columns: Sequence[str], image_column: str) -> RowTable:
-    """A CSV table with a header. Only the cells of `columns` are kept; an empty one is None.
+    """A CSV table with a header. Only the cells of `columns` are kept; None for no value.
 
     Raises:
         UserError: The header cannot be read, or two of `columns` have the same name.
@@ -64,10 +66,14 @@ def csv_table(url: str, content: Content, columns: Sequence[str], image_column: 
         elif not record:
             empty.append(f"line {number}")
         else:
-            cells = {header.names[index]: record[index] or None for index in kept}
+            cells = {header.names[index]: _cell(record[index]) for index in kept}
             rows.append(_checked(content, TextRow(number, cells)))
     names = tuple(name or f"(column {index})" for index, name in enumerate(header.names, 1))
     return RowTable(names, rows, content.digest, empty, "line", image_column, untyped=True)
+
+
+def _cell(text: str) -> str | None:
+    return None if text.strip() in _MISSING else text
 
 
 def _checked(content: Content, row: TextRow) -> TextRow:

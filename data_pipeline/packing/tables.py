@@ -18,6 +18,7 @@ from data_pipeline.packing.text_table import RowTable, read_content
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.local_files import local_status
 
 _CSV = (".csv", ".tsv")
 _LINES = (".jsonl", ".ndjson")
@@ -149,6 +150,21 @@ class TableSource(Source):
         name = self._tables[number].name(row)
         return f"{shown(self._files[number])}: {name}" if len(self._files) > 1 else name
 
+    def stamp(self, index: int) -> str:
+        number, row = self._place(index)
+        table = self._tables[number]
+        self._hold(table)
+        known: list[object] = [table.stamp(row), self._splits.get(self._files[number])]
+        known.append(sorted(self._integers))
+        try:
+            image = image_of(find(table.cells(row), self._columns.image)) if table.is_text else None
+            url = self._resolve(image, self._urls[number]) if isinstance(image, str) else ""
+        except InvalidSample:
+            url = ""
+        if url and storage.is_local(url):
+            known.append(_status(url))
+        return sha256(ascii(known))[:32]
+
     def read(self, index: int) -> SourceSample:
         number, row = self._place(index)
         table = self._tables[number]
@@ -219,7 +235,7 @@ class _Names(Sequence[str]):
 def _open(url: str, columns: Columns) -> Table:
     name = url.lower()
     if not name.endswith(_TEXT):
-        return ArrowTable(url, columns.all)
+        return ArrowTable(url, columns.all, columns.image)
     content = read_content(url)
     read = csv_table if name.removesuffix(".gz").endswith(_CSV) else json_table
     return read(url, content, columns.all, columns.image)
@@ -259,10 +275,17 @@ def _integer_columns(tables: Iterable[Table], columns: Columns) -> frozenset[str
     )
 
 
+def _status(path: str) -> object:
+    """What is known of a local file without reading it."""
+    try:
+        return tuple(local_status(storage.local_path(path).stat()))
+    except OSError as error:
+        return error.errno
+
+
 def _split(name: str) -> str | None:
     """The split that the path of a table states: `train-00000-of-00002.parquet`, `test/0.csv`."""
-    *folders, file = name.split("/")
-    if part := _PART.match(file):
-        return part["split"]
-    words = re.split(r"[^a-z]+", "/".join((*folders, file)).lower())
-    return next((word for word in reversed(words) if word in _SPLIT_WORDS), None)
+    words = re.split(r"[^a-z]+", name.lower())
+    known = next((word for word in reversed(words) if word in _SPLIT_WORDS), None)
+    part = _PART.match(posixpath.basename(name))
+    return known or (part["split"] if part else None)

@@ -49,6 +49,8 @@ class TextRow:
 class RowTable(Table):
     """A table in memory."""
 
+    is_text = True
+
     def __init__(
         self,
         columns: Sequence[str],
@@ -97,6 +99,10 @@ class RowTable(Table):
         if isinstance(cells, InvalidSample):
             raise cells
         return cells
+
+    def stamp(self, row: int) -> str:
+        cells = self.rows[row].cells
+        return sha256(str(cells) if isinstance(cells, InvalidSample) else ascii(cells))
 
 
 def read_content(url: str) -> Content:

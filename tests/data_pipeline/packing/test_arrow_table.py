@@ -185,15 +185,19 @@ def test_a_folder_as_hubs_write_it(images, packed):
 
 def test_a_folder_saved_by_the_datasets_library(images, packed):
     content = (images / "0.png").read_bytes()
-    for number in range(2):
-        table = pa.table({"image": [{"bytes": content, "path": None}], "caption": [f"c{number}"]})
-        write(images / "saved" / f"data-{number:05d}-of-00002.arrow", table)
-    for name in ("dataset_info.json", "state.json"):
-        (images / "saved" / name).write_text(json.dumps({"_data_files": []}))
+    for split in ("train", "test"):
+        for number in range(2):
+            image = [{"bytes": content, "path": None}]
+            table = pa.table({"image": image, "caption": [f"{split} {number}"]})
+            write(images / "saved" / split / f"data-{number:05d}-of-00002.arrow", table)
+        for name in ("dataset_info.json", "state.json"):
+            (images / "saved" / split / name).write_text(json.dumps({"_data_files": []}))
     found = packed(images / "saved")
-    assert found.captions == [["c0"], ["c1"]]
-    assert found.attributes == [{}, {}]
-    assert found.ignored == {"file beside the tables": 2}
+    assert found.captions == [["test 0"], ["test 1"], ["train 0"], ["train 1"]]
+    assert [one["split"] for one in found.attributes] == ["test", "test", "train", "train"]
+    assert found.ignored == {"file beside the tables": 4}
+    one = packed(images / "saved" / "train")
+    assert (one.captions, one.attributes) == ([["train 0"], ["train 1"]], [{}, {}])
 
 
 def test_what_downloads_of_web_images_write_is_read(images, packed):
@@ -249,7 +253,7 @@ def test_rows_are_read_in_any_order(tmp_path, suffix):
         pq.write_table(table, path, row_group_size=150)
     else:
         write(path, table)
-    rows = ArrowTable(str(path), ("image", "n"))
+    rows = ArrowTable(str(path), ("image", "n"), "image")
     assert len(rows) == 700
     for row in (0, 1, 699, 5, 300, 299, 298, 150, 149, 0):
         assert rows.cells(row) == {"image": f"{row}.png", "n": row}
@@ -264,7 +268,7 @@ def test_only_the_columns_that_are_used_are_read_in_batches(tmp_path):
     pq.write_table(pa.table({"image": image, "caption": ["a"] * 400}), path, compression="none")
     for column, most in (("image.path", 1e6), ("image", 30e6)):
         before = pa.total_allocated_bytes()
-        rows = ArrowTable(str(path), (column, "caption"))
+        rows = ArrowTable(str(path), (column, "caption"), column)
         used = 0
         for row in range(400):
             rows.cells(row)

@@ -145,6 +145,28 @@ def test_a_compressed_table_is_read_or_refused(images, packed):
         packed(table)
 
 
+def test_what_programs_print_is_no_caption(images, packed):
+    rows = {
+        "0.png": "nan",
+        "1.png": "None",
+        "2.png": "['a cat', 'a kitten']",
+        "3.png": "['a cat' 'a kitten']",
+        "4.png": '["a cat", "a kitten"]',
+        "5.png": "[a cat] and None",
+    }
+    with (images / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *rows.items()])
+    found = packed(images / "t.csv")
+    assert found.captions == [["a cat", "a kitten"], ["[a cat] and None"]]
+    assert [(line[-5:], fault) for line, (fault, _) in found.rejected.items()] == [
+        ("0.png", "caption missing"),
+        ("1.png", "caption missing"),
+        ("2.png", "caption unusable"),
+        ("3.png", "caption unusable"),
+    ]
+    assert found.rejected["line 4: 2.png"][1].startswith("its caption is a list that a program")
+
+
 def test_lines_and_columns_without_use_are_counted(images, packed):
     table = images / "t.csv"
     table.write_text("image,caption,width,\n0.png,a dog,6,\n\n1.png,a cow,6,\n")
@@ -167,7 +189,7 @@ def test_what_the_csv_module_writes_is_read_back(rows, separator, quoted):
     writer.writerows([("image", "caption"), *rows])
     found = list(read(file.getvalue()).values())
     blank = [row for row in rows if not "".join(row).strip(" \t\r\n") and not quoted]
-    expected = [tuple(cell or None for cell in row) for row in rows]
+    expected = [tuple(cell if cell.strip() else None for cell in row) for row in rows]
     if not any("://" in cell or "." in cell for row in rows for cell in row) and not blank:
         assert found == expected
 
