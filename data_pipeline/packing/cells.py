@@ -158,6 +158,8 @@ def image_of(cell: object) -> bytes | str:
         case bytes():
             return cell
         case str():
+            if not cell.strip():
+                return image_of(None)
             return _text(cell, "image missing", "its image cell")
         case [one]:
             return image_of(one)

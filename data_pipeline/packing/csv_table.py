@@ -19,7 +19,7 @@ _QUOTED_MAX = 1 << 20
 """Characters of a quoted field; a longer one is taken for a quote that is not closed."""
 _STATED = re.compile('"?sep=([^"\r\n])"?\r?\n')
 """A first line by which spreadsheets state the separator."""
-_MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"})
+MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"})
 """What programs write into a CSV table for no value."""
 _LOCATION = re.compile(r'^"?\w+://|\.(png|jpe?g|webp|gif|bmp|tiff?|avif)"?$', re.IGNORECASE)
 
@@ -73,7 +73,7 @@ def csv_table(url: str, content: Content, columns: Sequence[str], image_column: 
 
 
 def _cell(text: str) -> str | None:
-    return None if text.strip() in _MISSING else text
+    return None if text in MISSING else text
 
 
 def _checked(content: Content, row: TextRow) -> TextRow:

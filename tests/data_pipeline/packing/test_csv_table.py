@@ -3,11 +3,11 @@ import gzip
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_pipeline.packing.cells import find
-from data_pipeline.packing.csv_table import csv_table
+from data_pipeline.packing.csv_table import MISSING, csv_table
 from data_pipeline.packing.source import InvalidSample
 from data_pipeline.packing.text_table import Content
 from mezzotint.common.errors import UserError
@@ -187,11 +187,10 @@ def test_what_the_csv_module_writes_is_read_back(rows, separator, quoted):
         file, delimiter=separator, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
     )
     writer.writerows([("image", "caption"), *rows])
+    lines = any("\n" in cell or "\r" in cell for row in rows for cell in row)
+    assume(not (lines and any("." in cell or "://" in cell for row in rows for cell in row)))
     found = list(read(file.getvalue()).values())
-    blank = [row for row in rows if not "".join(row).strip(" \t\r\n") and not quoted]
-    expected = [tuple(cell if cell.strip() else None for cell in row) for row in rows]
-    if not any("://" in cell or "." in cell for row in rows for cell in row) and not blank:
-        assert found == expected
+    assert found == [tuple(None if cell in MISSING else cell for cell in row) for row in rows]
 
 
 lines = st.lists(st.text('ab,"\n\r ;.png', max_size=12), max_size=8)
