@@ -188,6 +188,11 @@ class Dataset:
             raise UserError(
                 f"{self._name(index, extension)}: not a plain array ({error}); derive it again"
             ) from error
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise UserError(
+                f"{self._name(index, extension)}: holds NaN or infinite values; derive it again "
+                "with a sound model"
+            )
         return array
 
     def _name(self, index: int, extension: str) -> str:

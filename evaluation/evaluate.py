@@ -1,5 +1,6 @@
 """One entry for the three kinds of evaluation."""
 
+import math
 from pathlib import Path
 from typing import assert_never
 
@@ -16,6 +17,7 @@ from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
 from evaluation.stages import Progress, Stages
 from evaluation.text_to_image import evaluate_text_to_image
+from mezzotint.common.errors import UserError
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 
@@ -33,7 +35,8 @@ def evaluate(
     The processes of a group share the work and have the same result; the main one writes.
 
     Raises:
-        UserError: something that is read is missing or does not fit.
+        UserError: something that is read is missing or does not fit, or a sample, a feature or a
+            metric is not finite; nothing is written then.
     """
     runtime = Runtime.of(device, config.precision, group)
     stages = Stages(progress)
@@ -49,9 +52,24 @@ def evaluate(
     result = EvaluationResult(
         config.kind, config.name, found.protocol, found.metrics, stages.seconds
     )
+    require_finite_metrics(result)
     if runtime.group.is_main:
         directory = Path(out)
         directory.mkdir(parents=True, exist_ok=True)
         found.write_images(directory)
         result.write(directory)
     return result
+
+
+def require_finite_metrics(result: EvaluationResult) -> None:
+    """Refuse a result with a number that is not finite.
+
+    Raises:
+        UserError: with the first such metric.
+    """
+    for name, value in result.numbers().items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{result.name}: the metric {name} is {value}; look at the images of the model "
+                "before evaluating it"
+            )

@@ -29,6 +29,7 @@ from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import perplexity
 from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
+from models.finite import NonFiniteError, require_finite
 
 Model = DVAE | Autoencoder | VQVAE2
 GRID = "grid_reconstructions.png"
@@ -69,8 +70,9 @@ class ReconstructionEvaluator:
             found[f"codes/{name}"] = torch.bincount(array.flatten(), minlength=size)[None]
         if self.network is not None:
             with torch.autocast(device.type, enabled=False):
-                found["original"] = self.network.features(original.cpu())
-                found["reconstruction"] = self.network.features(reconstruction.cpu())
+                for name, each in (("original", original), ("reconstruction", reconstruction)):
+                    found[name] = self.network.features(each.cpu())
+                    require_finite(f"features of its {name} are", found[name])
         return {name: each.cpu() for name, each in found.items()}
 
     def evaluate_blocks(
@@ -80,7 +82,11 @@ class ReconstructionEvaluator:
 
         def compute(block: range) -> Mapping[str, Tensor]:
             indices = chosen[block.start : block.stop]
-            found = self.evaluate_block(indices, max(self.config.grid_images - block.start, 0))
+            try:
+                found = self.evaluate_block(indices, max(self.config.grid_images - block.start, 0))
+            except NonFiniteError as error:
+                names = [f"sample '{self.dataset.entry(index).key}'" for index in indices]
+                raise error.named(names) from error
             progress(block.stop, len(chosen))
             return found
 

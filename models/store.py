@@ -24,6 +24,7 @@ from mezzotint.common.errors import UserError, first_error
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
+from models.finite import require_finite_weights
 from models.nn.initialization import assign_state
 from models.text_source import TextSource
 
@@ -82,9 +83,11 @@ def save(
     `weights` is the state dict; buffers that are not persistent may be in it and are left out.
 
     Raises:
-        UserError: weights that are not the model's, or a directory that cannot be written.
+        UserError: weights that are not the model's or not finite, or a directory that cannot be
+            written.
     """
     chosen = _persistent(config, weights)
+    require_finite_weights(directory, chosen)
     header = partial(
         ModelInfo,
         model=config,
@@ -128,7 +131,8 @@ def load(
     It is built without memory and takes the weights as they are read: nothing is initialised.
 
     Raises:
-        UserError: a missing or changed file, or weights that do not fit the config.
+        UserError: a missing or changed file, or weights that do not fit the config or are not
+            finite.
     """
     header = describe(directory)
     with torch.device("meta"):
@@ -137,9 +141,11 @@ def load(
     for entry in header.weights:
         content = _verified(directory, entry.file, entry.sha256, entry.bytes)
         try:
-            state.update(parse_safetensors(content))
+            weights = parse_safetensors(content)
         except SafetensorError as error:
             raise UserError(f"{storage.join(directory, entry.file)}: {error}") from error
+        require_finite_weights(storage.join(directory, entry.file), weights)
+        state.update(weights)
     try:
         assign_state(model, state, device=torch.device(device), dtype=dtype)
     except RuntimeError as error:

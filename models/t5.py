@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError, first_error
+from models.finite import require_finite_weights
 from models.nn import initialization
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -249,6 +250,8 @@ def _tensors(files: list[Path], expected: set[str]) -> Iterator[tuple[str, Tenso
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     if name in expected or name == "encoder.embed_tokens.weight":
-                        yield name, file.get_tensor(name)
+                        tensor = file.get_tensor(name)
+                        require_finite_weights(str(path), {name: tensor})
+                        yield name, tensor
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -110,9 +110,14 @@ def write_shards(
     storage.remove(storage.join(url, MANIFEST_NAME))
     shards: list[ShardEntry] = []
     iterator = iter(samples)
-    while group := tuple(itertools.islice(iterator, shard_size)):
-        file = shard_name(name, len(shards), compress=compress)
-        shards.append(write_shard(group, url, file, compress=compress))
+    try:
+        while group := tuple(itertools.islice(iterator, shard_size)):
+            file = shard_name(name, len(shards), compress=compress)
+            shards.append(write_shard(group, url, file, compress=compress))
+    except UserError:
+        for shard in shards:  # nothing is left of a set that cannot be finished
+            storage.remove(storage.join(url, shard.name))
+        raise
     manifest = Manifest(
         name=name,
         fields=dict(fields),

@@ -11,6 +11,7 @@ from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import Prompt
 from models.diffusion.likelihood import bits_per_value, dequantized
 from models.diffusion.solvers.grids import LogSnrTimesConfig
+from models.finite import require_finite
 
 LEVELS = 256
 
@@ -44,17 +45,23 @@ def bits_per_dimension(
     levels: Tensor,
     prompts: Sequence[Prompt],
     integration: Integration,
+    names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Bits:
     """Bits per dimension of images (n, H, W, 3) uint8, each conditioned on its prompt.
 
     The density is the model's of data with the noise of the starting time, as good a density as
     any. Uniform dequantisation makes the mean an upper bound of the bits of the levels themselves,
-    in expectation over the noise and up to the error of the steps.
+    in expectation over the noise and up to the error of the steps. `names` are those of the images
+    in messages.
+
+    Raises:
+        NonFiniteError: bits of an image are not finite.
     """
     runtime, steps, size = generator.runtime, integration.steps, integration.batch
     times = LogSnrTimesConfig(last=integration.start).build(generator.schedule, steps)
     blocks = -(-len(levels) // size)
+    names = names or [f"image {index}" for index in range(len(levels))]
 
     def compute(block: range) -> Mapping[str, Tensor]:
         index, chosen = block.start // size, slice(block.start, block.stop)
@@ -75,6 +82,7 @@ def bits_per_dimension(
             progress=report,
         )
         bits = bits_per_value(likelihood.log_density, images[0].numel(), count=LEVELS)
+        require_finite("its bits per dimension are", bits, [names[row] for row in block])
         return {"bits": bits.cpu()}
 
     each = runtime.group.concatenate_blocks(compute, len(levels), size)["bits"].double()

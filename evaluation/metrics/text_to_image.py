@@ -98,7 +98,7 @@ def clip_metrics(
         return runtime.in_blocks(clip.images, images, size=128)
 
     def embed_texts(captions: Sequence[str]) -> Tensor:
-        return runtime.in_blocks(clip.texts, captions, size=256)
+        return runtime.in_blocks(clip.texts, captions, size=256, item_name="caption")
 
     texts = embed_texts(reference.captions)
     index_of = {key: index for index, key in enumerate(reference.keys)}

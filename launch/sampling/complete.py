@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.images import decode
@@ -21,6 +22,7 @@ from mezzotint.inference.model_lookup import system_of
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
+from models.finite import NonFiniteError
 
 HIDDEN = 222
 """Grey level of what is not given."""
@@ -74,6 +76,14 @@ def complete(
     )
 
 
+def prefix_codes(generator: DalleGenerator, given: Tensor, rows: int, image: Path) -> Tensor:
+    """Codes of the upper rows of an image, which messages name by its file."""
+    try:
+        return generator.prefix_codes(given, rows)
+    except NonFiniteError as error:
+        raise error.named([str(image)]) from error
+
+
 def complete_on(
     config: DalleSystem,
     image: Path,
@@ -93,7 +103,7 @@ def complete_on(
         prompts=tuple(map(Prompt, captions)),
         number=max(options.candidates, options.number),
         seed=options.seed,
-        prefix_codes=generator.prefix_codes(given, rows),
+        prefix_codes=prefix_codes(generator, given, rows, image),
     )
     with Reporter(None, shows=group.is_main) as reporter:
         result = generator.generate(request, progress=reporter.callback("complete"))

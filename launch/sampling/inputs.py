@@ -21,6 +21,8 @@ class InputImages:
 
     images: Tensor
     """(n, 3, H, W) in [-1, 1]."""
+    names: tuple[str, ...]
+    """Keys or files, for messages."""
     captions: tuple[str, ...]
     source: str
     """For reports: the files, or the set with its fingerprint."""
@@ -53,6 +55,7 @@ def images_of_set(
     where = url if split is None else f"{url} ({split})"
     return InputImages(
         images=batch.images,
+        names=tuple(f"{url}: sample '{key}'" for key in batch.keys),
         captions=tuple(batch.captions),
         source=f"{where}, fingerprint {dataset.manifest.fingerprint[:12]}",
         labels=None if label is None else tuple(batch.labels.tolist()),
@@ -79,5 +82,9 @@ def images_of_files(paths: Sequence[Path], image: ImageConfig) -> InputImages:
             raise UserError(f"{path}: no such image")
         content = decode(path.read_bytes(), image, str(path))
         read.append(from_bytes(torch.from_numpy(content.copy())))
-    names = ", ".join(path.name for path in paths)
-    return InputImages(torch.stack(read), tuple("" for _ in paths), names)
+    return InputImages(
+        images=torch.stack(read),
+        names=tuple(map(str, paths)),
+        captions=("",) * len(paths),
+        source=", ".join(path.name for path in paths),
+    )

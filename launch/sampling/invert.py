@@ -16,7 +16,7 @@ from data_pipeline.image_grid import GridAxis, GridCell, image_grid
 from evaluation.metrics.psnr import psnr
 from launch.processes import run_in_processes
 from launch.progress import Reporter
-from launch.sampling.inputs import images_of_files
+from launch.sampling.inputs import InputImages, images_of_files
 from launch.sampling.noise_file import NoiseFile
 from launch.sampling.overrides import Value, with_overrides
 from mezzotint.common.errors import UserError
@@ -30,6 +30,7 @@ from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.inversion import noise_statistics
+from models.finite import require_finite
 
 BATCH = 16
 """Images inverted together."""
@@ -188,10 +189,11 @@ def invert_on(
     runtime = Runtime.of(device, "fp32", group)
     generator = DiffusionGenerator.load(DiffusionSystem(model=model.directory), runtime)
     image = image_config(model.directory, generator.image_size, options.preprocessing)
-    images = images_of_files(paths, image).images
+    given = images_of_files(paths, image)
+    images = given.images
     with Reporter(None, shows=group.is_main and options.show_progress) as reporter:
         results = tuple(
-            invert_in_steps(generator, images, prompts, steps, options, reporter)
+            invert_in_steps(generator, given, prompts, steps, options, reporter)
             for steps in options.steps
         )
     if not group.is_main:
@@ -212,13 +214,18 @@ def invert_on(
 
 def invert_in_steps(
     generator: DiffusionGenerator,
-    images: Tensor,
+    given: InputImages,
     prompts: Sequence[Prompt],
     steps: int,
     options: InvertOptions,
     reporter: Reporter,
 ) -> InversionResult:
-    """All images with one number of steps, in blocks."""
+    """All images with one number of steps, in blocks.
+
+    Raises:
+        NonFiniteError: noise or reconstruction of an image are not finite.
+    """
+    images = given.images
     settings: dict[str, Value] = {"steps": steps, "times": options.times, "thresholding": "none"}
     config = with_overrides(generator.config, settings | {"last": options.start})
     chosen = replace(generator, config=config)
@@ -227,6 +234,8 @@ def invert_in_steps(
     def compute(block: range) -> Mapping[str, Tensor]:
         rows = slice(block.start, block.stop)
         result = chosen.invert(images[rows], prompts[rows], progress)
+        require_finite("its noise is", result.noise, given.names[rows])
+        require_finite("its reconstruction is", result.reconstruction, given.names[rows])
         return {"noise": result.noise, "reconstruction": to_bytes(result.reconstruction)}
 
     found = generator.runtime.group.concatenate_blocks(compute, len(images), BATCH)

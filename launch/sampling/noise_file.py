@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from models.finite import require_finite_weights
 
 NAME, ABOUT = "noise", "mezzotint"
 
@@ -42,6 +43,7 @@ def read_noise(path: Path) -> NoiseFile:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[ABOUT])
             noise = file.get_tensor(NAME)
+        require_finite_weights(str(path), {NAME: noise})
         return NoiseFile(
             noise=noise,
             digest=str(about["digest"]),

@@ -28,6 +28,7 @@ from models.diffusion.unet.guided_diffusion import (
     to_guided_diffusion,
 )
 from models.diffusion.unet.network import UNetConfig
+from models.finite import require_finite_weights
 from trainer.recipe import apply_override, load, validate
 
 SourceFormat = Literal["guided_diffusion", "diffusers", "dit", "taming"]
@@ -149,12 +150,14 @@ def _config(
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        weights = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt, .bin) "
             "can run code when it is loaded: convert it to safetensors first"
         ) from error
+    require_finite_weights(str(file), weights)
+    return weights
 
 
 def _reader(

@@ -20,6 +20,7 @@ from models import store
 from models.autoencoders.protocols import DiscreteAutoencoder
 from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
+from models.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,8 @@ def rank(
     ranker: ClipEmbedder | None, images: Tensor, captions: Sequence[str]
 ) -> Mapping[str, Tensor]:
     """The `scores` (B,) of images (B, 3, H, W), if there is a ranker."""
-    return {} if ranker is None else {"scores": ranker.scores(images, captions)}
+    if ranker is None:
+        return {}
+    scores = ranker.scores(images, captions)
+    require_finite("its CLIP score is", scores)
+    return {"scores": scores}

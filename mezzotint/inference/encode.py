@@ -20,6 +20,7 @@ from models.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.dvae import DVAE, DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
+from models.finite import NonFiniteError, require_finite
 
 Progress = Callable[[int, int], None]
 LATENTS, DEVIATIONS = "latents", "latent_deviations"
@@ -91,6 +92,7 @@ def encode_set(
     Raises:
         UserError: the model directory holds no autoencoder, or none with the latents asked for;
             `data.image` states another preprocessing than its own.
+        NonFiniteError: a sample's arrays are not finite; nothing is left of the new set.
     """
     data = feeding(data, model, encoder_size(model, latents=latents))
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
@@ -102,8 +104,15 @@ def encode_set(
 
     def compute(rows: range) -> Mapping[str, Tensor]:
         images = dataset.batch(rows).images.to(runtime.device)
-        with runtime.inference():
-            return {name: each.cpu() for name, each in encode(images).items()}
+        try:
+            with runtime.inference():
+                found = encode(images)
+            for name, each in found.items():
+                require_finite(f"array '{name}' is", each)
+        except NonFiniteError as error:
+            names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
+            raise error.named(names) from error
+        return {name: each.cpu() for name, each in found.items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         done = 0

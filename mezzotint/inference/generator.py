@@ -18,6 +18,7 @@ from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.config import SystemConfig
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
+from models.finite import NonFiniteError
 from models.nn.random import BatchGenerator
 
 Progress = Callable[[int, int], None]
@@ -181,6 +182,7 @@ class ImageGenerator(ABC):
         Raises:
             UserError: the system cannot be conditioned on what a prompt has, or reports no steps
                 to a callback.
+            NonFiniteError: an image, its codes or its score are not finite.
         """
         self._check(request)
         if callback is not None and not self.reports_steps:
@@ -208,7 +210,10 @@ class ImageGenerator(ABC):
                 report=report,
                 callback=None if indices.start else callback,
             )
-            return {name: each.cpu() for name, each in self._sample(block).items()}
+            try:
+                return {name: each.cpu() for name, each in self._sample(block).items()}
+            except NonFiniteError as error:
+                raise error.named([image_name(*row) for row in chosen]) from error
 
         with self.runtime.inference():
             parts = list(self.runtime.group.map_blocks(compute, len(rows), size))
@@ -239,6 +244,13 @@ class ImageGenerator(ABC):
     @abstractmethod
     def protocol(self) -> Mapping[str, object]:
         """Model digests, sampler, steps, guidance: what is needed to repeat a result."""
+
+
+def image_name(number: int, prompt: Prompt) -> str:
+    """One image of a prompt, for messages."""
+    words = [repr(prompt.text)] if prompt.text is not None else []
+    words += [] if prompt.label is None else [f"class {prompt.label}"]
+    return f"image {number} of {', '.join(words) or 'the unconditional prompt'}"
 
 
 def image_generator(seed: int, number: int, prompt: Prompt) -> torch.Generator:

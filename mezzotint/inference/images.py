@@ -6,9 +6,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.finite import require_finite
+
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3) uint8; values outside are clipped."""
+    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3) uint8: rounded, and clipped.
+
+    Raises:
+        NonFiniteError: images (B, 3, H, W) of which one has values that are not finite.
+    """
+    require_finite("the image is", images)
     levels = (images.float() + 1.0) * 127.5
     return levels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
 

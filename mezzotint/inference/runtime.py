@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.inference.process_group import ProcessGroup
+from models.finite import NonFiniteError, require_finite
 
 Precision = Literal["auto", "fp32", "bf16"]
 """`auto` is bf16 autocast where the device multiplies bf16 matrices, else fp32."""
@@ -65,16 +66,25 @@ class Runtime:
         items: Items,
         *,
         size: int,
+        item_name: str = "image",
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """`function` of every `size` items, concatenated on the CPU.
 
         The blocks depend on `size` alone and each is computed by one process, so the result is the
         same for any number of processes.
+
+        Raises:
+            NonFiniteError: values are not finite, with the number of the item.
         """
 
         def compute(block: range) -> Mapping[str, Tensor]:
-            values = function(items[block.start : block.stop]).cpu()
+            try:
+                values = function(items[block.start : block.stop]).cpu()
+                require_finite("what was computed of it is", values)
+            except NonFiniteError as error:
+                names = [f"{item_name} {index}" for index in block]
+                raise error.named(names) from error
             if progress is not None:
                 progress(block.stop, len(items))
             return {"values": values}

@@ -12,6 +12,7 @@ from models.autoencoders.losses import map_pixels, reconstruction
 from models.autoencoders.protocols import FirstStage, Reconstruction
 from models.autoencoders.pyramid import Decoder, Encoder
 from models.checks import require_multiple
+from models.finite import require_finite
 
 
 class DVAEConfig(BaseModel, frozen=True, extra="forbid"):
@@ -79,8 +80,14 @@ class DVAE(nn.Module, FirstStage):
         return self.encoder(map_pixels(image.float())).float()
 
     def tokens(self, image: Tensor) -> Tensor:
-        """The most probable codes: (B, h, w) int64."""
-        return self.logits(image).argmax(dim=1)
+        """The most probable codes: (B, h, w) int64.
+
+        Raises:
+            NonFiniteError: logits are not finite.
+        """
+        logits = self.logits(image)
+        require_finite("the logits of its codes are", logits)
+        return logits.argmax(dim=1)
 
     def decode_tokens(self, codes: Tensor) -> Tensor:
         """Decode codes (B, h, w) to (B, 3, H, W) in [-1, 1], fp32."""

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
+from models.finite import require_finite
 from models.nn import initialization
 
 CHUNK_CPU, CHUNK_GPU = 2**22, 2**26
@@ -92,7 +93,12 @@ class Quantizer(nn.Module, ABC):
         return h.float()
 
     def tokens(self, h: Tensor) -> Tensor:
-        """Nearest codes (B, h, w) int64 of (B, D, h, w)."""
+        """Nearest codes (B, h, w) int64 of (B, D, h, w).
+
+        Raises:
+            NonFiniteError: encoder outputs are not finite.
+        """
+        require_finite("the encoder's output is", h)
         return grid(nearest(vectors(h), self.codebook.float()), h.shape)
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from mezzotint.common.errors import UserError
 from models.autoregressive.cuda_graph_decoder import CudaGraphDecoder
 from models.autoregressive.prior import PAD, Prior
+from models.finite import require_finite
 from models.nn.attention import KVCache
 from models.nn.cpu import is_enabled
 from models.nn.cpu.decoder import TokenDecoder, has_no_hooks
@@ -52,6 +53,7 @@ def generate(
 
     Raises:
         UserError: `text` or `prefix` does not have the prior's shape.
+        NonFiniteError: logits are not finite.
     """
     config = prior.config
     total = config.image_length
@@ -68,6 +70,7 @@ def generate(
         codes[:, :given] = prefix
     guided = sampling.guidance != 1.0
     branches = torch.cat([text, torch.full_like(text, PAD)]) if guided else text
+    checksum = torch.zeros(len(text), device=text.device)  # without a wait for the device
     next_logits = token_predictor(prior, branches, cache=sampling.cache)
     for position in range(given, total):
         known = codes.narrow(1, 0, position)
@@ -75,9 +78,11 @@ def generate(
         if guided:
             conditional, unconditional = logits.float().chunk(2)
             logits = unconditional + sampling.guidance * (conditional - unconditional)
+        checksum += logits.float().sum(dim=-1)
         codes[:, position] = sample_token(logits, sampling, rng)
         if progress is not None:
             progress(position + 1 - given, total - given)
+    require_finite("the logits of its codes are", checksum)
     return codes
 
 
