@@ -45,8 +45,9 @@ def bits_per_dimension(
     levels: Tensor,
     prompts: Sequence[Prompt],
     integration: Integration,
-    names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> Bits:
     """Bits per dimension of images (n, H, W, 3) uint8, each conditioned on its prompt.
 

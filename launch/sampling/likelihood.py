@@ -104,7 +104,7 @@ def evaluate_on(
             to_bytes(found.images),
             prompts,
             options.integration,
-            found.names,
             reporter.callback("likelihood"),
+            names=found.names,
         )
     return LikelihoodResult(bits, found.source) if group.is_main else None
