@@ -29,7 +29,7 @@ from models.autoencoders.autoencoder import Autoencoder
 from models.autoencoders.bottleneck import perplexity
 from models.autoencoders.dvae import DVAE
 from models.autoencoders.hierarchical import VQVAE2
-from models.finite import NonFiniteError, require_finite
+from models.finite import named_samples, require_finite
 
 Model = DVAE | Autoencoder | VQVAE2
 GRID = "grid_reconstructions.png"
@@ -82,11 +82,9 @@ class ReconstructionEvaluator:
 
         def compute(block: range) -> Mapping[str, Tensor]:
             indices = chosen[block.start : block.stop]
-            try:
+            names = [f"sample '{self.dataset.entry(index).key}'" for index in indices]
+            with named_samples(names):
                 found = self.evaluate_block(indices, max(self.config.grid_images - block.start, 0))
-            except NonFiniteError as error:
-                names = [f"sample '{self.dataset.entry(index).key}'" for index in indices]
-                raise error.named(names) from error
             progress(block.stop, len(chosen))
             return found
 

@@ -1,6 +1,7 @@
 """Numbers that are not finite stop where they arise, with the weight or the sample by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ def require_finite(what: str, values: Tensor, names: Sequence[str] = ()) -> None
         return
     rows = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
     raise NonFiniteError(what, int((~rows).nonzero()[0]), names)
+
+
+@contextmanager
+def named_samples(names: Sequence[str]) -> Iterator[None]:
+    """Name the samples of a batch in the errors of what is computed inside."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise error.named(names) from error
 
 
 def is_finite(values: Tensor) -> bool:

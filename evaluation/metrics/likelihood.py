@@ -12,6 +12,7 @@ from mezzotint.inference.generator import Prompt
 from models.diffusion.likelihood import bits_per_value, dequantized
 from models.diffusion.solvers.grids import LogSnrTimesConfig
 from models.finite import require_finite
+from models.nn.random import BatchGenerator
 
 LEVELS = 256
 
@@ -47,22 +48,22 @@ def bits_per_dimension(
     integration: Integration,
     progress: Callable[[int, int], None] | None = None,
     *,
-    names: Sequence[str] = (),
+    keys: Sequence[str] = (),
 ) -> Bits:
     """Bits per dimension of images (n, H, W, 3) uint8, each conditioned on its prompt.
 
     The density is the model's of data with the noise of the starting time, as good a density as
     any. Uniform dequantisation makes the mean an upper bound of the bits of the levels themselves,
-    in expectation over the noise and up to the error of the steps. `names` are those of the images
-    in messages.
+    in expectation over the noise and up to the error of the steps. Each image has its own random
+    generator, keyed by (seed, key): its bits do not depend on the other images. `keys` are by
+    default its number.
 
     Raises:
         NonFiniteError: bits of an image are not finite.
     """
-    runtime, steps, size = generator.runtime, integration.steps, integration.batch
-    times = LogSnrTimesConfig(last=integration.start).build(generator.schedule, steps)
-    blocks = -(-len(levels) // size)
-    names = names or [f"image {index}" for index in range(len(levels))]
+    runtime, size = generator.runtime, integration.batch
+    times = LogSnrTimesConfig(last=integration.start).build(generator.schedule, integration.steps)
+    blocks, named = -(-len(levels) // size), keys or [str(index) for index in range(len(levels))]
 
     def compute(block: range) -> Mapping[str, Tensor]:
         index, chosen = block.start // size, slice(block.start, block.stop)
@@ -72,7 +73,9 @@ def bits_per_dimension(
             if progress is not None:
                 progress(index * total + together * done, blocks * total)
 
-        rng = keyed_generator(integration.seed, "likelihood", block.start)
+        rng = BatchGenerator.of(
+            [keyed_generator(integration.seed, "likelihood", key) for key in named[chosen]]
+        )
         images = dequantized(levels[chosen].movedim(-1, -3), rng, count=LEVELS)
         likelihood = generator.log_likelihood(
             images,
@@ -83,22 +86,26 @@ def bits_per_dimension(
             progress=report,
         )
         bits = bits_per_value(likelihood.log_density, images[0].numel(), count=LEVELS)
-        require_finite("its bits per dimension are", bits, [names[row] for row in block])
+        names = [f"sample '{key}'" for key in named[chosen]]
+        require_finite("its bits per dimension are", bits, names)
         return {"bits": bits.cpu()}
 
     each = runtime.group.concatenate_blocks(compute, len(levels), size)["bits"].double()
-    return Bits(
-        mean=bootstrap_mean(each, keyed_generator(integration.seed, "bits")),
-        each=each,
-        protocol={
-            "digests": dict(generator.digests),
-            "ode": f"probability flow, {steps} Heun steps equal in log signal-to-noise ratio",
-            "density": f"of noisy data at time {integration.start:g}",
-            "divergence": f"Hutchinson, {integration.probes} probes of signs",
-            "dequantisation": f"uniform over {LEVELS} levels",
-            "prior": "N(0, sigma^2) at the noisy end",
-            "interval": "95%, bootstrap over images",
-            "precision": "fp32",
-            "seed": integration.seed,
-        },
-    )
+    mean = bootstrap_mean(each, keyed_generator(integration.seed, "bits"))
+    return Bits(mean, each, _protocol(generator, integration))
+
+
+def _protocol(generator: DiffusionGenerator, integration: Integration) -> Mapping[str, object]:
+    return {
+        "digests": dict(generator.digests),
+        "ode": f"probability flow, {integration.steps} Heun steps equal in log signal-to-noise "
+        "ratio",
+        "density": f"of noisy data at time {integration.start:g}",
+        "divergence": f"Hutchinson, {integration.probes} probes of signs",
+        "dequantisation": f"uniform over {LEVELS} levels",
+        "prior": "N(0, sigma^2) at the noisy end",
+        "randomness": "one generator per image, keyed by (seed, key)",
+        "interval": "95%, bootstrap over images",
+        "precision": "fp32",
+        "seed": integration.seed,
+    }

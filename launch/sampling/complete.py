@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.images import decode
@@ -22,7 +21,7 @@ from mezzotint.inference.model_lookup import system_of
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
-from models.finite import NonFiniteError
+from models.finite import named_samples
 
 HIDDEN = 222
 """Grey level of what is not given."""
@@ -76,14 +75,6 @@ def complete(
     )
 
 
-def prefix_codes(generator: DalleGenerator, given: Tensor, rows: int, image: Path) -> Tensor:
-    """Codes of the upper rows of an image, which messages name by its file."""
-    try:
-        return generator.prefix_codes(given, rows)
-    except NonFiniteError as error:
-        raise error.named([str(image)]) from error
-
-
 def complete_on(
     config: DalleSystem,
     image: Path,
@@ -99,11 +90,13 @@ def complete_on(
     prepared = image_config(config.dvae, size, options.preprocessing)
     given = torch.from_numpy(decode(image.read_bytes(), prepared, str(image)).copy())
     rows = height * 7 // 16 if options.rows is None else options.rows
+    with named_samples([str(image)]):
+        prefix = generator.prefix_codes(given, rows)
     request = GenerationRequest(
         prompts=tuple(map(Prompt, captions)),
         number=max(options.candidates, options.number),
         seed=options.seed,
-        prefix_codes=prefix_codes(generator, given, rows, image),
+        prefix_codes=prefix,
     )
     with Reporter(None, shows=group.is_main) as reporter:
         result = generator.generate(request, progress=reporter.callback("complete"))

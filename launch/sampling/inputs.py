@@ -55,7 +55,7 @@ def images_of_set(
     where = url if split is None else f"{url} ({split})"
     return InputImages(
         images=batch.images,
-        names=tuple(f"{url}: sample '{key}'" for key in batch.keys),
+        names=batch.keys,
         captions=tuple(batch.captions),
         source=f"{where}, fingerprint {dataset.manifest.fingerprint[:12]}",
         labels=None if label is None else tuple(batch.labels.tolist()),

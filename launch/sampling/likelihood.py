@@ -105,6 +105,6 @@ def evaluate_on(
             prompts,
             options.integration,
             reporter.callback("likelihood"),
-            names=found.names,
+            keys=found.names,
         )
     return LikelihoodResult(bits, found.source) if group.is_main else None

@@ -20,7 +20,7 @@ from models.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.dvae import DVAE, DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
-from models.finite import NonFiniteError, require_finite
+from models.finite import named_samples, require_finite
 
 Progress = Callable[[int, int], None]
 LATENTS, DEVIATIONS = "latents", "latent_deviations"
@@ -104,15 +104,9 @@ def encode_set(
 
     def compute(rows: range) -> Mapping[str, Tensor]:
         images = dataset.batch(rows).images.to(runtime.device)
-        try:
-            with runtime.inference():
-                found = encode(images)
-            for name, each in found.items():
-                require_finite(f"array '{name}' is", each)
-        except NonFiniteError as error:
-            names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
-            raise error.named(names) from error
-        return {name: each.cpu() for name, each in found.items()}
+        names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
+        with runtime.inference(), named_samples(names):
+            return {name: each.cpu() for name, each in encode(images).items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         done = 0
@@ -137,7 +131,14 @@ def _encoder(
     fields = tuple(model.vocabularies())
     if isinstance(model, Autoencoder) and (latents or not fields):
         gaussian = isinstance(model.config.bottleneck, Gaussian)
-        return model.latent_arrays, (LATENTS, DEVIATIONS) if gaussian else (LATENTS,)
+
+        def encode(images: Tensor) -> Mapping[str, Tensor]:
+            arrays = model.latent_arrays(images)
+            for name, each in arrays.items():
+                require_finite(f"array '{name}' is", each)
+            return arrays
+
+        return encode, (LATENTS, DEVIATIONS) if gaussian else (LATENTS,)
 
     def codes(images: Tensor) -> Mapping[str, Tensor]:
         return {name: each.to(torch.int32) for name, each in model.code_arrays(images).items()}

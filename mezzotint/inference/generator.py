@@ -18,7 +18,7 @@ from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.config import SystemConfig
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
-from models.finite import NonFiniteError
+from models.finite import named_samples
 from models.nn.random import BatchGenerator
 
 Progress = Callable[[int, int], None]
@@ -48,6 +48,16 @@ class GenerationRequest:
     """(number, 3, H, W): where a diffusion model starts, instead of noise of the seed."""
     prefix_codes: Tensor | None = None
     """(r, w) int64: the first rows of codes of every image, for a prior over codes."""
+
+    def rows(self) -> list[tuple[int, Prompt]]:
+        """Number and prompt of every image, in the order of generation.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not self.prompts or self.number < 1:
+            raise UserError("prompts: the request is empty")
+        return [(number, prompt) for number in range(self.number) for prompt in self.prompts]
 
     def refuse(self, kind: str, *, noise: bool = False, prefix: bool = False) -> None:
         """Refuse inputs that a system of this kind does not take.
@@ -188,9 +198,7 @@ class ImageGenerator(ABC):
         if callback is not None and not self.reports_steps:
             raise UserError(f"callback: a {self.config.kind} reports no steps; leave it out")
         start, size = time.monotonic(), request.batch_size
-        rows = [(number, prompt) for number in range(request.number) for prompt in request.prompts]
-        if not rows:
-            raise UserError("prompts: the request is empty")
+        rows = request.rows()
 
         def compute(indices: range) -> Mapping[str, Tensor]:
             chosen = rows[indices.start : indices.stop]
@@ -210,10 +218,8 @@ class ImageGenerator(ABC):
                 report=report,
                 callback=None if indices.start else callback,
             )
-            try:
+            with named_samples([image_name(*row) for row in chosen]):
                 return {name: each.cpu() for name, each in self._sample(block).items()}
-            except NonFiniteError as error:
-                raise error.named([image_name(*row) for row in chosen]) from error
 
         with self.runtime.inference():
             parts = list(self.runtime.group.map_blocks(compute, len(rows), size))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.inference.process_group import ProcessGroup
-from models.finite import NonFiniteError, require_finite
+from models.finite import named_samples, require_finite
 
 Precision = Literal["auto", "fp32", "bf16"]
 """`auto` is bf16 autocast where the device multiplies bf16 matrices, else fp32."""
@@ -79,12 +79,9 @@ class Runtime:
         """
 
         def compute(block: range) -> Mapping[str, Tensor]:
-            try:
+            with named_samples([f"{item_name} {index}" for index in block]):
                 values = function(items[block.start : block.stop]).cpu()
                 require_finite("what was computed of it is", values)
-            except NonFiniteError as error:
-                names = [f"{item_name} {index}" for index in block]
-                raise error.named(names) from error
             if progress is not None:
                 progress(block.stop, len(items))
             return {"values": values}

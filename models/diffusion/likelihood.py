@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from models.diffusion.process import Denoiser
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.solver import ProgressCallback, TimeGrid, call_denoiser, time_grid
-from models.nn.random import normal
+from models.nn.random import coins, normal, uniform
 
 C = TypeVar("C")
 Field = Callable[[Tensor], Tensor]
@@ -47,12 +47,12 @@ class Hutchinson:
         distribution: Literal["signs", "normal"] = "signs",
     ) -> None:
         """Probes for points shaped as `like` (B, ...)."""
-        shape = (probes, *like.shape)
+        shape = (len(like), probes, *like.shape[1:])
         if distribution == "signs":
-            coins = torch.randint(2, shape, generator=rng, device=rng.device).to(like)
-            self._probes = coins * 2 - 1
+            found = coins(shape, rng).to(like) * 2 - 1
         else:
-            self._probes = normal(shape, rng, like.device, like.dtype)
+            found = normal(shape, rng, like.device, like.dtype)
+        self._probes = found.transpose(0, 1)
 
     def __call__(self, field: Field, x: Tensor) -> Flow:
         with torch.enable_grad():
@@ -151,7 +151,7 @@ def dequantized(levels: Tensor, rng: Generator, *, count: int = 256) -> Tensor:
 
     Uniform dequantisation: E ln p of the result is a lower bound of the discrete ln P.
     """
-    noise = torch.rand(levels.shape, generator=rng, dtype=torch.float64, device=levels.device)
+    noise = uniform(levels.shape, rng, levels.device, torch.float64)
     return ((levels + noise) * (2 / count) - 1).to(torch.get_default_dtype())
 
 

@@ -43,6 +43,26 @@ def normal(
     return per_sample(shape, rng, sample).to(device)
 
 
+def uniform(
+    shape: Sequence[int], rng: Generator, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uniform numbers in [0, 1) of a shape, made on the generator's device."""
+
+    def sample(size: Sequence[int], each: Generator) -> Tensor:
+        return torch.rand(size, generator=each, dtype=dtype, device=each.device)
+
+    return per_sample(shape, rng, sample).to(device)
+
+
+def coins(shape: Sequence[int], rng: Generator) -> Tensor:
+    """0 or 1, int64, of a shape, on the generator's device."""
+
+    def sample(size: Sequence[int], each: Generator) -> Tensor:
+        return torch.randint(2, size, generator=each, device=each.device)
+
+    return per_sample(shape, rng, sample)
+
+
 def randn_like(x: Tensor, rng: Generator) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `x` (B, ...)."""
     return normal(x.shape, rng, x.device, x.dtype)
@@ -50,9 +70,9 @@ def randn_like(x: Tensor, rng: Generator) -> Tensor:
 
 def gumbel_like(x: Tensor, rng: Generator) -> Tensor:
     """Standard Gumbel noise, -ln(-ln u) with u uniform, of the shape and device of `x`, in fp32."""
-    uniform = torch.rand(x.shape, generator=rng, dtype=torch.float32, device=x.device)
+    numbers = torch.rand(x.shape, generator=rng, dtype=torch.float32, device=x.device)
     # exactly 0 would give an infinite logit
-    return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
+    return numbers.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
 
 
 def categorical(probabilities: Tensor, rng: Generator) -> Tensor:
@@ -64,10 +84,7 @@ def categorical(probabilities: Tensor, rng: Generator) -> Tensor:
     if not isinstance(rng, BatchGenerator):
         return torch.multinomial(probabilities, 1, generator=rng)[:, 0]
 
-    def sample(size: Sequence[int], each: Generator) -> Tensor:
-        return torch.rand(size, generator=each, dtype=torch.float64, device=each.device)
-
-    uniform = per_sample((len(probabilities), 1), rng, sample).to(probabilities.device)
+    numbers = uniform((len(probabilities), 1), rng, probabilities.device, torch.float64)
     total = probabilities.double().cumsum(dim=-1)
-    index = torch.searchsorted(total, uniform * total[:, -1:], right=True)
+    index = torch.searchsorted(total, numbers * total[:, -1:], right=True)
     return index[:, 0].clamp(max=probabilities.shape[-1] - 1)
