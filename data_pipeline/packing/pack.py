@@ -215,6 +215,7 @@ def _noticed(
             continue
         if len(content.captions) > 1:
             found.append(("several captions", item.name))
+        found += [(note, item.name) for note in content.notes]
         if content.size is not None and min(content.size) < _TINY:
             found.append((f"a side below {_TINY} pixels", item.name))
         if content.size is not None and max(content.size) > _ELONGATED * min(content.size):

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data_pipeline.images import extension_of, open_rgb
+from data_pipeline.images import DecodedImage, extension_of, read_image
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import Content
 from data_pipeline.packing.report import Rejection
@@ -38,9 +38,9 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
             captions = [" ".join(captions)] if captions else []
         _check_captions(captions)
         image: dict[str, bytes] = {}
-        size = None
+        decoded = None
         if sample.image is not None:
-            image, size = _image(sample.image, name, options)
+            image, decoded = _image(sample.image, name, options)
     except InvalidSample as error:
         return Rejection(name=name, fault=error.fault, detail=shown_name(str(error)))
     text = {"txt": "\n".join(captions).encode()}
@@ -62,7 +62,8 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
         image=None if sample.image is None else _digest(sample.image),
         captions=tuple(sha256(_comparable(caption))[:16] for caption in captions),
         rest=rest.hexdigest()[:_DIGITS],
-        size=size,
+        size=decoded.image.size if decoded else None,
+        notes=tuple(sorted(decoded.notes)) if decoded else (),
     )
     return Pair(raw, content)
 
@@ -88,15 +89,16 @@ def _comparable(caption: str) -> str:
 
 def _image(
     content: bytes, name: str, options: PackOptions
-) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """An image as a member, after a trial decoding, and its width and height."""
+) -> tuple[dict[str, bytes], DecodedImage]:
+    """An image as a member, and as a trial decoding shows it."""
     extension = extension_of(content)
     if extension is None:
         raise InvalidSample("image unreadable", "not a PNG, JPEG or WebP file")
     try:
-        width, height = open_rgb(content, name, max_pixels=options.max_pixels).size
+        decoded = read_image(content, name, max_pixels=options.max_pixels)
     except UserError as error:
         raise InvalidSample("image unreadable", str(error)) from error
+    width, height = decoded.image.size
     if min(width, height) < options.min_size:
         raise InvalidSample(
             "image too small", f"{width} x {height} pixels, --min-size is {options.min_size}"
@@ -108,7 +110,7 @@ def _image(
             "image too elongated",
             f"{width} x {height} pixels, --max-aspect is {options.max_aspect:g}",
         )
-    return {extension: content}, (width, height)
+    return {extension: content}, decoded
 
 
 def _digest(content: bytes) -> str:

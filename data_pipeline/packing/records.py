@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.images import ImageNote
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from data_pipeline.packing.report import Rejection
 from mezzotint.common import storage
@@ -33,6 +34,8 @@ class Content(BaseModel, frozen=True):
     """Of the exact captions, the attributes and other members."""
     size: tuple[int, int] | None
     """Width and height of the image in pixels."""
+    notes: tuple[ImageNote, ...] = ()
+    """What is done to show the image."""
 
 
 class Item(BaseModel, frozen=True):
