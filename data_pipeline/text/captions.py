@@ -1,12 +1,18 @@
 """The captions of a sample: one a line of its KEY.txt, of which training draws one."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from data_pipeline.config import CaptionChoice
 from data_pipeline.sample_order import draw
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
+
+
+def normalise(caption: str) -> str:
+    """NFKC, lower case, single spaces: the form in which captions are tokenized."""
+    return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
 
 
 def caption_lines(text: str) -> tuple[str, ...]:

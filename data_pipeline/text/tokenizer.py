@@ -1,8 +1,6 @@
 """Captions as token ids: a sentencepiece BPE model, and BPE dropout with a keyed generator."""
 
 import heapq
-import io
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -11,19 +9,13 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from data_pipeline.text.captions import normalise
+from data_pipeline.text.train_tokenizer import SPECIAL_IDS, TokenizerOptions, train_tokenizer
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 TOKENIZER_NAME = "tokenizer.model"
-
-_LONGEST_CAPTION = 1 << 16
-"""Bytes; sentencepiece ignores longer training sentences."""
-
-
-def normalise(caption: str) -> str:
-    """NFKC, lower case, single spaces: the form in which captions are tokenized."""
-    return " ".join(unicodedata.normalize("NFKC", caption).lower().split())
 
 
 def load_sentencepiece(
@@ -65,14 +57,17 @@ class Tokenizer:
     def __init__(self, model_bytes: bytes, name: str = TOKENIZER_NAME) -> None:
         self.model_bytes = model_bytes
         self._name = name
-        special = {"pad": 0, "unk": 1, "bos": 2, "eos": 3}
         hint = "train one with `mezzotint data tokenizer`"
-        self._model = model = load_sentencepiece(model_bytes, name, special, hint)
+        self._model = model = load_sentencepiece(model_bytes, name, SPECIAL_IDS, hint)
+        ids = range(model.GetPieceSize())
+        no_text = (model.IsControl, model.IsUnknown, model.IsUnused, model.IsByte)
         self._pieces = {
             model.IdToPiece(id_): (model.GetScore(id_), id_)
-            for id_ in range(model.GetPieceSize())
-            if not (model.IsControl(id_) or model.IsUnknown(id_) or model.IsUnused(id_))
+            for id_ in ids
+            if not any(check(id_) for check in no_text)
         }
+        self._byte_ids = [id_ for id_ in ids if model.IsByte(id_)]
+        """Of the bytes 0 to 255, with byte fallback; else empty."""
 
     def __getstate__(self) -> tuple[bytes, str]:
         return self.model_bytes, self._name
@@ -95,37 +90,12 @@ class Tokenizer:
 
     @staticmethod
     def train(captions: Iterable[str], vocab: int) -> bytes:
-        """Train a BPE model of exactly `vocab` pieces; returns the content of `tokenizer.model`.
-
-        The same captions give the same bytes.
+        """The content of `tokenizer.model`, a BPE model of `vocab` pieces; see `train_tokenizer`.
 
         Raises:
             UserError: The captions have too few or too many different pieces for this vocabulary.
         """
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=map(normalise, captions),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=vocab,
-                character_coverage=1.0,
-                normalization_rule_name="identity",  # done by `normalise`
-                max_sentence_length=_LONGEST_CAPTION,
-                num_threads=1,
-                pad_id=Tokenizer.pad_id,
-                unk_id=Tokenizer.unknown_id,
-                bos_id=Tokenizer.begin_id,
-                eos_id=Tokenizer.end_id,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"vocab={vocab}: no tokenizer of this size can be trained on these captions "
-                f"({reason}); choose another size"
-            ) from error
-        return model.getvalue()
+        return train_tokenizer(captions, TokenizerOptions(vocab)).content
 
     @property
     def vocab_size(self) -> int:
@@ -198,10 +168,16 @@ class Tokenizer:
         return [symbol for symbol in symbols if symbol]
 
     def _ids(self, symbols: list[str]) -> list[int]:
-        """Ids of pieces; adjacent unknown symbols are one unknown id, as in sentencepiece."""
+        """Ids of pieces, as sentencepiece gives them.
+
+        Unknown symbols are spelled in bytes, or adjacent ones are one unknown id.
+        """
         ids: list[int] = []
         for symbol in symbols:
-            id_ = self._pieces[symbol][1] if symbol in self._pieces else self.unknown_id
-            if id_ != self.unknown_id or ids[-1:] != [self.unknown_id]:
-                ids.append(id_)
+            if symbol in self._pieces:
+                ids.append(self._pieces[symbol][1])
+            elif self._byte_ids:
+                ids += [self._byte_ids[byte] for byte in symbol.encode()]
+            elif ids[-1:] != [self.unknown_id]:
+                ids.append(self.unknown_id)
         return ids

@@ -88,7 +88,9 @@ def index(
 
 
 @data_app.command(
-    epilog="Example:  [bold]mezzotint data tokenizer data/emoji out/tokenizer --vocab 1000[/]"
+    epilog="Examples:  [bold]mezzotint data tokenizer data/emoji out/tokenizer --vocab 1000[/]  ·  "
+    "[bold]mezzotint data tokenizer s3://bucket/set out/tokenizer --vocab 16000 "
+    "--character-coverage 0.9995 --byte-fallback[/]"
 )
 def tokenizer(
     url: Url,
@@ -96,17 +98,30 @@ def tokenizer(
         str, typer.Argument(help="Directory for tokenizer.model, local or an fsspec URL.")
     ],
     vocab: Annotated[int, typer.Option(help="Vocabulary size with special ids.", min=8)] = 1000,
+    character_coverage: Annotated[
+        float,
+        typer.Option(
+            help="Share of the characters in the captions, the most frequent first, that are "
+            "pieces; others are unknown. 0.9995 for captions in Chinese or Japanese.",
+            min=0,
+            max=1,
+        ),
+    ] = 1.0,
+    *,
+    byte_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--byte-fallback", help="Spell other characters in bytes; takes 256 of the vocabulary."
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a sentencepiece BPE tokenizer on a set's captions."""
-    from data_pipeline.config import DataConfig
-    from data_pipeline.dataset import open_dataset
-    from data_pipeline.text.tokenizer import TOKENIZER_NAME, Tokenizer
-    from mezzotint.common import storage
+    """Train a sentencepiece BPE tokenizer on all of a set's captions."""
+    from data_pipeline.text.train_tokenizer import TokenizerOptions
+    from launch.data.tokenizer import train_set
 
-    captions = list(open_dataset(DataConfig(url=url)).all_captions())
-    path = storage.join(out, TOKENIZER_NAME)
-    storage.write_bytes(path, Tokenizer.train(captions, vocab))
-    typer.echo(f"{path}: {vocab} pieces from {len(captions):,} captions")
+    options = TokenizerOptions(vocab, character_coverage, byte_fallback)
+    typer.echo(train_set(url, out, options, as_json=as_json))
 
 
 @data_app.command(

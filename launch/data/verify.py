@@ -24,8 +24,8 @@ def verify_set(url: str, *, images: bool, workers: int, as_json: bool) -> str:
     if report.problems:
         problems = "\n  ".join(report.problems)
         raise UserError(
-            f"{url}: differs from its manifest:\n  {problems}\ncopy what is damaged again, or "
-            f"{index_again(url)}, which leaves damaged samples out"
+            f"{url}: differs from its manifest; copy what is damaged again, or "
+            f"{index_again(url)}, which leaves damaged samples out:\n  {problems}"
         )
     return _verified(url, report, images=images, as_json=as_json)
 

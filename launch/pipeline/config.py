@@ -38,6 +38,10 @@ class TokenizerStage(_BaseStage, frozen=True, extra="forbid"):
     kind: Literal["tokenizer"]
     data: DataConfig
     vocab: int = Field(gt=0)
+    character_coverage: float = Field(default=1.0, gt=0, le=1)
+    """Share of the characters of the captions, most frequent first, that are pieces."""
+    byte_fallback: bool = False
+    """Spell other characters in 256 pieces of one byte each."""
 
 
 class TrainStage(_BaseStage, frozen=True, extra="forbid"):

@@ -31,7 +31,7 @@ def execute_stage(
     directory.mkdir(parents=True, exist_ok=True)
     match stage:
         case TokenizerStage():
-            return make_tokenizer(stage, directory)
+            return make_tokenizer(stage, directory, reporter)
         case TrainStage():
             return train(stage, directory, tracking, reporter)
         case DeriveStage():
@@ -44,16 +44,19 @@ def execute_stage(
             assert_never(stage)
 
 
-def make_tokenizer(stage: TokenizerStage, directory: Path) -> dict[str, str]:
+def make_tokenizer(stage: TokenizerStage, directory: Path, reporter: Reporter) -> dict[str, str]:
     """Train the tokenizer on the selected captions."""
     from data_pipeline.dataset import open_dataset
-    from data_pipeline.text.tokenizer import Tokenizer
+    from data_pipeline.text.train_tokenizer import TokenizerOptions
+    from launch.data.tokenizer import train_on
 
-    captions = list(open_dataset(stage.data).all_captions())
+    options = TokenizerOptions(stage.vocab, stage.character_coverage, stage.byte_fallback)
+    trained = train_on(open_dataset(stage.data), options, reporter.callback("captions"))
     model = directory / "model"
     model.mkdir(exist_ok=True)
-    write_bytes(model / "tokenizer.model", Tokenizer.train(captions, stage.vocab))
-    return {"pieces": str(stage.vocab), "captions": f"{len(captions):,}"}
+    write_bytes(model / "tokenizer.model", trained.content)
+    account = {"left out or changed": "; ".join(trained.notes())} if trained.notes() else {}
+    return {"pieces": str(stage.vocab), "captions": f"{trained.captions:,}", **account}
 
 
 def train(
