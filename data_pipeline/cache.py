@@ -19,7 +19,7 @@ from pathlib import Path
 from data_pipeline.digest_records import DigestRecords, FileState
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.tar import expand_gzip
-from mezzotint.common import storage
+from mezzotint.common import files, storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
@@ -94,6 +94,11 @@ class ShardCache:
             self._delete_leftovers()
             with file_lock(_lock(target)):
                 if not self._use(target, shard):
+                    if target.exists():
+                        _log.warning(
+                            "%s: this copy of '%s' is not as it was verified; it is fetched again",
+                            *(target, shard.name),
+                        )
                     self._free_space(shard)
                     self._fetch(storage.join(url, shard.name), shard, target)
         return target
@@ -137,33 +142,34 @@ class ShardCache:
     def _use(self, target: Path, shard: ShardEntry) -> bool:
         """Whether the shard is cached and as it was verified; marks it used."""
         try:
-            status = target.stat()
-        except (FileNotFoundError, NotADirectoryError):
+            if target.stat().st_size != shard.tar_bytes or not self._is_verified(target, shard):
+                return False
+        except OSError:  # not there, or another process evicted it
             return False
-        if status.st_size != shard.tar_bytes or not self._is_verified(target, shard):
-            _log.warning(
-                "%s: this copy of '%s' is not as it was verified; it is fetched again",
-                *(target, shard.name),
-            )
-            return False
-        with suppress(OSError):  # evicted meanwhile, or a cache that others may write only
+        with suppress(OSError):  # a cache that this user may only read
             os.utime(_lock(target))
         return True
 
     def _is_verified(self, target: Path, shard: ShardEntry) -> bool:
-        """Whether a copy is in the state in which it was verified, or has the digest again."""
+        """Whether a copy has the digest that it had when it was verified."""
+        if shard.expanded_bytes is None:
+            expected = shard.sha256
+        else:
+            expected = _plain_digest(target).read_text()
+        file = os.open(target, os.O_RDONLY)
         try:
-            if self.records.find(FileState.of(target.stat())) == shard.sha256:
-                return True
-            if shard.expanded_bytes is not None:
-                return False
-            file = os.open(target, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return self.records.of(file) == shard.sha256
+            return self.records.of(file) == expected
         finally:
             os.close(file)
+
+    def _record(self, target: Path, shard: ShardEntry) -> None:
+        """Record the digest of a copy that was verified just now."""
+        digest = shard.sha256
+        if shard.expanded_bytes is not None:
+            digest = sha256_file(target)
+            files.write_text(_plain_digest(target), digest)
+        self.records.keep(FileState.of(target.stat()), digest)
+        os.utime(_lock(target))
 
     def _delete_leftovers(self) -> None:
         """Delete, once, temporary files of killed processes: those whose lock is free."""
@@ -229,8 +235,7 @@ class ShardCache:
                 if shard.expanded_bytes is not None:
                     _expand(url, shard, temporary)
                 temporary.replace(target)
-                self.records.keep(FileState.of(target.stat()), shard.sha256)
-                os.utime(_lock(target))
+                self._record(target, shard)
                 return
             except (TransientError, _MismatchError) as error:
                 if attempt == _ATTEMPTS or (isinstance(error, _MismatchError) and attempt == 2):
@@ -271,7 +276,13 @@ class _Prefetcher:
 
 
 def _lock(target: Path) -> Path:
+    """Locked while the copy is made; its time of modification is that of the last use."""
     return target.with_suffix(".lock")
+
+
+def _plain_digest(target: Path) -> Path:
+    """The file with the digest of an expanded copy, whose name is that of the compressed shard."""
+    return target.with_suffix(".sha256")
 
 
 def _verify(url: str, shard: ShardEntry, path: Path) -> None:

@@ -139,6 +139,14 @@ class Dataset:
         """Fetch those of the shards that are read through the cache, in the background."""
         self.reader.prefetch([shard for shard in shards if self.shard_sizes[shard]])
 
+    def check_local(self) -> None:
+        """Compare the selected shards with the manifest, where they are on this machine.
+
+        Raises:
+            UserError: One is not as in its manifest.
+        """
+        self.reader.check_local(np.flatnonzero(self.shard_sizes).tolist())
+
     @property
     def _augments(self) -> bool:
         image, text = self.config.image, self.config.text

@@ -15,7 +15,7 @@ from data_pipeline.config import ImageConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
-from data_pipeline.shards import check_sizes
+from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import Preprocessing
@@ -91,7 +91,8 @@ def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
     """The manifest of a finished set of the same source, settings and encoder.
 
     Raises:
-        UserError: one whose images were prepared otherwise, and all else is the same.
+        UserError: one whose images were prepared otherwise, and all else is the same; a shard of
+            the source or of the set was changed.
     """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         return None
@@ -106,6 +107,12 @@ def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
             f"{_shown(now)}; choose another directory or delete it"
         )
     check_sizes(url, manifest)
+    dataset.check_local()
+    reader = ShardReader(url, manifest.shards, dataset.reader.cache)
+    try:
+        reader.check_local(range(len(manifest.shards)))
+    finally:
+        reader.close()
     return manifest
 
 

@@ -94,7 +94,7 @@ class DigestRecords:
         return self._known[state]
 
     def keep(self, state: FileState, digest: str) -> None:
-        """Record the digest of a state, or that of the file from which it was made."""
+        """Record the digest of a state."""
         self._known[state] = digest
         path = self._path(state)
         try:

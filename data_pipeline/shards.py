@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from data_pipeline.cache import ShardCache
+from data_pipeline.digest_records import FileState
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from data_pipeline.tar import misplaced_member
 from mezzotint.common import storage
@@ -73,15 +74,15 @@ def index_again(url: str) -> str:
 
 
 class _OpenShard(NamedTuple):
-    """An open file, and the size and time of modification with which it was checked."""
+    """An open file, and the state in which it was checked."""
 
     file: int
-    size: int
-    mtime_ns: int
+    state: FileState
 
-    def is_unchanged(self) -> bool:
-        status = os.fstat(self.file)
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+    def is_unchanged(self, *, in_place: bool) -> bool:
+        """Whether its state is the same; a copy in the cache may be evicted while it is open."""
+        now = FileState.of(os.fstat(self.file))
+        return now == (self.state if in_place else self.state._replace(ctime_ns=now.ctime_ns))
 
 
 class ShardReader:
@@ -123,13 +124,13 @@ class ShardReader:
             )
         return content
 
-    def check(self, shards: Iterable[int]) -> None:
-        """Open shards, with the checks of doing so, without reading more.
+    def check_local(self, shards: Iterable[int]) -> None:
+        """Open those of the shards that are on this machine, with the checks of doing so.
 
         Raises:
-            UserError: One cannot be fetched, or is not as in its manifest.
+            UserError: One is not as in its manifest.
         """
-        for shard in shards:
+        for shard in shards if storage.is_local(self.url) else ():
             with self._lock:
                 self._open(shard)
 
@@ -153,21 +154,21 @@ class ShardReader:
 
     def _open(self, shard: int) -> int:
         opened = self._files.get(shard)
-        if opened is not None and opened.is_unchanged():
+        if opened is not None and opened.is_unchanged(in_place=self.in_place(shard)):
             self._files.move_to_end(shard)
             return opened.file
         if opened is not None:
             os.close(self._files.pop(shard).file)
         while len(self._files) >= _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1].file)
-        file = self._open_in_place(shard) if self.in_place(shard) else self._open_cached(shard)
+        file = self._open_stored(shard) if self.in_place(shard) else self._open_cached(shard)
         try:
-            status = os.fstat(file)
+            state = FileState.of(os.fstat(file))
             self._check_headers(shard, file)
         except BaseException:
             os.close(file)
             raise
-        self._files[shard] = _OpenShard(file, status.st_size, status.st_mtime_ns)
+        self._files[shard] = _OpenShard(file, state)
         return file
 
     def _check_headers(self, shard: int, file: int) -> None:
@@ -177,10 +178,11 @@ class ShardReader:
                 f"manifest here again, or {index_again(self.url)}"
             )
 
-    def _open_in_place(self, shard: int) -> int:
-        path = storage.local_path(self.url) / self.shards[shard].name
+    def _open_stored(self, shard: int) -> int:
+        """The file of a local shard as it is stored, with the digest of the manifest."""
+        path = self._path(shard)
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(storage.local_path(path), os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{path}: shard cannot be opened ({error.strerror})") from error
         try:
@@ -198,6 +200,8 @@ class ShardReader:
         return file
 
     def _open_cached(self, shard: int) -> int:
+        if storage.is_local(self.url):  # also where a copy from before it was changed is there
+            os.close(self._open_stored(shard))
         # another process may evict the shard between fetch and open
         for _ in range(8):
             path = self.cache.fetch(self.url, self.shards[shard])

@@ -33,6 +33,8 @@ class StreamState(BaseModel, frozen=True, strict=True, extra="forbid"):
     seed: int
     fingerprint: str
     """`Dataset.fingerprint`."""
+    tokenizer: str | None = None
+    """Its SHA-256; None without one, and in states of earlier versions."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> "StreamState":
@@ -109,7 +111,11 @@ class Stream:
     def _state_at(self, position: int) -> StreamState:
         epoch, consumed = divmod(position, len(self.dataset))
         return StreamState(
-            epoch=epoch, consumed=consumed, seed=self.seed, fingerprint=self.dataset.fingerprint
+            epoch=epoch,
+            consumed=consumed,
+            seed=self.seed,
+            fingerprint=self.dataset.fingerprint,
+            tokenizer=_tokenizer_digest(self.dataset),
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -138,6 +144,13 @@ class Stream:
                 f"{self.dataset.config.url}: this run was started on other data (or another "
                 "selection, shuffle_block or text.captions) and cannot resume; restore them or "
                 "start a new run"
+            )
+        tokenizer = _tokenizer_digest(self.dataset)
+        if self.state.tokenizer is not None and self.state.tokenizer != tokenizer:
+            raise UserError(
+                "data.text.tokenizer: this run was started with the tokenizer of sha256 "
+                f"{self.state.tokenizer[:12]}..., and this is {(tokenizer or 'none')[:12]}...; put "
+                "the former back or start a new run"
             )
         if self.state.seed != self.seed:
             raise UserError(
@@ -210,6 +223,10 @@ class Stream:
         )
         for item in loader:
             yield _or_raise(item)
+
+
+def _tokenizer_digest(dataset: Dataset) -> str | None:
+    return None if dataset.tokenizer is None else dataset.tokenizer.sha256
 
 
 class _Loader(TorchDataset[Batch | UserError]):

@@ -8,15 +8,20 @@ import time
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from data_pipeline.cache import node_cache
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import open_dataset
+from data_pipeline.derive import derive, finished_set
 from data_pipeline.digest_records import DigestRecords, FileState
 from data_pipeline.inspect import inspect
 from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.stream import Stream, StreamState
+from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.errors import UserError
 
 CHANGED = r"squares-000001.tar: does not match its manifest .*copy it here again or, .*data index"
@@ -152,6 +157,60 @@ def test_a_spoiled_copy_in_the_cache_is_fetched_again(make_set, cache, compress,
         system.rm("/bucket", recursive=True)
 
 
+@pytest.mark.usefixtures("settled")
+def test_a_compressed_shard_that_was_rewritten_is_refused_although_a_copy_is_there(make_set):
+    url = make_set(compress=True)
+    dataset = open_dataset(DataConfig(url=url))
+    assert dataset.caption(5) == "green square 5"
+    content = Path(url, "squares-000001.tar.gz").read_bytes()
+    rewrite(f"{url}/squares-000001.tar.gz", content, content[:-1] + b"x")
+    with pytest.raises(UserError, match=r"squares-000001.tar.gz: does not match its manifest"):
+        open_dataset(DataConfig(url=url)).caption(5)
+
+
+def test_an_expanded_copy_that_was_only_touched_is_not_fetched_again(make_set, cache, caplog):
+    url = make_set(compress=True)
+    captions = open_dataset(DataConfig(url=url)).captions()
+    [os.utime(path) for path in cache.glob("*/*.tar")]
+    inodes = [path.stat().st_ino for path in sorted(cache.glob("*/*.tar"))]
+    assert open_dataset(DataConfig(url=url)).captions() == captions
+    assert [path.stat().st_ino for path in sorted(cache.glob("*/*.tar"))] == inodes
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_finished_derived_set_is_checked_with_its_source(squares, tmp_path):
+    source = open_dataset(DataConfig(url=squares, image=ImageConfig(size=4)))
+    derived = str(tmp_path / "derived")
+    blocks = [{"codes": np.zeros((len(source), 2), np.int32)}]
+    derive(source, derived, blocks, fields=("codes",), encoder="a" * 64)
+    assert finished_set(source, derived, "a" * 64) is not None
+    shard = f"{derived}/squares-codes-000001.tar"
+    rewrite(shard, b"green square 5", b"black square 5")
+    with pytest.raises(UserError, match=r"squares-codes-000001.tar: does not match its manifest"):
+        finished_set(source, derived, "a" * 64)
+    rewrite(shard, b"black square 5", b"green square 5")
+    assert finished_set(source, derived, "a" * 64) is not None
+    rewrite(f"{squares}/squares-000001.tar", b"green square 5", b"black square 5")
+    with pytest.raises(UserError, match=CHANGED):
+        finished_set(source, derived, "a" * 64)
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(squares, tokenizer_directory):
+    text = TextConfig(tokenizer=tokenizer_directory, length=8)
+    config = DataConfig(url=squares, text=text)
+    first = Stream(open_dataset(config), global_batch=4, rank=0, world=1, seed=0)
+    state = StreamState.from_json(json.loads(first.state_after(2).model_dump_json()))
+    Stream(open_dataset(config), global_batch=4, rank=0, world=1, seed=0, state=state)
+    other = Tokenizer.train(open_dataset(DataConfig(url=squares)).captions(), 60)
+    Path(tokenizer_directory, "tokenizer.model").write_bytes(other)
+    with pytest.raises(UserError, match=r"data.text.tokenizer: this run was started with .*put"):
+        Stream(open_dataset(config), global_batch=4, rank=0, world=1, seed=0, state=state)
+    earlier = {name: one for name, one in state.model_dump().items() if name != "tokenizer"}
+    before = StreamState.from_json(earlier)  # as checkpoints of earlier versions have it
+    Stream(open_dataset(config), global_batch=4, rank=0, world=1, seed=0, state=before)
+
+
 def test_a_manifest_with_other_offsets_is_refused(squares):
     path = Path(squares, "manifest.json")
     tree = json.loads(path.read_text())
@@ -181,9 +240,7 @@ def test_a_tar_that_no_manifest_lists_is_named(squares, caplog):
     assert f"{squares}/later.tar: in the directory of the set but not in its" in record.message
 
 
-def test_a_set_with_long_and_foreign_names_is_read(tmp_path, make_set, write_squares):
-    from data_pipeline.packing.shard_writer import RawSample, write_shards
-
+def test_a_set_with_long_and_foreign_names_is_read(tmp_path):
     keys = ["a" * 140, "d" * 90 + "/" + "k" * 60, "café", "日本", "plain"]
     write_shards(
         [RawSample(key, {"txt": key[:5].encode()}) for key in keys],
