@@ -3,7 +3,7 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,13 @@ from pydantic import ValidationError
 from mezzotint.common.errors import UserError
 
 BAD_INPUT = 2
+RESUMED = {
+    ("train",): "resumes from the newest checkpoint, or starts again if there is none",
+    ("run",): "resumes the stages that are not finished",
+    ("stage",): "resumes the stage",
+    ("data", "pack"): "goes on with the pairs that are not packed yet",
+}
+"""What a command does that is started again after an interruption."""
 _codes: list[int] = []
 """The exit code of the command that has ended, if it was a number."""
 
@@ -42,8 +49,16 @@ def run_command(command: Callable[[], None]) -> None:
 
         exit_with_error(explain(error, error.title))
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes from the last checkpoint\n")
+        sys.stderr.write(f"interrupted{after_interruption(sys.argv[1:])}\n")
         exit_now(130)
+
+
+def after_interruption(words: Sequence[str]) -> str:
+    """What the same command does after Ctrl-C, for those that keep what they have done."""
+    for command, sequel in RESUMED.items():
+        if words[: len(command)] == list(command):
+            return f"; the same command {sequel}"
+    return ""
 
 
 def exit_with_error(message: str) -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mezzotint.common.files import write_json
+from mezzotint.common.files import finite, write_json
 
 PROGRESS_FILE = "progress.json"
 ProgressCallback = Callable[[int, int], None]
@@ -94,7 +94,7 @@ class Reporter:
         if self._directory and (last or now - self._written > 0.5):
             self._written = now
             self._directory.mkdir(parents=True, exist_ok=True)
-            state = ProgressState(phase, done, total, note, now, dict(metrics or {}), left)
+            state = ProgressState(phase, done, total, note, now, finite(metrics or {}), left)
             write_json(self._directory / PROGRESS_FILE, asdict(state))
         if self._bar:
             if self._task is None:
@@ -138,5 +138,10 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
         if name.startswith("loss/")
     ]
     if "images_per_second" in metrics:
-        parts.append(f"{metrics['images_per_second']:.0f} images/s")
+        parts.append(f"{format_rate(metrics['images_per_second'])} images/s")
     return "  ".join(parts)
+
+
+def format_rate(rate: float) -> str:
+    """A speed: two digits below 10, since large models take seconds per image."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

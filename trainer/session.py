@@ -80,8 +80,8 @@ def tracked(tracker: Tracker, directory: RunDirectory) -> Iterator[None]:
     except KeyboardInterrupt:
         tracker.close("KILLED")
         raise
-    except BaseException:
-        tracker.close("FAILED", {"logs": directory.path / "logs"})
+    except BaseException as error:
+        tracker.close("FAILED", {"logs": directory.path / "logs"}, error=error)
         raise
 
 

@@ -80,6 +80,7 @@ def run(
     """Run the stages of a pipeline on this machine; finished stages are skipped."""
     from launch.pipeline.config import load_pipeline
     from launch.pipeline.runner import run_pipeline
+    from launch.tracking.ui import dashboard_hint
 
     loaded = load_pipeline(pipeline, overrides or [])
     result = run_pipeline(loaded, runs, redo=redo or [])
@@ -92,10 +93,12 @@ def run(
             f"failed: {', '.join(result.failed)}{hint}. Logs are in {root}/STAGE/logs; "
             "the same command resumes the run"
         )
-    typer.echo(f"{len(result.done)} stages run in {result.seconds:.0f} s")
+    if result.done:
+        stages = "1 stage" if len(result.done) == 1 else f"{len(result.done)} stages"
+        typer.echo(f"{stages} run in {result.seconds:.0f} s")
     if (root / "index.html").is_file():
         typer.echo(f"Result page: {root / 'index.html'}")
-    typer.echo(f"Dashboard: mezzotint dashboard --runs {runs}")
+    typer.echo(dashboard_hint(runs))
 
 
 @app.command(hidden=True)

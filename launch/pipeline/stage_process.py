@@ -103,8 +103,11 @@ def tracked_stage(
         try:
             yield tracker
         except BaseException as error:
-            killed = isinstance(error, KeyboardInterrupt | Stopped)
-            tracker.close("KILLED" if killed else "FAILED", {"logs": directory / "logs"})
+            logs = {"logs": directory / "logs"}
+            if isinstance(error, KeyboardInterrupt | Stopped):
+                tracker.close("KILLED", logs)
+            else:
+                tracker.close("FAILED", logs, error=error)
             raise
 
 

@@ -16,7 +16,6 @@ from launch.report.evaluations import Problem, read
 from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
 from mezzotint.common import files
-from trainer.tracking.run_log import finite
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def loss_series(metrics: Path) -> tuple[list[Series], int]:
             continue
         values = entry.get("metrics", {}) | entry.get("non_finite", {})
         losses = {name: value for name, value in values.items() if name.split("/")[0] == "loss"}
-        kept = finite(losses)
+        kept = files.finite(losses)
         others += len(losses) - len(kept)
         for name, value in kept.items():
             found.setdefault(name, []).append(Point(float(entry["step"]), value))

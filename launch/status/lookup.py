@@ -40,6 +40,8 @@ def find_run(name: str, runs: Path) -> Path:
         UserError: there is none; similar names are listed.
     """
     for path in (runs / name, Path(name)):
+        if path.name in ("", ".."):  # `.` has no name and no parent
+            path = path.resolve()
         if name and is_run_directory(path):
             is_stage = mtime(path.parent / "pipeline.yaml") is not None
             return path.parent if is_stage else path

@@ -4,7 +4,6 @@
 queries SLURM and calls it.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from launch.status.stage import LIVE, StageEvidence, StageStatus, State, is_same
 from mezzotint.common.errors import UserError
 from mezzotint.common.locks import LockOwner, lock_owner
 from mezzotint.common.storage_errors import redact
+from trainer.tracking.address import sqlite_uri, tracking_uri
 
 STATE_ORDER: tuple[State, ...] = (
     *LIVE,
@@ -159,9 +159,9 @@ def overall_state(stages: Sequence[StageStatus]) -> State:
 def tracking_info(root: Path) -> TrackingInfo | None:
     """The MLflow run of a run directory; before there is one, the store of this shell."""
     sent, store = read_json(root / "tracking.json"), root.parent / "mlflow.db"
-    known = [sent.get("store"), os.environ.get("MLFLOW_TRACKING_URI")]
+    known = [sent.get("store"), tracking_uri()]
     if store.is_file():
-        known.append(f"sqlite:///{store}")
+        known.append(sqlite_uri(store))
     uri = next((each for each in known if isinstance(each, str) and each), None)
     run_id = sent.get("run_id")
     if uri is None:

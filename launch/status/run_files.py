@@ -13,6 +13,7 @@ from launch.progress import ProgressState, read_progress
 from launch.slurm import records
 from launch.slurm.records import TRAIN, JobStart, Submission, stage_directory
 from mezzotint.common.errors import UserError
+from mezzotint.common.files import finite
 from mezzotint.common.locks import LockOwner, lock_owner
 
 TAIL_BYTES = 65536
@@ -48,6 +49,9 @@ class StageFiles:
     log: Path | None = None
     log_time: float | None = None
     lock_owner: LockOwner | None = None
+    error: str | None = None
+    """Why its run failed, by its record."""
+    error_time: float | None = None
 
 
 def planned_stages(root: Path) -> tuple[StagePlan, ...]:
@@ -92,6 +96,8 @@ def read_stage_files(plan: StagePlan, root: Path) -> StageFiles:
     directory = stage_directory(root, plan.name)
     log = newest_log(directory)
     progress, code = read_progress(directory), exit_code(directory)
+    record = read_json(directory / "opening.json")
+    failed = record.get("status") == "FAILED"
     return StageFiles(
         finished_at(plan, root),
         any(
@@ -109,6 +115,8 @@ def read_stage_files(plan: StagePlan, root: Path) -> StageFiles:
         log,
         mtime(log) if log else None,
         lock_owner(directory),
+        str(record.get("error") or "an error, see its output") if failed else None,
+        record.get("ended") if failed else None,
     )
 
 
@@ -143,8 +151,7 @@ def last_metrics(path: Path) -> dict[str, float]:
     """The metrics of the last complete line of `metrics.jsonl`."""
     for line in reversed(read_tail(path).splitlines()):
         try:
-            metrics = json.loads(line)["metrics"]
-            return {name: float(value) for name, value in metrics.items()}
+            return finite(json.loads(line)["metrics"])
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return {}

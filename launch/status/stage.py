@@ -237,6 +237,8 @@ def classify_idle(stage: StageEvidence) -> StageVerdict:
     files = stage.files
     if files.exit_code:
         return StageVerdict("failed", failure_reason(None, files.exit_code, files), files.exit_time)
+    if files.error is not None:
+        return StageVerdict("failed", files.error, files.error_time)
     if files.has_output:
         last = files.progress.time if files.progress else None
         return StageVerdict("stopped", "no process works on it; the same command resumes it", last)

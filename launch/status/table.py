@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from launch.progress import format_rate
 from launch.status.run import RunStatus
 from launch.status.stage import StageStatus
 
@@ -155,7 +156,7 @@ def stage_row(stage: StageStatus, *, wide: bool) -> dict[str, str | Text]:
         "nodes": format_nodes(stage.nodes) if wide else "",
         "step": progress(stage),
         "loss": f"{stage.loss:.4g}" if stage.loss is not None else "",
-        "images/s": f"{stage.images_per_second:,.0f}" if stage.images_per_second else "",
+        "images/s": format_rate(stage.images_per_second) if stage.images_per_second else "",
         "left": eta(stage) if stage.state == "running" else "",
     }
 

@@ -98,10 +98,10 @@ def check_cancellable(run: RunStatus, selected: set[str]) -> None:
     if run.lock_owner is not None and any(stage.state == "running" for stage in stages):
         pid, host = run.lock_owner.pid, run.lock_owner.host
         process = f"process {pid} on {host}" if pid and host else "a live process"
-        kill = f" (or kill -TERM {pid} on {host})" if pid and host else ""
+        step = f"`kill -TERM {pid}` on {host}" if pid and host else "send SIGTERM to it"
         raise UserError(
-            f"{run.name}: is run by {process}, not by SLURM; press Ctrl-C in its terminal{kill}: "
-            "it saves a checkpoint and exits"
+            f"{run.name}: is run by {process}, not by SLURM; {step}: training saves a checkpoint "
+            "and exits, which Ctrl-C does for a pipeline only"
         )
     if run.notes and any(stage.state == "unknown" for stage in stages):
         raise UserError("; ".join(run.notes))

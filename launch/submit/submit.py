@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
@@ -63,7 +64,7 @@ class SubmitResult:
         if plan.active:
             lines.append(f"already submitted: {', '.join(plan.active)}")
         if self.jobs or (plan.active and self.jobs is not None):
-            runs = "" if self.runs == Path("runs") else f" --runs {self.runs}"
+            runs = "" if self.runs == Path("runs") else f" --runs {quote(str(self.runs))}"
             stage = "" if list(plan.jobs) == [TRAIN] else " STAGE"
             lines += [
                 f"Status: mezzotint status {plan.run}{runs} --watch",
@@ -161,7 +162,7 @@ def check_unchanged(source: Source, root: Path, live: Iterable[str]) -> None:
         if difference is not None:
             raise UserError(
                 f"{root}: {name} has a live job, but {difference}; undo the change, or run "
-                f"`mezzotint cancel {source.name} {name}` first"
+                f"`mezzotint cancel {quote(str(root))} {name}` first"
             )
 
 
@@ -194,7 +195,8 @@ def _prepare(source: Source, root: Path, live: Sequence[str], redo: Sequence[str
             busy = {stage for name in redo for stage in downstream_stages(source, name)} & set(live)
             if busy:
                 raise UserError(
-                    f"--redo: {min(busy)} has a live job; `mezzotint cancel {source.name}` first"
+                    f"--redo: {min(busy)} has a live job; "
+                    f"`mezzotint cancel {quote(str(root))}` first"
                 )
             for name in redo:
                 archive_stage(source, PipelineState(root), name)

@@ -33,13 +33,13 @@ class SyncReport:
 
 def format_summary(summary: UploadSummary) -> str:
     """What was uploaded of one run, on one line."""
-    counts = {
-        "steps": summary.steps,
-        "images": summary.images,
-        "artifacts": summary.artifacts,
-        "system metrics": summary.samples,
-    }
-    parts = [f"{count:,} {name}" for name, count in counts.items() if count]
+    counts = [
+        (summary.steps, "step", "steps"),
+        (summary.images, "image", "images"),
+        (summary.artifacts, "file", "files"),
+        (summary.samples, "sample of system metrics", "samples of system metrics"),
+    ]
+    parts = [f"{count:,} {one if count == 1 else more}" for count, one, more in counts if count]
     return ", ".join([*(["created"] if summary.created else []), *parts]) or "up to date"
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import redact
@@ -46,6 +47,14 @@ def serve_ui(runs: Path, host: str, port: int) -> int:
         return subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 0
+
+
+def dashboard_hint(runs: Path) -> str:
+    """How to see the runs in MLflow."""
+    uri = default_uri(runs)
+    if sqlite_path(uri) is None and folder_of(uri) is None:
+        return f"MLflow: {redact(uri)}"
+    return f"Dashboard: mezzotint dashboard --runs {quote(str(runs))}"
 
 
 def allowed_hosts(host: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Free disk space, checked before anything is written."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -24,8 +25,8 @@ def check_space(directory: Path, needed: int, *, purpose: str) -> None:
     needed += _RESERVED_BYTES
     if free < needed:
         raise UserError(
-            f"{directory}: no disk space for {purpose}: {needed / 1e6:,.0f} MB are needed and "
-            f"{free / 1e6:,.0f} MB are free; delete files or choose another directory"
+            f"{directory}: no disk space for {purpose}: {math.ceil(needed / 1e6):,} MB are needed "
+            f"and {math.floor(free / 1e6):,} MB are free; delete files or choose another directory"
         )
     inodes = os.statvfs(existing)
     if inodes.f_files > 0 and inodes.f_favail < _RESERVED_INODES:

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and files that grow by whole lines."""
 
 import json
+import math
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -36,9 +38,18 @@ def write_json(path: Path, value: object) -> None:
 def append_json(path: Path, value: object) -> None:
     """Append a value as one line of JSON and sync it to the disk."""
     with path.open("ab") as file:
-        file.write(json.dumps(value).encode() + b"\n")
+        file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def finite(values: Mapping[str, object]) -> dict[str, float]:
+    """The values that are finite numbers: JSON has no others."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def read_lines(path: Path, offset: int = 0) -> list[bytes]:

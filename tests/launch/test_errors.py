@@ -28,8 +28,21 @@ def test_an_invalid_setting_outside_a_recipe_is_named_too(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: Pipeline: stages: ")
 
 
-def test_an_interruption_says_how_to_resume(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "sequel"),
+    [
+        (["train", "x.yaml"], "; the same command resumes from the newest checkpoint, or"),
+        (["run", "x.yaml"], "; the same command resumes the stages that are not finished"),
+        (["data", "pack", "a", "b"], "; the same command goes on with"),
+        (["data", "inspect", "a"], "\n"),
+        (["sample", "train", "a cat"], "\n"),
+    ],
+)
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    capsys, monkeypatch, words, sequel
+):
     codes = []
+    monkeypatch.setattr("sys.argv", ["mezzotint", *words])
     monkeypatch.setattr("launch.errors.os._exit", codes.append)
 
     def interrupt() -> None:
@@ -37,7 +50,7 @@ def test_an_interruption_says_how_to_resume(capsys, monkeypatch):
 
     run_command(interrupt)
     assert codes == [130]
-    assert "the same command resumes from the last checkpoint" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"interrupted{sequel}")
 
 
 def test_an_internal_error_keeps_its_traceback():

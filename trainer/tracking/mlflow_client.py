@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mezzotint.common.files import read_lines, write_json
+from mezzotint.common.files import finite, read_lines, write_json
 from mezzotint.common.locks import file_lock
 from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
@@ -29,7 +29,6 @@ from trainer.tracking.run_log import (
     UploadState,
     UploadSummary,
     artifact_files,
-    finite,
     read_run_record,
     read_upload_state,
     write_upload_state,

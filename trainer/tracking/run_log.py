@@ -11,7 +11,6 @@ can upload what an earlier one could not.
 """
 
 import json
-import math
 import os
 import re
 import secrets
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mezzotint.common.errors import UserError
-from mezzotint.common.files import append_json, read_lines, write_json
+from mezzotint.common.files import append_json, finite, read_lines, write_json
 from mezzotint.common.storage_errors import redact
 from trainer.recipe import flatten
 
@@ -80,6 +79,8 @@ class RunRecord:
     starts: list[dict[str, str]] = field(default_factory=list)
     status: Status = "RUNNING"
     ended: float | None = None
+    error: str | None = None
+    """The first line of the error that ended it."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Uploaded at the end: paths, relative to the run directory where inside."""
     stages: dict[str, Status] = field(default_factory=dict)
@@ -189,7 +190,7 @@ def record_start(
     }
     if jobs := slurm_jobs(record):
         record.tags["mezzotint.jobs"] = ", ".join(jobs)
-    record.status, record.ended, record.artifacts = "RUNNING", None, {}
+    record.status, record.ended, record.error, record.artifacts = "RUNNING", None, None, {}
     write_run_record(directory, record)
     return record
 
@@ -199,12 +200,16 @@ def record_end(
     status: Status,
     artifacts: Mapping[str, Path] | None = None,
     params_at_end: Mapping[str, str] | None = None,
+    error: BaseException | None = None,
 ) -> None:
     """Record how a run ended, its artifacts, and parameters that were not known at the start."""
     record = read_run_record(directory)
     if record is None:
         return
     record.status, record.ended = status, time.time()
+    if error is not None:
+        record.error = redact(str(error) or type(error).__name__).splitlines()[0]
+        record.tags["mezzotint.error"] = record.error
     for name, path in (artifacts or {}).items():
         inside = path.resolve().is_relative_to(directory.resolve())
         record.artifacts[name] = os.path.relpath(path, directory) if inside else str(path.resolve())
@@ -275,15 +280,6 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file."""
     return [json.loads(line) for line in read_lines(path)]
-
-
-def finite(metrics: Mapping[str, object]) -> dict[str, float]:
-    """The metrics that are finite numbers."""
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
 
 
 def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from PIL import Image
 
@@ -118,6 +119,7 @@ class Tracker:
         status: Status,
         artifacts: Mapping[str, Path] | None = None,
         params_at_end: Mapping[str, str] | None = None,
+        error: BaseException | None = None,
     ) -> None:
         """Record the end and upload the rest for a bounded time; what remains is kept on disk."""
         self._stop.set()
@@ -125,7 +127,7 @@ class Tracker:
             self._thread.join(timeout=60)
             self._sample()
         if self._metrics_log is not None:
-            record_end(self._directory.path, status, artifacts, params_at_end)
+            record_end(self._directory.path, status, artifacts, params_at_end, error)
         if self._uploader is None:
             if self._node_metrics and self._reachable:
                 self._node_metrics.flush()
@@ -202,7 +204,7 @@ def log_deferred_upload(directory: Path, error: TrackingError) -> None:
         "%s. The record is complete in %s; `mezzotint tracking sync %s` uploads it later",
         error,
         directory,
-        directory,
+        quote(str(directory)),
     )
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from status_helpers import finish, progress, reasons, states, status
 
-from launch.progress import Reporter, read_progress
+from launch.progress import Reporter, format_rate, read_progress
 from launch.slurm import client
 from launch.status import lookup
 from launch.status.diagnosis import last_error
+from launch.status.run_files import last_metrics
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.locks import run_lock
 from mezzotint.common.storage_errors import redact
+from trainer.tracking.run_log import RunInfo, record_end, record_start
 
 
 def test_without_slurm_the_directories_are_read(submitted, monkeypatch):
@@ -122,6 +124,42 @@ def test_the_loss_of_an_older_run_is_read_from_its_metrics_file(recipe):
     lines = [{"step": step, "metrics": {"loss/model": step / 10}} for step in (20, 40)]
     (recipe / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines) + "{")
     assert status(recipe).stages[0].loss == 4.0
+
+
+def test_a_run_that_failed_is_said_to_have_failed_with_its_error(recipe):
+    progress(recipe, 40, 100)
+    record_start(recipe, None, RunInfo("alone"))
+    record_end(recipe, "FAILED", error=UserError("loss/model is nan at step 41: lower it\nmore"))
+    (stage,) = status(recipe).stages
+    assert (stage.state, stage.reason) == ("failed", "loss/model is nan at step 41: lower it")
+    assert stage.since == pytest.approx(time.time(), abs=60)
+    with run_lock(recipe):  # the same command again
+        record_start(recipe, None, RunInfo("alone"))
+        assert status(recipe).state == "running"
+    assert status(recipe).state == "stopped"
+
+
+def test_a_run_is_found_from_inside_its_directory_and_from_that_of_a_stage(root, monkeypatch):
+    for directory in (root, root / "train"):
+        (directory / "recipe.yaml").touch()
+        monkeypatch.chdir(directory)
+        assert lookup.find_run(".", Path("runs")) == root
+    monkeypatch.chdir(root / "train" / "logs")
+    assert lookup.find_run("..", Path("runs")) == root
+
+
+def test_metrics_that_are_not_finite_are_left_out_of_reports(recipe, tmp_path):
+    Reporter(tmp_path)(100, 100, {"loss/model": float("nan"), "images_per_second": 0.25})
+    json.loads((tmp_path / "progress.json").read_text(), parse_constant=pytest.fail)
+    assert read_progress(tmp_path).metrics == {"images_per_second": 0.25}
+    assert "0.25 images/s" in read_progress(tmp_path).note
+    (recipe / "metrics.jsonl").write_text('{"metrics": {"loss/model": NaN, "other": 1.0}}\n')
+    assert last_metrics(recipe / "metrics.jsonl") == {"other": 1.0}
+
+
+@pytest.mark.parametrize(("rate", "shown"), [(0.0421, "0.042"), (9.96, "10"), (1234.5, "1,234")])
+def test_slow_speeds_are_not_rounded_to_nothing(rate, shown):
+    assert format_rate(rate) == shown
 
 
 def test_addresses_are_shown_without_passwords(root, monkeypatch):
