@@ -199,7 +199,7 @@ def local_tar(url: str) -> Iterator[LocalTar]:
             stored = Path(directory) / "stored"
             storage.download(url, stored)
         plain = stored
-        if url.endswith(".gz"):
+        if url.lower().endswith((".gz", ".tgz")):
             plain = Path(directory) / "plain"
             expand_gzip(stored, plain, url)
         yield LocalTar(stored, plain)

@@ -1,7 +1,7 @@
 """Folders of images with captions beside them."""
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import Attribute
@@ -30,7 +30,8 @@ _ORPHANS = ("txt", "caption")
 class FolderSource(Source):
     """Images at any depth of a folder, each next to a caption file of the same name.
 
-    `files` are those to read, `ignored` what else is in the folder.
+    `files` are those to read, of which `linked` are or are below links, `ignored` what else is in
+    the folder.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class FolderSource(Source):
         url: str,
         files: Mapping[str, FileStatus],
         ignored: Mapping[str, Sequence[str]],
+        linked: Collection[str],
         options: PackOptions,
     ) -> None:
         self._url = url
@@ -64,12 +66,13 @@ class FolderSource(Source):
             "unrelated file": [name for name in others if name not in left_out],
         }
         self.noticed = {
+            "read through a link": [name for name in images if name in linked],
             "the caption file of another image": [
                 name
                 for stem, same in of_stem.items()
                 if stem in self._captions
                 for name in same[1:]
-            ]
+            ],
         }
         self.identity = sha256("\n".join(f"{name!a} {tuple(files[name])}" for name in files))
 

@@ -58,7 +58,9 @@ def open_source(url: str, options: PackOptions) -> Source:
     if not images and tables_in(files):
         return open_tables(url, files, columns, ignored)
     rest = {name: status for name, status in files.items() if name not in tars}
-    return FolderSource(url, rest, {**ignored, "tar beside the images": list(tars)}, options)
+    return FolderSource(
+        url, rest, {**ignored, "tar beside the images": list(tars)}, set(listing.linked), options
+    )
 
 
 def _usable(listing: Listing) -> tuple[Mapping[str, FileStatus], dict[str, list[str]]]:

@@ -22,6 +22,8 @@ class Listing(NamedTuple):
     """A link without a target is a file of 0 bytes, which cannot be read."""
     repeated: list[str]
     """Links to a directory that is listed under another path, or that contains the link."""
+    linked: list[str]
+    """Files that are links, or that are below a link."""
     special: list[str]
     """Neither files nor directories: sockets, pipes, devices."""
 
@@ -35,7 +37,8 @@ def list_files(root: Path) -> Listing:
     Raises:
         OSError: A directory cannot be listed.
     """
-    listing = Listing({}, [], [])
+    listing = Listing({}, [], [], [])
+    through: set[str] = set()
     seen = {_identity(os.stat(root))}
     links: list[str] = []
     pending = [""]
@@ -53,20 +56,24 @@ def list_files(root: Path) -> Listing:
             if stat.S_ISDIR(status.st_mode):
                 if entry.is_symlink():
                     links.append(path)
+                    through.add(path)
                 elif _identity(status) not in seen:
                     seen.add(_identity(status))
                     pending.append(path)
+                    if directory in through:
+                        through.add(path)
                 else:
                     listing.repeated.append(path)
             elif stat.S_ISREG(status.st_mode):
                 listing.files[path] = local_status(status)
+                if entry.is_symlink() or directory in through:
+                    listing.linked.append(path)
             elif stat.S_ISLNK(status.st_mode):
                 listing.files[path] = FileStatus(0, "link without a target")
             else:
                 listing.special.append(path)
-    return Listing(
-        dict(sorted(listing.files.items())), sorted(listing.repeated), sorted(listing.special)
-    )
+    files, *others = listing
+    return Listing(dict(sorted(files.items())), *map(sorted, others))
 
 
 def local_status(status: os.stat_result) -> FileStatus:

@@ -122,6 +122,8 @@ def read_bytes(url: str, *, expected: int = 0) -> bytes:
         NotFoundError: There is no such file.
         UserError: It cannot be read.
     """
+    if is_local(url):
+        return _local(url, "read", lambda path: path.read_bytes())
     options = _single_request(url)
     seconds = _LIST_TIMEOUT + expected / _SLOWEST
     return _call(url, "read", lambda system, path: bytes(system.cat_file(path, **options)), seconds)
@@ -153,8 +155,8 @@ def walk(url: str) -> Listing:
     """
     if is_local(url):
         if not local_path(url).exists():
-            return Listing({}, [], [])
-        return _call(url, "listed", lambda system, path: list_files(Path(path)))
+            return Listing({}, [], [], [])
+        return _local(url, "listed", list_files)
 
     def find(system: AbstractFileSystem, path: str) -> tuple[str, dict[str, Any]]:
         return path.rstrip("/") + "/", system.find(path, detail=True)
@@ -165,7 +167,7 @@ def walk(url: str) -> Listing:
         for name, entry in sorted(found.items())
         if not str(name).endswith("/")  # the marker of an empty directory
     }
-    return Listing(files, [], [])
+    return Listing(files, [], [], [])
 
 
 def status(url: str) -> FileStatus | None:
@@ -251,7 +253,7 @@ def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
         found = {name: _info(join(url, name)) for name in names}
         return {name: int(info["size"] or 0) for name, info in found.items() if info}
     if is_local(url):
-        return _call(url, "listed", lambda system, path: _local_sizes(Path(path)))
+        return _local(url, "listed", _local_sizes)
     try:
         listing = _call(
             url, "listed", lambda system, path: system.ls(path, detail=True), _LIST_TIMEOUT
@@ -277,6 +279,16 @@ def _info(url: str) -> dict[str, Any]:
         return _call(url, "read", lambda system, path: dict(system.info(path)))
     except NotFoundError:
         return {}
+
+
+def _local(url: str, action: str, call: Callable[[Path], T]) -> T:
+    """The result of `call` for a local `url`, whose name may be any; raises as `_call`."""
+    try:
+        return call(local_path(url))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{url}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{url}: cannot be {action} ({error})") from error
 
 
 def _call(

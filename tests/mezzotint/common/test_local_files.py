@@ -26,6 +26,7 @@ def test_linked_directories_and_files_are_listed(tree, tmp_path):
         "sub/a": 1,
     }
     assert list(files) == sorted(files)
+    assert list_files(tree).linked == ["file", "linked/deep/b"]
 
 
 def test_a_directory_is_listed_once_under_its_own_path(tree, tmp_path):
