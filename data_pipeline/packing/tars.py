@@ -73,6 +73,10 @@ class TarSource(Source):
         self.names = [f"{shown_name(name)}: {sample.key}" for name, sample in self._samples]
         self.identity = sha256(ascii(sorted((name, tuple(one)) for name, one in tars.items())))
 
+    def members_used(self, index: int) -> list[str]:
+        """The extensions of the members of a sample that are read."""
+        return _used(self._samples[index][1])
+
     def stamp(self, index: int) -> str:
         tar, sample = self._samples[index]
         return sha256(ascii([tar, self._tars[tar], sample.key, sample.members]))[:32]
@@ -88,7 +92,7 @@ class TarSource(Source):
             raise InvalidSample("caption missing", "no txt member of this name")
         with self._lock:
             path = self._local(tar)
-            found = {name: read_member(path, *members[name]) for name in _used(sample)}
+            found = {name: read_member(path, *members[name]) for name in self.members_used(index)}
         attributes = json_attributes(found.get("json"))
         folder = posixpath.basename(posixpath.dirname(sample.key)) or None
         if self._options.folder_attribute is not None:
