@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.colour import png
 from data_pipeline.colour.profiles import (
@@ -95,6 +95,10 @@ def read_image(content: bytes, name: str, *, max_pixels: int) -> DecodedImage:
         return DecodedImage(_shown(image, content, notes), frozenset(notes))
     except _BOMBS as error:
         raise UserError(f"{name}: too many pixels ({error}); shrink or drop the image") from error
+    except UnidentifiedImageError as error:  # its text has the address of an object
+        raise UserError(
+            f"{name}: not a readable PNG, JPEG or WebP image (unknown header); replace or drop it"
+        ) from error
     except _DAMAGE as error:
         raise UserError(
             f"{name}: not a readable PNG, JPEG or WebP image ({error}); replace or drop it"
