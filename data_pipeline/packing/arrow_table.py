@@ -20,7 +20,6 @@ from mezzotint.common.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-ARROW_SUFFIXES = (".arrow", ".feather")
 _BATCH = 64
 """Rows of a Parquet batch; a row may hold an image of several megabytes."""
 _RECENT = 4
@@ -192,6 +191,8 @@ class _Ipc:
             stored = reader if count is None else map(reader.get_batch, range(count))
             for batch in stored:
                 if first + batch.num_rows > row:
+                    for column in batch.columns:
+                        _check_offsets(column)
                     yield first, batch
                 first += batch.num_rows
 
@@ -206,7 +207,9 @@ def _open_file(path: Path, url: str, columns: Sequence[str]) -> _File:
         raise UserError(
             f"{url}: reading it needs pyarrow: pip install 'mezzotint[data]'"
         ) from error
-    return _Ipc(path, columns) if url.lower().endswith(ARROW_SUFFIXES) else _Parquet(path, columns)
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1" or ".parquet" in url.lower()
+    return _Parquet(path, columns) if is_parquet else _Ipc(path, columns)
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -272,6 +275,24 @@ def _leaf(schema: pyarrow.Schema, column: str) -> _Leaf | None:
         else:
             return _Leaf(head, selected, kind)
     return None
+
+
+def _check_offsets(array: pyarrow.Array) -> None:
+    """Refuse an array with offsets outside of its data, which pyarrow would follow.
+
+    Raises:
+        ArrowInvalid: It has such offsets.
+    """
+    import pyarrow
+
+    as_bytes = {
+        pyarrow.string(): pyarrow.binary(),
+        pyarrow.large_string(): pyarrow.large_binary(),
+    }.get(array.type)
+    if as_bytes is not None:  # each text is decoded on its own
+        buffers = array.buffers()
+        array = pyarrow.Array.from_buffers(as_bytes, len(array), buffers, offset=array.offset)
+    array.validate(full=True)
 
 
 def _value(scalar: pyarrow.Scalar, column: str) -> object:

@@ -9,6 +9,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.packing.source import Fault
 
 _EXAMPLES = 2
+_NAMED = {"column not used": 50}
+"""More names of rules where each name tells something else."""
 
 
 class Rejection(BaseModel, frozen=True):
@@ -29,7 +31,7 @@ class Count(BaseModel, frozen=True):
 def counts(named: Mapping[str, Sequence[str]]) -> dict[str, Count]:
     """The counts of names by rule, without empty ones."""
     return {
-        rule: Count(count=len(names), examples=tuple(names[:_EXAMPLES]))
+        rule: Count(count=len(names), examples=tuple(names[: _NAMED.get(rule, _EXAMPLES)]))
         for rule, names in sorted(named.items())
         if names
     }

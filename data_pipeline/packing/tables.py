@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
+from urllib.parse import urlsplit
 
 from data_pipeline.packing.arrow_table import ArrowTable
 from data_pipeline.packing.cells import Table, attribute_of, captions_of, find, image_of, shown
 from data_pipeline.packing.csv_table import csv_table
-from data_pipeline.packing.fetch import SCHEMES, Downloader, fetch
+from data_pipeline.packing.fetch import HTTP, SCHEMES, Downloader, fetch
 from data_pipeline.packing.json_table import json_table
 from data_pipeline.packing.source import InvalidSample, Source, SourceSample
 from data_pipeline.packing.text_table import RowTable, read_content
@@ -28,6 +29,8 @@ _ARROW = (".arrow", ".feather")
 _TEXT = tuple(suffix + packed for suffix in (*_CSV, *_JSON) for packed in ("", ".gz"))
 _FAMILIES = {"CSV": _CSV, "JSON Lines": _LINES, "Parquet": _PARQUET, "Arrow": _ARROW}
 """Kinds of tables that a folder may consist of. A .json file there describes the data set."""
+_LISTED = 20
+"""Columns that a message names."""
 _OPEN = 2
 """Arrow tables that are open at a time: threads may be ahead in the next one."""
 _PART = re.compile(r"(?P<split>.+)-\d+-of-\d+")
@@ -55,7 +58,7 @@ class Columns:
 
 def is_table(url: str) -> bool:
     """Whether a file is a table by its name."""
-    return url.lower().endswith((*_TEXT, *_PARQUET, *_ARROW))
+    return _file_name(url).endswith((*_TEXT, *_PARQUET, *_ARROW))
 
 
 def tables_in(names: Iterable[str]) -> dict[str, list[str]]:
@@ -233,12 +236,17 @@ class _Names(Sequence[str]):
 
 
 def _open(url: str, columns: Columns) -> Table:
-    name = url.lower()
+    name = _file_name(url)
     if not name.endswith(_TEXT):
         return ArrowTable(url, columns.all, columns.image)
     content = read_content(url)
     read = csv_table if name.removesuffix(".gz").endswith(_CSV) else json_table
     return read(url, content, columns.all, columns.image)
+
+
+def _file_name(url: str) -> str:
+    """A path or URL in lower case, without what follows the path of an HTTP URL."""
+    return (urlsplit(url).path if url.startswith(HTTP) else url).lower()
 
 
 def _check_columns(url: str, table: Table, columns: Columns) -> None:
@@ -254,7 +262,8 @@ def _check_columns(url: str, table: Table, columns: Columns) -> None:
     }
     for column, option in options.items():
         if not table.has(column):
-            names = ", ".join(map(shown, table.columns)) or "none"
+            names = ", ".join(map(shown, table.columns[:_LISTED])) or "none"
+            names += ", ..." if len(table.columns) > _LISTED else ""
             raise UserError(f"{url}: no column '{column}'; it has {names}; choose one by {option}")
 
 

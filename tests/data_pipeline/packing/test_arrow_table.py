@@ -2,6 +2,7 @@ import datetime
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.packing.arrow_table import ArrowTable
@@ -237,6 +238,15 @@ def test_a_damaged_file_is_refused(images, packed, suffix, content):
     path.write_bytes(path.read_bytes()[:-40] if content is None else content)
     with pytest.raises(UserError, match=rf"t\{suffix}: not a readable table"):
         packed(path)
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".feather"])
+def test_offsets_outside_of_the_data_are_not_followed(images, packed, suffix):
+    offsets = pa.py_buffer(np.array([0, 1 << 28, 3], np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"abc")])
+    table = pa.table({"image": ["0.png", "1.png"], "caption": texts})
+    with pytest.raises(UserError, match=rf"t\{suffix}: not a readable table"):
+        packed(write(images / f"t{suffix}", table))
 
 
 def test_columns_of_the_same_name_are_refused(images, packed):

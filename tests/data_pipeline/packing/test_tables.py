@@ -1,3 +1,4 @@
+import fsspec
 import pytest
 
 from data_pipeline.packing.pack import PackOptions
@@ -52,6 +53,38 @@ def test_a_folder_of_text_tables_is_read(images, packed):
         "train/0.csv: line 3",
         "validation/0.csv: line 3",
     )
+
+
+def test_columns_that_are_not_used_are_all_named(images, packed):
+    names = [f"c{number}" for number in range(30)]
+    row = ",".join(["0.png", "a dog", *names])
+    (images / "t.csv").write_text(f"{','.join(['image', 'caption', *names])}\n{row}\n")
+    report = packed(images / "t.csv").report
+    assert report.ignored["column not used"].examples == tuple(names)
+    with pytest.raises(UserError, match=r"it has image, caption, c0, .*, c17, \.\.\.; choose one"):
+        packed(images / "t.csv", PackOptions(caption_column="text"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.arrow"])
+def test_a_table_in_a_store_is_read_with_the_images_beside_it(images, packed, name):
+    rows = {"image": ["0.png", "nowhere.png"], "caption": ["a dog", "a cow"]}
+    store = fsspec.filesystem("memory")
+    store.pipe("/tables/data/0.png", (images / "0.png").read_bytes())
+    with store.open(f"/tables/data/{name}", "wb") as file:
+        if name == "t.csv":
+            file.write(b"image,caption\n0.png,a dog\nnowhere.png,a cow\n")
+        else:
+            pa = pytest.importorskip("pyarrow")
+            pq = pytest.importorskip("pyarrow.parquet")
+            if name == "t.parquet":
+                pq.write_table(pa.table(rows), file)
+            else:
+                with pa.ipc.new_stream(file, pa.table(rows).schema) as out:
+                    out.write_table(pa.table(rows))
+    found = packed(f"memory://tables/data/{name}")
+    store.rm("/tables", recursive=True)
+    assert found.captions == [["a dog"]]
+    assert [fault for fault, _ in found.rejected.values()] == ["image missing"]
 
 
 def test_a_table_without_rows_is_refused(images, packed):
