@@ -1,7 +1,7 @@
 """The contents of a shard set in numbers, and an image grid of its samples."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,19 @@ from PIL import Image
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
-from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
+from data_pipeline.images import open_rgb
+from data_pipeline.inspection.image_statistics import (
+    ImageStatistics,
+    image_extension,
+    image_statistics,
+)
 from data_pipeline.manifest import Attribute, Manifest
+from data_pipeline.packing.reading import comparable
+from data_pipeline.packing.records import LISTS, Content
+from data_pipeline.packing.splits import overlap
 from data_pipeline.shards import unlisted_files
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 _COMMON = 12
@@ -24,6 +33,10 @@ class CaptionStatistics:
     """Numbers of the captions that were read; words are split at spaces."""
 
     read: int
+    samples: int
+    """Samples that they belong to."""
+    several: int
+    """Samples that have more than one caption."""
     distinct: int
     words_mean: float
     words_max: int
@@ -42,6 +55,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SplitOverlap:
+    """Test samples of a split that share something with a training sample, among those read."""
+
+    images: int
+    """With the same file."""
+    captions: int
+    """With a caption that differs at most in case, spaces and Unicode forms."""
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The contents of a set."""
 
@@ -50,32 +73,60 @@ class Inspection:
     attributes: Mapping[str, Mapping[str, int]]
     """The most common values of each attribute, with their counts."""
     captions: CaptionStatistics
+    images: ImageStatistics | None
+    """None if no image was decoded."""
+    equal_images: int
+    """Samples whose image file is that of an earlier one, among those read."""
+    overlap: Mapping[str, SplitOverlap]
+    """By split."""
     examples: tuple[Example, ...]
     unlisted: tuple[str, ...] = ()
     """Files in the directory of the set that belong to no shard."""
 
 
-def inspect(url: str, *, examples: int = 8, captions: int = 20_000) -> Inspection:
-    """Read a set's manifest and its first captions, `captions` at most.
+def inspect(
+    url: str, *, examples: int = 8, samples: int = 20_000, images: int = 2_000
+) -> Inspection:
+    """Read a set's manifest and its first samples, and decode some of their images.
 
-    The `examples` are evenly spaced over the captions read.
+    At most `samples` are read. The `images` to decode and the `examples` are evenly spaced over
+    them.
 
     Raises:
         UserError: There is no set, or it is damaged.
     """
     dataset = open_dataset(DataConfig(url=url))
-    read = [dataset.caption(index) for index in range(min(captions, len(dataset)))]
-    shown = _evenly_spaced(len(read), examples)
+    read = range(min(samples, len(dataset)))
+    captions = [dataset.captions_of(index) for index in read]
+    contents = {
+        dataset.entry(index).key: Content(
+            image=_image_digest(dataset, index),
+            captions=tuple(comparable(caption) for caption in captions[index]),
+            rest="",
+            size=None,
+        )
+        for index in read
+    }
+    files = [one.image for one in contents.values() if one.image is not None]
     return Inspection(
         url=url,
         manifest=dataset.manifest,
         attributes=_attributes(dataset),
-        captions=_statistics(read),
+        captions=_statistics(captions),
+        images=image_statistics(dataset, _evenly_spaced(len(read), images)),
+        equal_images=len(files) - len(set(files)),
+        overlap=_overlap(dataset.manifest, contents),
         examples=tuple(
-            Example(dataset.entry(index).key, read[index], dataset.entry(index).attributes)
-            for index in shown
+            Example(
+                dataset.entry(index).key, dataset.caption(index), dataset.entry(index).attributes
+            )
+            for index in _evenly_spaced(len(read), examples)
         ),
-        unlisted=tuple(unlisted_files(dataset.manifest, storage.sizes(url))),
+        unlisted=tuple(
+            name
+            for name in unlisted_files(dataset.manifest, storage.sizes(url))
+            if name not in LISTS
+        ),
     )
 
 
@@ -94,13 +145,27 @@ def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128
 
 def _image(dataset: Dataset, index: int) -> Image.Image:
     entry = dataset.entry(index)
-    extension = next((one for one in IMAGE_EXTENSIONS if one in entry.members), None)
+    extension = image_extension(dataset, index)
     if extension is None:
         raise UserError(f"{dataset.config.url}: '{entry.key}' has no image")
     name = f"{dataset.config.url}: {entry.key}.{extension}"
     image = dataset.config.image
     limit = image.max_pixels if image else 50_000_000
     return open_rgb(dataset.member(index, extension), name, max_pixels=limit)
+
+
+def _image_digest(dataset: Dataset, index: int) -> str | None:
+    extension = image_extension(dataset, index)
+    return None if extension is None else sha256(dataset.member(index, extension))
+
+
+def _overlap(manifest: Manifest, contents: Mapping[str, Content]) -> dict[str, SplitOverlap]:
+    images = {key: one.model_copy(update={"captions": ()}) for key, one in contents.items()}
+    captions = {key: one.model_copy(update={"image": None}) for key, one in contents.items()}
+    return {
+        name: SplitOverlap(overlap(split, images), overlap(split, captions))
+        for name, split in manifest.splits.items()
+    }
 
 
 def _evenly_spaced(size: int, count: int) -> list[int]:
@@ -116,16 +181,20 @@ def _attributes(dataset: Dataset) -> dict[str, dict[str, int]]:
     return {name: dict(counter.most_common(_COMMON)) for name, counter in counts.items()}
 
 
-def _statistics(captions: list[str]) -> CaptionStatistics:
-    words = [caption.lower().split() for caption in captions]
+def _statistics(captions: Sequence[tuple[str, ...]]) -> CaptionStatistics:
+    """Of the captions of each sample."""
+    every = [caption for one in captions for caption in one]
+    words = [caption.lower().split() for caption in every]
     lengths = [len(one) for one in words]
     counts = Counter(word for one in words for word in one)
     return CaptionStatistics(
-        read=len(captions),
-        distinct=len(set(captions)),
+        read=len(every),
+        samples=len(captions),
+        several=sum(len(one) > 1 for one in captions),
+        distinct=len(set(every)),
         words_mean=sum(lengths) / len(lengths),
         words_max=max(lengths),
-        characters_max=max(map(len, captions)),
+        characters_max=max(map(len, every)),
         vocabulary=len(counts),
         common=dict(counts.most_common(_COMMON)),
     )

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from data_pipeline.inspection.image_statistics import ELONGATED, TINY
 from data_pipeline.manifest import Manifest, Split, write_manifest
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import REJECTED_NAME, Chunk, Content, Records
@@ -19,10 +20,6 @@ from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 _FIELDS = {"txt": "captions, one a line", "json": "source and attributes"}
-_TINY = 16
-"""Pixels of a side below which an image is counted as tiny."""
-_ELONGATED = 10.0
-"""Aspect ratio above which an image is counted as elongated."""
 
 
 def pack(src: str, out: str, options: PackOptions, progress: Progress | None = None) -> PackReport:
@@ -216,10 +213,10 @@ def _noticed(
         if len(content.captions) > 1:
             found.append(("several captions", item.name))
         found += [(note, item.name) for note in content.notes]
-        if content.size is not None and min(content.size) < _TINY:
-            found.append((f"a side below {_TINY} pixels", item.name))
-        if content.size is not None and max(content.size) > _ELONGATED * min(content.size):
-            found.append((f"more than {_ELONGATED:g} times as long as wide", item.name))
+        if content.size is not None and min(content.size) < TINY:
+            found.append((f"a side below {TINY} pixels", item.name))
+        if content.size is not None and max(content.size) > ELONGATED * min(content.size):
+            found.append((f"more than {ELONGATED:g} times as long as wide", item.name))
         if content.image in images:
             found.append(("the image of another sample", item.name))
         if content.image is not None:

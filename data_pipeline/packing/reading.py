@@ -60,7 +60,7 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
         raw = RawSample(key, {**image, **text, "json": json_}, sample.attributes)
     content = Content(
         image=None if sample.image is None else _digest(sample.image),
-        captions=tuple(sha256(_comparable(caption))[:16] for caption in captions),
+        captions=tuple(sha256(comparable(caption))[:16] for caption in captions),
         rest=rest.hexdigest()[:_DIGITS],
         size=decoded.image.size if decoded else None,
         notes=tuple(sorted(decoded.notes)) if decoded else (),
@@ -82,7 +82,7 @@ def _check_captions(captions: list[str]) -> None:
             raise InvalidSample("caption unusable", "its caption is no valid text (UTF-16?)")
 
 
-def _comparable(caption: str) -> str:
+def comparable(caption: str) -> str:
     """A caption without differences of case, spaces and Unicode forms."""
     return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
 

@@ -29,13 +29,16 @@ def inspect(
     url: Url,
     sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet as PNG.")] = None,
     count: Annotated[int, typer.Option(help="Images on the sheet.", min=1)] = 48,
+    images: Annotated[
+        int, typer.Option(help="Images decoded for their statistics, evenly spaced.", min=0)
+    ] = 2000,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a set: counts, sizes, splits, captions, some samples."""
+    """Describe a set: counts, splits and their overlap, captions, images, some samples."""
     from launch.data.inspect import inspect_set
 
-    typer.echo(inspect_set(url, sheet, count, as_json=as_json))
+    typer.echo(inspect_set(url, sheet, count, images=images, as_json=as_json))
 
 
 @data_app.command(

@@ -11,9 +11,9 @@ from data_pipeline.inspect import Inspection, contact_sheet, inspect
 from data_pipeline.manifest import Manifest
 
 
-def inspect_set(url: str, sheet: Path | None, count: int, *, as_json: bool) -> str:
-    """Describe a set; saves a contact sheet of `count` images if `sheet` is given."""
-    found = inspect(url)
+def inspect_set(url: str, sheet: Path | None, count: int, *, images: int, as_json: bool) -> str:
+    """Describe a set by `images` of its images; saves a sheet of `count` if `sheet` is given."""
+    found = inspect(url, images=images)
     text = to_json(found) if as_json else to_text(found)
     if sheet is not None:
         contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
@@ -50,6 +50,8 @@ def to_json(found: Inspection) -> str:
             "fingerprint": found.manifest.fingerprint,
             "attributes": found.attributes,
             "captions": asdict(found.captions),
+            "images": _images_tree(found),
+            "overlap": {name: asdict(one) for name, one in found.overlap.items()},
             "examples": [asdict(example) for example in found.examples],
             "not_in_manifest": list(found.unlisted),
         }
@@ -74,17 +76,61 @@ def to_text(found: Inspection) -> str:
     for name, split in manifest.splits.items():
         counts = f"{len(split.train):,} train, {len(split.test):,} test"
         lines.append(f"  {name}: {counts}: {split.description}")
+        shared = found.overlap[name]
+        if shared.images or shared.captions:
+            lines.append(
+                f"    of its test samples read, {shared.images:,} have an image of a training "
+                f"sample, {shared.captions:,} a caption"
+            )
     lines.append("attributes:")
     for name, common in found.attributes.items():
         values = ", ".join(f"{value} {count:,}" for value, count in list(common.items())[:6])
         lines.append(f"  {name}: {values}")
+    several = f", several of {captions.several:,} samples" if captions.several else ""
     lines += [
-        f"captions ({captions.read:,} read): {captions.distinct:,} distinct, "
+        f"captions ({captions.read:,} read{several}): {captions.distinct:,} distinct, "
         f"{captions.words_mean:.1f} words on average, at most {captions.words_max}; "
         f"{captions.vocabulary:,} different words",
+        *_image_lines(found),
         "samples:",
     ]
     lines += [f"  {one.key}: {one.caption}" for one in found.examples]
     if found.unlisted:
         lines.append(f"not in the manifest: {', '.join(found.unlisted)}")
     return "\n".join(lines)
+
+
+def _images_tree(found: Inspection) -> dict[str, Any]:
+    images = found.images
+    if images is None:
+        return {"decoded": 0, "equal": found.equal_images}
+    return {
+        "decoded": images.read,
+        "smallest": images.smallest,
+        "largest": images.largest,
+        "aspect_max": images.aspect_max,
+        "equal": found.equal_images,
+        "noticed": {what: one.model_dump(mode="json") for what, one in images.noticed.items()},
+    }
+
+
+def _image_lines(found: Inspection) -> list[str]:
+    images = found.images
+    if images is None:
+        return []
+    small, large = (
+        f"{width:,} x {height:,}" for width, height in (images.smallest, images.largest)
+    )
+    lines = [
+        f"images ({images.read:,} decoded): {small} to {large} pixels, at most "
+        f"{images.aspect_max:.3g} times as long as wide"
+    ]
+    if found.equal_images:
+        lines.append(
+            f"  {found.equal_images:,} of {found.captions.samples:,}: equal to another one"
+        )
+    for what, one in images.noticed.items():
+        more = ", ..." if one.count > len(one.examples) else ""
+        share = f"{one.count:,} ({one.count / images.read:.1%})"
+        lines.append(f"  {share}: {what}: {', '.join(one.examples)}{more}")
+    return lines

@@ -1,0 +1,1 @@
+"""Statistics of a set's samples."""
