@@ -40,7 +40,7 @@ class Batch:
 
     @property
     def tokens(self) -> Tensor:
-        return _required(self.text, "text", "captions")
+        return _required(self.text, "text.tokenizer", "captions")
 
     @property
     def labels(self) -> Tensor:

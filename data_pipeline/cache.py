@@ -290,8 +290,9 @@ def _verify(url: str, shard: ShardEntry, path: Path) -> None:
     if size != shard.bytes or digest != shard.sha256:
         raise _MismatchError(
             f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]} instead of "
-            f"{shard.bytes:,} bytes, sha256 {shard.sha256[:12]}; run `mezzotint data verify "
-            f"{url.rsplit('/', 1)[0]}`"
+            f"{shard.bytes:,} bytes, sha256 {shard.sha256[:12]}: it changed after it was indexed; "
+            "copy it there again or, if the change is wanted, index the set again with `mezzotint "
+            f"data index {url.rsplit('/', 1)[0]}`"
         )
 
 

@@ -23,7 +23,7 @@ from data_pipeline.manifest import (
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.source import json_attributes
 from data_pipeline.sample_check import sample_faults
-from data_pipeline.shards import TARS
+from data_pipeline.shards import RECORDS, TARS
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
@@ -34,6 +34,7 @@ OLD_NAME = f"{MANIFEST_NAME}.old"
 
 _EXAMPLES = 3
 _NOT_A_TAR = "not a .tar or .tar.gz file"
+_RECORD = "record of packing"
 _NO_ATTRIBUTES = "KEY.json that is not a JSON object: no attributes"
 
 
@@ -105,7 +106,7 @@ def index(
     old, known, notes = _before(url) if MANIFEST_NAME in present else (None, _NOTHING, ())
     found = _Found()
     for name in sorted(present.keys() - {*names, MANIFEST_NAME}):
-        found.ignore(_NOT_A_TAR, name)
+        found.ignore(_RECORD if name in RECORDS else _NOT_A_TAR, name)
     shards: list[ShardEntry] = []
     for number, file in enumerate(names, 1):
         shards.append(_index_shard(url, file, found, options))

@@ -155,7 +155,10 @@ def read_manifest(url: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise UserError(f"{path}: {where}: {first['msg']}; index the set again") from error
+        raise UserError(
+            f"{path}: {where}: {first['msg']}; index the set again with `mezzotint data "
+            f"index {url}`, which keeps what is valid of it"
+        ) from error
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:

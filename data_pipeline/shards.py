@@ -23,6 +23,9 @@ from mezzotint.common.errors import UserError
 _log = logging.getLogger(__name__)
 
 _OPEN_FILES = 128
+RECORDS = ("packed.jsonl", "rejected.jsonl")
+"""Which `mezzotint data pack` writes beside the shards."""
+
 TARS = (".tar", ".tar.gz")
 
 
@@ -53,7 +56,7 @@ def check_sizes(url: str, manifest: Manifest) -> None:
 
 def unlisted_files(manifest: Manifest, present: Iterable[str]) -> list[str]:
     """Those of the names in a set's directory that belong to no shard; hidden ones are left out."""
-    listed = {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}
+    listed = {MANIFEST_NAME, *RECORDS, *(shard.name for shard in manifest.shards)}
     return sorted(name for name in present if name not in listed and not name.startswith("."))
 
 
