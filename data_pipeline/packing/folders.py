@@ -25,6 +25,8 @@ _CAPTIONS = ("txt", "caption", "json")
 """Suffixes of caption files, in order of preference."""
 _ORPHANS = ("txt", "caption")
 """Suffixes of files that are captions, also without an image."""
+_OTHER_IMAGES = {"svg", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl", "jp2", "tga", "psd"}
+"""Suffixes of image files that are not read."""
 
 
 class FolderSource(Source):
@@ -57,6 +59,12 @@ class FolderSource(Source):
         self._orphans = {
             name for name in others if suffix(name) in _ORPHANS and _stem(name) not in of_stem
         }
+        stems = {_stem(name) for name in self._orphans}
+        self._unread = {
+            _stem(name): suffix(name)
+            for name in others
+            if suffix(name) in _OTHER_IMAGES and _stem(name) in stems
+        }
         self.names = sorted([*images, *self._orphans])
         beside = [name for name in others if _stem(name) in of_stem and suffix(name) in _CAPTIONS]
         left_out = {*self._orphans, *beside}
@@ -85,7 +93,9 @@ class FolderSource(Source):
     def read(self, index: int) -> SourceSample:
         name = self.names[index]
         if name in self._orphans:
-            raise InvalidSample("image missing", "a caption file without an image")
+            kind = self._unread.get(_stem(name))
+            detail = f": .{kind} is not read, convert it to PNG" if kind else ""
+            raise InvalidSample("image missing", f"a caption file without an image{detail}")
         captions = self._captions_of(name)
         attributes: dict[str, Attribute] = {}
         if self._options.folder_attribute is not None:

@@ -30,8 +30,9 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     """Name of an attribute that is the name of the folder that holds the image."""
     folder_caption: bool = False
     """The name of the folder is the caption of images without a caption file."""
-    caption_lines: Literal["several", "one"] = "several"
-    """Several lines of a caption file, or texts of a cell, are several captions or one."""
+    caption_lines: Literal["several", "one", "first"] = "several"
+    """Several lines of a caption file, or texts of a cell, are several captions, one, or one and
+    others that are left out (translations, for instance)."""
     shard_size: int = Field(default=1000, gt=0)
     workers: int = Field(default=8, gt=0)
     """Pairs read in parallel."""

@@ -212,6 +212,8 @@ def _noticed(
             continue
         if len(content.captions) > 1:
             found.append(("several captions", item.name))
+        if content.left_out:
+            found.append(("all but the first caption left out", item.name))
         found += [(note, item.name) for note in content.notes]
         if content.size is not None and min(content.size) < TINY:
             found.append((f"a side below {TINY} pixels", item.name))

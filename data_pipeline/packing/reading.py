@@ -34,8 +34,12 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
     try:
         sample = source.read(index)
         captions = _single_lines(sample.captions)
-        if options.caption_lines == "one":
-            captions = [" ".join(captions)] if captions else []
+        left_out = 0
+        match options.caption_lines:
+            case "one":
+                captions = [" ".join(captions)] if captions else []
+            case "first":
+                captions, left_out = captions[:1], len(captions[1:])
         _check_captions(captions)
         image: dict[str, bytes] = {}
         decoded = None
@@ -61,6 +65,7 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
     content = Content(
         image=None if sample.image is None else _digest(sample.image),
         captions=tuple(sha256(comparable(caption))[:16] for caption in captions),
+        left_out=left_out,
         rest=rest.hexdigest()[:_DIGITS],
         size=decoded.image.size if decoded else None,
         notes=tuple(sorted(decoded.notes)) if decoded else (),

@@ -30,6 +30,8 @@ class Content(BaseModel, frozen=True):
     image: str | None
     captions: tuple[str, ...]
     """Each without differences of case, spaces and Unicode forms."""
+    left_out: int = 0
+    """Further captions of the source."""
     rest: str
     """Of the exact captions, the attributes and other members."""
     size: tuple[int, int] | None

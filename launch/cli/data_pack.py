@@ -26,6 +26,7 @@ class CaptionLines(StrEnum):
 
     several = "several"
     one = "one"
+    first = "first"
 
 
 class FolderContent(StrEnum):
@@ -82,7 +83,7 @@ TestFraction = Annotated[
 Lines = Annotated[
     CaptionLines,
     typer.Option(
-        help="Lines of a caption file are several captions of the image, or one.",
+        help="Lines of a caption file are several captions of the image, one, or only the first.",
         rich_help_panel=_IMAGES,
     ),
 ]

@@ -20,6 +20,17 @@ def test_lines_of_a_caption_file_are_several_captions_or_one(images, packed):
     found = packed(images, PackOptions(caption_lines="one"))
     assert found.captions == [["a red square a square of red red, four equal sides"], ["one"]]
     assert "several captions" not in found.report.noticed
+    found = packed(images, PackOptions(caption_lines="first"))
+    assert found.captions == [["a red square"], ["one"]]
+    assert found.report.noticed["all but the first caption left out"].count == 1
+
+
+def test_a_caption_of_an_image_in_another_format_says_which(images, packed):
+    (images / "0.txt").write_text("a red square")
+    (images / "drawn.txt").write_text("a drawn square")
+    (images / "drawn.svg").write_text("<svg/>")
+    found = packed(images)
+    assert ".svg is not read, convert it to PNG" in found.rejected["drawn.txt"][1]
 
 
 def caption_all(images):
