@@ -39,7 +39,7 @@ class Sample:
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
     """Open a shard set and check shard sizes, selection, members and encoder.
 
-    Digests are checked when a shard enters the cache, and all of them by `mezzotint data verify`.
+    Digests are checked when a shard is first opened, and all of them by `mezzotint data verify`.
 
     `expected_encoder` is the digest of the model that must have encoded a derived set. Required if
     `config.encoder` is a model directory, which only the caller can resolve.

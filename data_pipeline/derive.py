@@ -24,6 +24,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 """Arrays (B, ...) of B samples by name."""
 
 _COPIED = ("txt", "json")
+_DERIVED_FROM = "derived from"
 _WITH_IMAGE = "derived with image"
 
 
@@ -37,6 +38,8 @@ def derive(
 ) -> Manifest:
     """Write the encoded samples of a set as a shard set, with the shard size of the source.
 
+    It replaces a derived set that is there, with the shards of that one.
+
     `blocks` are the arrays of all samples in order, some samples at a time. `fields` are their
     names: `codes` is stored as the member `KEY.codes.npy`. `encoder` is the digest of the model.
 
@@ -45,7 +48,8 @@ def derive(
             arrays than `fields`.
     """
     source = dataset.manifest
-    return write_shards(
+    before = _derived_set(out_url)
+    written = write_shards(
         _members(dataset, blocks, fields),
         out_url,
         name=f"{source.name}-{'-'.join(fields)}",
@@ -60,6 +64,28 @@ def derive(
         preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
     )
+    names = {shard.name for shard in written.shards}
+    for shard in before.shards if before is not None else ():
+        if shard.name not in names:
+            storage.remove(storage.join(out_url, shard.name))
+    return written
+
+
+def _derived_set(url: str) -> Manifest | None:
+    """The manifest of the derived set at `url`, if there is any set.
+
+    Raises:
+        UserError: There is a set that was not derived from another.
+    """
+    if not storage.exists(storage.join(url, MANIFEST_NAME)):
+        return None
+    manifest = read_manifest(url)
+    if _DERIVED_FROM not in manifest.provenance:
+        raise UserError(
+            f"{url}: holds the set '{manifest.name}', which is no derived set; choose another "
+            "directory, or delete it"
+        )
+    return manifest
 
 
 def _preprocessing(dataset: Dataset) -> Preprocessing | None:
@@ -81,7 +107,7 @@ def _provenance(dataset: Dataset) -> dict[str, str]:
     image = dataset.config.image
     return {
         **dataset.manifest.provenance,
-        "derived from": dataset.manifest.name,
+        _DERIVED_FROM: dataset.manifest.name,
         "derived from sha256": dataset.fingerprint,
         _WITH_IMAGE: image.model_dump_json() if image else "none",
     }
@@ -91,12 +117,12 @@ def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
     """The manifest of a finished set of the same source, settings and encoder.
 
     Raises:
-        UserError: one whose images were prepared otherwise, and all else is the same; a shard of
-            the source or of the set was changed.
+        UserError: there is a set that is no derived one, or one whose images were prepared
+            otherwise, and all else is the same; a shard of the source or of the set was changed.
     """
-    if not storage.exists(storage.join(url, MANIFEST_NAME)):
+    manifest, provenance = _derived_set(url), _provenance(dataset)
+    if manifest is None:
         return None
-    manifest, provenance = read_manifest(url), _provenance(dataset)
     same = manifest.provenance | {_WITH_IMAGE: provenance[_WITH_IMAGE]} == provenance
     if manifest.encoder != encoder or not same:
         return None

@@ -4,6 +4,7 @@ import errno
 import gzip
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,8 +134,12 @@ def write_shards(
 
 
 def shard_name(name: str, number: int, *, compress: bool = False) -> str:
-    """The file name of a shard, `NAME-000042.tar` or `NAME-000042.tar.gz`."""
-    return f"{name}-{number:06d}.tar{'.gz' if compress else ''}"
+    """The file name of a shard, `NAME-000042.tar` or `NAME-000042.tar.gz`.
+
+    Characters of `name` that no shard may have become `_`.
+    """
+    plain = re.sub(r"^[^A-Za-z0-9_]|[^A-Za-z0-9_.-]", "_", name)[:180]
+    return f"{plain}-{number:06d}.tar{'.gz' if compress else ''}"
 
 
 def _write_tar(samples: Sequence[RawSample], path: Path) -> None:

@@ -16,12 +16,14 @@ from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive, finished_set
 from data_pipeline.digest_records import DigestRecords, FileState
+from data_pipeline.index import IndexOptions, index
 from data_pipeline.inspect import inspect
 from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.pack import PackOptions, pack
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.stream import Stream, StreamState
 from data_pipeline.text.tokenizer import Tokenizer
+from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
 
 CHANGED = r"squares-000001.tar: does not match its manifest .*copy it here again or, .*data index"
@@ -182,8 +184,7 @@ def test_an_expanded_copy_that_was_only_touched_is_not_fetched_again(make_set, c
 def test_a_finished_derived_set_is_checked_with_its_source(squares, tmp_path):
     source = open_dataset(DataConfig(url=squares, image=ImageConfig(size=4)))
     derived = str(tmp_path / "derived")
-    blocks = [{"codes": np.zeros((len(source), 2), np.int32)}]
-    derive(source, derived, blocks, fields=("codes",), encoder="a" * 64)
+    derive(source, derived, codes(source), fields=("codes",), encoder="a" * 64)
     assert finished_set(source, derived, "a" * 64) is not None
     shard = f"{derived}/squares-codes-000001.tar"
     rewrite(shard, b"green square 5", b"black square 5")
@@ -194,6 +195,44 @@ def test_a_finished_derived_set_is_checked_with_its_source(squares, tmp_path):
     rewrite(f"{squares}/squares-000001.tar", b"green square 5", b"black square 5")
     with pytest.raises(UserError, match=CHANGED):
         finished_set(source, derived, "a" * 64)
+
+
+def codes(dataset):
+    return [{"codes": np.zeros((len(dataset), 2), np.int32)}]
+
+
+def test_a_set_that_is_no_derived_one_is_not_replaced_by_one(squares):
+    source = open_dataset(DataConfig(url=squares))
+    before = Path(squares, "manifest.json").read_bytes()
+    for write in (
+        lambda: finished_set(source, squares, "a" * 64),
+        lambda: derive(source, squares, codes(source), fields=("codes",), encoder="a" * 64),
+    ):
+        with pytest.raises(UserError, match="holds the set 'squares', which is no derived set; ch"):
+            write()
+    assert Path(squares, "manifest.json").read_bytes() == before
+
+
+def test_a_set_that_is_derived_again_leaves_no_shard_of_the_old_one(squares, tmp_path):
+    out = str(tmp_path / "derived")
+    everything = open_dataset(DataConfig(url=squares))
+    derive(everything, out, codes(everything), fields=("codes",), encoder="a" * 64)
+    Path(squares, "squares-000004.tar").unlink()
+    Path(squares, "squares-000003.tar").unlink()
+    index(squares)  # corrected, and indexed again
+    fewer = open_dataset(DataConfig(url=squares))
+    assert finished_set(fewer, out, "a" * 64) is None
+    derive(fewer, out, codes(fewer), fields=("codes",), encoder="a" * 64)
+    report = verify(out)
+    assert (report.problems, report.unlisted, report.manifest.sample_count) == ((), (), 15)
+
+
+def test_sets_of_any_name_can_be_derived(squares, tmp_path):
+    index(squares, IndexOptions(name="my photos/é"))
+    source = open_dataset(DataConfig(url=squares))
+    made = derive(source, str(tmp_path / "out"), codes(source), fields=("codes",), encoder="a" * 64)
+    assert made.shards[0].name == "my_photos__-codes-000000.tar"
+    assert verify(str(tmp_path / "out")).problems == ()
 
 
 def test_a_run_does_not_go_on_with_another_tokenizer(squares, tokenizer_directory):
