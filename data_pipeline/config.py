@@ -171,7 +171,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def _what_a_flip_breaks(self) -> Self:
         if self.image is None or not self.image.flip:
             return self
-        if self.text is not None:
+        if self.text is not None and self.text.tokenizer is not None:
             self.image.check_captions()
         if self.arrays:
             raise ValueError(

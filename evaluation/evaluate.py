@@ -1,5 +1,6 @@
 """One entry for the three kinds of evaluation."""
 
+import logging
 import math
 from pathlib import Path
 from typing import assert_never
@@ -20,6 +21,8 @@ from evaluation.text_to_image import evaluate_text_to_image
 from mezzotint.common.errors import UserError
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -58,6 +61,8 @@ def evaluate(
         directory.mkdir(parents=True, exist_ok=True)
         found.write_images(directory)
         result.write(directory)
+        for sentence in result.cut_captions():
+            log.warning("%s", sentence)
     return result
 
 

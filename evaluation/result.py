@@ -7,12 +7,15 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.text.cut_captions import shown
 from evaluation.metrics.fid import FrechetDistance
 from evaluation.metrics.intervals import Score
 from mezzotint.common import files
 from mezzotint.common.errors import UserError
 
 FILE = "evaluation.json"
+LISTED = 10
+"""Captions that are cut, as far as a report lists them; evaluation.json has all."""
 Kind = Literal["text_to_image", "reconstruction", "class_conditional"]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]
@@ -74,6 +77,23 @@ class EvaluationResult:
                     found[f"{name}/{group}"] = float(metric)
         return found
 
+    def cut_captions(self) -> list[str]:
+        """A sentence for each reader that does not read captions to their end, and the first."""
+        cut = self.protocol.get("captions_cut")
+        if not isinstance(cut, Mapping):
+            return []
+        sentences = []
+        for role, lost in cut["lost"].items():
+            listed = "; ".join(
+                f"{shown(caption)} loses {shown(end)}" for caption, end in [*lost.items()][:LISTED]
+            )
+            more = f"; and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+            sentences.append(
+                f"{len(lost)} of {cut['captions']} captions are longer than the {role} reads: "
+                f"{listed}{more}"
+            )
+        return sentences
+
     def to_markdown(self) -> str:
         """A table with one line per metric and group."""
         lines = [
@@ -96,6 +116,7 @@ class EvaluationResult:
                     case _:
                         cells = f"{metric:.4g} | | "
                 lines.append(f"| {name} | {group} | {cells} |")
+        warnings |= dict.fromkeys(self.cut_captions())
         lines += [line for warning in warnings for line in ("", f"Caution: {warning}.")]
         return "\n".join(lines) + "\n"
 

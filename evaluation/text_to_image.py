@@ -1,5 +1,6 @@
 """Evaluation of a system that generates images for captions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ def evaluate_text_to_image(
         real = reference.load(config.reference, image, report)
     check_retrieval_choices(config.retrieval_choices, real)
     prompts = evaluation_prompts(config, real)
+    cut = cut_prompts(system, clip, [prompt.caption for prompt in prompts])
     with stages("generate") as report:
         generated = samples.generate(
             system, prompts, seed=config.seed, batch=config.batch, progress=report
@@ -60,6 +62,7 @@ def evaluate_text_to_image(
             "exact_match": exact_match_rule(matches),
             "clip": clip.protocol(),
             "clip_score": clip_score.DEFINITION,
+            "captions_cut": cut,
             "clip_retrieval": f"own caption above {config.retrieval_choices - 1} wrong captions",
             "features": network.protocol(),
             "intervals": "95% over captions; Wilson for proportions, bootstrap for means",
@@ -72,6 +75,18 @@ def evaluate_text_to_image(
         },
         write_images=partial(write_images, config, generated, real, matches),
     )
+
+
+def cut_prompts(
+    system: ImageGenerator, clip: ClipEmbedder, captions: Sequence[str]
+) -> dict[str, object]:
+    """What is not read of the distinct captions, by reader: the model, its ranker, the CLIP."""
+    distinct = list(dict.fromkeys(captions))
+    found: dict[str, dict[str, str]] = {}
+    for role, reader in {**system.text_encoders, "clip": clip.text}.items():
+        lost = {caption: reader.lost(caption) for caption in distinct}
+        found[role] = {caption: end for caption, end in lost.items() if end}
+    return {"captions": len(distinct), "lost": {role: each for role, each in found.items() if each}}
 
 
 def check_retrieval_choices(choices: int, real: Reference) -> None:

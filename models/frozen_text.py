@@ -1,6 +1,6 @@
 """Frozen text encoders: features of captions from CLIP or T5, through one interface."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
@@ -13,6 +13,7 @@ from models import store, t5
 from models.clip import Clip, ClipConfig
 from models.pretrained.lookup import identify, own_activation, text_width
 from models.pretrained.network import PretrainedClip
+from models.pretrained.tokenizer import OpenClipTokenizer
 from models.text_source import ClipText, OpenClipText, T5Text, TextSource
 
 
@@ -24,6 +25,20 @@ class Tokenize(Protocol):
 
     def lost(self, caption: str, length: int) -> str:
         """The end of a caption that is cut at `length` ids; empty where it fits."""
+
+
+class CaptionTokens(Protocol):
+    """The tokenizer of one encoder, at its length."""
+
+    @property
+    def length(self) -> int:
+        """Ids per caption."""
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Ids (B, length) int64."""
+
+    def lost(self, caption: str) -> str:
+        """The end of a caption that is cut; empty where it fits."""
 
 
 class TokenizerFactory(Protocol):
@@ -45,10 +60,7 @@ class FrozenTextEncoder:
     """A frozen encoder with its tokenizer."""
 
     tower: TextTower
-    tokens: Callable[[Sequence[str]], Tensor]
-    """Captions to ids (B, L) int64."""
-    lost: Callable[[str], str]
-    """The end of a caption that is cut; empty where it fits."""
+    tokens: CaptionTokens
     width: int
     source: TextSource
     """Where it came from, with the digest of what was found there."""
@@ -132,28 +144,39 @@ def load(source: TextSource, tokenizers: TokenizerFactory) -> FrozenTextEncoder:
         case ClipText(model=directory):
             clip = store.load(directory)
             assert isinstance(clip, Clip), "described as one"
-            name = f"{directory}/{store.TOKENIZER}"
-            tokenize = tokenizers("own", store.tokenizer_bytes(directory), name)
             tower: TextTower = clip.requires_grad_(requires_grad=False)
-            cut = _Cut(tokenize, clip.config.text_length)
-            return FrozenTextEncoder(tower, cut, cut.lost, known.width, known.source)
         case OpenClipText() as checkpoint:
-            pretrained = PretrainedClip(checkpoint)
-            return FrozenTextEncoder(
-                pretrained,
-                lambda captions: pretrained.tokens(list(captions)),
-                pretrained.lost,
-                known.width,
-                known.source,
-            )
-        case T5Text(directory=directory, length=length):
-            name = f"{directory}/{t5.PIECES}"
-            cut = _Cut(tokenizers("t5", t5.pieces(directory), name), length)
-            return FrozenTextEncoder(
-                t5.load_t5(directory), cut, cut.lost, known.width, known.source
-            )
+            tower = PretrainedClip(checkpoint)
+        case T5Text(directory=directory):
+            tower = t5.load_t5(directory)
         case _:
             assert_never(known.source)
+    return FrozenTextEncoder(
+        tower, load_tokens(known.source, tokenizers), known.width, known.source
+    )
+
+
+def load_tokens(source: TextSource, tokenizers: TokenizerFactory) -> CaptionTokens:
+    """The tokenizer of an encoder, without its weights.
+
+    Raises:
+        UserError: it is missing or of another kind.
+    """
+    match source:
+        case ClipText(model=directory):
+            config = store.describe(directory).config
+            if not isinstance(config, ClipConfig):
+                raise UserError(f"{directory}: holds a {config.kind}; captions need a clip")
+            name = f"{directory}/{store.TOKENIZER}"
+            content = store.tokenizer_bytes(directory)
+            return _Cut(tokenizers("own", content, name), config.text_length)
+        case OpenClipText():
+            return OpenClipTokenizer(identify(source))
+        case T5Text(directory=directory, length=length):
+            name = f"{directory}/{t5.PIECES}"
+            return _Cut(tokenizers("t5", t5.pieces(directory), name), length)
+        case _:
+            assert_never(source)
 
 
 @dataclass(frozen=True)

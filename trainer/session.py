@@ -11,6 +11,7 @@ from mezzotint.common.files import write_json
 from models import store
 from trainer import distributed, engine
 from trainer.averages.snapshots import Snapshots
+from trainer.caption_lengths import log_cut_captions
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import World
 from trainer.engine import Engine
@@ -32,6 +33,8 @@ def run(
     distributed.use_threads(world, sorted(os.sched_getaffinity(0)))
     engine.start(world)
     inputs = open_inputs(recipe)
+    if world.is_main:
+        log_cut_captions(recipe, inputs.dataset)
     started = time.time()
     engines = engine.build(inputs.task.parts(), recipe, world)
     stream = Stream(

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
@@ -35,6 +36,22 @@ def load_sentencepiece(
     if ids != special:
         raise UserError(f"{name}: its special ids are {ids}, not {dict(special)}; {hint}")
     return model
+
+
+@dataclass(frozen=True)
+class TokenizerAt:
+    """A tokenizer at one length."""
+
+    tokenizer: "Tokenizer"
+    length: int
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Ids (n, length) int64."""
+        return self.tokenizer(captions, self.length)
+
+    def lost(self, caption: str) -> str:
+        """The end of a caption that is cut; empty where it fits."""
+        return self.tokenizer.lost(caption, self.length)
 
 
 def lost_text(model: sentencepiece.SentencePieceProcessor, text: str, length: int) -> str:
@@ -127,6 +144,10 @@ class Tokenizer:
     def lost(self, caption: str, length: int) -> str:
         """The end of a normalised caption that is cut at `length` ids; empty where it fits."""
         return lost_text(self._model, normalise(caption), length)
+
+    def count(self, caption: str) -> int:
+        """Ids of a caption that is not cut, with the end id."""
+        return len(self._model.EncodeAsIds(normalise(caption))) + 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """The normalised caption, without special ids."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launch.dry_run.captions import CaptionLengths, caption_lengths
 from launch.slurm.config import Cluster, JobResources, memory_bytes
 from launch.submit.plan import job_script, recipe_job, run_directory
 from mezzotint.common.errors import UserError
@@ -88,6 +89,8 @@ class DryRunReport:
     notes: tuple[str, ...]
     """Why `mezzotint submit` would refuse it."""
     writes: tuple[str, ...]
+    captions: CaptionLengths
+    """Captions that are cut."""
 
     def to_json(self) -> str:
         tree = asdict(self)
@@ -145,6 +148,7 @@ def dry_run(
         },
         job_script=script,
         notes=notes,
+        captions=caption_lengths(recipe),
         writes=tuple(
             str(path)
             for path in (run.recipe, run.metrics, run.checkpoints, run.previews, run.model)

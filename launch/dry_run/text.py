@@ -35,6 +35,7 @@ def to_text(report: DryRunReport) -> str:
             lines.append(f"  (in the weight matrices of {part}'s blocks: {matrices:,})")
     lines += [f"  total: {report.total:,}", "", f"steps: {report.steps:,}"]
     lines += [f"per step: {count:,} {unit}" for unit, count in report.per_step.items()]
+    lines += report.captions.to_text()
     machines = report.machines
     lines += [
         "",

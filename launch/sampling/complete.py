@@ -11,6 +11,7 @@ from data_pipeline.image_grid import GridCell, image_grid
 from data_pipeline.images import decode
 from launch.processes import run_in_processes
 from launch.progress import Reporter
+from launch.sampling.lost_captions import log_lost
 from launch.sampling.overrides import with_overrides
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
@@ -102,6 +103,7 @@ def complete_on(
         result = generator.generate(request, progress=reporter.callback("complete"))
     if not group.is_main:
         return None
+    log_lost(generator, captions)
     shown = given.clone()
     shown[size * rows // height :] = HIDDEN
     cells = [

@@ -17,6 +17,7 @@ from evaluation.metrics.psnr import psnr
 from launch.processes import run_in_processes
 from launch.progress import Reporter
 from launch.sampling.inputs import InputImages, images_of_files
+from launch.sampling.lost_captions import log_lost
 from launch.sampling.noise_file import NoiseFile
 from launch.sampling.overrides import Value, with_overrides
 from mezzotint.common.errors import UserError
@@ -198,6 +199,7 @@ def invert_on(
         )
     if not group.is_main:
         return None
+    log_lost(generator, [prompt.text for prompt in prompts])
     names = tuple(path.name for path in paths)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     inversion_grid(model.name, names, to_bytes(images), results).save(options.out)

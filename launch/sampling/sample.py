@@ -9,6 +9,7 @@ import torch
 from launch.processes import run_in_processes
 from launch.progress import Reporter
 from launch.sampling.inputs import images_of_set
+from launch.sampling.lost_captions import Lost, find_lost
 from launch.sampling.plan import SampleOptions, SamplePlan, plan_sampling
 from launch.sampling.sample_report import SampleReport, sample_grid
 from launch.sampling.trajectory import Trajectory
@@ -47,8 +48,8 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
     )
     if cells is None:
         return None
-    results, trajectory = cells
-    report = SampleReport(out, plan, results)
+    results, trajectory, lost = cells
+    report = SampleReport(out, plan, results, lost)
     out.parent.mkdir(parents=True, exist_ok=True)
     sample_grid(report).save(out)
     if trajectory is not None and options.trajectory is not None:
@@ -62,8 +63,11 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
 
 def generate_cells(
     plan: SamplePlan, device: torch.device, group: ProcessGroup
-) -> tuple[Sequence[GenerationResult], Trajectory | None] | None:
-    """The results of all cells, and the trajectory of the only one; None on ranks but the main."""
+) -> tuple[Sequence[GenerationResult], Trajectory | None, Lost] | None:
+    """The results of all cells, the trajectory of the only one, and what captions lose.
+
+    None on ranks but the main.
+    """
     generator = load_generator(plan.configs[0], device=device, group=group)
     options = plan.options
     count = min(len(plan.titles), plan.request.batch_size, TRAJECTORY_IMAGES)
@@ -77,7 +81,10 @@ def generate_cells(
                 chosen = with_moments(chosen, options)
             progress = reporter.callback(f"generate {words}".strip())
             results.append(chosen.generate(plan.request, progress=progress, callback=trajectory))
-    return (results, trajectory) if group.is_main else None
+    negatives = [each.negative for each in plan.configs if isinstance(each, DiffusionSystem)]
+    captions = [prompt.text for prompt in plan.request.prompts]
+    lost = find_lost(generator, [*captions, *negatives])
+    return (results, trajectory, lost) if group.is_main else None
 
 
 def with_moments(generator: DiffusionGenerator, options: SampleOptions) -> DiffusionGenerator:

@@ -1,13 +1,14 @@
 """What `sample` reports: its grid of images, text and JSON."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
+from launch.sampling.lost_captions import lost_captions
 from launch.sampling.plan import SamplePlan
 from mezzotint.inference.generator import GenerationResult
 
@@ -19,6 +20,8 @@ class SampleReport:
     out: Path
     plan: SamplePlan
     results: Sequence[GenerationResult]
+    lost: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Ends of captions that are not read, by caption and by what does not read them."""
 
     @property
     def evaluations(self) -> list[int]:
@@ -38,6 +41,7 @@ class SampleReport:
         if counts:
             span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             lines.append(f"network evaluations per image: {span}")
+        lines += lost_captions(self.lost)
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -51,6 +55,7 @@ class SampleReport:
                 {"title": title, "text": prompt.text, "label": prompt.label}
                 for title, prompt in zip(plan.titles, plan.request.prompts, strict=True)
             ],
+            "lost": {caption: dict(lost) for caption, lost in self.lost.items()},
             "number": plan.number,
             "seed": plan.request.seed,
             "batch": plan.request.batch_size,

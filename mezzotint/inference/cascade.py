@@ -1,13 +1,13 @@
 """Cascaded diffusion: a text-conditional base, then super-resolution (arXiv 2106.15282)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.clip import CaptionTokenizer
+from mezzotint.inference.clip import caption_tokenizer
 from mezzotint.inference.config import CascadeSystem, StageSampling
 from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import to_bytes
@@ -22,6 +22,7 @@ from models.diffusion.sampling import NFE, count_nfe
 from models.diffusion.super_resolution import SuperResolution
 from models.diffusion.text_diffusion import TextDiffusion
 from models.diffusion.unet.network import UNet
+from models.frozen_text import CaptionTokens
 from models.nn.random import normal
 
 Base = TextDiffusion | UNet
@@ -37,7 +38,7 @@ class CascadeGenerator(ImageGenerator):
     config: CascadeSystem
     base: Base
     upsampler: Upsampler
-    tokenizer: Callable[[Sequence[str]], Tensor]
+    tokenizer: CaptionTokens
     runtime: Runtime
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,12 +63,16 @@ class CascadeGenerator(ImageGenerator):
         digests = {
             name: store.describe(getattr(config, name)).digest for name in ("base", "upsampler")
         }
-        tokenizer = CaptionTokenizer.of(config.base)
+        tokenizer = caption_tokenizer(config.base)
         return cls(config, base, upsampler, tokenizer, runtime, digests)
 
     @property
     def image_size(self) -> int:
         return self.upsampler.config.image_size
+
+    @property
+    def text_encoders(self) -> Mapping[str, CaptionTokens]:
+        return {"model": self.tokenizer}
 
     def _sample(self, block: Block) -> Mapping[str, Tensor]:
         first, second, nfe = self.config.base_sampling, self.config.upsampler_sampling, NFE()

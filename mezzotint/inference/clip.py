@@ -1,49 +1,34 @@
 """A CLIP model, from a directory or a checkpoint, that ranks and scores images."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data_pipeline.text.tokenizer import Tokenizer
+from data_pipeline.text.tokenizer import Tokenizer, TokenizerAt
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.images import from_bytes
 from models import store
 from models.clip import Clip, ImageTextEncoder
+from models.frozen_text import CaptionTokens
 from models.pretrained.network import PretrainedClip
 
 
-@dataclass(frozen=True)
-class CaptionTokenizer:
-    """The tokenizer of one model directory, at its text length."""
+def caption_tokenizer(directory: str) -> TokenizerAt:
+    """The tokenizer that a model directory carries, at its text length.
 
-    tokenizer: Tokenizer
-    length: int
-
-    @classmethod
-    def of(cls, directory: str) -> "CaptionTokenizer":
-        """Read the tokenizer that a model directory carries.
-
-        Raises:
-            UserError: no tokenizer, a changed one, or no text length in config.json.
-        """
-        tokenizer = Tokenizer(store.tokenizer_bytes(directory), f"{directory}/{store.TOKENIZER}")
-        length = store.describe(directory).text_length
-        if length is None:
-            raise UserError(f"{directory}: takes no captions (no text_length in config.json)")
-        return cls(tokenizer, length)
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Ids (n, length) int64."""
-        return self.tokenizer(captions, self.length)
-
-    def lost(self, caption: str) -> str:
-        """The end of a caption that is cut; empty where it fits."""
-        return self.tokenizer.lost(caption, self.length)
+    Raises:
+        UserError: no tokenizer, a changed one, or no text length in config.json.
+    """
+    tokenizer = Tokenizer(store.tokenizer_bytes(directory), f"{directory}/{store.TOKENIZER}")
+    length = store.describe(directory).text_length
+    if length is None:
+        raise UserError(f"{directory}: takes no captions (no text_length in config.json)")
+    return TokenizerAt(tokenizer, length)
 
 
 @dataclass(frozen=True)
@@ -51,10 +36,8 @@ class ClipEmbedder:
     """A frozen CLIP model with the tokenizer it was trained with."""
 
     model: ImageTextEncoder
-    text: Callable[[Sequence[str]], Tensor]
+    text: CaptionTokens
     """Captions to the tokens (n, L) int64 that `model` takes."""
-    lost: Callable[[str], str]
-    """The end of a caption that is cut; empty where it fits."""
     digest: str
     source: Mapping[str, object]
     """Where it came from and how it takes images, as a protocol records it."""
@@ -80,8 +63,8 @@ class ClipEmbedder:
                 f"{source}: holds a {stored.config.kind}, not a CLIP model; set clip (and "
                 "system.ranker) to a directory that holds one"
             )
-        text, about = CaptionTokenizer.of(source), {"kind": "clip", "directory": source}
-        return cls(model, text, text.lost, stored.digest, about, place)
+        text, about = caption_tokenizer(source), {"kind": "clip", "directory": source}
+        return cls(model, text, stored.digest, about, place)
 
     @classmethod
     def _pretrained(cls, source: OpenClip, device: torch.device) -> "ClipEmbedder":
@@ -91,14 +74,13 @@ class ClipEmbedder:
             "quick_gelu": model.known.quick_gelu,
             **model.preprocessing.model_dump(mode="json"),
             "image_size": list(model.image_size),
-            "text_length": model.text_length,
+            "text_length": model.tokens.length,
             "checkpoint_sha256": sha256_file(model.known.weights),
         }
         about = {**source.model_dump(mode="json", include={"kind", "checkpoint", "tag"}), **known}
         return cls(
             model,
-            lambda captions: model.tokens(list(captions)),
-            model.lost,
+            model.tokens,
             sha256(json.dumps(known, sort_keys=True)),
             about,
             device,

@@ -3,13 +3,13 @@
 Any autoencoder with one codebook can take the dVAE's place, as a VQ-GAN in arXiv 2012.09841.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
+from mezzotint.inference.clip import ClipEmbedder, caption_tokenizer
 from mezzotint.inference.config import DalleSystem
 from mezzotint.inference.generator import Block, GenerationRequest, ImageGenerator
 from mezzotint.inference.images import from_bytes, quantize_images, to_bytes
@@ -21,6 +21,7 @@ from models.autoencoders.protocols import DiscreteAutoencoder
 from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
 from models.finite import require_finite
+from models.frozen_text import CaptionTokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class DalleGenerator(ImageGenerator):
     config: DalleSystem
     prior: Prior
     dvae: DiscreteAutoencoder
-    tokenizer: Callable[[Sequence[str]], Tensor]
+    tokenizer: CaptionTokens
     runtime: Runtime
     ranker: ClipEmbedder | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -66,12 +67,16 @@ class DalleGenerator(ImageGenerator):
         require_equal_preprocessing(
             {"prior": config.prior, "dvae": config.dvae}, force=config.force_preprocessing
         )
-        tokenizer = CaptionTokenizer.of(config.prior)
+        tokenizer = caption_tokenizer(config.prior)
         return cls(config, prior, dvae, tokenizer, runtime, ranker, digests)
 
     @property
     def image_size(self) -> int:
         return self.dvae.image_size
+
+    @property
+    def text_encoders(self) -> Mapping[str, CaptionTokens]:
+        return text_encoders(self.tokenizer, self.ranker)
 
     @property
     def candidates(self) -> int:
@@ -146,3 +151,10 @@ def rank(
     scores = ranker.scores(images, captions)
     require_finite("its CLIP score is", scores)
     return {"scores": scores}
+
+
+def text_encoders(
+    tokenizer: CaptionTokens, ranker: ClipEmbedder | None
+) -> Mapping[str, CaptionTokens]:
+    """What reads captions: the prior, and the ranker if there is one."""
+    return {"model": tokenizer} | ({} if ranker is None else {"ranker": ranker.text})

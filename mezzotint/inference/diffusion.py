@@ -34,6 +34,7 @@ from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
+from models.frozen_text import CaptionTokens
 from models.nn.random import normal
 
 
@@ -131,6 +132,10 @@ class DiffusionGenerator(ImageGenerator):
         """The label of the unconditional side."""
         config = self.network.config
         return config.classes if isinstance(config, ClassConfig) and config.null_class else None
+
+    @property
+    def text_encoders(self) -> Mapping[str, CaptionTokens]:
+        return {} if self.text is None else {"model": self.text.tokens}
 
     def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, prefix=True)

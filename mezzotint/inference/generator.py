@@ -19,6 +19,7 @@ from mezzotint.inference.config import SystemConfig
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
 from models.finite import named_samples
+from models.frozen_text import CaptionTokens
 from models.nn.random import BatchGenerator
 
 Progress = Callable[[int, int], None]
@@ -170,6 +171,16 @@ class ImageGenerator(ABC):
     def candidates(self) -> int:
         """Images that its settings rank for each one wanted; 1 without a ranker."""
         return 1
+
+    @property
+    def text_encoders(self) -> Mapping[str, CaptionTokens]:
+        """What reads captions, by its role: `model`, and `ranker` where candidates are ranked."""
+        return {}
+
+    def lost(self, caption: str) -> Mapping[str, str]:
+        """The end of a caption that is not read, by role; empty where all of it is."""
+        found = {role: each.lost(caption) for role, each in self.text_encoders.items()}
+        return {role: lost for role, lost in found.items() if lost}
 
     def _check(self, request: GenerationRequest) -> None:
         """Refuse what the system does not take, before anything is computed."""

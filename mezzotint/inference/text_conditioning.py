@@ -6,25 +6,26 @@ from dataclasses import dataclass, replace
 import torch
 
 from data_pipeline.text.t5_tokenizer import tokenizer_of
+from data_pipeline.text.tokenizer import TokenizerAt
 from mezzotint.common.errors import UserError
-from mezzotint.inference.clip import CaptionTokenizer
+from mezzotint.inference.clip import caption_tokenizer
 from models import frozen_text, store
 from models.diffusion.condition import Condition
-from models.frozen_text import FrozenTextEncoder
+from models.frozen_text import CaptionTokens, FrozenTextEncoder
 
 
 @dataclass(frozen=True)
 class TokenConditioning:
     """For a model with a text encoder of its own."""
 
-    tokenizer: CaptionTokenizer
+    tokens: TokenizerAt
     device: torch.device
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        return replace(cond, text=self.tokenizer(captions).to(self.device))
+        return replace(cond, text=self.tokens(captions).to(self.device))
 
     def protocol(self) -> Mapping[str, object]:
-        return {"kind": "tokens", "length": self.tokenizer.length}
+        return {"kind": "tokens", "length": self.tokens.length}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class FeatureConditioning:
     """For a model that is conditioned on features of a frozen encoder."""
 
     reader: FrozenTextEncoder
+
+    @property
+    def tokens(self) -> CaptionTokens:
+        return self.reader.tokens
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
         """The condition with features, and those of an empty caption for guidance."""
@@ -56,7 +61,7 @@ def text_conditioning(
             does not name the encoder.
     """
     if "text" in conditions:
-        return TokenConditioning(CaptionTokenizer.of(model), device)
+        return TokenConditioning(caption_tokenizer(model), device)
     if "features" not in conditions:
         return None
     source = store.describe(model).text_encoder

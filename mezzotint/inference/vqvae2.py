@@ -1,15 +1,15 @@
 """VQ-VAE-2: a prior per level, each conditioned on the coarser codes (arXiv 1906.00446, 3.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.clip import CaptionTokenizer, ClipEmbedder
+from mezzotint.inference.clip import ClipEmbedder, caption_tokenizer
 from mezzotint.inference.config import HierarchySystem
-from mezzotint.inference.dalle import rank
+from mezzotint.inference.dalle import rank, text_encoders
 from mezzotint.inference.generator import Block, ImageGenerator, Progress
 from mezzotint.inference.images import quantize_images, to_bytes
 from mezzotint.inference.model_directory import read_model
@@ -20,6 +20,7 @@ from models.autoencoders.hierarchical import VQVAE2
 from models.autoencoders.levels import LevelShape, level_prefix, level_shapes
 from models.autoregressive.decoding import generate
 from models.autoregressive.prior import Prior
+from models.frozen_text import CaptionTokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class VQVAE2Generator(ImageGenerator):
     config: HierarchySystem
     priors: tuple[Prior, ...]
     autoencoder: VQVAE2
-    tokenizer: Callable[[Sequence[str]], Tensor]
+    tokenizer: CaptionTokens
     runtime: Runtime
     ranker: ClipEmbedder | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -69,12 +70,16 @@ class VQVAE2Generator(ImageGenerator):
         digests = {name: store.describe(each).digest for name, each in directories.items()}
         if ranker is not None:
             digests["ranker"] = ranker.digest
-        tokenizer = CaptionTokenizer.of(config.priors[0])
+        tokenizer = caption_tokenizer(config.priors[0])
         return cls(config, priors, autoencoder, tokenizer, runtime, ranker, digests)
 
     @property
     def image_size(self) -> int:
         return self.autoencoder.image_size
+
+    @property
+    def text_encoders(self) -> Mapping[str, CaptionTokens]:
+        return text_encoders(self.tokenizer, self.ranker)
 
     @property
     def candidates(self) -> int:

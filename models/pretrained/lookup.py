@@ -36,6 +36,8 @@ class KnownCheckpoint:
 
     name: str
     """What open_clip builds the network from: an architecture, or a folder with its config."""
+    title: str
+    """The same for messages."""
     shape: Mapping[str, Any]
     """open_clip's settings of the network."""
     weights: Path
@@ -88,6 +90,7 @@ def identify(source: OpenClipCheckpoint) -> KnownCheckpoint:
     chosen = {name: known[name] for name in ImagePreprocessing.model_fields if name in known}
     return KnownCheckpoint(
         name=source.architecture or f"local-dir:{weights.parent}",
+        title=source.architecture or str(beside),
         shape=shape,
         weights=weights,
         quick_gelu=bool(known["quick_gelu"]),
@@ -112,10 +115,11 @@ def text_width(source: OpenClipCheckpoint) -> int:
         UserError: as `identify`, or its text tower is not CLIP's.
     """
     known = identify(source)
-    shape, name = known.shape, source.architecture or known.name
-    if shape.get("custom_text") or needs_hugging_face(shape, name):
+    shape = known.shape
+    if shape.get("custom_text") or needs_hugging_face(shape, known.title):
         raise UserError(
-            f"architecture '{name}' has a text tower of its own kind; choose a CLIP (e.g. ViT-L-14)"
+            f"architecture '{known.title}' has a text tower of its own kind; choose a CLIP (e.g. "
+            "ViT-L-14)"
         )
     return int(shape["text_cfg"]["width"])
 

@@ -1,8 +1,6 @@
 """A frozen open_clip model from a checkpoint on disk, with its own tokenizer."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from textwrap import shorten
 
 from torch import Tensor, nn
@@ -10,9 +8,10 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.clip import token_features
 from models.pretrained.archive import read_state
-from models.pretrained.lookup import KnownCheckpoint, identify, needs_hugging_face
+from models.pretrained.lookup import KnownCheckpoint, identify
 from models.pretrained.preprocessing import prepare
 from models.pretrained.settings import ImagePreprocessing, OpenClipCheckpoint
+from models.pretrained.tokenizer import OpenClipTokenizer, quiet
 from models.torchvision_compat import ensure_torchvision
 
 
@@ -32,20 +31,14 @@ class PretrainedClip(nn.Module):
 
         known = identify(source)
         self.known = known
-        title = source.architecture or known.name
-        if needs_hugging_face(known.shape, title):
-            raise UserError(
-                f"architecture '{title}' takes a tokenizer from Hugging Face; choose one with "
-                "open_clip's own tokenizer (e.g. ViT-B-32)"
-            )
+        self.tokens = OpenClipTokenizer(known)
         state, openai = read_state(known.weights)
         check_origin(source, known, openai=openai)
-        with _quiet():
+        with quiet():
             self.clip = open_clip.create_model(
                 known.name, load_weights=False, quick_gelu=known.quick_gelu
             )
-            self._tokenizer = open_clip.get_tokenizer(known.name)
-        _assign(self.clip, state, source, title)
+        _assign(self.clip, state, source, known.title)
         self.requires_grad_(requires_grad=False).eval()
 
     @property
@@ -62,19 +55,6 @@ class PretrainedClip(nn.Module):
         """Height and width that the image tower takes."""
         size = self.clip.visual.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-    @property
-    def text_length(self) -> int:
-        return int(self._tokenizer.context_length)
-
-    def tokens(self, captions: list[str]) -> Tensor:
-        """Captions to tokens (B, L) of this model's tokenizer, which keeps the end of text."""
-        return self._tokenizer(captions)
-
-    def lost(self, caption: str) -> str:
-        """The end of a caption that is cut; empty where it fits beside begin and end of text."""
-        ids = self._tokenizer.encode(caption)
-        return str(self._tokenizer.decode(ids[self.text_length - 2 :])).strip()
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], of any size, to unit vectors (B, D) in fp32."""
@@ -136,15 +116,3 @@ def _assign(
             f"{source.checkpoint}: not a checkpoint of {title}; give the architecture it was "
             f"trained as ({found})"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's warning that a model without weights is random."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -197,6 +197,20 @@ def test_figures_name_the_networks_and_settings_behind_them(evaluated):
     assert f"distinct {against}" in protocol["exact_match"]
 
 
+def test_captions_that_are_cut_are_in_the_protocol_and_in_the_report(evaluated, home):
+    result = EvaluationResult.read(evaluated.directory / "evaluation.json")
+    cut = evaluated.tree["protocol"]["captions_cut"]
+    tokenizer = Tokenizer(store.tokenizer_bytes(str(home / "clip")))
+    wanted = {caption: tokenizer.lost(caption, LENGTH) for caption in CAPTIONS}
+    assert set(cut["lost"]) >= {"model", "clip"}
+    for lost in cut["lost"].values():
+        assert len(lost) == cut["captions"]
+        assert all(wanted[caption] == end for caption, end in lost.items())
+    (sentence, *_) = result.cut_captions()
+    assert sentence.startswith(f"{cut['captions']} of {cut['captions']} captions are longer than")
+    assert f"Caution: {sentence}." in (evaluated.directory / "report.md").read_text()
+
+
 def test_the_distance_says_how_few_images_it_rests_on(evaluated):
     distances = evaluated.tree["metrics"]["fd_efficientnet_lite0"]
     held_out = distances["composition"]

@@ -33,7 +33,7 @@ def options(system="dalle", **settings):
 
 
 def generate(run, count, chosen):
-    results, _ = run_in_processes(
+    results, *_ = run_in_processes(
         partial(generate_cells, plan_sampling(str(run), chosen)),
         device="cpu",
         processes=count,

@@ -51,7 +51,7 @@ def generator(dvae, ranker=Brightness):
         mask_flavor="paper",
         mask_kernel=3,
     )
-    clip = ranker and ClipEmbedder(ranker(), tokenize, str, "", {}, torch.device("cpu"))
+    clip = ranker and ClipEmbedder(ranker(), tokenize, "", {}, torch.device("cpu"))
     config = DalleSystem(prior="p", dvae="d", candidates=1, sampling=Sampling(guidance=1.5))
     return DalleGenerator(
         config, prior.build().eval(), dvae, tokenize, Runtime.of(precision="fp32"), clip

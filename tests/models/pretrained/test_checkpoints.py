@@ -140,7 +140,7 @@ def test_the_file_beside_the_weights_says_everything(weights):
         }
     clip = PretrainedClip(images(weights, architecture=None))
     assert clip.image_size == (32, 32)
-    assert clip.text_length == 12
+    assert clip.tokens.length == 12
     named = weights.rename(weights.with_name("open_clip_model.safetensors"))
     assert identify(images(named.parent, architecture=None)).weights == named
 
@@ -295,5 +295,5 @@ def test_captions_that_are_cut_keep_the_end_and_what_is_lost_is_known(weights):
     short, long = "a cat", "one two three four five six seven eight nine ten eleven twelve"
     tokens = clip.tokens([short, long])
     assert tokens[1, -1] == tokens[0].max() == 49407
-    assert clip.lost(short) == ""
-    assert clip.lost(long) == "eleven twelve"
+    assert clip.tokens.lost(short) == ""
+    assert clip.tokens.lost(long) == "eleven twelve"

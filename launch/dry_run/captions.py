@@ -1,0 +1,44 @@
+"""The captions that a recipe's text encoders cut, where its set and tokenizers are at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipeline.config import DataConfig, TextConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.text.cut_captions import CutCaptions
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
+from trainer.caption_lengths import cut_captions
+from trainer.recipe import Recipe
+from trainer.tasks.denoising import DenoisingConfig
+
+
+@dataclass(frozen=True)
+class CaptionLengths:
+    """Counts by text encoder, or why there are none."""
+
+    counts: Sequence[CutCaptions] = ()
+    not_counted: str | None = None
+
+    def to_text(self) -> list[str]:
+        lines = [count.to_text() for count in self.counts]
+        if self.not_counted is not None:
+            lines.append(f"not counted which of them are cut ({self.not_counted})")
+        return [f"captions: {line}" for line in lines]
+
+
+def caption_lengths(recipe: Recipe) -> CaptionLengths:
+    """Count the captions that are cut, over a sample of a local set; nothing is fetched."""
+    data, task = recipe.data, recipe.task
+    frozen = isinstance(task, DenoisingConfig) and task.text_encoder is not None
+    if not frozen and (data.text is None or data.text.tokenizer is None):
+        return CaptionLengths()
+    if not storage.is_local(data.url):
+        return CaptionLengths(not_counted=f"{data.url} is not on this machine")
+    try:
+        # the captions alone: what is missing besides them is said by training
+        text = None if data.text is None else TextConfig(captions=data.text.captions)
+        captions = DataConfig(url=data.url, select=data.select, text=text, cache=data.cache)
+        return CaptionLengths(cut_captions(recipe, open_dataset(captions)))
+    except UserError as error:
+        return CaptionLengths(not_counted=str(error).splitlines()[0])
