@@ -1,6 +1,8 @@
 """`mezzotint evaluate`: run the evaluation that a file describes, in one or several processes."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -20,7 +22,12 @@ from evaluation.stages import Progress
 from launch.processes import run_in_processes
 from launch.progress import Reporter
 from mezzotint.inference.process_group import ProcessGroup
+from trainer.distributed import world_from_environment
 from trainer.recipe import read_tree, validate
+from trainer.run import RunDirectory
+from trainer.tracking.environment import tracking_from_environment
+from trainer.tracking.run_log import RECORD_FILE, RunInfo
+from trainer.tracking.tracker import Tracker
 
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
 UNLIMITED = 1000
@@ -41,8 +48,40 @@ def evaluate_file(
         UserError: an unreadable file, or an unknown key or impossible value.
     """
     config = validate(EVALUATION.validate_python, read_tree(path, overrides), str(path))
-    with Reporter(out) as reporter:
-        evaluate_in_processes(config, out, reporter.report, device=device, processes=processes)
+    with tracked_evaluation(config, out) as tracker, Reporter(out) as reporter:
+        result = evaluate_in_processes(
+            config, out, reporter.report, device=device, processes=processes
+        )
+        if tracker:
+            tracker.log(0, result.numbers())
+            tracker.close("FINISHED", {"evaluation": out})
+
+
+@contextmanager
+def tracked_evaluation(config: EvaluationConfig, out: Path) -> Iterator[Tracker | None]:
+    """An MLflow run of the evaluation, where MLFLOW_TRACKING_URI names a store.
+
+    Its record is in `out/tracking`; another evaluation into `out` is another run.
+    """
+    tracking = tracking_from_environment()
+    if tracking is None or not world_from_environment().is_main:
+        yield None
+        return
+    directory = RunDirectory(out / "tracking")
+    if (directory.path / RECORD_FILE).is_file():
+        shutil.rmtree(directory.path)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    settings = config.model_dump(mode="json")
+    info = RunInfo(out.resolve().name, settings, {"mezzotint.kind": "evaluate"})
+    tracker = Tracker(directory, tracking, info, writes=True, samples=False)
+    try:
+        yield tracker
+    except KeyboardInterrupt:
+        tracker.close("KILLED")
+        raise
+    except BaseException as error:
+        tracker.close("FAILED", error=error)
+        raise
 
 
 def evaluate_in_processes(

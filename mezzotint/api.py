@@ -162,8 +162,8 @@ def train(
     done = subprocess.run([*command, "--runs", str(runs)], check=False)
     if done.returncode:
         raise UserError(
-            f"{run.path}: training ended with exit code {done.returncode}; its messages are above "
-            "and in logs/"
+            f"{run.path}: training ended with exit code {done.returncode}; its messages are on the "
+            "standard error of this process"
         )
     return run.model
 

@@ -8,7 +8,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mezzotint.common.errors import UserError
 
@@ -126,7 +126,8 @@ def redact(text: str) -> str:
 def _mlflow_secrets() -> list[str]:
     found = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
     userinfo, _, _ = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")
-    found.append(userinfo.rpartition("://")[2].partition(":")[2])
+    password = userinfo.rpartition("://")[2].partition(":")[2]
+    found += [password, unquote(password)]
     return [secret for secret in found if len(secret) > 3]  # a shorter one would garble text
 
 

@@ -287,7 +287,7 @@ def artifact_files(path: Path, folder: str) -> Iterator[tuple[Path, str]]:
     if path.is_file():
         yield path, folder
     elif path.is_dir():
-        own = {RECORD_FILE, STATE_FILE, "tracking.lock", "lock", "progress.json"}
+        own = {RECORD_FILE, STATE_FILE, "tracking.lock", "lock", "progress.json", "tracking"}
         for each in sorted(path.iterdir()):
             if each.name not in own and each.name != "system" and not each.name.startswith("."):
                 yield from artifact_files(

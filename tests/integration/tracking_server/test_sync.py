@@ -38,6 +38,23 @@ def test_sync_sends_a_whole_pipeline_that_no_server_ever_heard_of(
     assert [entry.path for entry in kept] == ["model/tokenizer.model"]
 
 
+def test_a_server_takes_long_values_strange_names_and_no_infinities(server, client, tmp_path):
+    run = RunDirectory(tmp_path / "long")
+    run.path.mkdir()
+    params = {f"text {number}": "€" * 5000 for number in range(100)} | {"classes": "bird " * 2000}
+    tracker = Tracker(run, None, RunInfo("long", params), writes=True, samples=False)
+    tracker.log(1, {"accuracy/Côte d'Ivoire": 0.5, "grad_norm": float("inf")})
+    tracker.close("FINISHED")
+    Uploader(run, TrackingConfig(f"{server.url}/", "long")).sync()
+    data = found(client, run.path).data
+    assert len(data.params) == 101
+    assert "[cut: 10,000 characters, SHA-256 " in data.params["classes"]
+    assert sorted(data.metrics.values()) == [0.5, 1.0]
+    assert data.metrics["non_finite_updates"] == 1.0
+    (kept,) = client.list_artifacts(found(client, run.path).info.run_id)
+    assert kept.path == "parameters.json"
+
+
 def test_a_run_that_another_server_knows_is_not_mixed_up(server, recorded, monkeypatch):
     state = {"run_id": "0" * 32, "store": "http://elsewhere:5000"}
     (recorded / "tracking.json").write_text(json.dumps(state))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mezzotint.common.storage_errors import redact
 from trainer.tracking.address import TrackingError, check_uri
 from trainer.tracking.errors import explain
 
@@ -68,3 +69,10 @@ def test_an_answer_is_explained_with_its_cause_and_the_next_step(said, cause, st
     assert "canary" not in message
     assert "user" not in message.replace("the user or", "").replace("this user", "")
     assert "\n" not in message
+
+
+def test_a_password_is_hidden_as_it_is_written_and_as_it_is_read(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:pa%40ss%2Fword@server")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-canary")
+    said = "pa%40ss%2Fword refused, pa@ss/word too, Bearer token-canary"
+    assert redact(said) == "... refused, ... too, Bearer ..."
