@@ -21,8 +21,8 @@ from evaluation.result import EvaluationResult
 from evaluation.stages import Progress
 from launch.processes import run_in_processes
 from launch.progress import Reporter
+from launch.train.local import is_main_process
 from mezzotint.inference.process_group import ProcessGroup
-from trainer.distributed import world_from_environment
 from trainer.recipe import read_tree, validate
 from trainer.run import RunDirectory
 from trainer.tracking.environment import tracking_from_environment
@@ -64,7 +64,7 @@ def tracked_evaluation(config: EvaluationConfig, out: Path) -> Iterator[Tracker 
     Its record is in `out/tracking`; another evaluation into `out` is another run.
     """
     tracking = tracking_from_environment()
-    if tracking is None or not world_from_environment().is_main:
+    if tracking is None or not is_main_process():
         yield None
         return
     directory = RunDirectory(out / "tracking")
