@@ -21,12 +21,11 @@ from evaluation.result import EvaluationResult
 from evaluation.stages import Progress
 from launch.processes import run_in_processes
 from launch.progress import Reporter
-from launch.train.local import is_main_process
 from mezzotint.inference.process_group import ProcessGroup
 from trainer.recipe import read_tree, validate
 from trainer.run import RunDirectory
 from trainer.tracking.environment import tracking_from_environment
-from trainer.tracking.run_log import RECORD_FILE, RunInfo
+from trainer.tracking.run_log import RECORD_FILE, RunInfo, TrackingConfig
 from trainer.tracking.tracker import Tracker
 
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
@@ -41,14 +40,16 @@ def evaluate_file(
     *,
     device: str | None = None,
     processes: int | None = None,
+    tracks: bool = True,
 ) -> None:
-    """Run the evaluation of a YAML file with dotted overrides.
+    """Run the evaluation of a YAML file with dotted overrides; one of its processes `tracks` it.
 
     Raises:
         UserError: an unreadable file, or an unknown key or impossible value.
     """
     config = validate(EVALUATION.validate_python, read_tree(path, overrides), str(path))
-    with tracked_evaluation(config, out) as tracker, Reporter(out) as reporter:
+    tracking = tracking_from_environment() if tracks else None
+    with tracked_evaluation(config, out, tracking) as tracker, Reporter(out) as reporter:
         result = evaluate_in_processes(
             config, out, reporter.report, device=device, processes=processes
         )
@@ -58,13 +59,14 @@ def evaluate_file(
 
 
 @contextmanager
-def tracked_evaluation(config: EvaluationConfig, out: Path) -> Iterator[Tracker | None]:
-    """An MLflow run of the evaluation, where MLFLOW_TRACKING_URI names a store.
+def tracked_evaluation(
+    config: EvaluationConfig, out: Path, tracking: TrackingConfig | None
+) -> Iterator[Tracker | None]:
+    """An MLflow run of the evaluation, where there is a store.
 
     Its record is in `out/tracking`; another evaluation into `out` is another run.
     """
-    tracking = tracking_from_environment()
-    if tracking is None or not is_main_process():
+    if tracking is None:
         yield None
         return
     directory = RunDirectory(out / "tracking")

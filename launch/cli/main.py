@@ -162,8 +162,16 @@ def evaluate(
 ) -> None:
     """Evaluate a text-to-image system, an autoencoder or a class-conditional model."""
     from launch.evaluate import evaluate_file
+    from launch.train.local import is_main_process
 
-    evaluate_file(config, overrides or [], out, device=device, processes=processes)
+    evaluate_file(
+        config,
+        overrides or [],
+        out,
+        device=device,
+        processes=processes,
+        tracks=is_main_process(),
+    )
     typer.echo(f"{out / 'evaluation.json'}: the metrics")
 
 
