@@ -1,9 +1,10 @@
 """Indexing tars in place: the manifest of what they hold, with what an older one knew."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def index(
     caption, without an image or array, or with a member that does not decode. Name, licence,
     fields, provenance, encoder, splits and attributes of a manifest that is there already are kept.
 
+    `progress` is called with bytes.
+
     Raises:
         UserError: There are no tars, one is damaged, no sample is left, or a key occurs twice.
     """
@@ -108,10 +111,11 @@ def index(
     for name in sorted(present.keys() - {*names, MANIFEST_NAME}):
         found.ignore(_RECORD if name in RECORDS else _NOT_A_TAR, name)
     shards: list[ShardEntry] = []
-    for number, file in enumerate(names, 1):
-        shards.append(_index_shard(url, file, found, options))
-        if progress is not None:
-            progress(number, len(names))
+    done, total = 0, sum(present[name] for name in names)
+    for file in names:
+        advance = partial(_advance, progress, done, present[file], total)
+        shards.append(_index_shard(url, file, found, options, advance))
+        done += present[file]
     if not any(shard.samples for shard in shards):
         first = f"; the first: {found.excluded[0]}" if found.excluded else ""
         raise UserError(
@@ -151,7 +155,19 @@ def _manifest(
         ) from error
 
 
-def _index_shard(url: str, file: str, found: _Found, options: IndexOptions) -> ShardEntry:
+def _advance(progress: Progress | None, done: int, size: int, total: int, fraction: float) -> None:
+    """Report that this fraction of a shard is read."""
+    if progress is not None:
+        progress(done + int(size * fraction), total)
+
+
+def _index_shard(
+    url: str,
+    file: str,
+    found: _Found,
+    options: IndexOptions,
+    advance: Callable[[float], None],
+) -> ShardEntry:
     path = storage.join(url, file)
     try:
         TypeAdapter(FileName).validate_python(file)
@@ -167,7 +183,8 @@ def _index_shard(url: str, file: str, found: _Found, options: IndexOptions) -> S
         complete = [one for one in members.samples if _is_complete(one, file, found)]
         entries = []
         faults = sample_faults(tar.plain, complete, images=options.images, workers=options.workers)
-        for sample, fault in zip(complete, faults, strict=True):
+        for number, (sample, fault) in enumerate(zip(complete, faults, strict=True), 1):
+            advance(number / len(complete))
             if fault is not None:
                 found.excluded.append(f"{file}: {fault}")
                 continue

@@ -81,7 +81,7 @@ def _members(file: BinaryIO, start: int, name: str) -> tuple[list[tarfile.TarInf
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             return archive.getmembers(), archive.offset
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise UserError(f"{name}: not a complete tar archive ({error}); copy it again") from error
 
 

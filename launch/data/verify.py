@@ -55,7 +55,7 @@ def _verified(url: str, report: VerifyReport, *, images: bool, as_json: bool) ->
 def index_tars(url: str, options: IndexOptions, *, as_json: bool) -> str:
     """Write the manifest of a folder of webdataset tars."""
     with Reporter(None, shows=not as_json) as reporter:
-        report = index(url, options, reporter.callback("shards"))
+        report = index(url, options, reporter.callback("bytes"))
     if as_json:
         return json.dumps(
             {

@@ -34,8 +34,8 @@ def npy(array, *, pickled=False):
     return content.getvalue()
 
 
-def tar(path, *members):
-    with tarfile.open(path, "w") as archive:
+def tar(path, *members, format=tarfile.PAX_FORMAT):
+    with tarfile.open(path, "w", format=format) as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -98,6 +98,15 @@ def test_verifying_counts_every_sample(squares):
     verify(squares, lambda done, total: seen.append((done, total)), images=True)
     assert seen[-1] == (23, 23)
     assert len(seen) >= 23
+
+
+def test_indexing_reports_bytes_while_a_shard_is_read(squares):
+    seen = []
+    index(squares, progress=lambda *state: seen.append(state))
+    sizes = [shard.bytes for shard in read_manifest(squares).shards]
+    assert seen[-1] == (sum(sizes), sum(sizes))
+    assert len(seen) == 23
+    assert seen == sorted(seen)
 
 
 def test_files_that_no_manifest_lists_are_named(squares):
@@ -255,3 +264,42 @@ def test_random_samples_are_used_or_excluded(tmp_path_factory, samples):
     assert verify(str(folder), images=True).problems == ()
     again = index(str(folder))
     assert (again.manifest, again.excluded, again.changes) == (report.manifest, report.excluded, ())
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_indexed_tars_of_every_format_pass_the_check_of_their_headers(tmp_path, format):
+    names = ["plain", "UPPER", "a-directory/" * 8 + "key", "café"]
+    members = [(f"{name}.{end}", png()) for name in names for end in ("PNG", "txt")]
+    members = [(name, b"x" if name.endswith("txt") else content) for name, content in members]
+    tar(tmp_path / "x.tar", *members, format=format)
+    assert len(index(str(tmp_path)).manifest.shards[0].samples) == 4
+    assert open_dataset(DataConfig(url=str(tmp_path))).captions() == ("x",) * 4
+
+
+SOUND = io.BytesIO()
+with tarfile.open(fileobj=SOUND, mode="w") as archive:
+    for name, content in (("a.png", png()), ("a.txt", b"a"), ("b" * 110 + ".txt", b"b")):
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+FIELDS = st.sampled_from([0, 1, 99, 124, 125, 130, 135, 148, 156, 157, 257, 263, 345, 400])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), FIELDS, st.integers(0, 255)), max_size=5))
+def test_damaged_headers_are_one_sentence(tmp_path_factory, damage):
+    content = bytearray(SOUND.getvalue())
+    for block, at, value in damage:
+        content[block * 512 + at] = value
+        header = content[block * 512 : block * 512 + 512]
+        checksum = sum(header) - sum(header[148:156]) + 8 * 32
+        content[block * 512 + 148 : block * 512 + 156] = b"%06o\0 " % checksum
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "x.tar").write_bytes(content)
+    try:
+        index(str(folder))
+    except UserError as error:
+        (message,) = error.args
+    else:
+        message = "".join(verify(str(folder), images=True).problems)
+    assert "\n" not in message
