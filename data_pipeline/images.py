@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.colour import png
+from data_pipeline.colour import jpeg, png
 from data_pipeline.colour.profiles import (
     Conversion,
     InvalidProfileError,
@@ -138,11 +138,15 @@ def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
 
 
 def _opened(content: bytes, notes: set[ImageNote]) -> tuple[Image.Image, bytes]:
-    """An image before decoding; a PNG whose iCCP chunk is damaged is opened without it."""
+    """An image before decoding; one that a damaged profile keeps from opening goes without it."""
     try:
         return Image.open(io.BytesIO(content), formats=_FORMATS), content
     except _DAMAGE:
-        rest = png.without_profile(content) if png.is_png(content) else content
+        rest = content
+        if png.is_png(content):
+            rest = png.without_profile(content)
+        elif jpeg.is_jpeg(content):
+            rest = jpeg.without_profile(content)
         if rest is content:
             raise
         image = Image.open(io.BytesIO(rest), formats=_FORMATS)

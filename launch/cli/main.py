@@ -1,6 +1,7 @@
 """The command line. Every command imports its work inside, so that `--help` is fast."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -201,6 +202,8 @@ def main() -> None:
     from trainer.tracking.address import export_absolute_uri
 
     export_absolute_uri()
+    # Pillow's, of damaged EXIF, without the name of the file.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
     run_command(app)
 
 

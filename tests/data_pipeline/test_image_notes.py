@@ -87,6 +87,14 @@ def test_a_jpeg_profile_of_which_a_part_is_missing_is_ignored():
     assert read(segments_removed(content, 0xE2)).notes == frozenset()
 
 
+def test_a_jpeg_profile_segment_that_is_too_short_is_ignored():
+    content = encoded(Image.fromarray(RED), "JPEG", icc_profile=rgb_icc(SWAPPED, None))
+    short = content[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + content[2:]
+    decoded = read(short)
+    assert decoded.notes == IGNORED
+    assert np.array_equal(decoded.image, read(segments_removed(content, 0xE2)).image)
+
+
 def gamma(value: float) -> bytes:
     return chunk(b"gAMA", struct.pack(">I", round(value * 100_000)))
 

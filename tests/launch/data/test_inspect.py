@@ -51,6 +51,16 @@ def test_images_are_described(mezzotint, tmp_path: Path):
     assert "images (" not in mezzotint("data", "inspect", out, "--images", 0).out
 
 
+def test_damaged_exif_gives_no_warning(mezzotint, tmp_path: Path):
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.jpg").write_bytes(encoded(photo(30, 30), "JPEG", exif=exif))
+    (tmp_path / "photos" / "0.txt").write_text("noise")
+    outcome = mezzotint("data", "pack", tmp_path / "photos", tmp_path / "set")
+    assert "1 samples" in outcome.out
+    assert "Warning" not in outcome.err
+
+
 def test_what_a_split_shares_is_shown(mezzotint, write_set):
     url = write_set(changes={1: {"txt": b"Red SQUARE number 0"}})  # equal images in every third one
     text = mezzotint("data", "inspect", url).out
