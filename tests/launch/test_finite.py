@@ -226,7 +226,7 @@ def test_logits_scores_and_bits_that_are_not_finite_are_named(
     with monkeypatch.context() as patched:
         poisoned(patched, TextDiffusion, "forward", [0])
         message = refused(*words, "--processes", 1)
-    assert message.startswith(f"{url}: sample '00")
+    assert message.startswith("sample '00")
     assert "its bits per dimension are not finite" in message
     poisoned(monkeypatch, Clip, "encode_image", [2])
     words = ("sample", run, "man cook", "--out", out, "--processes", 1)
