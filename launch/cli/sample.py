@@ -1,7 +1,7 @@
 """`mezzotint sample`, `invert` and `likelihood`: images, their noise and their density."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -111,6 +111,10 @@ def sample(
     processes: Processes = None,
     batch: Annotated[int, typer.Option(help="Images generated together.", min=1)] = 32,
     device: Device = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto: fp32 for priors over codes, else bf16 where the device has it."),
+    ] = "auto",
     *,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
@@ -141,6 +145,7 @@ def sample(
         data=data,
         device=device,
         show_progress=not as_json,
+        precision=precision,
         preprocessing=StatedPreprocessing.of_options(
             image_fit, image_filter, force=force_preprocessing
         ),

@@ -21,7 +21,7 @@ from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.model_lookup import system_of
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
-from mezzotint.inference.runtime import Runtime
+from mezzotint.inference.runtime import Runtime, code_precision
 from models.finite import named_samples
 
 HIDDEN = 222
@@ -86,7 +86,7 @@ def complete_on(
     group: ProcessGroup,
 ) -> int | None:
     """One process's share; the main one writes the grid."""
-    generator = DalleGenerator.load(config, Runtime.of(device, group=group))
+    generator = DalleGenerator.load(config, Runtime.of(device, code_precision("auto"), group))
     size, height = generator.image_size, generator.dvae.grid[0]
     prepared = image_config(config.dvae, size, options.preprocessing)
     given = torch.from_numpy(decode(image.read_bytes(), prepared, str(image)).copy())

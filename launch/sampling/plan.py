@@ -24,6 +24,7 @@ from mezzotint.inference.model_lookup import (
     find_system,
     is_pipeline,
 )
+from mezzotint.inference.runtime import Precision
 from models import store
 
 
@@ -54,6 +55,7 @@ class SampleOptions:
     device: str | None = None
     processes: int | None = None
     show_progress: bool = True
+    precision: Precision = "auto"
     preprocessing: StatedPreprocessing = MODELS_OWN
     """Of the images of `data`; forced, also for models of a system that were trained on other."""
 

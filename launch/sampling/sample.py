@@ -68,8 +68,10 @@ def generate_cells(
 
     None on ranks but the main.
     """
-    generator = load_generator(plan.configs[0], device=device, group=group)
     options = plan.options
+    generator = load_generator(
+        plan.configs[0], device=device, precision=options.precision, group=group
+    )
     count = min(len(plan.titles), plan.request.batch_size, TRAJECTORY_IMAGES)
     trajectory = None if options.trajectory is None else Trajectory(count)
     results = []

@@ -1,7 +1,8 @@
 """Request, result and interface of every generator, and the loop that cuts requests into blocks.
 
 Each image has a random generator of its own, keyed by (seed, prompt, number): it is the same
-whatever else is in the request, up to rounding that depends on what shares its batch.
+whatever else is in the request, up to rounding that depends on what shares its batch: one level of
+255 in fp32, a few in bf16. Codes are sampled in fp32, where rounding changes next to none of them.
 """
 
 import time

@@ -16,7 +16,7 @@ from mezzotint.inference.config import (
 from mezzotint.inference.dalle import DalleGenerator
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.process_group import ProcessGroup
-from mezzotint.inference.runtime import Precision, Runtime
+from mezzotint.inference.runtime import Precision, Runtime, code_precision
 from mezzotint.inference.vqvae2 import VQVAE2Generator
 
 AnyGenerator = DalleGenerator | VQVAE2Generator | CascadeGenerator | DiffusionGenerator
@@ -31,10 +31,14 @@ def load_generator(
 ) -> AnyGenerator:
     """Read a system's model directories onto a device.
 
+    A prior over codes computes in fp32 under `auto`, see `code_precision`.
+
     Raises:
         UserError: a directory is missing, damaged, holds another kind of model, or does not fit
             its neighbours.
     """
+    if isinstance(config, DalleSystem | HierarchySystem):
+        precision = code_precision(precision)
     runtime = Runtime.of(device, precision, group)
     match config:
         case DalleSystem():

@@ -11,6 +11,7 @@ from launch.dry_run.attention_masks import check_mask_by_gradient, format_ranges
 from mezzotint.inference.config import CascadeSystem, DalleSystem
 from mezzotint.inference.dalle import DalleGenerator
 from mezzotint.inference.runtime import Runtime
+from models import store
 from models.autoencoders.dvae import DVAEConfig
 from models.autoregressive.patterns import Row, joint_mask
 from models.autoregressive.prior import PriorConfig
@@ -83,7 +84,7 @@ def test_check_counts_the_papers_matrices_of_the_smaller_priors(
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained(monkeypatch, tmp_path):
     """A run with a tiny system, new and untrained."""
     torch.manual_seed(0)
     dvae = (
@@ -95,7 +96,8 @@ def trained(monkeypatch):
         text_vocab=9, text_length=3, image_vocab=8, grid=(4, 4), width=16, layers=2, heads=1,
         head_width=16,
     ).build().eval()  # fmt: skip
-    config = DalleSystem(prior="prior", dvae="dvae", candidates=1)
+    store.save(str(tmp_path / "dvae"), dvae.config, dvae.state_dict(), card="")
+    config = DalleSystem(prior="prior", dvae=str(tmp_path / "dvae"), candidates=1)
     generator = DalleGenerator(
         config, prior, dvae, lambda captions: torch.ones(len(captions), 3).long(), Runtime.of()
     )
