@@ -63,6 +63,10 @@ TrajectoryFile = Annotated[
 FromNoise = Annotated[
     Path | None, typer.Option(help="Start from a noise file of `mezzotint invert`.")
 ]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="auto: fp32 for priors over codes, else bf16 where the device has it."),
+]
 DataSet = Annotated[
     str | None, typer.Option("--data", help="A set to estimate analytic_dpm's variances on.")
 ]
@@ -111,10 +115,7 @@ def sample(
     processes: Processes = None,
     batch: Annotated[int, typer.Option(help="Images generated together.", min=1)] = 32,
     device: Device = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto: fp32 for priors over codes, else bf16 where the device has it."),
-    ] = "auto",
+    precision: Precision = "auto",
     *,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
@@ -127,6 +128,7 @@ def sample(
     from launch.sampling.sample import sample as generate
     from mezzotint.common.preprocessing import StatedPreprocessing
 
+    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
     named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}
     options = SampleOptions(
         captions=tuple(captions or ()),
@@ -146,9 +148,7 @@ def sample(
         device=device,
         show_progress=not as_json,
         precision=precision,
-        preprocessing=StatedPreprocessing.of_options(
-            image_fit, image_filter, force=force_preprocessing
-        ),
+        preprocessing=stated,
     )
     report = generate(where, out, options)
     if report is not None:
