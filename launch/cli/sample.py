@@ -67,6 +67,7 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="auto: fp32 for priors over codes, else bf16 where the device has it."),
 ]
+Batch = Annotated[int, typer.Option(help="Images generated together.", min=1)]
 DataSet = Annotated[
     str | None, typer.Option("--data", help="A set to estimate analytic_dpm's variances on.")
 ]
@@ -89,8 +90,7 @@ Start = Annotated[
     "'man pilot'[/]  ·  [bold]mezzotint sample runs/emoji_base 'man pilot' --solver "
     "dpm_solver_pp_2m --steps 12 --trajectory steps.gif[/]  ·  [bold]mezzotint sample "
     "runs/emoji_base 'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  "
-    "[bold]mezzotint sample "
-    "runs/emoji_class --class food-drink --guidance 3[/]"
+    "[bold]mezzotint sample runs/emoji_class --class food-drink --guidance 3[/]"
 )
 def sample(
     where: Where,
@@ -113,7 +113,7 @@ def sample(
     data: DataSet = None,
     candidates: Candidates = None,
     processes: Processes = None,
-    batch: Annotated[int, typer.Option(help="Images generated together.", min=1)] = 32,
+    batch: Batch = 32,
     device: Device = None,
     precision: Precision = "auto",
     *,
@@ -150,8 +150,7 @@ def sample(
         precision=precision,
         preprocessing=stated,
     )
-    report = generate(where, out, options)
-    if report is not None:
+    if (report := generate(where, out, options)) is not None:
         typer.echo(report.to_json() if as_json else report.to_text())
 
 
