@@ -8,6 +8,9 @@ from torch import Tensor
 
 from data_pipeline.text.tokenizer import Tokenizer, load_sentencepiece, lost_text
 
+PIECES = "spiece.model"
+"""Its published name."""
+
 
 class CaptionTokens(Protocol):
     """A tokenizer that cuts captions at a length."""
@@ -40,6 +43,10 @@ class T5Tokenizer:
             ids = [*self._model.EncodeAsIds(caption)[: length - 1], self.end_id]
             rows.append(ids + [self.pad_id] * (length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), length)
+
+    def count(self, caption: str) -> int:
+        """Ids of a caption that is not cut, with the end id."""
+        return len(self._model.EncodeAsIds(caption)) + 1
 
     def lost(self, caption: str, length: int) -> str:
         """The end of a caption that is cut at `length` ids; empty where it fits."""

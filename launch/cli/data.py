@@ -23,7 +23,8 @@ data_app.command(epilog=EXAMPLES)(pack)
 
 
 @data_app.command(
-    epilog="Example:  [bold]mezzotint data inspect data/emoji --sheet sheet.png --count 48[/]"
+    epilog="Examples:  [bold]mezzotint data inspect data/emoji --sheet sheet.png --count 48[/]  ·  "
+    "[bold]mezzotint data inspect data/emoji --tokenizer runs/emoji_tokenizer --length 16[/]"
 )
 def inspect(
     url: Url,
@@ -32,13 +33,24 @@ def inspect(
     images: Annotated[
         int, typer.Option(help="Images decoded for their statistics, evenly spaced.", min=0)
     ] = 2000,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="tokenizer.model or T5's spiece.model: lengths of captions in tokens."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens: the share of captions that are cut there.", min=1)
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Describe a set: counts, splits and their overlap, captions, images, some samples."""
     from launch.data.inspect import inspect_set
 
-    typer.echo(inspect_set(url, sheet, count, images=images, as_json=as_json))
+    typer.echo(
+        inspect_set(
+            url, sheet, count, images=images, as_json=as_json, tokenizer=tokenizer, length=length
+        )
+    )
 
 
 @data_app.command(

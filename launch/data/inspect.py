@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,49 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.inspect import Inspection, contact_sheet, inspect
 from data_pipeline.manifest import Manifest
+from data_pipeline.text.token_lengths import TokenLengths, read_tokenizer, token_lengths
+from mezzotint.common.errors import UserError
+
+CAPTIONS = 20_000
+"""Samples whose captions are tokenized."""
 
 
-def inspect_set(url: str, sheet: Path | None, count: int, *, images: int, as_json: bool) -> str:
-    """Describe a set by `images` of its images; saves a sheet of `count` if `sheet` is given."""
+def inspect_set(
+    url: str,
+    sheet: Path | None,
+    count: int,
+    *,
+    images: int,
+    as_json: bool,
+    tokenizer: str | None = None,
+    length: int | None = None,
+) -> str:
+    """Describe a set by `images` of its images; saves a sheet of `count` if `sheet` is given.
+
+    With a tokenizer also the lengths of its captions, and how many of them `length` cuts.
+    """
+    tokens = None
+    if tokenizer is not None:
+        tokens = _tokens(url, tokenizer, length)
+    elif length is not None:
+        raise UserError("--length: is in tokens of a tokenizer; give --tokenizer too")
     found = inspect(url, images=images)
-    text = to_json(found) if as_json else to_text(found)
+    text = to_json(found, tokens) if as_json else to_text(found)
+    if tokens is not None and not as_json:
+        text += f"\n{tokens.to_text()}"
     if sheet is not None:
         contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
         text += "" if as_json else f"\n{sheet}: {count} images"
     return text
+
+
+def _tokens(url: str, tokenizer: str, length: int | None) -> TokenLengths:
+    """Lengths of the captions of the first samples."""
+    pieces, dataset = read_tokenizer(tokenizer), open_dataset(DataConfig(url=url))
+    captions = chain.from_iterable(
+        dataset.captions_of(index) for index in range(min(CAPTIONS, len(dataset)))
+    )
+    return token_lengths(captions, pieces, tokenizer, length)
 
 
 def summary(url: str, manifest: Manifest) -> dict[str, Any]:
@@ -40,7 +74,7 @@ def summary(url: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def to_json(found: Inspection) -> str:
+def to_json(found: Inspection, tokens: TokenLengths | None = None) -> str:
     """An inspection as JSON."""
     header = found.manifest.model_dump(include={"licence", "encoder", "provenance", "fields"})
     tree = (
@@ -50,6 +84,7 @@ def to_json(found: Inspection) -> str:
             "fingerprint": found.manifest.fingerprint,
             "attributes": found.attributes,
             "captions": asdict(found.captions),
+            "tokens": None if tokens is None else asdict(tokens),
             "images": _images_tree(found),
             "overlap": {name: asdict(one) for name, one in found.overlap.items()},
             "examples": [asdict(example) for example in found.examples],

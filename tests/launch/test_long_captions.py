@@ -130,3 +130,26 @@ def test_a_caption_whose_letters_are_unknown_is_cut_by_its_own_text():
     tokenizer = Tokenizer(Tokenizer.train(["abc abd"] * 3, 12))
     assert tokenizer.lost("abc éü abd", 3) != ""
     assert "abc éü abd".endswith(tokenizer.lost("abc éü abd", 3))
+
+
+def test_inspect_states_lengths_in_tokens_and_what_a_length_cuts(
+    write_set, tokenizer_directory, mezzotint
+):
+    words = ("data", "inspect", write_set(), "--tokenizer", tokenizer_directory)
+    text = mezzotint(*words, "--length", 5)
+    assert text.code == 0, text.err
+    (line,) = [line for line in text.out.splitlines() if line.startswith("tokens (")]
+    assert "12 captions read (" in line
+    assert "are longer than the 5 tokens of --length and cut, one before '" in line
+    tokens = json.loads(mezzotint(*words, "--json").out)["tokens"]
+    tokenizer = Tokenizer.load(str(tokenizer_directory))
+    colours = ("red", "green", "blue")
+    counts = [tokenizer.count(f"{colours[n % 3]} square number {n}") for n in range(12)]
+    assert tokens["mean"] == pytest.approx(sum(counts) / 12)
+    assert tokens["longest"] == max(counts)
+    assert tokens["cut"] is None
+
+
+def test_a_length_without_a_tokenizer_is_refused(write_set, refused):
+    message = refused("data", "inspect", write_set(), "--length", 5)
+    assert message.startswith("--length: is in tokens of a tokenizer; give --tokenizer too")

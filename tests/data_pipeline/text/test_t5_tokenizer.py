@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 
 from data_pipeline.text.t5_tokenizer import T5Tokenizer, tokenizer_of
+from data_pipeline.text.token_lengths import read_tokenizer, token_lengths
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.errors import UserError
 
@@ -51,3 +52,13 @@ def test_a_model_of_the_other_style_is_refused():
         tokenizer_of("own", pieces(), "x")
     with pytest.raises(UserError, match="x: is no sentencepiece model; put T5's"):
         tokenizer_of("t5", b"nothing", "x")
+
+
+def test_a_folder_with_t5s_pieces_is_read_as_its_tokenizer(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(pieces())
+    tokenizer = read_tokenizer(str(tmp_path))
+    assert isinstance(tokenizer, T5Tokenizer)
+    found = token_lengths(["Woman pilot", "man"], tokenizer, "t5", 3)
+    assert found.longest == tokenizer.count("Woman pilot") > 3
+    assert found.cut is not None
+    assert found.cut.cut == 1 + (tokenizer.count("man") > 3)
