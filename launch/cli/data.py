@@ -13,6 +13,7 @@ from launch.cli.options import (
     ImageFilter,
     ImageFit,
     Processes,
+    image_path,
 )
 
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
@@ -28,7 +29,9 @@ data_app.command(epilog=EXAMPLES)(pack)
 )
 def inspect(
     url: Url,
-    sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet as PNG.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Save a contact sheet as PNG.", callback=image_path)
+    ] = None,
     count: Annotated[int, typer.Option(help="Images on the sheet.", min=1)] = 48,
     images: Annotated[
         int, typer.Option(help="Images decoded for their statistics, evenly spaced.", min=0)

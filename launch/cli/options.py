@@ -5,6 +5,26 @@ from typing import Annotated, Literal
 
 import typer
 
+from mezzotint.common.errors import UserError
+
+
+def image_path(path: Path | None) -> Path | None:
+    """The path of an image to write, checked before the work that makes it.
+
+    Raises:
+        UserError: its suffix is not that of an image format that is written, or it is a directory.
+    """
+    if path is None:
+        return None
+    if path.suffix.lower() not in _IMAGE_SUFFIXES:
+        raise UserError(f"{path}: give a file that ends with {', '.join(_IMAGE_SUFFIXES)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; give a file in it")
+    return path
+
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, one YAML file (see recipes/).")]
 Overrides = Annotated[
     list[str] | None,
@@ -42,3 +62,6 @@ ForcePreprocessing = Annotated[
     typer.Option("--force-preprocessing", help="Take images prepared otherwise than in training."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ImageOut = Annotated[
+    Path, typer.Option(help="Where the image goes, a .png, .jpg or .webp.", callback=image_path)
+]

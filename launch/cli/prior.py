@@ -11,6 +11,7 @@ from launch.cli.options import (
     ForcePreprocessing,
     ImageFilter,
     ImageFit,
+    ImageOut,
     Processes,
 )
 
@@ -49,7 +50,7 @@ def complete(
     run: Annotated[Path, typer.Argument(help="A pipeline's run directory (runs/NAME).")],
     image: Annotated[Path, typer.Argument(help="The image whose upper part is kept.")],
     captions: Annotated[list[str], typer.Argument(help="What the image shows.")],
-    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("completed.png"),
+    out: ImageOut = Path("completed.png"),
     system: Annotated[
         str, typer.Option(help="An evaluate stage's system of kind dalle.")
     ] = "dalle",

@@ -11,6 +11,7 @@ from launch.cli.options import (
     ForcePreprocessing,
     ImageFilter,
     ImageFit,
+    ImageOut,
     Processes,
 )
 
@@ -95,7 +96,7 @@ Start = Annotated[
 def sample(
     where: Where,
     captions: Annotated[list[str] | None, typer.Argument(help="What the images show.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("sample.png"),
+    out: ImageOut = Path("sample.png"),
     classes: Classes = None,
     system: System = None,
     number: Annotated[int, typer.Option(help="Images shown per prompt.", min=1)] = 4,
@@ -171,7 +172,7 @@ def invert(
     steps: Annotated[str, typer.Option(help="Numbers of steps to compare.")] = "10,25,50,100",
     times: Annotated[str, typer.Option(help="Time grid.")] = "log_snr",
     start: Start = 0.02,
-    out: Annotated[Path, typer.Option(help="Where the grid goes.")] = Path("inverted.png"),
+    out: ImageOut = Path("inverted.png"),
     noise: Annotated[
         Path | None, typer.Option(help="Where the noise goes; beside the grid by default.")
     ] = None,
