@@ -47,6 +47,17 @@ def node_cache(directory: str | None = None) -> "ShardCache":
     return ShardCache(path, None if limit is None else int(limit))
 
 
+def stored_digest(url: str, path: Path) -> str:
+    """The SHA-256 of the shard at `url`, of which `path` is the file or a temporary copy.
+
+    It is computed anew, and recorded where the file is on this machine.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return node_cache().records.recompute(path) if storage.is_local(url) else sha256_file(path)
+
+
 class ShardCache:
     """Fetches shards into a directory and evicts the least recently used beyond a size limit.
 

@@ -84,6 +84,18 @@ class DigestRecords:
         finally:
             os.close(file)
 
+    def recompute(self, path: Path) -> str:
+        """The digest of a file, read also if its state has a record.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return self._compute(file)
+        finally:
+            os.close(file)
+
     def find(self, state: FileState) -> str | None:
         """The recorded digest of a state."""
         if state not in self._known:
@@ -131,7 +143,8 @@ class DigestRecords:
             yield
 
     def _path(self, state: FileState) -> Path:
-        name = sha256(" ".join(map(str, state)))
+        # nodes that share a file system and the records may number its devices differently
+        name = sha256(" ".join(map(str, state[1:])))
         return self.directory / name[:2] / name
 
     def _cannot_write(self, error: OSError) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.cache import stored_digest
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import (
     MANIFEST_NAME,
@@ -27,7 +28,6 @@ from data_pipeline.sample_check import sample_faults
 from data_pipeline.shards import RECORDS, TARS
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
-from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError, first_error
 
 OLD_NAME = f"{MANIFEST_NAME}.old"
@@ -193,7 +193,7 @@ def _index_shard(
         return ShardEntry(
             name=file,
             bytes=tar.stored.stat().st_size,
-            sha256=sha256_file(tar.stored),
+            sha256=stored_digest(path, tar.stored),
             expanded_bytes=tar.plain.stat().st_size if file.endswith(".gz") else None,
             samples=tuple(entries),
         )

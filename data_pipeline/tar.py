@@ -202,7 +202,10 @@ def local_tar(url: str) -> Iterator[LocalTar]:
         if url.lower().endswith((".gz", ".tgz")):
             plain = Path(directory) / "plain"
             expand_gzip(stored, plain, url)
-        yield LocalTar(stored, plain)
+        try:
+            yield LocalTar(stored, plain)
+        except OSError as error:
+            raise UserError(f"{url}: cannot be read ({error}); correct its permissions") from error
 
 
 def expand_gzip(source: Path, target: Path, name: str) -> None:

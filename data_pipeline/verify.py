@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_pipeline.cache import stored_digest
 from data_pipeline.manifest import Manifest, ShardEntry, read_manifest
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sample_check import sample_faults
 from data_pipeline.shards import TARS, index_again, unlisted_files
 from data_pipeline.tar import index_tar, local_tar
 from mezzotint.common import storage
-from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import CredentialsError, TransientError
 
@@ -67,7 +67,7 @@ def _differences(
     """Sentences, and None for every sample that is as it should be."""
     try:
         with local_tar(path) as tar:
-            if sha256_file(tar.stored) != shard.sha256:
+            if stored_digest(path, tar.stored) != shard.sha256:
                 yield f"{path}: its sha256 differs from the manifest"
                 return
             found = {one.key: one.members for one in index_tar(tar.plain, path).samples}

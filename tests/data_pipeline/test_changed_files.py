@@ -114,6 +114,14 @@ def test_the_digest_of_a_file_is_computed_once_per_state(tmp_path, settled, monk
     assert not list((tmp_path / "records").glob("*/*.lock"))
 
 
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("command", [index, verify])
+def test_what_was_indexed_or_verified_is_not_read_again(squares, command, monkeypatch):
+    command(squares)
+    monkeypatch.setattr(DigestRecords, "_compute", lambda *_: pytest.fail("read again"))
+    assert open_dataset(DataConfig(url=squares)).caption(5) == "green square 5"
+
+
 def test_a_state_that_may_still_change_unnoticed_is_not_recorded(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     records = DigestRecords(tmp_path / "records")

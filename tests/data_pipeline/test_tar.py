@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.tar import index_tar, split_name
+from data_pipeline.tar import index_tar, local_tar, split_name
 from mezzotint.common.errors import UserError
 
 
@@ -115,3 +115,12 @@ def test_every_member_is_in_a_sample_or_ignored(tmp_path_factory, archives):
     index = indexed(tmp_path_factory.mktemp("tar"), content or bytes(1024))
     found = sum(len(one.members) for one in index.samples)
     assert found + sum(map(len, index.ignored.values())) == written
+
+
+def test_a_tar_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "x.tar").mkdir()
+    with (
+        pytest.raises(UserError, match=r"x.tar: cannot be read .*; correct its permissions"),
+        local_tar(str(tmp_path / "x.tar")) as tar,
+    ):
+        index_tar(tar.plain, "x.tar")
