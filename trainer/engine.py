@@ -26,6 +26,7 @@ from trainer.engine_config import (
     stored_dtype,
     wraps_optimizer,
 )
+from trainer.low_precision.accumulation import Fp32Accumulation, accumulates_here
 from trainer.low_precision.gradient_hooks import GradientHooks
 from trainer.low_precision.in_backward import InBackwardAdamW
 from trainer.optimizers import build as optimizers
@@ -76,11 +77,17 @@ class Engine:
             if in_backward
             else optimizers.build(module, self._settings)
         )
+        self._sums: Fp32Accumulation | None = None
+        rounds = recipe.batch // (recipe.micro_batch_for(world.size) * world.size)
+        if accumulates_here(self.zero, stored_dtype(precision), rounds):
+            self._sums = Fp32Accumulation(module)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
         if self._clips_itself and (world.size == 1 or self._hooks.exchanges):
             # one process, or averaged already: DeepSpeed would copy all gradients
+            self._engine.enable_backward_allreduce = False
+        if self._sums is not None:  # averaged once they are whole
             self._engine.enable_backward_allreduce = False
         self._steps = recipe.steps
         self._norm: Tensor | None = None
@@ -107,6 +114,9 @@ class Engine:
         """Finish one micro-batch; at the end of the accumulation, update at the rate of `index`."""
         closes = self._engine.is_gradient_accumulation_boundary()
         if closes:
+            if self._sums is not None:
+                self._sums.finish()
+                self._engine.allreduce_gradients()
             self._optimizer.skip = not self._hooks.close()
             self._set_rate(index)
             if self._clips_itself:

@@ -70,6 +70,8 @@ def deepspeed_config(recipe: Recipe, part: str, world: int, precision: Precision
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    if zero >= 2 and stored_dtype(precision) != torch.float32 and micro * world < recipe.batch:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if zero == 3:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
     match precision:

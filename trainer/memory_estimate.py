@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from trainer.engine_config import stored_dtype
+from trainer.low_precision.accumulation import accumulates_here
 from trainer.low_precision.adamw import CHUNK
 from trainer.low_precision.fp32_params import matrices
 from trainer.low_precision.powersgd import PowerSGDConfig
@@ -85,6 +86,14 @@ class States:
     """Bytes of a number in the error buffers of compression; 0 without any."""
     in_backward: bool = False
     """Whether weights are updated inside backward, and nothing is kept in fp32."""
+    batch: int = 1
+    micro_batch: int | None = None
+    """None: a process takes its whole share at once."""
+
+    def accumulates(self, world: int) -> bool:
+        """Whether 16-bit gradients of several micro-batches are summed, which is done in fp32."""
+        rounds = self.micro_batch is not None and self.micro_batch * world < self.batch
+        return rounds and self.number < FLOAT
 
     @property
     def number(self) -> int:
@@ -129,6 +138,8 @@ def states(recipe: Recipe, part: str, precision: Precision) -> States:
         master=recipe.engine.master_dtype,
         errors=errors,
         in_backward=recipe.engine.update == "in_backward",
+        batch=recipe.batch,
+        micro_batch=recipe.micro_batch,
     )
 
 
@@ -182,7 +193,7 @@ def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
         master=share * how.master_bytes if how.wrapped else 0,
         moments=2 * sum(size * each for size, (_, each) in zip(shares, groups, strict=True)),
         averages=averages * how.averages,
-        gradients=(part.largest_layer if how.in_backward else share) * number,
+        gradients=_gradient_bytes(part, how, world, share),
         buckets=BUCKET * _bucket_bytes(zero, how.precision),
         gathered=whole * number,
         update=max(
@@ -192,6 +203,16 @@ def estimate_memory(part: Sizes, how: States, world: int) -> MemoryEstimate:
         ),
         errors=part.inner * how.errors,
     )
+
+
+def _gradient_bytes(part: Sizes, how: States, world: int, share: int) -> int:
+    """fp32 sums where there are several micro-batches; of all weights where ZeRO shards none."""
+    if how.in_backward:
+        return part.largest_layer * how.number
+    if not how.accumulates(world):
+        return share * how.number
+    sums_here = accumulates_here(how.zero, stored_dtype(how.precision), micro_batches=2)
+    return (part.total if sums_here else share) * FLOAT
 
 
 def start_bytes(part: Sizes, how: States, world: int) -> int:
