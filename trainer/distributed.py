@@ -52,7 +52,7 @@ def world_from_environment() -> World:
     """
     if "RANK" in os.environ:
         rank, size = _number("RANK"), _number("WORLD_SIZE")
-        local_rank = _number("LOCAL_RANK")
+        local_rank = 0 if size == 1 and "LOCAL_RANK" not in os.environ else _number("LOCAL_RANK")
         local_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else size
     elif "SLURM_STEP_NUM_TASKS" in os.environ:  # started by srun; unset in a batch script
         rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")

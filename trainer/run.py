@@ -64,6 +64,13 @@ class RunDirectory:
     def finished(self) -> bool:
         return self.summary.is_file()
 
+    def located(self, recipe: "Recipe") -> "Recipe":
+        """A recipe of this run with absolute paths, also in another working directory."""
+        from trainer.locations import absolute  # imports torch
+        from trainer.recipe import load
+
+        return absolute(recipe, load(self.recipe) if self.recipe.is_file() else None)
+
     def claim(self, recipe: "Recipe") -> None:
         """Write recipe and environment, or check that the directory belongs to this recipe.
 
@@ -73,14 +80,16 @@ class RunDirectory:
         Raises:
             UserError: the directory holds a run of another recipe; a differing key is named.
         """
+        from trainer.locations import absolute
         from trainer.recipe import dump, load  # imports torch
 
+        recipe = self.located(recipe)
         for path in (self.path, self.path / "logs", self.previews):
             path.mkdir(parents=True, exist_ok=True)
         begun = self.metrics.is_file() or self.checkpoints.is_dir() or self.finished()
         if self.recipe.is_file() and begun:
             difference = first_difference(
-                load(self.recipe).model_dump(mode="json"), recipe.model_dump(mode="json")
+                absolute(load(self.recipe)).model_dump(mode="json"), recipe.model_dump(mode="json")
             )
             if difference is not None:
                 raise UserError(

@@ -53,6 +53,7 @@ def train(
 ) -> None:
     """Train a recipe; the same command again resumes it, or does nothing when it is finished."""
     from launch.progress import Reporter
+    from launch.train.local import is_main_process
     from launch.train.local import train as train_recipe
     from trainer.recipe import load
     from trainer.run import RunDirectory
@@ -63,9 +64,11 @@ def train(
     loaded = load(recipe, settings)
     run = RunDirectory(runs / loaded.name)
     setup_logging()
-    with Reporter(run.path) as reporter:
+    main = is_main_process()  # the other ranks of torchrun or srun report nothing
+    with Reporter(run.path if main else None, shows=main) as reporter:
         train_recipe(loaded, run, tracking_from_environment(default_uri(runs)), reporter)
-    typer.echo(f"{run.model}: the trained model")
+    if main:
+        typer.echo(f"{run.model}: the trained model")
 
 
 @app.command(

@@ -6,16 +6,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import IO
 
 from launch.errors import Stopped
 from mezzotint.common.disk_space import check_space
-from mezzotint.common.locks import run_lock
+from mezzotint.common.locks import RUN, TRAINING, run_lock, write_owner
 from trainer.recipe import Recipe
 from trainer.run import Progress, RunDirectory
 from trainer.signals import PREEMPTED, handle_signals
 from trainer.tracking.environment import tracking_environment
 from trainer.tracking.run_log import TrackingConfig
+
+LOCKED = "MEZZOTINT_LOCKED"
+"""Set for a rank whose parent process holds the locks of the run."""
+JOB_SECONDS = 120.0
+"""A requeued job waits so long for the lock of its last start, which a node may hold that died."""
 
 
 def train(
@@ -30,13 +37,15 @@ def train(
     from trainer.setup import check
     from trainer.tracking.tracker import finalize
 
+    recipe = run.located(recipe)
     with ExitStack() as stack:
-        if not is_launched():
-            stack.enter_context(run_lock(run.path))
+        locks: list[IO[str]] = []
         if is_main_process():
+            locks += hold(stack, run, RUN) if "MEZZOTINT_JOB" not in os.environ else []
             if not run.finished():
                 check(recipe)
                 check_space(run.path, 50_000_000, purpose="the run")
+            locks += hold(stack, run, TRAINING)
             run.claim(recipe)
         if run.finished():
             if is_main_process():
@@ -44,12 +53,23 @@ def train(
             return
         count = 1 if is_launched() else num_processes(recipe)
         if count > 1:
-            run_ranks(run, tracking, count)
+            run_ranks(run, tracking, count, locks)
             return
         from trainer.session import run as train_here
 
         if train_here(recipe, run, tracking, progress).preempted and is_main_process():
             raise Stopped(PREEMPTED)
+
+
+def hold(stack: ExitStack, run: RunDirectory, name: str) -> list[IO[str]]:
+    """Take a lock of the run until the stack closes; a job waits for its last start to end.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    wait = {"wait": JOB_SECONDS} if "MEZZOTINT_JOB" in os.environ else {}
+    file = stack.enter_context(run_lock(run.path, name, **wait))
+    return [] if file is None else [file]
 
 
 def is_launched() -> bool:
@@ -60,8 +80,10 @@ def is_launched() -> bool:
 
 def is_main_process() -> bool:
     """Whether this process writes what is written once per run."""
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    return not is_launched() or rank == "0"
+    if "RANK" in os.environ:
+        return os.environ["RANK"].strip() == "0"
+    step = "SLURM_STEP_NUM_TASKS" in os.environ
+    return not step or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def num_processes(recipe: Recipe) -> int:
@@ -73,8 +95,12 @@ def num_processes(recipe: Recipe) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def run_ranks(run: RunDirectory, tracking: TrackingConfig | None, count: int) -> None:
+def run_ranks(
+    run: RunDirectory, tracking: TrackingConfig | None, count: int, locks: Sequence[IO[str]]
+) -> None:
     """Train in `count` data-parallel processes; when one fails, all are stopped.
+
+    They inherit the run's locks, which stay held if this process is killed and they live on.
 
     Raises:
         Stopped: with the exit code of the process that failed.
@@ -85,6 +111,7 @@ def run_ranks(run: RunDirectory, tracking: TrackingConfig | None, count: int) ->
         MASTER_PORT=str(free_port()),
         WORLD_SIZE=str(count),
         LOCAL_WORLD_SIZE=str(count),
+        **{LOCKED: "1"},
     )
     if "OMP_NUM_THREADS" in environment:
         threads = max(1, int(environment["OMP_NUM_THREADS"]) // count)
@@ -95,9 +122,12 @@ def run_ranks(run: RunDirectory, tracking: TrackingConfig | None, count: int) ->
         subprocess.Popen(
             [sys.executable, "-P", "-m", "launch.train.worker", str(run.path)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            pass_fds=[lock.fileno() for lock in locks],
         )
         for rank in range(count)
     ]
+    for lock in locks:
+        write_owner(lock, [rank.pid for rank in ranks])
     code = wait_for_ranks(ranks)
     if code != 0:
         raise Stopped(code)

@@ -1,12 +1,16 @@
 """One rank of a run: `python -P -m launch.train.worker RUN_DIRECTORY`."""
 
 import logging
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from launch.errors import run_command
 from launch.progress import Reporter
+from launch.train.local import LOCKED, hold
 from mezzotint.common.errors import UserError
+from mezzotint.common.locks import TRAINING
 from trainer.signals import PREEMPTED
 from trainer.tracking.environment import tracking_from_environment
 
@@ -26,7 +30,12 @@ def train_rank(path: Path) -> int:
     world = world_from_environment()
     main = world.is_main
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
-    with Reporter(path if main else path / "logs" / f"rank-{world.rank}", shows=main) as reporter:
+    with ExitStack() as stack:
+        if main and LOCKED not in os.environ:
+            hold(stack, directory, TRAINING)
+        reporter = stack.enter_context(
+            Reporter(path if main else path / "logs" / f"rank-{world.rank}", shows=main)
+        )
         state = run(load(directory.recipe), directory, tracking_from_environment(), reporter)
     return PREEMPTED if state.preempted and main else 0  # the main process returns it for all
 

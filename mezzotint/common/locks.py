@@ -1,11 +1,13 @@
 """Locks between processes, on all nodes that share the file system; they end with their holder."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,12 @@ from mezzotint.common.errors import UserError
 
 _RETRY_SECONDS = 0.6
 """Seconds to retry, because `lock_owner` takes the lock for a moment."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+RUN, TRAINING = "lock", "training.lock"
+"""Lock files of a run directory: of the process that runs it on this machine, and of the training
+processes, also of a SLURM job."""
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -53,33 +61,52 @@ class LockOwner:
 
 
 @contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
+def run_lock(
+    directory: Path, name: str = RUN, wait: float = _RETRY_SECONDS
+) -> Iterator[IO[str] | None]:
     """Hold a run directory, so that two live processes never write into one.
 
+    Yields the open lock file; None where the file system has no locks. A child process that
+    inherits the file holds the lock too, until both have ended.
+
     Raises:
-        UserError: Another live process holds it.
+        UserError: Another live process holds it for longer than `wait` seconds.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "lock"
+    path = directory / name
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(file_lock(path, _RETRY_SECONDS))
+            file = stack.enter_context(file_lock(path, wait))
         except TimeoutError as error:
             owner = path.read_text(encoding="utf-8", errors="replace") or "unknown"
             raise UserError(
                 f"{directory}: is held by another live process ({owner}); wait for it, stop it, or "
                 "give this run another directory"
             ) from error
-        file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-        file.flush()
-        yield
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                "%s: its file system has no locks: never start this run twice at once", directory
+            )
+            yield None
+            return
+        write_owner(file)
+        yield file
+
+
+def write_owner(file: IO[str], ranks: Sequence[int] = ()) -> None:
+    """Write into a lock file who holds it: this process, and those that it has started."""
+    file.truncate(0)
+    more = {"ranks": list(ranks)} if ranks else {}
+    json.dump({"host": socket.gethostname(), "pid": os.getpid(), **more}, file)
+    file.flush()
 
 
 def lock_owner(directory: Path) -> LockOwner | None:
     """The live process that holds a run directory now, if any."""
     try:
-        file = (directory / "lock").open(encoding="utf-8", errors="replace")
+        file = (directory / RUN).open(encoding="utf-8", errors="replace")
     except OSError:
         return None
     with file:

@@ -70,7 +70,7 @@ def refused(mezzotint, tmp_path):
     return command
 
 
-ALLOWED = ("runs", "tiny", "lock", "recipe.yaml", "environment.json")
+ALLOWED = ("runs", "tiny", "lock", "training.lock", "recipe.yaml", "environment.json")
 """Files that a refused run may write: the corrected command resumes it."""
 
 
