@@ -139,7 +139,9 @@ import os, subprocess, sys
 from pathlib import Path
 from mezzotint.common.locks import run_lock, write_owner
 with run_lock(Path(sys.argv[1])) as lock:
-    ranks = [subprocess.Popen(["sleep", "100"], pass_fds=[lock.fileno()])]
+    none = subprocess.DEVNULL
+    start = dict(stdout=none, stderr=none, pass_fds=[lock.fileno()])
+    ranks = [subprocess.Popen(["sleep", "100"], **start)]
     write_owner(lock, [rank.pid for rank in ranks])
     os.kill(os.getpid(), 9)
 """
