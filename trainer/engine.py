@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,13 @@ class Engine:
         rounds = recipe.batch // (recipe.micro_batch_for(world.size) * world.size)
         if accumulates_here(self.zero, stored_dtype(precision), rounds):
             self._sums = Fp32Accumulation(module)
+        # for 16-bit weights at ZeRO 0 DeepSpeed updates once with gradients of 0: that would count
+        # as an update, and apply the weight decay
+        self._optimizer.skip = self.zero == 0
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self.config, dist_init_required=False
         )
+        self._optimizer.skip = False
         if self._clips_itself and (world.size == 1 or self._hooks.exchanges):
             # one process, or averaged already: DeepSpeed would copy all gradients
             self._engine.enable_backward_allreduce = False
@@ -173,6 +177,25 @@ class Engine:
             "skipped_updates": float(self.skipped),
             **self._hooks.status(),
         }
+
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """Put whole weights into the module, and into what the optimizer updates.
+
+        Writing into the module alone is undone by the next update: under ZeRO and in 16 bits the
+        optimizer has copies. Moments stay as they are. Every process calls it with the same
+        weights; a module that is given to `Engine` may hold them already.
+
+        Raises:
+            KeyError: the part has no weight of that name.
+        """
+        own = dict(self.module.named_parameters())
+        chosen = [own[name] for name in weights]
+        gathered = deepspeed.zero.GatheredParameters(chosen, modifier_rank=0)
+        with torch.no_grad(), gathered if self.zero == 3 else nullcontext():
+            for weight, value in zip(chosen, weights.values(), strict=True):
+                weight.data.copy_(value)
+        if hasattr(self._engine.optimizer, "refresh_fp32_params"):
+            self._engine.optimizer.refresh_fp32_params()
 
     def local_weights(self) -> dict[str, Tensor]:
         """This process's own weights by name: whole tensors, or flat shards under ZeRO-3."""
