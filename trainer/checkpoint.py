@@ -143,6 +143,10 @@ class Checkpoints:
             )
         return self.root / answer if answer else None
 
+    def last(self) -> Path | None:
+        """The last checkpoint, which may not verify."""
+        return next(iter(_steps(self.root)), None)
+
     def restore(
         self, path: Path, engines: Mapping[str, Engine], emas: Mapping[str, Ema]
     ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from trainer.low_precision.accumulation import Fp32Accumulation, accumulates_her
 from trainer.low_precision.gradient_hooks import GradientHooks
 from trainer.low_precision.in_backward import InBackwardAdamW
 from trainer.optimizers import build as optimizers
+from trainer.optimizers import groups
 from trainer.optimizers.schedules import OptimizerConfig
 from trainer.recipe import Precision, Recipe
 
@@ -52,7 +53,9 @@ class Engine:
         recipe: Recipe,
         world: World,
         precision: Precision,
+        order: Sequence[str] = (),
     ) -> None:
+        """`order` names the optimizer's groups as the checkpoint to be restored has them."""
         check_numerics(recipe, part, precision)
         check_update(recipe, part, precision, world.size)
         self.part = part
@@ -81,6 +84,8 @@ class Engine:
         rounds = recipe.batch // (recipe.micro_batch_for(world.size) * world.size)
         if accumulates_here(self.zero, stored_dtype(precision), rounds):
             self._sums = Fp32Accumulation(module)
+        groups.arrange(self._optimizer, order)
+        self._groups = groups.describe(self._optimizer, module)
         # for 16-bit weights at ZeRO 0 DeepSpeed updates once with gradients of 0: that would count
         # as an update, and apply the weight decay
         self._optimizer.skip = self.zero == 0
@@ -246,14 +251,23 @@ class Engine:
         """Write this process's files of the part; every process calls it."""
         self._engine.save_checkpoint(directory, tag=self.part, save_latest=False)
         self._hooks.save(self._hooks_file(directory))
+        groups.write(self._groups_file(directory), self._groups)
 
     def restore(self, directory: str) -> None:
-        """Read what `save` wrote. DeepSpeed unpickles: call it only on verified files."""
+        """Read what `save` wrote. DeepSpeed unpickles: call it only on verified files.
+
+        Raises:
+            UserError: it has other groups of weights, or DeepSpeed's files are missing.
+        """
+        groups.check(self._groups_file(directory), self._groups)
         path, _ = self._engine.load_checkpoint(directory, tag=self.part)
         if path is None:
             raise UserError(f"{directory}/{self.part}: DeepSpeed finds no checkpoint there")
         self._hooks.restore(self._hooks_file(directory))
         self._skips.total = self.skipped
+
+    def _groups_file(self, directory: str) -> Path:
+        return Path(directory) / groups.file_name(self.part, self._world.rank)
 
     def _hooks_file(self, directory: str) -> Path:
         return Path(directory) / f"rules-{self.part}-rank_{self._world.rank}_.safetensors"
@@ -326,12 +340,15 @@ def start(world: World) -> None:
     deepspeed.init_distributed(world.backend, dist_init_required=False, verbose=False)
 
 
-def build(parts: Mapping[str, nn.Module], recipe: Recipe, world: World) -> dict[str, Engine]:
-    """One engine per part of a task."""
+def build(
+    parts: Mapping[str, nn.Module], recipe: Recipe, world: World, checkpoint: Path | None = None
+) -> dict[str, Engine]:
+    """One engine per part of a task; `checkpoint` is the one to be restored, if any."""
     prepare(parts, recipe)
     precision = resolve_precision(recipe.engine.precision, world.device)
     engines = {
-        name: Engine(name, module, recipe, world, precision) for name, module in parts.items()
+        name: Engine(name, module, recipe, world, precision, groups.saved_order(checkpoint, name))
+        for name, module in parts.items()
     }
     malloc.set_malloc_thresholds()
     return engines

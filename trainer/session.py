@@ -36,7 +36,8 @@ def run(
     if world.is_main:
         log_cut_captions(recipe, inputs.dataset)
     started = time.time()
-    engines = engine.build(inputs.task.parts(), recipe, world)
+    checkpoints = Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep)
+    engines = engine.build(inputs.task.parts(), recipe, world, checkpoints.last())
     stream = Stream(
         inputs.dataset,
         global_batch=recipe.batch,
@@ -61,7 +62,7 @@ def run(
     with Preemption() as preemption, tracked(tracker, directory):
         context = TrainContext(
             world,
-            Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep),
+            checkpoints,
             tracker,
             preemption,
             progress,

@@ -16,13 +16,14 @@ def build(module: nn.Module, settings: OptimizerConfig) -> SkippableAdamW | Smal
     """AdamW over all trainable weights, in two groups where moments differ."""
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     if settings.moments == "fp32":
-        return SkippableAdamW(trainable, **_adamw_options(settings), fused=True)
+        group = {"name": "all", "params": trainable}
+        return SkippableAdamW([group], **_adamw_options(settings), fused=True)
     inner = matrices(module)
     known = {id(weight) for weight in inner}
     fp32_params = [weight for weight in trainable if id(weight) not in known]
     groups: list[dict[str, Any]] = [
-        {"params": inner, "moments": settings.moments},
-        {"params": fp32_params, "moments": "fp32"},
+        {"name": "matrices", "params": inner, "moments": settings.moments},
+        {"name": "others", "params": fp32_params, "moments": "fp32"},
     ]
     return SmallMomentAdamW(
         [group for group in groups if group["params"]], **_adamw_options(settings)
