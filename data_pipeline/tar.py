@@ -91,16 +91,17 @@ def _add(
     """Add a member to its sample, which is returned; `latest` has the last sample of every key."""
     if member.isdir():
         return None
-    if rule := _ignored(member):
+    parts = split(member.name)
+    rule = _ignored(member)
+    if rule is not None or parts is None:
+        rule = rule or "name without a key or an extension"
         shown = member.name.encode("utf-8", "backslashreplace").decode()
         index.ignored.setdefault(rule, []).append(shown)
         return None
-    parts = split(member.name)
-    assert parts is not None
     key, extension = parts
     sample = latest.get(key)
     if sample is None or extension in sample.members:
-        sample = latest[key] = SampleEntry(key=key, members={})
+        sample = latest[key] = SampleEntry(key=key, members={}, attributes={})
         index.samples.append(sample)
     sample.members[extension] = (member.offset_data, member.size)
     return sample
@@ -112,15 +113,17 @@ def _ignored(member: tarfile.TarInfo) -> str | None:
         return "link inside an archive"
     if not member.isreg() or member.issparse():
         return "not a plain file"
-    if any(part.startswith(".") and part.strip(".") for part in member.name.split("/")):
+    if f"/{member.name}".find("/.") >= 0 and any(
+        part.startswith(".") and part.strip(".") for part in member.name.split("/")
+    ):
         return "hidden name"
-    if not is_text(member.name):
-        return "name that is not UTF-8"
-    return None if split_name(member.name) else "name without a key or an extension"
+    return None if is_text(member.name) else "name that is not UTF-8"
 
 
 def is_text(text: str) -> bool:
     """Whether a string can be written as UTF-8: it has no half of a surrogate pair."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -17,6 +17,7 @@ from data_pipeline.manifest import (
     MANIFEST_NAME,
     Attribute,
     Manifest,
+    SampleEntry,
     ShardEntry,
     Split,
     write_manifest,
@@ -31,6 +32,10 @@ from mezzotint.common.preprocessing import Preprocessing
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+_BLOCK = 512
+_NAME_BYTES = 100
+_SIZE = slice(124, 135)
+"""Of the octal size in a header."""
 _TAR_OVERHEAD = 1024
 """Bytes for header and padding of a member, at most."""
 
@@ -73,16 +78,12 @@ def write_shard(
             if error.errno == errno.ENOSPC:
                 raise UserError(f"{url}: no disk space left while writing '{name}'") from error
             raise UserError(f"{url}: '{name}' cannot be written ({error})") from error
-        attributes = {sample.key: dict(sample.attributes) for sample in samples}
         shard = ShardEntry(
             name=name,
             bytes=stored.stat().st_size,
             sha256=sha256_file(stored),
             expanded_bytes=plain.stat().st_size if compress else None,
-            samples=tuple(
-                entry.model_copy(update={"attributes": attributes[entry.key]})
-                for entry in index_tar(plain, name).samples
-            ),
+            samples=tuple(_entries(samples, plain, name)),
         )
         storage.upload(stored, storage.join(url, name))
     return shard
@@ -150,6 +151,39 @@ def _write_tar(samples: Sequence[RawSample], path: Path) -> None:
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
         for sample in samples:
             writer.write({"__key__": sample.key, **sample.members})
+
+
+def _entries(samples: Sequence[RawSample], path: Path, name: str) -> list[SampleEntry]:
+    """The samples of the tar that was written, with the positions of their members.
+
+    They follow from the sizes, and are compared with the headers of the tar; where a name does not
+    fit into a plain header, the tar is indexed.
+    """
+    entries = []
+    end = 0
+    with path.open("rb") as file:
+        for sample in samples:
+            members = {}
+            for extension in sorted(sample.members):
+                size = len(sample.members[extension])
+                header = os.pread(file.fileno(), _BLOCK, end)
+                member = f"{sample.key}.{extension}".encode()
+                if header[:_NAME_BYTES].rstrip(b"\0") != member or header[_SIZE] != b"%011o" % size:
+                    return _indexed(samples, path, name)
+                members[extension] = (end + _BLOCK, size)
+                end += _BLOCK + -(-size // _BLOCK) * _BLOCK
+            entries.append(
+                SampleEntry(key=sample.key, members=members, attributes=dict(sample.attributes))
+            )
+    return entries
+
+
+def _indexed(samples: Sequence[RawSample], path: Path, name: str) -> list[SampleEntry]:
+    attributes = {sample.key: dict(sample.attributes) for sample in samples}
+    return [
+        entry.model_copy(update={"attributes": attributes[entry.key]})
+        for entry in index_tar(path, name).samples
+    ]
 
 
 def _compress(plain: Path) -> Path:

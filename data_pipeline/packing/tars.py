@@ -29,6 +29,8 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.local_files import FileStatus
 
+_GAP = 1024
+"""Bytes of padding and header between two members, at most."""
 _TEXTS = ("txt", "caption", "json")
 """Extensions of members with captions, in order of preference."""
 
@@ -146,17 +148,32 @@ class SetSource(Source):
 
     def stamp(self, index: int) -> str:
         shard, sample = self._samples[index]
-        return sha256(ascii([self._shards[shard].sha256, sample]))[:32]
+        return sha256(
+            ascii([self._shards[shard].sha256, sample.key, sample.members, sample.attributes])
+        )[:32]
 
     def read(self, index: int) -> SourceSample:
         shard, sample = self._samples[index]
-        members = {name: self._reader.read(shard, *at) for name, at in sample.members.items()}
+        members = self._members(shard, sample)
         if "txt" not in members:
             raise InvalidSample("caption missing", "no txt member")
         extension = next((one for one in IMAGE_EXTENSIONS if one in members), None)
         image = members.pop(extension) if extension else None
         captions = caption_lines(decode_text(members["txt"]))
         return SourceSample(image, captions, sample.attributes, sample.key, members)
+
+    def _members(self, shard: int, sample: SampleEntry) -> dict[str, bytes]:
+        """The members of a sample, in one read where nothing else is between them."""
+        places = sample.members.values()
+        start = min((offset for offset, _ in places), default=0)
+        length = max((offset + size for offset, size in places), default=0) - start
+        if length > sum(size + _GAP for _, size in places):
+            return {name: self._reader.read(shard, *at) for name, at in sample.members.items()}
+        content = self._reader.read(shard, start, length)
+        return {
+            name: content[offset - start : offset - start + size]
+            for name, (offset, size) in sample.members.items()
+        }
 
     def close(self) -> None:
         self._stack.close()

@@ -26,6 +26,9 @@ class Task:
     """As it was packed or rejected before."""
     index: int | None
     """In the source, if it is there."""
+    name: str = ""
+    """There."""
+    stamp: str = ""
     same: bool = False
     """Whether its content is known to be the same as before."""
 
@@ -53,6 +56,7 @@ def match(source: Source, indices: Sequence[int], chunks: Sequence[Chunk], size:
     """
     items = [item for chunk in chunks for item in chunk.items]
     known = [(shown_name(source.names[index]), source.stamp(index)) for index in indices]
+    by_index = dict(zip(indices, known, strict=True))
     found: dict[int, tuple[int, bool]] = {}
     taken: set[int] = set()
 
@@ -76,14 +80,15 @@ def match(source: Source, indices: Sequence[int], chunks: Sequence[Chunk], size:
         part = []
         for item in chunk.items:
             index, same = found.get(position, (None, False))
-            part.append(Task(item, index, same))
+            name, stamp = by_index[index] if index is not None else ("", "")
+            part.append(Task(item, index, name, stamp, same))
             position += 1
         tasks.append((chunk, part))
     for index in indices:
         if index not in taken:
             if not tasks or len(tasks[-1][1]) >= size:
                 tasks.append((None, []))
-            tasks[-1][1].append(Task(None, index))
+            tasks[-1][1].append(Task(None, index, *by_index[index]))
     return Plan(tasks, sum(len(part) for _, part in tasks), len(found))
 
 
@@ -185,7 +190,7 @@ class Updater:
         item = task.item if task.item is not None and task.item.key is not None else None
         if task.index is None:
             return self._without_source(item), None
-        name, stamp = shown_name(self.source.names[task.index]), self.source.stamp(task.index)
+        name, stamp = task.name, task.stamp
         match result:
             case None:
                 assert item is not None
