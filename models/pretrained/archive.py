@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from models.finite import require_finite_weights
+from models.weights_file import refuse_torchscript
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Numbers beside the weights in OpenAI's own archives."""
@@ -20,8 +22,8 @@ def read_state(path: Path) -> tuple[Mapping[str, Tensor], bool]:
     """Weights by name, and whether they are OpenAI's, by the keys beside them.
 
     Raises:
-        UserError: no torch or safetensors file, or one that holds more than tensors. Nothing else
-            in it is unpickled.
+        UserError: no torch or safetensors file, one that holds more than tensors, of which nothing
+            is unpickled, or a weight that is not finite.
     """
     try:
         tree: object = load_file(path) if _is_safetensors(path) else _torch_file(path)
@@ -38,7 +40,9 @@ def read_state(path: Path) -> tuple[Mapping[str, Tensor], bool]:
         if isinstance(value, Tensor)
     }
     openai = all(key in named for key in OPENAI_KEYS)
-    return {name: value for name, value in named.items() if name not in OPENAI_KEYS}, openai
+    weights = {name: value for name, value in named.items() if name not in OPENAI_KEYS}
+    require_finite_weights(str(path), weights)
+    return weights, openai
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -50,20 +54,12 @@ def _is_safetensors(path: Path) -> bool:
 
 def _torch_file(path: Path) -> object:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.split("/") for name in archive.namelist()]
+        refuse_torchscript(path)
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path}: not a torch checkpoint of torch 1.6 or later; give a state dict on disk, or "
             "a safetensors file"
         ) from error
-    if any("constants.pkl" in parts or "code" in parts[:-1] for parts in names):
-        raise UserError(
-            f"{path}: is a TorchScript archive, as OpenAI publishes its weights: a program, not a "
-            'state dict. If you trust it, make one with `python -c "import torch; '
-            f"torch.save(torch.jit.load('{path}', map_location='cpu').state_dict(), "
-            f"'{path.with_suffix('.state.pt')}')\"` and give that file"
-        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:

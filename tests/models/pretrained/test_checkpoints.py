@@ -281,6 +281,14 @@ def test_forms_of_a_state_dict_are_read(folder, tmp_path):
     assert half.clip.text_projection.dtype == torch.float32
 
 
+def test_a_weight_that_is_not_finite_is_named(folder, tmp_path):
+    state = {name: value.clone() for name, value in folder[1].state_dict().items()}
+    state["visual.proj"][3, 2] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=r"nan\.safetensors.*visual\.proj"):
+        PretrainedClip(images(tmp_path / "nan.safetensors", **HALVES))
+
+
 @pytest.mark.parametrize("key", ["positional_embedding", "visual.positional_embedding"])
 def test_positions_of_another_length_are_not_resized(folder, tmp_path, key):
     state = {name: value.clone() for name, value in folder[1].state_dict().items()}
