@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 from data_pipeline.manifest import Attribute
@@ -12,6 +13,8 @@ from data_pipeline.packing.source import Fault, InvalidSample
 
 _SHOWN = 100
 """Characters of a cell that a message may show."""
+_FIELD, _FIELDS = 20, 5
+"""Characters and number of an object's field names that a message may show."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _LIST = re.compile(r"""\[\s*(['"]).*['"]\s*\]""", re.DOTALL)
@@ -169,11 +172,10 @@ def image_of(cell: object) -> bytes | str:
             found = next((cell[name] for name in _LOCATIONS if cell.get(name)), None)
             if isinstance(found, str):
                 return image_of(found)
-            keys = ", ".join(shown(str(name)) for name in list(cell)[:5])
             raise InvalidSample(
                 "image missing",
-                f"its image cell has the fields {keys}, and in none of bytes, "
-                f"{', '.join(_LOCATIONS)} an image; name another one by --image-column NAME.FIELD",
+                f"its image cell is {described(cell)}, and in none of bytes, "
+                f"{', '.join(_LOCATIONS)} is an image; name another by --image-column NAME.FIELD",
             )
     raise InvalidSample("image missing", f"its image cell is {described(cell)}")
 
@@ -199,7 +201,7 @@ def attribute_of(cell: object, column: str) -> Attribute:
             return cell
         case float() if math.isnan(cell):
             return None
-        case float() if cell.is_integer():
+        case float() | Decimal() if cell == cell // 1:
             return int(cell)
         case Moment():
             return cell.text
@@ -216,7 +218,7 @@ def described(value: object) -> str:
             return "nothing (null)"
         case bool():
             return "true or false"
-        case int():
+        case int() | Decimal():
             return "a number"
         case float():
             return "a number" if math.isfinite(value) else f"a number that is not finite ({value})"
@@ -227,7 +229,9 @@ def described(value: object) -> str:
         case list() | tuple():
             return f"a list of {len(value)}"
         case Mapping():
-            return "an object with fields"
+            names = [shown(str(name))[:_FIELD] for name in list(value)[:_FIELDS]]
+            more = ", ..." if len(value) > _FIELDS else ""
+            return f"an object with the fields {', '.join(names)}{more}" if names else "an object"
         case Moment():
             return "a date or time"
     return f"of the type {type(value).__name__}"

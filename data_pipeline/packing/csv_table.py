@@ -21,6 +21,7 @@ _STATED = re.compile('"?sep=([^"\r\n])"?\r?\n')
 """A first line by which spreadsheets state the separator."""
 MISSING = frozenset({"", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"})
 """What programs write into a CSV table for no value."""
+_DIGIT = re.compile("[0-9]")
 _LOCATION = re.compile(r'^"?\w+://|\.(png|jpe?g|webp|gif|bmp|tiff?|avif)"?$', re.IGNORECASE)
 
 
@@ -141,21 +142,28 @@ def _records(text: str, header: _Header) -> Iterator[tuple[int, list[str] | _Bad
 
 def _check(record: Sequence[str], header: _Header) -> None:
     """Refuse a row that has not one field for each column, or fields that hold other rows."""
-    if header.image is not None:
+    if header.image is not None and len(record) > header.image:
         for field in record:
             if header.dialect.line_end in field:
-                _check_lines(field, header)
+                _check_lines(field, record[header.image], header)
     if len(record) != len(header.names):
         fields = f"{len(record)} field{'s' if len(record) != 1 else ''}"
         raise _BadRow(f"{fields}, but the header has {len(header.names)}")
 
 
-def _check_lines(field: str, header: _Header) -> None:
-    """Refuse a field with a later line that reads like a row: a quote was not closed before it."""
+def _check_lines(field: str, image: str, header: _Header) -> None:
+    """Refuse a field with a later line that reads like a row: a quote was not closed before it.
+
+    Such a line has as many fields as there are columns, and in that of the image a path with the
+    suffix of one, a URL, or what differs from `image` in its digits only.
+    """
     for line in field.split(header.dialect.line_end)[1:]:
         parts = line.split(header.dialect.separator)
-        if len(parts) == len(header.names) and _LOCATION.search(parts[header.image or 0].strip()):
-            raise _BadRow("a quote seems not to be closed: the field goes on over a whole row")
+        if len(parts) == len(header.names) > 1:
+            other = parts[header.image or 0].strip()
+            same = bool(other) and _DIGIT.sub("0", other) == _DIGIT.sub("0", image)
+            if same or _LOCATION.search(other):
+                raise _BadRow("a quote seems not to be closed: the field goes on over a whole row")
 
 
 def _record(text: str, start: int, dialect: _Dialect) -> tuple[list[str], int]:

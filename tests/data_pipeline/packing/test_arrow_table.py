@@ -1,5 +1,6 @@
 import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_types_of_texts_and_attributes(images, packed):
             "day": pa.array([time.date(), None]),
             "class": pa.array([2.0, float("nan")]),
             "small": pa.array([1, None], pa.uint8()),
+            "sum": pa.array([Decimal(12), None], pa.decimal128(38, 0)),
             "word": pa.array(["x", None], pa.string_view()),
         }
     )
-    attributes = ("time", "day", "class", "small", "word")
+    attributes = ("time", "day", "class", "small", "sum", "word")
     path = write(images / "t.parquet", table)
     found = packed(path, PackOptions(attribute_columns=attributes))
     assert found.captions == [["a dog"], ["a cow"]]
@@ -103,6 +105,7 @@ def test_types_of_texts_and_attributes(images, packed):
             "day": "2026-11-30",
             "class": 2,
             "small": 1,
+            "sum": 12,
             "word": "x",
         },
         dict.fromkeys(attributes),
@@ -120,7 +123,8 @@ def test_types_of_texts_and_attributes(images, packed):
         ([float("inf")], "its 'x' is a number that is not finite"),
         ([True], "its 'x' is true or false"),
         ([["a"]], "its 'x' is a list of 1"),
-        ([{"a": 1}], "its 'x' is an object with fields"),
+        ([{"a": 1}], "its 'x' is an object with the fields a;"),
+        ([Decimal("0.5")], "its 'x' is a number;"),
         ([b"a"], "its 'x' is binary data"),
         (["a\0"], "its 'x' holds a NUL character"),
     ],

@@ -188,7 +188,7 @@ def test_what_the_csv_module_writes_is_read_back(rows, separator, quoted):
     )
     writer.writerows([("image", "caption"), *rows])
     lines = any("\n" in cell or "\r" in cell for row in rows for cell in row)
-    assume(not (lines and any("." in cell or "://" in cell for row in rows for cell in row)))
+    assume(not (lines and any(set(cell) & set(",;\t|") for row in rows for cell in row)))
     found = list(read(file.getvalue()).values())
     assert found == [tuple(None if cell in MISSING else cell for cell in row) for row in rows]
 

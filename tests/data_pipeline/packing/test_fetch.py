@@ -78,6 +78,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setattr(module, "_BACKOFF", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server(("127.0.0.1", 0), Site) as server:
         server.seen = []
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

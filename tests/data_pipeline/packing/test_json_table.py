@@ -32,7 +32,7 @@ def test_only_texts_are_captions(images, packed):
     assert found.captions == [["a cat", "a kitten"], ["a dog"]]
     assert {name: detail for name, (_, detail) in found.rejected.items()} == {
         "line 2: 0.png": "its caption is a number that is not finite (nan), not a text",
-        "line 3: 0.png": "its caption is an object with fields, not a text",
+        "line 3: 0.png": "its caption is an object with the fields en, not a text",
         "line 4: 0.png": "its caption is true or false, not a text",
         "line 5: 0.png": "its caption is a number, not a text",
         "line 6: 0.png": "its caption cell is empty",
@@ -130,7 +130,9 @@ def test_fields_of_objects_are_named_with_dots(images, packed):
         "it has no 'caption.en'",
         "'caption.en': a field of a text",
     ]
-    assert found.rejected["line 5"][1].startswith("its image cell has the fields height, width,")
+    assert found.rejected["line 5"][1].startswith(
+        "its image cell is an object with the fields height, width, and"
+    )
     assert found.ignored == {}
 
 

@@ -30,6 +30,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site(images, monkeypatch):
     monkeypatch.setattr(fetch, "_BACKOFF", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
         server.seen, server.down = [], True
         server.image = (images / "0.png").read_bytes()
