@@ -1,7 +1,7 @@
 """Folders of images with captions beside them."""
 
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import Attribute
@@ -15,6 +15,7 @@ from data_pipeline.packing.source import (
     json_captions,
     shown_name,
 )
+from data_pipeline.packing.tables import tables_in
 from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
@@ -54,6 +55,8 @@ class FolderSource(Source):
         for name in images:
             of_stem.setdefault(_stem(name), []).append(name)
         self._captions = _caption_files(files, of_stem)
+        if not self._captions and not options.folder_caption:
+            _refuse_table(url, files)
         used = {*images, *self._captions.values()}
         others = [name for name in files if name not in used]
         self._orphans = {
@@ -130,6 +133,21 @@ def suffix(name: str) -> str:
 
 def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
+
+
+def _refuse_table(url: str, files: Iterable[str]) -> None:
+    """Refuse a folder whose captions are in a table beside the images.
+
+    Raises:
+        UserError: There is a table.
+    """
+    tables = [name for kind in tables_in(files).values() for name in kind]
+    if tables:
+        raise UserError(
+            f"{url}: no image has a caption file beside it, but there is the table "
+            f"{shown_name(tables[0])}: give {shown_name(storage.join(url, tables[0]))} as the "
+            "source, with --image-column and --caption-column"
+        )
 
 
 def _caption_files(files: Mapping[str, FileStatus], stems: Mapping[str, object]) -> dict[str, str]:

@@ -87,6 +87,19 @@ def test_a_table_in_a_store_is_read_with_the_images_beside_it(images, packed, na
     assert [fault for fault, _ in found.rejected.values()] == ["image missing"]
 
 
+def test_a_table_beside_images_without_captions_is_named(images, packed):
+    """A folder of images as hubs describe it, with metadata.csv or metadata.jsonl."""
+    (images / "metadata.csv").write_text("file_name,text\n0.png,a dog\n1.png,a cow\n")
+    with pytest.raises(
+        UserError, match=r"the table metadata.csv: give .*/metadata.csv as"
+    ):
+        packed(images)
+    options = PackOptions(image_column="file_name", caption_column="text")
+    assert packed(images / "metadata.csv", options).captions == [["a dog"], ["a cow"]]
+    (images / "0.txt").write_text("a caption")
+    assert packed(images).captions == [["a caption"]]
+
+
 def test_a_table_without_rows_is_refused(images, packed):
     (images / "t.csv").write_text("image,caption\n\n")
     with pytest.raises(UserError, match=r"t.csv: the table has no rows"):
