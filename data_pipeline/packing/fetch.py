@@ -71,7 +71,8 @@ class Downloader:
         """The body at an HTTP URL.
 
         Raises:
-            InvalidSample: It cannot be downloaded, is too large, or is not to be used for training.
+            InvalidSample: It cannot be downloaded, is too large, or is not to be used for training; or
+                the URL is not valid.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -109,6 +110,8 @@ class Downloader:
             raise _Failed(_reason(error), again=True) from error
         except requests.exceptions.ChunkedEncodingError as error:
             raise _Failed("the connection ended early", again=True) from error
+        except requests.exceptions.InvalidURL as error:
+            raise InvalidSample("image missing", f"not a valid URL ({_reason(error)})") from error
         except (requests.RequestException, ValueError) as error:
             raise _Failed(f"not a valid URL or response ({_reason(error)})", again=False) from error
 

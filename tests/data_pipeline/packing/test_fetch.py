@@ -189,6 +189,13 @@ def test_a_host_that_is_not_there_is_named(site):
     assert detail.endswith("(3 attempts)")
 
 
+@pytest.mark.parametrize("url", ["http://[bad/0.png", "http://host:port/0.png", "http://"])
+def test_what_is_no_url_is_named_and_not_tried(url):
+    fault, detail = reason(url)
+    assert fault == "image missing"
+    assert detail.startswith("not a valid URL (")
+
+
 def test_credentials_in_a_url_are_refused_and_not_shown(site):
     fault, detail = reason("http://somebody:secret@127.0.0.1/0.png")
     assert "secret" not in detail

@@ -90,9 +90,7 @@ def test_a_table_in_a_store_is_read_with_the_images_beside_it(images, packed, na
 def test_a_table_beside_images_without_captions_is_named(images, packed):
     """A folder of images as hubs describe it, with metadata.csv or metadata.jsonl."""
     (images / "metadata.csv").write_text("file_name,text\n0.png,a dog\n1.png,a cow\n")
-    with pytest.raises(
-        UserError, match=r"the table metadata.csv: give .*/metadata.csv as"
-    ):
+    with pytest.raises(UserError, match=r"the table metadata.csv: give .*/metadata.csv as"):
         packed(images)
     options = PackOptions(image_column="file_name", caption_column="text")
     assert packed(images / "metadata.csv", options).captions == [["a dog"], ["a cow"]]
