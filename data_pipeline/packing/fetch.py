@@ -71,8 +71,8 @@ class Downloader:
         """The body at an HTTP URL.
 
         Raises:
-            InvalidSample: It cannot be downloaded, is too large, or is not to be used for training; or
-                the URL is not valid.
+            InvalidSample: The URL is not valid, or its image cannot be downloaded, is too large, or
+                is not to be used for training.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
