@@ -200,6 +200,14 @@ def test_exif_that_cannot_be_read_is_ignored():
         assert decoded.notes <= {ImageNote.EXIF_IGNORED}
 
 
+def test_the_colour_space_of_exif_is_no_profile():
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0xA001] = 0xFFFF  # not sRGB: cameras mean Adobe RGB
+    decoded = read(encoded(Image.fromarray(RED), exif=tags))
+    assert (np.asarray(decoded.image) == RED).all()
+    assert decoded.notes == frozenset()
+
+
 def test_an_orientation_that_does_not_exist_changes_nothing():
     for orientation in (0, 9, 77):
         tags = Image.Exif()
