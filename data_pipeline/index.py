@@ -201,6 +201,14 @@ def _index_shard(
 
 def _is_complete(sample: SampleEntry, file: str, found: _Found) -> bool:
     """Whether a sample has a caption, and an image or array."""
+    whole = [name for name in sample.members if name in (*IMAGE_EXTENSIONS, "txt")]
+    for name in sample.members:
+        if not whole and name.rpartition(".")[2] in (*IMAGE_EXTENSIONS, "txt"):
+            found.excluded.append(
+                f"{file}: {sample.key}.{name}: a key has no dots; rename the members, or copy the "
+                "set with `mezzotint data pack`, which takes such names"
+            )
+            return False
     if "txt" not in sample.members:
         found.excluded.append(f"{file}: {sample.key}: no caption (txt)")
         return False

@@ -211,6 +211,15 @@ def test_tars_without_a_sample_are_refused(tmp_path):
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_keys_with_dots_are_excluded_with_the_command_that_takes_them(tmp_path):
+    members = [(f"photo.{number}.{end}", png()) for number in (1, 2) for end in ("png", "txt")]
+    tar(tmp_path / "x.tar", *members, ("a.txt", b"a"), ("a.png", png()))
+    report = index(str(tmp_path))
+    assert report.manifest.sample_count == 1
+    [excluded] = report.excluded
+    assert "x.tar: photo.1.png: a key has no dots; rename the members, or copy the" in excluded
+
+
 def test_names_that_no_shard_can_have_are_refused(tmp_path):
     tar(tmp_path / "my shard.tar", ("a.txt", b"a"), ("a.png", png()))
     with pytest.raises(UserError, match=r"my shard.tar: the name of a shard has .*rename it"):
