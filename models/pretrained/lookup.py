@@ -262,7 +262,6 @@ def _has_twin(architecture: str | None) -> bool:
 
 
 CHOICES = {
-    "quick_gelu": "quick_gelu (true for OpenAI's, MetaCLIP's and most of DFN's, false for others)",
     "mean": "mean",
     "std": "std",
     "interpolation": "interpolation (bicubic or bilinear)",
@@ -272,6 +271,7 @@ CHOICES = {
 def _question(source: OpenClipCheckpoint, missing: list[str]) -> str:
     """The refusal of a checkpoint of which something is not known."""
     import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
 
     tags = (
         []
@@ -279,7 +279,10 @@ def _question(source: OpenClipCheckpoint, missing: list[str]) -> str:
         else open_clip.list_pretrained_tags_by_model(source.architecture)
     )
     by_tag = f"tag to open_clip's name of these weights ({', '.join(tags)}), or " if tags else ""
+    quick = [tag for tag in tags if get_pretrained_cfg(source.architecture, tag).get("quick_gelu")]
+    activation = f"quick_gelu (true or false; true of {', '.join(quick) or 'none of these tags'})"
+    choices = {**CHOICES, "quick_gelu": activation if tags else "quick_gelu (true or false)"}
     return (
         f"{source.checkpoint}: nothing says with which {', '.join(missing)} it was trained; set "
-        f"{by_tag}{', '.join(CHOICES[name] for name in missing)}, or put its {HUB_CONFIG} beside it"
+        f"{by_tag}{', '.join(choices[name] for name in missing)}, or put its {HUB_CONFIG} beside it"
     )

@@ -70,6 +70,7 @@ def test_what_nothing_says_is_asked_for(weights):
     with pytest.raises(UserError, match="with which quick_gelu, mean, std, interpolation") as asked:
         identify(images(weights, architecture="ViT-L-14"))
     assert "openai, laion400m_e31, laion400m_e32, laion2b_s32b_b82k" in str(asked.value)
+    assert "true of openai, metaclip_400m, metaclip_fullcc, dfn2b)" in str(asked.value)
     with pytest.raises(UserError, match="with which interpolation it was"):
         identify(images(weights, mean=0.5, std=0.5))
 
