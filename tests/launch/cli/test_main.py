@@ -143,6 +143,8 @@ def test_verify_reports_an_intact_set(mezzotint, write_set):
         "shards": 3,
         "samples": 12,
         "intact": True,
+        "images_decoded": False,
+        "not_in_manifest": [],
     }
     last = mezzotint("data", "verify", url).out.splitlines()[-1]
     assert last.startswith(f"{url}: intact, 12 samples in 3 shards; captions and arrays decode")
