@@ -48,11 +48,7 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
     if store is None and re.search("Run with id=|Run '.*' not found", message):
         return f"{server} does not know the run of MLFLOW_RUN_ID: set it to one that it has"
     if re.search("Run with id=|Run '.*' not found", message):
-        return (
-            f"{server} does not know this run, which was created in {store}: set "
-            "MLFLOW_TRACKING_URI to that, or remove tracking.json from the run directory to "
-            "upload everything again"
-        )
+        return unknown_run(uri, store)
     if status == 404 and "RESOURCE_DOES_NOT_EXIST" not in message:
         return f"{server} is none, or has another path (404): check MLFLOW_TRACKING_URI"
     for pattern, sentence in CAUSES.items():
@@ -60,6 +56,15 @@ def explain(error: Exception, uri: str, store: str | None = None) -> str:
             return sentence.format(server=server)
     line = message.splitlines()[0] if message else type(error).__name__
     return f"MLflow reports: {line[:LENGTH]}"
+
+
+def unknown_run(uri: str, store: str | None) -> str:
+    """What to do where a run was created in another store."""
+    return (
+        f"{store_name(uri)} does not know this run, which was created in {store}: set "
+        "MLFLOW_TRACKING_URI to that, or remove tracking.json from the run directory to upload "
+        "everything again"
+    )
 
 
 def store_name(uri: str) -> str:

@@ -21,7 +21,7 @@ from mezzotint.common.storage_errors import redact
 from trainer.run import RunDirectory
 from trainer.tracking.address import TrackingError, check_uri, sqlite_path
 from trainer.tracking.client_settings import CLIENT_ENVIRONMENT, request_timeout
-from trainer.tracking.errors import explain_errors, store_name
+from trainer.tracking.errors import explain_errors, store_name, unknown_run
 from trainer.tracking.limits import NAME_LIMIT, batches, fit_name, fit_value, fit_values
 from trainer.tracking.run_log import (
     RunRecord,
@@ -79,6 +79,9 @@ class Uploader:
                 raise
 
     def _send(self, record: RunRecord, state: UploadState) -> UploadSummary:
+        file = sqlite_path(self._tracking.uri)
+        if state.run_id is not None and file is not None and not file.exists():
+            raise TrackingError(unknown_run(self._tracking.uri, state.store))  # nor is it created
         mlflow, created = self._client, state.run_id is None
         parent = self._parent_id
         if state.run_id is None:

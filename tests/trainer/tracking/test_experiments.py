@@ -234,6 +234,10 @@ def test_another_store_than_that_of_the_run_is_not_said_to_be_up_to_date(
     with pytest.raises(TrackingError, match="does not know this run") as refused:
         Uploader(run, elsewhere).sync()
     assert f"was created in {link.uri}: set MLFLOW_TRACKING_URI to that" in str(refused.value)
+    absent = replace(link, uri=f"sqlite:///{tmp_path}/absent.db")
+    with pytest.raises(TrackingError, match="does not know this run"):
+        Uploader(run, absent).sync()
+    assert not (tmp_path / "absent.db").exists()
     renamed = replace(link, uri=f"{link.uri}?timeout=5")  # the same store by another address
     Uploader(run, renamed).sync()
     assert read_upload_state(run.path).store == renamed.uri
