@@ -83,6 +83,16 @@ def test_check_counts_the_papers_matrices_of_the_smaller_priors(
     assert json.loads(mezzotint(*words).out)["block_matrices"] == {"model": matrices}
 
 
+class Ones:
+    """A tokenizer that reads every caption alike."""
+
+    def __call__(self, captions):
+        return torch.ones(len(captions), 3).long()
+
+    def lost(self, caption):
+        return ""
+
+
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """A run with a tiny system, new and untrained."""
@@ -98,9 +108,7 @@ def trained(monkeypatch, tmp_path):
     ).build().eval()  # fmt: skip
     store.save(str(tmp_path / "dvae"), dvae.config, dvae.state_dict(), card="")
     config = DalleSystem(prior="prior", dvae=str(tmp_path / "dvae"), candidates=1)
-    generator = DalleGenerator(
-        config, prior, dvae, lambda captions: torch.ones(len(captions), 3).long(), Runtime.of()
-    )
+    generator = DalleGenerator(config, prior, dvae, Ones(), Runtime.of())
     monkeypatch.setattr("launch.sampling.complete.system_of", lambda run, name: config)
     monkeypatch.setattr(
         "mezzotint.inference.dalle.DalleGenerator.load", lambda config, runtime: generator
