@@ -10,7 +10,7 @@ from mezzotint.common.errors import UserError
 from trainer.averages.config import ExponentialEma, PowerEma, power, width
 from trainer.averages.ema import Ema
 from trainer.averages.post_hoc_ema import EmaProfile, combine
-from trainer.averages.snapshots import Snapshots, synthesize
+from trainer.averages.snapshots import Snapshots, synthesize, write_snapshot
 from trainer.recipe import load
 
 STEPS = 12
@@ -133,6 +133,13 @@ def test_snapshots_are_taken_where_due_and_at_the_end(tmp_path):
     exact = synthesize(tmp_path, 0.05)
     assert exact.profile == EmaProfile(0.05, STEPS)
     assert torch.allclose(exact.weights["inner.weight"].double(), direct(0.05, STEPS), atol=2e-3)
+
+
+def test_a_weight_beyond_fp16_is_kept_in_fp32(tmp_path):
+    weights = {"large": torch.tensor([1e6, 1.0]), "small": torch.tensor([0.5])}
+    write_snapshot(tmp_path, EmaProfile(0.1, 4), weights, torch.float16)
+    made = synthesize(tmp_path, 0.1)
+    assert made.weights["large"].tolist() == pytest.approx([1e6, 1.0], rel=1e-4)
 
 
 def test_what_cannot_be_made_is_said(tmp_path):
