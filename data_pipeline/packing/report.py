@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from data_pipeline.manifest import Manifest
-from data_pipeline.packing.source import Fault
+from data_pipeline.packing.source import Fault, shown_name
 
 _EXAMPLES = 2
 _NAMED = {"column not used": 50}
@@ -31,7 +31,10 @@ class Count(BaseModel, frozen=True):
 def counts(named: Mapping[str, Sequence[str]]) -> dict[str, Count]:
     """The counts of names by rule, without empty ones."""
     return {
-        rule: Count(count=len(names), examples=tuple(names[: _NAMED.get(rule, _EXAMPLES)]))
+        rule: Count(
+            count=len(names),
+            examples=tuple(map(shown_name, names[: _NAMED.get(rule, _EXAMPLES)])),
+        )
         for rule, names in sorted(named.items())
         if names
     }

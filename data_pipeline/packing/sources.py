@@ -7,7 +7,7 @@ from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.packing.folders import FolderSource, suffix
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.report import by_rule
-from data_pipeline.packing.source import Source
+from data_pipeline.packing.source import Source, shown_name
 from data_pipeline.packing.tables import Columns, is_table, open_table, open_tables, tables_in
 from data_pipeline.packing.tars import SetSource, TarSource
 from mezzotint.common import storage
@@ -46,9 +46,10 @@ def open_source(url: str, options: PackOptions) -> Source:
         return SetSource(url, files, ignored)
     images = [name for name in files if suffix(name) in IMAGE_EXTENSIONS]
     if images and tars and options.read is None:
+        image, tar = shown_name(images[0]), shown_name(next(iter(tars)))
         raise UserError(
-            f"{url}: holds {len(images):,} images ({images[0]}, ...) and {len(tars):,} tars "
-            f"({next(iter(tars))}, ...); choose with --read images or --read tars"
+            f"{url}: holds {len(images):,} images ({image}, ...) and {len(tars):,} tars "
+            f"({tar}, ...); choose with --read images or --read tars"
         )
     if options.read == "tars" or (tars and options.read is None):
         if not tars:

@@ -135,7 +135,10 @@ def test_names_of_any_form_are_packed_and_shown(images, packed):
     (images / f"{raw}.png").write_bytes((images / "1.png").read_bytes())
     (images / f"{raw}.txt").write_text("not UTF-8")
     (images / f"{raw}2.png").write_bytes(b"broken")
+    (images / f"{raw}.md").write_bytes(b"unrelated")
     found = packed(images)
+    assert "ignored 1 (unrelated file): \\udcff\\udcfe.md" in to_text(found.report)
+    assert to_json(found.report).encode()
     assert len(found.captions) == 6 + len(odd) + 1
     assert list(found.rejected) == ["\\udcff\\udcfe2.png"]
 
