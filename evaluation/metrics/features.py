@@ -1,6 +1,6 @@
 """Feature networks of the Fréchet distance, each named with the digest of its weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
@@ -17,9 +17,20 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.runtime import Runtime
 from models.weights_file import read_weights
 
-Resize = Literal["pil_bicubic", "pil_bilinear", "torch_bilinear"]
-"""`pil_*` filter with antialiasing, to 8 bit (clean-fid, arXiv 2104.11222); `torch_bilinear` does
-not antialias (pytorch-fid). FID values under different filters cannot be compared."""
+Resize = Literal[
+    "pil_bicubic", "pil_bilinear", "torch_bilinear", "torch_bilinear_antialias", "tf1_bilinear"
+]
+"""`pil_*` filter with antialiasing, to 8 bit; `torch_bilinear` without, as pytorch-fid does, and
+with antialiasing, as torchmetrics does; `tf1_bilinear` is TensorFlow 1's, without antialiasing and
+with pixels at their corners, as torch-fidelity does. Values of different filters cannot be
+compared."""
+
+FID_OF: Mapping[Resize, str] = {
+    "torch_bilinear": "pytorch-fid 0.3.0",
+    "torch_bilinear_antialias": "torchmetrics 1.9.0 (its default, antialias=True)",
+    "tf1_bilinear": "torch-fidelity 0.4.0, torchmetrics 1.9.0 with antialias=False",
+}
+"""By filter, the tools whose FID of the same 8-bit images is the same number."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class FeatureNetwork:
     extract: Callable[[Tensor], Tensor]
     """Normalised images (n, 3, H, W) to features (n, D)."""
     runtime: Runtime
+    comparable_with: str = "no other tool"
+    """The tools that compute the same number from the same 8-bit images."""
 
     def __call__(
         self,
@@ -62,17 +75,38 @@ class FeatureNetwork:
     def protocol(self) -> Mapping[str, object]:
         names = ("metric", "network", "weights_sha256", "dimensions", "image_size", "resize")
         found = {name: getattr(self, name) for name in names}
-        return {**found, "mean": [self.mean] * 3, "std": [self.std] * 3}
+        scale = {"mean": [self.mean] * 3, "std": [self.std] * 3}
+        return {**found, **scale, "comparable_with": self.comparable_with}
 
 
 def resize(images: Tensor, size: int, method: Resize) -> Tensor:
     """Images (n, H, W, 3) uint8 as (n, 3, size, size) float32 in [0, 255]."""
-    if method == "torch_bilinear":
-        pixels = images.movedim(-1, 1).float()
-        return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    if method == "tf1_bilinear":
+        return tf1_bilinear(images.movedim(-1, 1).float(), size)
+    if method in ("torch_bilinear", "torch_bilinear_antialias"):
+        return interpolate(
+            images.movedim(-1, 1).float(),
+            (size, size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=method == "torch_bilinear_antialias",
+        )
     pil = Image.Resampling.BICUBIC if method == "pil_bicubic" else Image.Resampling.BILINEAR
     resized = [np.array(Image.fromarray(each.numpy()).resize((size, size), pil)) for each in images]
     return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float()
+
+
+def tf1_bilinear(pixels: Tensor, size: int) -> Tensor:
+    """(n, C, H, W) to (n, C, size, size): pixel i of the result lies at i H / size of the image."""
+    for axis in (-1, -2):
+        count = pixels.shape[axis]
+        place = torch.arange(size, dtype=pixels.dtype, device=pixels.device) * (count / size)
+        low = place.long()
+        high = (low + 1).clamp(max=count - 1)
+        share = (place - low)[:, None] if axis == -2 else place - low
+        first, second = pixels.index_select(axis, low), pixels.index_select(axis, high)
+        pixels = first + (second - first) * share
+    return pixels
 
 
 class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
@@ -124,6 +158,10 @@ class EfficientNetLite0(BaseModel, frozen=True, extra="forbid"):
         )
 
 
+PYTORCH_FID_SCALE: Collection[Resize] = ("torch_bilinear", "pil_bicubic", "pil_bilinear")
+"""Of these the network reads x / 127.5 - 1; torch-fidelity and torchmetrics have x / 128 - 1."""
+
+
 class Inception(BaseModel, frozen=True, extra="forbid"):
     """FID's InceptionV3 from a local weight file (pytorch-fid's or torch-fidelity's layout).
 
@@ -168,10 +206,11 @@ class Inception(BaseModel, frozen=True, extra="forbid"):
             dimensions=2048,
             image_size=299,
             resize=self.resize,
-            mean=127.5,
-            std=127.5,
+            mean=127.5 if self.resize in PYTORCH_FID_SCALE else 128.0,
+            std=127.5 if self.resize in PYTORCH_FID_SCALE else 128.0,
             extract=network,
             runtime=runtime,
+            comparable_with=FID_OF.get(self.resize, "no other tool"),
         )
 
 

@@ -1,6 +1,7 @@
 """Feature networks: real weights, exact layouts, named preprocessing."""
 
 import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_a_missing_feature_package_is_named_with_the_command_that_installs_it(mo
         EfficientNetLite0().build(Runtime.of(precision="fp32"))
 
 
-@pytest.mark.parametrize("method", ["pil_bicubic", "pil_bilinear", "torch_bilinear"])
+@pytest.mark.parametrize("method", get_args(features.Resize))
 def test_resizing_keeps_a_flat_image_flat(method):
     flat = torch.full((2, 10, 10, 3), 77, dtype=torch.uint8)
     resized = features.resize(flat, 24, method)
