@@ -66,10 +66,13 @@ COMMANDS = {
     "likelihood": ("base", ("likelihood", "MODEL", "SET", "--limit", "4")),
     "export": ("classes", ("export", "MODEL", "OUT", "--to", "diffusers")),
     "evaluate": ("dvae", ("evaluate", "YAML", "autoencoder=MODEL", "--out", "OUT")),
-    "cascade": ("upsampler", ("sample", "RUN", "man cook", "--system", "cascade", "--out", "OUT")),
-    "ranker": ("clip", ("sample", "RUN", "man cook", "--system", "dalle", "--out", "OUT")),
-    "hierarchy": ("bottom", ("sample", "RUN", "a", "--system", "hierarchy", "--out", "OUT")),
-    "prior": ("prior", ("sample", "RUN", "a", "--system", "plain", "--out", "OUT")),
+    "cascade": (
+        "upsampler",
+        ("sample", "RUN", "man cook", "--system", "cascade", "--out", "OUT.png"),
+    ),
+    "ranker": ("clip", ("sample", "RUN", "man cook", "--system", "dalle", "--out", "OUT.png")),
+    "hierarchy": ("bottom", ("sample", "RUN", "a", "--system", "hierarchy", "--out", "OUT.png")),
+    "prior": ("prior", ("sample", "RUN", "a", "--system", "plain", "--out", "OUT.png")),
 }
 
 
