@@ -150,8 +150,10 @@ def _manifest(
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{url}: {error.errors()[0]['msg']}; copy the set with `mezzotint data pack {url} OUT`"
+            f"{url}: {message}; pack the tars, which gives new keys: "
+            f"`mezzotint data pack {url} OUT --read tars`"
         ) from error
 
 

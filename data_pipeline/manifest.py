@@ -92,7 +92,14 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         counts = Counter(sample.key for sample in self.samples())
         repeated = [key for key, count in counts.items() if count > 1]
         if repeated:
-            raise ValueError(f"key '{repeated[0]}' occurs more than once")
+            holders = [
+                shard.name
+                for shard in self.shards
+                for sample in shard.samples
+                if sample.key == repeated[0]
+            ]
+            where = " and ".join(dict.fromkeys(holders[:2]))
+            raise ValueError(f"key '{repeated[0]}' occurs more than once, in {where}")
         for name, split in self.splits.items():
             train, test = set(split.train), set(split.test)
             if both := sorted(train & test):

@@ -1,6 +1,7 @@
 """Folders of images with captions beside them."""
 
 import posixpath
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from data_pipeline.images import IMAGE_EXTENSIONS
@@ -132,7 +133,8 @@ def suffix(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return posixpath.splitext(name)[0]
+    """A name without its suffix, as one Unicode form: archives of macOS hold another one."""
+    return unicodedata.normalize("NFC", posixpath.splitext(name)[0])
 
 
 def _refuse_table(url: str, files: Iterable[str]) -> None:
@@ -144,10 +146,15 @@ def _refuse_table(url: str, files: Iterable[str]) -> None:
     tables = [name for kind in tables_in(files).values() for name in kind]
     if tables:
         raise UserError(
-            f"{url}: no image has a caption file beside it, but there is the table "
-            f"{shown_name(tables[0])}: give {shown_name(storage.join(url, tables[0]))} as the "
-            "source, with --image-column and --caption-column"
+            f"{url}: no image has a caption file beside it, but there is {_listed(tables)}: give "
+            f"{shown_name(storage.join(url, tables[0]))} as the source, with --image-column and "
+            "--caption-column"
         )
+
+
+def _listed(tables: Sequence[str]) -> str:
+    names = ", ".join(map(shown_name, tables[:3])) + (", ..." if len(tables) > 3 else "")
+    return f"the table {names}" if len(tables) == 1 else f"a table in {len(tables)} parts ({names})"
 
 
 def _caption_files(files: Mapping[str, FileStatus], stems: Mapping[str, object]) -> dict[str, str]:

@@ -38,6 +38,7 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         UserError: `src` is none of these, `out` holds another set, all pairs were rejected, or
             there is no disk space.
     """
+    _check_places(src, out)
     source = open_source(src, options)
     try:
         records = Records(out, _plan(options))
@@ -121,6 +122,20 @@ def _check_source(src: str, out: str, records: Records, plan: Plan, options: Pac
             f"{out}: holds {finished} set of another source or other options; choose another "
             "directory, delete it, or replace its samples with --update"
         )
+
+
+def _check_places(src: str, out: str) -> None:
+    """Refuse a set that would lie in its source, or would overwrite it.
+
+    Raises:
+        UserError: One is the other or in it, or is not named.
+    """
+    for url, what in ((src, "SOURCE"), (out, "OUT")):
+        if not url.strip():
+            raise UserError(f"{what} is empty: give a directory or an fsspec URL")
+    source, target = f"{_place(src)}/", f"{_place(out)}/"
+    if source.startswith(target) or target.startswith(source):
+        raise UserError(f"{out}: give a directory that is not the source, in it, or around it")
 
 
 def _place(url: str) -> str:

@@ -13,6 +13,7 @@ from data_pipeline.packing.report import Rejection
 from data_pipeline.packing.shard_writer import RawSample
 from data_pipeline.packing.source import InvalidSample, Source, shown_name
 from data_pipeline.tar import is_text
+from data_pipeline.text.captions import is_visible
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
@@ -76,7 +77,7 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
 def _single_lines(captions: Iterable[str]) -> list[str]:
     """Captions that are not empty, each on one line."""
     joined = (" ".join(caption.splitlines()).strip() for caption in captions)
-    return [caption for caption in joined if caption]
+    return [caption for caption in joined if is_visible(caption)]
 
 
 def _check_captions(captions: list[str]) -> None:

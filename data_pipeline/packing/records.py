@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 from data_pipeline.images import ImageNote
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from data_pipeline.packing.report import Rejection
+from data_pipeline.packing.source import shown_name
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
+from mezzotint.common.storage_errors import NotFoundError
 
 PACKED_NAME = "packed.jsonl"
 REJECTED_NAME = "rejected.jsonl"
@@ -113,10 +115,28 @@ class Records:
         return True
 
     def begin(self) -> None:
-        """Make the journal."""
+        """Make the journal; the directory of a new set holds nothing that would be overwritten.
+
+        Raises:
+            UserError: It holds files of something else.
+        """
         if not self.begun:
+            self._check_empty()
             storage.write_bytes(self._record("plan"), self.plan.encode())
             self.begun = True
+
+    def _check_empty(self) -> None:
+        if self.manifest is not None:
+            return
+        try:
+            there = [name for name in sorted(storage.sizes(self._url)) if name[0] != "."]
+        except NotFoundError:
+            return
+        if others := [name for name in there if name != REJECTED_NAME]:
+            raise UserError(
+                f"{self._url}: holds files of something else ({shown_name(others[0])}, "
+                f"{len(others):,} in all); give a directory that is new or empty"
+            )
 
     def write(self, chunk: Chunk) -> None:
         """Record a finished shard."""

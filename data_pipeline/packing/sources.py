@@ -33,7 +33,7 @@ def open_source(url: str, options: PackOptions) -> Source:
     if storage.is_file(url):
         raise UserError(
             f"{url}: give a folder of images with .txt captions, a .csv, .tsv, .jsonl, .json, "
-            ".parquet or .arrow table, or a folder of tables or tar shards"
+            ".parquet or .arrow table, or a folder of tables or tars (also for one tar)"
         )
     listing = storage.walk(url)
     files, ignored = _usable(listing)

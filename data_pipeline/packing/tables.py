@@ -262,7 +262,9 @@ def _check_columns(url: str, table: Table, columns: Columns) -> None:
     }
     for column, option in options.items():
         if not table.has(column):
-            names = ", ".join(map(shown, table.columns[:_LISTED])) or "none"
+            if not table.columns:
+                raise UserError(f"{url}: the table has no rows and no columns")
+            names = ", ".join(map(shown, table.columns[:_LISTED]))
             names += ", ..." if len(table.columns) > _LISTED else ""
             raise UserError(f"{url}: no column '{column}'; it has {names}; choose one by {option}")
 

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from data_pipeline.config import CaptionChoice
 from data_pipeline.sample_order import draw
 
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
+"""Unicode categories of controls, formats and separators."""
+_BLANKS = "\u2800\u3164\u115f\u1160\uffa0"
+"""Other characters without ink: the empty Braille pattern and Hangul's fillers."""
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
@@ -18,7 +22,15 @@ def normalise(caption: str) -> str:
 def caption_lines(text: str) -> tuple[str, ...]:
     """The captions in the content of a KEY.txt: its lines that are not empty, stripped."""
     lines = (line.strip() for line in _LINE_BREAK.split(text))
-    return tuple(line for line in lines if line)
+    return tuple(line for line in lines if is_visible(line))
+
+
+def is_visible(caption: str) -> bool:
+    """Whether a caption has a character that is seen: not only spaces, joiners and fillers."""
+    return any(
+        character not in _BLANKS and unicodedata.category(character) not in _UNSEEN
+        for character in caption
+    )
 
 
 def choose(captions: Sequence[str], choice: CaptionChoice, drawn: tuple[int, int, int]) -> str:

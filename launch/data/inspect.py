@@ -41,6 +41,7 @@ def inspect_set(
     if tokens is not None and not as_json:
         text += f"\n{tokens.to_text()}"
     if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
         text += "" if as_json else f"\n{sheet}: {count} images"
     return text
@@ -158,7 +159,7 @@ def _image_lines(found: Inspection) -> list[str]:
     )
     lines = [
         f"images ({images.read:,} decoded): {small} to {large} pixels, at most "
-        f"{images.aspect_max:.3g} times as long as wide"
+        f"{_ratio(images.aspect_max)} times as long as wide"
     ]
     if found.equal_images:
         lines.append(
@@ -169,3 +170,7 @@ def _image_lines(found: Inspection) -> list[str]:
         share = f"{one.count:,} ({one.count / images.read:.1%})"
         lines.append(f"  {share}: {what}: {', '.join(one.examples)}{more}")
     return lines
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.2f}".rstrip("0").rstrip(".")

@@ -36,6 +36,12 @@ class Prompt:
     key: str = ""
     """Makes equal prompts of a request distinct: their images are then independent samples."""
 
+    def __post_init__(self) -> None:
+        try:
+            (self.text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"a prompt is not UTF-8 ({self.text!a}); type it again") from error
+
 
 @dataclass(frozen=True)
 class GenerationRequest:

@@ -185,7 +185,9 @@ def test_keys_that_repeat_in_every_shard_are_refused(tmp_path):
     for number in range(2):
         sample = RawSample("0", {"txt": b"a", "png": b"1"})
         write_shard([sample], str(tmp_path), f"x-{number:06d}.tar")
-    with pytest.raises(UserError, match="key '0' occurs more than once; copy the set with"):
+    with pytest.raises(
+        UserError, match=r"key '0' occurs more than once, in x-000000\.tar and x-000001\.tar; pack"
+    ):
         index(str(tmp_path), IndexOptions(images=False))
 
 
