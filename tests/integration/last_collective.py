@@ -1,4 +1,7 @@
-"""A rank that ends while gloo still drops the tensors of its last collective."""
+"""A rank that ends after a collective, with something that Python would do at its very end."""
+
+import atexit
+import sys
 
 import torch
 import torch.distributed as dist
@@ -6,12 +9,21 @@ import torch.distributed as dist
 from launch.errors import run_command
 from trainer.distributed import join, world_from_environment
 
-TENSORS = 20_000
+
+class Last:
+    """Writes a line when Python clears its modules."""
+
+    def __del__(self) -> None:
+        sys.__stdout__.write("the interpreter was ended\n")
+
+
+last = Last()
 
 
 def main() -> None:
     join(world_from_environment())
-    dist.all_reduce_coalesced([torch.ones(1, device="cpu") for _ in range(TENSORS)])
+    atexit.register(sys.stdout.write, "cleanup was done\n")
+    dist.all_reduce(torch.ones(1, device="cpu"))
 
 
 if __name__ == "__main__":
