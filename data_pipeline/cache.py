@@ -50,7 +50,7 @@ def node_cache(directory: str | None = None) -> "ShardCache":
 def stored_digest(url: str, path: Path) -> str:
     """The SHA-256 of the shard at `url`, of which `path` is the file or a temporary copy.
 
-    It is computed anew, and recorded where the file is on this machine.
+    It is computed again, and recorded where the file is on this machine.
 
     Raises:
         OSError: It cannot be read.

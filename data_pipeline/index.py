@@ -150,7 +150,7 @@ def _manifest(
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        message = first_error(error).removeprefix("Value error, ")
         raise UserError(
             f"{url}: {message}; pack the tars, which gives new keys: "
             f"`mezzotint data pack {url} OUT --read tars`"

@@ -120,4 +120,4 @@ def _image(
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+    return sha256(content)[:_DIGITS]

@@ -95,7 +95,7 @@ def train_tokenizer(captions: Iterable[str], options: TokenizerOptions) -> Train
             kept.append(plain)
             characters.update(plain.replace(" ", ""))
     covered = _covered(characters, options.character_coverage)
-    _check_room(kept, characters, len(covered), options)
+    _check_vocabulary(kept, characters, len(covered), options)
     return TrainedTokenizer(
         content=_train(_only(kept, characters.keys() - covered), options),
         captions=len(kept),
@@ -137,13 +137,13 @@ def _fixed(options: TokenizerOptions) -> int:
     return len(SPECIAL_IDS) + 1 + (_BYTES if options.byte_fallback else 0)
 
 
-def _check_room(
+def _check_vocabulary(
     captions: list[str], characters: Counter[str], covered: int, options: TokenizerOptions
 ) -> None:
     """Refuse a vocabulary that is too small for the covered characters."""
     if not captions:
         raise UserError("there is no caption to train a tokenizer on; check the set and selection")
-    needed, room = covered + _fixed(options), options.vocab - _fixed(options)
+    needed, available = covered + _fixed(options), options.vocab - _fixed(options)
     if options.vocab >= needed:
         return
     message = (
@@ -152,8 +152,8 @@ def _check_room(
         + (f" with {_BYTES} byte pieces" if options.byte_fallback else "")
         + f"; choose --vocab {needed} or more"
     )
-    if room > 0:
-        share = sum(count for _, count in _ranked(characters)[:room]) / characters.total()
+    if available > 0:
+        share = sum(count for _, count in _ranked(characters)[:available]) / characters.total()
         message += f", or --character-coverage {int(share * 1e4) / 1e4:g} or less"
         if not options.byte_fallback:
             message += " (--byte-fallback then spells the other characters, with 256 more pieces)"
