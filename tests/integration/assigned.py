@@ -4,12 +4,8 @@ One engine gets its module with the weights, another gets them later; both train
 answers go to FILE with the rank as suffix.
 """
 
-import json
-import sys
-import warnings
-from pathlib import Path
-
 import torch
+from entries import answer_entries
 from torch import Tensor, nn
 
 from launch.errors import run_command
@@ -80,13 +76,7 @@ def compare(overrides: list[str], world: distributed.World) -> dict[str, bool]:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    world = distributed.world_from_environment()
-    engine.start(world)
-    warnings.simplefilter("ignore")
-    answers = [compare(overrides, world) for overrides in json.loads(file.read_text())]
-    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
-    distributed.leave()
+    answer_entries(lambda overrides, _, world: compare(overrides, world))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ not. The answers go to FILE with the rank as suffix.
 
 import gc
 import hashlib
-import json
-import sys
 import warnings
 from pathlib import Path
 
 import torch
+from entries import answer_entries
 
 from launch.errors import run_command
 from models.autoregressive.prior import weighted
@@ -133,16 +132,7 @@ def rng() -> torch.Generator:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    world = distributed.world_from_environment()
-    engine.start(world)
-    warnings.simplefilter("ignore")
-    answers = [
-        weigh(overrides, file.with_suffix(f".{place}"), world)
-        for place, overrides in enumerate(json.loads(file.read_text()))
-    ]
-    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
-    distributed.leave()
+    answer_entries(weigh)
 
 
 if __name__ == "__main__":

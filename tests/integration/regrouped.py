@@ -3,12 +3,10 @@
 FILE is a list of settings in JSON; the answers go to FILE with the rank as suffix.
 """
 
-import json
-import sys
-import warnings
 from pathlib import Path
 
 import torch
+from entries import answer_entries
 from torch import Tensor, nn
 
 from launch.errors import run_command
@@ -85,16 +83,7 @@ def resume(overrides: list[str], root: Path, world: distributed.World) -> dict[s
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    world = distributed.world_from_environment()
-    engine.start(world)
-    warnings.simplefilter("ignore")
-    answers = [
-        resume(overrides, file.with_suffix(f".{place}"), world)
-        for place, overrides in enumerate(json.loads(file.read_text()))
-    ]
-    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
-    distributed.leave()
+    answer_entries(resume)
 
 
 if __name__ == "__main__":

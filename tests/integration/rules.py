@@ -7,12 +7,10 @@ fault, its gradient meets NaN at the last update, on the last process alone.
 """
 
 import hashlib
-import json
-import sys
-import warnings
 from pathlib import Path
 
 import torch
+from entries import answer_entries
 
 from launch.errors import run_command
 from models.autoregressive.prior import weighted
@@ -101,16 +99,7 @@ def train(entry: dict, root: Path, world: distributed.World) -> dict:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    world = distributed.world_from_environment()
-    engine.start(world)
-    warnings.simplefilter("ignore")
-    answers = [
-        train(entry, file.with_suffix(f".{place}"), world)
-        for place, entry in enumerate(json.loads(file.read_text()))
-    ]
-    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
-    distributed.leave()
+    answer_entries(train)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,9 @@ Every gradient of an update is 1/16, of those micro-batches that have it.
 The answers go to FILE with the rank as suffix.
 """
 
-import json
-import sys
-import warnings
-from pathlib import Path
-
 import torch
 from deepspeed.accelerator import get_accelerator
+from entries import answer_entries
 from torch import Tensor, nn
 
 from launch.errors import run_command
@@ -56,14 +52,8 @@ def whole(built: engine.Engine) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
     get_accelerator().is_fp16_supported = lambda: True
-    world = distributed.world_from_environment()
-    engine.start(world)
-    warnings.simplefilter("ignore")
-    answers = [count(overrides, world) for overrides in json.loads(file.read_text())]
-    file.with_suffix(f".rank{world.rank}.json").write_text(json.dumps(answers))
-    distributed.leave()
+    answer_entries(lambda overrides, _, world: count(overrides, world))
 
 
 if __name__ == "__main__":
