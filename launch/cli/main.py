@@ -179,6 +179,30 @@ def evaluate(
     typer.echo(f"{out / 'evaluation.json'}: the metrics")
 
 
+@app.command(
+    epilog="Examples:  [bold]mezzotint conform runs/quickstart[/]  ·  [bold]mezzotint conform "
+    "runs/emoji_base --no-updates --json[/]"
+)
+def conform(
+    run_directory: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A training run, or a pipeline's run directory.")
+    ],
+    device: Device = None,
+    *,
+    updates: Annotated[
+        bool, typer.Option(help="Also compare updates of one process with those of two.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check trained models for faults of published training scripts; exit code 1 if one fails."""
+    from launch.conform.conform import conform as check_runs
+
+    found = check_runs(run_directory, device=device, updates=updates)
+    typer.echo(found.to_json() if as_json else found.to_text())
+    if not found.passed:
+        raise SystemExit(1)
+
+
 @app.command(epilog="Example:  [bold]mezzotint dashboard --port 5001[/]")
 def dashboard(
     runs: Runs = Path("runs"),

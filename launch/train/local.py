@@ -16,6 +16,7 @@ from mezzotint.common.locks import RUN, TRAINING, run_lock, write_owner
 from trainer.recipe import Recipe
 from trainer.run import Progress, RunDirectory
 from trainer.signals import PREEMPTED, handle_signals
+from trainer.tracking.address import URI
 from trainer.tracking.environment import tracking_environment
 from trainer.tracking.run_log import TrackingConfig
 
@@ -96,11 +97,16 @@ def num_processes(recipe: Recipe) -> int:
 
 
 def run_ranks(
-    run: RunDirectory, tracking: TrackingConfig | None, count: int, locks: Sequence[IO[str]]
+    run: RunDirectory,
+    tracking: TrackingConfig | None,
+    count: int,
+    locks: Sequence[IO[str]] = (),
+    output: IO[str] | None = None,
 ) -> None:
     """Train in `count` data-parallel processes; when one fails, all are stopped.
 
-    They inherit the run's locks, which stay held if this process is killed and they live on.
+    They inherit the run's locks, which stay held if this process is killed and they live on. What
+    they print goes to `output`, or where this process prints.
 
     Raises:
         Stopped: with the exit code of the process that failed.
@@ -116,6 +122,7 @@ def run_ranks(
     if "OMP_NUM_THREADS" in environment:
         threads = max(1, int(environment["OMP_NUM_THREADS"]) // count)
         environment["OMP_NUM_THREADS"] = str(threads)
+    environment.pop(URI, None)
     if tracking is not None:
         environment.update(tracking_environment(tracking))
     ranks = [
@@ -123,6 +130,8 @@ def run_ranks(
             [sys.executable, "-P", "-m", "launch.train.worker", str(run.path)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             pass_fds=[lock.fileno() for lock in locks],
+            stdout=output,
+            stderr=output,
         )
         for rank in range(count)
     ]
