@@ -20,8 +20,9 @@ class Batch:
         arrays: (B, ...) tensors by name, one for every name in `data.arrays`; integers are int64,
             floating-point numbers float32.
         label: (B,) int64 classes, if `data.label` is set.
+        hint: (B, C, H, W) float32 in [0, 1], if `data.hint` is set.
 
-    `images`, `tokens`, `labels` and `array` raise UserError where the setting is missing.
+    `images`, `tokens`, `labels`, `hints` and `array` raise UserError where the setting is missing.
     """
 
     keys: tuple[str, ...]
@@ -30,6 +31,7 @@ class Batch:
     text: Tensor | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     label: Tensor | None = None
+    hint: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,6 +47,10 @@ class Batch:
     @property
     def labels(self) -> Tensor:
         return _required(self.label, "label", "classes")
+
+    @property
+    def hints(self) -> Tensor:
+        return _required(self.hint, "hint", "hints")
 
     def array(self, name: str) -> Tensor:
         if name not in self.arrays:

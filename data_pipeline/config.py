@@ -31,7 +31,8 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     fit: Fit = "pad"
     filter: Filter = "bicubic"
     flip: bool = False
-    """Mirror a sample with probability 1/2, keyed by (seed, epoch, sample). Training only."""
+    """Mirror a sample, and its hint, with probability 1/2, keyed by (seed, epoch, sample).
+    Training only."""
     flip_with_captions: bool = False
     """Mirror although captions, which may say left or right, are read with the images."""
     flip_with_labels: bool = False
@@ -123,6 +124,20 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
         return self.classes
 
 
+class HintConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which member of a sample is its hint, the image that a control is given.
+
+    It is the image `KEY.NAME.png` (jpg, webp) of 1 or 3 channels, or the array `KEY.NAME.npy`
+    (channels, H, W) of values in [0, 1], uint8 of 0 to 255.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    channels: int = Field(default=1, gt=0, le=64)
+    size: int | None = Field(default=None, gt=0, le=8192)
+    """Side of the hint in pixels, which is that of the generated images. None: as `data.image`, or
+    where there is none, as the images that the set was encoded from."""
+
+
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """One part of one split, filtered by sample attributes.
 
@@ -147,6 +162,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     label: LabelConfig | None = None
     arrays: tuple[Identifier, ...] = ()
     """Array members of a derived set, for instance `codes` for `KEY.codes.npy`."""
+    hint: HintConfig | None = None
+    """The image that a control is given; its set may be one of those of `data.join`."""
     encoder: Location | None = None
     """The model directory, or its digest, that must have encoded a derived set."""
     force_preprocessing: bool = False

@@ -1,7 +1,7 @@
 """A shard set as a sequence of samples with random access."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from data_pipeline.batch import Batch
 from data_pipeline.cache import node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
+from data_pipeline.hints.member import HintMember
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
@@ -34,6 +35,8 @@ class Sample:
     text: NDArray[np.int64] | None
     arrays: Mapping[str, NDArray[np.generic]]
     label: int | None = None
+    hint: NDArray[np.float32] | None = None
+    """(C, H, W) in [0, 1]."""
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
@@ -85,6 +88,10 @@ class Dataset:
         self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block, self._choice)
         """Digest of set, selection, shuffle block and choice of captions, which a stream's state
         refers to."""
+        self.hint: HintMember | None = None
+        """The member that is a sample's hint, if `data.hint` is set."""
+        if config.hint is not None:
+            self.hint = HintMember.of(config, manifest, self._holder(config.hint.name))
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
@@ -107,6 +114,14 @@ class Dataset:
     def entry(self, index: int) -> SampleEntry:
         return self._entries[index]
 
+    def members(self, index: int) -> Collection[str]:
+        """The extensions of a sample's members."""
+        return self._entries[index].members
+
+    def _holder(self, hint: str) -> Manifest:
+        """The manifest of the set that holds a hint."""
+        return self.manifest
+
     def member(self, index: int, extension: str) -> bytes:
         entry = self._entries[index]
         offset, size = entry.members[extension]
@@ -120,17 +135,21 @@ class Dataset:
         """
         config, entry = self.config, self._entries[index]
         caption = self.caption(index, seed=seed, epoch=epoch)
-        image = text = None
+        image = text = hint = None
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
         if config.image is not None:
             image = self._image(index, config.image)
-            if config.image.flip and rng is not None and rng.random() < 0.5:
-                image = image[:, ::-1]
+        if self.hint is not None:
+            hint = self._hint(index, self.hint)
+        flips = config.image is not None and config.image.flip
+        if image is not None and flips and rng is not None and rng.random() < 0.5:
+            image = image[:, ::-1]
+            hint = None if hint is None else hint[:, :, ::-1]
         if self.tokenizer is not None:
             text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
         arrays = {name: self._array(index, name) for name in config.arrays}
         label = None if self._labels is None else int(self._labels[index])
-        return Sample(entry.key, caption, image, text, arrays, label)
+        return Sample(entry.key, caption, image, text, arrays, label, hint)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return collate([self.sample(index) for index in indices])
@@ -187,6 +206,11 @@ class Dataset:
             self._cached[index] = image
         return image
 
+    def _hint(self, index: int, hint: HintMember) -> NDArray[np.float32]:
+        extension = hint.extension(self.members(index))
+        assert extension is not None, "checked when the set was opened"
+        return hint.read(self.member(index, extension), self._name(index, extension))
+
     def _array(self, index: int, name: str) -> NDArray[np.generic]:
         extension = f"{name}.npy"
         content = io.BytesIO(self.member(index, extension))
@@ -219,6 +243,13 @@ class Dataset:
                     f"{self._name(index, 'png')}: no image (png, jpg, webp) although data.image "
                     "is set; unset it or use the set that holds the images"
                 )
+            if self.hint is not None and self.hint.extension(self.members(index)) is None:
+                name = self.hint.record.name
+                raise UserError(
+                    f"{self._name(index, f'{name}.png')}: no such image and no array {name}.npy, "
+                    f"although data.hint names '{name}'; derive it with `mezzotint data derive "
+                    "--hint`, and name its set in data.join"
+                )
             for name in self.config.arrays:
                 if f"{name}.npy" not in entry.members:
                     raise UserError(
@@ -234,7 +265,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         UserError: Arrays of the same name differ in shape.
     """
     first = samples[0]
-    image = text = label = None
+    image = text = label = hint = None
+    if first.hint is not None:
+        hint = torch.from_numpy(np.stack([one.hint for one in samples if one.hint is not None]))
     if first.label is not None:
         label = torch.tensor([one.label for one in samples], dtype=torch.int64, device="cpu")
     if first.image is not None:
@@ -248,6 +281,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         text=text,
         arrays={name: _stack(name, samples) for name in first.arrays},
         label=label,
+        hint=hint,
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.hint import Detector
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 
@@ -84,6 +85,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Digest of the model that encoded a derived set."""
     preprocessing: Preprocessing | None = None
     """Of the images that were encoded; None in sets of images and of earlier versions."""
+    detector: Detector | None = None
+    """What made the hints of a derived set."""
     splits: dict[str, Split] = {}
     shards: tuple[ShardEntry, ...]
 
@@ -141,6 +144,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         tree = self.model_dump(mode="json")
         if self.preprocessing is None:
             del tree["preprocessing"]  # sets of earlier versions keep their fingerprint
+        if self.detector is None:
+            del tree["detector"]
         canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)
 

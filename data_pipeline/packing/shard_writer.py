@@ -27,6 +27,7 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
+from mezzotint.common.hint import Detector
 from mezzotint.common.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
@@ -100,6 +101,7 @@ def write_shards(
     fields: Mapping[str, str],
     encoder: str | None = None,
     preprocessing: Preprocessing | None = None,
+    detector: Detector | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
 ) -> Manifest:
@@ -127,6 +129,7 @@ def write_shards(
         provenance=dict(provenance),
         encoder=encoder,
         preprocessing=preprocessing,
+        detector=detector,
         splits=dict(splits or {}),
         shards=tuple(shards),
     )
