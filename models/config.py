@@ -1,6 +1,6 @@
 """The one union of model kinds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -12,6 +12,7 @@ from models.autoencoders.hierarchical import VQVAE2Config
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.classifier import NoisyClassifierConfig
+from models.diffusion.control.network import ControlConfig
 from models.diffusion.dit import DiTConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
@@ -27,6 +28,7 @@ ModelConfig = Annotated[
     | UNetConfig
     | NoisyClassifierConfig
     | DiTConfig
+    | ControlConfig
     | AutoencoderConfig
     | VQVAE2Config,
     Field(discriminator="kind"),
@@ -63,6 +65,9 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             if config.text is None:
                 return None
             return TextShape(config.text.vocab, config.text.length, "model.text.")
+        case ControlConfig(base=base):
+            found = text_shape(base)
+            return None if found is None else replace(found, keys="model.base.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
         case SuperResolutionConfig() | DiTConfig() | NoisyClassifierConfig():

@@ -1,5 +1,6 @@
 """The inputs of a diffusion network besides the noisy image and the time."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +24,19 @@ class Condition:
     """(B, L, C): features of captions from a frozen encoder."""
     empty_features: Tensor | None = None
     """(L, C): the features of an empty caption."""
+    hints: tuple[Tensor | None, ...] = ()
+    """(B, C, H, W) in [0, 1] each, at the size of the images: one for each control of the network.
+    A control whose hint is None does not act; with none at all the base is called as it is."""
+
+    @cached_property
+    def without_hints(self) -> "Condition":
+        """The same without any control."""
+        return replace(self, hints=()) if self.hints else self
+
+    def without_hints_of(self, controls: Collection[int]) -> "Condition":
+        """The same without the controls of these numbers."""
+        hints = (None if number in controls else hint for number, hint in enumerate(self.hints))
+        return replace(self, hints=tuple(hints))
 
     @cached_property
     def without_text(self) -> "Condition":

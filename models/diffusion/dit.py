@@ -1,5 +1,6 @@
 """A denoising transformer over patches of an image or a latent (DiT, arXiv 2212.09748)."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
+from models.diffusion.control.encoding import Caption, Encoding
 from models.diffusion.process import ProcessConfig
 from models.nn import initialization
 from models.nn.convolution import zero_module
@@ -109,6 +111,10 @@ class DiT(nn.Module):
         Raises:
             UserError: the condition holds no labels, or the size is not the network's.
         """
+        return self.decode(self.encode(x, t, condition))
+
+    def encode(self, x: Tensor, t: Tensor, condition: Condition) -> Encoding:
+        """The patches as tokens, with positions, and the vector of time and class."""
         config = self.config
         if x.shape[2:] != (config.image_size, config.image_size):
             raise UserError(
@@ -122,8 +128,15 @@ class DiT(nn.Module):
             if condition.label is None:
                 raise UserError("this dit needs class labels")
             vector = vector + self.label(condition.label)
-        for block in self.blocks:
+        return Encoding(tokens, (), vector, Caption())
+
+    def decode(self, encoding: Encoding, residuals: Sequence[Tensor] = ()) -> Tensor:
+        """All blocks, to the raw output in fp32; residual i is added after block i."""
+        config, tokens, vector = self.config, encoding.hidden, encoding.vector
+        for index, block in enumerate(self.blocks):
             tokens = block(tokens, vector)
+            if index < len(residuals):
+                tokens = tokens + residuals[index]
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         out = self.image_out(modulate(self.norm(tokens), shift, scale))
-        return unpatchify(out.float(), config.patch, x.shape[2], x.shape[3])
+        return unpatchify(out.float(), config.patch, config.image_size, config.image_size)

@@ -1,5 +1,6 @@
 """The UNet: down through the resolutions, and up again with skip connections."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
+from models.diffusion.control.encoding import Caption, Encoding, added
 from models.diffusion.degradation import (
     BlurAugmentation,
     Degradation,
@@ -102,6 +104,15 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
         """Width of the caption's features for attention, where there are any."""
         source = self.text or self.features
         return None if source is None else source.width
+
+    @property
+    def skip_widths(self) -> tuple[int, ...]:
+        """Features of the skip connections, the first convolution's first."""
+        last = len(self.widths) - 1
+        levels = (
+            (width,) * (self.depth + (level < last)) for level, width in enumerate(self.widths)
+        )
+        return (self.widths[0], *(width for widths in levels for width in widths))
 
     @property
     def head_divisor(self) -> int:
@@ -236,39 +247,76 @@ class UNet(nn.Module):
         Raises:
             UserError: the condition lacks something, or the size does not fit.
         """
-        vector, context = self._embed(t, condition)
+        return self.decode(self.encode(x, t, condition))
+
+    def encode(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition,
+        *,
+        caption: Caption | None = None,
+        hint: Tensor | None = None,
+    ) -> Encoding:
+        """The way down: what `decode` takes.
+
+        `caption` is what a network with the same text encoder has read; `hint` (B, C, H, W) is
+        added after the first convolution.
+        """
+        if caption is None:
+            caption = self._read(condition)
+        vector, context = self._embed(t, condition, caption.pooled), caption.tokens
         image = self._image(x, condition).to(self.stem.weight.dtype)
         hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
-        kept = [hidden]
+        if hint is not None:
+            hidden = hidden + hint
+        skips = [hidden]
         for stage in self.down:
             hidden = stage(hidden, vector, context)
-            kept.append(hidden)
+            skips.append(hidden)
         hidden = self.middle(hidden, vector, context)
+        return Encoding(hidden, tuple(skips), vector, caption)
+
+    def decode(self, encoding: Encoding, residuals: Sequence[Tensor] = ()) -> Tensor:
+        """The way up, to the raw output in fp32.
+
+        `residuals` are added to the last of: skip connections, middle.
+        """
+        hidden, skips, vector, caption = encoding
+        *kept, hidden = added((*skips, hidden), residuals)
         for stage in self.up:
-            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, context)
+            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, caption.tokens)
         return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
-    def _embed(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """The vector of time, class, caption and level, and the caption's tokens."""
-        config, vector, context = self.config, self.time(t), None
-        if config.classes is not None:
-            if condition.label is None:
-                raise UserError("this unet needs class labels")
-            vector = vector + self.label(condition.label)
+    def _read(self, condition: Condition) -> Caption:
+        """The caption as its encoder gives it."""
+        config = self.config
         if config.text is not None:
             if condition.text is None:
                 raise UserError("this unet needs captions: set data.text")
             features = cached(self.text, condition.text, self.text)
-            vector, context = vector + self.caption(features.pooled), features.tokens
+            return Caption(features.tokens, features.pooled)
         if config.features is not None:
             if condition.features is None:
                 raise UserError("this unet needs the features of captions")
-            context = cached(self, condition.features, partial(cast, dtype=vector.dtype))
+            dtype = self.stem.weight.dtype
+            return Caption(cached(self, condition.features, partial(cast, dtype=dtype)))
+        return Caption()
+
+    def _embed(self, t: Tensor, condition: Condition, pooled: Tensor | None) -> Tensor:
+        """The vector of time, class, caption and level."""
+        config, vector = self.config, self.time(t)
+        if config.classes is not None:
+            if condition.label is None:
+                raise UserError("this unet needs class labels")
+            vector = vector + self.label(condition.label)
+        if pooled is not None:
+            vector = vector + self.caption(pooled)
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
             if condition.noise_level is None:
                 raise UserError("this unet needs the level of its low-resolution image")
             vector = vector + self.level(condition.noise_level)
-        return vector, context
+        return vector
 
     def _image(self, x: Tensor, condition: Condition) -> Tensor:
         """The noisy image, with the upsampled low-resolution one where there is one."""

@@ -1,0 +1,1 @@
+"""Control branches: conditions from images for a network that is trained (ControlNet)."""
