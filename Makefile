@@ -5,6 +5,7 @@
 PYTHON := $(shell for p in python3.11 python3; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIPELINE := recipes/pipelines/quickstart.yaml
 SHOWCASE := recipes/pipelines/autoencoders.yaml
+LATENTS := recipes/pipelines/latents.yaml
 TESTS :=
 
 BIN := .venv/bin
@@ -22,12 +23,13 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart showcase test lab lint types imports format venv clean
+.PHONY: help quickstart showcase latents test lab lint types imports format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), sample, evaluate"
 	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), sample, evaluate"
+	@echo "make latents     train latent diffusion from captioned images by $(LATENTS), evaluate"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
 	@echo "make lab         start SLURM with three virtual nodes, an S3 and an MLflow server on this machine (root)"
 	@echo "make lint        ruff, style and format"
@@ -42,6 +44,9 @@ quickstart: $(READY)
 
 showcase: $(READY)
 	$(BIN)/mezzotint run $(SHOWCASE)
+
+latents: $(READY)
+	$(BIN)/mezzotint run $(LATENTS)
 
 test: $(READY_DEV)
 	@.ci/install-slurm
