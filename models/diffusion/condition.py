@@ -35,6 +35,8 @@ class Condition:
 
     def without_hints_of(self, controls: Collection[int]) -> "Condition":
         """The same without the controls of these numbers."""
+        if not self.hints:
+            return self
         hints = (None if number in controls else hint for number, hint in enumerate(self.hints))
         return replace(self, hints=tuple(hints))
 

@@ -1,6 +1,6 @@
 """Guidance as wrappers of denoisers; they compose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import torch
@@ -99,6 +99,15 @@ def with_condition(denoiser: Denoiser[C], other: C) -> Denoiser[C]:
 def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     """The denoiser of empty captions."""
     return _map_condition(denoiser, lambda condition: condition.without_text)
+
+
+def without_hints_of(
+    denoiser: Denoiser[Condition], controls: Collection[int]
+) -> Denoiser[Condition]:
+    """The denoiser without the controls of these numbers."""
+    if not controls:
+        return denoiser
+    return _map_condition(denoiser, lambda condition: condition.without_hints_of(controls))
 
 
 def without_class(denoiser: Denoiser[Condition], null: int) -> Denoiser[Condition]:

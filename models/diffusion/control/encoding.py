@@ -28,7 +28,7 @@ class Encoding(NamedTuple):
 
 
 def added(features: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """The features, the residuals added to the last of them."""
+    """The features, and residuals added to the last ones of them."""
     free = len(features) - len(residuals)
     return [
         each if number < free else each + residuals[number - free]

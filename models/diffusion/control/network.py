@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Encoding
-from models.diffusion.control.hint_encoder import HintEncoderConfig
+from models.diffusion.control.hint_encoder import HintEncoder, HintEncoderConfig
 from models.diffusion.dit import DiTConfig
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.network import UNet, UNetConfig
+from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
 from models.nn.transformer import DiTBlock
 
@@ -121,13 +122,14 @@ class Control(nn.Module, ABC):
     argument of the forward and no part of the module.
     """
 
-    decoder: UNet | None = None
-    """The decoder that is used instead of the base's."""
+    hint: HintEncoder
 
     def __init__(self, config: ControlConfig) -> None:
         super().__init__()
         self.config = config
         self.process = config.process.build()
+        self.decoder: UNet | None = None
+        """Used instead of the base's."""
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, base: Controllable) -> Tensor:
         """The raw output of the controlled base, whose encoder keeps no gradients.
@@ -161,6 +163,10 @@ class Control(nn.Module, ABC):
             if part in ("encoder", "decoder"):
                 yield name, rest
 
+    def _read(self, hint: Tensor, dtype: torch.dtype) -> Tensor:
+        """The hint's features, computed once per sampling run."""
+        return cached(self.hint, hint, lambda each: self.hint(each.to(dtype)))
+
     def _check(self, x: Tensor, hint: Tensor) -> None:
         channels, stride = self.config.hint.channels, self.config.hint.stride
         expected = (channels, x.shape[2] * stride, x.shape[3] * stride)
@@ -192,7 +198,7 @@ class UNetControl(Control):
     ) -> tuple[Tensor, ...]:
         """One for each skip connection, the first convolution's first, and one for the middle."""
         self._check(x, hint)
-        features = self.hint(hint.to(self.encoder.stem.weight.dtype))
+        features = self._read(hint, self.encoder.stem.weight.dtype)
         own = self.encoder.encode(x, t, condition, caption=encoding.caption, hint=features)
         outputs = (*own.skips, own.hidden)[-len(self.zero) :]
         return tuple(zero(each) for zero, each in zip(self.zero, outputs, strict=True))
@@ -231,7 +237,7 @@ class DiTControl(Control):
     ) -> tuple[Tensor, ...]:
         """One for each copied block."""
         self._check(x, hint)
-        features = self.hint(hint.to(encoding.hidden.dtype))
+        features = self._read(hint, encoding.hidden.dtype)
         tokens, found = encoding.hidden + features.flatten(2).transpose(1, 2), []
         for block, zero in zip(self._blocks(), self.zero, strict=True):
             tokens = block(tokens, encoding.vector)
