@@ -15,6 +15,7 @@ from launch.submit.plan import job_script, recipe_job, run_directory
 from mezzotint.common.errors import UserError
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
+from models.diffusion.network import HasConditioners
 from trainer.engine_config import (
     check_numerics,
     check_update,
@@ -75,6 +76,9 @@ class DryRunReport:
     resolved: str
     parameters: Mapping[str, Mapping[str, int]]
     total: int
+    components: Mapping[str, Mapping[str, int]]
+    """Parameters of a denoiser, by part: of itself, and of the text encoder and class embedding
+    that are trained with it, which published sizes do not count."""
     block_matrices: Mapping[str, int]
     """Weights in the matrices of a transformer's blocks, by part (12 width^2 a layer)."""
     steps: int
@@ -132,7 +136,8 @@ def dry_run(
         recipe=recipe.model_dump(mode="json"),
         resolved=dump(recipe),
         parameters=_parameters(parts),
-        total=sum(weight.numel() for part in parts.values() for weight in part.parameters()),
+        total=sum(_count(part) for part in parts.values()),
+        components=_components(parts),
         block_matrices=_block_matrices(parts),
         steps=recipe.steps,
         per_step=_per_step(recipe, micro, machines.processes),
@@ -192,14 +197,25 @@ def _machines(
 def _parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
     """Parameters by part and submodule, frozen ones included; empty submodules are left out."""
     counted = {
-        part: {
-            name: sum(weight.numel() for weight in child.parameters())
-            for name, child in module.named_children()
-        }
+        part: {name: _count(child) for name, child in module.named_children()}
         | {name: weight.numel() for name, weight in module.named_parameters(recurse=False)}
         for part, module in parts.items()
     }
     return {part: {name: n for name, n in each.items() if n} for part, each in counted.items()}
+
+
+def _components(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """Denoiser and conditioners, for parts that are denoisers."""
+    found = {}
+    for name, part in parts.items():
+        if isinstance(part, HasConditioners):
+            beside = {key: _count(network) for key, network in part.conditioners.items()}
+            found[name] = {"denoiser": _count(part) - sum(beside.values()), **beside}
+    return found
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _block_matrices(parts: Mapping[str, nn.Module]) -> dict[str, int]:

@@ -30,6 +30,9 @@ def to_text(report: DryRunReport) -> str:
     lines = [report.resolved.rstrip(), "", "parameters (exact, trainable):"]
     for part, modules in report.parameters.items():
         lines += [f"  {part}.{name}: {count:,}" for name, count in modules.items()]
+        if len(report.components.get(part, {})) > 1:
+            each = ", ".join(f"{name} {n:,}" for name, n in report.components[part].items())
+            lines.append(f"  (of {part}: {each})")
         if part in report.block_matrices:
             matrices = report.block_matrices[part]
             lines.append(f"  (in the weight matrices of {part}'s blocks: {matrices:,})")

@@ -1,6 +1,9 @@
 """What training and sampling need of a diffusion network, whatever its kind."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
+
+from torch import nn
 
 from models.diffusion.degradation import Degradation
 from models.diffusion.process import DiffusionNetwork
@@ -55,3 +58,12 @@ class UpsamplingNetwork(Protocol):
 
     @property
     def augmentation(self) -> Degradation: ...
+
+
+@runtime_checkable
+class HasConditioners(Protocol):
+    """A network that is trained together with networks of its conditions."""
+
+    @property
+    def conditioners(self) -> Mapping[str, nn.Module]:
+        """Those that published sizes do not count as the denoiser."""

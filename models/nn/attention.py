@@ -89,7 +89,8 @@ class FullKVCache:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q k / sqrt(head width)) v (arXiv 1706.03762, eq. 1).
 
-    Over all positions, only earlier ones if `causal`, or those of a sparse `pattern`.
+    Over all positions, only earlier ones if `causal`, or those of a sparse `pattern`. `bias`: of
+    queries, keys and values; the output always has one.
     """
 
     def __init__(
@@ -100,10 +101,11 @@ class SelfAttention(nn.Module):
         *,
         causal: bool,
         pattern: AttentionPattern | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.causal, self.pattern = heads, head_width, causal, pattern
-        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)
         self.out = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -38,10 +38,13 @@ class Block(nn.Module):
         dropout: float,
         gelu: Gelu = "tanh",
         pattern: AttentionPattern | None = None,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, head_width, causal=causal, pattern=pattern)
+        self.attention = SelfAttention(
+            width, heads, head_width, causal=causal, pattern=pattern, bias=qkv_bias
+        )
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, gelu=gelu)
         self.dropout = nn.Dropout(dropout)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.dry_run.report import dry_run
+from models.diffusion.schedules.discrete import DiscreteSchedule
 from trainer.recipe import load
 
 COUNTS = {
@@ -25,6 +26,26 @@ COUNTS = {
     "unclip_upsampler_256": 736_263_363,
     "unclip_upsampler_1024": 284_423_043,
 }
+LATENT = {
+    "ldm_text2img_256": {"denoiser": 872_300_484, "text_encoder": 542_895_360},
+    "sd1": {"denoiser": 859_520_964},
+    "ldm_cin256_v2": {"denoiser": 400_920_579, "class_embedding": 512_512},
+    "ldm_cin_vq_f8": {"denoiser": 394_984_196, "class_embedding": 512_000},
+    "ldm_ffhq_vq_f4": {"denoiser": 274_056_163},
+    "ldm_churches_kl_f8": {"denoiser": 294_966_916},
+}
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_a_recipe_of_latent_diffusion_has_the_published_sizes_by_component(name):
+    recipe = load(f"recipes/{name}.yaml")
+    report = dry_run(recipe, Path("runs"))
+    assert report.components == {"model": LATENT[name]}
+    assert report.total == sum(LATENT[name].values())
+    for count in LATENT[name].values():
+        assert f"{count:,}" in recipe.description
+    assert isinstance(recipe.model.process.schedule, DiscreteSchedule)
+    assert recipe.model.process.schedule.betas.kind == "sqrt_linear"
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -185,7 +185,9 @@ class UNetControl(Control):
         super().__init__(config)
         base = config.base
         assert isinstance(base, UNetConfig), "the control of a UNet"
-        self.encoder = _part(base, _ENCODER)
+        # a class as a token is read by the base, like a caption
+        read = () if base.class_token is None else ("label",)
+        self.encoder = _part(base, tuple(name for name in _ENCODER if name not in read))
         self.hint = config.hint.build(base.widths[0])
         widths = [*base.skip_widths, base.widths[-1]]
         acting = widths[-1:] if config.middle_only else widths

@@ -70,6 +70,9 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     classes: int | None = Field(default=None, gt=0)
     null_class: bool = False
     """Whether there is one more label, `classes`, for "no class" (classifier-free guidance)."""
+    class_token: int | None = Field(default=None, gt=0)
+    """Features of a class's embedding where it is the one token of cross-attention, as in latent
+    diffusion; by default the embedding joins the time's vector."""
     text: TextEncoderConfig | None = None
     """A transformer over captions, trained with the network."""
     features: TextFeaturesConfig | None = None
@@ -101,9 +104,9 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
 
     @property
     def context(self) -> int | None:
-        """Width of the caption's features for attention, where there are any."""
+        """Width of the tokens of cross-attention, where there are any."""
         source = self.text or self.features
-        return None if source is None else source.width
+        return self.class_token if source is None else source.width
 
     @property
     def skip_widths(self) -> tuple[int, ...]:
@@ -127,8 +130,10 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
             raise ValueError("null_class needs classes")
         if self.text is not None and self.features is not None:
             raise ValueError("text and features: only one of them can be set")
+        if self.class_token is not None:
+            self._check_class_token()
         if self.transformer is not None and self.context is None:
-            raise ValueError("transformer: its cross-attention needs text or features")
+            raise ValueError("transformer: its cross-attention needs text, features or class_token")
         low = self.low_resolution
         if low is not None and (self.image_size % low.size or self.image_size == low.size):
             raise ValueError(
@@ -136,6 +141,12 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
                 f"{low.size}"
             )
         return self
+
+    def _check_class_token(self) -> None:
+        if self.classes is None or self.transformer is None:
+            raise ValueError("class_token needs classes and transformer")
+        if self.text is not None or self.features is not None:
+            raise ValueError("class_token: cross-attention already reads text or features")
 
     def build(self) -> "UNet":
         return UNet(self)
@@ -145,7 +156,8 @@ class UNet(nn.Module):
     """A denoiser of images, conditioned on any of a class, a caption and a low-resolution image.
 
     A caption acts twice: pooled it joins the time's vector, and every attention is also over its
-    tokens (GLIDE, arXiv 2112.10741, 2.1); features of a frozen encoder act in attention alone.
+    tokens (GLIDE, arXiv 2112.10741, 2.1); features of a frozen encoder, and captions of latent
+    diffusion's text encoder, act in attention alone.
     Fully convolutional apart from attention: trained on crops, it runs at other sizes. Dropout
     takes torch's global generator, in training only.
     """
@@ -163,10 +175,12 @@ class UNet(nn.Module):
             freq_shift=config.freq_shift,
         )
         if config.classes is not None:
-            self.label = nn.Embedding(config.classes + config.null_class, vector)
+            classes = config.classes + config.null_class
+            self.label = nn.Embedding(classes, config.class_token or vector)
         if config.text is not None:
             self.text = config.text.build()
-            self.caption = nn.Linear(config.text.width, vector)
+            if config.text.pools:
+                self.caption = nn.Linear(config.text.width, vector)
         if low is not None and low.condition_on_noise_level:
             self.level = TimestepEmbedding(vector, config.channels)
         self.settings = BlockSettings(
@@ -190,6 +204,16 @@ class UNet(nn.Module):
         outputs = config.process.outputs * config.image_channels
         self.out = nn.Conv2d(first, outputs, 3, padding=1)
         zero_module(self.out)
+
+    @property
+    def conditioners(self) -> dict[str, nn.Module]:
+        """The networks of conditions that published sizes do not count as the denoiser."""
+        found: dict[str, nn.Module] = {}
+        if self.config.class_token is not None:
+            found["class_embedding"] = self.label
+        if self.config.text is not None:
+            found["text_encoder"] = self.text
+        return found
 
     @property
     def augmentation(self) -> Degradation:
@@ -301,15 +325,24 @@ class UNet(nn.Module):
                 raise UserError("this unet needs the features of captions")
             dtype = self.stem.weight.dtype
             return Caption(cached(self, condition.features, partial(cast, dtype=dtype)))
+        if config.class_token is not None:
+            return Caption(cached(self, self._label(condition), self._class_tokens))
         return Caption()
+
+    def _class_tokens(self, label: Tensor) -> Tensor:
+        """Classes (B,) to one token each, (B, 1, C)."""
+        return self.label(label)[:, None]
+
+    def _label(self, condition: Condition) -> Tensor:
+        if condition.label is None:
+            raise UserError("this unet needs class labels")
+        return condition.label
 
     def _embed(self, t: Tensor, condition: Condition, pooled: Tensor | None) -> Tensor:
         """The vector of time, class, caption and level."""
         config, vector = self.config, self.time(t)
-        if config.classes is not None:
-            if condition.label is None:
-                raise UserError("this unet needs class labels")
-            vector = vector + self.label(condition.label)
+        if config.classes is not None and config.class_token is None:
+            vector = vector + self.label(self._label(condition))
         if pooled is not None:
             vector = vector + self.caption(pooled)
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:

@@ -392,3 +392,46 @@ def test_conditions_must_be_there_and_fit():
 def test_impossible_sizes_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         UNetConfig(**{**TINY, **change})
+
+
+def test_a_class_may_be_the_one_token_of_cross_attention():
+    config = UNetConfig(**TINY, classes=5, null_class=True, class_token=12, transformer={})
+    model = woken(config)
+    assert model.label.weight.shape == (6, 12)
+    assert list(model.conditioners) == ["class_embedding"]
+    labels = [Condition(label=torch.tensor(each)) for each in ([3, 1], [2, 1])]
+    plain, other = (model(X, TIMES, each) for each in labels)
+    assert float((plain - other)[0].detach().abs().max()) > 1e-5
+    assert torch.equal(plain[1], other[1])
+    plain.square().sum().backward()
+    still = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # the softmax over one token is 1 whatever the query is
+    assert {name.split(".blocks.0.")[-1] for name in still} == {
+        "cross_norm.weight",
+        "cross_norm.bias",
+        "cross_attention.query.weight",
+    }
+    with pytest.raises(UserError, match="class labels"):
+        model(X, TIMES, Condition(text=TEXT))
+    for change in ({"classes": 5}, {"transformer": {}, "features": {"width": 3}}):
+        with pytest.raises(ValidationError, match="class_token needs classes and transformer"):
+            UNetConfig(**TINY, **change, class_token=4)
+    with pytest.raises(ValidationError, match="already reads text"):
+        UNetConfig(**TINY, classes=5, text=TEXT_ENCODER, transformer={}, class_token=4)
+
+
+def test_captions_of_latent_diffusions_text_encoder_act_in_cross_attention_alone():
+    text = {**TEXT_ENCODER, "form": "ldm", "heads": 2, "head_width": 8}
+    model = woken(UNetConfig(**TINY, text=text, transformer={}))
+    assert list(model.conditioners) == ["text_encoder"]
+    names = {name for name, _ in model.named_parameters()}
+    assert not [name for name in names if name.startswith(("caption", "text.pad"))]
+    assert "text.blocks.0.attention.qkv.bias" not in names
+    assert model.text.blocks[0].attention.qkv.weight.shape == (3 * 2 * 8, 24)
+    assert model.text(TEXT).pooled is None
+    plain = model(X, TIMES, Condition(text=TEXT))
+    plain.square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+    other = model(X, TIMES, Condition(text=TEXT.flip(1)))
+    assert float((plain - other).detach().abs().max()) > 1e-6
