@@ -8,8 +8,8 @@ import typer
 from launch.cli.options import AsJson, ImageFilter, ImageFit, Overrides
 
 weights_app = typer.Typer()
-Target = Literal["guided_diffusion", "diffusers", "dit"]
-Source = Literal[Target, "taming"]
+Target = Literal["guided_diffusion", "diffusers", "dit", "open_clip"]
+Source = Literal["guided_diffusion", "diffusers", "dit", "taming"]
 
 
 @weights_app.command(
@@ -76,10 +76,13 @@ def import_(
 
 @weights_app.command(
     epilog="Examples:  [bold]mezzotint export runs/adm/model out --to guided_diffusion[/]  ·  "
-    "[bold]mezzotint export runs/emoji_unet/model out --to diffusers[/]",
+    "[bold]mezzotint export runs/emoji_unet out --to diffusers[/]  ·  "
+    "[bold]mezzotint export runs/emoji_clip out --to open_clip[/]",
 )
 def export(
-    model: Annotated[str, typer.Argument(help="A model directory, a path or URL.")],
+    model: Annotated[
+        str, typer.Argument(help="A training run or a model directory, a path or URL.")
+    ],
     out: Annotated[Path, typer.Argument(help="A new directory.")],
     target: Annotated[
         Target, typer.Option("--to", help="The format of the weights.")
@@ -87,8 +90,12 @@ def export(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model's weights (safetensors) and settings (config.json) for another library."""
+    """Write a model's weights (safetensors) and settings (config.json) for another library.
+
+    A latent diffusion model is written as a whole folder of diffusers, a CLIP as one of open_clip.
+    """
     from launch.weights.convert import export_model
 
     done = export_model(model, out, target)
-    typer.echo(done.to_json() if as_json else "\n".join(done.files))
+    lines = [*done.files, *([done.note] if done.note else [])]
+    typer.echo(done.to_json() if as_json else "\n".join(lines))

@@ -11,12 +11,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from launch.weights.open_clip_folder import write_clip
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.preprocessing import MODELS_OWN, Preprocessing, StatedPreprocessing
+from mezzotint.inference.model_lookup import find_model
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.diffusers import from_diffusers_vae, to_diffusers_vae
+from models.autoencoders.diffusers_settings import (
+    VAE_CLASSES,
+    read_vae_settings,
+    vae_config,
+    vae_settings,
+)
 from models.autoencoders.taming_weights import from_taming
+from models.clip import ClipConfig
 from models.config import ModelConfig, image_side
 from models.diffusion.dit import DiTConfig
 from models.diffusion.dit_weights import dit_settings, from_dit, to_dit
@@ -31,10 +41,11 @@ from models.diffusion.unet.network import UNetConfig
 from models.finite import require_finite_weights
 from trainer.recipe import apply_override, load, validate
 
+NetworkFormat = Literal["guided_diffusion", "diffusers", "dit"]
 SourceFormat = Literal["guided_diffusion", "diffusers", "dit", "taming"]
-TargetFormat = Literal["guided_diffusion", "diffusers", "dit"]
+TargetFormat = Literal["guided_diffusion", "diffusers", "dit", "open_clip"]
 Weights = Mapping[str, Tensor]
-_FILES: Mapping[TargetFormat, str] = {
+_FILES: Mapping[NetworkFormat, str] = {
     "guided_diffusion": "model.safetensors",
     "diffusers": "diffusion_pytorch_model.safetensors",
     "dit": "model.safetensors",
@@ -50,6 +61,8 @@ class Converted:
     """The format read or written."""
     parameters: int
     files: tuple[str, ...]
+    note: str = ""
+    """What else the user should know."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -94,9 +107,12 @@ def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
     Raises:
         UserError: no model directory, a network that the format cannot hold, or `out` not empty.
     """
+    directory = find_model(directory).directory
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose a new directory")
     config = store.describe(directory).config
+    if target == "open_clip":
+        return _export_clip(directory, config, out)
     write, settings = _writer(config, target)
     network = store.load(directory)
     weights = write(dict(network.state_dict()))
@@ -106,6 +122,13 @@ def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
     write_json(out / "config.json", settings)
     parameters = sum(weight.numel() for weight in network.parameters())
     return Converted(config.kind, target, parameters, (str(where), str(out / "config.json")))
+
+
+def _export_clip(directory: str, config: ModelConfig, out: Path) -> Converted:
+    if not isinstance(config, ClipConfig):
+        raise UserError(f"--to open_clip: cannot hold a model of kind {config.kind}")
+    done = write_clip(directory, out)
+    return Converted(config.kind, "open_clip", done.parameters, done.files, done.note)
 
 
 def _locate(file: Path, source: SourceFormat) -> tuple[Path, dict[str, Any] | None]:
@@ -141,11 +164,18 @@ def _config(
         other = ", or config.json beside the weights" if source == "diffusers" else ""
         raise UserError(f"--recipe: is needed for the config of the network{other}")
     where = str(beside)
-    tree: dict[str, Any] = {"model": config_of(read_settings(settings, where), where)}
+    tree: dict[str, Any] = {"model": _settings_of_model(settings, where)}
     for override in overrides:
         apply_override(tree, override)
     adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     return validate(adapter.validate_python, tree["model"], where), None
+
+
+def _settings_of_model(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Our settings of the network of a config.json of diffusers."""
+    if settings.get("_class_name") in VAE_CLASSES:
+        return vae_config(read_vae_settings(settings, where), where)
+    return config_of(read_settings(settings, where), where)
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
@@ -166,6 +196,8 @@ def _reader(
     match source, config:
         case "guided_diffusion", UNetConfig() as unet:
             return lambda weights: from_guided_diffusion(weights, unet)
+        case "diffusers", AutoencoderConfig() as autoencoder:
+            return lambda weights: from_diffusers_vae(weights, autoencoder)
         case "diffusers", UNetConfig() as unet:
             sines_first = settings is not None and settings.get("flip_sin_to_cos") is False
             return lambda weights: from_diffusers(weights, unet, sines_first=sines_first)
@@ -177,13 +209,15 @@ def _reader(
 
 
 def _writer(
-    config: ModelConfig, target: TargetFormat
+    config: ModelConfig, target: NetworkFormat
 ) -> tuple[Callable[[Weights], Weights], dict[str, Any]]:
     match target, config:
         case "guided_diffusion", UNetConfig() as unet:
             return lambda weights: to_guided_diffusion(weights, unet), flags(unet)
         case "diffusers", UNetConfig() as unet:
             return lambda weights: to_diffusers(weights, unet), settings_of(unet)
+        case "diffusers", AutoencoderConfig() as vae:
+            return lambda weights: to_diffusers_vae(weights, vae), vae_settings(vae)
         case "dit", DiTConfig() as dit:
             return lambda weights: to_dit(weights, dit), dit_settings(dit)
     raise UserError(f"--to {target}: cannot hold a model of kind {config.kind}")

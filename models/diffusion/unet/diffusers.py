@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
@@ -17,6 +18,7 @@ from models.diffusion.unet.layout import (
 )
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
+from models.nn.embedding import sinusoidal_embedding
 
 _NAMES = {
     "norm_in": "norm1",
@@ -52,8 +54,30 @@ def from_diffusers(
 
 
 def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """The inverse: our state dict under their names."""
-    return export_state(_layout(skeleton(config), linear=False), weights)
+    """The inverse: our state dict under their names.
+
+    Their steps count from 0: a network that was trained on steps from 1 (`timestep_offset: 0`) gets
+    the difference in the weights of its time embedding.
+    """
+    own = dict(weights)
+    if config.timestep_offset == 0:
+        key = "time.hidden.weight"
+        own[key] = _one_step_later(own[key], config.freq_shift)
+    return export_state(_layout(skeleton(config), linear=False), own)
+
+
+def _one_step_later(weight: Tensor, freq_shift: int) -> Tensor:
+    """Weights (width, features) of the waves of step s that act as the given ones of s + 1.
+
+    cos(s + 1)w = cos sw cos w - sin sw sin w, and so for the sine.
+    """
+    # the waves of one step are the cosines and sines of the frequencies
+    one = torch.tensor([1 / 1000], dtype=torch.float64, device="cpu")
+    wave = sinusoidal_embedding(one, weight.shape[1], freq_shift=freq_shift).to(weight.device)
+    cosine, sine = wave[0].double().chunk(2)
+    of_cosine, of_sine = weight.double().chunk(2, dim=1)
+    turned = [of_cosine * cosine + of_sine * sine, of_sine * cosine - of_cosine * sine]
+    return torch.cat(turned, dim=1).to(weight.dtype)
 
 
 def _new(name: str) -> str:

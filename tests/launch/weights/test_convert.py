@@ -135,7 +135,7 @@ def test_bad_input_is_refused_by_name(mezzotint, tmp_path, recipe):
         (("import", pickled, out, *source), "is not a safetensors file"),
         (("import", file, out, "--from", "guided_diffusion"), "--recipe"),
         (("import", file, out, "--from", "taming", "--recipe", recipe), "of kind unet"),
-        (("export", tmp_path / "none", out), "not a model directory"),
+        (("export", tmp_path / "none", out), "no such directory"),
         (("export", tmp_path / "model", tmp_path / "full"), "already exists"),
         (("export", tmp_path / "model", out, "--to", "dit"), "cannot hold a model of kind unet"),
     ):

@@ -1,0 +1,105 @@
+"""What diffusers, transformers and open_clip make of exported folders, for `test_peers.py`.
+
+python peer_libraries.py GIVEN.safetensors OUT.safetensors JSON, where JSON is a list of jobs:
+{"job": name, "folder": ..., ...}. One process answers all of them: the imports take seconds.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+import diffusers  # noqa: E402
+import open_clip  # noqa: E402
+import transformers  # noqa: E402
+
+GIVEN, OUT, JOBS = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+
+
+def pipeline(folder, given, name, prompts, schedulers, guidance):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    found = {"hidden": pipe.text_encoder(given_tokens(pipe.tokenizer, prompts)).last_hidden_state}
+    config = pipe.scheduler.config
+    for scheduler, steps in schedulers.items():
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(config)
+        images = pipe(
+            prompts,
+            latents=given["latents"],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="np",
+        ).images
+        found[f"images.{scheduler}"] = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return found
+
+
+def given_tokens(tokenizer, prompts):
+    return tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def network(folder, given, name, kind):
+    found, loading = getattr(diffusers, kind).from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model = found.eval()
+    match kind:
+        case "AutoencoderKL":
+            factor = model.config.scaling_factor
+            latents = model.encode(given["image"]).latent_dist.mean * factor
+            return {"latents": latents, "decoded": model.decode(latents / factor).sample}
+        case "VQModel":
+            factor = model.config.scaling_factor
+            latents = model.encode(given["image"]).latents * factor
+            return {"latents": latents, "decoded": model.decode(latents / factor).sample}
+        case "UNet2DConditionModel":
+            x, steps = given["latents"], given["steps"]
+            return {"out": model(x, steps, given["features"]).sample}
+    raise ValueError(kind)
+
+
+def clip(folder, given, name, prompts):
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    tokens = tokenizer(prompts)
+    return {
+        "tokens": tokens,
+        "text": model.encode_text(tokens, normalize=True),
+        "image": model.encode_image(given["image"], normalize=True),
+        "mean": torch.tensor(preprocess.transforms[-1].mean),
+    }
+
+
+def text(folder, given, name, prompts):
+    model, loading = transformers.CLIPTextModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder).parent / "tokenizer")
+    tokens = given_tokens(tokenizer, prompts)
+    found = model.eval()(tokens)
+    return {"tokens": tokens, "hidden": found.last_hidden_state, "pooled": found.pooler_output}
+
+
+def main():
+    torch.set_num_threads(1)
+    given, answers = load_file(GIVEN), {}
+    for job in JOBS:
+        kind, name = job.pop("job"), job.pop("name")
+        with torch.no_grad():
+            found = {"pipeline": pipeline, "network": network, "clip": clip, "text": text}[kind](
+                given=given, name=name, **job
+            )
+        answers |= {f"{name}.{key}": value.contiguous() for key, value in found.items()}
+    save_file(answers, OUT)
+
+
+main()

@@ -1,0 +1,227 @@
+"""Exported folders, opened by diffusers, transformers and open_clip: the same outputs as here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_pipeline.text.t5_tokenizer import tokenizer_of
+from data_pipeline.text.tokenizer import Tokenizer
+from launch.weights.convert import export_model
+from launch.weights.diffusers_folder import LatentParts, write_folder
+from models import frozen_text, store
+from models.autoencoders.autoencoder import AutoencoderConfig
+from models.clip import ClipConfig
+from models.diffusion.condition import Condition
+from models.diffusion.process import denoiser
+from models.diffusion.sampling import DiffusionSampling
+from models.diffusion.unet.network import UNetConfig
+from models.text_source import ClipText
+
+PROMPTS = ["a red circle", "Two BLUE squares, left of a green star, above a ΛΟΓΟΣ"]
+CAPTIONS = [*PROMPTS, "", "zebra", "two  blue\tstars " * 9]
+MEAN, SCALE = 0.3, 1.7
+KL = AutoencoderConfig(
+    image_size=16,
+    channels=4,
+    pyramid={
+        "kind": "resnet",
+        "width": 8,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "groups": 4,
+        "attention": (16,),
+    },
+    bottleneck={"kind": "gaussian"},
+)
+VQ = KL.model_copy(
+    update={
+        "pyramid": KL.pyramid.model_copy(update={"attention": ()}),
+        "bottleneck": AutoencoderConfig.model_validate(
+            {**KL.model_dump(), "bottleneck": {"kind": "ema_vq", "codes": 16}}
+        ).bottleneck,
+    }
+)
+CLIP = ClipConfig(
+    image_size=16,
+    patch=8,
+    vision_width=16,
+    vision_layers=1,
+    text_vocab=60,
+    text_length=12,
+    text_width=16,
+    text_layers=2,
+    head_width=8,
+    embed=8,
+)
+UNET = UNetConfig(
+    image_size=8,
+    image_channels=4,
+    channels=8,
+    multipliers=(1, 2),
+    depth=1,
+    attention=(4,),
+    head_width=8,
+    groups=4,
+    modulation="add",
+    resampling="convolution",
+    features={"width": 16},
+    transformer={"depth": 1},
+    process={
+        "prediction_type": "v",
+        "schedule": {"kind": "discrete", "betas": {"kind": "sqrt_linear"}},
+    },
+)
+SOLVERS = {"DDIMScheduler": "ddim", "DPMSolverMultistepScheduler": "dpm_solver_pp_2m"}
+
+
+def saved(where, config, **more):
+    """A model directory of random weights that all matter."""
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(5)
+    state = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for name, value in config.build().state_dict().items()
+    }
+    store.save(str(where), config, state, card="# test\n", **more)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Model directories, exported."""
+    home = tmp_path_factory.mktemp("peers")
+    tokenizer = Tokenizer.train([*PROMPTS, "two blue stars"] * 3, 60)
+    saved(home / "kl", KL)
+    saved(home / "vq", VQ)
+    saved(home / "unet", UNET)
+    saved(home / "clip", CLIP, tokenizer=tokenizer, text_length=CLIP.text_length)
+    text = ClipText(model=str(home / "clip"))
+    for name in ("kl", "vq"):
+        parts = LatentParts(str(home / "unet"), str(home / name), MEAN, SCALE, text)
+        written = write_folder(parts, home / f"{name}_folder")
+        assert ("VQModel" in written.note) == (name == "vq")
+    export_model(str(home / "clip"), home / "open_clip", "open_clip")
+    return home
+
+
+@pytest.fixture(scope="module")
+def given():
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    return {
+        "image": image,
+        "latents": latents,
+        "features": torch.randn(2, 12, 16, generator=generator),
+        "steps": torch.tensor([3, 941]),
+    }
+
+
+@pytest.fixture(scope="module")
+def peers(home, given):
+    """Outputs of the peers by name."""
+    folder, vq = home / "kl_folder", home / "vq_folder"
+    jobs = [
+        {
+            "job": "pipeline",
+            "name": "pipeline",
+            "folder": str(folder),
+            "prompts": PROMPTS,
+            "schedulers": dict.fromkeys(SOLVERS, 20),
+            "guidance": 3.0,
+        },
+        {"job": "network", "name": "kl", "folder": str(folder / "vae"), "kind": "AutoencoderKL"},
+        {"job": "network", "name": "vq", "folder": str(vq / "vae"), "kind": "VQModel"},
+        {
+            "job": "network",
+            "name": "unet",
+            "folder": str(folder / "unet"),
+            "kind": "UNet2DConditionModel",
+        },
+        {
+            "job": "text",
+            "name": "text",
+            "folder": str(folder / "text_encoder"),
+            "prompts": CAPTIONS,
+        },
+        {"job": "clip", "name": "clip", "folder": str(home / "open_clip"), "prompts": CAPTIONS},
+    ]
+    save_file(given, home / "given.safetensors")
+    program = Path(__file__).with_name("peer_libraries.py")
+    words = [sys.executable, program, home / "given.safetensors", home / "out.safetensors"]
+    done = subprocess.run(
+        [*map(str, words), json.dumps(jobs)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(home / "out.safetensors")
+
+
+def furthest(one, other):
+    assert one.shape == other.shape
+    assert float(one.std()) > 0.05
+    return float((one - other).abs().max())
+
+
+@pytest.mark.parametrize("name", ["kl", "vq"])
+@torch.no_grad()
+def test_first_stage_gives_scaled_latents_and_decodes_them(home, given, peers, name):
+    vae = store.load(str(home / name))
+    latents = (vae.encode(given["image"]) - MEAN) * SCALE
+    assert furthest(latents, peers[f"{name}.latents"]) < 1e-4
+    decoded = vae.decode(latents / SCALE + MEAN)
+    assert furthest(decoded, peers[f"{name}.decoded"].clamp(-1, 1)) < 1e-4
+
+
+@torch.no_grad()
+def test_unet_counts_its_steps_from_0_there(home, given, peers):
+    unet = store.load(str(home / "unet"))
+    t = (given["steps"] + 1) / 1000
+    out = unet(given["latents"], t, Condition(features=given["features"]))
+    assert furthest(out, peers["unet.out"]) < 1e-4
+
+
+def test_text_encoder_and_tokenizer_give_the_features_of_captions(home, peers):
+    encoder = frozen_text.load(ClipText(model=str(home / "clip")), tokenizer_of)
+    assert torch.equal(encoder.tokens(CAPTIONS), peers["text.tokens"])
+    assert furthest(encoder(CAPTIONS), peers["text.hidden"]) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", SOLVERS)
+@torch.no_grad()
+def test_pipeline_samples_the_same_images(home, given, peers, scheduler):
+    encoder = frozen_text.load(ClipText(model=str(home / "clip")), tokenizer_of)
+    unet, vae = store.load(str(home / "unet")), store.load(str(home / "kl"))
+    sampling = DiffusionSampling.model_validate(
+        {
+            "solver": {"kind": SOLVERS[scheduler]},
+            "steps": 20,
+            "times": {"kind": "trailing"},
+            "guidance": 3.0,
+            "thresholding": {"kind": "none"},
+        }
+    )
+    plain = denoiser(unet)
+    run = sampling.sampler_run(
+        plain, lambda x, t, c: plain(x, t, c.without_text), unet.process.schedule
+    )
+    condition = Condition(features=encoder(PROMPTS), empty_features=encoder([""])[0])
+    latents = run.solve(given["latents"], condition, torch.Generator())
+    images = vae.decode(latents / SCALE + MEAN) / 2 + 0.5
+    theirs = peers[f"pipeline.images.{scheduler}"]
+    assert furthest(images, theirs) < 1e-3
+    one, other = (peers[f"pipeline.images.{name}"] for name in SOLVERS)
+    assert furthest(one, other) > 1e-2
+
+
+@torch.no_grad()
+def test_open_clip_opens_an_exported_clip(home, given, peers):
+    clip = store.load(str(home / "clip"))
+    tokens = Tokenizer(store.tokenizer_bytes(str(home / "clip")))(CAPTIONS, CLIP.text_length)
+    assert torch.equal(tokens, peers["clip.tokens"])
+    assert furthest(clip.encode_text(tokens), peers["clip.text"]) < 1e-5
+    assert furthest(clip.encode_image(given["image"]), peers["clip.image"]) < 1e-5
+    assert peers["clip.mean"].tolist() == [0.5] * 3
