@@ -155,6 +155,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     url: Location
     """Directory of the set (with `manifest.json`): a local path or any fsspec URL."""
+    join: tuple[Location, ...] = ()
+    """Further sets that hold the same keys; their images, arrays and hints complete the samples of
+    `url`."""
     select: tuple[Selection, ...] = ()
     """The union of these selections; empty: all samples."""
     image: ImageConfig | None = None

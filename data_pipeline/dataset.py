@@ -12,8 +12,9 @@ from torch import Tensor
 from data_pipeline.batch import Batch
 from data_pipeline.cache import node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
-from data_pipeline.hints.member import HintMember
+from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
+from data_pipeline.joined import JoinedSet
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
@@ -51,12 +52,13 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
         UserError: The set is damaged, or it does not fit the settings.
     """
     manifest = read_manifest(config.url)
-    _check_encoder(config, manifest, expected_encoder)
     check_sizes(config.url, manifest)
     reader = ShardReader(config.url, manifest.shards, node_cache(config.cache))
     text = config.text
     tokenizer = Tokenizer.load(text.tokenizer) if text and text.tokenizer else None
-    return Dataset(config, manifest, reader, tokenizer)
+    dataset = Dataset(config, manifest, reader, tokenizer)
+    _check_encoder(config, dataset.manifests(), expected_encoder)
+    return dataset
 
 
 class Dataset:
@@ -81,12 +83,16 @@ class Dataset:
         located = manifest.located_samples()
         self._shards = [located[position][0] for position in positions]
         self._entries = [located[position][1] for position in positions]
+        keys = [entry.key for entry in self._entries]
+        self._joined = [JoinedSet.open(url, keys, reader.cache) for url in config.join]
         sizes = np.bincount(self._shards, minlength=len(manifest.shards))
         self.shard_sizes: tuple[int, ...] = tuple(sizes.tolist())
         """Selected samples of each shard."""
         self._choice: CaptionChoice = config.text.captions if config.text else "random"
-        self.fingerprint = _fingerprint(manifest, positions, config.shuffle_block, self._choice)
-        """Digest of set, selection, shuffle block and choice of captions, which a stream's state
+        self.fingerprint = _fingerprint(
+            self.manifests(), positions, config.shuffle_block, self._choice
+        )
+        """Digest of sets, selection, shuffle block and choice of captions, which a stream's state
         refers to."""
         self.hint: HintMember | None = None
         """The member that is a sample's hint, if `data.hint` is set."""
@@ -115,17 +121,38 @@ class Dataset:
         return self._entries[index]
 
     def members(self, index: int) -> Collection[str]:
-        """The extensions of a sample's members."""
-        return self._entries[index].members
+        """The extensions of a sample's members, those of joined sets included."""
+        if not self._joined:
+            return self._entries[index].members
+        joined = (one.entry(index).members for one in self._joined)
+        return {name for each in (self._entries[index].members, *joined) for name in each}
+
+    def manifests(self) -> tuple[Manifest, ...]:
+        """Of the set and of those joined to it."""
+        return (self.manifest, *(one.manifest for one in self._joined))
+
+    def holder(self, extension: str) -> Manifest:
+        """The manifest of the set that a member is read from; the set itself where none has it."""
+        joined = None if len(self) == 0 else self._joined_with(0, extension)
+        return self.manifest if joined is None else joined.manifest
 
     def _holder(self, hint: str) -> Manifest:
         """The manifest of the set that holds a hint."""
-        return self.manifest
+        extension = extension_of(hint, self.members(0)) if len(self) else None
+        return self.manifest if extension is None else self.holder(extension)
 
     def member(self, index: int, extension: str) -> bytes:
-        entry = self._entries[index]
-        offset, size = entry.members[extension]
+        joined = self._joined_with(index, extension)
+        if joined is not None:
+            return joined.read(index, extension)
+        offset, size = self._entries[index].members[extension]
         return self.reader.read(self._shards[index], offset, size)
+
+    def _joined_with(self, index: int, extension: str) -> JoinedSet | None:
+        """The joined set that a member is read from; None: the set itself, or no set."""
+        if extension in self._entries[index].members:
+            return None
+        return next((one for one in self._joined if extension in one.entry(index).members), None)
 
     def sample(self, index: int, *, seed: int | None = None, epoch: int = 0) -> Sample:
         """A sample; with a `seed`, as training with this seed reads it in an epoch.
@@ -157,6 +184,11 @@ class Dataset:
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch those of the shards that are read through the cache, in the background."""
         self.reader.prefetch([shard for shard in shards if self.shard_sizes[shard]])
+        if self._joined:
+            wanted = set(shards)
+            indices = [row for row, shard in enumerate(self._shards) if shard in wanted]
+            for joined in self._joined:
+                joined.reader.prefetch(joined.shards_of(indices))
 
     def check_local(self) -> None:
         """Compare the selected shards with the manifest, where they are on this machine.
@@ -165,6 +197,8 @@ class Dataset:
             UserError: One is not as in its manifest.
         """
         self.reader.check_local(np.flatnonzero(self.shard_sizes).tolist())
+        for joined in self._joined:
+            joined.reader.check_local(joined.shards_of(range(len(self))))
 
     @property
     def _augments(self) -> bool:
@@ -200,7 +234,7 @@ class Dataset:
     def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
         if index in self._cached:
             return self._cached[index]
-        extension = _image_extension(self._entries[index])
+        extension = _image_extension(self.members(index))
         image = decode(self.member(index, extension), config, self._name(index, extension))
         if self.config.cache_in_memory:
             self._cached[index] = image
@@ -228,8 +262,12 @@ class Dataset:
         return array
 
     def _name(self, index: int, extension: str) -> str:
+        joined, key = self._joined_with(index, extension), self._entries[index].key
+        if joined is not None:
+            shard = joined.manifest.shards[joined.shard(index)]
+            return f"{joined.url}: {shard.name}: {key}.{extension}"
         shard = self.manifest.shards[self._shards[index]]
-        return f"{self.config.url}: {shard.name}: {self._entries[index].key}.{extension}"
+        return f"{self.config.url}: {shard.name}: {key}.{extension}"
 
     def _check_members(self) -> None:
         for index, entry in enumerate(self._entries):
@@ -238,12 +276,13 @@ class Dataset:
                     f"{self._name(index, 'txt')}: the caption is missing; drop the sample with "
                     "`mezzotint data pack`"
                 )
-            if self.config.image is not None and not _image_extension(entry):
+            members = self.members(index)
+            if self.config.image is not None and not _image_extension(members):
                 raise UserError(
                     f"{self._name(index, 'png')}: no image (png, jpg, webp) although data.image "
                     "is set; unset it or use the set that holds the images"
                 )
-            if self.hint is not None and self.hint.extension(self.members(index)) is None:
+            if self.hint is not None and self.hint.extension(members) is None:
                 name = self.hint.record.name
                 raise UserError(
                     f"{self._name(index, f'{name}.png')}: no such image and no array {name}.npy, "
@@ -251,10 +290,11 @@ class Dataset:
                     "--hint`, and name its set in data.join"
                 )
             for name in self.config.arrays:
-                if f"{name}.npy" not in entry.members:
+                if f"{name}.npy" not in members:
                     raise UserError(
                         f"{self._name(index, f'{name}.npy')}: no such array although "
-                        f"data.arrays names '{name}'; derive it with `mezzotint data derive`"
+                        f"data.arrays names '{name}'; derive it with `mezzotint data derive`, "
+                        "and name its set in data.url or data.join"
                     )
 
 
@@ -304,19 +344,24 @@ def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
     return torch.from_numpy(stacked.astype(kind))
 
 
-def _image_extension(entry: SampleEntry) -> str:
-    return next((one for one in IMAGE_EXTENSIONS if one in entry.members), "")
+def _image_extension(members: Collection[str]) -> str:
+    return next((one for one in IMAGE_EXTENSIONS if one in members), "")
 
 
 def _fingerprint(
-    manifest: Manifest, positions: NDArray[np.int64], block: int, captions: CaptionChoice
+    manifests: Sequence[Manifest],
+    positions: NDArray[np.int64],
+    block: int,
+    captions: CaptionChoice,
 ) -> str:
     chosen = positions.astype("<i8").tobytes()
     choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
-    return sha256(f"{manifest.fingerprint} {block} {choice}".encode() + chosen)
+    sets = " ".join(manifest.fingerprint for manifest in manifests)
+    return sha256(f"{sets} {block} {choice}".encode() + chosen)
 
 
-def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None) -> None:
+def _check_encoder(config: DataConfig, manifests: Sequence[Manifest], expected: str | None) -> None:
+    """Every set that an encoder made must be of the expected one, and one set must be."""
     if expected is None and config.encoder is not None:
         if not is_digest(config.encoder):
             raise UserError(
@@ -324,9 +369,16 @@ def _check_encoder(config: DataConfig, manifest: Manifest, expected: str | None)
                 "directory as expected_encoder"
             )
         expected = config.encoder
-    if expected is not None and manifest.encoder != expected:
-        found = manifest.encoder[:12] if manifest.encoder else "none"
-        raise UserError(
-            f"{config.url}: its encoder is {found}, but this run needs {expected[:12]}; derive the "
-            "set again with that model"
-        )
+    if expected is None:
+        return
+    found: dict[str, str | None] = {
+        url: one.encoder
+        for url, one in zip((config.url, *config.join), manifests, strict=True)
+        if one.encoder is not None
+    }
+    for url, encoder in (found or {config.url: None}).items():
+        if encoder != expected:
+            raise UserError(
+                f"{url}: its encoder is {encoder[:12] if encoder else 'none'}, but this run needs "
+                f"{expected[:12]}; derive the set again with that model"
+            )

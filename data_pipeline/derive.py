@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_pipeline.config import ImageConfig
-from data_pipeline.dataset import Dataset
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data_pipeline.config import DataConfig, ImageConfig
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
+from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentMoments, LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -49,8 +50,9 @@ def derive(
     """
     source = dataset.manifest
     before = _derived_set(out_url)
+    measure = _Measure()
     written = write_shards(
-        _members(dataset, blocks, fields),
+        _members(dataset, measure.watch(blocks), fields),
         out_url,
         name=f"{source.name}-{'-'.join(fields)}",
         licence=source.licence,
@@ -63,12 +65,60 @@ def derive(
         encoder=encoder,
         preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
+        latents=lambda: measure.scaling(dataset.config.url),
     )
     names = {shard.name for shard in written.shards}
     for shard in before.shards if before is not None else ():
         if shard.name not in names:
             storage.remove(storage.join(out_url, shard.name))
     return written
+
+
+class _Measure:
+    """Statistics of the latents in the blocks of a set, measured as they pass."""
+
+    def __init__(self) -> None:
+        self._moments = LatentMoments()
+
+    def watch(self, blocks: Iterable[Arrays]) -> Iterator[Arrays]:
+        """The blocks, unchanged."""
+        for block in blocks:
+            if LATENTS in block:
+                self._moments += LatentMoments.of(block[LATENTS], block.get(DEVIATIONS))
+            yield block
+
+    def scaling(self, name: str) -> LatentScaling | None:
+        """The statistics, None where there were no latents.
+
+        Raises:
+            UserError: all latents of the set called `name` are equal.
+        """
+        return self._moments.scaling(name) if self._moments.samples else None
+
+
+def measured(url: str, manifest: Manifest) -> Manifest:
+    """The manifest of a derived set with the statistics of its latents.
+
+    Where it has none, written by an earlier version, all its latents are read and it is written.
+
+    Raises:
+        UserError: a shard cannot be read, or its latents are not finite or all equal.
+    """
+    if manifest.latents is not None or f"{LATENTS}.npy" not in manifest.fields:
+        return manifest
+    names = tuple(name for name in (LATENTS, DEVIATIONS) if f"{name}.npy" in manifest.fields)
+    dataset = open_dataset(DataConfig(url=url, arrays=names))
+    measure = _Measure()
+    for _ in measure.watch(_arrays_of(dataset, index) for index in range(len(dataset))):
+        pass
+    found = manifest.model_copy(update={"latents": measure.scaling(url)})
+    write_manifest(url, found)
+    return found
+
+
+def _arrays_of(dataset: Dataset, index: int) -> Arrays:
+    """The arrays of one sample as a block."""
+    return {name: array[None] for name, array in dataset.sample(index).arrays.items()}
 
 
 def _derived_set(url: str) -> Manifest | None:

@@ -17,6 +17,7 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
+from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 
@@ -87,6 +88,9 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Of the images that were encoded; None in sets of images and of earlier versions."""
     detector: Detector | None = None
     """What made the hints of a derived set."""
+    latents: LatentScaling | None = None
+    """Measured over all latents of a derived set; no part of its fingerprint, as it follows from
+    the shards."""
     splits: dict[str, Split] = {}
     shards: tuple[ShardEntry, ...]
 
@@ -146,6 +150,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             del tree["preprocessing"]  # sets of earlier versions keep their fingerprint
         if self.detector is None:
             del tree["detector"]
+        del tree["latents"]  # so a set that is measured later stays the same set
         canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)
 

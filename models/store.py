@@ -25,6 +25,7 @@ from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
 from models.config import ModelConfig
 from models.finite import require_finite_weights
+from models.first_stage import FirstStage
 from models.nn.initialization import assign_state
 from models.text_source import TextSource
 
@@ -50,6 +51,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     text_length: int | None = None
     text_encoder: TextSource | None = None
     """Location and digest of the frozen encoder of the model's captions."""
+    first_stage: FirstStage | None = None
+    """Of a latent diffusion model: its autoencoder, and the scaling of the latents."""
     preprocessing: Preprocessing | None = None
     """Of its training images; None in directories of earlier versions and in imported ones."""
 
@@ -77,6 +80,7 @@ def save(
     text_length: int | None = None,
     text_encoder: TextSource | None = None,
     preprocessing: Preprocessing | None = None,
+    first_stage: FirstStage | None = None,
 ) -> None:
     """Write a model directory, replacing an existing one.
 
@@ -95,6 +99,7 @@ def save(
         text_length=text_length,
         text_encoder=text_encoder,
         preprocessing=preprocessing,
+        first_stage=first_stage,
     )
     contents = _contents(header, chosen, card, tokenizer)
     try:

@@ -122,6 +122,7 @@ def export(
             text_length=recipe.data.text.length if recipe.data.text else None,
             text_encoder=inputs.text_encoder,
             preprocessing=inputs.preprocessing,
+            first_stage=inputs.first_stage,
         )
     write_json(
         directory.summary,

@@ -6,7 +6,6 @@ import torch
 
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.derive import encoded_preprocessing
-from data_pipeline.manifest import Manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
@@ -15,10 +14,12 @@ from models import frozen_text, store
 from models.config import image_side, text_shape
 from models.diffusion.network import ClassConditional
 from models.diffusion.unet.network import UNetConfig
+from models.first_stage import FirstStage
 from models.text_source import TextSource
 from trainer.recipe import Recipe
 from trainer.task import Task
 from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.first_stage import first_stage, latent_target, with_latents
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
 
 
@@ -33,6 +34,8 @@ class TrainingInputs:
     """The frozen encoder that reads the captions, with its digest."""
     preprocessing: Preprocessing | None = None
     """Of the images that are read, or that the arrays of a derived set were encoded from."""
+    first_stage: FirstStage | None = None
+    """Of a run that trains on latents."""
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
@@ -45,7 +48,9 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     encoder = recipe.data.encoder
     if encoder is not None and not is_digest(encoder):
         encoder = store.describe(encoder).digest
-    dataset = open_dataset(recipe.data, expected_encoder=encoder)
+    target = latent_target(recipe.task)
+    data = recipe.data if target is None else with_latents(recipe.data)
+    dataset = open_dataset(data, expected_encoder=encoder)
     check_labels(recipe)
     check_image_size(recipe)
     tokenizer = None
@@ -55,11 +60,16 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     text_encoder = check_text_encoder(recipe)
     with torch.device("meta"):  # the engine materialises it
         model = recipe.model.build()
-    task, preprocessing = recipe.task.build(model), data_preprocessing(recipe, dataset.manifest)
-    return TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing)
+    settings, stage = recipe.task, None
+    if target is not None:
+        stage = first_stage(recipe.model, target, dataset)
+        measured = target.model_copy(update={"scaling": stage.scaling})
+        settings = settings.model_copy(update={"target": measured})
+    task, preprocessing = settings.build(model), data_preprocessing(recipe, dataset)
+    return TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing, stage)
 
 
-def data_preprocessing(recipe: Recipe, manifest: Manifest) -> Preprocessing | None:
+def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None:
     """Of the images that a run is trained on, which its model records.
 
     Raises:
@@ -68,7 +78,8 @@ def data_preprocessing(recipe: Recipe, manifest: Manifest) -> Preprocessing | No
     data = recipe.data
     if data.image is not None:
         return data.image.preprocessing
-    found = encoded_preprocessing(manifest)
+    encoded = (one for one in dataset.manifests() if one.encoder is not None)
+    found = encoded_preprocessing(next(encoded, dataset.manifest))
     if data.encoder is not None and not is_digest(data.encoder):
         records = {
             f"data.encoder ({data.encoder})": store.describe(data.encoder).preprocessing,

@@ -28,6 +28,7 @@ from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
+from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
@@ -104,12 +105,13 @@ def write_shards(
     detector: Detector | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
+    latents: Callable[[], LatentScaling | None] = lambda: None,
 ) -> Manifest:
     """Write a shard set: `NAME-000000.tar`, ... and `manifest.json`.
 
     An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
-    `samples` are consumed once; `shard_size` of them are in memory at a time. For the fields of the
-    manifest see `Manifest`.
+    `samples` are consumed once; `shard_size` of them are in memory at a time. `latents` is called
+    after the last of them. For the fields of the manifest see `Manifest`.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
     shards: list[ShardEntry] = []
@@ -118,6 +120,7 @@ def write_shards(
         while group := tuple(itertools.islice(iterator, shard_size)):
             file = shard_name(name, len(shards), compress=compress)
             shards.append(write_shard(group, url, file, compress=compress))
+        scaling = latents()
     except UserError:
         for shard in shards:  # nothing is left of a set that cannot be finished
             storage.remove(storage.join(url, shard.name))
@@ -130,6 +133,7 @@ def write_shards(
         encoder=encoder,
         preprocessing=preprocessing,
         detector=detector,
+        latents=scaling,
         splits=dict(splits or {}),
         shards=tuple(shards),
     )

@@ -12,7 +12,7 @@ from data_pipeline.manifest import Manifest
 from launch.processes import run_in_processes
 from launch.progress import Reporter
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
-from mezzotint.inference.encode import encode_set, encoder_size, latent_statistics
+from mezzotint.inference.encode import encode_set, encoder_size
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 
@@ -75,11 +75,11 @@ def _report(options: DeriveOptions, manifest: Manifest) -> str:
     samples = manifest.sample_count
     result = {"url": options.out, "samples": samples, "encoder": manifest.encoder}
     text = f"{options.out}: {samples:,} samples, encoder {manifest.encoder}"
-    found = latent_statistics(options.out, manifest)
+    found = manifest.latents
     if found is not None:
-        result |= {"mean": found.mean, "std": found.std}
+        result |= {"mean": found.mean, "std": found.std, "scale": found.scale}
         text += (
-            f"\nlatents: mean {found.mean:.4g}, standard deviation {found.std:.4g}; train on them "
-            f"with task.target.scale={found.scale:.4g}"
+            f"\nlatents of {found.samples:,} samples: mean {found.mean:.6g}, standard deviation "
+            f"{found.std:.6g}, scale {found.scale:.6g}; task.target {{kind: latents}} reads them"
         )
     return json.dumps(result) if options.as_json else text

@@ -83,6 +83,7 @@ def to_json(found: Inspection, tokens: TokenLengths | None = None) -> str:
         | header
         | {
             "fingerprint": found.manifest.fingerprint,
+            "latents": _latents_tree(found.manifest),
             "attributes": found.attributes,
             "captions": asdict(found.captions),
             "tokens": None if tokens is None else asdict(tokens),
@@ -107,6 +108,12 @@ def to_text(found: Inspection) -> str:
     ]
     if manifest.encoder:
         lines.append(f"  encoder: {manifest.encoder}")
+    if manifest.latents:
+        scaling = manifest.latents
+        lines.append(
+            f"  latents of {scaling.samples:,} samples: mean {scaling.mean:.6g}, standard "
+            f"deviation {scaling.std:.6g}, scale {scaling.scale:.6g}"
+        )
     lines += [f"  {name}: {text}" for name, text in manifest.fields.items()]
     lines.append("splits:")
     for name, split in manifest.splits.items():
@@ -134,6 +141,11 @@ def to_text(found: Inspection) -> str:
     if found.unlisted:
         lines.append(f"not in the manifest: {', '.join(found.unlisted)}")
     return "\n".join(lines)
+
+
+def _latents_tree(manifest: Manifest) -> dict[str, float] | None:
+    scaling = manifest.latents
+    return None if scaling is None else {**scaling.model_dump(), "scale": scaling.scale}
 
 
 def _images_tree(found: Inspection) -> dict[str, Any]:

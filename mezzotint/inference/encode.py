@@ -1,7 +1,6 @@
 """Shard sets of codes or latents, derived from sets of images with a trained autoencoder."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor, nn
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.derive import derive, finished_set
+from data_pipeline.derive import derive, finished_set, measured
 from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
+from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
@@ -23,9 +23,6 @@ from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
 from models.finite import named_samples, require_finite
 
 Progress = Callable[[int, int], None]
-LATENTS, DEVIATIONS = "latents", "latent_deviations"
-MEASURED = 1024
-"""Samples that the statistics of latents are measured on."""
 
 
 def encoder_size(model: str, *, latents: bool = False) -> int:
@@ -99,7 +96,7 @@ def encode_set(
     digest = store.describe(model).digest
     finished = finished_set(dataset, out, digest)
     if finished is not None:
-        return finished
+        return measured(out, finished) if runtime.group.is_main else finished
     encode, fields = _encoder(store.load(model, device=runtime.device), latents=latents)
 
     def compute(rows: range) -> Mapping[str, Tensor]:
@@ -144,30 +141,3 @@ def _encoder(
         return {name: each.to(torch.int32) for name, each in model.code_arrays(images).items()}
 
     return codes, fields
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Of latents as training samples them, over all their values."""
-
-    mean: float
-    std: float
-
-    @property
-    def scale(self) -> float:
-        """The factor that makes the standard deviation 1 (latent diffusion, arXiv 2112.10752)."""
-        return 1 / self.std
-
-
-def latent_statistics(url: str, manifest: Manifest) -> LatentStatistics | None:
-    """Of a set's latents, from its first samples; None if the set holds no latents."""
-    found = tuple(name for name in (LATENTS, DEVIATIONS) if f"{name}.npy" in manifest.fields)
-    if LATENTS not in found:
-        return None
-    dataset = open_dataset(DataConfig(url=url, arrays=found))
-    batch = dataset.batch(range(min(MEASURED, len(dataset))))
-    means = batch.array(LATENTS).double()
-    variance = means.var(correction=0)
-    if DEVIATIONS in found:
-        variance = variance + batch.array(DEVIATIONS).double().square().mean()
-    return LatentStatistics(float(means.mean()), float(variance.sqrt()))

@@ -1,10 +1,10 @@
 """Denoising: every diffusion model, whatever its conditions (DDPM, arXiv 2006.11239)."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -38,38 +38,7 @@ from trainer.tasks.conditions import (
 )
 from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
-
-
-class Images(BaseModel, frozen=True, extra="forbid"):
-    """The images of the data set are denoised."""
-
-    kind: Literal["images"] = "images"
-
-    def clean(self, batch: Batch, rng: Generator) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]."""
-        return batch.images
-
-
-class Array(BaseModel, frozen=True, extra="forbid"):
-    """An array of a derived set is denoised, such as latents (B, C, h, w) or vectors (B, D).
-
-    It is shifted and scaled first: (value - mean) x scale, to a standard deviation of about 1.
-    """
-
-    kind: Literal["array"] = "array"
-    name: str
-    std: str | None = None
-    """An array of standard deviations: every epoch samples again from N(name, std^2)."""
-    mean: float = 0.0
-    scale: float = Field(default=1.0, gt=0)
-
-    def clean(self, batch: Batch, rng: Generator) -> Tensor:
-        """(B, ...), in fp32."""
-        value = batch.array(self.name).float()
-        if self.std is not None:
-            noise = torch.randn(value.shape, generator=rng, device=value.device)
-            value = value + batch.array(self.std).float() * noise
-        return (value - self.mean) * self.scale
+from trainer.tasks.targets import Images, TargetConfig
 
 
 class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -81,7 +50,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     kind: Literal["denoising"]
-    target: Annotated[Images | Array, Field(discriminator="kind")] = Images()
+    target: TargetConfig = Images()
     condition: ConditionConfig = NoCondition()
     loss: LossConfig = WeightedLoss()
     weight: Weight | None = None

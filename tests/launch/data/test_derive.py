@@ -1,6 +1,7 @@
 """Derived sets of every autoencoder: priors train on their codes, diffusion on their latents."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
+from data_pipeline.manifest import read_manifest, write_manifest
 from mezzotint.common.errors import UserError
-from mezzotint.inference.encode import encode_set, encoder_size, latent_statistics
+from mezzotint.common.latent_scaling import LatentScaling
+from mezzotint.inference.encode import encode_set, encoder_size
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian, moments
@@ -23,7 +26,7 @@ from models.nn.initialization import materialize
 from trainer.recipe import load
 from trainer.setup import open_inputs
 from trainer.task import Step
-from trainer.tasks.denoising import Array
+from trainer.tasks.targets import Array
 
 STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
 EMA = EmaVectorQuantizerConfig(codes=16)
@@ -175,7 +178,8 @@ def test_a_dit_trains_on_derived_latents_and_they_decode_to_images(tmp_path, nam
     decoded = first_stage.decode(batch.array("latents"))
     assert torch.allclose(decoded, first_stage.reconstruct(images), atol=1e-5)
 
-    found = latent_statistics(out, manifest)
+    found = manifest.latents
+    assert found.samples == len(dataset)
     sampled = mean + (log_variance / 2).exp() * torch.randn(mean.shape)
     assert found.std == pytest.approx(float(sampled.std()), rel=0.1)
     assert found.scale * found.std == pytest.approx(1.0)
@@ -221,7 +225,7 @@ def test_the_command_reports_how_to_scale_latents(mezzotint, refused, tmp_path, 
     assert report["samples"] == 12
     plain = mezzotint(*words)  # made already
     assert (
-        f"standard deviation {report['std']:.4g}; train on them with task.target.scale="
+        f"latents of 12 samples: mean {report['mean']:.6g}, standard deviation {report['std']:.6g}"
         in plain.out
     )
     codes = saved(tmp_path / "codes", HIERARCHY)
@@ -233,6 +237,80 @@ def test_the_command_reports_how_to_scale_latents(mezzotint, refused, tmp_path, 
     assert "images are encoded by an autoencoder" in refused(
         "data", "derive", tmp_path / "set", tmp_path / "no", "--model", clip
     )
+
+
+@pytest.fixture
+def kl(tmp_path, write_set):
+    """A derived set of 12 samples and its first stage."""
+    model, out = saved(tmp_path / "kl", KL), str(tmp_path / "latents")
+    return model, encode_set(DataConfig(url=str(write_set())), model, out, batch=5), out
+
+
+def of_set(kl, *overrides):
+    model, _, out = kl
+    keys = [f"data.url={out}", f"data.encoder={model}", *SMALLER[:-1], "data.label=null"]
+    keys += ["model.classes=null", "model.null_class=false", "task.condition={kind: none}"]
+    return load("recipes/emoji_dit.yaml", [*keys, *overrides])
+
+
+def test_latents_are_read_normalised_by_what_the_set_measured_and_the_model_records_it(kl):
+    model, manifest, out = kl
+    inputs = open_inputs(of_set(kl))
+    assert inputs.first_stage.model == model
+    assert inputs.first_stage.digest == manifest.encoder
+    assert inputs.first_stage.scaling == manifest.latents
+    batch = inputs.dataset.batch(range(12))
+    assert set(batch.arrays) == {"latents", "latent_deviations"}
+    target = inputs.task._config.target
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.stack([target.clean(batch, rng) for _ in range(20)])
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.02)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.02)
+    given = open_inputs(of_set(kl, "task.target.scaling={mean: 1, std: 2, samples: 5}"))
+    assert given.first_stage.scaling == LatentScaling(mean=1, std=2, samples=5)
+    at = str(Path(out).parent / "trained")
+    config = of_set(kl).model
+    weights = config.build().state_dict()
+    store.save(at, config, weights, card="", first_stage=inputs.first_stage)
+    assert store.describe(at).first_stage == inputs.first_stage
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.image_size=8",), "model.image_size is 8, and latents of .* have 4; set"),
+        (("model.image_channels=3",), "model.image_channels is 3, and latents of .* have 4"),
+        (("data.encoder=null",), "data.encoder: name the model directory of the first stage"),
+        ((f"data.encoder={'a' * 64}",), "its encoder is .*, but this run needs aaaaaaaaaaaa"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(kl, overrides, message):
+    with pytest.raises(UserError, match=message):
+        open_inputs(of_set(kl, *overrides))
+
+
+def test_a_set_that_was_not_measured_is_refused_and_deriving_it_again_measures_it(kl, mezzotint):
+    model, manifest, out = kl
+    write_manifest(out, manifest.model_copy(update={"latents": None}))
+    unmeasured = read_manifest(out)
+    assert unmeasured.fingerprint == manifest.fingerprint
+    with pytest.raises(UserError, match=r"were not measured.*run the same `mezzotint data derive`"):
+        open_inputs(of_set(kl))
+    source = Path(out).parent / "set"
+    report = json.loads(mezzotint("data", "derive", source, out, "--model", model, "--json").out)
+    assert report["scale"] == manifest.latents.scale
+    assert read_manifest(out) == manifest
+    shown = mezzotint("data", "inspect", out).out
+    assert f"latents of 12 samples: mean {manifest.latents.mean:.6g}" in shown
+    tree = json.loads(mezzotint("data", "inspect", out, "--json").out)
+    assert tree["latents"] == {**manifest.latents.model_dump(), "scale": manifest.latents.scale}
+
+
+def test_statistics_do_not_depend_on_the_batch(kl, tmp_path):
+    model, manifest, _ = kl
+    again = encode_set(DataConfig(url=str(tmp_path / "set")), model, str(tmp_path / "b"), batch=12)
+    assert again.latents.mean == pytest.approx(manifest.latents.mean, rel=1e-6)
+    assert again.latents.std == pytest.approx(manifest.latents.std, rel=1e-6)
 
 
 def files_of(directory):

@@ -1,0 +1,66 @@
+"""What a denoising network learns to generate."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Generator, Tensor
+
+from data_pipeline.batch import Batch
+from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentScaling
+
+
+class Images(BaseModel, frozen=True, extra="forbid"):
+    """The images of the data set are denoised."""
+
+    kind: Literal["images"] = "images"
+
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return batch.images
+
+
+class Array(BaseModel, frozen=True, extra="forbid"):
+    """An array of a derived set is denoised, such as latents (B, C, h, w) or vectors (B, D).
+
+    It is shifted and scaled first: (value - mean) x scale, to a standard deviation of about 1.
+    """
+
+    kind: Literal["array"] = "array"
+    name: str
+    std: str | None = None
+    """An array of standard deviations: every epoch samples again from N(name, std^2)."""
+    mean: float = 0.0
+    scale: float = Field(default=1.0, gt=0)
+
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
+        """(B, ...), in fp32."""
+        value = batch.array(self.name).float()
+        if self.std is not None:
+            noise = torch.randn(value.shape, generator=rng, device=value.device)
+            value = value + batch.array(self.std).float() * noise
+        return (value - self.mean) * self.scale
+
+
+class Latents(BaseModel, frozen=True, extra="forbid"):
+    """Latents of a derived set, normalised by the statistics that were measured over all of it.
+
+    Where the set has deviations, every step draws another sample of the posterior. `data.arrays`
+    need not name them; `data.encoder` names the first stage.
+    """
+
+    kind: Literal["latents"]
+    scaling: LatentScaling | None = None
+    """None: the statistics of the set. A model that goes on from another states the other's."""
+
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
+        """(B, C, h, w) in fp32."""
+        assert self.scaling is not None, "taken from the set when the run is set up"
+        value = batch.array(LATENTS).float()
+        if DEVIATIONS in batch.arrays:
+            noise = torch.randn(value.shape, generator=rng, device=value.device)
+            value = value + batch.array(DEVIATIONS).float() * noise
+        return self.scaling.normalize(value)
+
+
+TargetConfig = Annotated[Images | Array | Latents, Field(discriminator="kind")]
