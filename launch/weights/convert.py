@@ -28,6 +28,14 @@ from models.autoencoders.diffusers_settings import (
 from models.autoencoders.taming_weights import from_taming
 from models.clip import ClipConfig
 from models.config import ModelConfig, image_side
+from models.diffusion.control.diffusers import CLASS as CONTROL_CLASS
+from models.diffusion.control.diffusers import (
+    control_config,
+    control_settings,
+    from_diffusers_control,
+    to_diffusers_control,
+)
+from models.diffusion.control.network import ControlConfig
 from models.diffusion.dit import DiTConfig
 from models.diffusion.dit_weights import dit_settings, from_dit, to_dit
 from models.diffusion.unet.diffusers import from_diffusers, to_diffusers
@@ -50,6 +58,7 @@ _FILES: Mapping[NetworkFormat, str] = {
     "diffusers": "diffusion_pytorch_model.safetensors",
     "dit": "model.safetensors",
 }
+_BASE_SIZE = "model.base.image_size"
 
 
 @dataclass(frozen=True)
@@ -164,18 +173,33 @@ def _config(
         other = ", or config.json beside the weights" if source == "diffusers" else ""
         raise UserError(f"--recipe: is needed for the config of the network{other}")
     where = str(beside)
-    tree: dict[str, Any] = {"model": _settings_of_model(settings, where)}
+    tree: dict[str, Any] = {"model": _settings_of_model(settings, where, overrides)}
     for override in overrides:
         apply_override(tree, override)
     adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     return validate(adapter.validate_python, tree["model"], where), None
 
 
-def _settings_of_model(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _settings_of_model(
+    settings: Mapping[str, Any], where: str, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Our settings of the network of a config.json of diffusers."""
+    if settings.get("_class_name") == CONTROL_CLASS:
+        return control_config(settings, where, _base_size(overrides))
     if settings.get("_class_name") in VAE_CLASSES:
         return vae_config(read_vae_settings(settings, where), where)
     return config_of(read_settings(settings, where), where)
+
+
+def _base_size(overrides: Sequence[str]) -> int:
+    """Side of a control's base, which its settings do not say; Stable Diffusion's by default."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == _BASE_SIZE:
+            if not value.isdecimal() or int(value) < 1:
+                raise UserError(f"{_BASE_SIZE}: {value} is not a number of positions")
+            return int(value)
+    return 64
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
@@ -198,6 +222,8 @@ def _reader(
             return lambda weights: from_guided_diffusion(weights, unet)
         case "diffusers", AutoencoderConfig() as autoencoder:
             return lambda weights: from_diffusers_vae(weights, autoencoder)
+        case "diffusers", ControlConfig() as control:
+            return lambda weights: from_diffusers_control(weights, control)
         case "diffusers", UNetConfig() as unet:
             sines_first = settings is not None and settings.get("flip_sin_to_cos") is False
             return lambda weights: from_diffusers(weights, unet, sines_first=sines_first)
@@ -216,6 +242,8 @@ def _writer(
             return lambda weights: to_guided_diffusion(weights, unet), flags(unet)
         case "diffusers", UNetConfig() as unet:
             return lambda weights: to_diffusers(weights, unet), settings_of(unet)
+        case "diffusers", ControlConfig() as control:
+            return lambda weights: to_diffusers_control(weights, control), control_settings(control)
         case "diffusers", AutoencoderConfig() as vae:
             return lambda weights: to_diffusers_vae(weights, vae), vae_settings(vae)
         case "dit", DiTConfig() as dit:

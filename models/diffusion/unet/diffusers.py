@@ -44,9 +44,8 @@ def from_diffusers(
         UserError: weights do not fit, or diffusers has no such network.
     """
     network = skeleton(config)
-    named = {_new(name): value for name, value in weights.items()}
-    edge = named.get("mid_block.attentions.0.proj_in.weight")
-    linear = edge is not None and edge.ndim == 2
+    named = renamed(weights)
+    linear = has_linear_edges(named)
     state = import_state(_layout(network, linear=linear), network, named)
     if sines_first:
         state["time.hidden.weight"] = state["time.hidden.weight"].roll(config.channels // 2, dims=1)
@@ -62,11 +61,11 @@ def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
     own = dict(weights)
     if config.timestep_offset == 0:
         key = "time.hidden.weight"
-        own[key] = _one_step_later(own[key], config.freq_shift)
+        own[key] = one_step_later(own[key], config.freq_shift)
     return export_state(_layout(skeleton(config), linear=False), own)
 
 
-def _one_step_later(weight: Tensor, freq_shift: int) -> Tensor:
+def one_step_later(weight: Tensor, freq_shift: int) -> Tensor:
     """Weights (width, features) of the waves of step s that act as the given ones of s + 1.
 
     cos(s + 1)w = cos sw cos w - sin sw sin w, and so for the sine.
@@ -80,6 +79,17 @@ def _one_step_later(weight: Tensor, freq_shift: int) -> Tensor:
     return torch.cat(turned, dim=1).to(weight.dtype)
 
 
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, the names of older files replaced."""
+    return {_new(name): value for name, value in weights.items()}
+
+
+def has_linear_edges(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the transformers begin and end with linear layers, and not convolutions."""
+    edge = weights.get("mid_block.attentions.0.proj_in.weight")
+    return edge is not None and edge.ndim == 2
+
+
 def _new(name: str) -> str:
     parts = name.split(".")
     if len(parts) > 2 and "attentions" in parts:
@@ -88,17 +98,27 @@ def _new(name: str) -> str:
 
 
 def _layout(network: UNet, *, linear: bool) -> list[Weight]:
+    found = [
+        *encoder_layout(network, linear=linear),
+        *layer("norm", "conv_norm_out"),
+        *layer("out", "conv_out"),
+    ]
+    for ours, theirs, block in _up(network):
+        found += _block(block, ours, theirs, linear=linear)
+    return found
+
+
+def encoder_layout(network: UNet, *, linear: bool) -> list[Weight]:
+    """The weights of a UNet down to its middle, which a control branch copies."""
     refuse(network.config)
     found = [
         *layer("time.hidden", "time_embedding.linear_1"),
         *layer("time.out", "time_embedding.linear_2"),
         *layer("stem", "conv_in"),
-        *layer("norm", "conv_norm_out"),
-        *layer("out", "conv_out"),
     ]
     if network.config.classes is not None:
         found.append(Weight("label.weight", ("class_embedding.weight",)))
-    for ours, theirs, block in chain(_down(network), _middle(network), _up(network)):
+    for ours, theirs, block in chain(_down(network), _middle(network)):
         found += _block(block, ours, theirs, linear=linear)
     return found
 
@@ -106,9 +126,11 @@ def _layout(network: UNet, *, linear: bool) -> list[Weight]:
 def refuse(config: UNetConfig) -> None:
     """Raises UserError for what diffusers' UNets do not have."""
     residual = config.transformer is not None and config.resampling == "residual"
-    refuse_absent(
-        config, "diffusers", {"model.resampling: residual with model.transformer": residual}
-    )
+    others = {
+        "model.resampling: residual with model.transformer": residual,
+        "model.class_token": config.class_token is not None,
+    }
+    refuse_absent(config, "diffusers", others)
 
 
 NamedBlock = tuple[str, str, nn.Module]

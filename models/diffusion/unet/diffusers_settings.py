@@ -4,7 +4,7 @@ What these networks can be and ours cannot is refused by its key.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -101,6 +101,7 @@ class ConditionalSettings(_CommonSettings, frozen=True, extra="forbid"):
 
 
 Settings = PlainSettings | ConditionalSettings
+S = TypeVar("S", bound=BaseModel)
 _KINDS: Mapping[str, type[Settings]] = {
     "UNet2DModel": PlainSettings,
     "UNet2DConditionModel": ConditionalSettings,
@@ -117,10 +118,14 @@ def read_settings(content: Mapping[str, Any], source: str) -> Settings:
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise UserError(f"{source}: _class_name: {name} is not one of {', '.join(_KINDS)}")
+    own = {key: value for key, value in content.items() if not key.startswith("_")}
+    return validated(kind, own, source)
+
+
+def validated(kind: type[S], content: Mapping[str, Any], source: str) -> S:
+    """The settings; refuses values that no network here has by their key."""
     try:
-        return kind.model_validate(
-            {key: value for key, value in content.items() if not key.startswith("_")}
-        )
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])

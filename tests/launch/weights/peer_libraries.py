@@ -65,6 +65,10 @@ def network(folder, given, name, kind):
         case "UNet2DConditionModel":
             x, steps = given["latents"], given["steps"]
             return {"out": model(x, steps, given["features"]).sample}
+        case "ControlNetModel":
+            x, steps, features = given["latents"], given["steps"], given["features"]
+            down, mid = model(x, steps, features, given["hint"], return_dict=False)
+            return {f"residual.{index}": each for index, each in enumerate([*down, mid])}
     raise ValueError(kind)
 
 

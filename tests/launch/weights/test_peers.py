@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.text.t5_tokenizer import tokenizer_of
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.weights.convert import export_model
+from launch.weights.convert import export_model, import_weights
 from launch.weights.diffusers_folder import LatentParts, write_folder
 from models import frozen_text, store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.clip import ClipConfig
 from models.diffusion.condition import Condition
+from models.diffusion.control.network import ControlConfig
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.unet.network import UNetConfig
@@ -76,6 +77,7 @@ UNET = UNetConfig(
         "schedule": {"kind": "discrete", "betas": {"kind": "sqrt_linear"}},
     },
 )
+CONTROL = ControlConfig(base=UNET, hint={"channels": 1, "stride": 2})
 SOLVERS = {"DDIMScheduler": "ddim", "DPMSolverMultistepScheduler": "dpm_solver_pp_2m"}
 
 
@@ -104,7 +106,9 @@ def home(tmp_path_factory):
         parts = LatentParts(str(home / "unet"), str(home / name), MEAN, SCALE, text)
         written = write_folder(parts, home / f"{name}_folder")
         assert ("VQModel" in written.note) == (name == "vq")
+    saved(home / "control", CONTROL)
     export_model(str(home / "clip"), home / "open_clip", "open_clip")
+    export_model(str(home / "control"), home / "controlnet", "diffusers")
     return home
 
 
@@ -117,6 +121,7 @@ def given():
         "image": image,
         "latents": latents,
         "features": torch.randn(2, 12, 16, generator=generator),
+        "hint": torch.rand(2, 1, 16, 16, generator=generator),
         "steps": torch.tensor([3, 941]),
     }
 
@@ -141,6 +146,12 @@ def peers(home, given):
             "name": "unet",
             "folder": str(folder / "unet"),
             "kind": "UNet2DConditionModel",
+        },
+        {
+            "job": "network",
+            "name": "control",
+            "folder": str(home / "controlnet"),
+            "kind": "ControlNetModel",
         },
         {
             "job": "text",
@@ -182,6 +193,32 @@ def test_unet_counts_its_steps_from_0_there(home, given, peers):
     t = (given["steps"] + 1) / 1000
     out = unet(given["latents"], t, Condition(features=given["features"]))
     assert furthest(out, peers["unet.out"]) < 1e-4
+
+
+@torch.no_grad()
+def test_control_gives_the_same_residuals(home, given, peers):
+    unet, control = (store.load(str(home / name)) for name in ("unet", "control"))
+    t, condition = (given["steps"] + 1) / 1000, Condition(features=given["features"])
+    encoding = unet.encode(given["latents"], t, condition)
+    residuals = control.residuals(given["latents"], t, condition, given["hint"], encoding)
+    assert f"control.residual.{len(residuals)}" not in peers
+    for index, residual in enumerate(residuals):
+        assert furthest(residual, peers[f"control.residual.{index}"]) < 1e-4
+
+
+def test_control_comes_back(home, tmp_path):
+    words = (home / "controlnet", str(tmp_path / "in"), "diffusers", None)
+    import_weights(*words, ["model.base.image_size=8"])
+    found = store.load(str(tmp_path / "in"))
+    assert found.config.base.image_size == 8
+    assert found.config.hint.stride == 2
+    export_model(str(tmp_path / "in"), tmp_path / "again", "diffusers")
+    one, other = (
+        load_file(path / "diffusion_pytorch_model.safetensors")
+        for path in (home / "controlnet", tmp_path / "again")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_text_encoder_and_tokenizer_give_the_features_of_captions(home, peers):
