@@ -1,11 +1,11 @@
-"""Derived sets: a set's images, encoded by a model, as another shard set.
+"""Derived sets: a set's images, encoded by a model or hints of a detector, as another shard set.
 
 Keys, captions, records, attributes and splits are those of the source; arrays replace the images.
 The manifest holds the digest of the encoder, so that training can refuse another encoder's set.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
+from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentMoments, LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 
@@ -48,24 +49,52 @@ def derive(
         UserError: The source cannot be read, the target cannot be written, or a block has other
             arrays than `fields`.
     """
+    arrays = {f"{name}.npy": f"array '{name}' made by the encoder" for name in fields}
+    measure = _Measure()
+    return write_derived(
+        dataset,
+        out_url,
+        _array_members(measure.watch(blocks), fields),
+        name=f"{dataset.manifest.name}-{'-'.join(fields)}",
+        fields=arrays,
+        encoder=encoder,
+        latents=lambda: measure.scaling(dataset.config.url),
+    )
+
+
+def write_derived(
+    dataset: Dataset,
+    out_url: str,
+    members: Iterable[Mapping[str, bytes]],
+    *,
+    name: str,
+    fields: Mapping[str, str],
+    encoder: str | None = None,
+    detector: Detector | None = None,
+    latents: Callable[[], LatentScaling | None] = lambda: None,
+) -> Manifest:
+    """Write the samples of a set with new members, those of each sample in order, as a shard set.
+
+    `fields` describe the new members; see `derive`. `latents` is called when all are written.
+    """
     source = dataset.manifest
     before = _derived_set(out_url)
-    measure = _Measure()
     written = write_shards(
-        _members(dataset, measure.watch(blocks), fields),
+        _samples(dataset, members),
         out_url,
-        name=f"{source.name}-{'-'.join(fields)}",
+        name=name,
         licence=source.licence,
         provenance=_provenance(dataset),
         shard_size=max(len(shard.samples) for shard in source.shards),
         fields={
             **{name: text for name, text in source.fields.items() if name in _COPIED},
-            **{f"{name}.npy": f"array '{name}' made by the encoder" for name in fields},
+            **fields,
         },
         encoder=encoder,
+        detector=detector,
         preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
-        latents=lambda: measure.scaling(dataset.config.url),
+        latents=latents,
     )
     names = {shard.name for shard in written.shards}
     for shard in before.shards if before is not None else ():
@@ -163,8 +192,10 @@ def _provenance(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
-    """The manifest of a finished set of the same source, settings and encoder.
+def finished_set(
+    dataset: Dataset, url: str, encoder: str | None, detector: Detector | None = None
+) -> Manifest | None:
+    """The manifest of a finished set of the same source, settings and encoder or detector.
 
     Raises:
         UserError: there is a set that is no derived one, or one whose images were prepared
@@ -174,12 +205,13 @@ def finished_set(dataset: Dataset, url: str, encoder: str) -> Manifest | None:
     if manifest is None:
         return None
     same = manifest.provenance | {_WITH_IMAGE: provenance[_WITH_IMAGE]} == provenance
-    if manifest.encoder != encoder or not same:
+    if (manifest.encoder, manifest.detector) != (encoder, detector) or not same:
         return None
     before, now = encoded_preprocessing(manifest), _preprocessing(dataset)
     if before != now:
+        maker = "encoder" if encoder else "detector"
         raise UserError(
-            f"{url}: holds a set of this encoder with images prepared as {_shown(before)}, not as "
+            f"{url}: holds a set of this {maker} with images prepared as {_shown(before)}, not as "
             f"{_shown(now)}; choose another directory or delete it"
         )
     check_sizes(url, manifest)
@@ -196,24 +228,26 @@ def _shown(image: Preprocessing | None) -> str:
     return "unknown" if image is None else f"{image.size} pixels, {image.fit}, {image.filter}"
 
 
-def _members(
-    dataset: Dataset, blocks: Iterable[Arrays], fields: Sequence[str]
-) -> Iterator[RawSample]:
-    index = 0
+def _array_members(
+    blocks: Iterable[Arrays], fields: Sequence[str]
+) -> Iterator[Mapping[str, bytes]]:
     for arrays in blocks:
         counts = {len(array) for array in arrays.values()}
         if set(arrays) != set(fields) or len(counts) != 1:
             shapes = {name: array.shape for name, array in arrays.items()}
             raise UserError(f"the encoder returned {shapes} instead of the arrays {list(fields)}")
         for row in range(counts.pop()):
-            entry = dataset.entry(index)
-            members = {
-                name: dataset.member(index, name) for name in _COPIED if name in entry.members
-            }
-            for name, array in arrays.items():
-                members[f"{name}.npy"] = _npy(array[row])
-            yield RawSample(entry.key, members, entry.attributes)
-            index += 1
+            yield {f"{name}.npy": _npy(array[row]) for name, array in arrays.items()}
+
+
+def _samples(dataset: Dataset, members: Iterable[Mapping[str, bytes]]) -> Iterator[RawSample]:
+    index = 0
+    for index, new in enumerate(members, 1):
+        entry = dataset.entry(index - 1)
+        copied = {
+            name: dataset.member(index - 1, name) for name in _COPIED if name in entry.members
+        }
+        yield RawSample(entry.key, {**copied, **new}, entry.attributes)
     if index != len(dataset):
         raise UserError(f"the encoder returned {index} of {len(dataset)} samples")
 
