@@ -44,6 +44,7 @@ INSTALLED_WITHOUT_DEPENDENCIES = {
 MODULE_OF = {
     "nvidia-ml-py": "pynvml",
     "open-clip-torch": "open_clip",
+    "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pyyaml": "yaml",
 }
