@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from data_pipeline.hints.opencv import LIBRARY, library_version
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 
@@ -18,8 +19,6 @@ class _Base(BaseModel, frozen=True, extra="forbid"):
     @property
     def record(self) -> Detector:
         """Kind, library, its version and all settings."""
-        from data_pipeline.hints.detect import LIBRARY, library_version
-
         settings = self.model_dump()
         kind = settings.pop("kind")
         return Detector(kind=kind, library=LIBRARY, version=library_version(), settings=settings)

@@ -1,26 +1,12 @@
-"""Making hints from images with OpenCV.
+"""Making hints from images."""
 
-OpenCV has every filter that is needed, releases the interpreter's lock, and its Canny detector is
-the one that ControlNet's released edge models were trained with.
-"""
-
-from functools import cache
-from importlib.metadata import version
-
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.hints.config import Colours, DetectorConfig, Edges, Scribble, Silhouette, Sobel
+from data_pipeline.hints.opencv import opencv
 
-LIBRARY = "opencv-python-headless"
 Levels = NDArray[np.uint8]
-
-
-@cache
-def library_version() -> str:
-    """The version of OpenCV."""
-    return version(LIBRARY)
 
 
 def detect(detector: DetectorConfig, image: Levels) -> Levels:
@@ -48,23 +34,27 @@ def hint_of(detector: DetectorConfig, image: Levels) -> NDArray[np.float32]:
 
 def encoded(levels: Levels) -> bytes:
     """Levels (H, W, 1 or 3) as a PNG file."""
+    cv2 = opencv()
     found, content = cv2.imencode(".png", np.ascontiguousarray(levels[..., ::-1]))
     assert found, "PNG takes levels of any size"
-    return content.tobytes()
+    return bytes(content)
 
 
 def _blurred(image: Levels, sigma: float) -> Levels:
     if sigma == 0:
         return np.ascontiguousarray(image)
+    cv2 = opencv()
     return _levels(cv2.GaussianBlur(image, (0, 0), sigma))
 
 
 def _canny(image: Levels, low: int, high: int) -> Levels:
     """At each pixel the gradient of the colour that has the largest one."""
+    cv2 = opencv()
     return _levels(cv2.Canny(image, low, high))
 
 
 def _sobel(image: Levels, config: Sobel) -> Levels:
+    cv2 = opencv()
     smooth = _blurred(image, config.blur).astype(np.float32)
     across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     gradient = np.hypot(across, down).max(axis=2) / 4  # 4 times the step, summed over 3 rows
@@ -72,6 +62,7 @@ def _sobel(image: Levels, config: Sobel) -> Levels:
 
 
 def _silhouette(image: Levels, tolerance: int) -> Levels:
+    cv2 = opencv()
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     difference = np.abs(image.astype(np.int16) - np.median(border, axis=0)).max(axis=2)
     plain = (difference <= tolerance).astype(np.uint8)
@@ -82,12 +73,14 @@ def _silhouette(image: Levels, tolerance: int) -> Levels:
 
 
 def _colours(image: Levels, cells: int) -> Levels:
+    cv2 = opencv()
     height, width = image.shape[:2]
     grid = cv2.resize(image, (min(cells, width), min(cells, height)), interpolation=cv2.INTER_AREA)
     return _levels(cv2.resize(grid, (width, height), interpolation=cv2.INTER_NEAREST))
 
 
 def _scribble(image: Levels, config: Scribble) -> Levels:
+    cv2 = opencv()
     side = max(image.shape[:2])
     edges = _canny(_blurred(image, config.blur * side), config.low, config.high)
     lines, _ = cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import hypot
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.hints.config import of_record
 from data_pipeline.hints.detect import hint_of
+from data_pipeline.hints.opencv import opencv
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 
@@ -106,6 +106,7 @@ def closeness(hint: Values, found: Values) -> float:
 
 def _near(edges: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
     """The pixels whose nearest edge is at most `limit` pixels away (Euclidean)."""
+    cv2 = opencv()
     distance = cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(np.asarray(distance) <= limit + 1e-4)
 

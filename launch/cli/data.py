@@ -5,22 +5,16 @@ from typing import Annotated
 
 import typer
 
+from launch.cli import data_derive
 from launch.cli.data_pack import EXAMPLES, pack
-from launch.cli.options import (
-    AsJson,
-    Device,
-    ForcePreprocessing,
-    ImageFilter,
-    ImageFit,
-    Processes,
-    image_path,
-)
+from launch.cli.options import AsJson, image_path
 
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")]
 
 
 data_app.command(epilog=EXAMPLES)(pack)
+data_app.command(epilog=data_derive.EXAMPLES)(data_derive.derive)
 
 
 @data_app.command(
@@ -140,39 +134,3 @@ def tokenizer(
 
     options = TokenizerOptions(vocab, character_coverage, byte_fallback)
     typer.echo(train_set(url, out, options, as_json=as_json))
-
-
-@data_app.command(
-    epilog="Examples:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
-    "  ·  [bold]mezzotint data derive data/emoji out/latents --model runs/emoji_kl/model[/]"
-    "  ·  [bold]mezzotint data derive photos out/padded --model runs/dvae/model --image-fit pad "
-    "--force-preprocessing[/]"
-)
-def derive(
-    url: Url,
-    out: Annotated[str, typer.Argument(help="The new set: a directory or an fsspec URL.")],
-    model: Annotated[str, typer.Option(help="Model directory of an autoencoder.")],
-    batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
-    device: Device = None,
-    processes: Processes = None,
-    *,
-    latents: Annotated[
-        bool, typer.Option("--latents", help="Encode latents even if the autoencoder has codes.")
-    ] = False,
-    image_fit: ImageFit = None,
-    image_filter: ImageFilter = None,
-    force_preprocessing: ForcePreprocessing = False,
-    as_json: AsJson = False,
-) -> None:
-    """Encode a set's images as codes or latents; the new set holds the encoder's digest.
-
-    Images are prepared as those were that the model was trained on.
-    """
-    from launch.data.derive import DeriveOptions, derive_set
-    from mezzotint.common.preprocessing import StatedPreprocessing
-
-    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
-    options = DeriveOptions(url, out, model, batch, latents, device, processes, as_json, stated)
-    report = derive_set(options)
-    if report is not None:
-        typer.echo(report)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, model_validator
 
 from data_pipeline.config import DataConfig
+from data_pipeline.hints.config import DetectorConfig
 from evaluation.config import EvaluationConfig
 from mezzotint.common.errors import UserError
 from mezzotint.inference.model_lookup import REFERENCE, substituted
@@ -54,17 +55,28 @@ class TrainStage(_BaseStage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder; writes a set of codes or latents.
+    """Encode a set's images with a trained autoencoder, or make hints of them.
 
-    Images are prepared as those of its training were; `data.image` need not be given.
+    Writes a set of codes or latents, or of hints. Images are prepared as those of the autoencoder's
+    training were, and `data.image` need not be given; for hints it must be.
     """
 
     kind: Literal["derive"]
     data: DataConfig
-    model: str
+    model: str | None = None
+    hint: DetectorConfig | None = None
+    """The detector, with its settings; its hints are the member of its `kind`."""
     out: str | None = None
     """Directory or fsspec URL of the new set. None: `set/` in the stage's directory."""
     batch: int = Field(default=64, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DeriveStage":
+        if (self.model is None) == (self.hint is None):
+            raise ValueError("set either model, which encodes images, or hint")
+        if self.hint is not None and self.data.image is None:
+            raise ValueError("hints are made from images of a size: set data.image.size")
+        return self
 
 
 class EvaluateStage(_BaseStage, frozen=True, extra="forbid"):

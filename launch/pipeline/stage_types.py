@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import assert_never
 
+from data_pipeline.config import DataConfig
+from data_pipeline.hints.config import DetectorConfig
 from launch.pipeline.config import (
     DeriveStage,
     EvaluateStage,
@@ -82,12 +84,15 @@ def train(
 
 
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Write the codes or latents of a set."""
+    """Write the codes or latents of a set, or its hints."""
     from data_pipeline.manifest import write_manifest
     from launch.processes import devices
     from mezzotint.inference.encode import encode_set
 
     out = stage.out or str(directory / "set")
+    if stage.hint is not None:
+        return derive_hints(stage.data, stage.hint, out, directory, reporter)
+    assert stage.model is not None, "one of the two, by the stage's settings"
     manifest = encode_set(
         stage.data,
         stage.model,
@@ -100,6 +105,18 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
     write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
     samples = manifest.sample_count
     return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
+
+
+def derive_hints(
+    data: DataConfig, detector: DetectorConfig, out: str, directory: Path, reporter: Reporter
+) -> dict[str, str]:
+    """Write the hints of a set."""
+    from data_pipeline.hints.derive import derive_hints as derive
+    from data_pipeline.manifest import write_manifest
+
+    manifest = derive(data, out, detector, progress=reporter.callback("hints"))
+    write_manifest(str(directory), manifest)
+    return {"samples": f"{manifest.sample_count:,}", "detector": str(detector.record)}
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -100,3 +104,17 @@ def test_an_encoded_hint_is_read_as_it_was_made():
 def test_settings_of_another_detector_and_impossible_ones_are_refused(kind, settings, message):
     with pytest.raises(UserError, match=message):
         of_settings(kind, settings)
+
+
+def test_opencv_leaves_the_environment_of_child_processes_as_it_is():
+    script = (
+        "import os; before = dict(os.environ)\n"
+        "from data_pipeline.hints.opencv import opencv\n"
+        "assert opencv().Canny\n"
+        "assert dict(os.environ) == before"
+    )
+    for value in (None, "/opt/lib"):
+        given = {**os.environ, **({} if value is None else {"LD_LIBRARY_PATH": value})}
+        assert (
+            subprocess.run([sys.executable, "-c", script], env=given, check=False).returncode == 0
+        )
