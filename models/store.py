@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from mezzotint.common import files, storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError, first_error
+from mezzotint.common.hint import HintRecord
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
+from models.base_record import BaseRecord
 from models.config import ModelConfig
 from models.finite import require_finite_weights
 from models.first_stage import FirstStage
@@ -53,6 +55,10 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     """Location and digest of the frozen encoder of the model's captions."""
     first_stage: FirstStage | None = None
     """Of a latent diffusion model: its autoencoder, and the scaling of the latents."""
+    base: BaseRecord | None = None
+    """Of a control: the network that it was trained for."""
+    hint: HintRecord | None = None
+    """Of a control: what it reads."""
     preprocessing: Preprocessing | None = None
     """Of its training images; None in directories of earlier versions and in imported ones."""
 
@@ -81,6 +87,8 @@ def save(
     text_encoder: TextSource | None = None,
     preprocessing: Preprocessing | None = None,
     first_stage: FirstStage | None = None,
+    base: BaseRecord | None = None,
+    hint: HintRecord | None = None,
 ) -> None:
     """Write a model directory, replacing an existing one.
 
@@ -100,6 +108,8 @@ def save(
         text_encoder=text_encoder,
         preprocessing=preprocessing,
         first_stage=first_stage,
+        base=base,
+        hint=hint,
     )
     contents = _contents(header, chosen, card, tokenizer)
     try:

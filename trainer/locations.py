@@ -16,6 +16,7 @@ KEYS = (
     "task.text_encoder.model",
     "task.text_encoder.checkpoint",
     "task.text_encoder.directory",
+    "task.base",
     "task.perceptual.vgg",
     "task.perceptual.linear",
     "task.perceptual.model",

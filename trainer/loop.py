@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from data_pipeline.batch import Batch
 from data_pipeline.stream import Stream, StreamState
 from mezzotint.common.keyed_random import keyed_generator
-from trainer import distributed
+from trainer import distributed, previews
 from trainer.averages.ema import Ema
 from trainer.averages.snapshots import Snapshots
 from trainer.checkpoint import Checkpoints
@@ -16,7 +16,6 @@ from trainer.distributed import World
 from trainer.engine import Engine, NonFiniteGradientsError
 from trainer.finite import FirstNonFinite, non_finite_state, stop_training
 from trainer.metrics import MetricAccumulator
-from trainer.previews import preview
 from trainer.recipe import Recipe
 from trainer.rng import micro_batches, seed_dropout
 from trainer.run import Progress
@@ -88,12 +87,16 @@ def train(
         metrics.samples += recipe.batch
         metrics.steps += 1
         last = state.step == recipe.steps
+        if task.measures(state.step):
+            check_losses(state)
+            metrics.latest = previews.measure(task, engines, state.emas, state.step)
+            context.tracker.tag(task.tags())
         if state.step % recipe.log.every == 0 or last:
             check_losses(state)
             report(recipe, engines, state.step, metrics, context)
         if recipe.log.previews and (state.step % recipe.log.previews == 0 or last):
             check_losses(state)
-            images = preview(recipe, task, engines, state.emas, batch, state.step)
+            images = previews.preview(recipe, task, engines, state.emas, batch, state.step)
             context.tracker.log_images(state.step, images)
         preempted = distributed.any_rank(context.preemption.requested, context.world.device)
         context.preemption.requested = preempted
@@ -214,6 +217,7 @@ def report(
         suffix = "" if len(engines) == 1 else f"/{name}"
         values[f"learning_rate{suffix}"] = engine.learning_rate(step - 1)
         values.update({f"{key}{suffix}": value for key, value in engine.status().items()})
+    values.update(metrics.latest)
     context.tracker.log(step, values)
     context.progress(step, recipe.steps, values)
     metrics.reset()

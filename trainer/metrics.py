@@ -16,6 +16,8 @@ class MetricAccumulator:
         self._device = device
         self._sums: dict[str, Tensor] = {}
         self._count: dict[str, int] = {}
+        self.latest: Mapping[str, float] = {}
+        """What the task has measured last; logged until it measures again."""
         self.reset()
 
     def reset(self) -> None:

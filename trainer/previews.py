@@ -32,27 +32,50 @@ def preview(
 
     Images with numbers that are not finite are left out, with a warning.
     """
+    device = device_of(engines)
+    few = next(micro_batches(batch, min(recipe.log.preview_samples, len(batch.keys)), device))
+    with evaluated(engines, emas) as parts:
+        images = task.preview(parts, few, keyed_generator(recipe.seed, step, 0, device=device))
+    finite = {name: each for name, each in images.items() if bool(each.isfinite().all())}
+    for name in sorted(set(images) - set(finite)):
+        log.warning("the preview %s of step %d is not finite: it is left out", name, step)
+    return {name: grid(each) for name, each in finite.items()}
+
+
+def measure(
+    task: Task, engines: Mapping[str, Engine], emas: Mapping[str, Ema], step: int
+) -> Mapping[str, float]:
+    """The task's further metrics; every process calls it."""
+    with evaluated(engines, emas) as parts:
+        return task.measure(parts, step, device_of(engines))
+
+
+def device_of(engines: Mapping[str, Engine]) -> torch.device:
+    """Where the parts are."""
+    return next(next(iter(engines.values())).module.parameters()).device
+
+
+@contextmanager
+def evaluated(
+    engines: Mapping[str, Engine], emas: Mapping[str, Ema]
+) -> Iterator[dict[str, nn.Module]]:
+    """The parts in evaluation mode, with averaged weights and under autocast, without gradients."""
     parts: dict[str, nn.Module] = {name: engine.module for name, engine in engines.items()}
     training = {name: module.training for name, module in parts.items()}
-    first = next(iter(engines.values()))
-    device = next(first.module.parameters()).device
-    few = next(micro_batches(batch, min(recipe.log.preview_samples, len(batch.keys)), device))
+    autocast = next(iter(engines.values())).autocast
+    device = device_of(engines)
     try:
         for module in parts.values():
             module.eval()
         with (
             torch.no_grad(),
             ema_weights(engines, emas),
-            torch.autocast(device.type, first.autocast) if first.autocast else nullcontext(),
+            torch.autocast(device.type, autocast) if autocast else nullcontext(),
         ):
-            images = task.preview(parts, few, keyed_generator(recipe.seed, step, 0, device=device))
+            yield parts
     finally:
         for name, module in parts.items():
             module.train(training[name])
-    finite = {name: each for name, each in images.items() if bool(each.isfinite().all())}
-    for name in sorted(set(images) - set(finite)):
-        log.warning("the preview %s of step %d is not finite: it is left out", name, step)
-    return {name: grid(each) for name, each in finite.items()}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Bat
             text=None if batch.text is None else cut(batch.text, first),
             arrays={name: cut(array, first) for name, array in batch.arrays.items()},
             label=None if batch.label is None else cut(batch.label, first),
+            hint=None if batch.hint is None else cut(batch.hint, first),
         )
 
 

@@ -123,6 +123,8 @@ def export(
             text_encoder=inputs.text_encoder,
             preprocessing=inputs.preprocessing,
             first_stage=inputs.first_stage,
+            base=inputs.base,
+            hint=inputs.hint,
         )
     write_json(
         directory.summary,

@@ -9,15 +9,20 @@ from data_pipeline.derive import encoded_preprocessing
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
+from mezzotint.common.hint import HintRecord
 from mezzotint.common.preprocessing import Preprocessing, require_equal
 from models import frozen_text, store
+from models.base_record import BaseRecord
 from models.config import image_side, text_shape
+from models.diffusion.control.network import ControlConfig
 from models.diffusion.network import ClassConditional
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
 from models.text_source import TextSource
 from trainer.recipe import Recipe
 from trainer.task import Task
+from trainer.tasks.control import ControlTask
+from trainer.tasks.control_inputs import of_base, open_control
 from trainer.tasks.denoising import DenoisingConfig
 from trainer.tasks.first_stage import first_stage, latent_target, with_latents
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
@@ -36,6 +41,10 @@ class TrainingInputs:
     """Of the images that are read, or that the arrays of a derived set were encoded from."""
     first_stage: FirstStage | None = None
     """Of a run that trains on latents."""
+    base: BaseRecord | None = None
+    """Of a control: the network that is controlled."""
+    hint: HintRecord | None = None
+    """Of a control: what it reads."""
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
@@ -62,11 +71,15 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         model = recipe.model.build()
     settings, stage = recipe.task, None
     if target is not None:
-        stage = first_stage(recipe.model, target, dataset)
+        stage = of_base(recipe.task, first_stage(recipe.model, target, dataset))
         measured = target.model_copy(update={"scaling": stage.scaling})
         settings = settings.model_copy(update={"target": measured})
     task, preprocessing = settings.build(model), data_preprocessing(recipe, dataset)
-    return TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing, stage)
+    inputs = TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing, stage)
+    if not isinstance(task, ControlTask):
+        return inputs
+    base, hint = open_control(recipe.model, task, dataset, tokenizer, text_encoder)
+    return replace(inputs, base=base, hint=hint)
 
 
 def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None:
@@ -139,7 +152,8 @@ def check_text_encoder(recipe: Recipe) -> TextSource | None:
     if not isinstance(task, DenoisingConfig) or task.text_encoder is None:
         return None
     found = frozen_text.describe(task.text_encoder)
-    features = model.features if isinstance(model, UNetConfig) else None
+    network = model.base if isinstance(model, ControlConfig) else model
+    features = network.features if isinstance(network, UNetConfig) else None
     if features is not None and features.width != found.width:
         raise UserError(
             f"model.features.width is {features.width}; {found.source.location} has features of "

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Generator, Tensor, nn
 
 from data_pipeline.batch import Batch
@@ -71,6 +72,20 @@ class Task(ABC):
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
         """Images for the tracker, each (N, 3, H, W) in [-1, 1]; `parts` hold EMA weights."""
+
+    def measures(self, step: int) -> bool:
+        """Whether `measure` is called after so many optimizer steps."""
+        return False
+
+    def measure(
+        self, parts: Mapping[str, nn.Module], step: int, device: torch.device
+    ) -> Mapping[str, float]:
+        """Further metrics, the same on every process; `parts` hold EMA weights."""
+        return {}
+
+    def tags(self) -> Mapping[str, str]:
+        """What the tracker is told of the run so far."""
+        return {}
 
     def state(self) -> Mapping[str, Any]:
         """State besides weights, equal on every process, as a checkpoint's JSON holds it."""

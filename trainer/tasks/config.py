@@ -8,6 +8,7 @@ from trainer.tasks.adversarial import AdversarialConfig
 from trainer.tasks.autoregressive import AutoregressiveConfig
 from trainer.tasks.classification import ClassificationConfig
 from trainer.tasks.contrastive import ContrastiveConfig
+from trainer.tasks.control import ControlTaskConfig
 from trainer.tasks.denoising import DenoisingConfig
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
 from trainer.tasks.reconstruction import ReconstructionConfig
@@ -17,6 +18,7 @@ TaskConfig = Annotated[
     | AdversarialConfig
     | AutoregressiveConfig
     | DenoisingConfig
+    | ControlTaskConfig
     | ClassificationConfig
     | ContrastiveConfig
     | LevelPriorConfig,

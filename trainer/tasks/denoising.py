@@ -12,7 +12,7 @@ from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.network import ConditionalNetwork, NetworkConfig
-from models.diffusion.process import denoiser
+from models.diffusion.process import DiffusionNetwork, denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.schedules.timesteps import (
     LogNormal,
@@ -184,29 +184,36 @@ class Denoising(Task):
         """
         if not isinstance(self._config.target, Images):
             return {}
-        clean = self._config.target.clean(batch, rng)
-        inputs, condition = self._inputs(batch, clean, rng), Condition()
-        for each in self._conditions:
-            condition = each.eval_condition(condition, inputs)
+        clean, condition = self.evaluation(batch, rng)
         images = {"real": clean}
         if condition.low_res is not None:
             size = clean.shape[2:]
             images["bilinear"] = F.interpolate(
                 condition.low_res, size, mode="bilinear", align_corners=False
             )
-        return {**images, "samples": self._sample(clean, condition, rng)}
+        noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+        return {**images, "samples": self.sample(self._network, noise, condition, rng).clamp(-1, 1)}
 
-    def _sample(self, like: Tensor, condition: Condition, rng: Generator) -> Tensor:
-        """Images of the shape of `like`."""
+    def evaluation(self, batch: Batch, rng: Generator) -> tuple[Tensor, Condition]:
+        """The target of a batch, and its conditions without dropout."""
+        clean = self._config.target.clean(batch, rng)
+        inputs, condition = self._inputs(batch, clean, rng), Condition()
+        for each in self._conditions:
+            condition = each.eval_condition(condition, inputs)
+        return clean, condition
+
+    def sample(
+        self, network: DiffusionNetwork, noise: Tensor, condition: Condition, rng: Generator
+    ) -> Tensor:
+        """Samples (B, ...) of a network from noise, by the settings of previews."""
         model, sampling = self._network, self._config.preview
-        conditional = unconditional = denoiser(model)
+        conditional = unconditional = denoiser(network)
         for each in self._conditions:
             unconditional = each.unconditional(unconditional, model)
         if unconditional is conditional:
             sampling = sampling.model_copy(update={"guidance": 1.0})
-        noise = torch.randn(like.shape, generator=rng, device=like.device)
         run = sampling.sampler_run(conditional, unconditional, model.process.schedule)
-        return run.solve(noise, condition, rng).clamp(-1, 1)
+        return run.solve(noise, condition, rng)
 
     def _inputs(self, batch: Batch, clean: Tensor, rng: Generator) -> ConditionInputs:
         def encode_text(captions: Sequence[str]) -> TextFeatures:

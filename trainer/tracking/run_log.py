@@ -217,6 +217,15 @@ def record_end(
     write_run_record(directory, record)
 
 
+def record_tags(directory: Path, tags: Mapping[str, str]) -> None:
+    """Record tags of a run that became known while it runs."""
+    record = read_run_record(directory)
+    if record is None or record.tags.items() >= tags.items():
+        return
+    record.tags |= tags
+    write_run_record(directory, record)
+
+
 def flat_params(tree: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as MLflow's flat parameters, without credentials."""
     return {key: redact(str(value)) for key, value in flatten(tree).items()}

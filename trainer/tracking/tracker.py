@@ -24,6 +24,7 @@ from trainer.tracking.run_log import (
     node_name,
     read_run_record,
     record_end,
+    record_tags,
     start_record,
 )
 from trainer.tracking.system_metrics import SystemMetrics
@@ -68,6 +69,11 @@ class Tracker:
         """Write the metrics of `step` (updates done)."""
         if self._metrics_log:
             self._metrics_log.append(step, metrics)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Record tags of the run."""
+        if self._metrics_log is not None and tags:
+            record_tags(self._directory.path, tags)
 
     def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         """Save images under previews/; MLflow shows them with a step slider."""

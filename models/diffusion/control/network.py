@@ -20,9 +20,9 @@ from models.nn.convolution import zero_module
 from models.nn.transformer import DiTBlock
 
 BaseConfig = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
-_ENCODER = ("time", "label", "caption", "level", "stem", "down", "middle")
+_ENCODER = {"time", "label", "caption", "level", "stem", "down", "middle"}
 L = TypeVar("L", nn.Linear, nn.Conv2d)
-_DECODER = ("up", "norm", "out")
+_DECODER = {"up", "norm", "out"}
 
 
 @runtime_checkable
@@ -187,7 +187,7 @@ class UNetControl(Control):
         assert isinstance(base, UNetConfig), "the control of a UNet"
         # a class as a token is read by the base, like a caption
         read = () if base.class_token is None else ("label",)
-        self.encoder = _part(base, tuple(name for name in _ENCODER if name not in read))
+        self.encoder = _part(base, _ENCODER.difference(read))
         self.hint = config.hint.build(base.widths[0])
         widths = [*base.skip_widths, base.widths[-1]]
         acting = widths[-1:] if config.middle_only else widths
@@ -258,7 +258,7 @@ def zeroed(layer: L) -> L:
     return layer
 
 
-def _part(config: UNetConfig, kept: tuple[str, ...]) -> UNet:
+def _part(config: UNetConfig, kept: set[str]) -> UNet:
     """A UNet of some of its layers."""
     network = config.build()
     for name in [name for name, _ in network.named_children() if name not in kept]:

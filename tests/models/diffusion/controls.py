@@ -29,6 +29,7 @@ BASES = {
         resampling="convolution",
         classes=3,
     ),
+    "class token": UNetConfig(**TINY_UNET, classes=3, class_token=6, transformer={"depth": 1}),
     "upsampler": UNetConfig(**TINY_UNET, low_resolution={"size": 4}),
     "dit": DiTConfig(image_size=8, image_channels=2, width=16, layers=4, heads=2, classes=3),
 }

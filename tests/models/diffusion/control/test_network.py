@@ -65,7 +65,8 @@ def moving(control, base):
     return found
 
 
-@pytest.mark.parametrize("name", BASES)
+# attention to one token ignores the query: its gradient is 0 at every step
+@pytest.mark.parametrize("name", sorted(BASES.keys() - {"class token"}))
 def test_gradients_arrive_at_zero_layers_then_the_copy_then_the_hint_encoder(name):
     base = trained(BASES[name])
     before = {key: value.clone() for key, value in base.state_dict().items()}

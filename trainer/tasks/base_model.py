@@ -1,0 +1,110 @@
+"""The frozen network that a control is trained for."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.common import storage
+from mezzotint.common.errors import UserError
+from models import store
+from models.autoencoders.autoencoder import Autoencoder
+from models.base_record import BaseRecord
+from models.diffusion.control.network import Control, Controllable
+from models.nn.initialization import computed
+
+
+def describe_base(location: str) -> tuple[str, store.ModelInfo]:
+    """The model directory of a base, or of the training run at that place, and its description.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return location, store.describe(location)
+    except UserError as error:
+        below = storage.join(location, "model")
+        try:
+            return below, store.describe(below)
+        except UserError:
+            raise UserError(f"task.base: {error}") from error
+
+
+class LazyBase:
+    """A base that is read from disk when it is first needed, and never trained.
+
+    So a recipe can be checked without its weights. It is no part of the task: it is not in
+    checkpoints, and every process holds its own.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._network: nn.Module | None = None
+        self._decode: Callable[[Tensor], Tensor] | None = None
+
+    def describe(self) -> store.ModelInfo:
+        """What is known of it without loading its weights."""
+        return describe_base(self._location)[1]
+
+    def record(self) -> BaseRecord:
+        """Its model directory and digest."""
+        directory, info = describe_base(self._location)
+        return BaseRecord(model=directory, digest=info.digest)
+
+    def start(self, control: Control) -> None:
+        """Let what the control copies start as the base's weights.
+
+        On the meta device this is noted, and done when the control is given memory: a checkpoint
+        that is restored afterwards replaces it.
+        """
+        own = dict(control.named_parameters())
+        for name, there in control.copied():
+            computed(own[name], partial(self._weight, there))
+
+    def _weight(self, name: str) -> Tensor:
+        weights = self._loaded().state_dict()
+        if name not in weights:
+            raise UserError(
+                f"task.base: {self._location} has no weight {name}; model.base must be its settings"
+            )
+        return weights[name]
+
+    def __call__(self, like: Tensor) -> Controllable:
+        """The network on the device and in the type of a tensor."""
+        network = self._loaded().to(like.device, like.dtype)
+        assert isinstance(network, Controllable), "a control has a base in two halves"
+        return network
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """What the base generates as images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            UserError: its first stage is missing or another one.
+        """
+        if self._decode is None:
+            self._decode = _decoder(self._location, x.device)
+        return self._decode(x).clamp(-1, 1)
+
+    def _loaded(self) -> nn.Module:
+        if self._network is None:
+            directory, _ = describe_base(self._location)
+            with torch.inference_mode(mode=False):
+                self._network = store.load(directory).requires_grad_(requires_grad=False)
+        return self._network
+
+
+def _decoder(location: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    directory, info = describe_base(location)
+    record = info.first_stage
+    if record is None:
+        return lambda x: x
+    stored = store.describe(record.model)
+    if stored.digest != record.digest:
+        raise UserError(
+            f"{directory}: was trained on latents of another first stage than {record.model} holds "
+            "now; put that one there"
+        )
+    stage = store.load(record.model, device=device)
+    assert isinstance(stage, Autoencoder), "first stages are autoencoders"
+    return lambda x: stage.decode(record.scaling.denormalize(x))
