@@ -10,6 +10,7 @@ import torch
 from launch.conform.causality import prior_causality
 from launch.conform.check import Check, CheckResult
 from launch.conform.last_step import last_timestep
+from launch.conform.latents import latent_scale
 from launch.conform.null_captions import null_captions
 from launch.conform.perceptual import perceptual_gradient
 from launch.conform.processes import same_updates
@@ -19,7 +20,13 @@ from launch.processes import devices
 from mezzotint.common.errors import UserError
 from mezzotint.inference.model_lookup import is_pipeline
 
-CHECKS: Sequence[Check] = (perceptual_gradient, null_captions, prior_causality, last_timestep)
+CHECKS: Sequence[Check] = (
+    perceptual_gradient,
+    latent_scale,
+    null_captions,
+    prior_causality,
+    last_timestep,
+)
 UPDATES: Sequence[Check] = (same_updates,)
 """Checks that train for a few updates in processes of their own."""
 

@@ -8,14 +8,18 @@ import pytest
 import torch
 import yaml
 
+from data_pipeline.config import DataConfig, Selection
+from data_pipeline.manifest import write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.conform.causality import prior_causality
 from launch.conform.last_step import last_timestep
+from launch.conform.latents import latent_scale
 from launch.conform.null_captions import null_captions
 from launch.conform.perceptual import perceptual_gradient
 from launch.conform.processes import relative_difference
 from launch.conform.trained_run import TrainedRun
+from mezzotint.inference.encode import encode_set
 from models import store
 from trainer.recipe import load
 from trainer.tasks import autoregressive, conditions, perceptual
@@ -176,6 +180,28 @@ def test_weight_zero_at_the_last_step(trained):
     task = {**DIFFUSION["task"], "weight": {"kind": "v"}}
     run = TrainedRun.open(trained({**DIFFUSION, "model": model, "task": task}, "sound"), CPU)
     assert last_timestep(run).passed
+
+
+def test_the_scale_of_latents(trained, tmp_path):
+    stage = str(trained(ADVERSARIAL, "stage") / "model")
+    url = str(tmp_path / "latents")
+    select = (Selection(split="composition", part="test"),)
+    manifest = encode_set(DataConfig(url="data/emoji", select=select), stage, url)
+    settings = {
+        "model": {
+            "kind": "dit", "image_size": 4, "image_channels": 4, "patch": 2, "width": 8,
+            "layers": 1, "heads": 1,
+        },
+        "task": {"kind": "denoising", "target": {"kind": "latents"}},
+        "data": {"url": url, "encoder": stage},
+    }  # fmt: skip
+    path = trained(settings, "sound")
+    assert latent_scale(TrainedRun.open(path, CPU)).passed
+    off = manifest.latents.model_copy(update={"std": 1.2 * manifest.latents.std})
+    write_manifest(url, manifest.model_copy(update={"latents": off}))
+    found = latent_scale(TrainedRun.open(path, CPU))
+    assert not found.passed
+    assert "standard deviation 0.8" in found.measured
 
 
 def test_relative_difference():
