@@ -77,7 +77,8 @@ def import_(
 @weights_app.command(
     epilog="Examples:  [bold]mezzotint export runs/adm/model out --to guided_diffusion[/]  ·  "
     "[bold]mezzotint export runs/emoji_unet out --to diffusers[/]  ·  "
-    "[bold]mezzotint export runs/emoji_clip out --to open_clip[/]",
+    "[bold]mezzotint export runs/emoji_clip out --to open_clip[/]  ·  "
+    "[bold]mezzotint export runs/emoji_latent out --to diffusers[/]",
 )
 def export(
     model: Annotated[
@@ -87,6 +88,10 @@ def export(
     target: Annotated[
         Target, typer.Option("--to", help="The format of the weights.")
     ] = "diffusers",
+    first_stage: Annotated[
+        str | None,
+        typer.Option(help="Of a latent model: where its first stage lies, if not where it did."),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -96,6 +101,6 @@ def export(
     """
     from launch.weights.convert import export_model
 
-    done = export_model(model, out, target)
+    done = export_model(model, out, target, first_stage)
     lines = [*done.files, *([done.note] if done.note else [])]
     typer.echo(done.to_json() if as_json else "\n".join(lines))

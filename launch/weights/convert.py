@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from launch.weights.diffusers_folder import latent_parts, write_folder
 from launch.weights.open_clip_folder import write_clip
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -110,8 +111,13 @@ def import_weights(
     return Converted(config.kind, source, parameters, (out,))
 
 
-def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
+def export_model(
+    directory: str, out: Path, target: TargetFormat, first_stage: str | None = None
+) -> Converted:
     """Write a model's weights and settings for another library.
+
+    A latent diffusion model is a whole folder of diffusers; `first_stage` says where its first
+    stage lies now.
 
     Raises:
         UserError: no model directory, a network that the format cannot hold, or `out` not empty.
@@ -119,9 +125,14 @@ def export_model(directory: str, out: Path, target: TargetFormat) -> Converted:
     directory = find_model(directory).directory
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose a new directory")
-    config = store.describe(directory).config
+    info = store.describe(directory)
+    config = info.config
     if target == "open_clip":
         return _export_clip(directory, config, out)
+    if target == "diffusers" and isinstance(config, UNetConfig) and info.first_stage is not None:
+        parts = latent_parts(directory, info, first_stage)
+        done = write_folder(parts, out)
+        return Converted(config.kind, target, done.parameters, done.files, done.note)
     write, settings = _writer(config, target)
     network = store.load(directory)
     weights = write(dict(network.state_dict()))
@@ -208,7 +219,12 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt, .bin) "
-            "can run code when it is loaded: convert it to safetensors first"
+            "can run code when it is loaded, so it is never read here: take the .safetensors file "
+            'of the same weights, or convert it: python -c "import torch; from safetensors.torch '
+            f"import save_file; found = torch.load('{file}', map_location='cpu', "
+            "weights_only=True); found = found.get('state_dict', found); save_file({name: "
+            "value.clone().contiguous() for name, value in found.items() if hasattr(value, "
+            f"'clone')}}, '{file.with_suffix('.safetensors')}')\""
         ) from error
     require_finite_weights(str(file), weights)
     return weights

@@ -17,6 +17,7 @@ from data_pipeline.text.tokenizer_json import tokenizer_files
 from launch.weights.open_clip_tokenizer import open_clip_tokenizer_files
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_bytes, write_json
+from mezzotint.inference.model_lookup import find_model
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.diffusers import to_diffusers_vae
@@ -28,6 +29,7 @@ from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.unet.diffusers import to_diffusers
 from models.diffusion.unet.diffusers_settings import settings_of
 from models.diffusion.unet.network import UNetConfig
+from models.frozen_text import as_trained, describe
 from models.pretrained.lookup import identify
 from models.pretrained.network import PretrainedClip
 from models.text_source import ClipText, OpenClipText, T5Text, TextSource
@@ -49,6 +51,32 @@ class LatentParts:
     """Of the latents; they are shifted by it, then scaled."""
     scale: float
     text_encoder: TextSource | None
+
+
+def latent_parts(directory: str, info: store.ModelInfo, first_stage: str | None) -> LatentParts:
+    """The parts that a latent model's directory records; `first_stage` replaces its location.
+
+    Raises:
+        UserError: it is no latent model, or a part is missing or another one than in training.
+    """
+    record = info.first_stage
+    if record is None:
+        raise UserError(f"{directory}: is no latent diffusion model; it records no first stage")
+    where = find_model(first_stage or record.model).directory
+    found = store.describe(where).digest
+    if found != record.digest:
+        raise UserError(
+            f"{where}: holds another first stage ({found[:12]}) than the one {directory} was "
+            f"trained with ({record.digest[:12]}); name that one with --first-stage"
+        )
+    text = info.text_encoder
+    return LatentParts(
+        denoiser=directory,
+        first_stage=where,
+        mean=record.scaling.shift,
+        scale=record.scaling.scale,
+        text_encoder=None if text is None else describe(as_trained(text)).source,
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +201,10 @@ def _own_text(directory: str) -> _Text:
     return _Text(
         settings.content(),
         to_clip_text_model(dict(clip.clip.state_dict())),
-        tokenizer_files(tokenizer, config.text_length),
+        {
+            **tokenizer_files(tokenizer, config.text_length),
+            store.TOKENIZER: tokenizer.model_bytes,
+        },
         "PreTrainedTokenizerFast",
     )
 

@@ -133,6 +133,7 @@ def test_bad_input_is_refused_by_name(mezzotint, tmp_path, recipe):
         (("import", tmp_path / "none.safetensors", out, *source), "no such file"),
         (("import", file, out, *source), "unexpected more"),
         (("import", pickled, out, *source), "is not a safetensors file"),
+        (("import", pickled, out, *source), "weights_only=True); found = found.get('state_dict'"),
         (("import", file, out, "--from", "guided_diffusion"), "--recipe"),
         (("import", file, out, "--from", "taming", "--recipe", recipe), "of kind unet"),
         (("export", tmp_path / "none", out), "no such directory"),

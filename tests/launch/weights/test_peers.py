@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.text.t5_tokenizer import tokenizer_of
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.weights.convert import export_model, import_weights
-from launch.weights.diffusers_folder import LatentParts, write_folder
+from mezzotint.common.latent_scaling import LatentScaling
 from models import frozen_text, store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.clip import ClipConfig
@@ -21,6 +21,7 @@ from models.diffusion.control.network import ControlConfig
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.unet.network import UNetConfig
+from models.first_stage import FirstStage
 from models.text_source import ClipText
 
 PROMPTS = ["a red circle", "Two BLUE squares, left of a green star, above a ΛΟΓΟΣ"]
@@ -99,12 +100,14 @@ def home(tmp_path_factory):
     tokenizer = Tokenizer.train([*PROMPTS, "two blue stars"] * 3, 60)
     saved(home / "kl", KL)
     saved(home / "vq", VQ)
-    saved(home / "unet", UNET)
     saved(home / "clip", CLIP, tokenizer=tokenizer, text_length=CLIP.text_length)
     text = ClipText(model=str(home / "clip"))
-    for name in ("kl", "vq"):
-        parts = LatentParts(str(home / "unet"), str(home / name), MEAN, SCALE, text)
-        written = write_folder(parts, home / f"{name}_folder")
+    scaling = LatentScaling(mean=MEAN, std=1 / SCALE, samples=9)
+    for name in ("vq", "kl"):
+        digest = store.describe(str(home / name)).digest
+        record = FirstStage(model=str(home / name), digest=digest, scaling=scaling)
+        saved(home / "unet", UNET, first_stage=record, text_encoder=text)
+        written = export_model(str(home / "unet"), home / f"{name}_folder", "diffusers")
         assert ("VQModel" in written.note) == (name == "vq")
     saved(home / "control", CONTROL)
     export_model(str(home / "clip"), home / "open_clip", "open_clip")
