@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
 from mezzotint.common.preprocessing import Filter, Fit
-from mezzotint.inference.config import ClipSource, DiffusionSystem, SystemConfig
+from mezzotint.inference.config import ClipSource, DenoiserSystem, SystemConfig
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.runtime import Precision
 
@@ -134,7 +134,7 @@ class ClassConditionalConfig(_Evaluation, frozen=True, extra="forbid"):
     """Images generated for classes: how often an independent classifier names the right class."""
 
     kind: Literal["class_conditional"]
-    system: DiffusionSystem
+    system: Annotated[DenoiserSystem, Field(discriminator="kind")]
     classes: LabelConfig
     """As `data.label` of the model's recipe."""
     reference: ReferenceConfig

@@ -64,6 +64,25 @@ TrajectoryFile = Annotated[
 FromNoise = Annotated[
     Path | None, typer.Option(help="Start from a noise file of `mezzotint invert`.")
 ]
+StartImage = Annotated[
+    Path | None,
+    typer.Option("--image", help="An image to start from; needs --strength or --mask."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of --image changes: the part of the steps that are taken, up to 1.",
+        min=0,
+        max=1,
+    ),
+]
+Mask = Annotated[
+    Path | None, typer.Option(help="An image: --image is repainted where this one is white.")
+]
+FirstStage = Annotated[
+    str | None,
+    typer.Option(help="Where a latent model's first stage is now, if not where it was."),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="auto: fp32 for priors over codes, else bf16 where the device has it."),
@@ -91,7 +110,8 @@ Start = Annotated[
     "'man pilot'[/]  ·  [bold]mezzotint sample runs/emoji_base 'man pilot' --solver "
     "dpm_solver_pp_2m --steps 12 --trajectory steps.gif[/]  ·  [bold]mezzotint sample "
     "runs/emoji_base 'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  "
-    "[bold]mezzotint sample runs/emoji_class --class food-drink --guidance 3[/]"
+    "[bold]mezzotint sample runs/emoji_class --class food-drink --guidance 3[/]  ·  "
+    "[bold]mezzotint sample runs/emoji_latent 'man pilot' --image photo.png --mask mask.png[/]"
 )
 def sample(
     where: Where,
@@ -111,6 +131,10 @@ def sample(
     sweep: Sweep = None,
     trajectory: TrajectoryFile = None,
     from_noise: FromNoise = None,
+    image: StartImage = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    first_stage: FirstStage = None,
     data: DataSet = None,
     candidates: Candidates = None,
     processes: Processes = None,
@@ -131,26 +155,16 @@ def sample(
 
     stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
     named = {"guidance": guidance, "solver": solver, "steps": steps, "negative": negative}
+    named |= {"classifier-scale": classifier_scale, "first-stage": first_stage}
     options = SampleOptions(
-        captions=tuple(captions or ()),
-        classes=tuple(classes or ()),
-        system=system,
-        number=number,
-        seed=seed,
-        batch=batch,
-        candidates=candidates,
-        processes=processes,
-        overrides=parse_overrides(named | {"classifier-scale": classifier_scale}, others or ()),
-        classifier=classifier,
-        sweep=tuple(sweep or ()),
-        trajectory=trajectory,
-        noise=from_noise,
-        data=data,
-        device=device,
-        show_progress=not as_json,
-        precision=precision,
-        preprocessing=stated,
-    )
+        captions=tuple(captions or ()), classes=tuple(classes or ()), system=system,
+        number=number, seed=seed, batch=batch, candidates=candidates,
+        overrides=parse_overrides(named, others or ()), classifier=classifier,
+        sweep=tuple(sweep or ()), trajectory=trajectory, noise=from_noise,
+        image=image, strength=strength, mask=mask, data=data,
+        device=device, processes=processes, precision=precision,
+        show_progress=not as_json, preprocessing=stated,
+    )  # fmt: skip
     if (report := generate(where, out, options)) is not None:
         typer.echo(report.to_json() if as_json else report.to_text())
 

@@ -69,6 +69,21 @@ def _selection(split: str) -> Selection:
     return Selection(split=name, part="train" if part == "train" else "test")
 
 
+def read_mask(path: Path, image: ImageConfig) -> Tensor:
+    """A mask file as (1, H, W): 1 where it is white, 0 where it is black.
+
+    It is prepared as the image itself is; of grey values the lighter half counts as white.
+
+    Raises:
+        UserError: no image there, or one in which nothing is white.
+    """
+    shown = images_of_files([path], image).images[0]
+    mask = (shown.mean(dim=0, keepdim=True) > 0).float()
+    if not bool(mask.any()):
+        raise UserError(f"{path}: nothing in it is white, so nothing would be repainted")
+    return mask
+
+
 def images_of_files(paths: Sequence[Path], image: ImageConfig) -> InputImages:
     """Image files.
 

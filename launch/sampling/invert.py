@@ -22,11 +22,10 @@ from launch.sampling.noise_file import NoiseFile
 from launch.sampling.overrides import Value, with_overrides
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
-from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import Prompt
 from mezzotint.inference.images import to_bytes
-from mezzotint.inference.model_lookup import TrainedModel, find_model
+from mezzotint.inference.model_lookup import TrainedModel, denoiser_system, find_model
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
@@ -188,7 +187,7 @@ def invert_on(
 ) -> InversionReport | None:
     """One process's share; the main one writes the files."""
     runtime = Runtime.of(device, "fp32", group)
-    generator = DiffusionGenerator.load(DiffusionSystem(model=model.directory), runtime)
+    generator = DiffusionGenerator.load(denoiser_system(model.directory), runtime)
     image = image_config(model.directory, generator.image_size, options.preprocessing)
     given = images_of_files(paths, image)
     images = given.images

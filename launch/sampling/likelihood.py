@@ -12,11 +12,10 @@ from launch.progress import Reporter
 from launch.sampling.inputs import images_of_set
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
-from mezzotint.inference.config import DiffusionSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import Prompt
 from mezzotint.inference.images import to_bytes
-from mezzotint.inference.model_lookup import TrainedModel, find_model
+from mezzotint.inference.model_lookup import TrainedModel, denoiser_system, find_model
 from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
@@ -79,7 +78,7 @@ def evaluate_on(
 ) -> LikelihoodResult | None:
     """One process's share; the main one returns the result."""
     runtime = Runtime.of(device, "fp32", group)
-    generator = DiffusionGenerator.load(DiffusionSystem(model=model.directory), runtime)
+    generator = DiffusionGenerator.load(denoiser_system(model.directory), runtime)
     by_class = "class" in generator.conditioning
     if by_class and model.labels is None and generator.null_class is None:
         raise UserError(

@@ -14,7 +14,7 @@ Value = str | float | int
 S = TypeVar("S", bound=SystemConfig)
 Overrides = Mapping[str, Value]
 
-OPTIONS = ("guidance", "solver", "steps", "negative", "classifier-scale")
+OPTIONS = ("guidance", "solver", "steps", "negative", "classifier-scale", "first-stage")
 """Settings with an option of their own; the others come by --set."""
 _TOKENS = {
     "guidance": "sampling.guidance",
@@ -22,19 +22,20 @@ _TOKENS = {
     "top-k": "sampling.top_k",
     "top-p": "sampling.top_p",
 }
+_DENOISER = {
+    "guidance": "sampling.guidance",
+    "steps": "sampling.steps",
+    "solver": "sampling.solver.kind",
+    "times": "sampling.times.kind",
+    "last": "sampling.times.last",
+    "eta": "sampling.solver.eta",
+    "rescale": "sampling.rescale",
+    "thresholding": "sampling.thresholding.kind",
+    "negative": "negative",
+}
 SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "diffusion": {
-        "guidance": "sampling.guidance",
-        "steps": "sampling.steps",
-        "solver": "sampling.solver.kind",
-        "times": "sampling.times.kind",
-        "last": "sampling.times.last",
-        "eta": "sampling.solver.eta",
-        "rescale": "sampling.rescale",
-        "thresholding": "sampling.thresholding.kind",
-        "negative": "negative",
-        "classifier-scale": "sampling.classifier_scale",
-    },
+    "diffusion": {**_DENOISER, "classifier-scale": "sampling.classifier_scale"},
+    "latent": {**_DENOISER, "first-stage": "first_stage"},
     "cascade": {
         "guidance": "base_sampling.guidance",
         "steps": "base_sampling.steps",

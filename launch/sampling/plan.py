@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from data_pipeline.config import ImageConfig
+from launch.sampling.inputs import images_of_files, read_mask
 from launch.sampling.noise_file import NoiseFile, read_noise
 from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
 from launch.sampling.trajectory import check_format
@@ -12,11 +14,15 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.inference.config import (
     DalleSystem,
+    DenoiserSystem,
     DiffusionSystem,
     HierarchySystem,
+    LatentSystem,
     SystemConfig,
 )
+from mezzotint.inference.editing import ImageEdit
 from mezzotint.inference.generator import GenerationRequest, Prompt
+from mezzotint.inference.latent_space import recorded_first_stage
 from mezzotint.inference.model_lookup import (
     TrainedModel,
     default_system,
@@ -24,8 +30,10 @@ from mezzotint.inference.model_lookup import (
     find_system,
     is_pipeline,
 )
+from mezzotint.inference.preprocessing import image_config
 from mezzotint.inference.runtime import Precision
 from models import store
+from models.config import image_side
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ class SampleOptions:
     """A run or a model directory of a noisy classifier."""
     sweep: tuple[str, ...] = ()
     trajectory: Path | None = None
+    image: Path | None = None
+    """An image to start from."""
+    strength: float | None = None
+    mask: Path | None = None
+    """An image that is white where `image` is repainted."""
     noise: Path | None = None
     """A file of `mezzotint invert`."""
     data: str | None = None
@@ -81,13 +94,7 @@ class SamplePlan:
 def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
     """Everything that can be checked before models are loaded."""
     axes = parse_sweep(options.sweep)
-    if options.trajectory is not None:
-        check_format(options.trajectory)
-        if axes:
-            raise UserError("--trajectory: shows one run; leave out --sweep")
-    if options.preprocessing.values and options.data is None:
-        name = next(iter(options.preprocessing.values))
-        raise UserError(f"--image-{name}: prepares the images of --data; leave it out, or add it")
+    check_options(options, axes)
     name, config, model = resolve_system(where, options)
     number = generated_number(name, config, options)
     overrides, noise = dict(options.overrides), None
@@ -119,9 +126,27 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
             seed=options.seed,
             batch_size=options.batch,
             noise=noise,
+            edit=edit_of(options, config),
         ),
         source=source if noise is None else "from given noise",
     )
+
+
+def check_options(options: SampleOptions, axes: Mapping[str, tuple[Value, ...]]) -> None:
+    """Refuse options that do not go together, whatever the system.
+
+    Raises:
+        UserError: they do not.
+    """
+    if options.trajectory is not None:
+        check_format(options.trajectory)
+        if axes:
+            raise UserError("--trajectory: shows one run; leave out --sweep")
+    if options.preprocessing.values and options.data is None and options.image is None:
+        name = next(iter(options.preprocessing.values))
+        raise UserError(
+            f"--image-{name}: prepares the images of --data and --image; leave it out, or add one"
+        )
 
 
 def resolve_system(
@@ -129,7 +154,7 @@ def resolve_system(
 ) -> tuple[str, SystemConfig, TrainedModel | None]:
     """Name and configuration of a system, and its model if it is a single one."""
     config = find_system(where, options.system)
-    if not isinstance(config, DiffusionSystem) or is_pipeline(where):
+    if not isinstance(config, DenoiserSystem) or is_pipeline(where):
         if options.classifier is not None:
             raise UserError("--classifier: guides a single diffusion model; give its run")
         name = options.system or default_system(Path(where))
@@ -137,10 +162,48 @@ def resolve_system(
     model = find_model(where)
     if options.classifier is not None:
         classifier = find_model(options.classifier)
+        if not isinstance(config, DiffusionSystem):
+            raise UserError(
+                "--classifier: guides a diffusion model of pixels; this one generates latents"
+            )
         config = DiffusionSystem(model=config.model, classifier=classifier.directory)
         model = model if model.classes else replace(model, labels=classifier.labels)
         return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
     return model.name, config, model
+
+
+def edit_of(options: SampleOptions, config: SystemConfig) -> ImageEdit | None:
+    """The image of the options, prepared as the system's training images were.
+
+    Raises:
+        UserError: a mask or strength without an image, a system that takes none, or no image file.
+    """
+    if options.image is None:
+        for option, value in (("strength", options.strength), ("mask", options.mask)):
+            if value is not None:
+                raise UserError(f"--{option}: belongs to --image; add one, or leave it out")
+        return None
+    if not isinstance(config, DenoiserSystem):
+        raise UserError("--image: only a single diffusion model starts from an image; give its run")
+    if options.mask is None and options.strength is None:
+        raise UserError("--image: say how much of it changes by --strength, or where by --mask")
+    image = system_images(config, options.preprocessing)
+    return ImageEdit(
+        image=images_of_files([options.image], image).images[0],
+        strength=1.0 if options.strength is None else options.strength,
+        mask=None if options.mask is None else read_mask(options.mask, image),
+    )
+
+
+def system_images(config: DenoiserSystem, stated: StatedPreprocessing) -> ImageConfig:
+    """How the images of a diffusion model are prepared."""
+    where = config.model
+    if isinstance(config, LatentSystem):
+        where = config.first_stage or recorded_first_stage(config.model).model
+    side = image_side(store.describe(where).config)
+    if side is None:
+        raise UserError(f"{where}: is no model of images")
+    return image_config(where, side, stated)
 
 
 def generated_number(name: str, config: SystemConfig, options: SampleOptions) -> int:
@@ -166,7 +229,7 @@ def generated_number(name: str, config: SystemConfig, options: SampleOptions) ->
 
 def read_own_noise(path: Path, config: SystemConfig) -> NoiseFile:
     """Noise to start from, which must be of the same model."""
-    if not isinstance(config, DiffusionSystem):
+    if not isinstance(config, DenoiserSystem):
         raise UserError("--from-noise: only a diffusion model starts from noise; give its run")
     noise = read_noise(path)
     if noise.digest != store.describe(config.model).digest:
@@ -196,7 +259,7 @@ def check_conditions(config: SystemConfig, options: SampleOptions) -> None:
     Raises:
         UserError: no caption, or a trajectory of several models.
     """
-    if isinstance(config, DiffusionSystem):
+    if isinstance(config, DenoiserSystem):
         return
     if not options.captions:
         raise UserError(f"captions: a {config.kind} generates from captions; give some")

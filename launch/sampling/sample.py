@@ -15,7 +15,7 @@ from launch.sampling.sample_report import SampleReport, sample_grid
 from launch.sampling.trajectory import Trajectory
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
-from mezzotint.inference.config import DiffusionSystem
+from mezzotint.inference.config import DenoiserSystem
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import GenerationResult, Prompt
 from mezzotint.inference.load import load_generator, with_config
@@ -54,7 +54,7 @@ def sample(where: str, out: Path, options: SampleOptions) -> SampleReport | None
     sample_grid(report).save(out)
     if trajectory is not None and options.trajectory is not None:
         config = plan.configs[0]
-        assert isinstance(config, DiffusionSystem)
+        assert isinstance(config, DenoiserSystem)
         solver = f"{config.sampling.steps} steps of {config.sampling.solver.kind}"
         title = f"{plan.name}, seed {options.seed}, {solver}"
         trajectory.save(options.trajectory, plan.titles, title)
@@ -83,7 +83,7 @@ def generate_cells(
                 chosen = with_moments(chosen, options)
             progress = reporter.callback(f"generate {words}".strip())
             results.append(chosen.generate(plan.request, progress=progress, callback=trajectory))
-    negatives = [each.negative for each in plan.configs if isinstance(each, DiffusionSystem)]
+    negatives = [each.negative for each in plan.configs if isinstance(each, DenoiserSystem)]
     captions = [prompt.text for prompt in plan.request.prompts]
     lost = find_lost(generator, [*captions, *negatives])
     return (results, trajectory, lost) if group.is_main else None

@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from launch.sampling.lost_captions import lost_captions
 from launch.sampling.plan import SamplePlan
+from mezzotint.inference.editing import KNOWN_REGION
 from mezzotint.inference.generator import GenerationResult
 
 
@@ -28,6 +29,12 @@ class SampleReport:
         """Network evaluations per image of each cell, where they are counted."""
         return [result.nfe.network for result in self.results if result.nfe is not None]
 
+    @property
+    def inpainting(self) -> str | None:
+        """How the given image was inpainted; None where none was."""
+        edit = self.plan.request.edit
+        return None if edit is None or edit.mask is None else KNOWN_REGION
+
     def to_text(self) -> str:
         prompts, trajectory = self.plan.request.prompts, self.plan.options.trajectory
         kind = "captions" if prompts[0].text is not None else "prompts"
@@ -42,6 +49,8 @@ class SampleReport:
             span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             lines.append(f"network evaluations per image: {span}")
         lines += lost_captions(self.lost)
+        if (how := self.inpainting) is not None:
+            lines.append(f"inpainting: {how}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -58,6 +67,9 @@ class SampleReport:
             "lost": {caption: dict(lost) for caption, lost in self.lost.items()},
             "number": plan.number,
             "seed": plan.request.seed,
+            "image": None if plan.options.image is None else str(plan.options.image),
+            "strength": None if plan.request.edit is None else plan.request.edit.strength,
+            "inpainting": self.inpainting,
             "batch": plan.request.batch_size,
             "cells": [
                 {

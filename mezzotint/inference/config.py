@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from models.autoregressive.decoding import Sampling
-from models.diffusion.sampling import DiffusionSampling
+from models.diffusion.sampling import DiffusionSampling, LatentSampling
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddim import DDIM
 from models.pretrained.settings import OpenClipImages
@@ -118,6 +118,24 @@ class DiffusionSystem(_System, frozen=True, extra="forbid"):
         return self
 
 
+class LatentSystem(_System, frozen=True, extra="forbid"):
+    """One diffusion model of latents, and the first stage that decodes them.
+
+    Which first stage that is, and how its latents are scaled, is recorded in the model directory.
+    """
+
+    kind: Literal["latent"] = "latent"
+    model: str
+    first_stage: str | None = None
+    """Another place of the first stage that the model was trained on."""
+    negative: str | None = None
+    """Negative prompt: replaces the empty caption of classifier-free guidance."""
+    sampling: LatentSampling = LatentSampling()
+
+
+DenoiserSystem = DiffusionSystem | LatentSystem
+"""A single diffusion model."""
 SystemConfig = Annotated[
-    DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem, Field(discriminator="kind")
+    DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem | LatentSystem,
+    Field(discriminator="kind"),
 ]

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import DiffusionSystem
+from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem
+from mezzotint.inference.editing import ImageEdit, edited_run, paste_kept
 from mezzotint.inference.generator import (
     Block,
     GenerationRequest,
@@ -19,6 +20,15 @@ from mezzotint.inference.generator import (
     StepCallback,
 )
 from mezzotint.inference.images import to_bytes
+from mezzotint.inference.latent_space import (
+    ImageSpace,
+    LatentSpace,
+    PixelDiffusionModel,
+    PixelSpace,
+    check_generates_alone,
+    read_latent_space,
+    recorded_first_stage,
+)
 from mezzotint.inference.model_directory import read_model
 from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
@@ -29,7 +39,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.guidance import LogProbability, with_condition, without_class, without_text
 from models.diffusion.inversion import DDIMInversion, ddim_round_trip, encoding_times
 from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
-from models.diffusion.network import ClassConfig, ConditionalNetwork, NetworkConfig
+from models.diffusion.network import ClassConfig
 from models.diffusion.process import Denoiser, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
 from models.diffusion.schedules.marginal import Schedule
@@ -38,47 +48,23 @@ from models.frozen_text import CaptionTokens
 from models.nn.random import normal
 
 
-class PixelConfig(NetworkConfig, Protocol):
-    """Settings of a network that generates images by itself."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of its images in pixels."""
-
-
-@runtime_checkable
-class PixelDiffusionModel(ConditionalNetwork, Protocol):
-    """A network that generates images by itself."""
-
-    @property
-    def config(self) -> PixelConfig:
-        """Its settings."""
-
-
-@runtime_checkable
-class ChannelsConfig(Protocol):
-    """Settings of a network that may denoise something else than images."""
-
-    @property
-    def image_channels(self) -> int:
-        """3 for images."""
-
-
 @dataclass(frozen=True)
 class DiffusionGenerator(ImageGenerator):
     """A network, the text conditioning it was trained with, and perhaps a classifier."""
 
-    config: DiffusionSystem
+    config: DenoiserSystem
     network: PixelDiffusionModel
     runtime: Runtime
     text: TextConditioning | None = None
     """None: the network is not conditioned on captions."""
     classifier: NoisyClassifier | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    latents: LatentSpace | None = None
+    """None: the network generates pixels."""
     reports_steps: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, config: DiffusionSystem, runtime: Runtime) -> "DiffusionGenerator":
+    def load(cls, config: DenoiserSystem, runtime: Runtime) -> "DiffusionGenerator":
         """Read the model directories of a configuration.
 
         Raises:
@@ -92,11 +78,19 @@ class DiffusionGenerator(ImageGenerator):
                 f"system.model: {config.model} holds a {stored.config.kind}, not a diffusion model "
                 "of images"
             )
-        check_generates_alone(network, config.model)
-        digests = {"model": stored.digest}
+        latents, digests = None, {"model": stored.digest}
+        if isinstance(config, LatentSystem):
+            latents = read_latent_space(
+                config.model,
+                config.first_stage,
+                runtime.device,
+                force=config.force_preprocessing,
+            )
+            digests["first_stage"] = recorded_first_stage(config.model).digest
+        check_generates_alone(network, config.model, latents)
         text = text_conditioning(config.model, network.config.conditioning, runtime.device)
-        generator = cls(config, network, runtime, text, None, digests)
-        if config.classifier is None:
+        generator = cls(config, network, runtime, text, None, digests, latents)
+        if not isinstance(config, DiffusionSystem) or config.classifier is None:
             return generator
         classifier = _read_classifier(config.classifier, generator)
         require_equal_preprocessing(
@@ -108,7 +102,12 @@ class DiffusionGenerator(ImageGenerator):
 
     @property
     def image_size(self) -> int:
-        return self.network.config.image_size
+        return self.space.image_size
+
+    @property
+    def space(self) -> ImageSpace:
+        """Between images and what the network generates."""
+        return self.latents or PixelSpace(self.network.config.image_size)
 
     @property
     def schedule(self) -> Schedule:
@@ -139,21 +138,26 @@ class DiffusionGenerator(ImageGenerator):
 
     def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, prefix=True)
+        if request.edit is not None:
+            request.edit.check(request.number, self.image_size)
 
     def _sample(self, block: Block) -> Mapping[str, Tensor]:
-        side, nfe, noise = self.image_size, NFE(), block.noise
+        nfe, noise, space = NFE(), block.noise, self.space
         if noise is None:
-            shape = (len(block.prompts), 3, side, side)
+            shape = (len(block.prompts), *space.shape)
             noise = normal(shape, block.rng, self.runtime.device)
 
         def observe(step: SamplerStep) -> None:
             block.report(step.done, step.total)
             if block.callback is not None:
-                block.callback(step)
+                x, denoised = space.shown(step.x), space.shown(step.denoised)
+                block.callback(replace(step, x=x, denoised=denoised))
 
         cond = self.condition(block.prompts)
         negative = self._negative(cond, len(block.prompts))
-        images = self.sample(cond, noise, block.rng, nfe, negative=negative, callback=observe)
+        images = self.sample(
+            cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=block.edit
+        )
         return {
             "images": to_bytes(images),
             "nfe": torch.tensor([nfe.network, nfe.classifier], device="cpu"),
@@ -169,12 +173,13 @@ class DiffusionGenerator(ImageGenerator):
         *,
         negative: Condition | None = None,
         callback: StepCallback | None = None,
+        edit: ImageEdit | None = None,
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] from standard normal noise of that shape.
+        """Images (B, 3, H, W) in [-1, 1] from standard normal noise (B, C, h, w).
 
         `cond.label` is also the class of classifier guidance; `negative` replaces the
-        unconditional side of classifier-free guidance. `rng` gives the noise that solvers add;
-        network evaluations are added to `nfe`.
+        unconditional side of classifier-free guidance; `edit` has one row per image. `rng` gives
+        the noise that solvers add; network evaluations are added to `nfe`.
 
         Raises:
             UserError: guidance without an unconditional side, or settings that do not fit.
@@ -184,14 +189,18 @@ class DiffusionGenerator(ImageGenerator):
         plain = count_nfe(denoiser(self.network), nfe)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
         run = sampling.sampler_run(plain, free, self.schedule, wanted)
-        x, time = run.start(noise), float(run.times[0])
+        x = run.start(noise)
+        if edit is not None:
+            run, x = edited_run(run, edit, self.space, noise)
+        time, total = float(run.times[0]), len(run.times) - 1
         for step in run.steps(x, cond, rng):
             if callback is not None:
                 callback(SamplerStep(step.done - 1, step.total, time, x, step.prediction.x0))
             x, time = step.x, step.time
         if callback is not None:
-            callback(SamplerStep(sampling.steps, sampling.steps, time, x, x))
-        return x.clamp(-1, 1)
+            callback(SamplerStep(total, total, time, x, x))
+        images = self.space.decode(x)
+        return images if edit is None else paste_kept(images, edit)
 
     def _unconditional(
         self, plain: Denoiser[Condition], negative: Condition | None
@@ -271,7 +280,7 @@ class DiffusionGenerator(ImageGenerator):
         sampling, schedule = self.config.sampling, self.schedule
         times = sampling.time_grid.build(schedule, sampling.steps)
         with self.runtime.inference():
-            cond, x0 = self.condition(prompts), images.to(self.runtime.device)
+            cond, x0 = self.condition(prompts), self.space.encode(images.to(self.runtime.device))
             found = noise_moments(denoiser(self.network), schedule, x0, times, cond, rng)
         solver = AnalyticDPM(moments=tuple(found))
         chosen = sampling.model_copy(update={"solver": solver})
@@ -290,9 +299,10 @@ class DiffusionGenerator(ImageGenerator):
         times = encoding_times(schedule, sampling.time_grid.build(schedule, sampling.steps))
         called = sampling.thresholding.wrap(denoiser(self.network), schedule)
         with self.runtime.inference():
-            x0 = images.to(self.runtime.device)
+            x0 = self.space.encode(images.to(self.runtime.device))
             result = ddim_round_trip(called, schedule, x0, times, self.condition(prompts), progress)
-        return DDIMInversion(result.noise.cpu(), result.reconstruction.cpu())
+            reconstruction = self.space.shown(result.reconstruction)
+        return DDIMInversion(result.noise.cpu(), reconstruction.cpu())
 
     def log_likelihood(
         self,
@@ -304,7 +314,16 @@ class DiffusionGenerator(ImageGenerator):
         probes: int = 1,
         progress: Progress | None = None,
     ) -> Likelihood:
-        """ln p of images (B, 3, H, W), by Hutchinson's estimate along decreasing times."""
+        """ln p of images (B, 3, H, W), by Hutchinson's estimate along decreasing times.
+
+        Raises:
+            UserError: a model of latents.
+        """
+        if self.latents is not None:
+            raise UserError(
+                f"{self.config.model}: gives a density of latents, not of images; likelihood needs "
+                "a diffusion model of pixels"
+            )
         increasing = encoding_times(self.schedule, times).flip(0)
         x, plain = images.to(self.runtime.device), denoiser(self.network)
         divergence = Hutchinson(x, rng, probes=probes)
@@ -315,10 +334,11 @@ class DiffusionGenerator(ImageGenerator):
             )
 
     def protocol(self) -> Mapping[str, object]:
-        sampling = self.config.sampling
+        sampling, latents = self.config.sampling, self.latents
         return {
             "kind": self.config.kind,
             "digests": dict(self.digests),
+            **({} if latents is None else {"scaling": latents.scaling.model_dump(mode="json")}),
             "sampler": sampling.solver.kind,
             "sampling": sampling.model_dump(mode="json"),
             "times": sampling.time_grid.kind,
@@ -328,19 +348,6 @@ class DiffusionGenerator(ImageGenerator):
             "captions": None if self.text is None else self.text.protocol(),
             "precision": self.runtime.precision_name,
         }
-
-
-def check_generates_alone(network: PixelDiffusionModel, directory: str) -> None:
-    """Refuse a network that does not generate images by itself.
-
-    Raises:
-        UserError: it upsamples images, or generates latents.
-    """
-    config = network.config
-    if "low_resolution" in config.conditioning:
-        raise UserError(f"{directory}: upsamples images: it is the second stage of a cascade")
-    if isinstance(config, ChannelsConfig) and config.image_channels != 3:
-        raise UserError(f"{directory}: generates latents, not images")
 
 
 def _read_classifier(directory: str, generator: DiffusionGenerator) -> NoisyClassifier:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.config import SystemConfig
+from mezzotint.inference.editing import ImageEdit
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.sampling import NFE
 from models.finite import named_samples
@@ -53,7 +54,10 @@ class GenerationRequest:
     batch_size: int = 32
     """Images generated together. Blocks depend on the request alone, not on the processes."""
     noise: Tensor | None = None
-    """(number, 3, H, W): where a diffusion model starts, instead of noise of the seed."""
+    """(number, C, h, w), in the shape of what a diffusion model generates, pixels or latents: where
+    it starts, instead of noise of the seed."""
+    edit: ImageEdit | None = None
+    """An image to start from or to inpaint, for a diffusion model."""
     prefix_codes: Tensor | None = None
     """(r, w) int64: the first rows of codes of every image, for a prior over codes."""
 
@@ -73,6 +77,8 @@ class GenerationRequest:
         Raises:
             UserError: the request has one.
         """
+        if noise and self.edit is not None:
+            raise UserError(f"image: a {kind} does not start from a given image; leave it out")
         if noise and self.noise is not None:
             raise UserError(f"noise: a {kind} does not start from given noise; leave it out")
         if prefix and self.prefix_codes is not None:
@@ -130,7 +136,7 @@ class SamplerStep:
     total: int
     time: float
     x: Tensor
-    """(B, 3, H, W)."""
+    """(B, 3, H, W); of latents it is decoded."""
     denoised: Tensor
     """(B, 3, H, W): x_0 as predicted from x; after the last step x itself."""
 
@@ -147,6 +153,8 @@ class Block:
     rng: BatchGenerator
     noise: Tensor | None
     prefix_codes: Tensor | None
+    edit: ImageEdit | None
+    """With one row for each image."""
     report: Progress
     """Called with the steps that are done and their total."""
     callback: StepCallback | None
@@ -215,7 +223,7 @@ class ImageGenerator(ABC):
         self._check(request)
         if callback is not None and not self.reports_steps:
             raise UserError(f"callback: a {self.config.kind} reports no steps; leave it out")
-        start, size = time.monotonic(), request.batch_size
+        start, size, device = time.monotonic(), request.batch_size, self.runtime.device
         rows = request.rows()
 
         def compute(indices: range) -> Mapping[str, Tensor]:
@@ -231,8 +239,9 @@ class ImageGenerator(ABC):
             block = Block(
                 prompts=prompts,
                 rng=BatchGenerator.of([image_generator(request.seed, *row) for row in chosen]),
-                noise=None if noise is None else noise.to(self.runtime.device),
+                noise=None if noise is None else noise.to(device),
                 prefix_codes=request.prefix_codes,
+                edit=None if request.edit is None else request.edit.of(numbers, device),
                 report=report,
                 callback=None if indices.start else callback,
             )

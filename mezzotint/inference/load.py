@@ -11,6 +11,7 @@ from mezzotint.inference.config import (
     DalleSystem,
     DiffusionSystem,
     HierarchySystem,
+    LatentSystem,
     SystemConfig,
 )
 from mezzotint.inference.dalle import DalleGenerator
@@ -47,7 +48,7 @@ def load_generator(
             return VQVAE2Generator.load(config, runtime)
         case CascadeSystem():
             return CascadeGenerator.load(config, runtime)
-        case DiffusionSystem():
+        case DiffusionSystem() | LatentSystem():
             return DiffusionGenerator.load(config, runtime)
         case _:
             assert_never(config)
@@ -62,6 +63,7 @@ def with_config(generator: AnyGenerator, config: SystemConfig) -> AnyGenerator:
             return replace(generator, config=config)
         case CascadeGenerator(), CascadeSystem():
             return replace(generator, config=config)
-        case DiffusionGenerator(), DiffusionSystem():
-            return replace(generator, config=config)
+        case DiffusionGenerator(), DiffusionSystem() | LatentSystem():
+            if config.kind == generator.config.kind:
+                return replace(generator, config=config)
     raise TypeError(f"a {config.kind} is not the system of a {type(generator).__name__}")

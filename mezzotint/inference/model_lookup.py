@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.config import LabelConfig
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import DiffusionSystem, SystemConfig
+from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem, SystemConfig
 from models import store
 
 PIPELINE = "pipeline.yaml"
@@ -193,7 +193,7 @@ def system_of(run: Path, name: str) -> SystemConfig:
 
 
 def find_system(where: str, name: str | None = None) -> SystemConfig:
-    """The system of a pipeline's run, or a diffusion model by itself.
+    """The system of a pipeline's run, or a diffusion model of pixels or latents by itself.
 
     Raises:
         UserError: nothing that generates images is there, or no system of that name.
@@ -203,4 +203,15 @@ def find_system(where: str, name: str | None = None) -> SystemConfig:
         return system_of(run, name or default_system(run))
     if name is not None:
         raise UserError(f"--system {name}: {where} is no pipeline's run directory")
-    return DiffusionSystem(model=find_model(where).directory)
+    return denoiser_system(find_model(where).directory)
+
+
+def denoiser_system(directory: str) -> DenoiserSystem:
+    """A single diffusion model: of latents where its directory records a first stage.
+
+    Raises:
+        UserError: no model directory.
+    """
+    if store.describe(directory).first_stage is not None:
+        return LatentSystem(model=directory)
+    return DiffusionSystem(model=directory)

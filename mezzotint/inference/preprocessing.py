@@ -12,6 +12,7 @@ from mezzotint.inference.config import (
     DalleSystem,
     DiffusionSystem,
     HierarchySystem,
+    LatentSystem,
     SystemConfig,
 )
 from models import store
@@ -48,7 +49,7 @@ def image_model(system: SystemConfig) -> str:
             return system.autoencoder
         case CascadeSystem():
             return system.upsampler
-        case DiffusionSystem():
+        case DiffusionSystem() | LatentSystem():
             return system.model
         case _:
             assert_never(system)

@@ -36,7 +36,11 @@ from models.diffusion.solvers.grids import (
     UniformTimesConfig,
 )
 from models.diffusion.solvers.solver import ProgressCallback, Solver, SolverStep
-from models.diffusion.thresholding import StaticThresholding, ThresholdingConfig
+from models.diffusion.thresholding import (
+    NoThresholding,
+    StaticThresholding,
+    ThresholdingConfig,
+)
 
 C = TypeVar("C")
 
@@ -166,6 +170,21 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
             return with_mean_gradient(self.thresholding.wrap(guided, schedule), gradient)
         guided = with_classifier_guidance(guided, schedule, log_probability, scale)
         return self.thresholding.wrap(guided, schedule)
+
+
+class LatentSampling(DiffusionSampling, frozen=True, extra="forbid"):
+    """The same for latents, which have no range: their x_0 is not clamped."""
+
+    thresholding: ThresholdingConfig = NoThresholding()
+
+    @model_validator(mode="after")
+    def _unlimited(self) -> Self:
+        if not isinstance(self.thresholding, NoThresholding):
+            raise ValueError(
+                "thresholding: acts on pixels in [-1, 1], and latents have no such range; leave it "
+                "out"
+            )
+        return self
 
 
 @dataclass

@@ -9,9 +9,10 @@ from torch import nn
 from mezzotint.common.errors import UserError
 from mezzotint.inference.cascade import sample_base
 from mezzotint.inference.config import DiffusionSystem, StageSampling
-from mezzotint.inference.diffusion import DiffusionGenerator, check_generates_alone
+from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.images import to_bytes
+from mezzotint.inference.latent_space import check_generates_alone
 from mezzotint.inference.runtime import Runtime
 from models.diffusion.condition import Condition
 from models.diffusion.process import Process, ProcessConfig
