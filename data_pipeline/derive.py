@@ -193,9 +193,16 @@ def _provenance(dataset: Dataset) -> dict[str, str]:
 
 
 def finished_set(
-    dataset: Dataset, url: str, encoder: str | None, detector: Detector | None = None
+    dataset: Dataset,
+    url: str,
+    encoder: str | None,
+    detector: Detector | None = None,
+    *,
+    fields: Sequence[str] = (),
 ) -> Manifest | None:
     """The manifest of a finished set of the same source, settings and encoder or detector.
+
+    `fields` are arrays that it must hold.
 
     Raises:
         UserError: there is a set that is no derived one, or one whose images were prepared
@@ -205,7 +212,8 @@ def finished_set(
     if manifest is None:
         return None
     same = manifest.provenance | {_WITH_IMAGE: provenance[_WITH_IMAGE]} == provenance
-    if (manifest.encoder, manifest.detector) != (encoder, detector) or not same:
+    held = {f"{name}.npy" for name in fields} <= manifest.fields.keys()
+    if (manifest.encoder, manifest.detector) != (encoder, detector) or not same or not held:
         return None
     before, now = encoded_preprocessing(manifest), _preprocessing(dataset)
     if before != now:

@@ -11,8 +11,12 @@ from trainer.recipe import Recipe
 
 KEYS = (
     "data.url",
+    "data.join",
     "data.text.tokenizer",
     "data.encoder",
+    "task.condition.encoder.model",
+    "task.condition.encoder.checkpoint",
+    "task.condition.encoder.directory",
     "task.text_encoder.model",
     "task.text_encoder.checkpoint",
     "task.text_encoder.directory",
@@ -55,6 +59,8 @@ def change(tree: dict[str, Any], key: str, located: Callable[[str, str], str]) -
     value = node.get(last) if isinstance(node, dict) else None
     if isinstance(value, str) and is_local(value) and not is_digest(value):
         node[last] = located(key, value)
+    if isinstance(value, list):
+        node[last] = [located(key, each) if is_local(each) else each for each in value]
 
 
 def value_at(tree: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - whatever is there

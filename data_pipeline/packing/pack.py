@@ -184,7 +184,8 @@ def _manifest(
         splits[RANDOM_SPLIT] = random_split(contents, options.test_fraction, earlier)
     fields = {name: described.get(name, "image file as it was") for name in extensions}
     if before is not None:
-        tree = {**before.model_dump(), "fields": fields, "splits": splits, "shards": shards}
+        changed = {"fields": fields, "splits": splits, "shards": shards, "latents": None}
+        tree = {**before.model_dump(), **changed}
         return Manifest.model_validate(tree)
     provenance = {"packed from": src, "plan": records.plan}
     return Manifest(

@@ -69,6 +69,8 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
     out: str | None = None
     """Directory or fsspec URL of the new set. None: `set/` in the stage's directory."""
     batch: int = Field(default=64, gt=0)
+    latents: bool = False
+    """Latents also of an autoencoder that has codes."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "DeriveStage":

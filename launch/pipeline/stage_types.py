@@ -98,13 +98,17 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
         stage.model,
         out,
         batch=stage.batch,
+        latents=stage.latents,
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),
     )
     assert manifest is not None, "one process writes"
     write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
-    samples = manifest.sample_count
-    return {"samples": f"{samples:,}", "encoder": (manifest.encoder or "")[:12]}
+    facts = {"samples": f"{manifest.sample_count:,}", "encoder": (manifest.encoder or "")[:12]}
+    if manifest.latents is not None:
+        facts["mean of latents"] = f"{manifest.latents.mean:.6g}"
+        facts["scale of latents"] = f"{manifest.latents.scale:.6g}"
+    return facts
 
 
 def derive_hints(

@@ -94,7 +94,7 @@ def encode_set(
     data = feeding(data, model, encoder_size(model, latents=latents))
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
     digest = store.describe(model).digest
-    finished = finished_set(dataset, out, digest)
+    finished = finished_set(dataset, out, digest, fields=_fields(model, latents=latents))
     if finished is not None:
         return measured(out, finished) if runtime.group.is_main else finished
     encode, fields = _encoder(store.load(model, device=runtime.device), latents=latents)
@@ -118,6 +118,12 @@ def encode_set(
     for _ in blocks():
         pass
     return None
+
+
+def _fields(model: str, *, latents: bool) -> tuple[str, ...]:
+    """The arrays that a model directory's autoencoder gives."""
+    with torch.device("meta"):
+        return _encoder(store.describe(model).config.build(), latents=latents)[1]
 
 
 def _encoder(

@@ -4,13 +4,14 @@ from pydantic import BaseModel
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
-from data_pipeline.manifest import read_manifest
+from data_pipeline.derive import encoded_preprocessing
+from data_pipeline.manifest import Manifest, read_manifest
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
-from models.config import ModelConfig
+from models.config import ModelConfig, image_side
 from models.diffusion.dit import DiTConfig
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
@@ -50,13 +51,25 @@ def first_stage(model: ModelConfig, target: Latents, dataset: Dataset) -> FirstS
         )
     found = store.describe(location)
     _check_shape(model, location, found)
+    _check_size(location, found, manifest)
     scaling = target.scaling or manifest.latents
     if scaling is None:
         raise UserError(
             f"the latents of '{manifest.name}' were not measured: an earlier version derived them; "
-            "run the same `mezzotint data derive` again, which measures them"
+            "run the same `mezzotint data derive` again, which measures them, or state "
+            "task.target.scaling"
         )
     return FirstStage(model=location, digest=found.digest, scaling=scaling)
+
+
+def _check_size(location: str, found: store.ModelInfo, manifest: Manifest) -> None:
+    """Refuse latents of images of another size than the first stage's."""
+    images, own = encoded_preprocessing(manifest), image_side(found.config)
+    if images is not None and images.size != own:
+        raise UserError(
+            f"the latents of '{manifest.name}' are of images of {images.size} pixels, and "
+            f"{location} takes {own}; derive the set again with `mezzotint data derive`"
+        )
 
 
 def _check_shape(model: ModelConfig, location: str, found: store.ModelInfo) -> None:

@@ -13,6 +13,7 @@ from data_pipeline.dataset import open_dataset
 from data_pipeline.manifest import read_manifest, write_manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentScaling
+from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.inference.encode import encode_set, encoder_size
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -46,7 +47,10 @@ optimizer: {{lr: {{peak: 1.0e-3}}}}
 
 def saved(directory, config):
     torch.manual_seed(0)
-    store.save(str(directory), config, config.build().state_dict(), card="tiny")
+    size = getattr(config, "image_size", None)
+    preprocessing = None if size is None else Preprocessing(size=size)
+    weights = config.build().state_dict()
+    store.save(str(directory), config, weights, card="tiny", preprocessing=preprocessing)
     return str(directory)
 
 
@@ -304,6 +308,32 @@ def test_a_set_that_was_not_measured_is_refused_and_deriving_it_again_measures_i
     assert f"latents of 12 samples: mean {manifest.latents.mean:.6g}" in shown
     tree = json.loads(mezzotint("data", "inspect", out, "--json").out)
     assert tree["latents"] == {**manifest.latents.model_dump(), "scale": manifest.latents.scale}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 32}, "are of images of 32 pixels, and .* takes 16; derive the set again"),
+        ({"fit": "crop"}, r"data.encoder .* of fit pad and .* on fit crop"),
+        ({"filter": "box"}, r"data.encoder .* of filter bicubic and .* on filter box"),
+    ],
+)
+def test_latents_of_images_prepared_otherwise_are_refused(kl, changed, message):
+    _, manifest, out = kl
+    other = manifest.preprocessing.model_copy(update=changed)
+    write_manifest(out, manifest.model_copy(update={"preprocessing": other}))
+    with pytest.raises(UserError, match=message):
+        open_inputs(of_set(kl))
+
+
+def test_codes_are_not_taken_for_the_latents_of_the_same_model(tmp_path, write_set):
+    vq = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=EMA)
+    model, out = saved(tmp_path / "vq", vq), str(tmp_path / "out")
+    data = DataConfig(url=str(write_set()))
+    assert encode_set(data, model, out).latents is None
+    made = encode_set(data, model, out, latents=True)
+    assert made.latents.samples == 12
+    assert encode_set(data, model, out, latents=True) == made
 
 
 def test_statistics_do_not_depend_on_the_batch(kl, tmp_path):
