@@ -15,6 +15,7 @@ from launch.conform.null_captions import null_captions
 from launch.conform.perceptual import perceptual_gradient
 from launch.conform.processes import same_updates
 from launch.conform.trained_run import TrainedRun
+from launch.conform.zero_convolutions import zero_convolution_order
 from launch.pipeline.config import TrainStage, load_run_pipeline
 from launch.processes import devices
 from mezzotint.common.errors import UserError
@@ -26,6 +27,7 @@ CHECKS: Sequence[Check] = (
     null_captions,
     prior_causality,
     last_timestep,
+    zero_convolution_order,
 )
 UPDATES: Sequence[Check] = (same_updates,)
 """Checks that train for a few updates in processes of their own."""

@@ -17,6 +17,7 @@ from trainer.tasks.conditions import (
     TextCondition,
     as_conditions,
 )
+from trainer.tasks.control import ControlTaskConfig, with_caption_drop
 from trainer.tasks.denoising import DenoisingConfig
 
 SAMPLES, BATCH = 512, 64
@@ -72,7 +73,9 @@ def _declared(run: TrainedRun) -> dict[str, float]:
     match run.recipe.task:
         case AutoregressiveConfig(caption_drop=drop):
             return {"text": drop} if drop else {}
-        case DenoisingConfig(condition=condition):
+        case DenoisingConfig(condition=condition) as task:
+            if isinstance(task, ControlTaskConfig):
+                condition = with_caption_drop(condition, task.caption_drop)
             return {
                 each.kind: each.drop
                 for each in as_conditions(condition)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from data_pipeline.config import DataConfig, Selection
 from data_pipeline.manifest import write_manifest
@@ -19,6 +20,7 @@ from launch.conform.null_captions import null_captions
 from launch.conform.perceptual import perceptual_gradient
 from launch.conform.processes import relative_difference
 from launch.conform.trained_run import TrainedRun
+from launch.conform.zero_convolutions import zero_convolution_order
 from mezzotint.inference.encode import encode_set
 from models import store
 from trainer.recipe import load
@@ -202,6 +204,48 @@ def test_the_scale_of_latents(trained, tmp_path):
     found = latent_scale(TrainedRun.open(path, CPU))
     assert not found.passed
     assert "standard deviation 0.8" in found.measured
+
+
+def png(rng, mode):
+    shape = (8, 8, 3) if mode == "RGB" else (8, 8)
+    content = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
+def test_the_order_of_zero_convolutions(trained, tmp_path, monkeypatch):
+    rng, url = np.random.default_rng(0), str(tmp_path / "pairs")
+    members = [
+        {"txt": b"woman pilot", "png": png(rng, "RGB"), "edges.png": png(rng, "L")}
+        for _ in range(8)
+    ]
+    write_shards(
+        [RawSample(f"s{number}", each, {}) for number, each in enumerate(members)], url,
+        name="pairs", licence="CC0", provenance={}, shard_size=8,
+        fields={"txt": "caption", "png": "image", "edges.png": "edges"},
+    )  # fmt: skip
+    unet = {
+        "kind": "unet", "image_size": 8, "channels": 8, "multipliers": [1, 2], "depth": 1,
+        "attention": [4], "head_width": 4, "groups": 4,
+        "text": {"vocab": 40, "length": 6, "width": 8, "layers": 1, "heads": 1},
+    }  # fmt: skip
+    condition = {"condition": {"kind": "text"}}
+    data = {"url": url, "image": {"size": 8}, "text": TEXT}
+    task = {"kind": "denoising", **condition}
+    base = trained({"model": unet, "task": task, "data": data}, "base")
+    control = {
+        "model": {"kind": "control", "base": unet, "hint": {"channels": 1, "stride": 1}},
+        "task": {"kind": "control", "base": str(base), **condition},
+        "data": {**data, "hint": {"name": "edges", "channels": 1}},
+    }
+    run = TrainedRun.open(trained(control, "control"), CPU)
+    found = zero_convolution_order(run)
+    assert found.passed, found.measured
+    share = null_captions(run)
+    assert share.passed
+    assert "the recipe says 50%" in share.measured
+    monkeypatch.setattr("models.diffusion.control.network.zeroed", lambda layer: layer)
+    assert not zero_convolution_order(run).passed
 
 
 def test_relative_difference():
