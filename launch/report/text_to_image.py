@@ -15,6 +15,7 @@ SYSTEMS = {
     "cascade": "Cascaded diffusion",
     "dalle": "Transformer prior + dVAE",
     "hierarchy": "VQ-VAE-2 + a prior per level",
+    "latent": "Latent diffusion",
 }
 
 

@@ -12,7 +12,7 @@ from launch.pipeline.config import TrainStage, load_pipeline, stage_recipe
 from models import store
 
 PIPELINE = "recipes/pipelines/latents.yaml"
-TRAINED = ("first_stage", "clip", "base")
+TRAINED = ("first_stage", "clip", "base", "control")
 FEW = "{base: [adult, biking, pouting]}"
 SELECT = f"[{{split: composition, part: train, where: {FEW}}}]"
 SETTINGS = [
@@ -20,9 +20,13 @@ SETTINGS = [
     *(f"stages.{name}.set.batch=4" for name in TRAINED),
     *(f"stages.{name}.set.log={{every: 1}}" for name in TRAINED),
     *(f"stages.{name}.set.data.select={SELECT}" for name in ("first_stage", "clip")),
-    f"stages.latents.data.select={SELECT}",
+    *(f"stages.{name}.data.select={SELECT}" for name in ("latents", "edges")),
     "stages.reconstruction.evaluation.images.limit=4",
     "stages.reconstruction.evaluation.features=null",
+    "stages.samples.evaluation.limit={test: 3, train: 2}",
+    f"stages.samples.evaluation.reference.where={FEW}",
+    "stages.samples.evaluation.retrieval_choices=4",
+    "stages.samples.evaluation.system.sampling.steps=2",
 ]
 
 
@@ -35,6 +39,9 @@ def test_the_denoiser_has_the_shape_of_the_latents_and_of_the_captions_features(
     side = first.image_size // first.pyramid.stride
     assert (base.image_channels, base.image_size) == (first.channels, side) == (4, 16)
     assert base.features.width == clip.text_width
+    control = recipes["control"].model
+    assert control.base == base
+    assert control.hint_size == first.image_size
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,21 @@ def test_the_denoiser_is_trained_on_latents_of_the_trained_first_stage(root):
 
 
 @pytest.mark.processes
-def test_the_page_shows_the_first_stage_reconstructions(root):
+def test_the_control_is_trained_for_the_base_that_stays_as_it_is(root):
+    control = store.describe(str(root / "control" / "model"))
+    assert control.base.digest == store.describe(str(root / "base" / "model")).digest
+    assert control.hint.detector.kind == "edges"
+
+
+@pytest.mark.processes
+def test_the_system_generates_from_captions_seen_and_never_seen(root):
+    tree = json.loads((root / "samples" / "evaluation.json").read_text())
+    assert tree["protocol"]["system"]["kind"] == "latent"
+    assert tree["protocol"]["images"] == {"composition": 3, "train": 2}
+
+
+@pytest.mark.processes
+def test_the_page_shows_reconstructions_and_samples(root):
     page = (root / "index.html").read_text()
-    assert "Reconstructions" in page
-    assert "first_stage" in page
+    for words in ("Reconstructions", "first_stage", "Latent diffusion"):
+        assert words in page
