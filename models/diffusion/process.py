@@ -22,6 +22,7 @@ from models.diffusion.parameterization import (
     to_v,
     to_x0,
 )
+from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.schedules.marginal import Marginal, Schedule
 from models.diffusion.schedules.schedule import CosineSchedule, ScheduleConfig
 from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
@@ -67,6 +68,12 @@ class ProcessConfig(BaseModel, frozen=True, extra="forbid"):
         exploding = isinstance(self.schedule, VESchedule | EDMSchedule)
         if self.prediction_type == "v" and exploding:
             raise ValueError("prediction_type: v needs a schedule that preserves variance")
+        silent = isinstance(self.schedule, DiscreteSchedule) and self.schedule.zero_terminal_snr
+        if self.prediction_type == "noise" and silent:
+            raise ValueError(
+                "prediction_type: noise says nothing of the image where the schedule leaves no "
+                "signal (zero_terminal_snr; arXiv 2305.08891, 3.2); predict v or x0"
+            )
         return self
 
     @property

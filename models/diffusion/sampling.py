@@ -29,6 +29,7 @@ from models.diffusion.solvers.ddpm import DDPM
 from models.diffusion.solvers.euler import Euler
 from models.diffusion.solvers.euler_ancestral import EulerAncestral
 from models.diffusion.solvers.grids import (
+    LdmTimesConfig,
     LeadingTimesConfig,
     LogSnrTimesConfig,
     TimeGridConfig,
@@ -129,12 +130,20 @@ class DiffusionSampling(BaseModel, frozen=True, extra="forbid"):
         return SamplerRun(self.solver, times, denoiser, schedule)
 
     def _require_signal(self, schedule: Schedule) -> None:
-        """Only ddim and ddpm can start where no signal is left."""
+        """With zero terminal SNR sampling starts at the last step, and only by ddim and ddpm."""
         grid = self.time_grid
-        if isinstance(grid, TrailingTimesConfig | LeadingTimesConfig):
+        if isinstance(grid, TrailingTimesConfig | LeadingTimesConfig | LdmTimesConfig):
             first = grid.build(schedule, self.steps)[0]
         else:
             first = torch.tensor(grid.first, dtype=torch.float64, device="cpu")
+        end = torch.ones_like(first)
+        early = isinstance(grid, LeadingTimesConfig | LdmTimesConfig) and float(first) < 1
+        if early and float(schedule.at(end).alpha) == 0:
+            raise UserError(
+                f"sampling.times: kind {grid.kind} starts at time {float(first):.4g}, but this "
+                "model's schedule has zero terminal SNR and was trained from pure noise at time 1 "
+                "(arXiv 2305.08891, 3.3); choose trailing or uniform"
+            )
         if float(schedule.at(first).alpha) == 0 and not isinstance(self.solver, DDIM | DDPM):
             raise UserError(
                 f"sampling.solver: {self.solver.kind} needs some signal at every time, which this "

@@ -7,10 +7,11 @@ signal-to-noise ratio: |noise - predicted noise|^2 = snr |x_0 - predicted x_0|^2
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from models.diffusion.schedules.marginal import Marginal
+from models.diffusion.schedules.marginal import Marginal, Schedule
 
 Weighting = Callable[[Marginal], Tensor]
 """Weights (B,) of the squared x_0 error at a marginal."""
@@ -87,6 +88,20 @@ class EDM(BaseModel, frozen=True, extra="forbid"):
 
     def __call__(self, marginal: Marginal) -> Tensor:
         return marginal.snr + 1 / self.sigma_data**2
+
+
+def untrained_end(weight: Weighting, schedule: Schedule) -> str | None:
+    """A warning where the last time has weight 0 though the schedule leaves no signal there.
+
+    min-SNR so cancels zero terminal SNR: the network is sampled from a time it never learns.
+    """
+    last = schedule.at(torch.ones(1, dtype=torch.float64, device="cpu"))
+    if float(last.snr) > 0 or float(weight(last)) > 0:
+        return None
+    return (
+        "task.weight: gives weight 0 to the last step of a schedule with zero terminal SNR, which "
+        "is then not trained; set weight.kind v or snr_clamped, or loss.kind simple"
+    )
 
 
 WeightingConfig = Annotated[

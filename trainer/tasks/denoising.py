@@ -1,10 +1,11 @@
 """Denoising: every diffusion model, whatever its conditions (DDPM, arXiv 2006.11239)."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,7 @@ from models.diffusion.schedules.timesteps import (
     TimestepSampler,
     TimestepsConfig,
 )
-from models.diffusion.weighting import SnrClamped
+from models.diffusion.weighting import SnrClamped, untrained_end
 from models.text_source import TextSource
 from trainer import distributed
 from trainer.task import Engines, Loss, Step, Task
@@ -40,13 +41,16 @@ from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
 from trainer.tasks.targets import Images, TargetConfig
 
+log = logging.getLogger(__name__)
+
 
 class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     """An error of the prediction at random times.
 
     `weight` is that of the loss `weighted`. By default times are stratified, over the steps of the
-    hybrid loss where it has some. `preview` is the sampling of previews; its guidance acts where a
-    condition is sometimes dropped.
+    hybrid loss where it has some. `offset_noise` is the standard deviation of a further noise, one
+    number for each channel of a sample, which lets samples differ in brightness. `preview` is the
+    sampling of previews; its guidance acts where a condition is sometimes dropped.
     """
 
     kind: Literal["denoising"]
@@ -55,6 +59,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     loss: LossConfig = WeightedLoss()
     weight: Weight | None = None
     times: TimestepsConfig | None = None
+    offset_noise: float = Field(default=0.0, ge=0)
     preview: DiffusionSampling = DiffusionSampling(steps=10, guidance=2.0)
 
     @model_validator(mode="after")
@@ -110,7 +115,20 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
                 "task.loss: a learned variance (model.process.variance) is trained by kind hybrid, "
                 "and hybrid needs one"
             )
+        weight = self.weight or SnrClamped()
+        if isinstance(self.loss, WeightedLoss):
+            fault = untrained_end(weight, model.process.schedule)
+            if fault is not None:
+                log.warning("%s", fault)
         return Denoising(self, model)
+
+
+def offset_noise(noise: Tensor, strength: float, rng: Generator) -> Tensor:
+    """Noise (B, C, ...) plus `strength` times one standard normal number per channel."""
+    if not strength:
+        return noise
+    shape = (*noise.shape[:2], *(1,) * (noise.ndim - 2))
+    return noise + strength * torch.randn(shape, generator=rng, device=noise.device)
 
 
 def _listed(names: Collection[str]) -> str:
@@ -144,6 +162,7 @@ class Denoising(Task):
             len(clean), rng, part=step.microbatch_index, parts=step.num_microbatches
         )
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+        noise = offset_noise(noise, self._config.offset_noise, rng)
         errors = self._objective(
             engines["model"], self._network.process, clean, condition, times.t, noise
         )

@@ -15,6 +15,7 @@ from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.times import (
     karras_times,
+    ldm_times,
     leading_times,
     quadratic_times,
     trailing_times,
@@ -98,13 +99,33 @@ class LeadingTimesConfig(BaseModel, frozen=True, extra="forbid"):
         return leading_times(_discrete(schedule, steps, self.kind), steps, offset=self.offset)
 
 
+class LdmTimesConfig(BaseModel, frozen=True, extra="forbid"):
+    """DDIM's steps in the released code of latent diffusion (arXiv 2112.10752).
+
+    Steps 2, 2 + r, 2 + 2 r ... of the schedule's N discrete steps, r = N / steps, down to the first
+    step, whose little noise stays.
+    """
+
+    kind: Literal["ldm"] = "ldm"
+
+    def build(self, schedule: Schedule, steps: int) -> Tensor:
+        count = _discrete(schedule, steps, self.kind)
+        if count % steps or count == steps:
+            raise ValueError(
+                f"times of kind ldm take a number of steps below {count} that divides it, not "
+                f"{steps}"
+            )
+        return ldm_times(count, steps)
+
+
 TimeGridConfig = Annotated[
     UniformTimesConfig
     | QuadraticTimesConfig
     | KarrasTimesConfig
     | LogSnrTimesConfig
     | TrailingTimesConfig
-    | LeadingTimesConfig,
+    | LeadingTimesConfig
+    | LdmTimesConfig,
     Field(discriminator="kind"),
 ]
 

@@ -55,6 +55,17 @@ def leading_times(train_steps: int, steps: int, *, offset: int = 0) -> Tensor:
     return _with_clean((multiples * (train_steps // steps) + 1 + offset) / train_steps)
 
 
+def ldm_times(train_steps: int, steps: int) -> Tensor:
+    """Steps 2, 2 + r, 2 + 2 r ... of N, r = N / steps, and the first step as their end.
+
+    As in the released code of latent diffusion: its grid counts from 0 and adds 1, and the last
+    step of DDIM goes to the alpha of its first step, not to the clean image.
+    """
+    multiples = torch.arange(steps, dtype=torch.float64, device="cpu").flip(0)
+    times = (multiples * (train_steps // steps) + 2) / train_steps
+    return torch.cat([times, times.new_tensor([1 / train_steps])])
+
+
 def _log_snr(schedule: Schedule, first: float, last: float) -> list[float]:
     """ln(alpha^2 / sigma^2) at two times."""
     times = torch.tensor([first, last], dtype=torch.float64, device="cpu")

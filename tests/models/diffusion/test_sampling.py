@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from mezzotint.common.errors import UserError
 from models.diffusion.guidance import classifier_gradient, with_guidance, with_mean_gradient
-from models.diffusion.parameterization import Prediction
+from models.diffusion.parameterization import Prediction, from_noise
 from models.diffusion.sampling import (
     NFE,
     DiffusionSampling,
@@ -19,7 +19,7 @@ from models.diffusion.sampling import (
     memoize_last,
     scale_initial_noise,
 )
-from models.diffusion.schedules.discrete import DiscreteSchedule
+from models.diffusion.schedules.discrete import DiscreteSchedule, SqrtLinearBetasConfig
 from models.diffusion.schedules.schedule import CosineSchedule, LinearSchedule
 from models.diffusion.schedules.ve_schedule import EDMSchedule, VESchedule
 from models.diffusion.solvers.analytic_dpm import noise_moments
@@ -92,14 +92,46 @@ def test_every_solver_samples_the_mixture_on_every_schedule(kind, schedule):
 @pytest.mark.parametrize("kind", kinds(TimeGridConfig))
 def test_every_grid_decreases_from_noise_to_clean_in_so_many_steps(kind, schedule):
     settings = sampling(times={"kind": kind}, steps=12)
-    if kind in ("trailing", "leading") and schedule != "discrete":
+    if kind == "ldm":
+        settings = sampling(times={"kind": kind}, steps=10)
+    if kind in ("trailing", "leading", "ldm") and schedule != "discrete":
         with pytest.raises(UserError, match=f"times of kind {kind} count discrete steps"):
             times_of(settings, SCHEDULES[schedule])
         return
     times = times_of(settings, SCHEDULES[schedule])
-    assert times.shape == (13,)
-    assert float(times[-1]) == 0
+    assert times.shape == (settings.steps + 1,)
+    assert float(times[-1]) == (1 / 1000 if kind == "ldm" else 0)
     assert bool((times.diff() < 0).all())
+
+
+def test_ddim_of_latent_diffusion_is_its_formula():
+    schedule = DiscreteSchedule(betas=SqrtLinearBetasConfig())
+    kept = (1 - schedule.betas.betas(1000)).cumprod(0)
+    # released code: uniform steps + 1, and the alpha before the first of them is that of step 0
+    now = torch.arange(0, 1000, 100) + 1
+    before = torch.cat([kept[:1], kept[now[:-1]]])
+    x = start = torch.randn((2, 3), generator=rng(), dtype=torch.float64)
+    for step in reversed(range(10)):
+        here, there, noise = kept[now[step]], before[step], x.tanh()
+        x0 = (x - (1 - here).sqrt() * noise) / here.sqrt()
+        x = there.sqrt() * x0 + (1 - there).sqrt() * noise
+
+    def denoise(x, t, condition):
+        return from_noise(x.tanh(), x, schedule.at(t))
+
+    settings = sampling(times={"kind": "ldm"}, steps=10, thresholding={"kind": "none"})
+    run = settings.sampler_run(denoise, denoise, schedule)
+    found = run.solver.solve(schedule, run.denoiser, start, run.times, None, rng())
+    torch.testing.assert_close(found, x, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["leading", "ldm"])
+def test_zero_terminal_snr_is_sampled_from_its_last_step(kind):
+    schedule = DiscreteSchedule(zero_terminal_snr=True)
+    settings = sampling(times={"kind": kind}, steps=10)
+    with pytest.raises(UserError, match=r"zero terminal SNR .* choose trailing"):
+        times_of(settings, schedule)
+    assert float(times_of(sampling(times={"kind": "trailing"}, steps=10), schedule)[0]) == 1
 
 
 def test_solvers_that_need_short_last_steps_get_them():

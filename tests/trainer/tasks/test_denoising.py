@@ -18,7 +18,7 @@ from trainer.recipe import load
 from trainer.rng import drop_class, drop_text, micro_batches
 from trainer.task import Step, Task
 from trainer.tasks.conditions import ConditionInputs, LowResolutionCondition, random_crop
-from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.denoising import DenoisingConfig, offset_noise
 
 COUNT, CLASSES = 8, 3
 UNET = {
@@ -309,3 +309,27 @@ def test_a_renamed_key_is_refused_with_its_new_name(recipe, key, new):
     with pytest.raises(UserError) as caught:
         load(path, [f"{key}=1"])
     assert f"{path}: {key}: was renamed to {new}; use the new name" in str(caught.value)
+
+
+def test_offset_noise_is_one_number_for_each_channel():
+    noise = torch.randn((4, 3, 5, 5), generator=rng())
+    added = offset_noise(noise, 0.1, rng(1)) - noise
+    numbers = torch.randn((4, 3, 1, 1), generator=rng(1))
+    torch.testing.assert_close(added, (0.1 * numbers).expand_as(noise), atol=1e-6, rtol=1e-5)
+    assert offset_noise(noise, 0.0, rng(1)) is noise
+
+
+def test_noise_is_not_predicted_where_no_signal_is_left():
+    schedule = {"kind": "discrete", "zero_terminal_snr": True}
+    with pytest.raises(ValidationError, match="predict v or x0"):
+        ProcessConfig(schedule=schedule, prediction_type="noise")
+    assert ProcessConfig(schedule=schedule, prediction_type="v").prediction_type == "v"
+
+
+@pytest.mark.parametrize("kind", ["min_snr", "snr", "v", "snr_clamped"])
+def test_weight_0_at_the_last_step_is_said(kind, caplog):
+    schedule = {"kind": "discrete", "zero_terminal_snr": True}
+    model = {**UNET, "process": {"schedule": schedule, "prediction_type": "v"}}
+    task = DenoisingConfig.model_validate({"kind": "denoising", "weight": {"kind": kind}})
+    task.build(TypeAdapter(ModelConfig).validate_python(model).build())
+    assert ("gives weight 0 to the last step" in caplog.text) == (kind in ("min_snr", "snr"))
