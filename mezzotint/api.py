@@ -26,7 +26,9 @@ from evaluation.config import EvaluationConfig
 from evaluation.evaluate import evaluate as run_evaluation
 from evaluation.result import EvaluationResult
 from mezzotint.common.errors import UserError
+from mezzotint.inference.editing import ImageEdit
 from mezzotint.inference.generator import GenerationRequest, GenerationResult, Progress, Prompt
+from mezzotint.inference.images import from_bytes
 from mezzotint.inference.load import AnyGenerator, load_generator
 from mezzotint.inference.model_lookup import find_system
 from mezzotint.inference.runtime import Precision
@@ -57,6 +59,9 @@ class System:
         candidates: int | None = None,
         seed: int = 0,
         batch_size: int = 32,
+        image: Tensor | None = None,
+        strength: float = 1.0,
+        mask: Tensor | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """`number` images for every caption with every class.
@@ -67,8 +72,12 @@ class System:
         system that ranks `candidates` returns the best of each prompt, best first; None is the
         number of its settings.
 
+        A diffusion model starts from `image` (H, W, 3) uint8 where one is given, at its own size:
+        `strength` is the part of the steps that are taken, and where `mask` (H, W) bool is false
+        its pixels are kept.
+
         Raises:
-            UserError: the system is not conditioned on captions, or on classes.
+            UserError: the system is not conditioned on captions, or on classes, or takes no image.
         """
         if isinstance(captions, str):
             raise UserError("captions: give a list of captions, not one string")
@@ -78,6 +87,7 @@ class System:
             number=max(number, candidates or self.generator.candidates),
             seed=seed,
             batch_size=batch_size,
+            edit=_edit(image, strength, mask),
         )
         return self.generator.generate(request, progress=progress).top(number)
 
@@ -88,6 +98,16 @@ class System:
         """
         found = self.generator.reconstruct(images)
         return images if found is None else found
+
+
+def _edit(image: Tensor | None, strength: float, mask: Tensor | None) -> ImageEdit | None:
+    if image is None:
+        if mask is not None or strength != 1:
+            raise UserError("strength and mask belong to an image: give one, or leave them out")
+        return None
+    return ImageEdit(
+        from_bytes(image), strength, None if mask is None else mask.to(torch.float32)[None]
+    )
 
 
 def load(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mezzotint.api import System
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.inference.config import LatentSystem
@@ -251,3 +252,20 @@ def test_images_are_inverted_through_the_first_stage(system):
     found = under(system, times={"kind": "uniform", "last": 0.02}).invert(images, PROMPTS[:1])
     assert found.noise.shape == (1, 4, 8, 8)
     assert found.reconstruction.shape == images.shape
+
+
+def test_python_callers_give_images_as_bytes(system):
+    image, mask = picture(), torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:8] = True
+    loaded = System(system)
+    found = loaded.generate(labels=[1], image=image, mask=mask).images[0, 0]
+    assert torch.equal(found[~mask], image[~mask])
+    assert not torch.equal(found, image)
+    with pytest.raises(UserError, match="belong to an image"):
+        loaded.generate(labels=[1], strength=0.5)
+
+
+def test_systems_that_take_no_image_say_so():
+    request = GenerationRequest(PROMPTS, edit=ImageEdit(torch.zeros(3, 16, 16), strength=0.5))
+    with pytest.raises(UserError, match="does not start from a given image"):
+        request.refuse("cascade", noise=True)
