@@ -23,9 +23,10 @@ from trainer.recipe import Recipe
 from trainer.task import Task
 from trainer.tasks.control import ControlTask
 from trainer.tasks.control_inputs import of_base, open_control
-from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.denoising import Denoising, DenoisingConfig
 from trainer.tasks.first_stage import first_stage, latent_target, with_latents
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
+from trainer.tasks.targets import LatentDecoder
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         measured = target.model_copy(update={"scaling": stage.scaling})
         settings = settings.model_copy(update={"target": measured})
     task, preprocessing = settings.build(model), data_preprocessing(recipe, dataset)
+    if isinstance(task, Denoising) and stage is not None:
+        task.decoder = LatentDecoder(stage)
     inputs = TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing, stage)
     if not isinstance(task, ControlTask):
         return inputs

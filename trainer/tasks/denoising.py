@@ -22,6 +22,7 @@ from models.diffusion.schedules.timesteps import (
     TimestepSampler,
     TimestepsConfig,
 )
+from models.diffusion.thresholding import NoThresholding
 from models.diffusion.weighting import SnrClamped, untrained_end
 from models.text_source import TextSource
 from trainer import distributed
@@ -39,7 +40,7 @@ from trainer.tasks.conditions import (
 )
 from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
-from trainer.tasks.targets import Images, TargetConfig
+from trainer.tasks.targets import Images, LatentDecoder, Latents, TargetConfig
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class Denoising(Task):
         self._objective = objective(config.loss, config.weight or SnrClamped())
         self._times: TimestepSampler = config.timesteps.build(model.process.schedule)
         self._losses: list[Tensor] = []
+        self.decoder: LatentDecoder | None = None
+        """Of previews of latents."""
         self._text_encoder = (
             None if config.text_encoder is None else LazyTextEncoder(config.text_encoder)
         )
@@ -197,10 +200,15 @@ class Denoising(Task):
     def preview(
         self, parts: Mapping[str, nn.Module], batch: Batch, rng: Generator
     ) -> Mapping[str, Tensor]:
-        """Real images and samples; none where the target is no image.
+        """Real images and samples, decoded where the target is latents; else none without images.
 
         Of an upsampler also bilinear interpolation.
         """
+        if isinstance(self._config.target, Latents) and self.decoder is not None:
+            clean, condition = self.evaluation(batch, rng)
+            noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+            found = self.sample(self._network, noise, condition, rng)
+            return {"real": self.decoder(clean), "samples": self.decoder(found)}
         if not isinstance(self._config.target, Images):
             return {}
         clean, condition = self.evaluation(batch, rng)
@@ -231,6 +239,8 @@ class Denoising(Task):
             unconditional = each.unconditional(unconditional, model)
         if unconditional is conditional:
             sampling = sampling.model_copy(update={"guidance": 1.0})
+        if not isinstance(self._config.target, Images):  # it has no range to be clamped to
+            sampling = sampling.model_copy(update={"thresholding": NoThresholding()})
         run = sampling.sampler_run(conditional, unconditional, model.process.schedule)
         return run.solve(noise, condition, rng)
 

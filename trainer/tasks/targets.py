@@ -7,7 +7,11 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from data_pipeline.batch import Batch
+from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentScaling
+from models import store
+from models.autoencoders.autoencoder import Autoencoder
+from models.first_stage import FirstStage
 
 
 class Images(BaseModel, frozen=True, extra="forbid"):
@@ -61,6 +65,30 @@ class Latents(BaseModel, frozen=True, extra="forbid"):
             noise = torch.randn(value.shape, generator=rng, device=value.device)
             value = value + batch.array(DEVIATIONS).float() * noise
         return self.scaling.normalize(value)
+
+
+class LatentDecoder:
+    """Normalised latents to images, for previews; the first stage is read when it is first needed.
+
+    It is no part of the task: not trained, and not in checkpoints.
+    """
+
+    def __init__(self, source: FirstStage) -> None:
+        self._source = source
+        self._opened: Autoencoder | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            UserError: the first stage cannot be read, or is no autoencoder.
+        """
+        if self._opened is None:
+            model = store.load(self._source.model, device=x.device)
+            if not isinstance(model, Autoencoder):
+                raise UserError(f"{self._source.model}: holds no autoencoder")
+            self._opened = model
+        return self._opened.decode(self._source.scaling.denormalize(x)).float()
 
 
 TargetConfig = Annotated[Images | Array | Latents, Field(discriminator="kind")]
