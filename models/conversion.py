@@ -66,6 +66,14 @@ def layer(ours: str, theirs: str, form: WeightMapping = SAME) -> list[Weight]:
     return [weight, Weight(f"{ours}.bias", (f"{theirs}.bias",))]
 
 
+def nested(layout: Sequence[Weight], ours: str, theirs: str) -> list[Weight]:
+    """The weights of a part, whose names have these prefixes in the whole."""
+    return [
+        Weight(f"{ours}{each.ours}", tuple(f"{theirs}{name}" for name in each.theirs), each.form)
+        for each in layout
+    ]
+
+
 def import_state(
     layout: Sequence[Weight], network: nn.Module, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

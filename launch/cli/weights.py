@@ -8,8 +8,8 @@ import typer
 from launch.cli.options import AsJson, ImageFilter, ImageFit, Overrides
 
 weights_app = typer.Typer()
-Target = Literal["guided_diffusion", "diffusers", "dit", "open_clip"]
-Source = Literal["guided_diffusion", "diffusers", "dit", "taming"]
+Target = Literal["guided_diffusion", "diffusers", "dit", "open_clip", "compvis"]
+Source = Literal["guided_diffusion", "diffusers", "dit", "taming", "compvis"]
 
 
 @weights_app.command(
@@ -42,7 +42,9 @@ def average(
     epilog="Examples:  [bold]mezzotint import 256x256_diffusion.safetensors runs/adm --from "
     "guided_diffusion --recipe recipes/adm_256.yaml[/]  ·  [bold]mezzotint import "
     "ddpm-cifar10-32 runs/ddpm --from diffusers[/]  ·  [bold]mezzotint import "
-    "sd/unet runs/sd --from diffusers model.process.prediction_type=v[/]",
+    "sd/unet runs/sd --from diffusers model.process.prediction_type=v[/]  ·  "
+    "[bold]mezzotint import ldm.safetensors runs/ldm --from compvis --recipe "
+    "recipes/ldm_text2img_256.yaml --first-stage-recipe recipes/imagenet_kl_f8.yaml[/]",
 )
 def import_(
     file: Annotated[
@@ -57,6 +59,16 @@ def import_(
         Path | None,
         typer.Option(help="The recipe of the network; not needed with diffusers' config.json."),
     ] = None,
+    first_stage_recipe: Annotated[
+        Path | None,
+        typer.Option(help="Of a CompVis checkpoint: the recipe of its first stage, read too."),
+    ] = None,
+    latent_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="What its latents are multiplied by, where it holds no scale_factor.", min=1e-6
+        ),
+    ] = None,
     *,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
@@ -64,11 +76,19 @@ def import_(
 ) -> None:
     """Write a model directory from weights of another library; all names and shapes must match.
 
-    It records how training images were prepared: as the recipe says, or the two options.
+    It records how training images were prepared: as the recipe says, or the two options. A CompVis
+    checkpoint becomes OUT/model and OUT/first_stage.
     """
     from launch.weights.convert import import_weights
     from mezzotint.common.preprocessing import StatedPreprocessing
 
+    if source == "compvis":
+        from launch.weights.compvis import Recipes, import_compvis
+
+        recipes = Recipes(recipe, first_stage_recipe)
+        read = import_compvis(file, out, recipes, overrides or [], latent_scale)
+        typer.echo(read.to_json() if as_json else read.to_text())
+        return
     stated = StatedPreprocessing.of_options(image_fit, image_filter, force=True)
     done = import_weights(file, out, source, recipe, overrides or [], stated)
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
@@ -99,6 +119,12 @@ def export(
 
     A latent diffusion model is written as a whole folder of diffusers, a CLIP as one of open_clip.
     """
+    if target == "compvis":
+        from launch.weights.compvis import export_compvis
+
+        written = export_compvis(model, out, first_stage)
+        typer.echo(written.to_json() if as_json else written.to_text())
+        return
     from launch.weights.convert import export_model
 
     done = export_model(model, out, target, first_stage)

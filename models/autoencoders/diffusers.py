@@ -72,7 +72,7 @@ def to_diffusers_vae(
             if name not in ("bottleneck.counts", "bottleneck.sums")
         }
     if mean:
-        own = _shifted(own, config, mean)
+        own = shifted(own, config, mean)
     return export_state(_layout(_skeleton(exported)), own)
 
 
@@ -96,7 +96,7 @@ def require_held(config: AutoencoderConfig) -> AutoencoderConfig:
     return config
 
 
-def _shifted(
+def shifted(
     weights: Mapping[str, Tensor], config: AutoencoderConfig, mean: float
 ) -> dict[str, Tensor]:
     """The same network with latents of `mean` 0: its two pointwise convolutions, and its codes."""

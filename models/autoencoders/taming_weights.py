@@ -5,13 +5,15 @@ Both repositories keep `encoder.*`, `decoder.*`, `quant_conv`, `post_quant_conv`
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
+from models.autoencoders.bottleneck import Gaussian
+from models.autoencoders.quantizer import VectorQuantizerConfig
 from models.autoencoders.resnet import ResnetPyramid
 
 _ENDS = {
@@ -46,6 +48,63 @@ def from_taming(weights: Mapping[str, Tensor], config: AutoencoderConfig) -> dic
             continue
         renamed[_renamed(name, levels)] = value
     return _fused(renamed)
+
+
+def to_taming(weights: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
+    """The inverse: our state dict under their names.
+
+    Raises:
+        UserError: another pyramid or bottleneck than theirs.
+    """
+    if not isinstance(config.pyramid, ResnetPyramid) or config.pyramid.patch != 1:
+        raise UserError("model.pyramid: their autoencoders have a resnet pyramid of patch 1")
+    if not isinstance(config.bottleneck, Gaussian | VectorQuantizerConfig):
+        raise UserError(
+            f"model.bottleneck.kind: {config.bottleneck.kind}: their autoencoders have a gaussian "
+            "or vq one"
+        )
+    levels = len(config.pyramid.multipliers)
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        layer, _, parameter = name.rpartition(".")
+        if layer.endswith(".qkv"):
+            attention = _their_name(layer.removesuffix(".qkv"), levels)
+            for part, own in zip("qkv", value.chunk(3), strict=True):
+                found[f"{attention}.{part}.{parameter}"] = own.contiguous()
+        else:
+            found[_their_name(name, levels)] = value
+    return found
+
+
+def _their_name(name: str, levels: int) -> str:
+    """The inverse of `_renamed`; also of the name of a whole attention."""
+    for theirs, ours in _ENDS.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    side, kind, *rest = name.split(".")
+    down = side == "encoder"
+    if kind == "stages":
+        number, what, *inner = rest
+        level = int(number) if down else levels - 1 - int(number)
+        stage = f"{side}.{'down' if down else 'up'}.{level}"
+        if what == "resample":
+            return ".".join((stage, "downsample" if down else "upsample", *inner))
+        index, *inner = inner
+        block = "block" if what == "blocks" else "attn"
+        return ".".join((stage, block, index, *_their_layer(inner)))
+    if kind == "middle":
+        block, *inner = rest
+        return ".".join((side, "mid", _back(_MIDDLE)[block], *_their_layer(inner)))
+    return ".".join((side, _back(_SIDE)[kind], *rest))
+
+
+def _their_layer(inner: Sequence[str]) -> list[str]:
+    names = _back(_BLOCK) | {"out": "proj_out"}
+    return [names.get(each, each) for each in inner]
+
+
+def _back(names: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in names.items()}
 
 
 def _renamed(name: str, levels: int) -> str:

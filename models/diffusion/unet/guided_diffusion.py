@@ -82,22 +82,31 @@ def flags(config: UNetConfig) -> dict[str, object]:
 
 
 def _layout(network: UNet) -> list[Weight]:
-    config = network.config
-    refuse(config)
+    refuse(network.config)
+    found = [*encoder_layout(network), *decoder_layout(network)]
+    if network.config.classes is not None:
+        found.append(Weight("label.weight", ("label_emb.weight",)))
+    return found
+
+
+def encoder_layout(network: UNet) -> list[Weight]:
+    """The time's layers, the way down and the middle."""
     found = [
         *layer("time.hidden", "time_embed.0"),
         *layer("time.out", "time_embed.2"),
         *layer("stem", "input_blocks.0.0"),
-        *layer("norm", "out.0"),
-        *layer("out", "out.2"),
     ]
-    if config.classes is not None:
-        found.append(Weight("label.weight", ("label_emb.weight",)))
     for number, index, block in indexed_blocks(network.down):
         theirs = f"input_blocks.{number + 1}.{index}"
         found += _block(block, f"down.{number}.blocks.{index}", theirs, "op")
     for index, block in enumerate(network.middle.blocks):
         found += _block(block, f"middle.blocks.{index}", f"middle_block.{index}", "conv")
+    return found
+
+
+def decoder_layout(network: UNet) -> list[Weight]:
+    """The way up and the last layers."""
+    found = [*layer("norm", "out.0"), *layer("out", "out.2")]
     for number, index, block in indexed_blocks(network.up):
         theirs = f"output_blocks.{number}.{index}"
         found += _block(block, f"up.{number}.blocks.{index}", theirs, "conv")
@@ -106,11 +115,15 @@ def _layout(network: UNet) -> list[Weight]:
 
 def refuse(config: UNetConfig) -> None:
     """Raises UserError for what guided-diffusion and latent diffusion do not have."""
-    others = {
+    refuse_absent(config, "guided-diffusion", absent(config))
+
+
+def absent(config: UNetConfig) -> dict[str, bool]:
+    """Settings that neither guided-diffusion nor latent diffusion has: whether they are used."""
+    return {
         "model.resampling: convolution_end": config.resampling == "convolution_end",
         "model.freq_shift: 1": config.freq_shift == 1,
     }
-    refuse_absent(config, "guided-diffusion", others)
 
 
 def _block(block: nn.Module, ours: str, theirs: str, resampling: str) -> Iterator[Weight]:
