@@ -104,11 +104,10 @@ def import_compvis(
     if recipes.first_stage is not None:
         if not parts.first_stage:
             raise UserError(f"{file}: holds no first stage; leave out --first-stage-recipe")
-        scale = _known(scale)
         where = storage.join(out, "first_stage")
-        counts["first_stage"] = _first_stage(recipes.first_stage, parts, where, file)
+        stage = _first_stage(recipes.first_stage)
+        found, counts["first_stage"] = _save_first_stage(stage, parts, where, _known(scale))
         files.append(where)
-        found = _record(where, scale)
     card = f"{'averaged weights' if parts.averaged else 'weights'} of `{file.name}`"
     where = storage.join(out, "model")
     encoder = recipe.task.text_encoder if isinstance(recipe.task, DenoisingConfig) else None
@@ -116,14 +115,35 @@ def import_compvis(
     return Checkpoints("compvis", counts, (where, *files), scale, parts.averaged)
 
 
-def _first_stage(recipe: Path, parts: Checkpoint, where: str, file: Path) -> int:
-    """Write the first stage, and return the number of its parameters."""
+@dataclass(frozen=True)
+class _FirstStage:
+    config: AutoencoderConfig
+    image: Preprocessing | None
+
+
+def _first_stage(recipe: Path) -> _FirstStage:
+    """What its recipe says.
+
+    Raises:
+        UserError: of another model.
+    """
     read = load(recipe)
     if not isinstance(read.model, AutoencoderConfig):
         raise UserError(f"{recipe}: model.kind: {read.model.kind}: must be autoencoder")
-    image = None if read.data.image is None else read.data.image.preprocessing
-    state = from_taming(parts.first_stage, read.model)
-    return _save(where, read.model, state, f"first stage of `{file.name}`", image=image)
+    return _FirstStage(
+        read.model, None if read.data.image is None else read.data.image.preprocessing
+    )
+
+
+def _save_first_stage(
+    stage: _FirstStage, parts: Checkpoint, where: str, scale: float
+) -> tuple[FirstStage, int]:
+    """Write it; the record of it with the scale of its latents, and its number of parameters."""
+    state = from_taming(parts.first_stage, stage.config)
+    count = _save(where, stage.config, state, "first stage of a checkpoint", image=stage.image)
+    # the number of samples is not known: CompVis' code measures one batch
+    scaling = LatentScaling(mean=0.0, std=1 / scale, samples=1)
+    return FirstStage(model=where, digest=store.describe(where).digest, scaling=scaling), count
 
 
 def _known(scale: float | None) -> float:
@@ -133,13 +153,6 @@ def _known(scale: float | None) -> float:
             "such as 0.18215 for Stable Diffusion 1, or 1 for a VQ first stage"
         )
     return scale
-
-
-def _record(where: str, scale: float) -> FirstStage:
-    """The first stage at `where`, with the checkpoint's scale of its latents."""
-    # the number of samples is not known: CompVis' code measures one batch
-    scaling = LatentScaling(mean=0.0, std=1 / scale, samples=1)
-    return FirstStage(model=where, digest=store.describe(where).digest, scaling=scaling)
 
 
 def _save(
