@@ -61,7 +61,7 @@ def text_shape(config: ModelConfig) -> TextShape | None:
     match config:
         case PriorConfig() | ClipConfig() | TextDiffusionConfig():
             return TextShape(config.text_vocab, config.text_length)
-        case UNetConfig():
+        case UNetConfig() | DiTConfig():
             if config.text is None:
                 return None
             return TextShape(config.text.vocab, config.text.length, "model.text.")
@@ -70,5 +70,5 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             return None if found is None else replace(found, keys="model.base.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
-        case SuperResolutionConfig() | DiTConfig() | NoisyClassifierConfig():
+        case SuperResolutionConfig() | NoisyClassifierConfig():
             return None

@@ -15,6 +15,7 @@ from models import frozen_text, store
 from models.base_record import BaseRecord
 from models.config import image_side, text_shape
 from models.diffusion.control.network import ControlConfig
+from models.diffusion.dit import DiTConfig
 from models.diffusion.network import ClassConditional
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
@@ -156,7 +157,7 @@ def check_text_encoder(recipe: Recipe) -> TextSource | None:
         return None
     found = frozen_text.describe(task.text_encoder)
     network = model.base if isinstance(model, ControlConfig) else model
-    features = network.features if isinstance(network, UNetConfig) else None
+    features = network.features if isinstance(network, UNetConfig | DiTConfig) else None
     if features is not None and features.width != found.width:
         raise UserError(
             f"model.features.width is {features.width}; {found.source.location} has features of "

@@ -81,9 +81,9 @@ def _their_name(name: str, levels: int) -> str:
     for theirs, ours in _ENDS.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
-    side, kind, *rest = name.split(".")
+    side, section, *rest = name.split(".")
     down = side == "encoder"
-    if kind == "stages":
+    if section == "stages":
         number, what, *inner = rest
         level = int(number) if down else levels - 1 - int(number)
         stage = f"{side}.{'down' if down else 'up'}.{level}"
@@ -92,10 +92,10 @@ def _their_name(name: str, levels: int) -> str:
         index, *inner = inner
         block = "block" if what == "blocks" else "attn"
         return ".".join((stage, block, index, *_their_layer(inner)))
-    if kind == "middle":
+    if section == "middle":
         block, *inner = rest
         return ".".join((side, "mid", _back(_MIDDLE)[block], *_their_layer(inner)))
-    return ".".join((side, _back(_SIDE)[kind], *rest))
+    return ".".join((side, _back(_SIDE)[section], *rest))
 
 
 def _their_layer(inner: Sequence[str]) -> list[str]:

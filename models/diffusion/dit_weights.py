@@ -36,6 +36,8 @@ def to_dit(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor
 def _layout(config: DiTConfig) -> list[Weight]:
     if config.classes is None:
         raise UserError("model.classes: the released dit always has classes")
+    if config.context is not None:
+        raise UserError("model.text and model.features: the released dit has no captions")
     pixels = _pixels_last(config)
     found = [
         Weight(

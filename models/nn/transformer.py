@@ -58,7 +58,9 @@ class Block(nn.Module):
 class DiTBlock(nn.Module):
     """A block whose norms are shifted and scaled, and whose branches are gated, by a vector.
 
-    The tokens also attend to a context that the block does not change, if it `reads_context`.
+    The tokens also attend to a context that the block does not change: within their self-attention
+    if it `reads_context`, or by a `cross_attention` of their own between self-attention and
+    feed-forward, x + cross-attention(x) (PixArt-alpha, arXiv 2310.00426, 2.3).
     adaLN-Zero of DiT (arXiv 2212.09748, 3.2): the gates start at 0, so a new block is the identity.
     `dropout` acts on both branches in training mode and draws from torch's global generator.
     """
@@ -71,9 +73,11 @@ class DiTBlock(nn.Module):
         *,
         dropout: float,
         reads_context: bool = True,
+        cross_attention: nn.Module | None = None,
         epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.cross_attention = cross_attention
         self.modulation = nn.Linear(width, 6 * width)
         self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=epsilon)
         self.attention = (
@@ -92,8 +96,12 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(
             nn.functional.silu(vector)
         )[:, None].chunk(6, dim=-1)
-        branch = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), context)
-        x = x + gate_a * self.dropout(branch)
+        normed = modulate(self.attention_norm(x), shift_a, scale_a)
+        if self.cross_attention is None:
+            x = x + gate_a * self.dropout(self.attention(normed, context))
+        else:
+            x = x + gate_a * self.dropout(self.attention(normed))
+            x = x + self.cross_attention(x, context)
         branch = self.feed_forward(modulate(self.forward_norm(x), shift_f, scale_f))
         return x + gate_f * self.dropout(branch)
 

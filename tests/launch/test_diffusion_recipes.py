@@ -59,3 +59,12 @@ def test_a_recipe_has_the_published_size_and_says_so(name):
 def test_the_command_counts_the_same(mezzotint):
     outcome = mezzotint("check", "recipes/ddpm_cifar10.yaml", "--json")
     assert json.loads(outcome.out)["total"] == COUNTS["ddpm_cifar10"]
+
+
+def test_the_control_of_stable_diffusion_1_has_the_released_sizes():
+    recipe = load("recipes/sd1_control.yaml")
+    report = dry_run(recipe, Path("runs"))
+    parts = {"encoder": 348_712_960, "hint": 1_086_480, "zero": 11_479_680}
+    assert report.parameters == {"model": parts}
+    assert report.total == sum(parts.values()) == 361_279_120
+    assert recipe.model.base == load("recipes/sd1.yaml").model

@@ -17,7 +17,6 @@ from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
-from models.nn.transformer import DiTBlock
 
 BaseConfig = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
 _ENCODER = {"time", "label", "caption", "level", "stem", "down", "middle"}
@@ -218,17 +217,7 @@ class DiTControl(Control):
         base = config.base
         assert isinstance(base, DiTConfig), "the control of a DiT"
         count, width = config.copied_blocks, base.width
-        blocks = (
-            DiTBlock(
-                width,
-                base.heads,
-                width // base.heads,
-                dropout=base.dropout,
-                reads_context=False,
-                epsilon=1e-6,
-            )
-            for _ in range(count)
-        )
+        blocks = (base.block() for _ in range(count))
         self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
         stride = config.hint.stride * base.patch
         self.hint = config.hint.model_copy(update={"stride": stride}).build(width)
@@ -242,7 +231,7 @@ class DiTControl(Control):
         features = self._read(hint, encoding.hidden.dtype)
         tokens, found = encoding.hidden + features.flatten(2).transpose(1, 2), []
         for block, zero in zip(self._blocks(), self.zero, strict=True):
-            tokens = block(tokens, encoding.vector)
+            tokens = block(tokens, encoding.vector, encoding.caption.tokens)
             found.append(zero(tokens))
         return tuple(found)
 

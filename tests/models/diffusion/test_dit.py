@@ -11,6 +11,7 @@ from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.dit import DiTConfig
 from models.diffusion.process import ProcessConfig
+from models.nn.convolution import zero_module
 from models.nn.embedding import sincos_positions
 
 LEARNED = ProcessConfig(prediction_type="noise", variance="learned")
@@ -123,3 +124,55 @@ def test_wrong_conditions_and_sizes_are_refused():
         DiTConfig(image_size=8, patch=3)
     with pytest.raises(ValidationError, match="multiple of heads 5"):
         DiTConfig(image_size=8, heads=5)
+
+
+CAPTIONS = DiTConfig(image_size=8, width=16, layers=2, heads=2, features={"width": 6})
+OWN_TEXT = {"vocab": 9, "length": 4, "width": 8, "layers": 1, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "one", "other"),
+    [
+        (
+            CAPTIONS,
+            Condition(features=noise(2, 5, 6, seed=1)),
+            Condition(features=noise(2, 5, 6, seed=2)),
+        ),
+        (
+            DiTConfig(**{**CAPTIONS.model_dump(), "features": None, "text": OWN_TEXT}),
+            Condition(text=torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]])),
+            Condition(text=torch.tensor([[7, 8, 6, 0], [1, 2, 3, 0]])),
+        ),
+    ],
+)
+def test_captions_act_by_cross_attention_that_starts_as_the_identity(config, one, other):
+    model, x = config.build().eval(), noise(2, 3, 8, 8)
+    assert not any(block.cross_attention.out.weight.any() for block in model.blocks)
+    with torch.no_grad():
+        for place, weight in enumerate(model.parameters()):
+            if weight.requires_grad:
+                weight.add_(noise(*weight.shape, seed=place) * 0.2)
+    plain = model(x, TIMES, one)
+    assert float((plain - model(x, TIMES, other)).detach().abs().max()) > 1e-3
+    plain.square().sum().backward()
+    still = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert still <= {"position", "text.pad.table.weight"}
+    with pytest.raises(UserError, match="captions"):
+        model(x, TIMES, Condition())
+
+
+def test_a_block_with_cross_attention_of_zero_is_the_plain_block():
+    plain, captions = (
+        DiTConfig(**{**CAPTIONS.model_dump(), "features": each}).block()
+        for each in (None, {"width": 6})
+    )
+    state = {
+        name: noise(*value.shape, seed=place) * 0.2
+        for place, (name, value) in enumerate(plain.state_dict().items())
+    }
+    plain.load_state_dict(state)
+    captions.load_state_dict(captions.state_dict() | state)
+    zero_module(captions.cross_attention.out)
+    x, vector, context = noise(2, 5, 16), noise(2, 16, seed=1), noise(2, 3, 16, seed=2)
+    with torch.no_grad():
+        assert torch.equal(plain(x, vector), captions(x, vector, context))
