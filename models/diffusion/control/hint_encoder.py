@@ -4,9 +4,9 @@ from itertools import pairwise
 
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.nn.convolution import zero_module
+from models.nn.cpu.dispatch import silu_conv
 
 
 class HintEncoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -55,8 +55,9 @@ class HintEncoder(nn.Module):
 
     def forward(self, hint: Tensor) -> Tensor:
         """Hints (B, C, H, W) in [0, 1] to (B, outputs, H / stride, W / stride)."""
-        *inner, last = self.layers
-        hidden = hint
-        for layer in inner:
-            hidden = F.silu(layer(hidden))
-        return last(hidden)
+        first, *others = self.layers
+        hidden = first(hint)
+        for layer in others:
+            assert isinstance(layer, nn.Conv2d)
+            hidden = silu_conv(layer, hidden)
+        return hidden

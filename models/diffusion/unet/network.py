@@ -31,7 +31,7 @@ from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
-from models.nn.cpu.dispatch import norm_act
+from models.nn.cpu.dispatch import in_format, norm_act
 from models.nn.cpu.linear import cast
 from models.nn.embedding import TimestepEmbedding
 
@@ -291,7 +291,7 @@ class UNet(nn.Module):
             caption = self._read(condition)
         vector, context = self._embed(t, condition, caption.pooled), caption.tokens
         image = self._image(x, condition).to(self.stem.weight.dtype)
-        hidden = self.stem(image.contiguous(memory_format=torch.channels_last))
+        hidden = self.stem(in_format(image, self.stem.weight))
         if hint is not None:
             hidden = hidden + hint
         skips = [hidden]

@@ -10,7 +10,7 @@ from models.diffusion.unet.blocks import BlockSettings
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
 from models.nn.cpu.dispatch import attention, norm_act
-from models.nn.linear import SplitLinear
+from models.nn.linear import GegluLinear, SplitLinear
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
@@ -75,12 +75,11 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.hidden = SplitLinear(width, 4 * width, 2)
-        self.out = nn.Linear(4 * width, width)
+        self.out = GegluLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        value, gate = self.hidden(x)
-        return self.out(value * F.gelu(gate))
+        return self.out(F.linear(x, self.hidden.weight, self.hidden.bias))
 
 
 class SpatialBlock(nn.Module):

@@ -9,6 +9,7 @@ import torch
 Piece = Literal[
     "winograd",
     "group_norm",
+    "lean_convolution",
     "short_attention",
     "decode_attention",
     "avx512",

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.cpu import attention as cpu_attention
-from models.nn.cpu import bf16_kernels, group_norm, is_enabled, winograd
+from models.nn.cpu import bf16_kernels, convolution, group_norm, is_enabled, winograd
+from models.nn.cpu.linear import computes_in_bf16
 
 
 class Conv3x3(nn.Conv2d):
@@ -21,6 +22,8 @@ class Conv3x3(nn.Conv2d):
         transform = winograd.tiles_for(x, self.weight) if is_enabled("winograd") else None
         if self.bias is not None and transform is not None:
             return winograd.convolve(x, self.weight, self.bias, transform)
+        if convolution.keeps_no_input(x, self.weight):
+            return convolution.frozen_conv3x3(x, self.weight, self.bias)
         return F.conv2d(x, self.weight, self.bias, padding=1)
 
     def upsample_conv(self, x: Tensor) -> Tensor:
@@ -29,6 +32,22 @@ class Conv3x3(nn.Conv2d):
         if self.bias is not None and fast:
             return winograd.convolve(x, self.weight, self.bias, winograd.UPSAMPLED)
         return self.forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def in_format(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, H, W) in the memory format in which the layers behind `weight` are fastest."""
+    if x.device.type != "cpu":
+        return x.contiguous(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if computes_in_bf16(weight) else weight.dtype
+    return x.contiguous(memory_format=group_norm.image_format(dtype))
+
+
+def silu_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of silu(x), both of (B, C, H, W)."""
+    keeps = torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu"
+    if keeps and is_enabled("lean_convolution"):
+        return convolution.silu_conv(layer, x)
+    return F.conv2d(F.silu(x), layer.weight, layer.bias, stride=layer.stride, padding=layer.padding)
 
 
 def norm_act(
@@ -45,9 +64,14 @@ def norm_act(
     nothing else is to read it.
     """
     slow = group_norm.is_supported(x)
-    if slow and x.shape[2] * x.shape[3] > group_norm.SMALL:
+    large = x.shape[2] * x.shape[3] > group_norm.SMALL
+    if large and (slow or (silu and group_norm.keeps_less(x))):
         return group_norm.fused(norm, x, silu=silu, input_bias=input_bias, scale_shift=scale_shift)
+    plain = silu and scale_shift is None and not slow and x.is_contiguous()
+    first = plain and x.device.type == "cpu" and x.dtype.itemsize == 2
     y = x if input_bias is None else x.add_(input_bias.to(x.dtype)[:, :, None, None])
+    if first and torch.is_grad_enabled() and is_enabled("group_norm"):
+        return group_norm.channels_first(norm, y)
     # back at once: what follows is to get its gradient in the memory format that it saved
     y = norm(y.contiguous()).contiguous(memory_format=torch.channels_last) if slow else norm(y)
     if scale_shift is not None:
