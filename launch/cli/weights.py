@@ -130,3 +130,27 @@ def export(
     done = export_model(model, out, target, first_stage)
     lines = [*done.files, *([done.note] if done.note else [])]
     typer.echo(done.to_json() if as_json else "\n".join(lines))
+
+
+@weights_app.command(
+    epilog="Example:  [bold]mezzotint transfer runs/edge_control runs/edge_tuned --new "
+    "runs/emoji_tuned[/]",
+)
+def transfer(
+    control: Annotated[str, typer.Argument(help="The run or model directory of a control.")],
+    out: Annotated[str, typer.Argument(help="The new model directory, a path or URL.")],
+    new: Annotated[str, typer.Option(help="The base that it moves to, a run or model directory.")],
+    old: Annotated[
+        str | None, typer.Option(help="The base it was trained for; default: the recorded one.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Move a control (ControlNet) to another base of the same settings, such as a fine-tuned one.
+
+    New - old is added to every weight that the control has copied from its base.
+    """
+    from launch.weights.transfer import transfer_control
+
+    done = transfer_control(control, out, old=old, new=new)
+    typer.echo(done.to_json() if as_json else done.to_text())

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from models.autoregressive.decoding import Sampling
+from models.diffusion.control.controlled import GuessMode
 from models.diffusion.sampling import DiffusionSampling, LatentSampling
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddim import DDIM
@@ -101,6 +102,29 @@ class CascadeSystem(_System, frozen=True, extra="forbid"):
     upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
 
 
+class ControlSettings(BaseModel, frozen=True, extra="forbid"):
+    """A control (ControlNet) of a diffusion model, and how it acts."""
+
+    model: str
+    """Its model directory."""
+    scale: float = Field(default=1.0, ge=0)
+    """Of what it adds; at 0 it is not computed."""
+    interval: tuple[float, float] | None = None
+    """Times from low to high, of 0 (image) to 1 (noise), in which it acts; None: always."""
+    guess: GuessMode = "off"
+    """Guess mode, for empty captions: what it adds to early features is scaled down, by
+    0.825^(12 - i) (`power`, ControlNet's code) or from 0.1 to 1 (`logspace`, diffusers), and the
+    unconditional half of guidance lacks it."""
+    conditional_only: bool = False
+    """Whether the unconditional half of guidance lacks it also without guess mode."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError("interval: two times, 0 <= low <= high <= 1, are needed")
+        return self
+
+
 class DiffusionSystem(_System, frozen=True, extra="forbid"):
     """One diffusion model of images; a noisy classifier can guide it to a class."""
 
@@ -110,6 +134,7 @@ class DiffusionSystem(_System, frozen=True, extra="forbid"):
     negative: str | None = None
     """Negative prompt: replaces the empty caption of classifier-free guidance."""
     sampling: DiffusionSampling = DiffusionSampling()
+    controls: tuple[ControlSettings, ...] = ()
 
     @model_validator(mode="after")
     def _guided_by_a_classifier(self) -> Self:
@@ -131,6 +156,7 @@ class LatentSystem(_System, frozen=True, extra="forbid"):
     negative: str | None = None
     """Negative prompt: replaces the empty caption of classifier-free guidance."""
     sampling: LatentSampling = LatentSampling()
+    controls: tuple[ControlSettings, ...] = ()
 
 
 DenoiserSystem = DiffusionSystem | LatentSystem

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem
+from mezzotint.inference.controls import NO_CONTROLS, Controls, read_controls
 from mezzotint.inference.editing import ImageEdit, edited_run, paste_kept
 from mezzotint.inference.generator import (
     Block,
@@ -36,11 +37,18 @@ from mezzotint.inference.text_conditioning import TextConditioning, text_conditi
 from models import store
 from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import LogProbability, with_condition, without_class, without_text
+from models.diffusion.control.controlled import ControllableNetwork, ControlledNetwork
+from models.diffusion.guidance import (
+    LogProbability,
+    with_condition,
+    without_class,
+    without_hints_of,
+    without_text,
+)
 from models.diffusion.inversion import DDIMInversion, ddim_round_trip, encoding_times
 from models.diffusion.likelihood import Hutchinson, Likelihood, log_likelihood
 from models.diffusion.network import ClassConfig
-from models.diffusion.process import Denoiser, denoiser
+from models.diffusion.process import Denoiser, DiffusionNetwork, denoiser
 from models.diffusion.sampling import NFE, count_classifier_nfe, count_nfe
 from models.diffusion.schedules.marginal import Schedule
 from models.diffusion.solvers.analytic_dpm import AnalyticDPM, noise_moments
@@ -61,6 +69,7 @@ class DiffusionGenerator(ImageGenerator):
     digests: Mapping[str, str] = field(default_factory=dict)
     latents: LatentSpace | None = None
     """None: the network generates pixels."""
+    controls: Controls = NO_CONTROLS
     reports_steps: ClassVar[bool] = True
 
     @classmethod
@@ -89,7 +98,9 @@ class DiffusionGenerator(ImageGenerator):
             digests["first_stage"] = recorded_first_stage(config.model).digest
         check_generates_alone(network, config.model, latents)
         text = text_conditioning(config.model, network.config.conditioning, runtime.device)
-        generator = cls(config, network, runtime, text, None, digests, latents)
+        controls = read_controls(config.controls, config.model, runtime.device)
+        digests.update({f"control {n}": each for n, each in enumerate(controls.digests)})
+        generator = cls(config, network, runtime, text, None, digests, latents, controls)
         if not isinstance(config, DiffusionSystem) or config.classifier is None:
             return generator
         classifier = _read_classifier(config.classifier, generator)
@@ -108,6 +119,14 @@ class DiffusionGenerator(ImageGenerator):
     def space(self) -> ImageSpace:
         """Between images and what the network generates."""
         return self.latents or PixelSpace(self.network.config.image_size)
+
+    @property
+    def controlled(self) -> DiffusionNetwork:
+        """The network with its controls."""
+        if not self.controls.terms:
+            return self.network
+        assert isinstance(self.network, ControllableNetwork), "a control was trained for it"
+        return ControlledNetwork(self.network, self.controls.terms)
 
     @property
     def schedule(self) -> Schedule:
@@ -138,6 +157,7 @@ class DiffusionGenerator(ImageGenerator):
 
     def _check(self, request: GenerationRequest) -> None:
         request.refuse(self.config.kind, prefix=True)
+        self.controls.check(request.hints, len(request.prompts))
         if request.edit is not None:
             request.edit.check(request.number, self.image_size)
 
@@ -153,7 +173,7 @@ class DiffusionGenerator(ImageGenerator):
                 x, denoised = space.shown(step.x), space.shown(step.denoised)
                 block.callback(replace(step, x=x, denoised=denoised))
 
-        cond = self.condition(block.prompts)
+        cond = replace(self.condition(block.prompts), hints=block.hints)
         negative = self._negative(cond, len(block.prompts))
         images = self.sample(
             cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=block.edit
@@ -186,7 +206,7 @@ class DiffusionGenerator(ImageGenerator):
         """
         sampling = self.config.sampling
         wanted = self._class_log_probability(cond, nfe)
-        plain = count_nfe(denoiser(self.network), nfe)
+        plain = count_nfe(denoiser(self.controlled), nfe)
         free = plain if sampling.guidance == 1 else self._unconditional(plain, negative)
         run = sampling.sampler_run(plain, free, self.schedule, wanted)
         x = run.start(noise)
@@ -205,6 +225,7 @@ class DiffusionGenerator(ImageGenerator):
     def _unconditional(
         self, plain: Denoiser[Condition], negative: Condition | None
     ) -> Denoiser[Condition]:
+        plain = without_hints_of(plain, self.controls.conditional_only)
         if negative is not None:
             return with_condition(plain, negative)
         if self.null_class is not None:
@@ -271,7 +292,7 @@ class DiffusionGenerator(ImageGenerator):
             raise UserError(
                 "negative: a negative caption acts through guidance; set a guidance above 1"
             )
-        return self.text(Condition(label=cond.label), [caption] * count)
+        return self.text(Condition(label=cond.label, hints=cond.hints), [caption] * count)
 
     def with_analytic_moments(
         self, images: Tensor, prompts: Sequence[Prompt], rng: torch.Generator
@@ -345,6 +366,7 @@ class DiffusionGenerator(ImageGenerator):
             "steps": sampling.steps,
             "guidance": sampling.guidance,
             "negative": self.config.negative,
+            **self.controls.protocol(),
             "captions": None if self.text is None else self.text.protocol(),
             "precision": self.runtime.precision_name,
         }

@@ -58,6 +58,9 @@ class GenerationRequest:
     it starts, instead of noise of the seed."""
     edit: ImageEdit | None = None
     """An image to start from or to inpaint, for a diffusion model."""
+    hints: tuple[Tensor, ...] = ()
+    """For each control of a diffusion system a hint in [0, 1], (C, H, W), or one for each prompt
+    (P, C, H, W)."""
     prefix_codes: Tensor | None = None
     """(r, w) int64: the first rows of codes of every image, for a prior over codes."""
 
@@ -71,6 +74,16 @@ class GenerationRequest:
             raise UserError("prompts: the request is empty")
         return [(number, prompt) for number in range(self.number) for prompt in self.prompts]
 
+    def hints_of(self, rows: range, device: torch.device) -> tuple[Tensor, ...]:
+        """The hints of some of the `rows`, (B, C, H, W) each, on a device."""
+        prompts = [row % len(self.prompts) for row in rows]
+        return tuple(
+            (hint[prompts] if hint.ndim == 4 else hint.expand(len(rows), -1, -1, -1))
+            .float()
+            .to(device)
+            for hint in self.hints
+        )
+
     def refuse(self, kind: str, *, noise: bool = False, prefix: bool = False) -> None:
         """Refuse inputs that a system of this kind does not take.
 
@@ -79,6 +92,8 @@ class GenerationRequest:
         """
         if noise and self.edit is not None:
             raise UserError(f"image: a {kind} does not start from a given image; leave it out")
+        if noise and self.hints:
+            raise UserError(f"--control: a {kind} has no controls; leave the hints out")
         if noise and self.noise is not None:
             raise UserError(f"noise: a {kind} does not start from given noise; leave it out")
         if prefix and self.prefix_codes is not None:
@@ -155,6 +170,8 @@ class Block:
     prefix_codes: Tensor | None
     edit: ImageEdit | None
     """With one row for each image."""
+    hints: tuple[Tensor, ...]
+    """(B, C, H, W) each."""
     report: Progress
     """Called with the steps that are done and their total."""
     callback: StepCallback | None
@@ -242,6 +259,7 @@ class ImageGenerator(ABC):
                 noise=None if noise is None else noise.to(device),
                 prefix_codes=request.prefix_codes,
                 edit=None if request.edit is None else request.edit.of(numbers, device),
+                hints=request.hints_of(indices, device),
                 report=report,
                 callback=None if indices.start else callback,
             )

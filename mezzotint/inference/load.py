@@ -65,5 +65,6 @@ def with_config(generator: AnyGenerator, config: SystemConfig) -> AnyGenerator:
             return replace(generator, config=config)
         case DiffusionGenerator(), DiffusionSystem() | LatentSystem():
             if config.kind == generator.config.kind:
-                return replace(generator, config=config)
+                controls = generator.controls.with_settings(config.controls)
+                return replace(generator, config=config, controls=controls)
     raise TypeError(f"a {config.kind} is not the system of a {type(generator).__name__}")

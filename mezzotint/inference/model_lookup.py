@@ -12,8 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.config import LabelConfig
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem, SystemConfig
+from mezzotint.inference.config import (
+    ControlSettings,
+    DenoiserSystem,
+    DiffusionSystem,
+    LatentSystem,
+    SystemConfig,
+)
 from models import store
+from models.diffusion.control.network import ControlConfig
 
 PIPELINE = "pipeline.yaml"
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -209,9 +216,28 @@ def find_system(where: str, name: str | None = None) -> SystemConfig:
 def denoiser_system(directory: str) -> DenoiserSystem:
     """A single diffusion model: of latents where its directory records a first stage.
 
+    Of a control it is the base that the directory records, under this control.
+
     Raises:
-        UserError: no model directory.
+        UserError: no model directory, or a control's base is not where it was.
     """
-    if store.describe(directory).first_stage is not None:
+    info = store.describe(directory)
+    if isinstance(info.config, ControlConfig):
+        return controlled_system(directory, info)
+    if info.first_stage is not None:
         return LatentSystem(model=directory)
     return DiffusionSystem(model=directory)
+
+
+def controlled_system(directory: str, info: store.ModelInfo) -> DenoiserSystem:
+    """The base of a control, under this control."""
+    if info.base is None:
+        raise UserError(
+            f"{directory}: is a control whose {store.CONFIG} names no base; give a system with "
+            "model and controls"
+        )
+    try:
+        base = denoiser_system(info.base.model)
+    except UserError as error:
+        raise UserError(f"{directory}/{store.CONFIG}: base: {error}") from error
+    return base.model_copy(update={"controls": (ControlSettings(model=directory),)})

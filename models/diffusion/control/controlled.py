@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from models.diffusion.process import DiffusionNetwork
 GuessMode = Literal["off", "power", "logspace"]
 
 
+@runtime_checkable
 class ControllableNetwork(DiffusionNetwork, Controllable, Protocol):
     """A diffusion network in two halves."""
 
