@@ -240,12 +240,11 @@ class ImageGenerator(ABC):
         self._check(request)
         if callback is not None and not self.reports_steps:
             raise UserError(f"callback: a {self.config.kind} reports no steps; leave it out")
-        start, size, device = time.monotonic(), request.batch_size, self.runtime.device
-        rows = request.rows()
+        start, rows, device = time.monotonic(), request.rows(), self.runtime.device
 
         def compute(indices: range) -> Mapping[str, Tensor]:
             chosen = rows[indices.start : indices.stop]
-            together = min(self.runtime.group.size * size, len(rows) - indices.start)
+            together = min(self.runtime.group.size * request.batch_size, len(rows) - indices.start)
 
             def report(done: int, total: int) -> None:
                 if progress is not None:
@@ -267,7 +266,7 @@ class ImageGenerator(ABC):
                 return {name: each.cpu() for name, each in self._sample(block).items()}
 
         with self.runtime.inference():
-            parts = list(self.runtime.group.map_blocks(compute, len(rows), size))
+            parts = list(self.runtime.group.map_blocks(compute, len(rows), request.batch_size))
 
         def by_prompt(name: str) -> Tensor | None:
             if name not in parts[0]:
