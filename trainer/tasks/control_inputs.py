@@ -1,10 +1,15 @@
 """What a control is trained with, checked against each other: its base and its hints."""
 
+from functools import partial
+
+from torch import Tensor
+
 from data_pipeline.dataset import Dataset
+from data_pipeline.hints.fidelity import control_fidelity
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from mezzotint.common.hint import HintRecord
+from mezzotint.common.hint import Detector, HintRecord
 from models import store
 from models.base_record import BaseRecord
 from models.config import ModelConfig
@@ -31,7 +36,8 @@ def open_control(
     assert isinstance(model, ControlConfig), "the task has built it"
     hint = hint_record(model, dataset)
     check_base(model, task.base.describe(), tokenizer, text_encoder)
-    task.watch(lambda count: dataset.batch(range(min(count, len(dataset)))), None)
+    score = None if hint.detector is None else partial(hint_score, hint.detector)
+    task.watch(lambda count: dataset.batch(range(min(count, len(dataset)))), score)
     return task.base.record(), hint
 
 
@@ -74,6 +80,11 @@ def hint_record(model: ControlConfig, dataset: Dataset) -> HintRecord:
             f"{model.hint.stride}); set model.hint.stride to the ratio"
         )
     return member.record
+
+
+def hint_score(detector: Detector, hints: Tensor, images: Tensor) -> float:
+    """How well images follow hints, by the detector that made these."""
+    return control_fidelity(detector, hints, images).mean
 
 
 def check_base(
