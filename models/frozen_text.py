@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
-from models import store, t5
+from models import clip_text, store, t5
 from models.clip import Clip, ClipConfig
 from models.pretrained.lookup import identify, own_activation, text_width
 from models.pretrained.network import PretrainedClip
 from models.pretrained.tokenizer import OpenClipTokenizer
-from models.text_source import ClipText, OpenClipText, T5Text, TextSource
+from models.text_source import ClipText, ClipTextModel, OpenClipText, T5Text, TextSource
 
 
 class Tokenize(Protocol):
@@ -109,6 +110,9 @@ def describe(source: TextSource) -> TextEncoderInfo:
             known, width = identify(source), text_width(source)
             found = sha256_file(known.weights)
             source = source.model_copy(update={"quick_gelu": known.quick_gelu})
+        case ClipTextModel():
+            width = clip_text.settings(source.directory).hidden_size
+            found = clip_text.digest(source.directory)
         case T5Text():
             width = t5.read_settings(source.directory).d_model
             found = t5.digest(source.directory)
@@ -147,6 +151,8 @@ def load(source: TextSource, tokenizers: TokenizerFactory) -> FrozenTextEncoder:
             tower: TextTower = clip.requires_grad_(requires_grad=False)
         case OpenClipText() as checkpoint:
             tower = PretrainedClip(checkpoint)
+        case ClipTextModel(directory=directory):
+            tower = clip_text.ClipTextTower(directory)
         case T5Text(directory=directory):
             tower = t5.load_t5(directory)
         case _:
@@ -172,6 +178,12 @@ def load_tokens(source: TextSource, tokenizers: TokenizerFactory) -> CaptionToke
             return _Cut(tokenizers("own", content, name), config.text_length)
         case OpenClipText():
             return OpenClipTokenizer(identify(source))
+        case ClipTextModel(directory=directory):
+            own = Path(directory) / clip_text.OWN_TOKENIZER
+            if not own.is_file():
+                return clip_text.OpenAITokens(directory)
+            length = clip_text.settings(directory).max_position_embeddings
+            return _Cut(tokenizers("own", own.read_bytes(), str(own)), length)
         case T5Text(directory=directory, length=length):
             name = f"{directory}/{t5.PIECES}"
             return _Cut(tokenizers("t5", t5.pieces(directory), name), length)

@@ -48,4 +48,18 @@ class T5Text(BaseModel, frozen=True, extra="forbid"):
         return self.directory
 
 
-TextSource = Annotated[ClipText | OpenClipText | T5Text, Field(discriminator="kind")]
+class ClipTextModel(BaseModel, frozen=True, extra="forbid"):
+    """CLIP's text tower by itself, as transformers' `CLIPTextModel` in `directory`."""
+
+    kind: Literal["clip_text"] = "clip_text"
+    directory: str = Field(min_length=1)
+    digest: Digest | None = None
+
+    @property
+    def location(self) -> str:
+        return self.directory
+
+
+TextSource = Annotated[
+    ClipText | OpenClipText | ClipTextModel | T5Text, Field(discriminator="kind")
+]

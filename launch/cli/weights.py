@@ -76,8 +76,9 @@ def import_(
 ) -> None:
     """Write a model directory from weights of another library; all names and shapes must match.
 
-    It records how training images were prepared: as the recipe says, or the two options. A CompVis
-    checkpoint becomes OUT/model and OUT/first_stage.
+    A whole folder of diffusers becomes OUT/model, OUT/first_stage and OUT/text_encoder, a CompVis
+    checkpoint OUT/model and OUT/first_stage. It records how training images were prepared: as the
+    recipe says, or the two options.
     """
     from launch.weights.convert import import_weights
     from mezzotint.common.preprocessing import StatedPreprocessing

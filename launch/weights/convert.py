@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launch.weights.diffusers_folder import latent_parts, write_folder
+from launch.weights.diffusers_import import import_folder, is_folder
 from launch.weights.open_clip_folder import write_clip
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -86,7 +87,7 @@ def import_weights(
     overrides: Sequence[str],
     preprocessing: StatedPreprocessing = MODELS_OWN,
 ) -> Converted:
-    """Write a model directory from weights of another library.
+    """Write a model directory from weights of another library, or three of a diffusers folder.
 
     It records the preprocessing of the recipe's images, or the one stated, else none: other
     libraries keep it nowhere.
@@ -94,6 +95,9 @@ def import_weights(
     Raises:
         UserError: no such file, no settings of the network, or weights that do not fit it.
     """
+    if source == "diffusers" and is_folder(file):
+        whole = import_folder(file, Path(out), overrides, dict(preprocessing.values))
+        return Converted("latent diffusion", source, whole.parameters, whole.directories)
     file, settings = _locate(file, source)
     config, image = _config(settings, file.with_name("config.json"), source, recipe, overrides)
     if preprocessing.values:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_pipeline.text.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from launch.weights.open_clip_tokenizer import open_clip_tokenizer_files
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_bytes, write_json
 from mezzotint.inference.model_lookup import find_model
-from models import store
+from models import clip_text, store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.diffusers import to_diffusers_vae
 from models.autoencoders.diffusers_settings import vae_settings
@@ -32,7 +32,7 @@ from models.diffusion.unet.network import UNetConfig
 from models.frozen_text import as_trained, describe
 from models.pretrained.lookup import identify
 from models.pretrained.network import PretrainedClip
-from models.text_source import ClipText, OpenClipText, T5Text, TextSource
+from models.text_source import ClipText, ClipTextModel, OpenClipText, T5Text, TextSource
 
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -175,6 +175,8 @@ def _text(source: TextSource) -> _Text | None:
             return _own_text(directory)
         case OpenClipText():
             return _open_clip_text(source)
+        case ClipTextModel(directory=directory):
+            return _clip_text(directory)
         case T5Text():
             return None
 
@@ -231,6 +233,23 @@ def _open_clip_text(source: OpenClipText) -> _Text:
         to_clip_text_model(dict(clip.clip.state_dict())),
         open_clip_tokenizer_files(length),
         "CLIPTokenizer",
+    )
+
+
+def _clip_text(directory: str) -> _Text:
+    """The files of a `CLIPTextModel` as they are."""
+    home = Path(directory)
+    names = [
+        path.name
+        for path in sorted(home.iterdir())
+        if path.name not in (clip_text.CONFIG, clip_text.WEIGHTS)
+    ]
+    own = (home / clip_text.OWN_TOKENIZER).is_file()
+    return _Text(
+        clip_text.read_json(home / clip_text.CONFIG),
+        load_file(home / clip_text.WEIGHTS),
+        {name: (home / name).read_bytes() for name in names},
+        "PreTrainedTokenizerFast" if own else "CLIPTokenizer",
     )
 
 

@@ -1,6 +1,7 @@
 """Exported folders, opened by diffusers, transformers and open_clip: the same outputs as here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.text.t5_tokenizer import tokenizer_of
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.weights.convert import export_model, import_weights
+from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentScaling
 from models import frozen_text, store
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -22,7 +24,8 @@ from models.diffusion.process import denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
-from models.text_source import ClipText
+from models.text_source import ClipText, OpenClipText
+from models.torchvision_compat import ensure_torchvision
 
 PROMPTS = ["a red circle", "Two BLUE squares, left of a green star, above a ΛΟΓΟΣ"]
 CAPTIONS = [*PROMPTS, "", "zebra", "two  blue\tstars " * 9]
@@ -93,6 +96,22 @@ def saved(where, config, **more):
     store.save(str(where), config, state, card="# test\n", **more)
 
 
+def open_clip_checkpoint(where):
+    """A small CLIP with QuickGELU, OpenAI's vocabulary and 12 tokens a caption."""
+    ensure_torchvision()
+    from open_clip.model import CLIP as OpenClip
+
+    where.mkdir()
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    shape = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+    torch.manual_seed(3)
+    save_file(OpenClip(**shape).state_dict(), where / "open_clip_model.safetensors")
+    config = {"model_cfg": shape, "preprocess_cfg": {}}
+    (where / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return frozen_text.describe(OpenClipText(checkpoint=str(where))).source
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Model directories, exported."""
@@ -109,6 +128,9 @@ def home(tmp_path_factory):
         saved(home / "unet", UNET, first_stage=record, text_encoder=text)
         written = export_model(str(home / "unet"), home / f"{name}_folder", "diffusers")
         assert ("VQModel" in written.note) == (name == "vq")
+    openai = open_clip_checkpoint(home / "openai")
+    saved(home / "sd", UNET, first_stage=record, text_encoder=openai)
+    export_model(str(home / "sd"), home / "sd_folder", "diffusers")
     saved(home / "control", CONTROL)
     export_model(str(home / "clip"), home / "open_clip", "open_clip")
     export_model(str(home / "control"), home / "controlnet", "diffusers")
@@ -160,6 +182,12 @@ def peers(home, given):
             "job": "text",
             "name": "text",
             "folder": str(folder / "text_encoder"),
+            "prompts": CAPTIONS,
+        },
+        {
+            "job": "text",
+            "name": "openai",
+            "folder": str(home / "sd_folder" / "text_encoder"),
             "prompts": CAPTIONS,
         },
         {"job": "clip", "name": "clip", "folder": str(home / "open_clip"), "prompts": CAPTIONS},
@@ -230,6 +258,16 @@ def test_text_encoder_and_tokenizer_give_the_features_of_captions(home, peers):
     assert furthest(encoder(CAPTIONS), peers["text.hidden"]) < 1e-5
 
 
+def test_open_clip_checkpoint_is_written_with_its_tokenizer_and_read_again(home, peers, tmp_path):
+    import_weights(home / "sd_folder", str(tmp_path / "in"), "diffusers", None, [])
+    again = store.describe(str(tmp_path / "in" / "model")).text_encoder
+    assert again.kind == "clip_text"
+    for source in (OpenClipText(checkpoint=str(home / "openai")), again):
+        encoder = frozen_text.load(source, tokenizer_of)
+        assert torch.equal(encoder.tokens(CAPTIONS), peers["openai.tokens"])
+        assert furthest(encoder(CAPTIONS), peers["openai.hidden"]) < 1e-5
+
+
 @pytest.mark.parametrize("scheduler", SOLVERS)
 @torch.no_grad()
 def test_pipeline_samples_the_same_images(home, given, peers, scheduler):
@@ -265,3 +303,51 @@ def test_open_clip_opens_an_exported_clip(home, given, peers):
     assert furthest(clip.encode_text(tokens), peers["clip.text"]) < 1e-5
     assert furthest(clip.encode_image(given["image"]), peers["clip.image"]) < 1e-5
     assert peers["clip.mean"].tolist() == [0.5] * 3
+
+
+@pytest.fixture(scope="module")
+def imported(home):
+    import_weights(home / "kl_folder", str(home / "in"), "diffusers", None, [])
+    return home / "in"
+
+
+@torch.no_grad()
+def test_folder_comes_back_as_a_system(home, given, peers, imported):
+    info = store.describe(str(imported / "model"))
+    assert info.config.process == UNET.process
+    assert info.first_stage.scaling.scale == pytest.approx(SCALE)
+    encoder = frozen_text.load(info.text_encoder, tokenizer_of)
+    assert torch.equal(encoder.tokens(CAPTIONS), peers["text.tokens"])
+    assert furthest(encoder(CAPTIONS), peers["text.hidden"]) < 1e-5
+    t = (given["steps"] + 1) / 1000
+    unet = store.load(str(imported / "model"))
+    out = unet(given["latents"], t, Condition(features=given["features"]))
+    assert furthest(out, peers["unet.out"]) < 1e-4
+    export_model(str(imported / "model"), imported / "again", "diffusers")
+    folder = home / "kl_folder"
+    for path in sorted(folder.rglob("*.safetensors")):
+        one, other = (
+            load_file(path),
+            load_file(imported / "again" / path.relative_to(home / "kl_folder")),
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "part", ["vae/config.json", "scheduler/scheduler_config.json", "tokenizer"]
+)
+def test_folder_with_a_missing_part_is_refused(home, tmp_path, part):
+    folder = tmp_path / "folder"
+    shutil.copytree(home / "kl_folder", folder)
+    for gone in (folder / part, folder / f"{part}.json"):
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
+    with pytest.raises(UserError, match=f"{part}.* missing"):
+        import_weights(folder, str(tmp_path / "in"), "diffusers", None, [])
+    assert not (tmp_path / "in").exists()
+
+
+def test_moved_or_other_first_stage_is_refused(home, tmp_path):
+    with pytest.raises(UserError, match="another first stage"):
+        export_model(str(home / "unet"), tmp_path / "out", "diffusers", str(home / "vq"))
+    assert not (tmp_path / "out").exists()
