@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from launch.cli import control_options
 from launch.cli.options import (
     AsJson,
     Device,
@@ -112,6 +113,8 @@ Start = Annotated[
     "runs/emoji_base 'man pilot' --sweep 'guidance=1,2,4 steps=5,10,25'[/]  ·  "
     "[bold]mezzotint sample runs/emoji_class --class food-drink --guidance 3[/]  ·  "
     "[bold]mezzotint sample runs/emoji_latent 'man pilot' --image photo.png --mask mask.png[/]"
+    "  ·  [bold]mezzotint sample runs/edge_control 'man pilot' --control edges.png "
+    "--control-scale 0.8[/]"
 )
 def sample(
     where: Where,
@@ -135,6 +138,11 @@ def sample(
     strength: Strength = None,
     mask: Mask = None,
     first_stage: FirstStage = None,
+    control: control_options.Hints = None,
+    control_model: control_options.Models = None,
+    control_scale: control_options.Scales = None,
+    control_interval: control_options.Intervals = None,
+    guess_mode: control_options.GuessModes = "off",
     data: DataSet = None,
     candidates: Candidates = None,
     processes: Processes = None,
@@ -142,6 +150,7 @@ def sample(
     device: Device = None,
     precision: Precision = "auto",
     *,
+    detect: control_options.Detect = False,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
     force_preprocessing: ForcePreprocessing = False,
@@ -158,13 +167,13 @@ def sample(
     named |= {"classifier-scale": classifier_scale, "first-stage": first_stage}
     options = SampleOptions(
         captions=tuple(captions or ()), classes=tuple(classes or ()), system=system,
-        number=number, seed=seed, batch=batch, candidates=candidates,
-        overrides=parse_overrides(named, others or ()), classifier=classifier,
-        sweep=tuple(sweep or ()), trajectory=trajectory, noise=from_noise,
-        image=image, strength=strength, mask=mask, data=data,
-        device=device, processes=processes, precision=precision,
-        show_progress=not as_json, preprocessing=stated,
-    )  # fmt: skip
+        number=number, seed=seed, batch=batch, candidates=candidates, classifier=classifier,
+        overrides=parse_overrides(named, others or ()), sweep=tuple(sweep or ()),
+        trajectory=trajectory, noise=from_noise, image=image, strength=strength, mask=mask,
+        controls=control_options.stated(control, control_model, control_scale, control_interval,
+                                        guess_mode, detect=detect),
+        data=data, device=device, processes=processes, precision=precision, preprocessing=stated,
+        show_progress=not as_json)  # fmt: skip
     if (report := generate(where, out, options)) is not None:
         typer.echo(report.to_json() if as_json else report.to_text())
 

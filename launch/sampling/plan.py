@@ -5,7 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from torch import Tensor
+
 from data_pipeline.config import ImageConfig
+from launch.sampling.controls import NO_CONTROLS, ControlOptions, read_hints, with_controls
 from launch.sampling.inputs import images_of_files, read_mask
 from launch.sampling.noise_file import NoiseFile, read_noise
 from launch.sampling.overrides import Overrides, Value, parse_sweep, with_overrides
@@ -61,6 +64,7 @@ class SampleOptions:
     strength: float | None = None
     mask: Path | None = None
     """An image that is white where `image` is repainted."""
+    controls: ControlOptions = NO_CONTROLS
     noise: Path | None = None
     """A file of `mezzotint invert`."""
     data: str | None = None
@@ -104,7 +108,7 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
         # noise is sampled from as it was made, unless an option says otherwise
         steps: dict[str, Value] = {"steps": made.steps, "times": made.times}
         overrides = {key: each for key, each in steps.items() if key not in axes} | overrides
-    config = with_overrides(config, overrides)
+    config = with_controls(with_overrides(config, overrides), options.controls)
     if options.preprocessing.force:
         config = config.model_copy(update={"force_preprocessing": True})
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
@@ -127,6 +131,7 @@ def plan_sampling(where: str, options: SampleOptions) -> SamplePlan:
             batch_size=options.batch,
             noise=noise,
             edit=edit_of(options, config),
+            hints=hints_of(options, config),
         ),
         source=source if noise is None else "from given noise",
     )
@@ -142,10 +147,12 @@ def check_options(options: SampleOptions, axes: Mapping[str, tuple[Value, ...]])
         check_format(options.trajectory)
         if axes:
             raise UserError("--trajectory: shows one run; leave out --sweep")
-    if options.preprocessing.values and options.data is None and options.image is None:
+    prepares = options.data is not None or options.image is not None or options.controls.detect
+    if options.preprocessing.values and not prepares:
         name = next(iter(options.preprocessing.values))
         raise UserError(
-            f"--image-{name}: prepares the images of --data and --image; leave it out, or add one"
+            f"--image-{name}: prepares the images of --data and --image, and of --control with "
+            "--detect; leave it out, or add one"
         )
 
 
@@ -170,6 +177,13 @@ def resolve_system(
         model = model if model.classes else replace(model, labels=classifier.labels)
         return model.name, with_overrides(config, {"classifier-scale": 1.0}), model
     return model.name, config, model
+
+
+def hints_of(options: SampleOptions, config: SystemConfig) -> tuple[Tensor, ...]:
+    """The hints of the options, one for each control."""
+    if not isinstance(config, DenoiserSystem) or not config.controls:
+        return ()
+    return read_hints(config, options.controls, system_images(config, options.preprocessing))
 
 
 def edit_of(options: SampleOptions, config: SystemConfig) -> ImageEdit | None:

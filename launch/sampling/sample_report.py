@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from launch.sampling.lost_captions import lost_captions
@@ -84,13 +86,23 @@ class SampleReport:
         return json.dumps(tree, indent=2, ensure_ascii=False)
 
 
+def shown_hint(hint: Tensor) -> Tensor:
+    """A hint (C, H, W) in [0, 1] as levels (H, W, 3): of other than 1 or 3 channels their mean."""
+    if len(hint) not in (1, 3):
+        hint = hint.mean(dim=0, keepdim=True)
+    levels = (hint * 255).round().to(torch.uint8)
+    return levels.expand(3, -1, -1).permute(1, 2, 0)
+
+
 def sample_grid(report: SampleReport) -> Image.Image:
     """A row of images per prompt; of a sweep a table, whose rows are prompts if it has one axis."""
     plan = report.plan
     images = [result.top(plan.number).images for result in report.results]
     if not plan.axes:
+        hints = [shown_hint(each) for each in plan.request.hints]
         cells = [
-            GridCell([list(row)], title) for title, row in zip(plan.titles, images[0], strict=True)
+            GridCell([[*hints, *row]], title)
+            for title, row in zip(plan.titles, images[0], strict=True)
         ]
         columns = 1 if plan.number > 3 else 2
         return image_grid(in_columns(cells, columns), title=f"{plan.name}, {plan.source}")
