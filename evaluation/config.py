@@ -1,4 +1,4 @@
-"""The three kinds of evaluation: what is evaluated, with which settings, against which images."""
+"""The kinds of evaluation: what is evaluated, with which settings, against which images."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -150,6 +150,20 @@ class ClassConditionalConfig(_Evaluation, frozen=True, extra="forbid"):
     """Images per class and guidance scale on the grid: the first ones, not the best ones."""
 
 
+class ControlEvaluationConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Images generated with a control and without: how well they follow the hints."""
+
+    kind: Literal["control"]
+    system: Annotated[DenoiserSystem, Field(discriminator="kind")]
+    """With one control, whose hints a detector makes."""
+    reference: ReferenceConfig
+    """Hints are made of the images of its test part."""
+    limit: int | None = Field(default=100, gt=0)
+    """How many images, in an order fixed by the seed; None is all of them."""
+    grid_images: int = Field(default=16, ge=0)
+    """Captions on the grid: the first ones, not the best ones."""
+
+
 def _require_kind(value: object) -> object:
     """Refuse a mapping without `kind`, with the kind that its other keys suggest."""
     if isinstance(value, Mapping) and "kind" not in value:
@@ -161,7 +175,7 @@ def _require_kind(value: object) -> object:
 
 EvaluationConfig = Annotated[
     Annotated[
-        TextToImageConfig | ReconstructionConfig | ClassConditionalConfig,
+        TextToImageConfig | ReconstructionConfig | ClassConditionalConfig | ControlEvaluationConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_require_kind),

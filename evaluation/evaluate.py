@@ -1,4 +1,4 @@
-"""One entry for the three kinds of evaluation."""
+"""One entry for all kinds of evaluation."""
 
 import logging
 import math
@@ -10,10 +10,12 @@ import torch
 from evaluation.class_conditional import evaluate_class_conditional
 from evaluation.config import (
     ClassConditionalConfig,
+    ControlEvaluationConfig,
     EvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
 )
+from evaluation.control import evaluate_control
 from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
 from evaluation.stages import Progress, Stages
@@ -50,6 +52,8 @@ def evaluate(
             found = evaluate_reconstruction(config, runtime, stages)
         case ClassConditionalConfig():
             found = evaluate_class_conditional(config, runtime, stages)
+        case ControlEvaluationConfig():
+            found = evaluate_control(config, runtime, stages)
         case _:
             assert_never(config)
     result = EvaluationResult(

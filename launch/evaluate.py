@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from evaluation.config import (
     ClassConditionalConfig,
+    ControlEvaluationConfig,
     EvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
@@ -116,6 +117,8 @@ def image_count(config: EvaluationConfig) -> int:
             return config.images.limit or UNLIMITED
         case ClassConditionalConfig():
             return config.classes.count * config.samples_per_class * len(config.guidance_scales)
+        case ControlEvaluationConfig():
+            return 2 * (config.limit or UNLIMITED)
         case _:
             assert_never(config)
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from launch.report.charts import Point, Series, line_chart, thin
 from launch.report.class_conditional import class_conditional_table
+from launch.report.control import control_result
 from launch.report.evaluations import Problem, read
 from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
@@ -37,7 +38,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
     found = [read(stage.name, stage.run_dir) for stage in of_kind(stages, "evaluate")]
     by_kind = {
         kind: [each for each in found if not isinstance(each, Problem) and each.result.kind == kind]
-        for kind in ("text_to_image", "reconstruction", "class_conditional")
+        for kind in ("text_to_image", "reconstruction", "class_conditional", "control")
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -51,6 +52,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
         problems=[each for each in found if isinstance(each, Problem)],
         generated=text_to_image_section(by_kind["text_to_image"]),
         reconstructions=[reconstruction_row(each) for each in by_kind["reconstruction"]],
+        controls=[control_result(each) for each in by_kind["control"]],
         class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
         curves=[(stage, *loss_chart(stage)) for stage in of_kind(stages, "train")],
         stages=stages,
