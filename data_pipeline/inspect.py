@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
-from data_pipeline.images import open_rgb
+from data_pipeline.images import IMAGE_EXTENSIONS, open_rgb
 from data_pipeline.inspection.image_statistics import (
     ImageStatistics,
     image_extension,
@@ -133,25 +133,34 @@ def inspect(
 def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128) -> Image.Image:
     """A grid of `n` evenly spaced images with captions, scaled to fit `side` x `side` pixels.
 
+    Other images of a sample, such as hints, stand beside it; those of joined sets too.
+
     Raises:
         UserError: The set has no images, or one is damaged.
     """
     cells = [
-        GridCell([[_image(dataset, index)]], dataset.caption(index))
+        GridCell([_images(dataset, index)], dataset.caption(index))
         for index in _evenly_spaced(len(dataset), n)
     ]
     return image_grid(in_columns(cells, columns), tile=side)
 
 
-def _image(dataset: Dataset, index: int) -> Image.Image:
-    entry = dataset.entry(index)
-    extension = image_extension(dataset, index)
-    if extension is None:
+def _images(dataset: Dataset, index: int) -> list[Image.Image]:
+    """The image of a sample, if it has one, and its other images by name."""
+    entry, members = dataset.entry(index), dataset.members(index)
+    own = [one for one in IMAGE_EXTENSIONS if one in members][:1]
+    others = sorted(one for one in members if one.rpartition(".")[2] in IMAGE_EXTENSIONS)
+    found = [*own, *(one for one in others if "." in one)]
+    if not found:
         raise UserError(f"{dataset.config.url}: '{entry.key}' has no image")
-    name = f"{dataset.config.url}: {entry.key}.{extension}"
     image = dataset.config.image
     limit = image.max_pixels if image else 50_000_000
-    return open_rgb(dataset.member(index, extension), name, max_pixels=limit)
+    return [
+        open_rgb(
+            dataset.member(index, one), f"{dataset.config.url}: {entry.key}.{one}", max_pixels=limit
+        )
+        for one in found
+    ]
 
 
 def _image_digest(dataset: Dataset, index: int) -> str | None:

@@ -62,6 +62,7 @@ class System:
         image: Tensor | None = None,
         strength: float = 1.0,
         mask: Tensor | None = None,
+        hints: Sequence[Tensor] = (),
         progress: Progress | None = None,
     ) -> GenerationResult:
         """`number` images for every caption with every class.
@@ -70,7 +71,8 @@ class System:
         times the number of classes. An image depends on the seed, its caption and class, and its
         number, and not on the others. Without captions and classes it is unconditional, P = 1. A
         system that ranks `candidates` returns the best of each prompt, best first; None is the
-        number of its settings.
+        number of its settings. A system with controls is given a hint (C, H, W) in [0, 1] for
+        each control, or one for each prompt (P, C, H, W).
 
         A diffusion model starts from `image` (H, W, 3) uint8 where one is given, at its own size:
         `strength` is the part of the steps that are taken, and where `mask` (H, W) bool is false
@@ -88,6 +90,7 @@ class System:
             seed=seed,
             batch_size=batch_size,
             edit=_edit(image, strength, mask),
+            hints=tuple(hints),
         )
         return self.generator.generate(request, progress=progress).top(number)
 

@@ -37,6 +37,10 @@ def inspect(
     length: Annotated[
         int | None, typer.Option(help="Tokens: the share of captions that are cut there.", min=1)
     ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(help="A set of the same keys, whose hints the sheet shows beside the images."),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +49,14 @@ def inspect(
 
     typer.echo(
         inspect_set(
-            url, sheet, count, images=images, as_json=as_json, tokenizer=tokenizer, length=length
+            url,
+            sheet,
+            count,
+            images=images,
+            as_json=as_json,
+            tokenizer=tokenizer,
+            length=length,
+            join=tuple(join or ()),
         )
     )
 

@@ -26,8 +26,11 @@ def inspect_set(
     as_json: bool,
     tokenizer: str | None = None,
     length: int | None = None,
+    join: tuple[str, ...] = (),
 ) -> str:
     """Describe a set by `images` of its images; saves a sheet of `count` if `sheet` is given.
+
+    Beside each image the sheet shows the sample's other images, those of the sets of `join` too.
 
     With a tokenizer also the lengths of its captions, and how many of them `length` cuts.
     """
@@ -40,9 +43,11 @@ def inspect_set(
     text = to_json(found, tokens) if as_json else to_text(found)
     if tokens is not None and not as_json:
         text += f"\n{tokens.to_text()}"
+    if join and sheet is None:
+        raise UserError("--join: shows hints on the contact sheet; give --sheet too")
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(open_dataset(DataConfig(url=url)), count).save(sheet)
+        contact_sheet(open_dataset(DataConfig(url=url, join=join)), count).save(sheet)
         text += "" if as_json else f"\n{sheet}: {count} images"
     return text
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig, HintConfig, ImageConfig
@@ -102,3 +103,15 @@ def test_a_hint_of_another_name_is_another_member(write_set, tmp_path):
     out = str(Path(tmp_path, "out"))
     derive_hints(data, out, Silhouette(), name="mask")
     assert "mask.png" in read_manifest(out).fields
+
+
+def test_the_contact_sheet_shows_hints_beside_their_images(write_set, mezzotint, refused, tmp_path):
+    source, out = write_set(), tmp_path / "edges"
+    assert mezzotint("data", "derive", source, out, "--hint", "edges", "--size", 16).code == 0
+    alone, both = tmp_path / "alone.png", tmp_path / "both.png"
+    assert mezzotint("data", "inspect", source, "--sheet", alone).code == 0
+    assert mezzotint("data", "inspect", source, "--join", out, "--sheet", both).code == 0
+    with Image.open(both) as wide, Image.open(alone) as narrow:
+        assert wide.width > 1.5 * narrow.width
+    assert mezzotint("data", "inspect", out, "--sheet", tmp_path / "hints.png").code == 0
+    assert "--join: shows hints" in refused("data", "inspect", source, "--join", out)
