@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.result import EvaluationResult
 from launch.pipeline.config import TrainStage, load_pipeline, stage_recipe
 from models import store
 
@@ -27,6 +28,8 @@ SETTINGS = [
     f"stages.samples.evaluation.reference.where={FEW}",
     "stages.samples.evaluation.retrieval_choices=4",
     "stages.samples.evaluation.system.sampling.steps=2",
+    "stages.control_samples.evaluation.limit=2",
+    "stages.control_samples.evaluation.system.sampling.steps=2",
 ]
 
 
@@ -91,3 +94,12 @@ def test_the_page_shows_reconstructions_and_samples(root):
     page = (root / "index.html").read_text()
     for words in ("Reconstructions", "first_stage", "Latent diffusion"):
         assert words in page
+
+
+@pytest.mark.processes
+def test_samples_are_compared_with_their_hints(root):
+    result = EvaluationResult.read(root / "control_samples" / "evaluation.json")
+    assert result.metrics["edge_F1"]["controlled"].n == 2
+    assert result.metrics["changed_at_scale_0"] == {"of 2": 0.0}
+    assert (root / "control_samples" / "grid_control.png").exists()
+    assert 'id="controls"' in (root / "index.html").read_text()
