@@ -21,6 +21,8 @@ class Batch:
             floating-point numbers float32.
         label: (B,) int64 classes, if `data.label` is set.
         hint: (B, C, H, W) float32 in [0, 1], if `data.hint` is set.
+        empty_features: (L, C) text features of an empty caption, beside the array `text_features`,
+            of which a sample has (L, C), those of its caption.
 
     `images`, `tokens`, `labels`, `hints` and `array` raise UserError where the setting is missing.
     """
@@ -32,6 +34,7 @@ class Batch:
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     label: Tensor | None = None
     hint: Tensor | None = None
+    empty_features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -14,16 +14,18 @@ from data_pipeline.cache import node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
 from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
-from data_pipeline.joined import JoinedSet
+from data_pipeline.joined import JoinedSet, check_encoder
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
+from data_pipeline.text.cached_features import CachedTextFeatures
 from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.digests import is_digest, sha256
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.text_features import TEXT_FEATURES
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Sample:
     label: int | None = None
     hint: NDArray[np.float32] | None = None
     """(C, H, W) in [0, 1]."""
+    empty_features: NDArray[np.generic] | None = None
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
@@ -57,7 +60,7 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
     text = config.text
     tokenizer = Tokenizer.load(text.tokenizer) if text and text.tokenizer else None
     dataset = Dataset(config, manifest, reader, tokenizer)
-    _check_encoder(config, dataset.manifests(), expected_encoder)
+    check_encoder(config, dataset.manifests(), expected_encoder)
     return dataset
 
 
@@ -98,6 +101,12 @@ class Dataset:
         """The member that is a sample's hint, if `data.hint` is set."""
         if config.hint is not None:
             self.hint = HintMember.of(config, manifest, self._holder(config.hint.name))
+        self.text_features: CachedTextFeatures | None = None
+        """Of an empty caption, if `data.arrays` has those of captions."""
+        if TEXT_FEATURES in config.arrays:
+            self.text_features = CachedTextFeatures.of_sets(
+                (config.url, *config.join), self.manifests(), self._choice
+            )
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
@@ -176,7 +185,11 @@ class Dataset:
             text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
         arrays = {name: self._array(index, name) for name in config.arrays}
         label = None if self._labels is None else int(self._labels[index])
-        return Sample(entry.key, caption, image, text, arrays, label, hint)
+        empty = None
+        if self.text_features is not None:
+            arrays[TEXT_FEATURES] = self._features(index, arrays[TEXT_FEATURES], caption)
+            empty = self.text_features.empty
+        return Sample(entry.key, caption, image, text, arrays, label, hint, empty)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return collate([self.sample(index) for index in indices])
@@ -261,6 +274,18 @@ class Dataset:
             )
         return array
 
+    def _features(
+        self, index: int, features: NDArray[np.generic], caption: str
+    ) -> NDArray[np.generic]:
+        """Those of the caption that is read, out of those of all captions of a sample."""
+        assert self.text_features is not None, "the caller reads them"
+        extension, lines = f"{TEXT_FEATURES}.npy", self.captions_of(index)
+        joined, encoded = self._joined_with(index, extension), lines
+        if joined is not None:
+            encoded = caption_lines(joined.read(index, "txt").decode("utf-8-sig"))
+        name = self._name(index, extension)
+        return self.text_features.of_caption(features, caption, lines, encoded, name)
+
     def _name(self, index: int, extension: str) -> str:
         joined, key = self._joined_with(index, extension), self._entries[index].key
         if joined is not None:
@@ -322,6 +347,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         arrays={name: _stack(name, samples) for name in first.arrays},
         label=label,
         hint=hint,
+        empty_features=(
+            None
+            if first.empty_features is None
+            else torch.from_numpy(first.empty_features.astype(np.float32))
+        ),
     )
 
 
@@ -358,27 +388,3 @@ def _fingerprint(
     choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
     sets = " ".join(manifest.fingerprint for manifest in manifests)
     return sha256(f"{sets} {block} {choice}".encode() + chosen)
-
-
-def _check_encoder(config: DataConfig, manifests: Sequence[Manifest], expected: str | None) -> None:
-    """Every set that an encoder made must be of the expected one, and one set must be."""
-    if expected is None and config.encoder is not None:
-        if not is_digest(config.encoder):
-            raise UserError(
-                f"data.encoder: '{config.encoder}' is not a digest; pass the digest of that model "
-                "directory as expected_encoder"
-            )
-        expected = config.encoder
-    if expected is None:
-        return
-    found: dict[str, str | None] = {
-        url: one.encoder
-        for url, one in zip((config.url, *config.join), manifests, strict=True)
-        if one.encoder is not None
-    }
-    for url, encoder in (found or {config.url: None}).items():
-        if encoder != expected:
-            raise UserError(
-                f"{url}: its encoder is {encoder[:12] if encoder else 'none'}, but this run needs "
-                f"{expected[:12]}; derive the set again with that model"
-            )

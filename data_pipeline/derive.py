@@ -21,6 +21,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentMoments, LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
+from mezzotint.common.text_features import TextFeatureRecord
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """Arrays (B, ...) of B samples by name."""
@@ -71,6 +72,7 @@ def write_derived(
     fields: Mapping[str, str],
     encoder: str | None = None,
     detector: Detector | None = None,
+    text_features: TextFeatureRecord | None = None,
     latents: Callable[[], LatentScaling | None] = lambda: None,
 ) -> Manifest:
     """Write the samples of a set with new members, those of each sample in order, as a shard set.
@@ -92,6 +94,7 @@ def write_derived(
         },
         encoder=encoder,
         detector=detector,
+        text_features=text_features,
         preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
         latents=latents,

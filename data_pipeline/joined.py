@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from data_pipeline.cache import ShardCache
+from data_pipeline.config import DataConfig
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.shards import ShardReader, check_sizes
+from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 
 
@@ -52,3 +54,31 @@ class JoinedSet:
     def read(self, index: int, extension: str) -> bytes:
         offset, size = self._entries[index].members[extension]
         return self.reader.read(self._shards[index], offset, size)
+
+
+def check_encoder(config: DataConfig, manifests: Sequence[Manifest], expected: str | None) -> None:
+    """Every set that an encoder made must be of the expected one, and one set must be.
+
+    Raises:
+        UserError: with both digests.
+    """
+    if expected is None and config.encoder is not None:
+        if not is_digest(config.encoder):
+            raise UserError(
+                f"data.encoder: '{config.encoder}' is not a digest; pass the digest of that model "
+                "directory as expected_encoder"
+            )
+        expected = config.encoder
+    if expected is None:
+        return
+    found: dict[str, str | None] = {
+        url: one.encoder
+        for url, one in zip((config.url, *config.join), manifests, strict=True)
+        if one.encoder is not None
+    }
+    for url, encoder in (found or {config.url: None}).items():
+        if encoder != expected:
+            raise UserError(
+                f"{url}: its encoder is {encoder[:12] if encoder else 'none'}, but this run needs "
+                f"{expected[:12]}; derive the set again with that model"
+            )

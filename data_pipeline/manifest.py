@@ -20,6 +20,7 @@ from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.storage_errors import NotFoundError
+from mezzotint.common.text_features import TextFeatureRecord
 
 MANIFEST_NAME = "manifest.json"
 
@@ -88,6 +89,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Of the images that were encoded; None in sets of images and of earlier versions."""
     detector: Detector | None = None
     """What made the hints of a derived set."""
+    text_features: TextFeatureRecord | None = None
+    """Of a set of text features: what made them."""
     latents: LatentScaling | None = None
     """Measured over all latents of a derived set; no part of its fingerprint, as it follows from
     the shards."""
@@ -150,6 +153,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             del tree["preprocessing"]  # sets of earlier versions keep their fingerprint
         if self.detector is None:
             del tree["detector"]
+        if self.text_features is None:
+            del tree["text_features"]
         del tree["latents"]  # so a set that is measured later stays the same set
         canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)

@@ -19,6 +19,7 @@ from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from data_pipeline.tar import misplaced_member
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
+from mezzotint.common.text_features import EMPTY_FEATURES
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def check_sizes(url: str, manifest: Manifest) -> None:
 
 def unlisted_files(manifest: Manifest, present: Iterable[str]) -> list[str]:
     """Those of the names in a set's directory that belong to no shard; hidden ones are left out."""
-    listed = {MANIFEST_NAME, *RECORDS, *(shard.name for shard in manifest.shards)}
+    listed = {MANIFEST_NAME, EMPTY_FEATURES, *RECORDS, *(shard.name for shard in manifest.shards)}
     return sorted(name for name in present if name not in listed and not name.startswith("."))
 
 

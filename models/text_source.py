@@ -1,9 +1,11 @@
 """The kind and location of a frozen text encoder; imports pydantic only."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from mezzotint.common.digests import sha256
 from models.pretrained.settings import OpenClipCheckpoint
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -60,6 +62,14 @@ class ClipTextModel(BaseModel, frozen=True, extra="forbid"):
         return self.directory
 
 
+LOCATIONS = ("model", "checkpoint", "directory")
+
 TextSource = Annotated[
     ClipText | OpenClipText | ClipTextModel | T5Text, Field(discriminator="kind")
 ]
+
+
+def identity(source: TextSource) -> str:
+    """Digest of an encoder and of its settings, wherever it lies; `source` has its digest."""
+    settings = source.model_dump(mode="json", exclude=set(LOCATIONS))
+    return sha256(json.dumps(settings, sort_keys=True))

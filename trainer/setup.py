@@ -26,6 +26,7 @@ from trainer.tasks.control import ControlTask
 from trainer.tasks.control_inputs import of_base, open_control
 from trainer.tasks.denoising import Denoising, DenoisingConfig
 from trainer.tasks.first_stage import first_stage, latent_target, with_latents
+from trainer.tasks.frozen_text import check_cached_features, with_cached_features
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
 from trainer.tasks.targets import LatentDecoder
 
@@ -61,6 +62,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         encoder = store.describe(encoder).digest
     target = latent_target(recipe.task)
     data = recipe.data if target is None else with_latents(recipe.data)
+    data = with_cached_features(recipe.task, data)
     dataset = open_dataset(data, expected_encoder=encoder)
     check_labels(recipe)
     check_image_size(recipe)
@@ -69,6 +71,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
         check_text(recipe, tokenizer)
     text_encoder = check_text_encoder(recipe)
+    check_cached_features(dataset, text_encoder)
     with torch.device("meta"):  # the engine materialises it
         model = recipe.model.build()
     settings, stage = recipe.task, None

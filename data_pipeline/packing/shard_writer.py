@@ -30,6 +30,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
+from mezzotint.common.text_features import TextFeatureRecord
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -103,6 +104,7 @@ def write_shards(
     encoder: str | None = None,
     preprocessing: Preprocessing | None = None,
     detector: Detector | None = None,
+    text_features: TextFeatureRecord | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
     latents: Callable[[], LatentScaling | None] = lambda: None,
@@ -133,6 +135,7 @@ def write_shards(
         encoder=encoder,
         preprocessing=preprocessing,
         detector=detector,
+        text_features=text_features,
         latents=scaling,
         splits=dict(splits or {}),
         shards=tuple(shards),

@@ -16,7 +16,9 @@ from data_pipeline.config import DataConfig
 from data_pipeline.hints.config import DetectorConfig
 from evaluation.config import EvaluationConfig
 from mezzotint.common.errors import UserError
+from mezzotint.common.text_features import FeatureType
 from mezzotint.inference.model_lookup import REFERENCE, substituted
+from models.text_source import TextSource
 from trainer.recipe import Recipe, flatten, read_tree, validate
 from trainer.recipe import load as load_recipe
 
@@ -55,10 +57,10 @@ class TrainStage(_BaseStage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder, or make hints of them.
+    """Encode a set's images with a trained autoencoder or its captions, or make hints.
 
-    Writes a set of codes or latents, or of hints. Images are prepared as those of the autoencoder's
-    training were, and `data.image` need not be given; for hints it must be.
+    Writes a set of codes or latents, of text features, or of hints. Images are prepared as those of
+    the autoencoder's training were, and `data.image` need not be given; for hints it must be.
     """
 
     kind: Literal["derive"]
@@ -66,6 +68,9 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
     model: str | None = None
     hint: DetectorConfig | None = None
     """The detector, with its settings; its hints are the member of its `kind`."""
+    text_encoder: TextSource | None = None
+    """The frozen encoder whose features of the captions are kept."""
+    text_dtype: FeatureType = "fp32"
     out: str | None = None
     """Directory or fsspec URL of the new set. None: `set/` in the stage's directory."""
     batch: int = Field(default=64, gt=0)
@@ -74,8 +79,8 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _one_way(self) -> "DeriveStage":
-        if (self.model is None) == (self.hint is None):
-            raise ValueError("set either model, which encodes images, or hint")
+        if sum(each is not None for each in (self.model, self.hint, self.text_encoder)) != 1:
+            raise ValueError("set one of model, which encodes images, text_encoder and hint")
         if self.hint is not None and self.data.image is None:
             raise ValueError("hints are made from images of a size: set data.image.size")
         return self

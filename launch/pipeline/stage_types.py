@@ -92,7 +92,9 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
     out = stage.out or str(directory / "set")
     if stage.hint is not None:
         return derive_hints(stage.data, stage.hint, out, directory, reporter)
-    assert stage.model is not None, "one of the two, by the stage's settings"
+    if stage.text_encoder is not None:
+        return derive_text_features(stage, out, directory, reporter)
+    assert stage.model is not None, "one of the three, by the stage's settings"
     manifest = encode_set(
         stage.data,
         stage.model,
@@ -121,6 +123,29 @@ def derive_hints(
     manifest = derive(data, out, detector, progress=reporter.callback("hints"))
     write_manifest(str(directory), manifest)
     return {"samples": f"{manifest.sample_count:,}", "detector": str(detector.record)}
+
+
+def derive_text_features(
+    stage: DeriveStage, out: str, directory: Path, reporter: Reporter
+) -> dict[str, str]:
+    """Write the text features of a set."""
+    from data_pipeline.manifest import write_manifest
+    from launch.processes import devices
+    from mezzotint.inference.encode_text import encode_captions
+
+    assert stage.text_encoder is not None, "the caller's stage has one"
+    manifest = encode_captions(
+        stage.data,
+        stage.text_encoder,
+        out,
+        dtype=stage.text_dtype,
+        batch=stage.batch,
+        device=devices(None, 1)[0],
+        progress=reporter.callback("samples"),
+    )
+    assert manifest is not None, "one process writes"
+    write_manifest(str(directory), manifest)
+    return {"samples": f"{manifest.sample_count:,}", "features": stage.text_dtype}
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
+from mezzotint.common.text_features import TEXT_FEATURES
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_class, without_text
 from models.diffusion.network import (
@@ -113,15 +114,26 @@ class FeaturesCondition(_CaptionCondition, frozen=True, extra="forbid"):
 
     kind: Literal["features"]
     encoder: TextSource
+    cached: bool = False
+    """Read the features from the set, or one of data.join, where `mezzotint data derive
+    --text-encoder` has written them; captions are dropped as without."""
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        text = inputs.encode_text(inputs.batch.captions)
+        text = self._text(inputs)
         features = drop_rows(text.features, text.empty, self.drop, inputs.rng)
         return replace(condition, features=features, empty_features=text.empty)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        text = inputs.encode_text(inputs.batch.captions)
+        text = self._text(inputs)
         return replace(condition, features=text.features, empty_features=text.empty)
+
+    def _text(self, inputs: ConditionInputs) -> TextFeatures:
+        batch = inputs.batch
+        if not self.cached:
+            return inputs.encode_text(batch.captions)
+        features = batch.array(TEXT_FEATURES)
+        assert batch.empty_features is not None, "read with the array"
+        return TextFeatures(features, batch.empty_features.to(features.device))
 
 
 class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):

@@ -86,8 +86,8 @@ def test_a_stage_derives_hints(write_set, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hint": None}, "set either model, which encodes images, or hint"),
-        ({"model": "runs/kl/model"}, "set either model"),
+        ({"hint": None}, "set one of model, which encodes images, text_encoder and hint"),
+        ({"model": "runs/kl/model"}, "set one of model"),
         ({"data": {"url": "x"}}, "set data.image.size"),
         ({"hint": {"kind": "edges", "cells": 4}}, "Extra inputs"),
     ],
