@@ -158,20 +158,23 @@ def fidelities(
     controlled: Tensor,
     uncontrolled: Tensor,
 ) -> Mapping[str, Mapping[str, Metric]]:
-    """The fidelity of both kinds of samples (N, H, W, 3) and the ratio of their means."""
-    groups = {"controlled": controlled, "uncontrolled": uncontrolled}
-    found = {
-        name: control_fidelity(detector, real.hints, from_bytes(images))
-        for name, images in groups.items()
-    }
-    metric = found["controlled"].metric.replace(" ", "_")
+    """The fidelity of both kinds of samples (N, H, W, 3) and the ratio of their means.
+
+    That of edges is also counted without a tolerance.
+    """
     rng = partial(keyed_generator, config.seed, "control")
-    values = {name: torch.from_numpy(each.values) for name, each in found.items()}
-    scores: dict[str, Metric] = {
-        name: bootstrap_mean(each, rng(name)) for name, each in values.items()
-    }
-    ratio = ratio_of_means(values["controlled"], values["uncontrolled"], rng("ratio"))
-    return {metric: scores, f"{metric}_ratio": {"controlled to uncontrolled": ratio}}
+    found: dict[str, dict[str, Metric]] = {}
+    for same_pixel in (False, True):
+        groups = {
+            name: control_fidelity(detector, real.hints, from_bytes(images), same_pixel=same_pixel)
+            for name, images in (("controlled", controlled), ("uncontrolled", uncontrolled))
+        }
+        metric = groups["controlled"].metric.replace(" ", "_")
+        values = {name: torch.from_numpy(each.values) for name, each in groups.items()}
+        found[metric] = {name: bootstrap_mean(each, rng(name)) for name, each in values.items()}
+        ratio = ratio_of_means(values["controlled"], values["uncontrolled"], rng("ratio"))
+        found[f"{metric}_ratio"] = {"controlled to uncontrolled": ratio}
+    return found
 
 
 def ratio_of_means(

@@ -6,6 +6,7 @@ that were given.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import hypot
 
 import numpy as np
@@ -20,6 +21,7 @@ from mezzotint.common.hint import Detector
 
 TOLERANCE_SHARE = 0.0075
 """Of the diagonal of an image (BSDS500, Arbelaez et al. 2011)."""
+SAME_PIXEL = "edge F1 same pixel"
 _ON = 0.5
 """Value from which a pixel of a hint of lines or a silhouette is set."""
 Values = NDArray[np.float32]
@@ -38,11 +40,13 @@ class Fidelity:
         return float(self.values.mean())
 
 
-def control_fidelity(detector: Detector | None, hints: Tensor, images: Tensor) -> Fidelity:
+def control_fidelity(
+    detector: Detector | None, hints: Tensor, images: Tensor, *, same_pixel: bool = False
+) -> Fidelity:
     """How well images (B, 3, H, W) in [-1, 1] follow hints (B, C, H, W) in [0, 1].
 
     Edges and scribbles by edge F1, silhouettes by intersection over union, soft edges and colours
-    by their mean absolute error.
+    by their mean absolute error. With `same_pixel` an edge counts only where the hint has it.
 
     Raises:
         UserError: hints that no detector made, or of another shape than the images'.
@@ -60,6 +64,8 @@ def control_fidelity(detector: Detector | None, hints: Tensor, images: Tensor) -
             f"{detector.kind} are {shape}"
         )
     metric, score = _METRICS[detector.kind]
+    if same_pixel and score is edge_f1:
+        metric, score = SAME_PIXEL, partial(edge_f1, limit=0.0)
     given = hints.detach().float().cpu().numpy()
     pairs = zip(given, pixels(images), strict=True)
     scores = [score(hint, hint_of(config, image)) for hint, image in pairs]
@@ -77,8 +83,10 @@ def tolerance(height: int, width: int) -> float:
     return max(1.0, TOLERANCE_SHARE * hypot(height, width))
 
 
-def edge_f1(hint: Values, found: Values) -> float:
-    """F1 of edge maps (1, H, W), each within `tolerance` pixels of the other's nearest edge.
+def edge_f1(hint: Values, found: Values, limit: float | None = None) -> float:
+    """F1 of edge maps (1, H, W), each within `limit` pixels of the other's nearest edge.
+
+    `limit` is the `tolerance` where it is None.
 
     Precision is the share of the edge pixels found that have one of the hint near, recall the
     share of the hint's that have a found one near. 1 where both are empty.
@@ -86,7 +94,7 @@ def edge_f1(hint: Values, found: Values) -> float:
     one, other = hint[0] >= _ON, found[0] >= _ON
     if not one.any() or not other.any():
         return float(one.any() == other.any())
-    limit = tolerance(*one.shape)
+    limit = tolerance(*one.shape) if limit is None else limit
     recall = float(_near(other, limit)[one].mean())
     precision = float(_near(one, limit)[other].mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -72,6 +72,8 @@ def test_samples_with_and_without_a_control_are_compared_with_its_hints(home, tm
     result = EvaluationResult.read(tmp_path / "evaluation.json")
     assert set(result.metrics["edge_F1"]) == {"controlled", "uncontrolled"}
     assert result.metrics["edge_F1"]["controlled"].n == 4
+    strict = result.metrics["edge_F1_same_pixel"]["controlled"].value
+    assert strict <= result.metrics["edge_F1"]["controlled"].value
     assert result.metrics["changed_at_scale_0"] == {"of 4": 0.0}
     assert result.metrics["edge_F1_ratio"]["controlled to uncontrolled"].n == 4
     assert result.protocol["detector"]["settings"]["low"] == 100

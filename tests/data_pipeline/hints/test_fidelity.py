@@ -26,6 +26,8 @@ def test_edge_f1_forgives_one_pixel_at_64_and_the_published_share_of_the_diagona
     assert edge_f1(column(5), column(5)) == 1
     assert edge_f1(column(5), column(6)) == 1
     assert edge_f1(column(5), column(7)) == 0
+    assert edge_f1(column(5), column(6), limit=0) == 0
+    assert edge_f1(column(5, 8), column(5, 9), limit=0) == 0.5
 
 
 def test_edge_f1_is_the_harmonic_mean_of_precision_and_recall():
