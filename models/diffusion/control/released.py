@@ -12,6 +12,8 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from models.conversion import Weight, export_state, import_state, layer, nested
 from models.diffusion.control.network import ControlConfig, UNetControl
+from models.diffusion.unet.compvis import require_steps_from_0
+from models.diffusion.unet.diffusers import one_step_later
 from models.diffusion.unet.guided_diffusion import encoder_layout
 from models.diffusion.unet.network import UNet, UNetConfig
 
@@ -33,12 +35,23 @@ def from_released(weights: Mapping[str, Tensor], config: ControlConfig) -> dict[
         if not whole or name.startswith(PREFIX)
     }
     control = _skeleton(config)
+    require_steps_from_0(_base(config), "model.base")
     return import_state(_layout(control), control, chosen)
 
 
 def to_released(weights: Mapping[str, Tensor], config: ControlConfig) -> dict[str, Tensor]:
-    """The inverse: our state dict under their names."""
-    return export_state(_layout(_skeleton(config)), weights)
+    """The inverse: our state dict under their names, with steps that count from 0."""
+    layout, base, weights = _layout(_skeleton(config)), _base(config), dict(weights)
+    if base.timestep_offset == 0:
+        time = "encoder.time.hidden.weight"
+        weights[time] = one_step_later(weights[time], base.freq_shift)
+    return export_state(layout, weights)
+
+
+def _base(config: ControlConfig) -> UNetConfig:
+    if not isinstance(config.base, UNetConfig):
+        raise UserError(f"model.base.kind: {config.base.kind}: the released code controls a unet")
+    return config.base
 
 
 def _skeleton(config: ControlConfig) -> UNetControl:
@@ -47,9 +60,7 @@ def _skeleton(config: ControlConfig) -> UNetControl:
     Raises:
         UserError: the released code has no such control.
     """
-    base = config.base
-    if not isinstance(base, UNetConfig):
-        raise UserError(f"model.base.kind: {base.kind}: the released code controls a unet")
+    base = _base(config)
     there = {
         "model.middle_only": config.middle_only,
         "model.unlocked": config.unlocked,

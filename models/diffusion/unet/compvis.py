@@ -22,6 +22,7 @@ from models.conversion import (
 )
 from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.text_encoder import TextEncoderConfig
+from models.diffusion.unet.diffusers import one_step_later
 from models.diffusion.unet.guided_diffusion import absent, decoder_layout, encoder_layout
 from models.diffusion.unet.layout import skeleton
 from models.diffusion.unet.network import UNet, UNetConfig
@@ -108,6 +109,7 @@ def from_compvis(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
     Raises:
         UserError: weights do not fit, or CompVis' code has no such network.
     """
+    require_steps_from_0(config, "model")
     network = skeleton(config)
     return import_state(_layout(network), network, weights)
 
@@ -115,10 +117,17 @@ def from_compvis(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
 def to_compvis(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
     """The inverse: our state dict under their names, and the schedule.
 
+    Their steps count from 0: a network that was trained on steps from 1 (`timestep_offset: 0`) gets
+    other weights of the same function.
+
     Raises:
         UserError: CompVis' code has no such network or schedule.
     """
     schedule = _schedule(config)
+    weights = dict(weights)
+    if config.timestep_offset == 0:
+        time = "time.hidden.weight"
+        weights[time] = one_step_later(weights[time], config.freq_shift)
     alphas = _alphas_cumprod(schedule)
     before = torch.cat([alphas.new_ones(1), alphas[:-1]])
     return {
@@ -127,6 +136,18 @@ def to_compvis(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str, T
         "alphas_cumprod_prev": before.float(),
         "betas": (1 - alphas / before).float(),
     }
+
+
+def require_steps_from_0(config: UNetConfig, key: str) -> None:
+    """Refuse to read weights of networks that count their steps from 0 as others.
+
+    Raises:
+        UserError: it names the setting under `key`.
+    """
+    if config.timestep_offset == 0:
+        raise UserError(
+            f"{key}.timestep_offset: 0: CompVis' networks count their steps from 0; set it to 1"
+        )
 
 
 def _layout(network: UNet) -> list[Weight]:

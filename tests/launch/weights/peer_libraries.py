@@ -17,6 +17,8 @@ ensure_torchvision()
 import diffusers  # noqa: E402
 import open_clip  # noqa: E402
 import transformers  # noqa: E402
+from diffusers.loaders import single_file_utils  # noqa: E402, F401
+from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion  # noqa: E402, F401
 
 GIVEN, OUT, JOBS = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 
@@ -93,15 +95,47 @@ def text(folder, given, name, prompts):
     return {"tokens": tokens, "hidden": found.last_hidden_state, "pooled": found.pooler_output}
 
 
+def compvis(folder, given, name, unet, vae):
+    """Weights of CompVis' layout, as diffusers' own readers rename them."""
+    convert = diffusers.loaders.single_file_utils
+    weights = load_file(Path(folder) / "compvis.safetensors")
+    parts = {
+        "unet": convert.convert_ldm_unet_checkpoint(dict(weights), unet),
+        "vae": convert.convert_ldm_vae_checkpoint(dict(weights), vae),
+        "control": convert.convert_controlnet_checkpoint(dict(weights), unet),
+    }
+    return {f"{part}.{key}": each for part, found in parts.items() for key, each in found.items()}
+
+
+def ldm_bert(folder, given, name, config):
+    """Latent diffusion's text transformer with the weights of a file."""
+    ldm = diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion
+    model = ldm.LDMBertModel(ldm.LDMBertConfig(**config)).eval()
+    left, strange = model.load_state_dict(
+        load_file(Path(folder) / "ldm_bert.safetensors"), strict=False
+    )
+    assert all(each.startswith("to_logits") for each in left)
+    assert not strange
+    return {"tokens": model.model(given["text"])[0]}
+
+
+JOBS_BY_KIND = {
+    "pipeline": pipeline,
+    "network": network,
+    "clip": clip,
+    "text": text,
+    "compvis": compvis,
+    "ldm_bert": ldm_bert,
+}
+
+
 def main():
     torch.set_num_threads(1)
     given, answers = load_file(GIVEN), {}
     for job in JOBS:
         kind, name = job.pop("job"), job.pop("name")
         with torch.no_grad():
-            found = {"pipeline": pipeline, "network": network, "clip": clip, "text": text}[kind](
-                given=given, name=name, **job
-            )
+            found = JOBS_BY_KIND[kind](given=given, name=name, **job)
         answers |= {f"{name}.{key}": value.contiguous() for key, value in found.items()}
     save_file(answers, OUT)
 

@@ -1,7 +1,9 @@
 """Names and shapes of the released checkpoints, without their weights."""
 
+import pytest
 import torch
 
+from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.taming_weights import to_taming
 from models.diffusion.control.network import ControlConfig
@@ -106,6 +108,7 @@ def test_a_control_comes_back_bit_for_bit_with_and_without_its_prefix():
         "transformer": {},
         "modulation": "add",
         "resampling": "convolution",
+        "timestep_offset": 1,
     }
     config = ControlConfig(base={"kind": "unet", **unet}, hint={"channels": 1, "stride": 2})
     generator = torch.Generator().manual_seed(0)
@@ -120,3 +123,9 @@ def test_a_control_comes_back_bit_for_bit_with_and_without_its_prefix():
         got = from_released(weights, config)
         assert got.keys() == state.keys()
         assert all(torch.equal(got[name], value) for name, value in state.items())
+    with pytest.raises(UserError, match=r"model.base.timestep_offset: 0"):
+        from_released(named, config.model_copy(update={"base": steps_from_1(config.base)}))
+
+
+def steps_from_1(unet):
+    return unet.model_copy(update={"timestep_offset": 0})
