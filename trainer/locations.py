@@ -21,6 +21,7 @@ KEYS = (
     "task.text_encoder.checkpoint",
     "task.text_encoder.directory",
     "task.base",
+    "task.start",
     "task.perceptual.vgg",
     "task.perceptual.linear",
     "task.perceptual.model",

@@ -65,7 +65,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     data = with_cached_features(recipe.task, data)
     dataset = open_dataset(data, expected_encoder=encoder)
     check_labels(recipe)
-    check_image_size(recipe)
+    check_image_size(recipe, None if target is None else recipe.data.encoder)
     tokenizer = None
     if recipe.data.text is not None and recipe.data.text.tokenizer is not None:
         tokenizer = Tokenizer.load(recipe.data.text.tokenizer)
@@ -96,7 +96,7 @@ def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None
         UserError: a derived set was made with images prepared otherwise than its encoder's.
     """
     data = recipe.data
-    if data.image is not None:
+    if data.image is not None and data.encoder is None:
         return data.image.preprocessing
     encoded = (one for one in dataset.manifests() if one.encoder is not None)
     found = encoded_preprocessing(next(encoded, dataset.manifest))
@@ -105,6 +105,8 @@ def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None
             f"data.encoder ({data.encoder})": store.describe(data.encoder).preprocessing,
             f"the encoder of data.url ({data.url})": found,
         }
+        if data.image is not None:
+            records["data.image"] = data.image.preprocessing
         require_equal(records, force=data.force_preprocessing, setting="data.force_preprocessing")
     return found
 
@@ -131,14 +133,15 @@ def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:
         )
 
 
-def check_image_size(recipe: Recipe) -> None:
-    """Refuse images of another size than the network's."""
-    image, size = recipe.data.image, image_side(recipe.model)
+def check_image_size(recipe: Recipe, encoder: str | None = None) -> None:
+    """Refuse images of another size than the network's, or than its first stage's (`encoder`)."""
+    image, model, key = recipe.data.image, recipe.model, "model.image_size"
+    if encoder is not None and not is_digest(encoder):
+        model, key = store.describe(encoder).config, f"that of {encoder}"
+    size = image_side(model)
     if image is None or recipe.data.arrays or size in (None, image.size):
         return
-    raise UserError(
-        f"data.image.size is {image.size} and model.image_size is {size}; make them equal"
-    )
+    raise UserError(f"data.image.size is {image.size} and {key} is {size}; make them equal")
 
 
 def check_labels(recipe: Recipe) -> None:

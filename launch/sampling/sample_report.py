@@ -12,7 +12,8 @@ from torch import Tensor
 from data_pipeline.image_grid import GridAxis, GridCell, image_grid, in_columns
 from launch.sampling.lost_captions import lost_captions
 from launch.sampling.plan import SamplePlan
-from mezzotint.inference.editing import KNOWN_REGION
+from mezzotint.inference.config import DiffusionSystem, LatentSystem
+from mezzotint.inference.editing import KNOWN_REGION, TRAINED, inpaints
 from mezzotint.inference.generator import GenerationResult
 
 
@@ -35,7 +36,11 @@ class SampleReport:
     def inpainting(self) -> str | None:
         """How the given image was inpainted; None where none was."""
         edit = self.plan.request.edit
-        return None if edit is None or edit.mask is None else KNOWN_REGION
+        if edit is None or edit.mask is None:
+            return None
+        config = self.plan.configs[0]
+        assert isinstance(config, DiffusionSystem | LatentSystem), "others take no image"
+        return TRAINED if inpaints(config.model) else KNOWN_REGION
 
     def to_text(self) -> str:
         prompts, trajectory = self.plan.request.prompts, self.plan.options.trajectory

@@ -10,7 +10,7 @@ from torch import Tensor
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem
 from mezzotint.inference.controls import NO_CONTROLS, Controls, read_controls
-from mezzotint.inference.editing import ImageEdit, edited_run, paste_kept
+from mezzotint.inference.editing import ImageEdit, edited_run, paste_kept, with_kept
 from mezzotint.inference.generator import (
     Block,
     GenerationRequest,
@@ -173,10 +173,12 @@ class DiffusionGenerator(ImageGenerator):
                 x, denoised = space.shown(step.x), space.shown(step.denoised)
                 block.callback(replace(step, x=x, denoised=denoised))
 
-        cond = replace(self.condition(block.prompts), hints=block.hints)
+        cond, edit = replace(self.condition(block.prompts), hints=block.hints), block.edit
+        if edit is not None and edit.mask is not None:
+            cond = with_kept(cond, self.network.config, self.space, edit.image, edit.mask)
         negative = self._negative(cond, len(block.prompts))
         images = self.sample(
-            cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=block.edit
+            cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=edit
         )
         return {
             "images": to_bytes(images),
@@ -211,7 +213,9 @@ class DiffusionGenerator(ImageGenerator):
         run = sampling.sampler_run(plain, free, self.schedule, wanted)
         x = run.start(noise)
         if edit is not None:
-            run, x = edited_run(run, edit, self.space, noise)
+            run, x = edited_run(
+                run, edit, self.space, noise, trained="inpainting" in self.conditioning
+            )
         time, total = float(run.times[0]), len(run.times) - 1
         for step in run.steps(x, cond, rng):
             if callback is not None:
@@ -253,6 +257,8 @@ class DiffusionGenerator(ImageGenerator):
             UserError: a caption or class that the network does not take, or a class is missing.
         """
         cond = Condition(label=self._labels([prompt.label for prompt in prompts]))
+        blank = torch.zeros(len(prompts), 3, *2 * (self.image_size,), device=self.runtime.device)
+        cond = with_kept(cond, self.network.config, self.space, blank, 1 + blank[:, :1])
         captions = [prompt.text for prompt in prompts]
         if self.text is not None:
             return self.text(cond, [caption or "" for caption in captions])
@@ -292,7 +298,7 @@ class DiffusionGenerator(ImageGenerator):
             raise UserError(
                 "negative: a negative caption acts through guidance; set a guidance above 1"
             )
-        return self.text(Condition(label=cond.label, hints=cond.hints), [caption] * count)
+        return self.text(replace(cond, text=None, features=None), [caption] * count)
 
     def with_analytic_moments(
         self, images: Tensor, prompts: Sequence[Prompt], rng: torch.Generator

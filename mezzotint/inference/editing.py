@@ -9,12 +9,23 @@ from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from mezzotint.inference.latent_space import ImageSpace
+from models import store
+from models.diffusion.condition import Condition
 from models.diffusion.inpainting import coarse_mask, with_known_region
+from models.diffusion.network import NetworkConfig
 from models.diffusion.sampling import SamplerRun
+from models.diffusion.unet.network import UNetConfig
 
 C = TypeVar("C")
 KNOWN_REGION = "known-region replacement"
 """How a model inpaints that was not trained for it."""
+TRAINED = "by the model, which was trained for it"
+
+
+def inpaints(model: str) -> bool:
+    """Whether the model in a directory was trained to inpaint."""
+    config = store.describe(model).config
+    return isinstance(config, UNetConfig) and config.inpainting is not None
 
 
 @dataclass(frozen=True)
@@ -82,15 +93,16 @@ def start_of(steps: int, strength: float) -> int:
 
 
 def edited_run(
-    run: SamplerRun[C], edit: ImageEdit, space: ImageSpace, noise: Tensor
+    run: SamplerRun[C], edit: ImageEdit, space: ImageSpace, noise: Tensor, *, trained: bool = False
 ) -> tuple[SamplerRun[C], Tensor]:
     """The rest of a sampler's run, and x at its first time, of an edit with one row per image.
 
     `noise` (B, C, h, w) is standard normal; it hides the image, and the known region at every step.
+    A network that was `trained` to inpaint is given the known region, so it is not replaced.
     """
     known = space.encode(edit.image)
     first = start_of(len(run.times) - 1, edit.strength)
-    if edit.mask is not None:
+    if edit.mask is not None and not trained:
         keep = coarse_mask(edit.mask, (known.shape[2], known.shape[3])) == 0
         denoiser = with_known_region(run.denoiser, run.schedule, known, noise, keep)
         run = replace(run, denoiser=denoiser)
@@ -103,6 +115,20 @@ def edited_run(
         raise UserError(f"strength {edit.strength:g}: {error}") from error
     here = run.schedule.at(run.times[0])
     return run, float(here.alpha) * known + float(here.sigma) * noise
+
+
+def with_kept(
+    cond: Condition, config: NetworkConfig, space: ImageSpace, images: Tensor, mask: Tensor
+) -> Condition:
+    """The condition with what a network is given that was trained to inpaint; others get nothing.
+
+    That is images (B, 3, H, W) where the mask (B, 1, H, W) is 0.
+    """
+    if "inpainting" not in config.conditioning:
+        return cond
+    size = space.shape[1], space.shape[2]
+    masked = space.encode(images * (1 - mask))
+    return replace(cond, mask=coarse_mask(mask, size), masked=masked)
 
 
 def paste_kept(images: Tensor, edit: ImageEdit) -> Tensor:

@@ -24,6 +24,10 @@ class Condition:
     """(B, L, C): features of captions from a frozen encoder."""
     empty_features: Tensor | None = None
     """(L, C): the features of an empty caption."""
+    mask: Tensor | None = None
+    """(B, 1, h, w) of a network that inpaints: 1 is generated, 0 is kept."""
+    masked: Tensor | None = None
+    """(B, C, h, w): what is kept, as the network sees it: of an image whose other pixels are 0."""
     hints: tuple[Tensor | None, ...] = ()
     """(B, C, H, W) in [0, 1] each, at the size of the images: one for each control of the network.
     A control whose hint is None does not act; with none at all the base is called as it is."""

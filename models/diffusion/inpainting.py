@@ -1,13 +1,14 @@
-"""Inpainting with a model that was not trained for it: the known region is replaced at every step.
+"""Inpainting: random masks to train for it, and known-region replacement without training.
 
-As in RePaint (arXiv 2201.09865, eq. 8) without its resampling, and with one noise for all steps:
-the known region then follows its exact path from noise to the image, under every solver.
+A model that was not trained for inpainting has its known region replaced at every step, as in
+RePaint (arXiv 2201.09865, eq. 8) without its resampling, and with one noise for all steps: the
+known region then follows its exact path from noise to the image, under every solver.
 """
 
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from models.diffusion.parameterization import Prediction
@@ -37,6 +38,27 @@ def with_known_region(
         )
 
     return denoise
+
+
+def random_masks(
+    count: int, side: int, everything: float, rng: Generator, device: torch.device
+) -> Tensor:
+    """Masks (B, 1, side, side) of one to three rectangles; 1 is generated.
+
+    A share `everything` of them is 1 everywhere: so the model generates whole images too.
+    """
+    masks = torch.zeros(count, 1, side, side, device=device)
+    places = torch.arange(side, device=device)
+    for _ in range(3):
+        sizes = torch.rand(count, 2, generator=rng, device=device) * 0.6 + 0.1
+        starts = torch.rand(count, 2, generator=rng, device=device) * (1 - sizes)
+        first, last = (starts * side)[..., None], ((starts + sizes) * side)[..., None]
+        inside = ((places >= first.floor()) & (places < last.ceil())).float()
+        taken = torch.rand(count, generator=rng, device=device) < 0.6
+        masks += taken.view(-1, 1, 1, 1) * (inside[:, 0, :, None] * inside[:, 1, None, :])[:, None]
+    whole = torch.rand(count, generator=rng, device=device) < everything
+    masks = torch.where(masks.flatten(1).any(dim=1).view(-1, 1, 1, 1), masks, 1.0)
+    return torch.where(whole.view(-1, 1, 1, 1), 1.0, masks.clamp(max=1.0))
 
 
 def coarse_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

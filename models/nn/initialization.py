@@ -46,6 +46,17 @@ def constant(tensor: Tensor, number: float) -> None:
     declare(tensor, lambda value, rng: value.fill_(number))
 
 
+def zero_last_inputs(layer: nn.Conv2d, count: int) -> None:
+    """Start the last `count` input channels of a convolution from 0, the others as without them."""
+    bound = layer.weight[0, :-count].numel() ** -0.5
+
+    def fill(value: Tensor, rng: Generator | None) -> None:
+        value.uniform_(-bound, bound, generator=rng)[:, -count:] = 0.0
+
+    declare(layer.weight, fill)
+    uniform(layer.bias, bound) if layer.bias is not None else None
+
+
 def computed(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
     """Start from a table, which `compute` makes on the CPU."""
     declare(tensor, lambda value, rng: value.copy_(compute()))

@@ -15,8 +15,10 @@ from models.diffusion.control.network import Control, Controllable
 from models.nn.initialization import computed
 
 
-def describe_base(location: str) -> tuple[str, store.ModelInfo]:
+def describe_base(location: str, key: str = "task.base") -> tuple[str, store.ModelInfo]:
     """The model directory of a base, or of the training run at that place, and its description.
+
+    `key` is the setting that messages name.
 
     Raises:
         UserError: there is none.
@@ -28,7 +30,7 @@ def describe_base(location: str) -> tuple[str, store.ModelInfo]:
         try:
             return below, store.describe(below)
         except UserError:
-            raise UserError(f"task.base: {error}") from error
+            raise UserError(f"{key}: {error}") from error
 
 
 class LazyBase:

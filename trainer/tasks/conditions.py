@@ -14,6 +14,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.text_features import TEXT_FEATURES
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_class, without_text
+from models.diffusion.inpainting import coarse_mask, random_masks
 from models.diffusion.network import (
     ClassConfig,
     ConditionalNetwork,
@@ -46,6 +47,8 @@ class ConditionInputs:
     rng: Generator
     encode_text: Callable[[Sequence[str]], TextFeatures]
     """The frozen encoder of the task."""
+    encode_images: Callable[[Tensor], Tensor]
+    """Images (B, 3, H, W) as what is denoised: themselves, or normalised latents."""
 
 
 class _Condition(BaseModel, frozen=True, extra="forbid"):
@@ -162,6 +165,28 @@ class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
         return replace(condition, low_res=low, noise_level=low.new_zeros(len(low)))
 
 
+class InpaintingCondition(_Condition, frozen=True, extra="forbid"):
+    """What is kept of the sample's image under a random mask; it needs `data.image`.
+
+    `everything` of the masks keep nothing, so that the model generates whole images too.
+    """
+
+    kind: Literal["inpainting"]
+    everything: float = Field(default=0.25, ge=0, le=1)
+
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        images, clean = inputs.batch.images, inputs.clean
+        mask = random_masks(
+            len(images), images.shape[-1], self.everything, inputs.rng, images.device
+        )
+        masked = inputs.encode_images(images * (1 - mask))
+        size = clean.shape[2], clean.shape[3]
+        return replace(condition, mask=coarse_mask(mask, size), masked=masked)
+
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        return self.train_condition(condition, inputs)
+
+
 class NoCondition(BaseModel, frozen=True, extra="forbid"):
     """An unconditional network."""
 
@@ -169,7 +194,11 @@ class NoCondition(BaseModel, frozen=True, extra="forbid"):
 
 
 OneCondition = Annotated[
-    ClassCondition | TextCondition | FeaturesCondition | LowResolutionCondition,
+    ClassCondition
+    | TextCondition
+    | FeaturesCondition
+    | LowResolutionCondition
+    | InpaintingCondition,
     Field(discriminator="kind"),
 ]
 
@@ -193,6 +222,7 @@ ConditionConfig = Annotated[
     | TextCondition
     | FeaturesCondition
     | LowResolutionCondition
+    | InpaintingCondition
     | SeveralConditions,
     Field(discriminator="kind"),
 ]

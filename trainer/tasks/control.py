@@ -44,6 +44,12 @@ class ControlTaskConfig(DenoisingConfig, frozen=True, extra="forbid"):
     """How often samples are compared with their hints; None: never."""
 
     @model_validator(mode="after")
+    def _starts_as_its_base(self) -> "ControlTaskConfig":
+        if self.start is not None:
+            raise ValueError("start: a control starts as its base; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _no_crops(self) -> "ControlTaskConfig":
         for each in as_conditions(self.condition):
             if isinstance(each, LowResolutionCondition) and each.crop is not None:
@@ -62,6 +68,8 @@ class ControlTaskConfig(DenoisingConfig, frozen=True, extra="forbid"):
             raise UserError(
                 "model.base: upsamples images; train a control for the base of its cascade"
             )
+        if "inpainting" in model.config.conditioning:
+            raise UserError("model.base: inpaints; train a control for the model it started from")
         dropped = with_caption_drop(self.condition, self.caption_drop)
         settings = self.model_copy(update={"condition": dropped})
         denoising = DenoisingConfig.build(settings, model)

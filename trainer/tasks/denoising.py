@@ -41,6 +41,7 @@ from trainer.tasks.conditions import (
 from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
 from trainer.tasks.targets import Images, LatentDecoder, Latents, TargetConfig
+from trainer.tasks.warm_start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
 
     `weight` is that of the loss `weighted`. By default times are stratified, over the steps of the
     hybrid loss where it has some. `offset_noise` is the standard deviation of a further noise, one
-    number for each channel of a sample, which lets samples differ in brightness. `preview` is the
+    number for each channel of a sample, which lets samples differ in brightness. `start` is a model
+    directory or run whose weights training starts from, see `start_from`. `preview` is the
     sampling of previews; its guidance acts where a condition is sometimes dropped.
     """
 
@@ -61,6 +63,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     weight: Weight | None = None
     times: TimestepsConfig | None = None
     offset_noise: float = Field(default=0.0, ge=0)
+    start: str | None = Field(default=None, min_length=1)
     preview: DiffusionSampling = DiffusionSampling(steps=10, guidance=2.0)
 
     @model_validator(mode="after")
@@ -116,6 +119,9 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
                 "task.loss: a learned variance (model.process.variance) is trained by kind hybrid, "
                 "and hybrid needs one"
             )
+        if self.start is not None:
+            assert isinstance(model, nn.Module), "a network"
+            start_from(model, self.start)
         weight = self.weight or SnrClamped()
         if isinstance(self.loss, WeightedLoss):
             fault = untrained_end(weight, model.process.schedule)
@@ -249,7 +255,10 @@ class Denoising(Task):
             assert self._text_encoder is not None, "a condition has an encoder"
             return self._text_encoder(captions, clean.device)
 
-        return ConditionInputs(batch, clean, self._network, rng, encode_text)
+        def encode_images(images: Tensor) -> Tensor:
+            return images if self.decoder is None else self.decoder.encode(images)
+
+        return ConditionInputs(batch, clean, self._network, rng, encode_text, encode_images)
 
     def _clean(self, batch: Batch, rng: Generator) -> Tensor:
         """The target before noise is added, cropped where the task asks for it."""

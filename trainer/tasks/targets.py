@@ -68,7 +68,7 @@ class Latents(BaseModel, frozen=True, extra="forbid"):
 
 
 class LatentDecoder:
-    """Normalised latents to images, for previews; the first stage is read when it is first needed.
+    """Normalised latents to images and back; the first stage is read when it is first needed.
 
     It is no part of the task: not trained, and not in checkpoints.
     """
@@ -83,12 +83,24 @@ class LatentDecoder:
         Raises:
             UserError: the first stage cannot be read, or is no autoencoder.
         """
+        return self._first_stage(x.device).decode(self._source.scaling.denormalize(x)).float()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The inverse; of a gaussian first stage the mean of the posterior.
+
+        Raises:
+            UserError: as above.
+        """
+        return self._source.scaling.normalize(self._first_stage(images.device).encode(images))
+
+    def _first_stage(self, device: torch.device) -> Autoencoder:
         if self._opened is None:
-            model = store.load(self._source.model, device=x.device)
+            model = store.load(self._source.model, device=device)
             if not isinstance(model, Autoencoder):
                 raise UserError(f"{self._source.model}: holds no autoencoder")
             self._opened = model
-        return self._opened.decode(self._source.scaling.denormalize(x)).float()
+        return self._opened
 
 
 TargetConfig = Annotated[Images | Array | Latents, Field(discriminator="kind")]

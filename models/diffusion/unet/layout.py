@@ -29,6 +29,7 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
     low = config.low_resolution
     there = {
         "model.text": config.text is not None,
+        "model.inpainting": config.inpainting is not None,
         "model.class_token": config.class_token is not None,
         "model.features without model.transformer": config.features is not None
         and config.transformer is None,

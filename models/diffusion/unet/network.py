@@ -29,6 +29,7 @@ from models.diffusion.unet.blocks import (
 )
 from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
+from models.nn import initialization
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
 from models.nn.cpu.dispatch import in_format, norm_act
@@ -43,6 +44,21 @@ class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
     augmentation: DegradationConfig = BlurAugmentation()
     condition_on_noise_level: bool = False
     """Whether the network gets the degradation level of its input; the published ones do not."""
+
+
+class InpaintingConfig(BaseModel, frozen=True, extra="forbid"):
+    """The network's input also holds what is kept of an image, and before it the mask.
+
+    The order of the released inpainting models of latent diffusion. The weights of these channels
+    start at 0: a network that goes on from one without them starts as that one.
+    """
+
+    mask: bool = True
+    """Whether the mask is a channel of its own."""
+
+    def channels(self, image_channels: int) -> int:
+        """How many more channels the input has."""
+        return image_channels + self.mask
 
 
 class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
@@ -81,6 +97,7 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     """Transformer blocks with cross-attention to the caption; by default one attention is over the
     image and the caption (ADM, GLIDE)."""
     low_resolution: LowResolutionConfig | None = None
+    inpainting: InpaintingConfig | None = None
     timestep_offset: Literal[0, 1] = 0
     """The time embedding is of 1000 t - offset: published networks count their steps from 0."""
     freq_shift: Literal[0, 1] = 0
@@ -94,6 +111,7 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
             "text": self.text,
             "features": self.features,
             "low_resolution": self.low_resolution,
+            "inpainting": self.inpainting,
         }
         return frozenset(name for name, part in parts.items() if part is not None)
 
@@ -188,7 +206,10 @@ class UNet(nn.Module):
         )
         first = config.widths[0]
         inputs = 1 if low is None else 2
-        self.stem = nn.Conv2d(inputs * config.image_channels, first, 3, padding=1)
+        more = 0 if config.inpainting is None else config.inpainting.channels(config.image_channels)
+        self.stem = nn.Conv2d(inputs * config.image_channels + more, first, 3, padding=1)
+        if more:
+            initialization.zero_last_inputs(self.stem, more)
         stages, kept = encoder_stages(
             config, self._stage, lambda width: self._resampling(width, "halve")
         )
@@ -352,19 +373,23 @@ class UNet(nn.Module):
         return vector
 
     def _image(self, x: Tensor, condition: Condition) -> Tensor:
-        """The noisy image, with the upsampled low-resolution one where there is one."""
+        """The noisy image, the upsampled low-resolution one, and what inpainting is given."""
         height, width = x.shape[2:]
         if height % self.config.stride or width % self.config.stride:
             raise UserError(
                 f"this unet takes heights and widths that are multiples of {self.config.stride}, "
                 f"got {height} x {width}"
             )
-        if self.config.low_resolution is None:
-            return x
-        if condition.low_res is None:
-            raise UserError("this unet needs a low-resolution image")
-        size = (height, width)
-        enlarged = F.interpolate(
-            condition.low_res.to(x.dtype), size, mode="bilinear", align_corners=False
-        )
-        return torch.cat([x, enlarged], dim=1)
+        parts = [x]
+        if self.config.low_resolution is not None:
+            if condition.low_res is None:
+                raise UserError("this unet needs a low-resolution image")
+            low = condition.low_res.to(x.dtype)
+            size = (height, width)
+            parts.append(F.interpolate(low, size, mode="bilinear", align_corners=False))
+        if self.config.inpainting is not None:
+            if condition.mask is None or condition.masked is None:
+                raise UserError("this unet inpaints: it needs a mask and what is kept of an image")
+            given = [condition.mask] if self.config.inpainting.mask else []
+            parts += [each.to(x.dtype) for each in (*given, condition.masked)]
+        return x if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -164,7 +164,7 @@ def test_crops_are_windows_at_whole_low_resolution_pixels():
     corners = {(int(w[0, 0, 0]) // 100, int(w[0, 0, 0]) % 100) for w in windows}
     assert corners == {(row, column) for row in (0, 4, 8) for column in (0, 4, 8)}
     assert torch.equal(windows[0] - windows[0, 0, 0, 0], image[0, :, :8, :8])
-    inputs = ConditionInputs(batch(), image, network({**UNET, **SMALL_IMAGE}), rng(), None)
+    inputs = ConditionInputs(batch(), image, network({**UNET, **SMALL_IMAGE}), rng(), None, None)
     made = LowResolutionCondition(kind="low_resolution").eval_condition(Condition(), inputs)
     assert made.low_res[0, 0, 0, :2].tolist() == [50.5, 52.5]
 
