@@ -312,7 +312,7 @@ class Dataset:
                 raise UserError(
                     f"{self._name(index, f'{name}.png')}: no such image and no array {name}.npy, "
                     f"although data.hint names '{name}'; derive it with `mezzotint data derive "
-                    "--hint`, and name its set in data.join"
+                    "SET OUT --hint edges`, and name its set in data.join"
                 )
             for name in self.config.arrays:
                 if f"{name}.npy" not in members:

@@ -44,8 +44,9 @@ class CachedTextFeatures:
         found = [(url, one.text_features) for url, one in sets if one.text_features is not None]
         if not found:
             raise UserError(
-                f"{urls[0]}: has no text features; make a set of them with `mezzotint data derive "
-                "--text-encoder` and name it in data.join, or set task.condition.cached=false"
+                f"{urls[0]}: has no text features; make a set of them with `mezzotint data "
+                "derive SET OUT --text-encoder MODEL` and name it in data.join, or set "
+                "task.condition.cached=false"
             )
         url, record = found[0]
         path = storage.join(url, EMPTY_FEATURES)
@@ -53,7 +54,7 @@ class CachedTextFeatures:
         if sha256(content) != record.empty_sha256:
             raise UserError(
                 f"{path}: does not match the manifest; derive the set again with `mezzotint data "
-                "derive --text-encoder`"
+                "derive SET OUT --text-encoder MODEL`"
             )
         return cls(url, record, np.load(io.BytesIO(content), allow_pickle=False))
 

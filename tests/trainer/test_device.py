@@ -39,6 +39,15 @@ def encoder(tmp_path_factory) -> str:
     return path
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """A model directory of the network that a control's recipe names."""
+    config = load(Path("recipes/emoji_latent_control.yaml")).model.base
+    path = str(tmp_path_factory.mktemp("base") / "model")
+    store.save(path, config, config.build().state_dict(), card="new")
+    return path
+
+
 @pytest.fixture
 def meta_by_default():
     """Whatever is made without a device has no memory, and meets a CPU tensor with an error."""
@@ -47,9 +56,23 @@ def meta_by_default():
     torch.set_default_device(None)
 
 
-def small(path: Path, encoder: str) -> Recipe:
-    """A recipe whose discriminator acts from the first step, and with a tiny text encoder."""
+def small(path: Path, encoder: str, base: str) -> Recipe:
+    """A recipe whose discriminator acts from the first step, with a tiny text encoder.
+
+    Latents have a scale, which a run takes from their set.
+    """
+    latents = [
+        "task.target.scaling={mean: 0.0, std: 1.0, samples: 1}",
+        "data.arrays=[latents, latent_deviations]",
+    ]
     match path.stem:
+        case "emoji_dit":
+            overrides = latents
+        case "emoji_latent":
+            overrides = [*latents, f"task.condition.encoder.model={encoder}"]
+        case "emoji_latent_control":
+            tower = f"task.condition.encoder.model={encoder}"
+            overrides = [*latents, tower, f"task.base={base}"]
         case "emoji_kl" | "emoji_vqgan":
             overrides = ["task.start_step=0"]
         case "emoji_caption_clip":
@@ -83,7 +106,13 @@ def batch_for(recipe: Recipe) -> Batch:
         text=integers(300, data.text.length) if data.text else None,
         arrays=arrays,
         label=integers(data.label.count) if data.label else None,
+        hint=hints(recipe) if data.hint else None,
     )
+
+
+def hints(recipe: Recipe) -> torch.Tensor:
+    shape = (BATCH, recipe.model.hint.channels, *2 * (recipe.model.hint_size,))
+    return torch.rand(shape, generator=rng(6), device=CPU)
 
 
 def build(recipe: Recipe) -> Task:
@@ -106,8 +135,8 @@ class Engine:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_training_step_needs_no_default_device(path, encoder, meta_by_default):
-    recipe = small(path, encoder)
+def test_a_training_step_needs_no_default_device(path, encoder, base, meta_by_default):
+    recipe = small(path, encoder, base)
     task = build(recipe)
     engines = {name: Engine(part.train()) for name, part in task.parts().items()}
     step = Step(0, rng(4))
@@ -125,8 +154,8 @@ def test_a_training_step_needs_no_default_device(path, encoder, meta_by_default)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_preview_needs_no_default_device(path, encoder, meta_by_default):
-    recipe = small(path, encoder)
+def test_a_preview_needs_no_default_device(path, encoder, base, meta_by_default):
+    recipe = small(path, encoder, base)
     task = build(recipe)
     parts = {name: part.eval() for name, part in task.parts().items()}
     with torch.no_grad():
