@@ -202,10 +202,11 @@ def preempt(
 ) -> None:
     """Signal the job of `base` in the middle of its run, as a scheduler does."""
     metrics = root / "base" / "metrics.jsonl"
-    until("base trains", lambda: len(read_metrics(metrics)) >= STEPS["base"] // 6, 240)
-    seen.append(answer(environment, "status", "story", *runs))
+    until("base trains", lambda: len(read_metrics(metrics)) >= 2, 240)
+    seen.append(answer(environment, "status", "story", *runs))  # takes seconds on a busy machine
     job = records.read_submission(root)
     assert job is not None
+    until("base goes on", lambda: len(read_metrics(metrics)) >= STEPS["base"] // 6, 240)
     subprocess.run(
         ["scancel", "--batch", "--signal=USR2", str(job.jobs["base"].id)],
         env=dict(environment),
