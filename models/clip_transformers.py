@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from models.conversion import validated
 
 _ATTENTION = "self_attn"
 _LAYER = {
@@ -69,14 +70,7 @@ def read_text_settings(content: Mapping[str, Any], source: str) -> TextTowerSett
             f"{source}: model_type: {content.get('model_type')} is not clip_text_model, the text "
             "encoder that can be read"
         )
-    try:
-        return TextTowerSettings.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise UserError(
-            f"{source}: {key}: {content.get(key)!r} has no network here ({first['msg']})"
-        ) from error
+    return validated(TextTowerSettings, content, source)
 
 
 def to_clip_text_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

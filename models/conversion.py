@@ -1,12 +1,42 @@
-"""Conversion of state dicts to and from other code: names, shapes and order of each weight."""
+"""Conversion of weights and settings to and from other code: names, shapes and order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def settings_of_class(kinds: Mapping[str, type[S]], content: Mapping[str, Any], source: str) -> S:
+    """The settings in a config.json of diffusers, by the class that it names.
+
+    Raises:
+        UserError: another class, or a key whose value ours has no network for.
+    """
+    name = content.get("_class_name")
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise UserError(f"{source}: _class_name: {name} is not one of {', '.join(kinds)}")
+    own = {key: value for key, value in content.items() if not key.startswith("_")}
+    return validated(kind, own, source)
+
+
+def validated(kind: type[S], content: Mapping[str, Any], source: str) -> S:
+    """The settings; refuses values that no network here has by their key."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise UserError(
+            f"{source}: {key}: {content.get(key)!r} has no network here ({first['msg']})"
+        ) from error
 
 
 @dataclass(frozen=True)

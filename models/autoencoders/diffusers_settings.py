@@ -6,7 +6,7 @@ What these networks can be and ours cannot is refused by its key.
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from mezzotint.common.errors import UserError
 from models.autoencoders.autoencoder import AutoencoderConfig
@@ -14,6 +14,7 @@ from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.diffusers import require_held
 from models.autoencoders.quantizer import VectorQuantizerConfig
 from models.autoencoders.resnet import ResnetPyramid
+from models.conversion import settings_of_class
 
 Down = Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
 Up = Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]
@@ -79,20 +80,7 @@ def read_vae_settings(content: Mapping[str, Any], source: str) -> Settings:
     Raises:
         UserError: another class, or a key whose value ours has no network for.
     """
-    name = content.get("_class_name")
-    kind = _KINDS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise UserError(f"{source}: _class_name: {name} is not one of {', '.join(_KINDS)}")
-    try:
-        return kind.model_validate(
-            {key: value for key, value in content.items() if not key.startswith("_")}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise UserError(
-            f"{source}: {key}: {content.get(key)!r} has no network here ({first['msg']})"
-        ) from error
+    return settings_of_class(_KINDS, content, source)
 
 
 def vae_config(settings: Settings, source: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from models.conversion import Weight, export_state, import_state, layer
+from models.conversion import Weight, export_state, import_state, layer, validated
 from models.diffusion.control.hint_encoder import HintEncoder
 from models.diffusion.control.network import ControlConfig, UNetControl
 from models.diffusion.unet.diffusers import (
@@ -22,7 +22,6 @@ from models.diffusion.unet.diffusers_settings import (
     ConditionalSettings,
     config_of,
     settings_of,
-    validated,
 )
 from models.diffusion.unet.network import UNetConfig
 

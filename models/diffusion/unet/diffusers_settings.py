@@ -4,11 +4,12 @@ What these networks can be and ours cannot is refused by its key.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from mezzotint.common.errors import UserError
+from models.conversion import settings_of_class
 from models.diffusion.unet.diffusers import refuse
 from models.diffusion.unet.network import UNetConfig
 
@@ -101,7 +102,6 @@ class ConditionalSettings(_CommonSettings, frozen=True, extra="forbid"):
 
 
 Settings = PlainSettings | ConditionalSettings
-S = TypeVar("S", bound=BaseModel)
 _KINDS: Mapping[str, type[Settings]] = {
     "UNet2DModel": PlainSettings,
     "UNet2DConditionModel": ConditionalSettings,
@@ -114,24 +114,7 @@ def read_settings(content: Mapping[str, Any], source: str) -> Settings:
     Raises:
         UserError: another class, or a key whose value ours has no network for.
     """
-    name = content.get("_class_name")
-    kind = _KINDS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise UserError(f"{source}: _class_name: {name} is not one of {', '.join(_KINDS)}")
-    own = {key: value for key, value in content.items() if not key.startswith("_")}
-    return validated(kind, own, source)
-
-
-def validated(kind: type[S], content: Mapping[str, Any], source: str) -> S:
-    """The settings; refuses values that no network here has by their key."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise UserError(
-            f"{source}: {key}: {content.get(key)!r} has no network here ({first['msg']})"
-        ) from error
+    return settings_of_class(_KINDS, content, source)
 
 
 def config_of(settings: Settings, source: str) -> dict[str, Any]:
