@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.weights.foreign_file import read_weights
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -33,7 +33,6 @@ from models.diffusion.unet.compvis import (
 )
 from models.diffusion.unet.guided_diffusion import flags
 from models.diffusion.unet.network import UNetConfig
-from models.finite import require_finite_weights
 from models.first_stage import FirstStage
 from models.text_source import TextSource
 from trainer.recipe import load
@@ -250,12 +249,4 @@ def _control_settings(config: ControlConfig) -> dict[str, object]:
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a .safetensors file")
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.ckpt, .pth) can "
-            "run code when it is loaded: convert it to safetensors first"
-        ) from error
-    require_finite_weights(str(file), weights)
-    return weights
+    return read_weights(file)

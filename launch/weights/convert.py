@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from launch.weights.diffusers_folder import latent_parts, write_folder
 from launch.weights.diffusers_import import import_folder, is_folder
+from launch.weights.foreign_file import read_weights
 from launch.weights.open_clip_folder import write_clip
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -48,7 +48,6 @@ from models.diffusion.unet.guided_diffusion import (
     to_guided_diffusion,
 )
 from models.diffusion.unet.network import UNetConfig
-from models.finite import require_finite_weights
 from trainer.recipe import apply_override, load, validate
 
 NetworkFormat = Literal["guided_diffusion", "diffusers", "dit"]
@@ -103,7 +102,7 @@ def import_weights(
     if preprocessing.values:
         size = image_side(config)
         image = Preprocessing.model_validate({"size": size, **preprocessing.values})
-    weights = _read_weights(file)
+    weights = read_weights(file)
     reader = _reader(config, source, settings)
     state = {name: value.float() for name, value in reader(weights).items()}
     parameters = sum(value.numel() for value in state.values())
@@ -215,23 +214,6 @@ def _base_size(overrides: Sequence[str]) -> int:
                 raise UserError(f"{_BASE_SIZE}: {value} is not a number of positions")
             return int(value)
     return 64
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: is not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt, .bin) "
-            "can run code when it is loaded, so it is never read here: take the .safetensors file "
-            'of the same weights, or convert it: python -c "import torch; from safetensors.torch '
-            f"import save_file; found = torch.load('{file}', map_location='cpu', "
-            "weights_only=True); found = found.get('state_dict', found); save_file({name: "
-            "value.clone().contiguous() for name, value in found.items() if hasattr(value, "
-            f"'clone')}}, '{file.with_suffix('.safetensors')}')\""
-        ) from error
-    require_finite_weights(str(file), weights)
-    return weights
 
 
 def _reader(

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from launch.weights.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
+from launch.weights.foreign_file import read_weights
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
@@ -24,7 +23,6 @@ from models.diffusion.schedules.diffusers import process_of
 from models.diffusion.unet.diffusers import from_diffusers
 from models.diffusion.unet.diffusers_settings import config_of, read_settings
 from models.diffusion.unet.network import UNetConfig
-from models.finite import require_finite_weights
 from models.first_stage import FirstStage
 from models.text_source import ClipTextModel
 from trainer.recipe import apply_override, validate
@@ -67,7 +65,7 @@ def import_folder(
     vae, vae_state, scale, shift = _first_stage(folder / "vae")
     unet, unet_state = _denoiser(folder, overrides)
     clip_text.settings(str(folder / "text_encoder"))
-    text_state = _weights(folder / "text_encoder" / TEXT_WEIGHTS)
+    text_state = read_weights(folder / "text_encoder" / TEXT_WEIGHTS)
     first_stage, text, model = (out / name for name in ("first_stage", "text_encoder", "model"))
     # 1 sample: nothing says how many were measured
     scaling = LatentScaling(mean=shift, std=1 / scale, samples=1)
@@ -114,7 +112,7 @@ def _first_stage(home: Path) -> tuple[AutoencoderConfig, dict[str, Tensor], floa
     where = str(home / "config.json")
     settings = read_vae_settings(read_json(home / "config.json"), where)
     config = validate(AutoencoderConfig.model_validate, vae_config(settings, where), where)
-    state = from_diffusers_vae(_weights(home / WEIGHTS), config)
+    state = from_diffusers_vae(read_weights(home / WEIGHTS), config)
     return config, _float(state), settings.scaling_factor, settings.shift
 
 
@@ -129,7 +127,7 @@ def _denoiser(folder: Path, overrides: Sequence[str]) -> tuple[UNetConfig, dict[
     adapter = TypeAdapter(UNetConfig)
     config = validate(adapter.validate_python, tree["model"], str(where))
     sines_first = content.get("flip_sin_to_cos") is False
-    weights = _weights(folder / "unet" / WEIGHTS)
+    weights = read_weights(folder / "unet" / WEIGHTS)
     return config, _float(from_diffusers(weights, config, sines_first=sines_first))
 
 
@@ -140,15 +138,6 @@ def _copy_text(folder: Path, out: Path) -> None:
     for path in sorted((folder / "tokenizer").iterdir()):
         if path.is_file():
             shutil.copyfile(path, out / path.name)
-
-
-def _weights(where: Path) -> dict[str, Tensor]:
-    try:
-        weights = load_file(where)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{where}: cannot be read as safetensors ({error})") from error
-    require_finite_weights(str(where), weights)
-    return weights
 
 
 def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
