@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+from mezzotint.inference import editing
 from mezzotint.inference.config import DenoiserSystem, DiffusionSystem, LatentSystem
 from mezzotint.inference.controls import NO_CONTROLS, Controls, read_controls
-from mezzotint.inference.editing import ImageEdit, edited_run, paste_kept, with_kept
 from mezzotint.inference.generator import (
     Block,
     GenerationRequest,
@@ -23,7 +23,6 @@ from mezzotint.inference.generator import (
 from mezzotint.inference.images import to_bytes
 from mezzotint.inference.latent_space import (
     ImageSpace,
-    LatentSpace,
     PixelDiffusionModel,
     PixelSpace,
     check_generates_alone,
@@ -35,6 +34,7 @@ from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from mezzotint.inference.text_conditioning import TextConditioning, text_conditioning
 from models import store
+from models.autoencoders.latent_space import LatentSpace
 from models.diffusion.classifier import NoisyClassifier, class_log_probability
 from models.diffusion.condition import Condition
 from models.diffusion.control.controlled import ControllableNetwork, ControlledNetwork
@@ -174,8 +174,8 @@ class DiffusionGenerator(ImageGenerator):
                 block.callback(replace(step, x=x, denoised=denoised))
 
         cond, edit = replace(self.condition(block.prompts), hints=block.hints), block.edit
-        if edit is not None and edit.mask is not None:
-            cond = with_kept(cond, self.network.config, self.space, edit.image, edit.mask)
+        if edit is not None and edit.mask is not None and "inpainting" in self.conditioning:
+            cond = editing.with_kept(cond, self.space, edit.image, edit.mask)
         negative = self._negative(cond, len(block.prompts))
         images = self.sample(
             cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=edit
@@ -195,7 +195,7 @@ class DiffusionGenerator(ImageGenerator):
         *,
         negative: Condition | None = None,
         callback: StepCallback | None = None,
-        edit: ImageEdit | None = None,
+        edit: editing.ImageEdit | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] from standard normal noise (B, C, h, w).
 
@@ -213,7 +213,7 @@ class DiffusionGenerator(ImageGenerator):
         run = sampling.sampler_run(plain, free, self.schedule, wanted)
         x = run.start(noise)
         if edit is not None:
-            run, x = edited_run(
+            run, x = editing.edited_run(
                 run, edit, self.space, noise, trained="inpainting" in self.conditioning
             )
         time, total = float(run.times[0]), len(run.times) - 1
@@ -224,7 +224,7 @@ class DiffusionGenerator(ImageGenerator):
         if callback is not None:
             callback(SamplerStep(total, total, time, x, x))
         images = self.space.decode(x)
-        return images if edit is None else paste_kept(images, edit)
+        return images if edit is None else editing.paste_kept(images, edit)
 
     def _unconditional(
         self, plain: Denoiser[Condition], negative: Condition | None
@@ -257,8 +257,8 @@ class DiffusionGenerator(ImageGenerator):
             UserError: a caption or class that the network does not take, or a class is missing.
         """
         cond = Condition(label=self._labels([prompt.label for prompt in prompts]))
-        blank = torch.zeros(len(prompts), 3, *2 * (self.image_size,), device=self.runtime.device)
-        cond = with_kept(cond, self.network.config, self.space, blank, 1 + blank[:, :1])
+        if "inpainting" in self.conditioning:
+            cond = editing.with_nothing_kept(cond, self.space, len(prompts), self.runtime.device)
         captions = [prompt.text for prompt in prompts]
         if self.text is not None:
             return self.text(cond, [caption or "" for caption in captions])

@@ -12,7 +12,6 @@ from mezzotint.inference.latent_space import ImageSpace
 from models import store
 from models.diffusion.condition import Condition
 from models.diffusion.inpainting import coarse_mask, with_known_region
-from models.diffusion.network import NetworkConfig
 from models.diffusion.sampling import SamplerRun
 from models.diffusion.unet.network import UNetConfig
 
@@ -30,7 +29,7 @@ def inpaints(model: str) -> bool:
 
 @dataclass(frozen=True)
 class ImageEdit:
-    """An image to start from, how much of it is generated anew, and where."""
+    """An image to start from, how much of it is replaced, and where."""
 
     image: Tensor
     """(3, H, W), or one for each number (number, 3, H, W), in [-1, 1]."""
@@ -117,18 +116,23 @@ def edited_run(
     return run, float(here.alpha) * known + float(here.sigma) * noise
 
 
-def with_kept(
-    cond: Condition, config: NetworkConfig, space: ImageSpace, images: Tensor, mask: Tensor
-) -> Condition:
-    """The condition with what a network is given that was trained to inpaint; others get nothing.
+def with_kept(cond: Condition, space: ImageSpace, images: Tensor, mask: Tensor) -> Condition:
+    """The condition with what a network is given that was trained to inpaint.
 
     That is images (B, 3, H, W) where the mask (B, 1, H, W) is 0.
     """
-    if "inpainting" not in config.conditioning:
-        return cond
     size = space.shape[1], space.shape[2]
     masked = space.encode(images * (1 - mask))
     return replace(cond, mask=coarse_mask(mask, size), masked=masked)
+
+
+def with_nothing_kept(
+    cond: Condition, space: ImageSpace, count: int, device: torch.device
+) -> Condition:
+    """The same for `count` images of which everything is generated."""
+    side = space.image_size
+    images = torch.zeros(count, 3, side, side, device=device)
+    return with_kept(cond, space, images, torch.ones(count, 1, side, side, device=device))
 
 
 def paste_kept(images: Tensor, edit: ImageEdit) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
-from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.inference.model_directory import read_model
 from mezzotint.inference.preprocessing import require_equal_preprocessing
 from models import store
 from models.autoencoders.autoencoder import Autoencoder
+from models.autoencoders.latent_space import LatentSpace
 from models.diffusion.network import ConditionalNetwork, NetworkConfig
 from models.first_stage import FirstStage
 
@@ -81,35 +81,6 @@ class PixelSpace:
 
     def shown(self, x: Tensor) -> Tensor:
         return x
-
-
-@dataclass(frozen=True)
-class LatentSpace:
-    """Normalised latents of a first stage (latent diffusion, arXiv 2112.10752).
-
-    Of a gaussian first stage an image's latent is the mean of its posterior. A discrete one is
-    diffused before quantisation and quantised in `decode`.
-    """
-
-    first_stage: Autoencoder
-    scaling: LatentScaling
-
-    @property
-    def image_size(self) -> int:
-        return self.first_stage.config.image_size
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.first_stage.config.channels, *self.first_stage.grid
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.scaling.normalize(self.first_stage.encode(images))
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self.first_stage.decode(self.scaling.denormalize(x)).float()
-
-    def shown(self, x: Tensor) -> Tensor:
-        return self.decode(x)
 
 
 def recorded_first_stage(model: str) -> FirstStage:

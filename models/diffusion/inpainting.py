@@ -21,7 +21,7 @@ C = TypeVar("C")
 def with_known_region(
     denoiser: Denoiser[C], schedule: Schedule, known: Tensor, noise: Tensor, keep: Tensor
 ) -> Denoiser[C]:
-    """The denoiser, told what x_0 and the noise are where `keep` (B, 1, h, w) is true.
+    """The denoiser, given x_0 and the noise where `keep` (B, 1, h, w) is true.
 
     There its input is alpha `known` + sigma `noise` (B, C, h, w), and its prediction these two.
     """

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from models import store
-from models.autoencoders.autoencoder import Autoencoder
 from models.base_record import BaseRecord
 from models.diffusion.control.network import Control, Controllable
 from models.nn.initialization import computed
+from trainer.tasks.targets import LatentDecoder
 
 
 def describe_base(location: str, key: str = "task.base") -> tuple[str, store.ModelInfo]:
@@ -85,7 +85,8 @@ class LazyBase:
             UserError: its first stage is missing or another one.
         """
         if self._decode is None:
-            self._decode = _decoder(self._location, x.device)
+            record = self.describe().first_stage
+            self._decode = (lambda x: x) if record is None else LatentDecoder(record)
         return self._decode(x).clamp(-1, 1)
 
     def _loaded(self) -> nn.Module:
@@ -94,19 +95,3 @@ class LazyBase:
             with torch.inference_mode(mode=False):
                 self._network = store.load(directory).requires_grad_(requires_grad=False)
         return self._network
-
-
-def _decoder(location: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    directory, info = describe_base(location)
-    record = info.first_stage
-    if record is None:
-        return lambda x: x
-    stored = store.describe(record.model)
-    if stored.digest != record.digest:
-        raise UserError(
-            f"{directory}: was trained on latents of another first stage than {record.model} holds "
-            "now; put that one there"
-        )
-    stage = store.load(record.model, device=device)
-    assert isinstance(stage, Autoencoder), "first stages are autoencoders"
-    return lambda x: stage.decode(record.scaling.denormalize(x))

@@ -11,6 +11,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentScaling
 from models import store
 from models.autoencoders.autoencoder import Autoencoder
+from models.autoencoders.latent_space import LatentSpace
 from models.first_stage import FirstStage
 
 
@@ -39,17 +40,13 @@ class Array(BaseModel, frozen=True, extra="forbid"):
 
     def clean(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, ...), in fp32."""
-        value = batch.array(self.name).float()
-        if self.std is not None:
-            noise = torch.randn(value.shape, generator=rng, device=value.device)
-            value = value + batch.array(self.std).float() * noise
-        return (value - self.mean) * self.scale
+        return (_sampled(batch, self.name, self.std, rng) - self.mean) * self.scale
 
 
 class Latents(BaseModel, frozen=True, extra="forbid"):
     """Latents of a derived set, normalised by the statistics that were measured over all of it.
 
-    Where the set has deviations, every step draws another sample of the posterior. `data.arrays`
+    Where the set has deviations, every step takes another sample of the posterior. `data.arrays`
     need not name them; `data.encoder` names the first stage.
     """
 
@@ -60,11 +57,17 @@ class Latents(BaseModel, frozen=True, extra="forbid"):
     def clean(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, C, h, w) in fp32."""
         assert self.scaling is not None, "taken from the set when the run is set up"
-        value = batch.array(LATENTS).float()
-        if DEVIATIONS in batch.arrays:
-            noise = torch.randn(value.shape, generator=rng, device=value.device)
-            value = value + batch.array(DEVIATIONS).float() * noise
-        return self.scaling.normalize(value)
+        std = DEVIATIONS if DEVIATIONS in batch.arrays else None
+        return self.scaling.normalize(_sampled(batch, LATENTS, std, rng))
+
+
+def _sampled(batch: Batch, name: str, std: str | None, rng: Generator) -> Tensor:
+    """An array (B, ...) in fp32, or a sample of N(array, std^2)."""
+    value = batch.array(name).float()
+    if std is None:
+        return value
+    noise = torch.randn(value.shape, generator=rng, device=value.device)
+    return value + batch.array(std).float() * noise
 
 
 class LatentDecoder:
@@ -75,15 +78,15 @@ class LatentDecoder:
 
     def __init__(self, source: FirstStage) -> None:
         self._source = source
-        self._opened: Autoencoder | None = None
+        self._opened: LatentSpace | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1].
 
         Raises:
-            UserError: the first stage cannot be read, or is no autoencoder.
+            UserError: the first stage cannot be read, or is another one now.
         """
-        return self._first_stage(x.device).decode(self._source.scaling.denormalize(x)).float()
+        return self._space(x.device).decode(x)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -92,14 +95,20 @@ class LatentDecoder:
         Raises:
             UserError: as above.
         """
-        return self._source.scaling.normalize(self._first_stage(images.device).encode(images))
+        return self._space(images.device).encode(images)
 
-    def _first_stage(self, device: torch.device) -> Autoencoder:
+    def _space(self, device: torch.device) -> LatentSpace:
         if self._opened is None:
-            model = store.load(self._source.model, device=device)
-            if not isinstance(model, Autoencoder):
-                raise UserError(f"{self._source.model}: holds no autoencoder")
-            self._opened = model
+            where, digest = self._source.model, self._source.digest
+            if store.describe(where).digest != digest:
+                raise UserError(
+                    f"{where}: holds another first stage now than that of the latents "
+                    f"({digest[:12]}); put that one there"
+                )
+            stage = store.load(where, device=device)
+            if not isinstance(stage, Autoencoder):
+                raise UserError(f"{where}: holds no autoencoder")
+            self._opened = LatentSpace(stage, self._source.scaling)
         return self._opened
 
 
