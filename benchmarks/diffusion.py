@@ -11,8 +11,6 @@ diffusers' networks get our weights and must give our outputs and gradients befo
 no ratio is called a result. The optimizer, the same for all, is left out of the step.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -36,7 +34,7 @@ from peers_diffusion import (  # noqa: E402
     relative,
     steps_of,
 )
-from timing import Row, Timing, as_lines, as_table, interleaved, machine  # noqa: E402
+from timing import Row, Timing, as_table, interleaved, machine, run_command  # noqa: E402
 
 from models.diffusion.condition import Condition  # noqa: E402
 from models.diffusion.process import Process, ProcessConfig  # noqa: E402
@@ -342,29 +340,8 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
         found["solvers"] = solvers(rounds)
     for shape in asked:
         found[f"{shape.name}, training"] = training(shape, rounds)
-    found["load_at_the_end"] = machine()["load"]
-    parts = [part for part in found.values() if isinstance(part, dict) and "rows" in part]
-    found["rows"] = [row for part in parts for row in part.pop("rows")]
     return found
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
-    parser.add_argument("--only", choices=("unet", "captions", "solvers"), help="one part")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    found = measure(quick=options.quick, only=options.only)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rows = found.pop("rows")
-    short = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
-    print("\n".join([json.dumps(short, indent=1), *as_lines(rows)]))
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__.split("\n")[0], ("unet", "captions", "solvers"), measure)

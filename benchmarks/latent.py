@@ -9,8 +9,6 @@ same for all, is left out of the step. The peak is that of live tensors which a 
 (see `timing.Peak`).
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +32,7 @@ from diffusion import (  # noqa: E402
 )
 from peers_diffusion import STEPS, Diffusers, parameters, relative, steps_of  # noqa: E402
 from peers_latent import DiffusersControl, flop_counter  # noqa: E402
-from timing import Row, Timing, as_lines, as_table, interleaved, machine, peak_bytes  # noqa: E402
+from timing import Row, Timing, as_table, interleaved, machine, peak_bytes, run_command  # noqa: E402
 
 from models.diffusion.condition import Condition  # noqa: E402
 from models.diffusion.control.hint_encoder import HintEncoderConfig  # noqa: E402
@@ -294,29 +292,8 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
         control = systems.control, systems.own_control
         goals = CONTROL_STEP, 0.7
         found["control"] = training("control", control, systems.peer_control, given, goals, rounds)
-    found["load_at_the_end"] = machine()["load"]
-    parts = [part for part in found.values() if isinstance(part, dict) and "rows" in part]
-    found["rows"] = [row for part in parts for row in part.pop("rows")]
     return found
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
-    parser.add_argument("--only", choices=("unet", "control", "sampling"), help="one part")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    found = measure(quick=options.quick, only=options.only)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rows = found.pop("rows")
-    short = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
-    print("\n".join([json.dumps(short, indent=1), *as_lines(rows)]))
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__.split("\n")[0], ("unet", "control", "sampling"), measure)

@@ -1,11 +1,14 @@
 """Interleaved timing and the peak of live tensor bytes."""
 
+import argparse
+import json
 import os
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +85,32 @@ def as_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"spread {row['spread']:.2f}): {row['verdict']}"
         for row in rows
     ]
+
+
+def run_command(
+    description: str, parts: Sequence[str], measure: Callable[..., dict[str, Any]]
+) -> None:
+    """The command of a benchmark: `measure(quick=..., only=...)`, printed and perhaps written.
+
+    `only` is one of `parts`, or None for all of them.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--only", choices=parts, help="one part")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = measure(quick=options.quick, only=options.only)
+    found["load_at_the_end"] = machine()["load"]
+    parts_found = [part for part in found.values() if isinstance(part, dict) and "rows" in part]
+    rows = [row for part in parts_found for row in part.pop("rows")]
+    if options.json:
+        tree = json.dumps({**found, "rows": rows}, indent=1)
+        options.json.write_text(tree + "\n", encoding="utf-8")
+    short = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.4g}"))
+    print("\n".join([json.dumps(short, indent=1), *as_lines(rows)]))
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
