@@ -20,6 +20,7 @@ from launch.train.local import free_port, wait_for_ranks
 PEOPLE = Selection(split="composition", part="train")
 VOCAB = 300
 SESSIONS = Path(__file__).with_name("sessions.py")
+STAGES = Path(__file__).with_name("stages.py")
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +103,23 @@ def start(file: Path, world: int, program: Path = SESSIONS) -> None:
                 subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
             )
     assert wait_for_ranks(ranks) == 0, logs[0].read_text()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def run_stages() -> Callable[..., Path]:
+    """Runs all stages of a pipeline with settings in one process; returns the run directory."""
+
+    def run(pipeline: str, path: Path, *settings: str) -> Path:
+        variables = {key: each for key, each in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        done = subprocess.run(
+            [sys.executable, str(STAGES), pipeline, str(path), *settings],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=290,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return path
+
+    return run

@@ -1,9 +1,6 @@
 """The showcase's own pipeline, in a seconds-per-stage size, from data to result page."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,21 +49,9 @@ def test_the_priors_have_the_shapes_that_their_autoencoders_codes_ask_for():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, run_stages) -> Path:
     """A run directory in which every stage has run."""
-    path = tmp_path_factory.mktemp("showcase") / "autoencoders"
-    script = Path(__file__).with_name("stages.py")
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(
-        [sys.executable, str(script), PIPELINE, str(path), *SETTINGS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=290,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return path
+    return run_stages(PIPELINE, tmp_path_factory.mktemp("showcase") / "autoencoders", *SETTINGS)
 
 
 @pytest.mark.processes
