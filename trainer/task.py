@@ -84,7 +84,7 @@ class Task(ABC):
         return {}
 
     def tags(self) -> Mapping[str, str]:
-        """What the tracker is told of the run so far."""
+        """Tags of the run so far, for the tracker."""
         return {}
 
     def state(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import TypeAdapter
+from saved_network import saved
 
 from data_pipeline.hints.config import Edges
 from data_pipeline.text.tokenizer import Tokenizer
@@ -25,16 +26,6 @@ UNET = UNetConfig(
     image_size=8, channels=8, multipliers=(1, 2), depth=1, attention=(), head_width=8, groups=4,
     text={"vocab": 40, "length": 6, "width": 8, "layers": 1, "heads": 1},
 )  # fmt: skip
-
-
-def saved(directory, config, **records):
-    torch.manual_seed(0)
-    network = config.build()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    store.save(str(directory), config, network.state_dict(), card="", **records)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

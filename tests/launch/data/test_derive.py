@@ -267,9 +267,9 @@ def test_latents_are_read_normalised_by_what_the_set_measured_and_the_model_reco
     assert set(batch.arrays) == {"latents", "latent_deviations"}
     target = inputs.task._config.target
     rng = torch.Generator().manual_seed(0)
-    drawn = torch.stack([target.clean(batch, rng) for _ in range(20)])
-    assert float(drawn.mean()) == pytest.approx(0, abs=0.02)
-    assert float(drawn.std()) == pytest.approx(1, abs=0.02)
+    sampled = torch.stack([target.clean(batch, rng) for _ in range(20)])
+    assert float(sampled.mean()) == pytest.approx(0, abs=0.02)
+    assert float(sampled.std()) == pytest.approx(1, abs=0.02)
     given = open_inputs(of_set(kl, "task.target.scaling={mean: 1, std: 2, samples: 5}"))
     assert given.first_stage.scaling == LatentScaling(mean=1, std=2, samples=5)
     at = str(Path(out).parent / "trained")

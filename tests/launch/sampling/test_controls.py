@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved_network import saved
 
 from data_pipeline.hints.config import Edges, Silhouette
 from launch.sampling.controls import interval
@@ -21,16 +22,6 @@ UNET = UNetConfig(
     image_size=8, channels=8, multipliers=(1, 2), depth=1, attention=(), head_width=8, groups=4,
     classes=3, null_class=True,
 )  # fmt: skip
-
-
-def saved(directory, config, **records):
-    torch.manual_seed(0)
-    network = config.build()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    store.save(str(directory), config, network.state_dict(), card="", **records)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

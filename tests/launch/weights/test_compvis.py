@@ -52,7 +52,7 @@ CONDITIONS = {"text": {"kind": "text"}, "class": {"kind": "class"}}
 
 
 def saved(config, where, seed=0, **record):
-    """A model directory with drawn weights; returns its state dict."""
+    """A model directory with random weights; returns its state dict."""
     torch.manual_seed(seed)
     state = config.build().state_dict()
     state = {name: value + 0.1 * torch.randn_like(value) for name, value in state.items()}

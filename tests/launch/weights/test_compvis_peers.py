@@ -67,7 +67,7 @@ BERT_NAMES = {
 TEXT = torch.tensor([[3, 4, 5, 0, 0, 0, 0], [7, 8, 9, 1, 2, 3, 0]])
 
 
-def drawn(config):
+def random_weights(config):
     """A state dict of random weights."""
     generator = torch.Generator().manual_seed(6)
     state = config.build().state_dict()
@@ -95,11 +95,11 @@ def as_ldm_bert(state):
 def peers(tmp_path_factory):
     """What diffusers makes of our files."""
     home = tmp_path_factory.mktemp("compvis")
-    named = to_compvis(drawn(UNET), UNET) | to_released(drawn(CONTROL), CONTROL)
-    stage = to_taming(drawn(KL), KL)
+    named = to_compvis(random_weights(UNET), UNET) | to_released(random_weights(CONTROL), CONTROL)
+    stage = to_taming(random_weights(KL), KL)
     named |= {f"first_stage_model.{name}": value for name, value in stage.items()}
     save_file(named, home / "compvis.safetensors")
-    save_file(as_ldm_bert(drawn(BERT)), home / "ldm_bert.safetensors")
+    save_file(as_ldm_bert(random_weights(BERT)), home / "ldm_bert.safetensors")
     save_file({"text": TEXT}, home / "given.safetensors")
     jobs = [
         {
@@ -122,9 +122,9 @@ def peers(tmp_path_factory):
 
 def test_names_of_compvis_are_those_that_diffusers_reads(peers):
     expected = {
-        "unet": to_diffusers(drawn(UNET), UNET),
-        "vae": to_diffusers_vae(drawn(KL), KL),
-        "control": to_diffusers_control(drawn(CONTROL), CONTROL),
+        "unet": to_diffusers(random_weights(UNET), UNET),
+        "vae": to_diffusers_vae(random_weights(KL), KL),
+        "control": to_diffusers_control(random_weights(CONTROL), CONTROL),
     }
     for part, weights in expected.items():
         prefix = f"compvis.{part}."
@@ -141,7 +141,7 @@ def test_names_of_compvis_are_those_that_diffusers_reads(peers):
 @torch.no_grad()
 def test_latent_diffusions_text_transformer_is_diffusers_ldm_bert(peers):
     encoder = BERT.build().eval()
-    encoder.load_state_dict(drawn(BERT))
+    encoder.load_state_dict(random_weights(BERT))
     out = encoder(TEXT).tokens
     assert float(out.std()) > 0.05
     assert float((out - peers["bert.tokens"]).abs().max()) < 1e-5

@@ -45,13 +45,13 @@ def test_a_partition_in_any_order_has_the_statistics_of_the_whole(
 def test_statistics_of_a_gaussian_first_stage_are_those_of_its_samples():
     values, deviations = latents(0, 2000)
     scaling = LatentMoments.of(values, deviations).scaling("set")
-    drawn = torch.from_numpy(values) + torch.from_numpy(deviations) * torch.randn(
+    sampled = torch.from_numpy(values) + torch.from_numpy(deviations) * torch.randn(
         values.shape, generator=torch.Generator().manual_seed(0)
     )
-    normal = scaling.normalize(drawn)
+    normal = scaling.normalize(sampled)
     assert abs(float(normal.mean())) < 0.02
     assert float(normal.std()) == pytest.approx(1.0, abs=0.02)
-    assert torch.allclose(scaling.denormalize(normal), drawn, atol=1e-5)
+    assert torch.allclose(scaling.denormalize(normal), sampled, atol=1e-5)
     assert (scaling.shift, scaling.scale, scaling.samples) == (scaling.mean, 1 / scaling.std, 2000)
 
 

@@ -1,8 +1,10 @@
 """Models that are trained to inpaint: their masks, their start, what they are given in sampling."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import saved_network
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,8 @@ STAGE = AutoencoderConfig.model_validate(
     }
 )  # fmt: skip
 
+saved = partial(saved_network.saved, spread=0.05)
+
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -48,16 +52,6 @@ def rng(seed=0):
 def unet(**settings):
     sizes = {"image_size": 8, "image_channels": 4, "channels": 8, "multipliers": (1,), "depth": 1}
     return UNetConfig(**sizes | {"groups": 4, "attention": (), "head_width": 4} | settings)
-
-
-def saved(directory, config, **record):
-    torch.manual_seed(0)
-    network = config.build()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape))
-    store.save(str(directory), config, network.state_dict(), card="tiny", **record)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

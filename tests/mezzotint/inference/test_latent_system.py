@@ -1,8 +1,10 @@
 """Latent diffusion: systems of a first stage and a denoiser, image-to-image and inpainting."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import saved_network
 import torch
 
 from mezzotint.api import System
@@ -27,19 +29,11 @@ PYRAMID = {"kind": "resnet", "width": 4, "multipliers": [1, 2], "blocks": 1, "gr
 SCALING = LatentScaling(mean=0.3, std=2.0, samples=10)
 PROMPTS = (Prompt(label=1), Prompt(label=2))
 
+saved = partial(saved_network.saved, spread=0.05)
+
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def saved(directory, config, **record):
-    torch.manual_seed(0)
-    network = config.build()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape))
-    store.save(str(directory), config, network.state_dict(), card="tiny", **record)
-    return str(directory)
 
 
 def autoencoder(bottleneck):
