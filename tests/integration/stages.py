@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from launch.errors import run_command
 from launch.pipeline.config import load_pipeline, resolve_stage, stage_order
 from launch.pipeline.stage_types import execute_stage
 from launch.progress import Reporter
@@ -24,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)  # a thread of gloo may abort where the interpreter ends

@@ -68,15 +68,18 @@ def test_any_number_of_processes_generates_the_same_images_and_reports_progress(
 RANK = """
 import sys, torch
 from functools import partial
+from launch.errors import run_command
 from launch.processes import run_in_processes
 from launch.sampling.plan import SampleOptions, plan_sampling
 from launch.sampling.sample import generate_cells
-chosen = SampleOptions(captions=tuple(sys.argv[3:]), system="dalle", number=20, seed=4, batch=6,
-    device="cpu")
-function = partial(generate_cells, plan_sampling(sys.argv[1], chosen))
-cells = run_in_processes(function, device="cpu", processes=None, blocks=0, images=0)
-if cells:
-    torch.save([cells[0][0].codes, cells[0][0].images, cells[0][0].scores], sys.argv[2])
+def main():
+    chosen = SampleOptions(captions=tuple(sys.argv[3:]), system="dalle", number=20, seed=4,
+        batch=6, device="cpu")
+    function = partial(generate_cells, plan_sampling(sys.argv[1], chosen))
+    cells = run_in_processes(function, device="cpu", processes=None, blocks=0, images=0)
+    if cells:
+        torch.save([cells[0][0].codes, cells[0][0].images, cells[0][0].scores], sys.argv[2])
+run_command(main)  # a thread of gloo may abort where the interpreter ends
 """
 
 
