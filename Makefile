@@ -50,7 +50,7 @@ latents: $(READY)
 
 test: $(READY_DEV)
 	@.ci/install-slurm
-	$(BIN)/python -P -m pytest $(TESTS)
+	@.ci/test $(TESTS)
 
 lab: $(READY_DEV)
 	@.ci/install-slurm

@@ -45,7 +45,7 @@ glibc = pytest.mark.skipif(
 
 def printed(script):
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     return [float(number) for number in done.stdout.split()]
 
