@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """Any of a caption, its features, a class, a low-resolution image and its degradation level."""
+    """Any of a caption, its features, CLIP embeddings, a class, and a degraded image."""
 
     text: Tensor | None = None
     """(B, L) int64."""
@@ -24,6 +24,21 @@ class Condition:
     """(B, L, C): features of captions from a frozen encoder."""
     empty_features: Tensor | None = None
     """(L, C): the features of an empty caption."""
+    features_mask: Tensor | None = None
+    """(B, L) bool: which features are of tokens, and not of padding; None: all count."""
+    empty_features_mask: Tensor | None = None
+    """(L,) bool: those of an empty caption."""
+    text_embedding: Tensor | None = None
+    """(B, D): the unit vectors of captions from CLIP."""
+    empty_text_embedding: Tensor | None = None
+    """(D,): that of an empty caption."""
+    image_embedding: Tensor | None = None
+    """(B, D): of images from CLIP, normalised as the network's set records."""
+    null_embedding: Tensor | None = None
+    """(B,) bool: rows without an image embedding, for which the network has a learned vector;
+    None: all have theirs."""
+    embedding_level: Tensor | None = None
+    """(B,) in [0, 1]: the time up to which noise was added to `image_embedding`."""
     mask: Tensor | None = None
     """(B, 1, h, w) of a network that inpaints: 1 is generated, 0 is kept."""
     masked: Tensor | None = None
@@ -48,21 +63,38 @@ class Condition:
     def without_text(self) -> "Condition":
         """The same with empty captions (all pads): the unconditional branch of guidance.
 
-        Features become those of an empty caption. Where these are not known they become 0: a
-        cross-attention over zeros adds nothing but its bias.
+        Features and text embeddings become those of an empty caption. Where these are not known
+        they become 0: a cross-attention over zeros adds nothing but its bias.
         """
         # the same tensors at every step of sampling: a network caches what it computes of them
-        text, features = self.text, self.features
-        if features is not None:
-            none = (
-                torch.zeros_like(features) if self.empty_features is None else self.empty_features
-            )
-            features = none.to(features).expand_as(features)
-        text = None if text is None else torch.zeros_like(text)
-        return replace(self, text=text, features=features)
+        mask = self.features_mask
+        if mask is not None and self.empty_features_mask is not None:
+            mask = self.empty_features_mask.to(mask).expand_as(mask)
+        return replace(
+            self,
+            text=None if self.text is None else torch.zeros_like(self.text),
+            features=_empty(self.features, self.empty_features),
+            features_mask=mask,
+            text_embedding=_empty(self.text_embedding, self.empty_text_embedding),
+        )
+
+    @cached_property
+    def without_embedding(self) -> "Condition":
+        """The same without image embeddings: the unconditional branch of guidance."""
+        if self.image_embedding is None:
+            return self
+        rows, device = self.image_embedding.shape[:1], self.image_embedding.device
+        return replace(self, null_embedding=torch.ones(rows, dtype=torch.bool, device=device))
 
     def without_class(self, null: int) -> "Condition":
         """The same with the label `null`, "no class"."""
         if self.label is None:
             return self
         return replace(self, label=torch.full_like(self.label, null))
+
+
+def _empty(given: Tensor | None, empty: Tensor | None) -> Tensor | None:
+    """What an empty caption has in place of each of `given` (B, ...); 0 where it is not known."""
+    if given is None:
+        return None
+    return torch.zeros_like(given) if empty is None else empty.to(given).expand_as(given)

@@ -101,6 +101,11 @@ def without_text(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
     return _map_condition(denoiser, lambda condition: condition.without_text)
 
 
+def without_embedding(denoiser: Denoiser[Condition]) -> Denoiser[Condition]:
+    """The denoiser of no image embedding."""
+    return _map_condition(denoiser, lambda condition: condition.without_embedding)
+
+
 def without_hints_of(
     denoiser: Denoiser[Condition], controls: Collection[int]
 ) -> Denoiser[Condition]:
