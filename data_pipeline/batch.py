@@ -21,8 +21,8 @@ class Batch:
             floating-point numbers float32.
         label: (B,) int64 classes, if `data.label` is set.
         hint: (B, C, H, W) float32 in [0, 1], if `data.hint` is set.
-        empty_features: (L, C) text features of an empty caption, beside the array `text_features`,
-            of which a sample has (L, C), those of its caption.
+        empty_caption: What the arrays of captions are of an empty one: `text_features` (L, C),
+            `text_tokens` () and `text_embedding` (D,). Of a sample they have those of its caption.
 
     `images`, `tokens`, `labels`, `hints` and `array` raise UserError where the setting is missing.
     """
@@ -34,7 +34,7 @@ class Batch:
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     label: Tensor | None = None
     hint: Tensor | None = None
-    empty_features: Tensor | None = None
+    empty_caption: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import select
 from data_pipeline.shards import ShardReader, check_sizes
-from data_pipeline.text.cached_features import CachedTextFeatures
+from data_pipeline.text.cached_features import CachedTextFeatures, CaptionArrays
 from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from mezzotint.common.text_features import TEXT_FEATURES
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Sample:
     label: int | None = None
     hint: NDArray[np.float32] | None = None
     """(C, H, W) in [0, 1]."""
-    empty_features: NDArray[np.generic] | None = None
+    empty_caption: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What the arrays of captions are of an empty one."""
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
@@ -101,18 +101,19 @@ class Dataset:
         """The member that is a sample's hint, if `data.hint` is set."""
         if config.hint is not None:
             self.hint = HintMember.of(config, manifest, self._holder(config.hint.name))
-        self.text_features: CachedTextFeatures | None = None
-        """Of an empty caption, if `data.arrays` has those of captions."""
-        if TEXT_FEATURES in config.arrays:
-            self.text_features = CachedTextFeatures.of_sets(
-                (config.url, *config.join), self.manifests(), self._choice
-            )
+        sets = tuple(zip((config.url, *config.join), self.manifests(), strict=True))
+        self._captions = CaptionArrays.of_sets(sets, config.arrays, self._choice)
         self._check_members()
         self._labels = labels(manifest, self._entries, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def text_features(self) -> CachedTextFeatures | None:
+        """What the set keeps besides text features, if `data.arrays` has those of captions."""
+        return self._captions.features
 
     def keys(self) -> tuple[str, ...]:
         return tuple(entry.key for entry in self._entries)
@@ -185,10 +186,9 @@ class Dataset:
             text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
         arrays = {name: self._array(index, name) for name in config.arrays}
         label = None if self._labels is None else int(self._labels[index])
-        empty = None
-        if self.text_features is not None:
-            arrays[TEXT_FEATURES] = self._features(index, arrays[TEXT_FEATURES], caption)
-            empty = self.text_features.empty
+        empty = self._captions.empty
+        for name in empty:
+            arrays[name] = self._of_caption(index, name, arrays[name], caption)
         return Sample(entry.key, caption, image, text, arrays, label, hint, empty)
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -274,17 +274,16 @@ class Dataset:
             )
         return array
 
-    def _features(
-        self, index: int, features: NDArray[np.generic], caption: str
+    def _of_caption(
+        self, index: int, name: str, array: NDArray[np.generic], caption: str
     ) -> NDArray[np.generic]:
-        """Those of the caption that is read, out of those of all captions of a sample."""
-        assert self.text_features is not None, "the caller reads them"
-        extension, lines = f"{TEXT_FEATURES}.npy", self.captions_of(index)
+        """What an array of all captions of a sample has of the one that is read."""
+        extension, lines = f"{name}.npy", self.captions_of(index)
         joined, encoded = self._joined_with(index, extension), lines
         if joined is not None:
             encoded = caption_lines(joined.read(index, "txt").decode("utf-8-sig"))
-        name = self._name(index, extension)
-        return self.text_features.of_caption(features, caption, lines, encoded, name)
+        where = self._name(index, extension)
+        return self._captions.of_caption(name, array, caption, lines, encoded, where)
 
     def _name(self, index: int, extension: str) -> str:
         joined, key = self._joined_with(index, extension), self._entries[index].key
@@ -347,11 +346,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         arrays={name: _stack(name, samples) for name in first.arrays},
         label=label,
         hint=hint,
-        empty_features=(
-            None
-            if first.empty_features is None
-            else torch.from_numpy(first.empty_features.astype(np.float32))
-        ),
+        empty_caption={name: _tensor(each) for name, each in first.empty_caption.items()},
     )
 
 
@@ -369,9 +364,13 @@ def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
             f"array '{name}' of '{other.key}' has shape {other.arrays[name].shape}, that of "
             f"'{samples[0].key}' has {arrays[0].shape}; derive the set again"
         )
-    stacked = np.stack(arrays)
-    kind = np.float32 if np.issubdtype(stacked.dtype, np.floating) else np.int64
-    return torch.from_numpy(stacked.astype(kind))
+    return _tensor(np.stack(arrays))
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    """Floating-point numbers as float32, integers as int64."""
+    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
+    return torch.from_numpy(array.astype(kind))
 
 
 def _image_extension(members: Collection[str]) -> str:

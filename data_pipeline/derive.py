@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, Measured, read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
@@ -59,7 +59,7 @@ def derive(
         name=f"{dataset.manifest.name}-{'-'.join(fields)}",
         fields=arrays,
         encoder=encoder,
-        latents=lambda: measure.scaling(dataset.config.url),
+        measured=lambda: Measured(latents=measure.scaling(dataset.config.url)),
     )
 
 
@@ -73,11 +73,11 @@ def write_derived(
     encoder: str | None = None,
     detector: Detector | None = None,
     text_features: TextFeatureRecord | None = None,
-    latents: Callable[[], LatentScaling | None] = lambda: None,
+    measured: Callable[[], Measured] = Measured,
 ) -> Manifest:
     """Write the samples of a set with new members, those of each sample in order, as a shard set.
 
-    `fields` describe the new members; see `derive`. `latents` is called when all are written.
+    `fields` describe the new members; see `derive`. `measured` is called when all are written.
     """
     source = dataset.manifest
     before = _derived_set(out_url)
@@ -97,7 +97,7 @@ def write_derived(
         text_features=text_features,
         preprocessing=_preprocessing(dataset),
         splits=source.splits_of(set(dataset.keys())),
-        latents=latents,
+        measured=measured,
     )
     names = {shard.name for shard in written.shards}
     for shard in before.shards if before is not None else ():

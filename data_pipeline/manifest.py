@@ -8,6 +8,7 @@ of samples, not billions.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
+from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import LatentScaling
@@ -94,6 +96,10 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     latents: LatentScaling | None = None
     """Measured over all latents of a derived set; no part of its fingerprint, as it follows from
     the shards."""
+    embeddings: EmbeddingRecord | None = None
+    """Of a set of CLIP embeddings: the CLIP, and their normalisation, measured over all of them."""
+    empty_text_embedding: tuple[float, ...] | None = None
+    """Of such a set: the text embedding (D,) of an empty caption."""
     splits: dict[str, Split] = {}
     shards: tuple[ShardEntry, ...]
 
@@ -155,9 +161,25 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             del tree["detector"]
         if self.text_features is None:
             del tree["text_features"]
+        elif self.text_features.empty_tokens is None:
+            del tree["text_features"]["empty_tokens"]
+        if self.embeddings is None:
+            del tree["embeddings"]
+        else:
+            del tree["embeddings"]["model"]  # where it lies
+        del tree["empty_text_embedding"]  # it follows from the model
         del tree["latents"]  # so a set that is measured later stays the same set
         canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a derived set when all of its samples are written: fields of `Manifest`."""
+
+    latents: LatentScaling | None = None
+    embeddings: EmbeddingRecord | None = None
+    empty_text_embedding: tuple[float, ...] | None = None
 
 
 def read_manifest(url: str) -> Manifest:

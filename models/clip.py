@@ -17,14 +17,34 @@ if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 
+class EncodedCaptions(NamedTuple):
+    """All that a CLIP's text tower makes of captions, in fp32."""
+
+    features: Tensor
+    """(B, L, width): of every token, after the last norm."""
+    mask: Tensor
+    """(B, L) bool: which tokens are no padding."""
+    embedding: Tensor
+    """(B, D): the projection as it is, not of unit norm."""
+
+
 class ImageTextEncoder(Protocol):
-    """The interface of a CLIP for re-ranking and scoring."""
+    """The interface of a CLIP for re-ranking, scoring and embeddings."""
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to unit vectors (B, D)."""
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) of its own tokenizer to unit vectors (B, D)."""
+
+    def project_image(self, image: Tensor) -> Tensor:
+        """As `encode_image`, without bringing the projection (B, D) to unit norm."""
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """As `encode_text`, without bringing the projection (B, D) to unit norm."""
+
+    def encode_captions(self, tokens: Tensor) -> EncodedCaptions:
+        """Tokens (B, L) to features, their padding and the projection, in one pass."""
 
 
 class ClipConfig(BaseModel, frozen=True, extra="forbid"):
@@ -160,6 +180,19 @@ class Clip(nn.Module):
         """Captions (B, L) int64 to unit vectors (B, D) in fp32."""
         return pool_last_token(self.clip.encode_text(tokens, normalize=True), tokens)
 
+    def project_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to the projection (B, D) as it is, in fp32."""
+        return self.clip.encode_image(self._sized(image)).float()
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """Captions (B, L) int64 to the projection (B, D) as it is, in fp32."""
+        return pool_last_token(self.clip.encode_text(tokens), tokens)
+
+    def encode_captions(self, tokens: Tensor) -> EncodedCaptions:
+        features = token_features(self.clip, tokens)
+        pooled = pool_last_token(features, tokens)
+        return EncodedCaptions(features, token_mask(tokens), projected(self.clip, pooled))
+
     def token_features(self, tokens: Tensor) -> Tensor:
         return token_features(self.clip, tokens)
 
@@ -179,11 +212,35 @@ def token_features(clip: "CLIP", tokens: Tensor) -> Tensor:
     return features.float()
 
 
+def token_mask(tokens: Tensor) -> Tensor:
+    """Which of the tokens (B, L) are no padding, (B, L) bool: all up to the last that is not 0.
+
+    The first one counts also where all are 0.
+    """
+    last = _last_token(tokens)
+    return torch.arange(tokens.shape[1], device=tokens.device) <= last[:, None]
+
+
+def projected(clip: "CLIP", pooled: Tensor) -> Tensor:
+    """Pooled features (B, width) of open_clip's CLIP in its common space, (B, D) in fp32."""
+    projection = clip.text_projection
+    if projection is None:
+        return pooled.float()
+    if isinstance(projection, nn.Linear):
+        found: Tensor = projection(pooled)
+        return found.float()
+    return (pooled.to(projection.dtype) @ projection).float()
+
+
+def _last_token(tokens: Tensor) -> Tensor:
+    """Positions (B,) of the last token that is not 0; 0 if all are."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    return ((tokens != 0) * positions).argmax(dim=1)
+
+
 def pool_last_token(features: Tensor, tokens: Tensor) -> Tensor:
     """The feature (B, D) of (B, L, D) at the last token that is not 0; the first if all are."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    last = ((tokens != 0) * positions).argmax(dim=1)
-    return features[torch.arange(len(tokens), device=tokens.device), last].float()
+    return features[torch.arange(len(tokens), device=tokens.device), _last_token(tokens)].float()
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
 from models import clip_text, store, t5
-from models.clip import Clip, ClipConfig
+from models.clip import Clip, ClipConfig, EncodedCaptions
 from models.pretrained.lookup import identify, own_activation, text_width
 from models.pretrained.network import PretrainedClip
 from models.pretrained.tokenizer import OpenClipTokenizer
@@ -72,6 +72,28 @@ class FrozenTextEncoder:
         device = next(self._module.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.tower.token_features(self.tokens(captions).to(device))
+
+    @property
+    def projects(self) -> bool:
+        """Whether it also embeds captions in a space of images."""
+        return isinstance(self.tower, Clip | PretrainedClip)
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+        """Features, their padding and the projections of captions, computed in fp32.
+
+        Raises:
+            UserError: it has no projection into a space of images.
+        """
+        tower = self.tower
+        if not isinstance(tower, Clip | PretrainedClip):
+            raise UserError(
+                f"{self.source.location}: a {self.source.kind} embeds captions in no space of "
+                "images; name a CLIP: a model directory, or kind open_clip"
+            )
+        device = next(tower.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return tower.encode_captions(self.tokens(captions).to(device))
 
     def to(self, device: torch.device) -> "FrozenTextEncoder":
         self._module.to(device)

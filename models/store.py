@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mezzotint.common import files, storage
 from mezzotint.common.digests import sha256
+from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError, first_error
 from mezzotint.common.hint import HintRecord
 from mezzotint.common.preprocessing import Preprocessing
@@ -59,6 +60,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     """Of a control: the network that it was trained for."""
     hint: HintRecord | None = None
     """Of a control: what it reads."""
+    embeddings: EmbeddingRecord | None = None
+    """Of a model that reads or generates CLIP embeddings: the CLIP, and their normalisation."""
     preprocessing: Preprocessing | None = None
     """Of its training images; None in directories of earlier versions and in imported ones."""
 
@@ -89,6 +92,7 @@ def save(
     first_stage: FirstStage | None = None,
     base: BaseRecord | None = None,
     hint: HintRecord | None = None,
+    embeddings: EmbeddingRecord | None = None,
 ) -> None:
     """Write a model directory, replacing an existing one.
 
@@ -110,6 +114,7 @@ def save(
         first_stage=first_stage,
         base=base,
         hint=hint,
+        embeddings=embeddings,
     )
     contents = _contents(header, chosen, card, tokenizer)
     try:

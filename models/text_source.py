@@ -68,6 +68,9 @@ TextSource = Annotated[
     ClipText | OpenClipText | ClipTextModel | T5Text, Field(discriminator="kind")
 ]
 
+ClipTextSource = Annotated[ClipText | OpenClipText, Field(discriminator="kind")]
+"""A text tower with a projection into the space of images."""
+
 
 def identity(source: TextSource) -> str:
     """Digest of an encoder and of its settings, wherever it lies; `source` has its digest."""

@@ -32,7 +32,8 @@ KNOWS_THE_MAIN_PROCESS = {
     *("launch/sampling/sample.py", "launch/sampling/complete.py"),
     *("launch/sampling/invert.py", "launch/sampling/likelihood.py", "evaluation/evaluate.py"),
     *("launch/data/derive.py", "mezzotint/inference/encode.py"),
-    *("launch/data/derive_text.py", "mezzotint/inference/encode_text.py"),
+    *("launch/data/derive_text.py", "mezzotint/inference/encoding/captions.py"),
+    *("launch/data/derive_embeddings.py", "mezzotint/inference/encoding/embeddings.py"),
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import after fixing its cause
 # These catch the unpickling error that torch.load raises for an unsafe weights file.

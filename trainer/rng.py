@@ -43,10 +43,20 @@ def drop_text(text: Tensor, share: float, rng: Generator) -> Tensor:
 
 def drop_rows(rows: Tensor, empty: Tensor, share: float, rng: Generator) -> Tensor:
     """Rows (B, ...) with a random `share` of them replaced by `empty` (...)."""
+    dropped = dropped_rows(len(rows), share, rng, rows.device)
+    return rows if dropped is None else replaced_rows(rows, empty, dropped)
+
+
+def dropped_rows(count: int, share: float, rng: Generator, device: torch.device) -> Tensor | None:
+    """Which of `count` rows are dropped, (count,) bool: a random `share`; None: none ever."""
     if share == 0:
-        return rows
-    kept = torch.rand(len(rows), generator=rng, device=rows.device) >= share
-    return torch.where(kept.view((-1,) + (1,) * empty.ndim), rows, empty)
+        return None
+    return torch.rand(count, generator=rng, device=device) < share
+
+
+def replaced_rows(rows: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
+    """Rows (B, ...) with those that are `dropped` (B,) replaced by `empty` (...)."""
+    return torch.where(dropped.view((-1,) + (1,) * empty.ndim), empty, rows)
 
 
 def replace_codes(codes: Tensor, share: float, vocab: int, rng: Generator) -> Tensor:

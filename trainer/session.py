@@ -125,6 +125,7 @@ def export(
             first_stage=inputs.first_stage,
             base=inputs.base,
             hint=inputs.hint,
+            embeddings=inputs.embeddings,
         )
     write_json(
         directory.summary,

@@ -8,6 +8,7 @@ from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.derive import encoded_preprocessing
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.digests import is_digest
+from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import HintRecord
 from mezzotint.common.preprocessing import Preprocessing, require_equal
@@ -15,16 +16,21 @@ from models import frozen_text, store
 from models.base_record import BaseRecord
 from models.config import image_side, text_shape
 from models.diffusion.control.network import ControlConfig
-from models.diffusion.dit import DiTConfig
 from models.diffusion.network import ClassConditional
-from models.diffusion.unet.network import UNetConfig
+from models.diffusion.unet.network import TextFeaturesConfig
 from models.first_stage import FirstStage
 from models.text_source import TextSource
 from trainer.recipe import Recipe
 from trainer.task import Task
+from trainer.tasks.conditioning.embeddings import (
+    check_embedding_size,
+    embedding_record,
+    with_embeddings,
+    with_scaling,
+)
 from trainer.tasks.control import ControlTask
 from trainer.tasks.control_inputs import of_base, open_control
-from trainer.tasks.denoising import Denoising, DenoisingConfig
+from trainer.tasks.denoising import Denoising
 from trainer.tasks.first_stage import first_stage, latent_target, with_latents
 from trainer.tasks.frozen_text import check_cached_features, with_cached_features
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
@@ -48,6 +54,8 @@ class TrainingInputs:
     """Of a control: the network that is controlled."""
     hint: HintRecord | None = None
     """Of a control: what it reads."""
+    embeddings: EmbeddingRecord | None = None
+    """Of a run that reads or generates CLIP embeddings."""
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
@@ -62,7 +70,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         encoder = store.describe(encoder).digest
     target = latent_target(recipe.task)
     data = recipe.data if target is None else with_latents(recipe.data)
-    data = with_cached_features(recipe.task, data)
+    data = with_embeddings(recipe.task, with_cached_features(recipe.task, data))
     dataset = open_dataset(data, expected_encoder=encoder)
     check_labels(recipe)
     check_image_size(recipe, None if target is None else recipe.data.encoder)
@@ -79,10 +87,16 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         stage = of_base(recipe.task, first_stage(recipe.model, target, dataset))
         measured = target.model_copy(update={"scaling": stage.scaling})
         settings = settings.model_copy(update={"target": measured})
+    embeddings = embedding_record(recipe.task, dataset, text_encoder)
+    if embeddings is not None:
+        check_embedding_size(recipe.model, embeddings)
+        settings = with_scaling(settings, embeddings.scaling)
     task, preprocessing = settings.build(model), data_preprocessing(recipe, dataset)
     if isinstance(task, Denoising) and stage is not None:
         task.decoder = LatentDecoder(stage)
-    inputs = TrainingInputs(dataset, tokenizer, task, text_encoder, preprocessing, stage)
+    inputs = TrainingInputs(
+        dataset, tokenizer, task, text_encoder, preprocessing, stage, embeddings=embeddings
+    )
     if not isinstance(task, ControlTask):
         return inputs
     base, hint = open_control(recipe.model, task, dataset, tokenizer, text_encoder)
@@ -158,13 +172,13 @@ def check_labels(recipe: Recipe) -> None:
 
 def check_text_encoder(recipe: Recipe) -> TextSource | None:
     """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
-    task, model = recipe.task, recipe.model
-    if not isinstance(task, DenoisingConfig) or task.text_encoder is None:
+    source, model = getattr(recipe.task, "text_encoder", None), recipe.model
+    if source is None:
         return None
-    found = frozen_text.describe(task.text_encoder)
+    found = frozen_text.describe(source)
     network = model.base if isinstance(model, ControlConfig) else model
-    features = network.features if isinstance(network, UNetConfig | DiTConfig) else None
-    if features is not None and features.width != found.width:
+    features = getattr(network, "features", None)
+    if isinstance(features, TextFeaturesConfig) and features.width != found.width:
         raise UserError(
             f"model.features.width is {features.width}; {found.source.location} has features of "
             f"{found.width}; set model.features.width={found.width}"

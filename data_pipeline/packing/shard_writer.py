@@ -17,6 +17,7 @@ from data_pipeline.manifest import (
     MANIFEST_NAME,
     Attribute,
     Manifest,
+    Measured,
     SampleEntry,
     ShardEntry,
     Split,
@@ -28,7 +29,6 @@ from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
-from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.text_features import TextFeatureRecord
 
@@ -107,12 +107,12 @@ def write_shards(
     text_features: TextFeatureRecord | None = None,
     splits: Mapping[str, Split] | None = None,
     compress: bool = False,
-    latents: Callable[[], LatentScaling | None] = lambda: None,
+    measured: Callable[[], Measured] = Measured,
 ) -> Manifest:
     """Write a shard set: `NAME-000000.tar`, ... and `manifest.json`.
 
     An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
-    `samples` are consumed once; `shard_size` of them are in memory at a time. `latents` is called
+    `samples` are consumed once; `shard_size` of them are in memory at a time. `measured` is called
     after the last of them. For the fields of the manifest see `Manifest`.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
@@ -122,7 +122,7 @@ def write_shards(
         while group := tuple(itertools.islice(iterator, shard_size)):
             file = shard_name(name, len(shards), compress=compress)
             shards.append(write_shard(group, url, file, compress=compress))
-        scaling = latents()
+        found = measured()
     except UserError:
         for shard in shards:  # nothing is left of a set that cannot be finished
             storage.remove(storage.join(url, shard.name))
@@ -136,7 +136,9 @@ def write_shards(
         preprocessing=preprocessing,
         detector=detector,
         text_features=text_features,
-        latents=scaling,
+        latents=found.latents,
+        embeddings=found.embeddings,
+        empty_text_embedding=found.empty_text_embedding,
         splits=dict(splits or {}),
         shards=tuple(shards),
     )

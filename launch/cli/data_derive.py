@@ -13,6 +13,7 @@ from launch.cli.options import (
     ImageFit,
     Processes,
 )
+from mezzotint.common.embedding_scaling import Normalization
 from mezzotint.common.text_features import FeatureType
 
 EXAMPLES = (
@@ -21,11 +22,17 @@ EXAMPLES = (
     "  ·  [bold]mezzotint data derive photos out/padded --model runs/dvae/model --image-fit pad "
     "--force-preprocessing[/]  ·  [bold]mezzotint data derive data/emoji out/edges --hint edges "
     "--size 64 --set low=50 --set high=150[/]  ·  [bold]mezzotint data derive data/emoji out/text "
-    "--text-encoder runs/clip/model[/]"
+    "--text-encoder runs/clip/model[/]  ·  [bold]mezzotint data derive data/emoji out/embeddings "
+    "--clip runs/clip/model --text-features[/]"
 )
+
+_EMBEDDINGS = "CLIP embeddings"
 
 Model = Annotated[
     str | None, typer.Option(help="Model directory of an autoencoder, which encodes.")
+]
+Latents = Annotated[
+    bool, typer.Option("--latents", help="Encode latents even if the autoencoder has codes.")
 ]
 Hint = Annotated[
     DetectorKind | None,
@@ -61,7 +68,32 @@ TextEncoder = Annotated[
 ]
 Half = Annotated[
     bool,
-    typer.Option("--half", help="Store them in fp16.", rich_help_panel="Text features"),
+    typer.Option(
+        "--half", help="Store features of captions in fp16.", rich_help_panel="Text features"
+    ),
+]
+Clip = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep CLIP embeddings of images and captions: the model directory of a CLIP, or an "
+        "open_clip checkpoint, '{kind: open_clip, checkpoint: FILE, tag: openai}'.",
+        rich_help_panel=_EMBEDDINGS,
+    ),
+]
+Normalize = Annotated[
+    Normalization | None,
+    typer.Option(
+        help="How networks see the image embeddings (default: mean_std).",
+        rich_help_panel=_EMBEDDINGS,
+    ),
+]
+WithTextFeatures = Annotated[
+    bool,
+    typer.Option(
+        "--text-features",
+        help="Keep features of the captions by the CLIP's text tower too.",
+        rich_help_panel=_EMBEDDINGS,
+    ),
 ]
 
 
@@ -74,48 +106,53 @@ def derive(
     size: Size = None,
     name: Name = None,
     text_encoder: TextEncoder = None,
+    clip: Clip = None,
+    normalization: Normalize = None,
     batch: Annotated[int, typer.Option(help="Images encoded at a time.", min=1)] = 64,
     device: Device = None,
     processes: Processes = None,
     *,
     half: Half = False,
-    latents: Annotated[
-        bool, typer.Option("--latents", help="Encode latents even if the autoencoder has codes.")
-    ] = False,
+    text_features: WithTextFeatures = False,
+    latents: Latents = False,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
     force_preprocessing: ForcePreprocessing = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a set's images as codes or latents, its captions as features, or make hints.
+    """Encode a set's images as codes or latents, with its captions by CLIP, or make hints.
 
-    A set of codes or latents holds the encoder's digest; images are prepared as those were that the
-    model was trained on. A set of hints holds the detector's settings and version.
+    A set holds the digest of its encoder, and images are prepared as those were that it was trained
+    on; or the settings and version of the detector.
     """
     from launch.data.derive import DeriveOptions, derive_set
+    from launch.data.derive_embeddings import ClipOptions, derive_embedding_set
     from launch.data.derive_hints import HintOptions, check_one_way, derive_hint_set
     from launch.data.derive_text import TextOptions, derive_text_set
-    from mezzotint.common.errors import UserError
     from mezzotint.common.preprocessing import StatedPreprocessing
+    from mezzotint.inference.encoding.embeddings import EmbeddingOptions
 
+    ways = {"--model": model, "--hint": hint, "--text-encoder": text_encoder, "--clip": clip}
+    of_hints = {"--size": size, "--set": settings, "--name": name}
+    of_clip = {"--normalization": normalization, "--text-features": text_features}
+    check_one_way(ways, {"--hint": of_hints, "--clip": of_clip})
+    dtype: FeatureType = "fp16" if half else "fp32"
+    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
+    report: str | None
     if text_encoder is not None:
-        if model is not None or hint is not None:
-            raise UserError("--text-encoder: encodes captions; leave out --model and --hint")
-        dtype: FeatureType = "fp16" if half else "fp32"
         text = TextOptions(url, out, text_encoder, dtype, batch, device, processes, as_json)
         report = derive_text_set(text)
-        if report is not None:
-            typer.echo(report)
-        return
-    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
-    check_one_way(model, hint, {"--size": size, "--set": settings, "--name": name})
-    if hint is not None:
-        detector = tuple(settings or ())
-        hints = HintOptions(url, out, hint, size, detector, name, processes, as_json, stated)
-        typer.echo(derive_hint_set(hints))
-        return
-    assert model is not None, "checked above"
-    options = DeriveOptions(url, out, model, batch, latents, device, processes, as_json, stated)
-    report = derive_set(options)
+    elif clip is not None:
+        kept = EmbeddingOptions(normalization or "mean_std", text_features, dtype)
+        embeddings = ClipOptions(url, out, clip, kept, batch, device, processes, as_json, stated)
+        report = derive_embedding_set(embeddings)
+    elif hint is not None:
+        made_by = tuple(settings or ())
+        hints = HintOptions(url, out, hint, size, made_by, name, processes, as_json, stated)
+        report = derive_hint_set(hints)
+    else:
+        assert model is not None, "one of the four"
+        options = DeriveOptions(url, out, model, batch, latents, device, processes, as_json, stated)
+        report = derive_set(options)
     if report is not None:
         typer.echo(report)

@@ -11,15 +11,19 @@ from launch.conform.trained_run import TrainedRun
 from models.diffusion.condition import Condition
 from models.diffusion.network import ClassConfig
 from trainer.tasks.autoregressive import AutoregressiveConfig
-from trainer.tasks.conditions import (
-    ClassCondition,
+from trainer.tasks.conditioning.captions import (
+    ClipTextCondition,
     FeaturesCondition,
     TextCondition,
-    as_conditions,
 )
+from trainer.tasks.conditioning.clip_image import ClipImageCondition
+from trainer.tasks.conditions import ClassCondition, caption_conditions
 from trainer.tasks.control import ControlTaskConfig, with_caption_drop
 from trainer.tasks.denoising import DenoisingConfig
 
+_Dropped = (
+    ClassCondition | TextCondition | FeaturesCondition | ClipTextCondition | ClipImageCondition
+)
 SAMPLES, BATCH = 512, 64
 DEVIATIONS = 4.0
 """Standard deviations of the binomial distribution that the share may be off."""
@@ -78,9 +82,8 @@ def _declared(run: TrainedRun) -> dict[str, float]:
                 condition = with_caption_drop(condition, task.caption_drop)
             return {
                 each.kind: each.drop
-                for each in as_conditions(condition)
-                if isinstance(each, ClassCondition | TextCondition | FeaturesCondition)
-                and each.drop
+                for each in caption_conditions(condition)
+                if isinstance(each, _Dropped) and each.drop
             }
         case _:
             return {}
@@ -95,7 +98,10 @@ def _nulls(run: TrainedRun, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     if condition.text is not None:
         found["text"] = (condition.text == 0).all(dim=1)
     if condition.features is not None and condition.empty_features is not None:
-        found["features"] = (condition.features == condition.empty_features).flatten(1).all(dim=1)
+        features = (condition.features == condition.empty_features).flatten(1).all(dim=1)
+        found["features" if condition.text_embedding is None else "clip_text"] = features
+    if condition.image_embedding is not None and condition.null_embedding is not None:
+        found["clip_image"] = condition.null_embedding
     config = run.recipe.model
     if condition.label is not None and isinstance(config, ClassConfig):
         found["class"] = condition.label.eq(config.classes or 0)

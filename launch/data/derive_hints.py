@@ -29,17 +29,24 @@ class HintOptions:
     preprocessing: StatedPreprocessing = MODELS_OWN
 
 
-def check_one_way(model: str | None, hint: str | None, only_hints: Mapping[str, object]) -> None:
-    """Refuse neither or both of an encoder and a detector, and options of hints without one.
+def check_one_way(ways: Mapping[str, object], options: Mapping[str, Mapping[str, object]]) -> None:
+    """Refuse neither or several of the ways to derive a set, and options of another way.
+
+    `options` are those of one way, by its name, with their values.
 
     Raises:
         UserError: with what to leave out or to add.
     """
-    if (model is None) == (hint is None):
-        raise UserError("data derive: give either --model, which encodes images, or --hint")
-    stated = [name for name, value in only_hints.items() if value]
-    if hint is None and stated:
-        raise UserError(f"{stated[0]}: is for hints; add --hint, or leave it out")
+    chosen = [way for way, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise UserError(
+            "data derive: give one of --model, which encodes images, --clip, which embeds images "
+            "and captions, --text-encoder and --hint"
+        )
+    for way, values in options.items():
+        stated = [name for name, value in values.items() if value]
+        if way not in chosen and stated:
+            raise UserError(f"{stated[0]}: belongs to {way}; add that, or leave it out")
 
 
 def derive_hint_set(options: HintOptions) -> str:

@@ -16,7 +16,7 @@ from launch.progress import Reporter
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError, first_error
 from mezzotint.common.text_features import FeatureType
-from mezzotint.inference.encode_text import encode_captions
+from mezzotint.inference.encoding.captions import encode_captions
 from mezzotint.inference.process_group import ProcessGroup
 from models import t5
 from models.text_source import ClipText, T5Text, TextSource

@@ -131,7 +131,7 @@ def derive_text_features(
     """Write the text features of a set."""
     from data_pipeline.manifest import write_manifest
     from launch.processes import devices
-    from mezzotint.inference.encode_text import encode_captions
+    from mezzotint.inference.encoding.captions import encode_captions
 
     assert stage.text_encoder is not None, "the caller's stage has one"
     manifest = encode_captions(

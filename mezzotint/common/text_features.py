@@ -6,6 +6,8 @@ from pydantic import BaseModel, Field
 
 TEXT_FEATURES = "text_features"
 """The array of a sample: (lines, L, C), those of every line of its KEY.txt."""
+TEXT_TOKENS = "text_tokens"
+"""The array of a sample: (lines,), how many of the L features of each line are no padding."""
 EMPTY_FEATURES = "empty_text_features.npy"
 """The file of a set that holds the features (L, C) of an empty caption."""
 
@@ -24,3 +26,5 @@ class TextFeatureRecord(BaseModel, frozen=True, extra="forbid"):
     dtype: FeatureType
     empty_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the file with the features of an empty caption."""
+    empty_tokens: int | None = Field(default=None, gt=0)
+    """How many features of an empty caption are no padding; None where it is not kept."""

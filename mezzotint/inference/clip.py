@@ -13,7 +13,7 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.images import from_bytes
 from models import store
-from models.clip import Clip, ImageTextEncoder
+from models.clip import Clip, EncodedCaptions, ImageTextEncoder
 from models.frozen_text import CaptionTokens
 from models.pretrained.network import PretrainedClip
 
@@ -95,6 +95,22 @@ class ClipEmbedder:
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Unit-norm embeddings (n, D) float32 of captions, on the CPU."""
         return self.model.encode_text(self.text(captions).to(self.device)).cpu()
+
+    @torch.no_grad()
+    def project_images(self, images: Tensor) -> Tensor:
+        """Embeddings (n, D) as sets hold them, not of unit norm, of images (n, H, W, 3) uint8.
+
+        In fp32, on the CPU.
+        """
+        return self.model.project_image(from_bytes(images.to(self.device))).cpu()
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> EncodedCaptions:
+        """What networks of unCLIP read of captions, in fp32 on the device.
+
+        Features, their padding, and text embeddings as sets hold them, not of unit norm.
+        """
+        return self.model.encode_captions(self.text(captions).to(self.device))
 
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Cosines (B,) of images (B, 3, H, W) in [-1, 1] with their captions, on the device."""

@@ -29,7 +29,8 @@ class Condition:
     empty_features_mask: Tensor | None = None
     """(L,) bool: those of an empty caption."""
     text_embedding: Tensor | None = None
-    """(B, D): the unit vectors of captions from CLIP."""
+    """(B, D): projections of captions by CLIP as they are, not of unit norm (as Karlo reads them):
+    of `ClipEmbedder.encode_captions`, or of a set made by `data derive --clip`."""
     empty_text_embedding: Tensor | None = None
     """(D,): that of an empty caption."""
     image_embedding: Tensor | None = None

@@ -6,7 +6,7 @@ from textwrap import shorten
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
-from models.clip import token_features
+from models.clip import EncodedCaptions, projected, token_features, token_mask
 from models.pretrained.archive import read_state
 from models.pretrained.lookup import KnownCheckpoint, identify
 from models.pretrained.preprocessing import prepare
@@ -64,6 +64,24 @@ class PretrainedClip(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to unit vectors (B, D) in fp32."""
         return self.clip.encode_text(tokens, normalize=True).float()
+
+    def project_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of any size, to the projection (B, D) as it is, in fp32."""
+        prepared = prepare(image, self.preprocessing, *self.image_size)
+        return self.clip.encode_image(prepared).float()
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to the projection (B, D) as it is, in fp32."""
+        return self.clip.encode_text(tokens).float()
+
+    def encode_captions(self, tokens: Tensor) -> EncodedCaptions:
+        """Of tokens (B, L); only of architectures with CLIP's own text tower (`text_width`)."""
+        from open_clip.transformer import text_global_pool
+
+        features = token_features(self.clip, tokens)
+        end = getattr(self.clip, "text_eos_id", None)
+        pooled = text_global_pool(features, tokens, self.clip.text_pool_type, eos_token_id=end)
+        return EncodedCaptions(features, token_mask(tokens), projected(self.clip, pooled))
 
     def token_features(self, tokens: Tensor) -> Tensor:
         return token_features(self.clip, tokens)

@@ -1,7 +1,6 @@
 """What a diffusion network is conditioned on in training, and condition dropout."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -9,11 +8,9 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
-from mezzotint.common.text_features import TEXT_FEATURES
 from models.diffusion.condition import Condition
-from models.diffusion.guidance import without_class, without_text
+from models.diffusion.guidance import without_class
 from models.diffusion.inpainting import coarse_mask, random_masks
 from models.diffusion.network import (
     ClassConfig,
@@ -22,47 +19,17 @@ from models.diffusion.network import (
     UpsamplingNetwork,
 )
 from models.diffusion.process import Denoiser
-from models.text_source import TextSource
-from trainer.rng import drop_class, drop_rows, drop_text
+from trainer.rng import drop_class
+from trainer.tasks.conditioning.captions import (
+    ClipTextCondition,
+    FeaturesCondition,
+    TextCondition,
+)
+from trainer.tasks.conditioning.clip_image import ClipImageCondition
+from trainer.tasks.conditioning.inputs import BaseCondition, ConditionInputs
 
 
-@dataclass(frozen=True)
-class TextFeatures:
-    """Features of captions from a frozen encoder, in fp32."""
-
-    features: Tensor
-    """(B, L, C)."""
-    empty: Tensor
-    """(L, C): of an empty caption."""
-
-
-@dataclass(frozen=True)
-class ConditionInputs:
-    """The inputs of conditions."""
-
-    batch: Batch
-    clean: Tensor
-    """(B, ...): the target before noise is added, after cropping."""
-    network: ConditionalNetwork
-    rng: Generator
-    encode_text: Callable[[Sequence[str]], TextFeatures]
-    """The frozen encoder of the task."""
-    encode_images: Callable[[Tensor], Tensor]
-    """Images (B, 3, H, W) as what is denoised: themselves, or normalised latents."""
-
-
-class _Condition(BaseModel, frozen=True, extra="forbid"):
-    def check(self, network: ConditionalNetwork) -> None:
-        """Refuse a network that does not fit."""
-
-    def unconditional(
-        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
-    ) -> Denoiser[Condition]:
-        """The unconditional denoiser, where training drops this condition."""
-        return denoiser
-
-
-class ClassCondition(_Condition, frozen=True, extra="forbid"):
+class ClassCondition(BaseCondition, frozen=True, extra="forbid"):
     """Class labels; `drop` of them mean "no class" in training, for classifier-free guidance."""
 
     kind: Literal["class"]
@@ -91,55 +58,7 @@ class ClassCondition(_Condition, frozen=True, extra="forbid"):
         return without_class(denoiser, _classes(network)) if self.drop else denoiser
 
 
-class _CaptionCondition(_Condition, frozen=True, extra="forbid"):
-    drop: float = Field(default=0.1, ge=0, lt=1)
-
-    def unconditional(
-        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
-    ) -> Denoiser[Condition]:
-        return without_text(denoiser) if self.drop else denoiser
-
-
-class TextCondition(_CaptionCondition, frozen=True, extra="forbid"):
-    """Captions; `drop` of them are empty in training, for classifier-free guidance."""
-
-    kind: Literal["text"]
-
-    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        return replace(condition, text=drop_text(inputs.batch.tokens, self.drop, inputs.rng))
-
-    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        return replace(condition, text=inputs.batch.tokens)
-
-
-class FeaturesCondition(_CaptionCondition, frozen=True, extra="forbid"):
-    """Features of captions from a frozen encoder; `drop` of them are of empty ones in training."""
-
-    kind: Literal["features"]
-    encoder: TextSource
-    cached: bool = False
-    """Read the features from the set, or one of data.join, where `mezzotint data derive
-    --text-encoder` has written them; captions are dropped as without."""
-
-    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        text = self._text(inputs)
-        features = drop_rows(text.features, text.empty, self.drop, inputs.rng)
-        return replace(condition, features=features, empty_features=text.empty)
-
-    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        text = self._text(inputs)
-        return replace(condition, features=text.features, empty_features=text.empty)
-
-    def _text(self, inputs: ConditionInputs) -> TextFeatures:
-        batch = inputs.batch
-        if not self.cached:
-            return inputs.encode_text(batch.captions)
-        features = batch.array(TEXT_FEATURES)
-        assert batch.empty_features is not None, "read with the array"
-        return TextFeatures(features, batch.empty_features.to(features.device))
-
-
-class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
+class LowResolutionCondition(BaseCondition, frozen=True, extra="forbid"):
     """The image itself, downsampled and degraded; trained on crops of `crop` output pixels."""
 
     kind: Literal["low_resolution"]
@@ -165,7 +84,7 @@ class LowResolutionCondition(_Condition, frozen=True, extra="forbid"):
         return replace(condition, low_res=low, noise_level=low.new_zeros(len(low)))
 
 
-class InpaintingCondition(_Condition, frozen=True, extra="forbid"):
+class InpaintingCondition(BaseCondition, frozen=True, extra="forbid"):
     """What is kept of the sample's image under a random mask; it needs `data.image`.
 
     `everything` of the masks keep nothing, so that the model generates whole images too.
@@ -197,6 +116,8 @@ OneCondition = Annotated[
     ClassCondition
     | TextCondition
     | FeaturesCondition
+    | ClipTextCondition
+    | ClipImageCondition
     | LowResolutionCondition
     | InpaintingCondition,
     Field(discriminator="kind"),
@@ -221,6 +142,8 @@ ConditionConfig = Annotated[
     | ClassCondition
     | TextCondition
     | FeaturesCondition
+    | ClipTextCondition
+    | ClipImageCondition
     | LowResolutionCondition
     | InpaintingCondition
     | SeveralConditions,
@@ -237,6 +160,16 @@ def as_conditions(config: ConditionConfig) -> tuple[OneCondition, ...]:
             return config.conditions
         case _:
             return (config,)
+
+
+def caption_conditions(config: ConditionConfig) -> tuple[OneCondition, ...]:
+    """The conditions one by one, with the captions of one of images beside it."""
+    found: list[OneCondition] = []
+    for each in as_conditions(config):
+        found.append(each)
+        if isinstance(each, ClipImageCondition) and each.captions is not None:
+            found.append(each.captions)
+    return tuple(found)
 
 
 def random_crop(image: Tensor, size: int, factor: int, rng: Generator) -> Tensor:

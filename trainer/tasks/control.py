@@ -17,12 +17,11 @@ from models.diffusion.process import DiffusionNetwork
 from trainer.rng import micro_batches
 from trainer.task import EngineLike, Engines, Loss, Step, Task
 from trainer.tasks.base_model import LazyBase
+from trainer.tasks.conditioning.captions import FeaturesCondition, TextCondition
 from trainer.tasks.conditions import (
     ConditionConfig,
-    FeaturesCondition,
     LowResolutionCondition,
     SeveralConditions,
-    TextCondition,
     as_conditions,
 )
 from trainer.tasks.convergence import Convergence, FidelityConfig, Score, closer_to

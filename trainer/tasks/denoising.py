@@ -27,14 +27,14 @@ from models.diffusion.weighting import SnrClamped, untrained_end
 from models.text_source import TextSource
 from trainer import distributed
 from trainer.task import Engines, Loss, Step, Task
+from trainer.tasks.conditioning.captions import ClipTextCondition, FeaturesCondition
+from trainer.tasks.conditioning.inputs import ConditionInputs, TextFeatures
 from trainer.tasks.conditions import (
     ConditionConfig,
-    ConditionInputs,
-    FeaturesCondition,
     LowResolutionCondition,
     NoCondition,
-    TextFeatures,
     as_conditions,
+    caption_conditions,
     random_crop,
     upsampling_factor,
 )
@@ -90,8 +90,8 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def text_encoder(self) -> TextSource | None:
         """The frozen encoder of the captions, if there is one."""
-        for each in as_conditions(self.condition):
-            if isinstance(each, FeaturesCondition):
+        for each in caption_conditions(self.condition):
+            if isinstance(each, FeaturesCondition | ClipTextCondition):
                 return each.encoder
         return None
 
@@ -104,7 +104,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         if not isinstance(model, ConditionalNetwork) or not isinstance(model.config, NetworkConfig):
             raise UserError("task.kind: denoising trains a diffusion network, which model is not")
         conditions = as_conditions(self.condition)
-        given: set[str] = {each.kind for each in conditions}
+        given = {name for each in conditions for name in each.gives}
         wanted = model.config.conditioning
         if given != wanted:
             raise UserError(

@@ -9,20 +9,29 @@ from torch import Tensor
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.text.t5_tokenizer import tokenizer_of
+from mezzotint.common.embedding_scaling import TEXT_EMBEDDING
 from mezzotint.common.errors import UserError
-from mezzotint.common.text_features import TEXT_FEATURES
+from mezzotint.common.text_features import TEXT_FEATURES, TEXT_TOKENS
 from models import frozen_text
+from models.clip import EncodedCaptions
 from models.frozen_text import FrozenTextEncoder
 from models.text_source import TextSource, identity
-from trainer.tasks.conditions import FeaturesCondition, NoCondition, TextFeatures, as_conditions
+from trainer.tasks.conditioning.captions import ClipTextCondition, FeaturesCondition
+from trainer.tasks.conditioning.inputs import ClipTexts, TextFeatures
+from trainer.tasks.conditions import NoCondition, caption_conditions
 
 
 def with_cached_features(task: BaseModel, data: DataConfig) -> DataConfig:
-    """The data settings with the text features that a task's condition reads, if any."""
-    conditions = as_conditions(getattr(task, "condition", NoCondition()))
-    if not any(isinstance(each, FeaturesCondition) and each.cached for each in conditions):
+    """The data settings with the arrays of captions that a task's condition reads, if any."""
+    arrays: list[str] = []
+    for each in caption_conditions(getattr(task, "condition", NoCondition())):
+        if isinstance(each, FeaturesCondition) and each.cached:
+            arrays += [TEXT_FEATURES]
+        if isinstance(each, ClipTextCondition) and each.cached:
+            arrays += [TEXT_FEATURES, TEXT_TOKENS, TEXT_EMBEDDING]
+    if not arrays:
         return data
-    return data.model_copy(update={"arrays": tuple(dict.fromkeys((*data.arrays, TEXT_FEATURES)))})
+    return data.model_copy(update={"arrays": tuple(dict.fromkeys((*data.arrays, *arrays)))})
 
 
 def check_cached_features(dataset: Dataset, encoder: TextSource | None) -> None:
@@ -52,7 +61,7 @@ class LazyTextEncoder:
 
     def __init__(self, source: TextSource) -> None:
         self._source = source
-        self._opened: tuple[FrozenTextEncoder, Tensor] | None = None
+        self._opened: tuple[FrozenTextEncoder, Tensor | EncodedCaptions] | None = None
 
     def __call__(self, captions: Sequence[str], device: torch.device) -> TextFeatures:
         """The captions' features on a device, and those of an empty one, which are kept.
@@ -62,6 +71,18 @@ class LazyTextEncoder:
         """
         if self._opened is None:
             reader = frozen_text.load(self._source, tokenizer_of).to(device)
-            self._opened = reader, reader(("",))[0]
-        reader, empty = self._opened
-        return TextFeatures(reader(captions), empty)
+            self._opened = reader, _read(reader, ("",))
+        reader, none = self._opened
+        found = _read(reader, captions)
+        clip = None
+        if isinstance(found, EncodedCaptions) and isinstance(none, EncodedCaptions):
+            clip = ClipTexts(found.mask, found.embedding, none.mask[0], none.embedding[0])
+        return TextFeatures(_features(found), _features(none)[0], clip)
+
+
+def _read(reader: FrozenTextEncoder, captions: Sequence[str]) -> Tensor | EncodedCaptions:
+    return reader.encode(captions) if reader.projects else reader(captions)
+
+
+def _features(found: Tensor | EncodedCaptions) -> Tensor:
+    return found.features if isinstance(found, EncodedCaptions) else found

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from torch import Generator, Tensor
 
 from data_pipeline.batch import Batch
+from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING, EmbeddingScaling
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentScaling
 from models import store
@@ -61,6 +62,22 @@ class Latents(BaseModel, frozen=True, extra="forbid"):
         return self.scaling.normalize(_sampled(batch, LATENTS, std, rng))
 
 
+class ImageEmbeddings(BaseModel, frozen=True, extra="forbid"):
+    """CLIP embeddings of the images, normalised as their derived set records it.
+
+    `data.arrays` need not name them.
+    """
+
+    kind: Literal["image_embeddings"]
+    scaling: EmbeddingScaling | None = None
+    """None: the normalisation of the set. A model that goes on from another states the other's."""
+
+    def clean(self, batch: Batch, rng: Generator) -> Tensor:
+        """(B, D) in fp32."""
+        assert self.scaling is not None, "taken from the set when the run is set up"
+        return self.scaling.normalize(batch.array(IMAGE_EMBEDDING).float())
+
+
 def _sampled(batch: Batch, name: str, std: str | None, rng: Generator) -> Tensor:
     """An array (B, ...) in fp32, or a sample of N(array, std^2)."""
     value = batch.array(name).float()
@@ -112,4 +129,4 @@ class LatentDecoder:
         return self._opened
 
 
-TargetConfig = Annotated[Images | Array | Latents, Field(discriminator="kind")]
+TargetConfig = Annotated[Images | Array | Latents | ImageEmbeddings, Field(discriminator="kind")]

@@ -49,10 +49,12 @@ def test_the_command_makes_hints_that_training_reads(write_set, mezzotint, tmp_p
     [
         (["--hint", "edges"], "--size: hints are made at the size of the images that a control"),
         (["--hint", "edges", "--size", 8, "--set", "cells=4"], "edges has no such setting; it has"),
-        ([], "give either --model, which encodes images, or --hint"),
-        (["--hint", "edges", "--model", "m"], "give either --model"),
-        (["--model", "m", "--size", 8], "--size: is for hints; add --hint, or leave it out"),
-        (["--model", "m", "--set", "low=1"], "--set: is for hints"),
+        ([], "give one of --model, which encodes images, --clip, which embeds images and"),
+        (["--hint", "edges", "--model", "m"], "give one of --model"),
+        (["--text-encoder", "t", "--clip", "c"], "give one of --model"),
+        (["--model", "m", "--size", 8], "--size: belongs to --hint; add that, or leave it out"),
+        (["--model", "m", "--set", "low=1"], "--set: belongs to --hint"),
+        (["--model", "m", "--text-features"], "--text-features: belongs to --clip"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(write_set, refused, tmp_path, words, message):

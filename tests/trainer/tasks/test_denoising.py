@@ -17,7 +17,8 @@ from models.diffusion.weighting import SnrClamped
 from trainer.recipe import load
 from trainer.rng import drop_class, drop_text, micro_batches
 from trainer.task import Step, Task
-from trainer.tasks.conditions import ConditionInputs, LowResolutionCondition, random_crop
+from trainer.tasks.conditioning.inputs import ConditionInputs
+from trainer.tasks.conditions import LowResolutionCondition, random_crop
 from trainer.tasks.denoising import DenoisingConfig, offset_noise
 
 COUNT, CLASSES = 8, 3

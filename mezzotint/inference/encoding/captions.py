@@ -27,7 +27,7 @@ from models import frozen_text
 from models.finite import named_samples, require_finite
 from models.text_source import TextSource, identity
 
-_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def encode_captions(
@@ -60,10 +60,10 @@ def encode_captions(
     reader = frozen_text.load(source, tokenizer_of).to(runtime.device)
 
     def compute(rows: range) -> Mapping[str, Tensor]:
-        lines = [(row, line) for row in rows for line in _lines(dataset, row)]
+        lines = [(row, line) for row in rows for line in lines_of(dataset, row)]
         names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row, _ in lines]
         with runtime.inference(), named_samples(names):
-            found = reader([line for _, line in lines]).to(_TYPES[dtype]).cpu()
+            found = reader([line for _, line in lines]).to(DTYPES[dtype]).cpu()
             require_finite(f"array '{TEXT_FEATURES}' is", found)
         return {TEXT_FEATURES: found}
 
@@ -78,7 +78,7 @@ def encode_captions(
             pass
         return None
     with runtime.inference():
-        empty = reader([""])[0].to(_TYPES[dtype]).cpu()
+        empty = reader([""])[0].to(DTYPES[dtype]).cpu()
     return _write(dataset, out, blocks(), empty, digest, dtype)
 
 
@@ -100,7 +100,7 @@ def _write(
     dtype: FeatureType,
 ) -> Manifest:
     """Write the features of all samples, and those of an empty caption (L, C) after them."""
-    content = _npy(empty)
+    content = npy(empty)
 
     def members() -> Iterator[Mapping[str, bytes]]:
         yield from _members(dataset, blocks)
@@ -128,17 +128,18 @@ def _members(dataset: Dataset, blocks: Iterator[Tensor]) -> Iterator[Mapping[str
     for block in blocks:
         start = 0
         while start < len(block):
-            count = len(_lines(dataset, row))
-            yield {f"{TEXT_FEATURES}.npy": _npy(block[start : start + count])}
+            count = len(lines_of(dataset, row))
+            yield {f"{TEXT_FEATURES}.npy": npy(block[start : start + count])}
             start, row = start + count, row + 1
 
 
-def _lines(dataset: Dataset, row: int) -> tuple[str, ...]:
+def lines_of(dataset: Dataset, row: int) -> tuple[str, ...]:
     """The captions of a sample; one that has none has an empty one."""
     return dataset.captions_of(row) or ("",)
 
 
-def _npy(values: Tensor) -> bytes:
+def npy(values: Tensor) -> bytes:
+    """The content of a .npy file."""
     content = io.BytesIO()
     np.save(content, values.numpy(), allow_pickle=False)
     return content.getvalue()

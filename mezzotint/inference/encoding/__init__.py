@@ -1,0 +1,1 @@
+"""Derived sets: what is encoded of the images and captions of a set."""

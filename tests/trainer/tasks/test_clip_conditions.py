@@ -1,0 +1,233 @@
+"""CLIP embeddings as target and as conditions of training, from a set or from the CLIP itself."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.stream import Stream
+from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.embedding_scaling import EmbeddingScaling
+from mezzotint.common.errors import UserError
+from mezzotint.inference.encoding.embeddings import EmbeddingOptions, encode_embeddings
+from models import store
+from models.clip import ClipConfig
+from models.diffusion.condition import Condition
+from models.diffusion.process import ProcessConfig
+from models.text_source import ClipText
+from trainer.task import Step
+from trainer.tasks.conditioning.captions import ClipTextCondition, TextCondition
+from trainer.tasks.conditioning.clip_image import ClipImageCondition
+from trainer.tasks.conditioning.embeddings import embedding_record, with_embeddings, with_scaling
+from trainer.tasks.conditioning.inputs import ConditionInputs
+from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.frozen_text import with_cached_features
+from trainer.tasks.targets import ImageEmbeddings
+
+CLIP = ClipConfig(
+    image_size=16, patch=8, vision_width=16, vision_layers=1, text_vocab=40, text_length=8,
+    text_width=16, text_layers=1, head_width=8, embed=6,
+)  # fmt: skip
+LINES = {"a": ("woman pilot", "man cook"), "b": ("person pilot",), "c": ("man pilot",)}
+
+
+def clip_at(where, seed):
+    torch.manual_seed(seed)
+    words = [f"{who} {what}" for who in ("woman", "man", "person") for what in ("pilot", "cook")]
+    weights, tokenizer = CLIP.build().state_dict(), Tokenizer.train(words, 40)
+    store.save(str(where), CLIP, weights, card="", tokenizer=tokenizer, text_length=8)
+    return str(where)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Images, their embeddings, and the CLIP."""
+    samples = []
+    for shade, (key, lines) in enumerate(LINES.items()):
+        png = tmp_path / f"{key}.png"
+        Image.fromarray(np.full((16, 16, 3), 60 * shade, np.uint8)).save(png)
+        content = {"png": png.read_bytes(), "txt": "\n".join(lines).encode()}
+        samples.append(RawSample(key, content))
+    images, clip = str(tmp_path / "images"), clip_at(tmp_path / "clip", 0)
+    text = {"name": "s", "licence": "CC0-1.0", "provenance": {}, "fields": {"png": "", "txt": ""}}
+    write_shards(samples, images, shard_size=2, **text)
+    out = str(tmp_path / "embeddings")
+    encode_embeddings(DataConfig(url=images), clip, out, EmbeddingOptions(text_features=True))
+    return images, out, clip
+
+
+def task_of(clip, *, cached=True, drop=0.5, image_drop=0.5, captions=True, **settings):
+    text = ClipTextCondition(
+        kind="clip_text", encoder=ClipText(model=clip), drop=drop, cached=cached
+    )
+    condition = ClipImageCondition(
+        kind="clip_image", drop=image_drop, captions=text if captions else None
+    )
+    target = ImageEmbeddings(kind="image_embeddings")
+    return DenoisingConfig(kind="denoising", target=target, condition=condition, **settings)
+
+
+def opened(task, url):
+    return open_dataset(with_embeddings(task, with_cached_features(task, DataConfig(url=url))))
+
+
+class Network(nn.Module):
+    """Stands for a prior that is also given image embeddings."""
+
+    @dataclass(frozen=True)
+    class Config:
+        conditioning: frozenset[str] = frozenset({"clip_image", "clip_text"})
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.process = self.Config(), ProcessConfig().build()
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.seen: list[Condition] = []
+
+    def forward(self, x, t, condition):
+        self.seen.append(condition)
+        return x * self.scale
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Stands for an engine."""
+
+    module: nn.Module
+
+    def __call__(self, *inputs):
+        return self.module(*inputs)
+
+
+def trained(task, dataset, steps=6):
+    """The conditions of a few batches in training order, their captions, and the task."""
+    record = embedding_record(task, dataset, None)
+    network = Network()
+    built = with_scaling(task, record.scaling).build(network)
+    stream, batches = iter(Stream(dataset, global_batch=3, rank=0, world=1, seed=1)), []
+    for number in range(steps):
+        batches.append(next(stream))
+        step = Step(number, torch.Generator().manual_seed(number))
+        list(built.losses({"model": Bare(network)}, batches[-1], step))
+    return network.seen, batches, built
+
+
+def test_conditions_from_the_set_are_those_of_the_clip(sets):
+    _, url, clip = sets
+    cached, batches, _ = trained(task_of(clip), opened(task_of(clip), url))
+    live, again, _ = trained(task_of(clip, cached=False), opened(task_of(clip, cached=False), url))
+    assert [batch.captions for batch in batches] == [batch.captions for batch in again]
+    for one, other in zip(cached, live, strict=True):
+        for name in (
+            *("features", "features_mask", "text_embedding", "image_embedding"),
+            *("empty_features", "empty_features_mask", "empty_text_embedding", "null_embedding"),
+        ):
+            ours, theirs = getattr(one, name), getattr(other, name)
+            assert torch.allclose(ours.float(), theirs.float(), atol=1e-5), name
+
+
+def test_all_of_a_caption_is_dropped_together_and_apart_from_the_image(sets):
+    _, url, clip = sets
+    seen, _, _ = trained(task_of(clip), opened(task_of(clip), url), steps=20)
+    captions, images = [], []
+    for one in seen:
+        alike = [
+            (one.features == one.empty_features).flatten(1).all(1),
+            (one.features_mask == one.empty_features_mask).all(1),
+            (one.text_embedding == one.empty_text_embedding).all(1),
+        ]
+        assert torch.equal(alike[0], alike[2])
+        assert bool((alike[1] | ~alike[0]).all())
+        captions.append(alike[0])
+        images.append(one.null_embedding)
+    both = torch.stack([torch.cat(captions), torch.cat(images)])
+    assert {tuple(pair) for pair in both.T.tolist()} == {
+        (one, other) for one in (False, True) for other in (False, True)
+    }
+
+
+def test_drop_rates_are_those_of_the_settings_and_independent():
+    rows, scaling = 4096, EmbeddingScaling(kind="l2_sqrt_d", dim=4, samples=1)
+    task = ClipImageCondition(
+        kind="clip_image", drop=0.1, captions=TextCondition(kind="text", drop=0.5), scaling=scaling
+    )
+    batch = Batch(
+        ("k",) * rows, ("",) * rows, text=torch.ones(rows, 3, dtype=torch.long),
+        arrays={"image_embedding": torch.ones(rows, 4)},
+    )  # fmt: skip
+    inputs = ConditionInputs(batch, torch.zeros(rows, 3), Network(), torch.Generator(), None, None)
+    found = task.train_condition(Condition(), inputs)
+    image, text = found.null_embedding, ~found.text.any(1)
+    for dropped, share in ((image, 0.1), (text, 0.5), (image & text, 0.05)):
+        deviation = (share * (1 - share) / rows) ** 0.5
+        assert abs(float(dropped.float().mean()) - share) < 3 * deviation
+    evaluated = task.eval_condition(Condition(), inputs)
+    assert evaluated.null_embedding is None
+    assert bool(evaluated.text.all())
+
+
+def test_guidance_drops_the_image_and_the_caption(sets):
+    _, url, clip = sets
+    _, batches, built = trained(task_of(clip), opened(task_of(clip), url), steps=1)
+    clean, condition = built.evaluation(batches[0], torch.Generator())
+    network = built.parts()["model"]
+    network.seen.clear()
+    built.sample(network, torch.zeros_like(clean), condition, torch.Generator())
+    with_all, without = network.seen[:2]
+    assert with_all.null_embedding is None
+    assert bool(without.null_embedding.all())
+    assert torch.equal(without.text_embedding[0], condition.empty_text_embedding)
+
+
+def test_the_target_is_normalised_by_the_statistics_of_the_set(sets):
+    _, url, clip = sets
+    dataset, task = opened(task_of(clip), url), task_of(clip)
+    _, _, built = trained(task, dataset, steps=1)
+    clean, condition = built.evaluation(dataset.batch(range(3)), torch.Generator())
+    assert torch.allclose(clean.mean(0), torch.zeros(6), atol=1e-5)
+    assert torch.allclose(clean.std(0, correction=0), torch.ones(6), atol=1e-5)
+    assert torch.equal(condition.image_embedding, clean)
+
+
+def test_embeddings_of_another_clip_are_refused(sets, tmp_path):
+    _, url, clip = sets
+    task = task_of(clip)
+    dataset = opened(task, url)
+    other = ClipText(model=clip_at(tmp_path / "other", 1), digest="2" * 64)
+    with pytest.raises(UserError, match=r"task\.condition\.encoder: is the CLIP 222222222222"):
+        embedding_record(task, dataset, other)
+    own = ClipText(model=clip, digest=store.describe(clip).digest)
+    assert embedding_record(task, dataset, own) == read_manifest(url).embeddings
+
+
+def test_going_on_from_a_model_of_another_normalisation_is_refused(sets, tmp_path):
+    _, url, clip = sets
+    record = read_manifest(url).embeddings
+    other = EmbeddingScaling(kind="openai_17.2", dim=6, samples=3)
+    start, weights = str(tmp_path / "start"), CLIP.build().state_dict()
+    before = record.model_copy(update={"scaling": other})
+    store.save(start, CLIP, weights, card="", embeddings=before)
+    assert store.describe(start).embeddings == before
+    task = task_of(clip, start=start)
+    with pytest.raises(UserError, match=r"task\.start .* normalises embeddings by openai_17\.2"):
+        embedding_record(task, opened(task, url), None)
+    condition = task.condition.model_copy(update={"scaling": other})
+    stated = task.model_copy(update={"condition": condition})
+    assert embedding_record(stated, opened(task, url), None).scaling == other
+
+
+def test_an_array_that_no_clip_is_known_of_is_refused(sets):
+    _, url, clip = sets
+    manifest = read_manifest(url)
+    write_manifest(url, manifest.model_copy(update={"embeddings": None}))
+    task = task_of(clip, captions=False)
+    with pytest.raises(UserError, match="but does not say which CLIP made it"):
+        embedding_record(task, opened(task, url), None)

@@ -1,0 +1,1 @@
+"""What conditions read of captions and images through frozen encoders."""

@@ -1,0 +1,63 @@
+"""CLIP embeddings of images as a condition (unCLIP's decoder, arXiv 2204.06125, 2.1)."""
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING, EmbeddingScaling
+from models.diffusion.condition import Condition
+from models.diffusion.guidance import without_embedding
+from models.diffusion.network import ConditionalNetwork
+from models.diffusion.process import Denoiser
+from trainer.rng import dropped_rows
+from trainer.tasks.conditioning.captions import CaptionConfig
+from trainer.tasks.conditioning.inputs import BaseCondition, ConditionInputs
+
+
+class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
+    """CLIP embeddings of the images; `drop` of them become the network's learned vector.
+
+    `captions` are dropped independently of them (unCLIP, arXiv 2204.06125, 2.1: 10% of the
+    embeddings and half of the captions).
+    """
+
+    kind: Literal["clip_image"]
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    captions: CaptionConfig | None = None
+    scaling: EmbeddingScaling | None = None
+    """None: the normalisation of the set. A model that goes on from another states the other's."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({self.kind}) | (self.captions.gives if self.captions else frozenset())
+
+    def check(self, network: ConditionalNetwork) -> None:
+        if self.captions is not None:
+            self.captions.check(network)
+
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        embedding = self._embedding(inputs)
+        dropped = dropped_rows(len(embedding), self.drop, inputs.rng, embedding.device)
+        condition = replace(condition, image_embedding=embedding, null_embedding=dropped)
+        if self.captions is None:
+            return condition
+        return self.captions.train_condition(condition, inputs)
+
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        condition = replace(condition, image_embedding=self._embedding(inputs))
+        if self.captions is None:
+            return condition
+        return self.captions.eval_condition(condition, inputs)
+
+    def unconditional(
+        self, denoiser: Denoiser[Condition], network: ConditionalNetwork
+    ) -> Denoiser[Condition]:
+        if self.drop:
+            denoiser = without_embedding(denoiser)
+        return denoiser if self.captions is None else self.captions.unconditional(denoiser, network)
+
+    def _embedding(self, inputs: ConditionInputs) -> Tensor:
+        assert self.scaling is not None, "taken from the set when the run is set up"
+        return self.scaling.normalize(inputs.batch.array(IMAGE_EMBEDDING).float())
