@@ -14,6 +14,8 @@ class Condition:
 
     text: Tensor | None = None
     """(B, L) int64."""
+    text_states: Tensor | None = None
+    """(B, L, C): stands in place of what a network's own text encoder gives of `text`."""
     label: Tensor | None = None
     """(B,) int64; `classes` is the null class of networks that were also trained without."""
     low_res: Tensor | None = None
@@ -74,6 +76,7 @@ class Condition:
         return replace(
             self,
             text=None if self.text is None else torch.zeros_like(self.text),
+            text_states=None,
             features=_empty(self.features, self.empty_features),
             features_mask=mask,
             text_embedding=_empty(self.text_embedding, self.empty_text_embedding),

@@ -95,7 +95,9 @@ class TextDiffusion(nn.Module):
         config = self.config
         image = self.image_in(patchify(x.to(self.image_in.weight.dtype), config.patch))
         image = image + self.image_position(0, image.shape[1])
-        embedded = self.text_token(condition.text)
+        embedded = condition.text_states
+        if embedded is None:
+            embedded = self.text_token(condition.text)
         text = self.text_norm(embedded + self.text_position(0, condition.text.shape[1]))
         vector = self.time(t) + self.caption(mean_token(embedded, condition.text))
         tokens = self._blocks(image, vector, text)

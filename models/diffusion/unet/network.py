@@ -339,6 +339,8 @@ class UNet(nn.Module):
         if config.text is not None:
             if condition.text is None:
                 raise UserError("this unet needs captions: set data.text")
+            if (states := condition.text_states) is not None:
+                return Caption(states, states[:, -1] if config.text.pools else None)
             features = cached(self.text, condition.text, self.text)
             return Caption(features.tokens, features.pooled)
         if config.features is not None:
