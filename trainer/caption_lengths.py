@@ -14,7 +14,7 @@ from data_pipeline.text.tokenizer import Tokenizer, TokenizerAt
 from mezzotint.common.errors import UserError
 from models import frozen_text
 from trainer.recipe import Recipe
-from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.frozen_text import text_encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ def caption_limits(recipe: Recipe) -> dict[str, CaptionLimit]:
         UserError: a tokenizer is missing.
     """
     found: dict[str, CaptionLimit] = {}
-    text, task = recipe.data.text, recipe.task
+    text, source = recipe.data.text, text_encoder_of(recipe.task)
     if text is not None and text.tokenizer is not None and text.length is not None:
         found["data.text"] = TokenizerAt(Tokenizer.load(text.tokenizer), text.length)
-    if isinstance(task, DenoisingConfig) and task.text_encoder is not None:
-        encoder = frozen_text.load_tokens(task.text_encoder, tokenizer_of)
+    if source is not None:
+        encoder = frozen_text.load_tokens(source, tokenizer_of)
         found["task.condition.encoder"] = encoder
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mezzotint.common.digests import is_digest
 from mezzotint.common.storage import is_local
+from models.text_source import LOCATIONS
 from trainer.recipe import Recipe
 
 KEYS = (
@@ -14,12 +15,14 @@ KEYS = (
     "data.join",
     "data.text.tokenizer",
     "data.encoder",
-    "task.condition.encoder.model",
-    "task.condition.encoder.checkpoint",
-    "task.condition.encoder.directory",
-    "task.text_encoder.model",
-    "task.text_encoder.checkpoint",
-    "task.text_encoder.directory",
+    *(
+        f"task.{holder}.{name}"
+        for holder in (
+            *("text_encoder", "condition.encoder", "condition.captions.encoder"),
+            *("condition.conditions.*.encoder", "condition.conditions.*.captions.encoder"),
+        )
+        for name in LOCATIONS
+    ),
     "task.base",
     "task.start",
     "task.perceptual.vgg",
@@ -27,7 +30,7 @@ KEYS = (
     "task.perceptual.model",
     "publish",
 )
-"""Keys of a recipe that hold a path or URL."""
+"""Keys of a recipe that hold a path or URL; `*` is every position of a list."""
 
 
 def absolute(recipe: Recipe, saved: Recipe | None = None) -> Recipe:
@@ -49,7 +52,8 @@ def absolute(recipe: Recipe, saved: Recipe | None = None) -> Recipe:
 
     tree = recipe.model_dump(mode="json")
     for key in KEYS:
-        change(tree, key, located)
+        for each in _positions(tree, key):
+            change(tree, each, located)
     return Recipe.model_validate(tree)
 
 
@@ -65,8 +69,20 @@ def change(tree: dict[str, Any], key: str, located: Callable[[str, str], str]) -
 
 
 def value_at(tree: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - whatever is there
-    """The value at a dotted key; None if there is none."""
+    """The value at a dotted key, with numbers in lists; None if there is none."""
     node: Any = tree
     for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, list):
+            node = dict(enumerate(node)).get(int(part)) if part.isdecimal() else None
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
     return node
+
+
+def _positions(tree: Mapping[str, Any], key: str) -> list[str]:
+    """The dotted key for every position of the list at its `*`."""
+    before, star, after = key.partition(".*")
+    if not star:
+        return [key]
+    found = value_at(tree, before)
+    return [f"{before}.{index}{after}" for index in range(len(found))] if found else []

@@ -32,7 +32,7 @@ from trainer.tasks.control import ControlTask
 from trainer.tasks.control_inputs import of_base, open_control
 from trainer.tasks.denoising import Denoising
 from trainer.tasks.first_stage import first_stage, latent_target, with_latents
-from trainer.tasks.frozen_text import check_cached_features, with_cached_features
+from trainer.tasks.frozen_text import check_cached_features, text_encoder_of, with_cached_features
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
 from trainer.tasks.targets import LatentDecoder
 
@@ -172,7 +172,7 @@ def check_labels(recipe: Recipe) -> None:
 
 def check_text_encoder(recipe: Recipe) -> TextSource | None:
     """The frozen encoder of a recipe's captions, if any; refuses features of another width."""
-    source, model = getattr(recipe.task, "text_encoder", None), recipe.model
+    source, model = text_encoder_of(recipe.task), recipe.model
     if source is None:
         return None
     found = frozen_text.describe(source)

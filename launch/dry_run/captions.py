@@ -10,7 +10,7 @@ from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from trainer.caption_lengths import cut_captions
 from trainer.recipe import Recipe
-from trainer.tasks.denoising import DenoisingConfig
+from trainer.tasks.frozen_text import text_encoder_of
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class CaptionLengths:
 
 def caption_lengths(recipe: Recipe) -> CaptionLengths:
     """Count the captions that are cut, over a sample of a local set; nothing is fetched."""
-    data, task = recipe.data, recipe.task
-    frozen = isinstance(task, DenoisingConfig) and task.text_encoder is not None
-    if not frozen and (data.text is None or data.text.tokenizer is None):
+    data = recipe.data
+    if text_encoder_of(recipe.task) is None and (data.text is None or data.text.tokenizer is None):
         return CaptionLengths()
     if not storage.is_local(data.url):
         return CaptionLengths(not_counted=f"{data.url} is not on this machine")

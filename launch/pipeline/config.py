@@ -15,8 +15,10 @@ from pydantic import BaseModel, Field, model_validator
 from data_pipeline.config import DataConfig
 from data_pipeline.hints.config import DetectorConfig
 from evaluation.config import EvaluationConfig
+from mezzotint.common.embedding_scaling import Normalization
 from mezzotint.common.errors import UserError
 from mezzotint.common.text_features import FeatureType
+from mezzotint.inference.config import ClipSource
 from mezzotint.inference.model_lookup import REFERENCE, substituted
 from models.text_source import TextSource
 from trainer.recipe import Recipe, flatten, read_tree, validate
@@ -57,10 +59,11 @@ class TrainStage(_BaseStage, frozen=True, extra="forbid"):
 
 
 class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
-    """Encode a set's images with a trained autoencoder or its captions, or make hints.
+    """Encode a set's images by an autoencoder, its captions, or both by a CLIP, or make hints.
 
-    Writes a set of codes or latents, of text features, or of hints. Images are prepared as those of
-    the autoencoder's training were, and `data.image` need not be given; for hints it must be.
+    Writes a set of codes or latents, of text features, of CLIP embeddings, or of hints. Images are
+    prepared as those of the encoder's training were, and `data.image` need not be given; for hints
+    it must be.
     """
 
     kind: Literal["derive"]
@@ -71,6 +74,12 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
     text_encoder: TextSource | None = None
     """The frozen encoder whose features of the captions are kept."""
     text_dtype: FeatureType = "fp32"
+    clip: ClipSource | None = None
+    """The CLIP whose embeddings of images and captions are kept."""
+    normalization: Normalization = "mean_std"
+    """Of these image embeddings, as networks see them."""
+    text_features: bool = False
+    """Keep features of the captions by this CLIP's text tower too."""
     out: str | None = None
     """Directory or fsspec URL of the new set. None: `set/` in the stage's directory."""
     batch: int = Field(default=64, gt=0)
@@ -79,8 +88,11 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _one_way(self) -> "DeriveStage":
-        if sum(each is not None for each in (self.model, self.hint, self.text_encoder)) != 1:
-            raise ValueError("set one of model, which encodes images, text_encoder and hint")
+        ways = self.model, self.hint, self.text_encoder, self.clip
+        if sum(each is not None for each in ways) != 1:
+            raise ValueError("set one of model, which encodes images, clip, text_encoder and hint")
+        if self.clip is None and {"normalization", "text_features"} & self.model_fields_set:
+            raise ValueError("normalization and text_features belong to clip: set it")
         if self.hint is not None and self.data.image is None:
             raise ValueError("hints are made from images of a size: set data.image.size")
         return self

@@ -94,7 +94,9 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
         return derive_hints(stage.data, stage.hint, out, directory, reporter)
     if stage.text_encoder is not None:
         return derive_text_features(stage, out, directory, reporter)
-    assert stage.model is not None, "one of the three, by the stage's settings"
+    if stage.clip is not None:
+        return derive_embeddings(stage, out, directory, reporter)
+    assert stage.model is not None, "one of the four, by the stage's settings"
     manifest = encode_set(
         stage.data,
         stage.model,
@@ -146,6 +148,35 @@ def derive_text_features(
     assert manifest is not None, "one process writes"
     write_manifest(str(directory), manifest)
     return {"samples": f"{manifest.sample_count:,}", "features": stage.text_dtype}
+
+
+def derive_embeddings(
+    stage: DeriveStage, out: str, directory: Path, reporter: Reporter
+) -> dict[str, str]:
+    """Write the CLIP embeddings of a set."""
+    from data_pipeline.manifest import write_manifest
+    from launch.processes import devices
+    from mezzotint.inference.encoding.embeddings import EmbeddingOptions, encode_embeddings
+
+    assert stage.clip is not None, "the caller's stage has one"
+    manifest = encode_embeddings(
+        stage.data,
+        stage.clip,
+        out,
+        EmbeddingOptions(stage.normalization, stage.text_features, stage.text_dtype),
+        batch=stage.batch,
+        device=devices(None, 1)[0],
+        progress=reporter.callback("samples"),
+    )
+    assert manifest is not None, "one process writes"
+    assert manifest.embeddings is not None, "written with the set"
+    write_manifest(str(directory), manifest)
+    record = manifest.embeddings
+    return {
+        "samples": f"{manifest.sample_count:,}",
+        "CLIP": record.digest[:12],
+        "normalisation": record.scaling.kind,
+    }
 
 
 def evaluate(stage: EvaluateStage, directory: Path, reporter: Reporter) -> dict[str, str]:

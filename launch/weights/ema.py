@@ -60,6 +60,10 @@ def average_run(run: Path, sigma_rel: float, update: int | None, out: Path | Non
         text_length=info.text_length,
         text_encoder=info.text_encoder,
         preprocessing=info.preprocessing,
+        first_stage=info.first_stage,
+        base=info.base,
+        hint=info.hint,
+        embeddings=info.embeddings,
     )
     profile, error = averaged.profile, averaged.combination.error
     return AveragedModel(str(target), profile.sigma_rel, profile.update, averaged.snapshots, error)

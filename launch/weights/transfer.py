@@ -76,6 +76,7 @@ def transfer_control(directory: str, out: str, *, old: str | None, new: str) -> 
         first_stage=base.first_stage,
         base=BaseRecord(model=after, digest=base.digest),
         hint=info.hint,
+        embeddings=base.embeddings,
     )
     return Transferred(out, after, moved, total - moved)
 

@@ -21,6 +21,12 @@ from trainer.tasks.conditioning.inputs import ClipTexts, TextFeatures
 from trainer.tasks.conditions import NoCondition, caption_conditions
 
 
+def text_encoder_of(task: BaseModel) -> TextSource | None:
+    """The frozen encoder of a task's captions, if there is one."""
+    found: TextSource | None = getattr(task, "text_encoder", None)
+    return found
+
+
 def with_cached_features(task: BaseModel, data: DataConfig) -> DataConfig:
     """The data settings with the arrays of captions that a task's condition reads, if any."""
     arrays: list[str] = []

@@ -12,6 +12,9 @@ from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.shards import unlisted_files
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.data.derive_embeddings import clip_source
+from launch.pipeline.config import DeriveStage
+from launch.pipeline.stage_types import execute_stage
+from launch.progress import Reporter
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import Preprocessing
@@ -169,3 +172,19 @@ def test_what_is_no_clip_or_feeds_it_otherwise_is_refused(
 def test_a_checkpoint_of_open_clip_is_named_by_its_settings():
     found = clip_source("{kind: open_clip, checkpoint: w.safetensors, tag: openai}")
     assert found == OpenClip(checkpoint="w.safetensors", tag="openai")
+
+
+def test_a_stage_of_a_pipeline_derives_embeddings(write_set, clip, tmp_path):
+    stage = DeriveStage.model_validate(
+        {
+            **{"kind": "derive", "clip": clip, "data": {"url": str(write_set())}},
+            **{"normalization": "openai_17.2", "text_features": True},
+        }
+    )
+    with Reporter(None, shows=False) as reporter:
+        facts = execute_stage(stage, tmp_path / "stage", None, reporter, tmp_path)
+    manifest = read_manifest(str(tmp_path / "stage" / "set"))
+    assert read_manifest(str(tmp_path / "stage")) == manifest
+    assert "text_features.npy" in manifest.fields
+    digest = store.describe(clip).digest[:12]
+    assert facts == {"samples": "12", "CLIP": digest, "normalisation": "openai_17.2"}

@@ -88,8 +88,9 @@ def test_a_stage_derives_hints(write_set, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hint": None}, "set one of model, which encodes images, text_encoder and hint"),
+        ({"hint": None}, "set one of model, which encodes images, clip, text_encoder and hint"),
         ({"model": "runs/kl/model"}, "set one of model"),
+        ({"text_features": True}, "normalization and text_features belong to clip"),
         ({"data": {"url": "x"}}, "set data.image.size"),
         ({"hint": {"kind": "edges", "cells": 4}}, "Extra inputs"),
     ],

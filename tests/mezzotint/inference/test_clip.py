@@ -1,22 +1,34 @@
 """A pretrained open_clip checkpoint in the place of a CLIP model directory."""
 
 import hashlib
+import io
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import open_dataset
+from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation.config import TextToImageConfig
 from mezzotint.common.errors import UserError
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import OpenClip
+from mezzotint.inference.encoding.embeddings import (
+    EmbeddingOptions,
+    encode_embeddings,
+    text_source_of,
+)
 from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.load import load_generator
-from models import store
+from models import frozen_text, store
 from models.autoencoders.dvae import DVAEConfig
 from models.autoregressive.prior import PriorConfig
+from models.text_source import identity
 from models.torchvision_compat import ensure_torchvision
 
 CAPTIONS = ["woman pilot", "a man who cooks", "judge"]
@@ -196,3 +208,38 @@ def test_a_string_is_a_model_directory_as_before():
     config = configured("runs/clip/model")
     assert config.clip == "runs/clip/model"
     assert TextToImageConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_set_is_embedded_by_a_checkpoint_at_its_size(checkpoint, tmp_path):
+    clip = OpenClip.model_validate(source(checkpoint))
+    shades = [np.full((40, 30, 3), shade, np.uint8) for shade in (10, 200, 90)]
+    shades[0][:8] = 255  # cut off
+    samples = []
+    for index, shade in enumerate(shades):
+        content = io.BytesIO()
+        Image.fromarray(shade).save(content, "PNG")
+        caption = CAPTIONS[index].encode()
+        samples.append(RawSample(f"{index}", {"png": content.getvalue(), "txt": caption}))
+    images, out = str(tmp_path / "images"), str(tmp_path / "out")
+    text = {"name": "s", "licence": "CC0-1.0", "provenance": {}, "fields": {"png": "", "txt": ""}}
+    write_shards(samples, images, shard_size=3, **text)
+    kept = EmbeddingOptions("openai_17.2", text_features=True)
+    manifest = encode_embeddings(DataConfig(url=images), clip, out, kept)
+    record, embedder = manifest.embeddings, ClipEmbedder.load(clip)
+    weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert (record.digest, record.weights, record.model) == (
+        *(embedder.digest, weights, str(checkpoint)),
+    )
+    described = frozen_text.describe(text_source_of(clip)).source
+    assert (described.digest, manifest.text_features.encoder) == (
+        *(record.text_digest, identity(described)),
+    )
+    names = ("image_embedding", "text_embedding", "text_tokens")
+    batch = open_dataset(DataConfig(url=out, arrays=names)).batch(range(3))
+    found = embedder.encode_captions(CAPTIONS)
+    assert torch.allclose(batch.array("text_embedding"), found.embedding, atol=1e-5)
+    assert batch.array("text_tokens").tolist() == found.mask.sum(1).tolist()
+    plain = torch.from_numpy(np.stack([np.full((32, 32, 3), 200, np.uint8)]))
+    assert torch.allclose(
+        batch.array("image_embedding")[1:2], embedder.project_images(plain), atol=1e-5
+    )

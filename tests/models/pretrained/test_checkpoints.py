@@ -206,6 +206,13 @@ def test_quick_gelu_changes_both_towers_as_in_open_clip(weights, folder):
             assert torch.allclose(clip.encode_text(tokens), wanted, atol=1e-6)
             wanted = model.encode_image(image, normalize=True)  # (x + 1) / 2 with halves is x
             assert torch.allclose(clip.encode_image(image), wanted, atol=1e-5)
+            raw = model.encode_image(image), model.encode_text(tokens)
+            assert torch.allclose(clip.project_image(image), raw[0], atol=1e-5)
+            assert torch.allclose(clip.project_text(tokens), raw[1], atol=1e-6)
+            captions = clip.encode_captions(tokens)
+        assert torch.allclose(captions.embedding, raw[1], atol=1e-6)
+        assert torch.equal(captions.features, clip.token_features(tokens))
+        assert captions.mask.sum(1).tolist() == [4, 7]  # with begin and end
         assert not any(parameter.requires_grad for parameter in clip.parameters())
         assert not clip.training
 
