@@ -14,6 +14,7 @@ from models.clip import ClipConfig
 from models.diffusion.classifier import NoisyClassifierConfig
 from models.diffusion.control.network import ControlConfig
 from models.diffusion.dit import DiTConfig
+from models.diffusion.prior.network import DiffusionPriorConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
@@ -28,6 +29,7 @@ ModelConfig = Annotated[
     | UNetConfig
     | NoisyClassifierConfig
     | DiTConfig
+    | DiffusionPriorConfig
     | ControlConfig
     | AutoencoderConfig
     | VQVAE2Config,
@@ -50,7 +52,7 @@ class TextShape:
 def image_side(config: ModelConfig) -> int | None:
     """Side in pixels of the images that a model reads or generates; None if it has no size."""
     match config:
-        case PatchDiscriminatorConfig() | PriorConfig():
+        case PatchDiscriminatorConfig() | PriorConfig() | DiffusionPriorConfig():
             return None
         case _:
             return config.image_size
@@ -70,5 +72,5 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             return None if found is None else replace(found, keys="model.base.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
-        case SuperResolutionConfig() | NoisyClassifierConfig():
+        case SuperResolutionConfig() | NoisyClassifierConfig() | DiffusionPriorConfig():
             return None

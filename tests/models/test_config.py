@@ -10,6 +10,7 @@ from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.config import ModelConfig, TextShape, text_shape
 from models.diffusion.dit import DiTConfig
+from models.diffusion.prior.network import DiffusionPriorConfig
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
@@ -23,6 +24,7 @@ CONFIGS = [
     TextDiffusionConfig(image_size=32, text_vocab=50, text_length=8),
     SuperResolutionConfig(low_size=32, image_size=64),
     DiTConfig(image_size=8, width=32, layers=1, heads=2, classes=4),
+    DiffusionPriorConfig(dim=8, features={"width": 8}, length=4, width=16, layers=1, heads=2),
     UNetConfig(image_size=8, channels=32, multipliers=(1, 2), attention=(8,), head_width=32),
 ]
 

@@ -1,0 +1,1 @@
+"""The diffusion prior of unCLIP: CLIP image embeddings from captions."""
