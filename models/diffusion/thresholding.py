@@ -61,6 +61,38 @@ class DynamicThresholding(BaseModel, frozen=True, extra="forbid"):
         return x0.clamp(-limit, limit) / limit
 
 
+class RangeThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 clamped to [-limit, limit], for vectors whose dimensions have deviation 1."""
+
+    kind: Literal["range"] = "range"
+    limit: float = Field(gt=0)
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        return _with_x0(denoiser, schedule, lambda x0: x0.clamp(-self.limit, self.limit))
+
+
+class NormThresholding(BaseModel, frozen=True, extra="forbid"):
+    """x_0 scaled down to the norm `limit` where it is larger, for vectors of that norm.
+
+    The mean of such vectors, which a network predicts, is within their sphere.
+    """
+
+    kind: Literal["norm"] = "norm"
+    limit: float = Field(gt=0)
+
+    def wrap(self, denoiser: Denoiser[C], schedule: Schedule) -> Denoiser[C]:
+        return _with_x0(denoiser, schedule, self._limited)
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        norm = x0.flatten(1).norm(dim=1).view((-1,) + (1,) * (x0.ndim - 1))
+        return x0 * (self.limit / norm.clamp(min=self.limit))
+
+
 ThresholdingConfig = Annotated[
-    NoThresholding | StaticThresholding | DynamicThresholding, Field(discriminator="kind")
+    NoThresholding
+    | StaticThresholding
+    | DynamicThresholding
+    | RangeThresholding
+    | NormThresholding,
+    Field(discriminator="kind"),
 ]

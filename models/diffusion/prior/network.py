@@ -7,15 +7,15 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mezzotint.common.errors import UserError
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
-from models.diffusion.prior.positions import Packing, PrefixCache, follow, read_one
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.network import TextFeaturesConfig
 from models.nn import initialization
+from models.nn.clip_captions import ClipCaption, caption_embedding, caption_tokens
 from models.nn.conditioning_cache import cached
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
+from models.nn.prefix import Packing, PrefixCache, follow, read_one
 from models.nn.transformer import Block
 
 NOISY = 3
@@ -158,19 +158,8 @@ class DiffusionPrior(nn.Module):
 
     def _tokens(self, condition: Condition, packing: Packing | None) -> Tensor:
         """The caption's tokens with their positions: (B, longest, width)."""
-        config, features = self.config, condition.features
-        if features is None:
-            raise UserError("a diffusion prior needs the features of captions")
-        if features.shape[1:] != (config.length, config.features.width):
-            raise UserError(
-                f"this diffusion prior takes {config.length} tokens of {config.features.width} "
-                f"features, got {features.shape[1]} of {features.shape[2]}; set model.length and "
-                "model.features.width to those of the text encoder"
-            )
-        features = features.to(self.features.weight.dtype)
-        if packing is None:
-            return self.features(features) + self.position(0, config.length)
-        return self.features(packing.take(features)) + self.position.table(packing.order)
+        length = self.config.length
+        return caption_tokens(_caption(condition), self.features, self.position, length, packing)
 
     def _caption(self, condition: Condition) -> Tensor:
         """The position of the caption's embedding: (B, 1, width)."""
@@ -179,14 +168,7 @@ class DiffusionPrior(nn.Module):
         return vector[:, None] + self.position(first, first + 1)
 
     def _embedding(self, condition: Condition) -> Tensor:
-        embedding = condition.text_embedding
-        if embedding is None or embedding.shape[1:] != (self.config.dim,):
-            found = "none" if embedding is None else f"of {embedding.shape[1]} values"
-            raise UserError(
-                f"this diffusion prior takes CLIP embeddings of captions of {self.config.dim} "
-                f"values, got {found}; set model.dim to that of the CLIP model"
-            )
-        return embedding
+        return caption_embedding(_caption(condition), self.config.dim)
 
     def _noisy(self, x: Tensor, t: Tensor) -> Tensor:
         """The positions of time, noisy embedding and query: (B, 3, width)."""
@@ -197,6 +179,10 @@ class DiffusionPrior(nn.Module):
 
     def _read(self, hidden: Tensor) -> Tensor:
         return self.out(self.norm(hidden)).float()
+
+
+def _caption(condition: Condition) -> ClipCaption:
+    return ClipCaption(condition.features, condition.text_embedding, condition.features_mask)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_the_loss_of_a_new_prior_is_that_of_its_process():
         ({"features": None}, "needs the features of captions"),
         ({"features": noise(4, 6, 5)}, "takes 7 tokens of 5 features, got 6 of 5"),
         ({"text_embedding": None}, "of 6 values, got none; set model.dim"),
-        ({"text_embedding": noise(4, 8)}, "of 6 values, got of 8 values"),
+        ({"text_embedding": noise(4, 8)}, "of 6 values, got 8 values"),
     ],
 )
 def test_captions_of_another_encoder_are_refused(change, message):

@@ -1,4 +1,4 @@
-"""Blocks of a causal transformer of which the last position alone is read."""
+"""Causal transformers over a prefix that stays: what follows it, and captions without padding."""
 
 from typing import Self
 
@@ -12,7 +12,7 @@ from models.nn.transformer import Block
 class PrefixCache:
     """Keys and values of one layer for positions that stay, with room for `extra` that follow.
 
-    A `KVCache` that a block fills; what follows is computed anew each time by `follow`.
+    A `KVCache` that a block fills. What follows is computed anew each time, until it is kept.
     """
 
     def __init__(self, extra: int) -> None:
@@ -35,21 +35,29 @@ class PrefixCache:
         raise ValueError("positions after a prefix are computed by `follow`")
 
     def attend_after(self, qkv: Tensor, mask: Tensor, count: int) -> Tensor:
-        """Attention of the last `count` positions after the prefix.
+        """Attention of the last `count` of n positions after those that are kept.
 
-        Takes queries, keys and values (3, B, H, extra, C), and 0 or -inf for every pair of
-        positions, (B or 1, 1, extra, prefix + extra). Returns (B, H, count, C).
+        Takes queries, keys and values (3, B, H, n, C), and 0 or -inf for every pair of positions,
+        (B or 1, 1, n, kept + n). Returns (B, H, count, C).
         """
         query, key, value = qkv.to(self._keys.dtype)
-        self._keys[:, :, self.filled :] = key
-        self._values[:, :, self.filled :] = value
+        last = self.filled + key.shape[2]
+        self._keys[:, :, self.filled : last] = key
+        self._values[:, :, self.filled : last] = value
         return F.scaled_dot_product_attention(
-            query[:, :, -count:], self._keys, self._values, attn_mask=mask[:, :, -count:]
+            query[:, :, -count:],
+            self._keys[:, :, :last],
+            self._values[:, :, :last],
+            attn_mask=mask[:, :, -count:],
         )
+
+    def keep(self, count: int) -> None:
+        """Keep the first `count` of the positions that followed."""
+        self.filled += count
 
 
 def follow(block: Block, x: Tensor, cache: PrefixCache, mask: Tensor, count: int) -> Tensor:
-    """A block's output at the last `count` of the positions (B, extra, width) after a prefix."""
+    """A block's output at the last `count` of the positions (B, n, width) after a prefix."""
     batch, length, _ = x.shape
     attention = block.attention
     qkv = attention.qkv(block.attention_norm(x))
@@ -126,3 +134,12 @@ class Packing:
         index = torch.where(place < count, place, moved)
         first = torch.arange(self._rows, device=tokens.device)[:, None] * length
         return joined.flatten(0, 1).index_select(0, (index + first).flatten()).view_as(joined)
+
+    def after(self, sequence: Tensor, first: int, count: int) -> Tensor:
+        """`count` positions (B, count, C) of a joined sequence, from that of the tail on."""
+        rows, length, _ = sequence.shape
+        place = self.count[:, None] + torch.arange(first, first + count, device=sequence.device)
+        start = torch.arange(rows, device=sequence.device)[:, None] * length
+        return (
+            sequence.flatten(0, 1).index_select(0, (place + start).flatten()).view(rows, count, -1)
+        )
