@@ -9,6 +9,7 @@ from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.dvae import DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2Config
+from models.autoregressive.embedding_prior import EmbeddingPriorConfig
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.diffusion.classifier import NoisyClassifierConfig
@@ -30,6 +31,7 @@ ModelConfig = Annotated[
     | NoisyClassifierConfig
     | DiTConfig
     | DiffusionPriorConfig
+    | EmbeddingPriorConfig
     | ControlConfig
     | AutoencoderConfig
     | VQVAE2Config,
@@ -52,7 +54,9 @@ class TextShape:
 def image_side(config: ModelConfig) -> int | None:
     """Side in pixels of the images that a model reads or generates; None if it has no size."""
     match config:
-        case PatchDiscriminatorConfig() | PriorConfig() | DiffusionPriorConfig():
+        case PatchDiscriminatorConfig() | PriorConfig():
+            return None
+        case DiffusionPriorConfig() | EmbeddingPriorConfig():
             return None
         case _:
             return config.image_size
@@ -72,5 +76,7 @@ def text_shape(config: ModelConfig) -> TextShape | None:
             return None if found is None else replace(found, keys="model.base.text.")
         case DVAEConfig() | AutoencoderConfig() | VQVAE2Config() | PatchDiscriminatorConfig():
             return None
-        case SuperResolutionConfig() | NoisyClassifierConfig() | DiffusionPriorConfig():
+        case SuperResolutionConfig() | NoisyClassifierConfig():
+            return None
+        case DiffusionPriorConfig() | EmbeddingPriorConfig():  # a frozen encoder reads them
             return None

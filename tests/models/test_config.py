@@ -6,6 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.autoencoders.discriminator import PatchDiscriminatorConfig
 from models.autoencoders.dvae import DVAEConfig
+from models.autoregressive.embedding_prior import EmbeddingPriorConfig
 from models.autoregressive.prior import PriorConfig
 from models.clip import ClipConfig
 from models.config import ModelConfig, TextShape, text_shape
@@ -25,6 +26,9 @@ CONFIGS = [
     SuperResolutionConfig(low_size=32, image_size=64),
     DiTConfig(image_size=8, width=32, layers=1, heads=2, classes=4),
     DiffusionPriorConfig(dim=8, features={"width": 8}, length=4, width=16, layers=1, heads=2),
+    EmbeddingPriorConfig(
+        dim=8, components=4, features={"width": 8}, length=4, width=16, layers=1, heads=2
+    ),
     UNetConfig(image_size=8, channels=32, multipliers=(1, 2), attention=(8,), head_width=32),
 ]
 
