@@ -174,6 +174,20 @@ def test_drop_rates_are_those_of_the_settings_and_independent():
     assert bool(evaluated.text.all())
 
 
+def test_noise_on_embeddings_is_of_training_alone_and_of_all_levels_up_to_its_own():
+    rows, scaling = 2048, EmbeddingScaling(kind="l2_sqrt_d", dim=64, samples=1)
+    task = ClipImageCondition(kind="clip_image", drop=0, noise=0.3, scaling=scaling)
+    batch = Batch(("k",) * rows, ("",) * rows, arrays={"image_embedding": torch.ones(rows, 64)})
+    inputs = ConditionInputs(batch, torch.zeros(rows, 3), Network(), torch.Generator(), None, None)
+    noise = task.train_condition(Condition(), inputs).image_embedding - 1
+    assert abs(float(noise.square().mean()) - 0.3**2 / 3) < 0.001
+    levels = noise.std(dim=1)
+    assert float(levels.min()) < 0.01
+    assert 0.27 < float(levels.max()) < 0.4
+    evaluated = task.eval_condition(Condition(), inputs).image_embedding
+    assert torch.allclose(evaluated, torch.ones(rows, 64))
+
+
 def test_guidance_drops_the_image_and_the_caption(sets):
     _, url, clip = sets
     _, batches, built = trained(task_of(clip), opened(task_of(clip), url), steps=1)

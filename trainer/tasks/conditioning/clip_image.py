@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING, EmbeddingScaling
 from models.diffusion.condition import Condition
@@ -25,6 +26,9 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
 
     kind: Literal["clip_image"]
     drop: float = Field(default=0.1, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0)
+    """Gaussian noise on the normalised embeddings in training, of a standard deviation uniform in
+    [0, noise]: what is sampled for an embedding then holds for those near it, such as a prior's."""
     captions: CaptionConfig | None = None
     scaling: EmbeddingScaling | None = None
     """None: the normalisation of the set. A model that goes on from another states the other's."""
@@ -38,7 +42,7 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
             self.captions.check(network)
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        embedding = self._embedding(inputs)
+        embedding = self._noised(self._embedding(inputs), inputs.rng)
         dropped = dropped_rows(len(embedding), self.drop, inputs.rng, embedding.device)
         condition = replace(condition, image_embedding=embedding, null_embedding=dropped)
         if self.captions is None:
@@ -57,6 +61,14 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         if self.drop:
             denoiser = without_embedding(denoiser)
         return denoiser if self.captions is None else self.captions.unconditional(denoiser, network)
+
+    def _noised(self, embedding: Tensor, rng: Generator) -> Tensor:
+        if not self.noise:
+            return embedding
+        rows = (len(embedding), 1)
+        level = self.noise * torch.rand(rows, generator=rng, device=embedding.device)
+        more = torch.randn(embedding.shape, generator=rng, device=embedding.device)
+        return embedding + level * more
 
     def _embedding(self, inputs: ConditionInputs) -> Tensor:
         assert self.scaling is not None, "taken from the set when the run is set up"
