@@ -41,12 +41,17 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "steps": "base_sampling.steps",
         "solver": "base_sampling.solver.kind",
         "eta": "base_sampling.eta",
+        "times": "base_sampling.times.kind",
+        "thresholding": "base_sampling.thresholding.kind",
         "level": "upsampler_sampling.level",
+        "upsampler-guidance": "upsampler_sampling.guidance",
+        "upsampler-steps": "upsampler_sampling.steps",
+        "upsampler-solver": "upsampler_sampling.solver.kind",
     },
     "dalle": _TOKENS,
     "hierarchy": _TOKENS,
 }
-"""By kind of system, the path of each setting in its configuration."""
+"""By kind of system, the path of each setting in its configuration; in a list, of each element."""
 
 
 def with_overrides(config: S, settings: Overrides, option: str | None = None) -> S:
@@ -65,14 +70,17 @@ def with_overrides(config: S, settings: Overrides, option: str | None = None) ->
                 f"setting; it has {', '.join(known)}"
             )
         *parents, last = known[name].split(".")
-        node = tree
+        nodes = [tree]
         for index, parent in enumerate(parents):
             # another kind has other options
             fresh = last == "kind" and index == len(parents) - 1
-            if fresh or node[parent] is None:
-                node[parent] = {}
-            node = node[parent]
-        node[last] = value
+            for node in nodes:
+                if fresh or node[parent] is None:
+                    node[parent] = {}
+            found = [node[parent] for node in nodes]
+            nodes = [one for each in found for one in (each if isinstance(each, list) else [each])]
+        for node in nodes:
+            node[last] = value
     try:
         return cast("S", type(config).model_validate(tree))
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """The settings of a system: its model directories and how it samples."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
@@ -9,21 +10,30 @@ from models.diffusion.control.controlled import GuessMode
 from models.diffusion.sampling import DiffusionSampling, LatentSampling
 from models.diffusion.solvers.config import SolverConfig
 from models.diffusion.solvers.ddim import DDIM
+from models.diffusion.solvers.grids import TimeGridConfig
+from models.diffusion.thresholding import StaticThresholding, ThresholdingConfig
 from models.pretrained.settings import OpenClipImages
 
 
 class StageSampling(BaseModel, frozen=True, extra="forbid"):
     """Sampling of one stage of a cascade, by DDIM with `eta` unless another solver is set.
 
-    `guidance` acts on captions (1 is the plain conditional model); `level` is the augmentation of
-    the low-resolution input, which a base does not have.
+    `guidance` acts on captions (1 is the plain conditional model), and so does a super-resolution
+    stage's if it has captions. `level` is the augmentation of the low-resolution input, which a
+    base does not have.
     """
 
     steps: int = Field(default=25, gt=0)
     guidance: float = Field(default=1.0, ge=0)
     level: float = Field(default=0.0, ge=0, le=1)
+    truncated: bool = False
+    """The stage before stops at the noise of `level`, instead of noise being added to its finished
+    images (arXiv 2106.15282, 4.2): for gaussian augmentation."""
     eta: float = Field(default=0.0, ge=0)
     solver: SolverConfig | None = None
+    times: TimeGridConfig | None = None
+    """As of any diffusion model: chosen by the solver where None."""
+    thresholding: ThresholdingConfig = StaticThresholding()
 
     @model_validator(mode="after")
     def _one_eta(self) -> Self:
@@ -33,8 +43,13 @@ class StageSampling(BaseModel, frozen=True, extra="forbid"):
 
     def sampling(self) -> DiffusionSampling:
         """The same as the sampling of any diffusion model."""
-        solver = DDIM(eta=self.eta) if self.solver is None else self.solver
-        return DiffusionSampling(solver=solver, steps=self.steps, guidance=self.guidance)
+        return DiffusionSampling(
+            solver=DDIM(eta=self.eta) if self.solver is None else self.solver,
+            steps=self.steps,
+            times=self.times,
+            guidance=self.guidance,
+            thresholding=self.thresholding,
+        )
 
 
 class OpenClip(OpenClipImages, frozen=True, extra="forbid"):
@@ -93,13 +108,45 @@ class HierarchySystem(_Ranked, frozen=True, extra="forbid"):
 
 
 class CascadeSystem(_System, frozen=True, extra="forbid"):
-    """Text-conditional base decoder and super-resolution model."""
+    """A text-conditional base, and super-resolution models that enlarge its images in turn."""
 
     kind: Literal["cascade"] = "cascade"
     base: str
-    upsampler: str
+    upsampler: str | None = None
+    """The only super-resolution model; or `upsamplers`, the one after the base first."""
+    upsamplers: tuple[str, ...] = ()
     base_sampling: StageSampling = StageSampling(steps=25, guidance=2.0)
-    upsampler_sampling: StageSampling = StageSampling(steps=8, level=0.15)
+    upsampler_sampling: StageSampling | tuple[StageSampling, ...] = StageSampling(steps=8)
+    """Of all upsamplers, or of each."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.upsampler is None) == (not self.upsamplers):
+            raise ValueError(
+                "set upsampler to one super-resolution model, or upsamplers to several"
+            )
+        if self.base_sampling.level or self.base_sampling.truncated:
+            raise ValueError("base_sampling: level and truncated are of super-resolution models")
+        given = self.upsampler_sampling
+        if isinstance(given, tuple) and len(given) != len(self.upsampling):
+            raise ValueError(
+                f"upsampler_sampling: has settings for {len(given)} super-resolution models, but "
+                f"there are {len(self.upsampling)}"
+            )
+        return self
+
+    @property
+    def upsampling(self) -> Mapping[str, str]:
+        """The directory of each super-resolution model by its setting, the first stage first."""
+        if self.upsampler is not None:
+            return {"upsampler": self.upsampler}
+        return {f"upsamplers.{index}": each for index, each in enumerate(self.upsamplers)}
+
+    @property
+    def stage_sampling(self) -> tuple[StageSampling, ...]:
+        """The sampling of each super-resolution model."""
+        given = self.upsampler_sampling
+        return given if isinstance(given, tuple) else (given,) * len(self.upsampling)
 
 
 class ControlSettings(BaseModel, frozen=True, extra="forbid"):

@@ -48,7 +48,7 @@ def image_model(system: SystemConfig) -> str:
         case HierarchySystem():
             return system.autoencoder
         case CascadeSystem():
-            return system.upsampler
+            return list(system.upsampling.values())[-1]
         case DiffusionSystem() | LatentSystem():
             return system.model
         case _:

@@ -238,6 +238,10 @@ def test_settings_reach_the_system_they_belong_to():
     assert cascade.base_sampling.sampling().solver.kind == "heun"
     assert (cascade.base_sampling.guidance, cascade.base_sampling.steps) == (3, 7)
     assert cascade.upsampler_sampling.level == 0.5
+    several = CascadeSystem(base="b", upsamplers=("u", "v"), upsampler_sampling=({}, {"steps": 9}))
+    several = with_overrides(several, {"level": 0.5, "thresholding": "dynamic"})
+    assert [(each.steps, each.level) for each in several.stage_sampling] == [(25, 0.5), (9, 0.5)]
+    assert several.base_sampling.sampling().thresholding.kind == "dynamic"
     dalle = with_overrides(DalleSystem(prior="p", dvae="d", candidates=1), {"temperature": 0.5})
     assert isinstance(dalle, DalleSystem)
     assert dalle.sampling.temperature == 0.5

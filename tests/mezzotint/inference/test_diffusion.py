@@ -89,7 +89,8 @@ def test_it_samples_as_the_base_of_a_cascade_samples(captioned):
     start, nfe = torch.randn((2, 3, 8, 8), generator=rng(5)), NFE()
     found = sample(captioned, Condition(text=TEXT), start, nfe=nfe, guidance=2.0)
     stage = StageSampling(steps=4, guidance=2.0)
-    assert torch.equal(found, sample_base(captioned.network, TEXT, rng(5), stage, NFE()))
+    expected = sample_base(captioned.network, Condition(text=TEXT), start, rng(), stage, NFE())
+    assert torch.equal(found, expected)
     assert nfe == NFE(network=8)
 
 

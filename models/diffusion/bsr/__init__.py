@@ -1,0 +1,1 @@
+"""BSRGAN's shuffled degradation of images."""
