@@ -17,7 +17,7 @@ from models.base_record import BaseRecord
 from models.config import image_side, text_shape
 from models.diffusion.control.network import ControlConfig
 from models.diffusion.network import ClassConditional
-from models.diffusion.unet.network import TextFeaturesConfig
+from models.diffusion.unet.conditions import TextFeaturesConfig
 from models.first_stage import FirstStage
 from models.text_source import TextSource
 from trainer.recipe import Recipe

@@ -13,7 +13,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Caption, Encoding
 from models.diffusion.process import ProcessConfig
 from models.diffusion.text_encoder import TextEncoderConfig
-from models.diffusion.unet.network import TextFeaturesConfig
+from models.diffusion.unet.conditions import TextFeaturesConfig
 from models.diffusion.unet.spatial import CrossAttention
 from models.nn import initialization
 from models.nn.conditioning_cache import cached

@@ -156,8 +156,11 @@ class ContextAttention(nn.Module):
         self.context = nn.Linear(context or width, 2 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, L, width) with a context (B, M, context) to (B, L, width)."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, width) with a context (B, M, context) to (B, L, width).
+
+        `mask` (B, M) bool says which positions of the context count; None: all.
+        """
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -166,5 +169,7 @@ class ContextAttention(nn.Module):
         context_key, context_value = pairs.permute(2, 0, 3, 1, 4)
         key = torch.cat([key, context_key], dim=2)
         value = torch.cat([value, context_value], dim=2)
-        mixed = attention(query, key, value, causal=False)
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(batch, length), mask], dim=1)
+        mixed = attention(query, key, value, causal=False, mask=mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))

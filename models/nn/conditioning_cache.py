@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, TypeVar
 
 import torch
@@ -14,18 +15,26 @@ MAX_ENTRIES = 4
 """Results kept per module: those of captions, of negative prompts, and of none."""
 
 R = TypeVar("R")
+Arguments = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    argument: Tensor
-    version: int | None
+    arguments: Arguments
+    versions: tuple[int | None, ...]
     result: Any
 
+    def is_of(self, arguments: Arguments) -> bool:
+        """Whether the result is of these very tensors, unchanged."""
+        same = len(arguments) == len(self.arguments) and all(map(is_, arguments, self.arguments))
+        return same and self.versions == _versions(arguments)
 
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; None where inference mode does not count."""
-    return None if tensor.is_inference() else tensor._version
+
+def _versions(arguments: Arguments) -> tuple[int | None, ...]:
+    """How often tensors were written to; None where inference mode does not count."""
+    return tuple(
+        None if each is None or each.is_inference() else each._version for each in arguments
+    )
 
 
 class ActivationCache:
@@ -46,16 +55,15 @@ class ActivationCache:
         finally:
             _ACTIVE.reset(token)
 
-    def get(self, module: nn.Module, argument: Tensor, compute: Callable[[Tensor], R]) -> R:
-        """compute(argument), or its earlier result."""
+    def get(self, module: nn.Module, arguments: Arguments, compute: Callable[[], R]) -> R:
+        """compute(), a function of the arguments alone, or its earlier result."""
         entries = self._entries.setdefault(module, deque(maxlen=MAX_ENTRIES))
-        version = _version(argument)
         for entry in entries:
-            if entry.argument is argument and entry.version == version:
+            if entry.is_of(arguments):
                 found: R = entry.result
                 return found
-        result = compute(argument)
-        entries.append(_Entry(argument, version, result))
+        result = compute()
+        entries.append(_Entry(arguments, _versions(arguments), result))
         return result
 
 
@@ -67,7 +75,12 @@ def cached(module: nn.Module, argument: Tensor, compute: Callable[[Tensor], R]) 
 
     With gradients it is always computed. A module has one such computation at most.
     """
+    return cached_of(module, (argument,), lambda: compute(argument))
+
+
+def cached_of(module: nn.Module, arguments: Arguments, compute: Callable[[], R]) -> R:
+    """The same of several tensors."""
     cache = _ACTIVE.get()
     if cache is None or torch.is_grad_enabled():
-        return compute(argument)
-    return cache.get(module, argument, compute)
+        return compute()
+    return cache.get(module, arguments, compute)

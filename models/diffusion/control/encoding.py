@@ -6,13 +6,29 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Context(NamedTuple):
+    """What attention reads besides the image."""
+
+    tokens: Tensor
+    """(B, L, C)."""
+    mask: Tensor | None = None
+    """(B, L) bool: which of them count; None: all."""
+
+
 class Caption(NamedTuple):
     """A caption as an encoder gives it; None where the network reads none."""
 
     tokens: Tensor | None = None
-    """(B, L, C), for attention."""
+    """(B, L, C), for attention; those of an image embedding come first."""
     pooled: Tensor | None = None
     """(B, C), for the time's vector."""
+    mask: Tensor | None = None
+    """(B, L) bool: which tokens count; None: all."""
+
+    @property
+    def context(self) -> Context | None:
+        """The tokens, as attention reads them."""
+        return None if self.tokens is None else Context(self.tokens, self.mask)
 
 
 class Encoding(NamedTuple):

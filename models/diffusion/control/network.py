@@ -90,6 +90,8 @@ class ControlConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"hint.stride {self.hint.stride} is not a power of 2")
         widths = len(self.hint.chosen_widths)
         if isinstance(self.base, UNetConfig):
+            if self.base.image_embedding is not None or self.base.text_embedding is not None:
+                raise ValueError("base: a network of CLIP embeddings cannot be controlled")
             if self.blocks is not None:
                 raise ValueError("blocks: are those of a dit; base is a unet")
             needed = self.hint.halvings + 1

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.diffusion.control.encoding import Context
 from models.diffusion.unet.levels import LevelsConfig
 from models.nn.attention import ContextAttention, SelfAttention
 from models.nn.convolution import zero_module
@@ -58,7 +59,7 @@ class ResidualBlock(nn.Module):
         zero_module(self.conv_out)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Context | None) -> Tensor:
         """(B, inputs, H, W) and (B, vector) to (B, outputs, H', W')."""
         hidden = norm_act(self.norm_in, x, silu=True)
         if self.resampling == "double":
@@ -108,7 +109,7 @@ class PlainResampling(nn.Module):
             else nn.Conv2d(width, width, 3, stride=2, padding=1)
         )
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Context | None) -> Tensor:
         """(B, width, H, W) to (B, width, H', W')."""
         if isinstance(self.conv, Conv3x3):
             return self.conv.upsample_conv(x)
@@ -135,10 +136,10 @@ class AttentionBlock(nn.Module):
         )
         zero_module(self.attention.out)
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Context | None) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
         tokens = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
-        mixed = self.attention(tokens) if context is None else self.attention(tokens, context)
+        mixed = self.attention(tokens) if context is None else self.attention(tokens, *context)
         return x + mixed.transpose(1, 2).view(x.shape)
 
 
@@ -149,7 +150,7 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Context | None) -> Tensor:
         for block in self.blocks:
             x = block(x, vector, context)
         return x

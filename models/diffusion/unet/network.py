@@ -1,22 +1,16 @@
 """The UNet: down through the resolutions, and up again with skip connections."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Caption, Encoding, added
-from models.diffusion.degradation import (
-    BlurAugmentation,
-    Degradation,
-    DegradationConfig,
-)
+from models.diffusion.degradation import Degradation
 from models.diffusion.process import ProcessConfig
 from models.diffusion.text_encoder import TextEncoderConfig
 from models.diffusion.unet.blocks import (
@@ -27,6 +21,14 @@ from models.diffusion.unet.blocks import (
     Stage,
     encoder_stages,
 )
+from models.diffusion.unet.conditions import (
+    FeatureProjection,
+    InpaintingConfig,
+    LowResolutionConfig,
+    TextFeaturesConfig,
+    with_images,
+)
+from models.diffusion.unet.image_embedding import ImageEmbeddingConfig
 from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn import initialization
@@ -37,41 +39,8 @@ from models.nn.cpu.linear import cast
 from models.nn.embedding import TimestepEmbedding
 
 
-class LowResolutionConfig(BaseModel, frozen=True, extra="forbid"):
-    """The network enlarges images of `size` pixels: its input holds them bilinearly upsampled."""
-
-    size: int = Field(gt=0)
-    augmentation: DegradationConfig = BlurAugmentation()
-    condition_on_noise_level: bool = False
-    """Whether the network gets the degradation level of its input; the published ones do not."""
-
-
-class InpaintingConfig(BaseModel, frozen=True, extra="forbid"):
-    """The network's input also holds what is kept of an image, and before it the mask.
-
-    The order of the released inpainting models of latent diffusion. The weights of these channels
-    start at 0: a network that goes on from one without them starts as that one.
-    """
-
-    mask: bool = True
-    """Whether the mask is a channel of its own."""
-
-    def channels(self, image_channels: int) -> int:
-        """How many more channels the input has."""
-        return image_channels + self.mask
-
-
-class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
-    """Features of captions from a frozen encoder: `Condition.features`."""
-
-    width: int = Field(gt=0)
-
-
 class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
-    """`depth` residual blocks of each level on the way down, `depth` + 1 on the way up.
-
-    The middle always has attention, as in the published code.
-    """
+    """`depth` residual blocks of each level on the way down, `depth` + 1 on the way up."""
 
     kind: Literal["unet"] = "unet"
     heads: int | None = Field(default=None, gt=0)
@@ -93,6 +62,13 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     """A transformer over captions, trained with the network."""
     features: TextFeaturesConfig | None = None
     """Features of a frozen encoder instead."""
+    text_embedding: int | None = Field(default=None, gt=0)
+    """Values of a CLIP embedding of the caption that joins the time's vector, as in Karlo; the
+    features then come from the same encoder, and those of padding do not count."""
+    image_embedding: ImageEmbeddingConfig | None = None
+    """CLIP embeddings of images, which join the time's vector and make tokens of attention."""
+    middle_attention: bool = True
+    """Whether the middle has attention."""
     transformer: SpatialTransformerConfig | None = None
     """Transformer blocks with cross-attention to the caption; by default one attention is over the
     image and the caption (ADM, GLIDE)."""
@@ -109,7 +85,9 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
         parts = {
             "class": self.classes,
             "text": self.text,
-            "features": self.features,
+            "features": self.features if self.text_embedding is None else None,
+            "clip_text": self.text_embedding,
+            "clip_image": self.image_embedding,
             "low_resolution": self.low_resolution,
             "inpainting": self.inpainting,
         }
@@ -123,8 +101,14 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     @property
     def context(self) -> int | None:
         """Width of the tokens of cross-attention, where there are any."""
-        source = self.text or self.features
-        return self.class_token if source is None else source.width
+        if self.text is not None:
+            return self.text.width
+        if self.features is not None:
+            return self.features.context
+        embedding = self.image_embedding
+        if embedding is not None and embedding.tokens:
+            return embedding.dim
+        return self.class_token
 
     @property
     def skip_widths(self) -> tuple[int, ...]:
@@ -151,7 +135,9 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
         if self.class_token is not None:
             self._check_class_token()
         if self.transformer is not None and self.context is None:
-            raise ValueError("transformer: its cross-attention needs text, features or class_token")
+            raise ValueError("transformer: its cross-attention needs tokens (text, features, ...)")
+        if self.text_embedding is not None and self.text is not None:
+            raise ValueError("text_embedding: comes with features, not with text")
         low = self.low_resolution
         if low is not None and (self.image_size % low.size or self.image_size == low.size):
             raise ValueError(
@@ -163,8 +149,8 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     def _check_class_token(self) -> None:
         if self.classes is None or self.transformer is None:
             raise ValueError("class_token needs classes and transformer")
-        if self.text is not None or self.features is not None:
-            raise ValueError("class_token: cross-attention already reads text or features")
+        if self.text or self.features or self.image_embedding:
+            raise ValueError("class_token: cross-attention already has other tokens")
 
     def build(self) -> "UNet":
         return UNet(self)
@@ -201,6 +187,7 @@ class UNet(nn.Module):
                 self.caption = nn.Linear(config.text.width, vector)
         if low is not None and low.condition_on_noise_level:
             self.level = TimestepEmbedding(vector, config.channels)
+        self._build_embeddings(vector)
         self.settings = BlockSettings(
             vector, config.groups, config.epsilon, config.dropout, config.modulation
         )
@@ -217,7 +204,7 @@ class UNet(nn.Module):
         last = config.widths[-1]
         self.middle = Stage(
             ResidualBlock(last, last, self.settings),
-            self._attention(last),
+            *([self._attention(last)] if config.middle_attention else []),
             ResidualBlock(last, last, self.settings),
         )
         self._build_up(kept)
@@ -225,6 +212,17 @@ class UNet(nn.Module):
         outputs = config.process.outputs * config.image_channels
         self.out = nn.Conv2d(first, outputs, 3, padding=1)
         zero_module(self.out)
+
+    def _build_embeddings(self, vector: int) -> None:
+        """The layers of features and of CLIP embeddings."""
+        config = self.config
+        if config.features is not None and config.features.projection is not None:
+            self.features = FeatureProjection(config.features.width, config.features.projection)
+        if config.text_embedding is not None:
+            self.text_embedding = nn.Linear(config.text_embedding, vector)
+        if config.image_embedding is not None:
+            context = config.context if config.image_embedding.tokens else None
+            self.image_embedding = config.image_embedding.build(vector, context)
 
     @property
     def conditioners(self) -> dict[str, nn.Module]:
@@ -310,8 +308,10 @@ class UNet(nn.Module):
         """
         if caption is None:
             caption = self._read(condition)
-        vector, context = self._embed(t, condition, caption.pooled), caption.tokens
-        image = self._image(x, condition).to(self.stem.weight.dtype)
+        vector, context = self._embed(t, condition, caption.pooled), caption.context
+        self._check_size(x)
+        image = with_images(x, condition, self.config.low_resolution, self.config.inpainting)
+        image = image.to(self.stem.weight.dtype)
         hidden = self.stem(in_format(image, self.stem.weight))
         if hint is not None:
             hidden = hidden + hint
@@ -322,6 +322,14 @@ class UNet(nn.Module):
         hidden = self.middle(hidden, vector, context)
         return Encoding(hidden, tuple(skips), vector, caption)
 
+    def _check_size(self, x: Tensor) -> None:
+        height, width = x.shape[2:]
+        if height % self.config.stride or width % self.config.stride:
+            raise UserError(
+                f"this unet takes heights and widths that are multiples of {self.config.stride}, "
+                f"got {height} x {width}"
+            )
+
     def decode(self, encoding: Encoding, residuals: Sequence[Tensor] = ()) -> Tensor:
         """The way up, to the raw output in fp32.
 
@@ -330,11 +338,18 @@ class UNet(nn.Module):
         hidden, skips, vector, caption = encoding
         *kept, hidden = added((*skips, hidden), residuals)
         for stage in self.up:
-            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, caption.tokens)
+            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, caption.context)
         return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
     def _read(self, condition: Condition) -> Caption:
-        """The caption as its encoder gives it."""
+        """The tokens of an image embedding, and the caption as its encoder gives it."""
+        caption, embedding = self._caption(condition), self.config.image_embedding
+        if embedding is None or not embedding.tokens:
+            return caption
+
+        return self.image_embedding.prepend(condition, caption)
+
+    def _caption(self, condition: Condition) -> Caption:
         config = self.config
         if config.text is not None:
             if condition.text is None:
@@ -346,11 +361,15 @@ class UNet(nn.Module):
         if config.features is not None:
             if condition.features is None:
                 raise UserError("this unet needs the features of captions")
-            dtype = self.stem.weight.dtype
-            return Caption(cached(self, condition.features, partial(cast, dtype=dtype)))
+            tokens = cached(self, condition.features, self._features)
+            return Caption(tokens, mask=condition.features_mask)
         if config.class_token is not None:
             return Caption(cached(self, self._label(condition), self._class_tokens))
         return Caption()
+
+    def _features(self, features: Tensor) -> Tensor:
+        projected = self.config.features is not None and self.config.features.projection
+        return self.features(features) if projected else cast(features, self.stem.weight.dtype)
 
     def _class_tokens(self, label: Tensor) -> Tensor:
         """Classes (B,) to one token each, (B, 1, C)."""
@@ -368,30 +387,14 @@ class UNet(nn.Module):
             vector = vector + self.label(self._label(condition))
         if pooled is not None:
             vector = vector + self.caption(pooled)
+        if config.text_embedding is not None:
+            if condition.text_embedding is None:
+                raise UserError("this unet needs CLIP embeddings of captions")
+            vector = vector + self.text_embedding(condition.text_embedding.to(vector.dtype))
+        if config.image_embedding is not None:
+            vector = vector + self.image_embedding(condition)
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
             if condition.noise_level is None:
                 raise UserError("this unet needs the level of its low-resolution image")
             vector = vector + self.level(condition.noise_level)
         return vector
-
-    def _image(self, x: Tensor, condition: Condition) -> Tensor:
-        """The noisy image, the upsampled low-resolution one, and what inpainting is given."""
-        height, width = x.shape[2:]
-        if height % self.config.stride or width % self.config.stride:
-            raise UserError(
-                f"this unet takes heights and widths that are multiples of {self.config.stride}, "
-                f"got {height} x {width}"
-            )
-        parts = [x]
-        if self.config.low_resolution is not None:
-            if condition.low_res is None:
-                raise UserError("this unet needs a low-resolution image")
-            low = condition.low_res.to(x.dtype)
-            size = (height, width)
-            parts.append(F.interpolate(low, size, mode="bilinear", align_corners=False))
-        if self.config.inpainting is not None:
-            if condition.mask is None or condition.masked is None:
-                raise UserError("this unet inpaints: it needs a mask and what is kept of an image")
-            given = [condition.mask] if self.config.inpainting.mask else []
-            parts += [each.to(x.dtype) for each in (*given, condition.masked)]
-        return x if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.diffusion.control.encoding import Context
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
@@ -38,10 +39,14 @@ class CrossAttention(nn.Module):
         self.pair = SplitLinear(context, width, 2, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, L, width) with a context (B, M, context) to (B, L, width)."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, width) with a context (B, M, context) to (B, L, width).
+
+        `mask` (B, M) bool says which positions of the context count; None: all.
+        """
         key, value = cached(self, context, self._read)
-        mixed = attention(in_heads(self.query(x), self.heads), key, value, causal=False)
+        query = in_heads(self.query(x), self.heads)
+        mixed = attention(query, key, value, causal=False, mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _read(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +99,10 @@ class SpatialBlock(nn.Module):
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, L, width) with a context (B, M, context) to (B, L, width)."""
         x = x + self.self_attention(self.self_norm(x))
-        x = x + self.cross_attention(self.cross_norm(x), context)
+        x = x + self.cross_attention(self.cross_norm(x), *context)
         return x + self.feed_forward(self.forward_norm(x))
 
 
@@ -118,7 +123,7 @@ class SpatialTransformer(nn.Module):
         self.out = nn.Linear(width, width)
         zero_module(self.out)
 
-    def forward(self, x: Tensor, vector: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, context: Context) -> Tensor:
         """(B, width, H, W) and the tokens (B, L, context) to (B, width, H, W)."""
         tokens = self.enter(norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2))
         for block in self.blocks:

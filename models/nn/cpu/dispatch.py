@@ -81,8 +81,13 @@ def norm_act(
     return F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    """`F.scaled_dot_product_attention` of (B, H, L, C)."""
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, mask: Tensor | None = None
+) -> Tensor:
+    """`F.scaled_dot_product_attention` of (B, H, L, C); `mask` (B, keys) says which keys count."""
+    if mask is not None:
+        shaped = mask[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=shaped)
     if cpu_attention.products_are_faster(query, key):
         return cpu_attention.by_products(query, key, value, causal=causal)
     return F.scaled_dot_product_attention(query, key, value, is_causal=causal)

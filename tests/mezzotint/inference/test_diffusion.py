@@ -20,7 +20,8 @@ from models.diffusion.sampling import NFE, DiffusionSampling
 from models.diffusion.schedules.discrete import DiscreteSchedule
 from models.diffusion.solvers.times import uniform_log_snr_times
 from models.diffusion.text_diffusion import TextDiffusionConfig
-from models.diffusion.unet.network import LowResolutionConfig, UNetConfig
+from models.diffusion.unet.conditions import LowResolutionConfig
+from models.diffusion.unet.network import UNetConfig
 
 TEXT = torch.tensor([[3, 4, 0], [5, 0, 0]])
 SMALL = {"image_size": 8, "channels": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}

@@ -416,7 +416,7 @@ def test_a_class_may_be_the_one_token_of_cross_attention():
     for change in ({"classes": 5}, {"transformer": {}, "features": {"width": 3}}):
         with pytest.raises(ValidationError, match="class_token needs classes and transformer"):
             UNetConfig(**TINY, **change, class_token=4)
-    with pytest.raises(ValidationError, match="already reads text"):
+    with pytest.raises(ValidationError, match="already has other tokens"):
         UNetConfig(**TINY, classes=5, text=TEXT_ENCODER, transformer={}, class_token=4)
 
 
