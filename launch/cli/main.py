@@ -9,6 +9,7 @@ import typer
 
 from launch.cli.cluster import cluster_app
 from launch.cli.data import data_app
+from launch.cli.edit import edit_app
 from launch.cli.options import (
     AsJson,
     ClusterFile,
@@ -38,6 +39,7 @@ app.add_typer(sampling_app)
 app.add_typer(prior_app)
 app.add_typer(weights_app)
 app.add_typer(data_app, name="data")
+app.add_typer(edit_app, name="edit")
 app.add_typer(tracking_app, name="tracking")
 
 

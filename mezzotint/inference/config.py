@@ -149,6 +149,50 @@ class CascadeSystem(_System, frozen=True, extra="forbid"):
         return given if isinstance(given, tuple) else (given,) * len(self.upsampling)
 
 
+class PriorSampling(BaseModel, frozen=True, extra="forbid"):
+    """Sampling of image embeddings by the prior of an unCLIP system.
+
+    `steps`, `guidance` and `solver` are of a diffusion prior, `tokens` of an autoregressive one.
+    """
+
+    steps: int = Field(default=25, gt=0)
+    guidance: float = Field(default=4.0, ge=0)
+    solver: SolverConfig = DDIM()
+    tokens: Sampling = Sampling()
+    best_of: int = Field(default=2, gt=0)
+    """Embeddings sampled for each image, of which the one most similar to the caption's is kept."""
+
+
+class UnclipSystem(_System, frozen=True, extra="forbid"):
+    """CLIP image embeddings from captions, and images from embeddings (arXiv 2204.06125)."""
+
+    kind: Literal["unclip"] = "unclip"
+    clip: ClipSource
+    prior: str | None = None
+    """A diffusion prior or an autoregressive one; without it images are edited, and generated from
+    given embeddings."""
+    decoder: str
+    upsamplers: tuple[str, ...] = ()
+    """Super-resolution models, in the order in which they enlarge the decoder's images."""
+    prior_sampling: PriorSampling = PriorSampling()
+    sampling: StageSampling = StageSampling(steps=25, guidance=2.0)
+    upsampler_sampling: tuple[StageSampling, ...] = ()
+    """One for each upsampler; by default 8 steps each."""
+
+    @model_validator(mode="after")
+    def _one_setting_each(self) -> Self:
+        if self.upsampler_sampling and len(self.upsampler_sampling) != len(self.upsamplers):
+            raise ValueError(
+                f"upsampler_sampling has {len(self.upsampler_sampling)} entries for "
+                f"{len(self.upsamplers)} upsamplers; give one for each, or none"
+            )
+        return self
+
+    def upsampling(self) -> tuple[StageSampling, ...]:
+        """The sampling of each upsampler."""
+        return self.upsampler_sampling or (StageSampling(steps=8),) * len(self.upsamplers)
+
+
 class ControlSettings(BaseModel, frozen=True, extra="forbid"):
     """A control (ControlNet) of a diffusion model, and how it acts."""
 

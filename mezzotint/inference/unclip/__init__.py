@@ -1,0 +1,1 @@
+"""unCLIP: images from captions through CLIP embeddings, and edits of images."""
