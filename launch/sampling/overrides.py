@@ -48,6 +48,16 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "upsampler-steps": "upsampler_sampling.steps",
         "upsampler-solver": "upsampler_sampling.solver.kind",
     },
+    "unclip": {
+        "guidance": "sampling.guidance",
+        "steps": "sampling.steps",
+        "solver": "sampling.solver.kind",
+        "eta": "sampling.eta",
+        "prior-guidance": "prior_sampling.guidance",
+        "prior-steps": "prior_sampling.steps",
+        "prior-solver": "prior_sampling.solver.kind",
+        "best-of": "prior_sampling.best_of",
+    },
     "dalle": _TOKENS,
     "hierarchy": _TOKENS,
 }

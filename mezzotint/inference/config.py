@@ -181,15 +181,19 @@ class UnclipSystem(_System, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _one_setting_each(self) -> Self:
-        if self.upsampler_sampling and len(self.upsampler_sampling) != len(self.upsamplers):
+        given, count = self.upsampler_sampling, len(self.upsamplers)
+        if given and len(given) != count:
             raise ValueError(
-                f"upsampler_sampling has {len(self.upsampler_sampling)} entries for "
-                f"{len(self.upsamplers)} upsamplers; give one for each, or none"
+                f"upsampler_sampling: has settings for {len(given)} super-resolution models, but "
+                f"there are {count}"
             )
+        if self.sampling.level or self.sampling.truncated:
+            raise ValueError("sampling: level and truncated are of super-resolution models")
         return self
 
-    def upsampling(self) -> tuple[StageSampling, ...]:
-        """The sampling of each upsampler."""
+    @property
+    def stage_sampling(self) -> tuple[StageSampling, ...]:
+        """The sampling of each super-resolution model."""
         return self.upsampler_sampling or (StageSampling(steps=8),) * len(self.upsamplers)
 
 
@@ -253,6 +257,6 @@ class LatentSystem(_System, frozen=True, extra="forbid"):
 DenoiserSystem = DiffusionSystem | LatentSystem
 """A single diffusion model."""
 SystemConfig = Annotated[
-    DalleSystem | HierarchySystem | CascadeSystem | DiffusionSystem | LatentSystem,
+    DalleSystem | HierarchySystem | CascadeSystem | UnclipSystem | DiffusionSystem | LatentSystem,
     Field(discriminator="kind"),
 ]

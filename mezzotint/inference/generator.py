@@ -61,6 +61,9 @@ class GenerationRequest:
     hints: tuple[Tensor, ...] = ()
     """For each control of a diffusion system a hint in [0, 1], (C, H, W), or one for each prompt
     (P, C, H, W)."""
+    image_embedding: Tensor | None = None
+    """(P, D) or (D,): CLIP embeddings of images, as the model projects them, from which an unCLIP
+    system generates instead of those of its prior; one for each prompt, or one for all."""
     prefix_codes: Tensor | None = None
     """(r, w) int64: the first rows of codes of every image, for a prior over codes."""
 
@@ -84,7 +87,21 @@ class GenerationRequest:
             for hint in self.hints
         )
 
-    def refuse(self, kind: str, *, noise: bool = False, prefix: bool = False) -> None:
+    def noise_of(self, numbers: Sequence[int], device: torch.device) -> Tensor | None:
+        """The noise of images by their numbers, (B, C, h, w), on a device."""
+        return None if self.noise is None else self.noise[list(numbers)].to(device)
+
+    def embeddings_of(self, rows: range, device: torch.device) -> Tensor | None:
+        """The image embeddings of some of the `rows`, (B, D), on a device."""
+        given = self.image_embedding
+        if given is None:
+            return None
+        prompts = [row % len(self.prompts) for row in rows]
+        return (given[prompts] if given.ndim == 2 else given.expand(len(rows), -1)).to(device)
+
+    def refuse(
+        self, kind: str, *, noise: bool = False, prefix: bool = False, embedding: bool = True
+    ) -> None:
         """Refuse inputs that a system of this kind does not take.
 
         Raises:
@@ -98,6 +115,10 @@ class GenerationRequest:
             raise UserError(f"noise: a {kind} does not start from given noise; leave it out")
         if prefix and self.prefix_codes is not None:
             raise UserError(f"prefix_codes: a {kind} generates no single grid of codes")
+        if embedding and self.image_embedding is not None:
+            raise UserError(
+                f"image_embedding: a {kind} does not generate from image embeddings; leave it out"
+            )
 
     def require_captions(self, kind: str) -> None:
         """Check the prompts of a system that is conditioned on captions and nothing else.
@@ -172,6 +193,8 @@ class Block:
     """With one row for each image."""
     hints: tuple[Tensor, ...]
     """(B, C, H, W) each."""
+    image_embedding: Tensor | None
+    """(B, D)."""
     report: Progress
     """Called with the steps that are done and their total."""
     callback: StepCallback | None
@@ -251,14 +274,14 @@ class ImageGenerator(ABC):
                     progress(indices.start + together * done // total, len(rows))
 
             numbers, prompts = zip(*chosen, strict=True)
-            noise = None if request.noise is None else request.noise[list(numbers)]
             block = Block(
                 prompts=prompts,
                 rng=BatchGenerator.of([image_generator(request.seed, *row) for row in chosen]),
-                noise=None if noise is None else noise.to(device),
+                noise=request.noise_of(numbers, device),
                 prefix_codes=request.prefix_codes,
                 edit=None if request.edit is None else request.edit.of(numbers, device),
                 hints=request.hints_of(indices, device),
+                image_embedding=request.embeddings_of(indices, device),
                 report=report,
                 callback=None if indices.start else callback,
             )

@@ -13,14 +13,18 @@ from mezzotint.inference.config import (
     HierarchySystem,
     LatentSystem,
     SystemConfig,
+    UnclipSystem,
 )
 from mezzotint.inference.dalle import DalleGenerator
 from mezzotint.inference.diffusion import DiffusionGenerator
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Precision, Runtime, code_precision
+from mezzotint.inference.unclip.generator import UnclipGenerator
 from mezzotint.inference.vqvae2 import VQVAE2Generator
 
-AnyGenerator = DalleGenerator | VQVAE2Generator | CascadeGenerator | DiffusionGenerator
+AnyGenerator = (
+    DalleGenerator | VQVAE2Generator | CascadeGenerator | UnclipGenerator | DiffusionGenerator
+)
 
 
 def load_generator(
@@ -48,6 +52,8 @@ def load_generator(
             return VQVAE2Generator.load(config, runtime)
         case CascadeSystem():
             return CascadeGenerator.load(config, runtime)
+        case UnclipSystem():
+            return UnclipGenerator.load(config, runtime)
         case DiffusionSystem() | LatentSystem():
             return DiffusionGenerator.load(config, runtime)
         case _:
@@ -62,6 +68,8 @@ def with_config(generator: AnyGenerator, config: SystemConfig) -> AnyGenerator:
         case VQVAE2Generator(), HierarchySystem():
             return replace(generator, config=config)
         case CascadeGenerator(), CascadeSystem():
+            return replace(generator, config=config)
+        case UnclipGenerator(), UnclipSystem():
             return replace(generator, config=config)
         case DiffusionGenerator(), DiffusionSystem() | LatentSystem():
             if config.kind == generator.config.kind:

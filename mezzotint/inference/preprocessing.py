@@ -14,6 +14,7 @@ from mezzotint.inference.config import (
     HierarchySystem,
     LatentSystem,
     SystemConfig,
+    UnclipSystem,
 )
 from models import store
 
@@ -49,6 +50,8 @@ def image_model(system: SystemConfig) -> str:
             return system.autoencoder
         case CascadeSystem():
             return list(system.upsampling.values())[-1]
+        case UnclipSystem():
+            return (system.decoder, *system.upsamplers)[-1]
         case DiffusionSystem() | LatentSystem():
             return system.model
         case _:

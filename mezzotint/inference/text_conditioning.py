@@ -47,7 +47,34 @@ class FeatureConditioning:
         return self.reader.source.model_dump(mode="json")
 
 
-TextConditioning = TokenConditioning | FeatureConditioning
+@dataclass(frozen=True)
+class ClipTextConditioning:
+    """For a model that is conditioned on a CLIP's features and embeddings of captions."""
+
+    reader: FrozenTextEncoder
+
+    @property
+    def tokens(self) -> CaptionTokens:
+        return self.reader.tokens
+
+    def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
+        """The condition with both of the captions, and those of an empty one for guidance."""
+        found = self.reader.encode(["", *captions])
+        return replace(
+            cond,
+            features=found.features[1:],
+            empty_features=found.features[0],
+            features_mask=found.mask[1:],
+            empty_features_mask=found.mask[0],
+            text_embedding=found.embedding[1:],
+            empty_text_embedding=found.embedding[0],
+        )
+
+    def protocol(self) -> Mapping[str, object]:
+        return self.reader.source.model_dump(mode="json")
+
+
+TextConditioning = TokenConditioning | FeatureConditioning | ClipTextConditioning
 """Adds captions to a condition, one per sample."""
 
 
@@ -62,7 +89,7 @@ def text_conditioning(
     """
     if "text" in conditions:
         return TokenConditioning(caption_tokenizer(model), device)
-    if "features" not in conditions:
+    if not conditions & {"features", "clip_text"}:
         return None
     source = store.describe(model).text_encoder
     if source is None:
@@ -71,7 +98,9 @@ def text_conditioning(
             "text_encoder that makes them; train it here, or name one there"
         )
     try:
-        reader = frozen_text.load(frozen_text.as_trained(source), tokenizer_of)
-        return FeatureConditioning(reader.to(device))
+        reader = frozen_text.load(frozen_text.as_trained(source), tokenizer_of).to(device)
     except UserError as error:
         raise UserError(f"{model}/{store.CONFIG}: text_encoder: {error}") from error
+    return (
+        ClipTextConditioning(reader) if "clip_text" in conditions else FeatureConditioning(reader)
+    )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
-from models.diffusion.unet.network import TextFeaturesConfig
+from models.diffusion.unet.conditions import TextFeaturesConfig
 from models.nn import initialization
 from models.nn.clip_captions import ClipCaption, caption_embedding, caption_tokens
 from models.nn.conditioning_cache import cached

@@ -1,0 +1,1 @@
+"""Edits of images with trained systems."""
