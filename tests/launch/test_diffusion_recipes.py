@@ -22,7 +22,9 @@ COUNTS = {
     "adm_classifier_256": 54_096_360,
     "adm_classifier_512": 54_448_360,
     "imagenet_dit_xl2": 675_129_632,
-    "unclip_decoder_64": 3_554_414_086,
+    "unclip_decoder_64": 3_564_911_110,
+    "karlo_decoder_64": 893_318_086,
+    "karlo_upsampler_256": 691_579_523,
     "unclip_upsampler_256": 736_263_363,
     "unclip_upsampler_1024": 284_423_043,
 }
