@@ -160,8 +160,12 @@ class ControlEvaluationConfig(_Evaluation, frozen=True, extra="forbid"):
     """Hints are made of the images of its test part."""
     limit: int | None = Field(default=100, gt=0)
     """How many images, in an order fixed by the seed; None is all of them."""
+    empty_captions: bool = False
+    """Leave the captions out, so that a sample can know the image by its hint alone."""
+    samples_per_image: int = Field(default=1, gt=0)
+    """Each from a seed of its own; an image's value is their mean."""
     grid_images: int = Field(default=16, ge=0)
-    """Captions on the grid: the first ones, not the best ones."""
+    """Images on the grid: the first ones, not the best ones."""
 
 
 def _require_kind(value: object) -> object:

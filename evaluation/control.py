@@ -66,45 +66,59 @@ def evaluate_control(
         dataset = open_dataset(config.reference.data_config("test", image))
         real = hinted_images(config, dataset, detector)
         report(len(real.keys), len(real.keys))
+    captions = [""] * len(real.keys) if config.empty_captions else real.captions
     request = GenerationRequest(
-        prompts=tuple(
-            Prompt(each, key=key) for key, each in zip(real.keys, real.captions, strict=True)
-        ),
+        prompts=tuple(Prompt(each, key=key) for key, each in zip(real.keys, captions, strict=True)),
+        number=config.samples_per_image,
         seed=config.seed,
         batch_size=config.batch,
     )
     with stages("uncontrolled") as report:
-        uncontrolled = base.generate(request, progress=report).images[:, 0]
+        uncontrolled = base.generate(request, progress=report).images
     with stages("controlled") as report:
         generator = _load(config.system, config, runtime)
         hinted = replace(request, hints=(real.hints,))
-        controlled = generator.generate(hinted, progress=report).images[:, 0]
+        controlled = generator.generate(hinted, progress=report).images
     with stages("scale_0"):
         count = min(SCALE_0_PROMPTS, len(real.keys))
         first = replace(request, prompts=request.prompts[:count])
         expected = base.generate(first).images
         zero = _load(off, config, runtime).generate(replace(first, hints=(real.hints[:count],)))
-        changed = int((zero.images != expected).flatten(1).any(dim=1).sum())
+        changed = int((zero.images != expected).flatten(2).any(dim=2).sum())
     found = fidelities(config, detector, real, controlled, uncontrolled)
     return Evaluated(
         protocol={
             "system": generator.protocol(),
-            "seed": config.seed,
-            "batch": config.batch,
             "detector": detector.model_dump(mode="json"),
-            "edge_tolerance": f"{tolerance(*real.images.shape[1:3]):g} pixels: {TOLERANCE_SHARE} "
-            "of the diagonal, at least 1",
-            "reference": {
-                "split": config.reference.split,
-                "fingerprint": real.fingerprint,
-                "images": len(real.keys),
-                **image_protocol(image),
-            },
-            "intervals": "95% over captions, bootstrap",
+            **_protocol(config, real, image_protocol(image)),
         },
-        metrics={**found, "changed_at_scale_0": {f"of {count}": float(changed)}},
+        metrics={
+            **found,
+            "changed_at_scale_0": {f"of {count * config.samples_per_image}": float(changed)},
+        },
         write_images=partial(write_grid, config, real, controlled, uncontrolled),
     )
+
+
+def _protocol(
+    config: ControlEvaluationConfig, real: HintedImages, image: Mapping[str, object]
+) -> dict[str, object]:
+    """How the samples were made and compared."""
+    return {
+        "seed": config.seed,
+        "batch": config.batch,
+        "captions": "empty" if config.empty_captions else "of the images",
+        "samples_per_image": config.samples_per_image,
+        "edge_tolerance": f"{tolerance(*real.images.shape[1:3]):g} pixels: {TOLERANCE_SHARE} "
+        "of the diagonal, at least 1",
+        "reference": {
+            "split": config.reference.split,
+            "fingerprint": real.fingerprint,
+            "images": len(real.keys),
+            **image,
+        },
+        "intervals": "95% over images, bootstrap",
+    }
 
 
 def recorded_detector(system: DenoiserSystem) -> Detector:
@@ -158,19 +172,26 @@ def fidelities(
     controlled: Tensor,
     uncontrolled: Tensor,
 ) -> Mapping[str, Mapping[str, Metric]]:
-    """The fidelity of both kinds of samples (N, H, W, 3) and the ratio of their means.
+    """The fidelity of both kinds of samples (P, N, H, W, 3) and the ratio of their means.
 
     That of edges is also counted without a tolerance.
     """
     rng = partial(keyed_generator, config.seed, "control")
+    count = controlled.shape[1]
+    hints = real.hints.repeat_interleave(count, dim=0)
     found: dict[str, dict[str, Metric]] = {}
     for same_pixel in (False, True):
         groups = {
-            name: control_fidelity(detector, real.hints, from_bytes(images), same_pixel=same_pixel)
+            name: control_fidelity(
+                detector, hints, from_bytes(images.flatten(0, 1)), same_pixel=same_pixel
+            )
             for name, images in (("controlled", controlled), ("uncontrolled", uncontrolled))
         }
         metric = groups["controlled"].metric.replace(" ", "_")
-        values = {name: torch.from_numpy(each.values) for name, each in groups.items()}
+        values = {
+            name: torch.from_numpy(each.values).view(-1, count).mean(dim=1)
+            for name, each in groups.items()
+        }
         found[metric] = {name: bootstrap_mean(each, rng(name)) for name, each in values.items()}
         ratio = ratio_of_means(values["controlled"], values["uncontrolled"], rng("ratio"))
         found[f"{metric}_ratio"] = {"controlled to uncontrolled": ratio}
@@ -200,18 +221,24 @@ def write_grid(
     uncontrolled: Tensor,
     out: Path,
 ) -> None:
-    """`grid_control.png`: hint, controlled, uncontrolled and real image of the first captions."""
+    """`grid_control.png`: hint, controlled and uncontrolled samples, and the real image."""
     hints = real.hints if real.hints.shape[1] in (1, 3) else real.hints.mean(dim=1, keepdim=True)
     levels = (hints * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    columns = (levels, controlled, uncontrolled, real.images)
+    seeds = range(config.samples_per_image)
+    labels = ["hint", *("controlled" for _ in seeds), *("base" for _ in seeds), "real"]
     cells = [
-        GridCell([[each[index] for each in columns]], real.captions[index])
+        GridCell(
+            [[levels[index], *controlled[index], *uncontrolled[index], real.images[index]]],
+            real.captions[index],
+        )
         for index in range(min(config.grid_images, len(real.keys)))
     ]
     if cells:
-        labels = ("hint", "controlled", "base", "real")
-        title = f"{config.name}: captions and hints never seen in training"
-        image_grid(in_columns(cells, 2), title=title, image_labels=labels).save(out / GRID)
+        unseen = "hints, with empty captions," if config.empty_captions else "captions and hints"
+        title = f"{config.name}: {unseen} never seen in training"
+        columns = 2 if config.samples_per_image == 1 else 1
+        grid = image_grid(in_columns(cells, columns), title=title, image_labels=labels)
+        grid.save(out / GRID)
 
 
 def _load(

@@ -118,7 +118,7 @@ def image_count(config: EvaluationConfig) -> int:
         case ClassConditionalConfig():
             return config.classes.count * config.samples_per_class * len(config.guidance_scales)
         case ControlEvaluationConfig():
-            return 2 * (config.limit or UNLIMITED)
+            return 2 * (config.limit or UNLIMITED) * config.samples_per_image
         case _:
             assert_never(config)
 

@@ -45,7 +45,7 @@ def home(tmp_path_factory):
     return root
 
 
-def config(home, *controls, limit=4):
+def config(home, *controls, limit=4, **settings):
     system = {"kind": "diffusion", "model": str(home / "base"), "sampling": {"steps": 2}}
     tree = {
         "kind": "control",
@@ -53,6 +53,7 @@ def config(home, *controls, limit=4):
         "system": system | {"controls": [{"model": str(home / each)} for each in controls]},
         "reference": {"url": "data/emoji"},
         "limit": limit,
+        **settings,
     }
     return TypeAdapter(EvaluationConfig).validate_python(tree)
 
@@ -77,6 +78,16 @@ def test_samples_with_and_without_a_control_are_compared_with_its_hints(home, tm
     ]  # fmt: skip
     assert shown.changed == "0 of 4"
     assert shown.grid is not None
+
+
+def test_an_image_counts_once_whatever_the_number_of_its_samples(home, tmp_path):
+    wanted = config(home, "control", samples_per_image=2, empty_captions=True)
+    evaluate(wanted, tmp_path)
+    result = EvaluationResult.read(tmp_path / "evaluation.json")
+    assert result.metrics["edge_F1"]["controlled"].n == 4
+    assert result.metrics["changed_at_scale_0"] == {"of 8": 0.0}
+    assert result.protocol["captions"] == "empty"
+    assert image_count(wanted) == 16
 
 
 @pytest.mark.parametrize("controls", [(), ("control", "control")])
