@@ -31,6 +31,7 @@ KNOWS_THE_MAIN_PROCESS = {
     # one of the processes that share a piece of inference writes the results and prints
     *("launch/sampling/sample.py", "launch/sampling/complete.py"),
     *("launch/sampling/invert.py", "launch/sampling/likelihood.py", "evaluation/evaluate.py"),
+    "launch/edit/run.py",
     *("launch/data/derive.py", "mezzotint/inference/encode.py"),
     *("launch/data/derive_text.py", "mezzotint/inference/encoding/captions.py"),
     *("launch/data/derive_embeddings.py", "mezzotint/inference/encoding/embeddings.py"),

@@ -21,7 +21,7 @@ from mezzotint.common.embedding_scaling import (
     Normalization,
 )
 from mezzotint.common.errors import UserError
-from mezzotint.common.preprocessing import StatedPreprocessing
+from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.common.text_features import (
     EMPTY_FEATURES,
     TEXT_FEATURES,
@@ -95,10 +95,19 @@ def prepared_for(
         prefix="data.image.",
         force_name="data.force_preprocessing: true",
     )
-    image = _own_images(source, stated) if isinstance(source, str) else _images(source, stated)
+    image = clip_images(source, stated)
     if data.image is not None:
         image = image.model_copy(update={"max_pixels": data.image.max_pixels})
     return data.model_copy(update={"image": image, "force_preprocessing": stated.force})
+
+
+def clip_images(source: ClipSource, stated: StatedPreprocessing = MODELS_OWN) -> ImageConfig:
+    """How images are prepared for the image tower of a CLIP.
+
+    Raises:
+        UserError: no CLIP, or another preprocessing is stated than its own and not forced.
+    """
+    return _own_images(source, stated) if isinstance(source, str) else _images(source, stated)
 
 
 def _own_images(directory: str, stated: StatedPreprocessing) -> ImageConfig:
