@@ -11,6 +11,7 @@ from data_pipeline.dataset import open_dataset
 from data_pipeline.inspect import Inspection, contact_sheet, inspect
 from data_pipeline.manifest import Manifest
 from data_pipeline.text.token_lengths import TokenLengths, read_tokenizer, token_lengths
+from mezzotint.common.embedding_scaling import described
 from mezzotint.common.errors import UserError
 
 CAPTIONS = 20_000
@@ -89,6 +90,7 @@ def to_json(found: Inspection, tokens: TokenLengths | None = None) -> str:
         | {
             "fingerprint": found.manifest.fingerprint,
             "latents": _latents_tree(found.manifest),
+            "embeddings": _embeddings_tree(found.manifest),
             "attributes": found.attributes,
             "captions": asdict(found.captions),
             "tokens": None if tokens is None else asdict(tokens),
@@ -118,6 +120,12 @@ def to_text(found: Inspection) -> str:
         lines.append(
             f"  latents of {scaling.samples:,} samples: mean {scaling.mean:.6g}, standard "
             f"deviation {scaling.std:.6g}, scale {scaling.scale:.6g}"
+        )
+    if manifest.embeddings:
+        record = manifest.embeddings
+        lines.append(
+            f"  embeddings of {record.scaling.dim} by the CLIP {record.digest[:12]} "
+            f"({record.model}), normalised by {described(record.scaling)}"
         )
     lines += [f"  {name}: {text}" for name, text in manifest.fields.items()]
     lines.append("splits:")
@@ -151,6 +159,13 @@ def to_text(found: Inspection) -> str:
 def _latents_tree(manifest: Manifest) -> dict[str, float] | None:
     scaling = manifest.latents
     return None if scaling is None else {**scaling.model_dump(), "scale": scaling.scale}
+
+
+def _embeddings_tree(manifest: Manifest) -> dict[str, Any] | None:
+    """The record of a set's embeddings, without the statistics of every dimension."""
+    if manifest.embeddings is None:
+        return None
+    return manifest.embeddings.model_dump(exclude={"scaling": {"mean", "std"}})
 
 
 def _images_tree(found: Inspection) -> dict[str, Any]:

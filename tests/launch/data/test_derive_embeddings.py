@@ -82,6 +82,12 @@ def test_a_set_of_embeddings_holds_what_the_clip_makes_of_images_and_captions(
     normal = record.scaling.normalize(batch.array("image_embedding"))
     assert torch.allclose(normal.mean(0), torch.zeros(6), atol=1e-4)
     assert unlisted_files(manifest, storage.sizes(out)) == []
+    inspected = mezzotint("data", "inspect", out)
+    assert f"embeddings of 6 by the CLIP {digest[:12]} ({clip}), normalised by mean_std" in (
+        inspected.out
+    )
+    tree = json.loads(mezzotint("data", "inspect", out, "--json").out)["embeddings"]
+    assert tree["scaling"] == {"kind": "mean_std", "dim": 6, "samples": 12}
 
 
 def test_features_and_embedding_are_those_of_the_caption_that_is_read(write_set, clip, tmp_path):

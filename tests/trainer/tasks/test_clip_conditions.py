@@ -23,6 +23,8 @@ from models.clip import ClipConfig
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.text_source import ClipText
+from trainer.recipe import load
+from trainer.setup import open_inputs
 from trainer.task import Step
 from trainer.tasks.conditioning.captions import ClipTextCondition, TextCondition
 from trainer.tasks.conditioning.clip_image import ClipImageCondition
@@ -222,7 +224,7 @@ def test_embeddings_of_another_clip_are_refused(sets, tmp_path):
     assert embedding_record(task, dataset, own) == read_manifest(url).embeddings
 
 
-def test_going_on_from_a_model_of_another_normalisation_is_refused(sets, tmp_path):
+def test_a_model_that_training_starts_from_keeps_its_normalisation(sets, tmp_path, caplog):
     _, url, clip = sets
     record = read_manifest(url).embeddings
     other = EmbeddingScaling(kind="openai_17.2", dim=6, samples=3)
@@ -231,11 +233,51 @@ def test_going_on_from_a_model_of_another_normalisation_is_refused(sets, tmp_pat
     store.save(start, CLIP, weights, card="", embeddings=before)
     assert store.describe(start).embeddings == before
     task = task_of(clip, start=start)
-    with pytest.raises(UserError, match=r"task\.start .* normalises embeddings by openai_17\.2"):
-        embedding_record(task, opened(task, url), None)
-    condition = task.condition.model_copy(update={"scaling": other})
+    dataset = opened(task, url)
+    assert embedding_record(task, dataset, None).scaling == other
+    assert "are normalised as it was trained, by openai_17.2" in caplog.text
+    condition = task.condition.model_copy(update={"scaling": record.scaling})
     stated = task.model_copy(update={"condition": condition})
-    assert embedding_record(stated, opened(task, url), None).scaling == other
+    assert embedding_record(stated, dataset, None) == record
+    before = before.model_copy(update={"digest": "3" * 64})
+    store.save(start, CLIP, weights, card="", embeddings=before)
+    with pytest.raises(UserError, match=r"but task\.start is of the embeddings of 333333333333"):
+        embedding_record(task, dataset, None)
+
+
+PRIOR = """
+name: prior
+steps: 1
+batch: 3
+model: {{kind: diffusion_prior, dim: 6, features: {{width: 16}}, length: 8, width: 16, layers: 1,
+  heads: 2}}
+task: {{kind: denoising, target: {{kind: image_embeddings}},
+  condition: {{kind: clip_text, encoder: {{kind: clip, model: {clip}}}, cached: true}}}}
+data: {{url: {url}}}
+optimizer: {{lr: {{peak: 1.0e-3}}}}
+"""
+
+
+def test_a_recipe_of_a_prior_reads_a_set_that_fits(sets, tmp_path):
+    _, url, clip = sets
+    path = tmp_path / "prior.yaml"
+    path.write_text(PRIOR.format(url=url, clip=clip))
+    inputs = open_inputs(load(path))
+    assert inputs.embeddings == read_manifest(url).embeddings
+    assert inputs.text_encoder.digest == store.describe(clip).digest
+    clean, condition = inputs.task.evaluation(inputs.dataset.batch(range(3)), torch.Generator())
+    assert (clean.shape, condition.features.shape) == ((3, 6), (3, 8, 16))
+    other = clip_at(tmp_path / "other", 1)
+    for override, message in (
+        ("model.dim=5", r"model\.dim is 5, and embeddings of .* have 6 values; set model\.dim=6"),
+        ("model.features.width=8", r"set model\.features\.width=16"),
+        (f"task.condition.encoder.model={other}", "were made by another text encoder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_inputs(load(path, [override]))
+    live = ["task.condition.cached=false", f"task.condition.encoder.model={other}"]
+    with pytest.raises(UserError, match=r"task\.condition\.encoder: is the CLIP"):
+        open_inputs(load(path, live))
 
 
 def test_an_array_that_no_clip_is_known_of_is_refused(sets):

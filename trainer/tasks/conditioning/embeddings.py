@@ -1,5 +1,6 @@
 """The CLIP embeddings that a run reads, checked against each other and given to its task."""
 
+import logging
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from mezzotint.common.embedding_scaling import (
     EmbeddingRecord,
     EmbeddingScaling,
     described,
+    require_clip,
     require_equal_embeddings,
 )
 from mezzotint.common.errors import UserError
@@ -27,6 +29,7 @@ from trainer.tasks.conditions import (
 )
 from trainer.tasks.targets import ImageEmbeddings
 
+log = logging.getLogger(__name__)
 T = TypeVar("T", bound=BaseModel)
 _DERIVE = "`mezzotint data derive SET OUT --clip MODEL`"
 
@@ -46,9 +49,12 @@ def embedding_record(
 
     `encoder` is the frozen text encoder of the task, with its digest.
 
+    A model that training starts from keeps its own normalisation, unless the task states one.
+
     Raises:
-        UserError: the set was not made by `data derive --clip`; sets, the text encoder, settings
-            or the model that training starts from are of another CLIP or normalisation.
+        UserError: the set was not made by `data derive --clip`; sets, the text encoder or settings
+            are of another CLIP or normalisation, or a model that training starts from of another
+            CLIP.
     """
     readers = _of_images(task)
     texts = _reads_captions(task)
@@ -74,9 +80,8 @@ def embedding_record(
                 f"task.target.scaling is {described(stated[0])} and task.condition.scaling "
                 f"{described(other)}; make them equal"
             )
-    record = record.model_copy(update={"scaling": stated[0] if stated else record.scaling})
-    _check_start(task, record)
-    return record
+    scaling = stated[0] if stated else _of_start(task, record) or record.scaling
+    return record.model_copy(update={"scaling": scaling})
 
 
 def check_embedding_size(model: BaseModel, record: EmbeddingRecord) -> None:
@@ -145,11 +150,23 @@ def _check_text_encoder(
     )
 
 
-def _check_start(task: BaseModel, record: EmbeddingRecord) -> None:
-    """Refuse to go on from a model of another CLIP or normalisation."""
+def _of_start(task: BaseModel, record: EmbeddingRecord) -> EmbeddingScaling | None:
+    """The normalisation of the model that training starts from, which the network knows.
+
+    Raises:
+        UserError: that model is of another CLIP.
+    """
     start = getattr(task, "start", None)
     if start is None:
-        return
-    _, info = describe_base(start, key="task.start")
-    if info.embeddings is not None:
-        require_equal_embeddings({f"task.start ({start})": info.embeddings, "the set": record})
+        return None
+    known = describe_base(start, key="task.start")[1].embeddings
+    if known is None:
+        return None
+    require_clip(known, record.digest, f"the CLIP of the set ({record.model})", "task.start")
+    if not known.scaling.equals(record.scaling):
+        log.warning(
+            "task.start (%s): embeddings are normalised as it was trained, by %s, and not by %s of "
+            "the set",
+            *(start, described(known.scaling), described(record.scaling)),
+        )
+    return known.scaling
