@@ -112,13 +112,17 @@ class EmbeddingMoments:
 
     @classmethod
     def of(cls, embeddings: NDArray[np.generic]) -> "EmbeddingMoments":
-        """Of embeddings (B, D).
+        """Of embeddings (B, D)."""
+        return cls.none(embeddings.shape[1]).with_rows(embeddings)
 
-        They are measured one by one: how many are passed together does not change a bit.
+    def with_rows(self, embeddings: NDArray[np.generic]) -> "EmbeddingMoments":
+        """With those of embeddings (B, D) that follow.
+
+        They are added one by one: how many are passed together does not change a bit.
         """
-        found = cls.none(embeddings.shape[1])
+        found = self
         for row in np.asarray(embeddings, dtype=np.float64):
-            found = found + cls(1, row, np.zeros_like(row))
+            found = found + EmbeddingMoments(1, row, np.zeros_like(row))
         return found
 
     def __add__(self, other: "EmbeddingMoments") -> "EmbeddingMoments":

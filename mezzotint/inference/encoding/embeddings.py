@@ -271,7 +271,7 @@ def _normalized(out: str, manifest: Manifest, kind: Normalization) -> Manifest:
     dataset = open_dataset(DataConfig(url=out, arrays=(IMAGE_EMBEDDING,)))
     moments = EmbeddingMoments.none(record.scaling.dim)
     for index in range(len(dataset)):
-        moments += EmbeddingMoments.of(dataset.sample(index).arrays[IMAGE_EMBEDDING][None])
+        moments = moments.with_rows(dataset.sample(index).arrays[IMAGE_EMBEDDING][None])
     scaling = moments.scaling(kind, out)
     found = manifest.model_copy(
         update={"embeddings": record.model_copy(update={"scaling": scaling})}
@@ -298,7 +298,7 @@ def _write(
         nonlocal moments
         row = 0
         for block in blocks:
-            moments += EmbeddingMoments.of(block[IMAGE_EMBEDDING].numpy())
+            moments = moments.with_rows(block[IMAGE_EMBEDDING].numpy())
             counts = [
                 len(lines_of(dataset, row + each)) for each in range(len(block[IMAGE_EMBEDDING]))
             ]

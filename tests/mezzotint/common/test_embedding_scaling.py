@@ -39,9 +39,15 @@ def record(digest=ONE, kind="mean_std", **changes):
 def test_a_partition_has_the_statistics_of_the_whole(seed, samples, cuts):
     values = embeddings(seed, samples) + 100
     bounds = [0, *sorted(cut for cut in cuts if cut < samples), samples]
-    found = EmbeddingMoments.none(5)
+    found, merged = EmbeddingMoments.none(5), EmbeddingMoments.none(5)
     for start, end in itertools.pairwise(bounds):
-        found += EmbeddingMoments.of(values[start:end])
+        found = found.with_rows(values[start:end])
+        merged += EmbeddingMoments.of(values[start:end])
+    whole = EmbeddingMoments.of(values)
+    assert np.array_equal(found.mean, whole.mean)
+    assert np.array_equal(found.squares, whole.squares)
+    assert merged.mean == pytest.approx(whole.mean, rel=1e-13)
+    assert merged.squares == pytest.approx(whole.squares, rel=1e-9)
     exact = values.astype(np.float64)
     measured = found.scaling("mean_std", "set")
     assert measured.samples == samples
