@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
 from mezzotint.common.preprocessing import Filter, Fit
-from mezzotint.inference.config import ClipSource, DenoiserSystem, SystemConfig
+from mezzotint.inference.config import CascadeSystem, ClipSource, DenoiserSystem, SystemConfig
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.runtime import Precision
 
@@ -168,6 +168,24 @@ class ControlEvaluationConfig(_Evaluation, frozen=True, extra="forbid"):
     """Images on the grid: the first ones, not the best ones."""
 
 
+class CascadeReportConfig(_Evaluation, frozen=True, extra="forbid"):
+    """What the super-resolution stages of a cascade read, against what they were trained on.
+
+    Generated images of captions, and real ones of the same captions, both as the stage's
+    augmentation leaves them.
+    """
+
+    kind: Literal["cascade"]
+    system: CascadeSystem
+    reference: ReferenceConfig
+    part: Part = "train"
+    """Of the split: the settings of a cascade are chosen on training captions."""
+    limit: int | None = Field(default=100, gt=0)
+    """How many images, in an order fixed by the seed; None is all of them."""
+    grid_images: int = Field(default=8, ge=0)
+    """Captions on the grid: the first ones, not the best ones."""
+
+
 def _require_kind(value: object) -> object:
     """Refuse a mapping without `kind`, with the kind that its other keys suggest."""
     if isinstance(value, Mapping) and "kind" not in value:
@@ -179,7 +197,11 @@ def _require_kind(value: object) -> object:
 
 EvaluationConfig = Annotated[
     Annotated[
-        TextToImageConfig | ReconstructionConfig | ClassConditionalConfig | ControlEvaluationConfig,
+        TextToImageConfig
+        | ReconstructionConfig
+        | ClassConditionalConfig
+        | ControlEvaluationConfig
+        | CascadeReportConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_require_kind),

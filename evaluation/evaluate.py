@@ -7,8 +7,10 @@ from typing import assert_never
 
 import torch
 
+from evaluation.cascade import evaluate_cascade
 from evaluation.class_conditional import evaluate_class_conditional
 from evaluation.config import (
+    CascadeReportConfig,
     ClassConditionalConfig,
     ControlEvaluationConfig,
     EvaluationConfig,
@@ -54,6 +56,8 @@ def evaluate(
             found = evaluate_class_conditional(config, runtime, stages)
         case ControlEvaluationConfig():
             found = evaluate_control(config, runtime, stages)
+        case CascadeReportConfig():
+            found = evaluate_cascade(config, runtime, stages)
         case _:
             assert_never(config)
     result = EvaluationResult(

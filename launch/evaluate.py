@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from evaluation.config import (
+    CascadeReportConfig,
     ClassConditionalConfig,
     ControlEvaluationConfig,
     EvaluationConfig,
@@ -49,6 +50,18 @@ def evaluate_file(
         UserError: an unreadable file, or an unknown key or impossible value.
     """
     config = validate(EVALUATION.validate_python, read_tree(path, overrides), str(path))
+    run_evaluation(config, out, device=device, processes=processes, tracks=tracks)
+
+
+def run_evaluation(
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    device: str | None = None,
+    processes: int | None = None,
+    tracks: bool = True,
+) -> EvaluationResult:
+    """Run one evaluation, with its progress on the terminal; one of its processes `tracks` it."""
     tracking = tracking_from_environment() if tracks else None
     with tracked_evaluation(config, out, tracking) as tracker, Reporter(out) as reporter:
         result = evaluate_in_processes(
@@ -57,6 +70,7 @@ def evaluate_file(
         if tracker:
             tracker.log(0, result.numbers())
             tracker.close("FINISHED", {"evaluation": out})
+        return result
 
 
 @contextmanager
@@ -119,6 +133,8 @@ def image_count(config: EvaluationConfig) -> int:
             return config.classes.count * config.samples_per_class * len(config.guidance_scales)
         case ControlEvaluationConfig():
             return 2 * (config.limit or UNLIMITED) * config.samples_per_image
+        case CascadeReportConfig():
+            return len(config.system.upsampling) * (config.limit or UNLIMITED)
         case _:
             assert_never(config)
 

@@ -140,9 +140,12 @@ def frechet_metrics(
     """Distance of the held-out samples to the held-out real images, and a baseline.
 
     The baseline `real_train` is the distance of as many real training images to the same images:
-    what a system that copied training images would get.
+    what a system that copied training images would get. Without held-out samples it is the distance
+    of training captions' samples to real training images.
     """
     rows = samples.indices(reference.held_out)
+    if not rows:
+        return _training_distance(samples, reference, network, progress)
     test, train = reference.indices(reference.held_out), reference.indices("train")
     order = torch.randperm(len(train), generator=keyed_generator(seed, "real_train"), device="cpu")
     copies = [train[index] for index in order[: len(rows)].tolist()]
@@ -158,6 +161,22 @@ def frechet_metrics(
             "real_train": FrechetDistance.between(copied, target),
         }
     }
+
+
+def _training_distance(
+    samples: SampleSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    progress: Callable[[int, int], None] | None,
+) -> Metrics:
+    train = reference.indices("train")
+    if min(len(samples.prompts), len(train)) < 2:
+        return {}
+    images = torch.cat([samples.chosen, reference.images[train]])
+    features = network(images, progress=progress)
+    generated, real = torch.split(features, [len(samples.prompts), len(train)])
+    distance = FrechetDistance.between(generated, fid.fit(real))
+    return {network.metric: {"train": distance}}
 
 
 def best_of_n_metrics(samples: SampleSet, matches: ExactMatches, part: str, seed: int) -> Metrics:

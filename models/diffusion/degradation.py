@@ -20,6 +20,9 @@ from models.nn.random import normal, randn_like, uniform
 class Degradation(Protocol):
     """Degrades low-resolution images by a level per sample."""
 
+    @property
+    def kind(self) -> str: ...
+
     def levels(self, count: int, rng: Generator) -> Tensor:
         """Levels (count,) for training."""
 
