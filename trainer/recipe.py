@@ -191,17 +191,33 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"{override!r}: an override looks like key.path=value")
     *parents, last = key.split(".")
-    node = tree
+    node: dict[str, Any] | list[Any] = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        if isinstance(node, dict):
+            child = node.setdefault(parent, {})
+        else:
+            child = node[_index(node, parent, key)]
+        if not isinstance(child, dict | list):
             raise UserError(f"{key}: {parent} holds a single value, it has no keys of its own")
         node = child
     try:
-        node[last] = yaml.load(value, Loader=_Loader)
+        read = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{key}: {value!r} is not a valid YAML value") from error
-    _refuse_credentials(node[last], key)
+    _refuse_credentials(read, key)
+    if isinstance(node, dict):
+        node[last] = read
+    else:
+        node[_index(node, last, key)] = read
+
+
+def _index(elements: list[Any], part: str, key: str) -> int:
+    """A part of a dotted key as the number of an element."""
+    if not part.isdecimal() or int(part) >= len(elements):
+        raise UserError(
+            f"{key}: {part} is no element of a list of {len(elements)}; they are numbered from 0"
+        )
+    return int(part)
 
 
 def _refuse_credentials(value: object, where: str) -> None:

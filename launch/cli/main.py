@@ -154,8 +154,9 @@ def check(
 
 
 @app.command(
-    epilog="Example:  [bold]mezzotint evaluate evaluation.yaml --out runs/evaluation "
-    "limit.test=50[/]"
+    epilog="Examples:  [bold]mezzotint evaluate evaluation.yaml --out runs/evaluation "
+    "limit.test=50[/]  ·  [bold]mezzotint evaluate evaluation.yaml --sweep "
+    "system.upsampler_sampling.level=0,0.02,0.05 limit.train=200[/]"
 )
 def evaluate(
     config: Annotated[Path, typer.Argument(help="An evaluation, one YAML file.")],
@@ -163,22 +164,37 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Directory of the report, samples and grids.")] = Path(
         "runs/evaluation"
     ),
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B,C",
+            help="Evaluate under each value of a setting, on training captions alone, and mark the "
+            "best. Several: every combination.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="The metric that chooses in a sweep, NAME or NAME/GROUP."),
+    ] = None,
     device: Device = None,
     processes: Processes = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate a text-to-image system, an autoencoder or a class-conditional model."""
-    from launch.evaluate import evaluate_file
-    from launch.train.local import is_main_process
+    """Evaluate a text-to-image system, an autoencoder, a class-conditional model or a cascade."""
+    from launch.evaluation_sweep import evaluate_command
 
-    evaluate_file(
+    text = evaluate_command(
         config,
         overrides or [],
         out,
+        sweep=sweep or [],
+        metric=metric,
+        as_json=as_json,
         device=device,
         processes=processes,
-        tracks=is_main_process(),
     )
-    typer.echo(f"{out / 'evaluation.json'}: the metrics")
+    typer.echo(text)
 
 
 @app.command(
