@@ -143,7 +143,7 @@ def stage_inputs(
     small = F.avg_pool2d(real.images, real.images.shape[-1] // stage.low_size)
     level = torch.full((len(small),), sampling.level, device=small.device)
     levels = keyed_generator(config.seed, "levels", stage.setting)
-    trained = level if augmentation.kind == "gaussian" else augmentation.levels(len(small), levels)
+    trained = augmentation.levels_beside(sampling.level, len(small), levels)
 
     def degraded(images: Tensor, level: Tensor) -> Tensor:
         keyed = [keyed_generator(config.seed, "input", stage.setting, key) for key in real.keys]

@@ -20,9 +20,6 @@ from models.nn.random import normal, randn_like, uniform
 class Degradation(Protocol):
     """Degrades low-resolution images by a level per sample."""
 
-    @property
-    def kind(self) -> str: ...
-
     def levels(self, count: int, rng: Generator) -> Tensor:
         """Levels (count,) for training."""
 
@@ -33,6 +30,12 @@ class Degradation(Protocol):
 
         Raises:
             ValueError: with the levels there are.
+        """
+
+    def levels_beside(self, level: float, count: int, rng: Generator) -> Tensor:
+        """Levels (count,) of the training images that a level of sampling is to be compared with.
+
+        The level itself, or those of training where sampling leaves the augmentation out.
         """
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
@@ -56,6 +59,9 @@ class GaussianAugmentation(BaseModel, frozen=True, extra="forbid"):
     def check(self, level: float, *, truncated: bool) -> None:
         if level > self.max_level:
             raise ValueError(f"it was trained with levels up to {self.max_level:g}; choose a lower")
+
+    def levels_beside(self, level: float, count: int, rng: Generator) -> Tensor:
+        return torch.full((count,), level, device=rng.device)
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         angle = (level.to(low.dtype) * (math.pi / 2))[:, None, None, None]
@@ -86,6 +92,9 @@ class BlurAugmentation(BaseModel, frozen=True, extra="forbid"):
     def check(self, level: float, *, truncated: bool) -> None:
         _check_all_or_nothing(self.kind, level, truncated=truncated)
 
+    def levels_beside(self, level: float, count: int, rng: Generator) -> Tensor:
+        return self.levels(count, rng)
+
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """low + level (blurred - low)."""
         weight = level.to(low.dtype)[:, None, None, None]
@@ -115,6 +124,9 @@ class BSRAugmentation(BaseModel, frozen=True, extra="forbid"):
 
     def check(self, level: float, *, truncated: bool) -> None:
         _check_all_or_nothing(self.kind, level, truncated=truncated)
+
+    def levels_beside(self, level: float, count: int, rng: Generator) -> Tensor:
+        return self.levels(count, rng)
 
     def __call__(self, low: Tensor, level: Tensor, rng: Generator) -> Tensor:
         """low + level (degraded - low)."""
