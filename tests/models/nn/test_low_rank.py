@@ -1,0 +1,73 @@
+"""Low-rank adapters change a network by matrices of a small rank, and leave it as it was."""
+
+import torch
+from torch import nn
+
+from models.diffusion.condition import Condition
+from models.diffusion.unet.network import UNetConfig
+from models.nn.low_rank import LowRank, adapters, add_adapters, remove_adapters
+
+UNET = UNetConfig(
+    image_size=8, channels=8, multipliers=(1, 2), depth=1, attention=(4,), head_width=8, groups=8,
+    text={"vocab": 9, "length": 3, "width": 8, "layers": 1, "heads": 1},
+)  # fmt: skip
+X, TIMES = torch.linspace(-1, 1, 192).view(1, 3, 8, 8), torch.tensor([0.4])
+CONDITION = Condition(text=torch.tensor([[3, 4, 0]]))
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def network():
+    torch.manual_seed(0)
+    model = UNET.build().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng()) * 0.1)
+    return model
+
+
+def output(model):
+    with torch.no_grad():
+        return model(X, TIMES, CONDITION)
+
+
+def test_an_adapter_adds_a_matrix_of_its_rank():
+    layer = nn.Conv2d(6, 5, 3)
+    adapter = LowRank(layer.weight, 2, rng())
+    assert torch.equal(adapter(layer.weight), layer.weight)
+    with torch.no_grad():
+        adapter.up.copy_(torch.randn(5, 2, generator=rng(1)))
+    change = (adapter(layer.weight) - layer.weight).detach()
+    assert change.shape == layer.weight.shape
+    assert torch.allclose(change.flatten(1), adapter.up @ adapter.down, atol=1e-6)
+    assert int(torch.linalg.matrix_rank(change.flatten(1), tol=1e-4)) == 2
+
+
+def test_adapters_learn_alone_and_leave_no_trace():
+    model = network()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    plain = output(model)
+    add_adapters(model, 2, rng(), without=[model.text])
+    assert len(list(adapters(model))) > 10
+    assert not any(name.startswith("text") for name, _ in adapters(model))
+    assert torch.equal(output(model), plain)
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learning
+    assert all(name.endswith((".up", ".down")) for name in learning)
+    optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], 0.01)
+    model(X, TIMES, CONDITION).square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(output(model), plain, atol=1e-4)
+    remove_adapters(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert torch.equal(output(model), plain)
+
+
+def test_weights_of_no_larger_rank_get_none():
+    model = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 8))
+    add_adapters(model, 2, rng())
+    assert [name for name, _ in adapters(model)] == ["1"]
