@@ -16,6 +16,7 @@ RESUMED = {
     ("train",): "resumes from the newest checkpoint, or starts again if there is none",
     ("run",): "resumes the stages that are not finished",
     ("stage",): "resumes the stage",
+    ("edit", "imagic"): "goes on from what is kept",
     ("data", "pack"): "goes on with the pairs that are not packed yet",
 }
 """What a command does that is started again after an interruption."""

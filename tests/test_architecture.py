@@ -35,6 +35,7 @@ KNOWS_THE_MAIN_PROCESS = {
     *("launch/data/derive.py", "mezzotint/inference/encode.py"),
     *("launch/data/derive_text.py", "mezzotint/inference/encoding/captions.py"),
     *("launch/data/derive_embeddings.py", "mezzotint/inference/encoding/embeddings.py"),
+    *("launch/edit/imagic.py", "mezzotint/inference/imagic/edit.py"),
 }
 IMPORTS_AGAIN = {"models/torchvision_compat.py"}  # repeats a failed import after fixing its cause
 # These catch the unpickling error that torch.load raises for an unsafe weights file.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch.cli.edit_imagic import EXAMPLES, imagic
 from launch.cli.options import (
     AsJson,
     Device,
@@ -213,3 +214,6 @@ def textdiff(
                        as_json=as_json)  # fmt: skip
     edit = TextEdit(source, target, parse_numbers("--thetas", thetas))
     _print(run_edit("textdiff", where, images, edit, options), as_json=as_json)
+
+
+edit_app.command(epilog=EXAMPLES)(imagic)

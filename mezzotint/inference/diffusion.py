@@ -176,7 +176,7 @@ class DiffusionGenerator(ImageGenerator):
         cond, edit = replace(self.condition(block.prompts), hints=block.hints), block.edit
         if edit is not None and edit.mask is not None and "inpainting" in self.conditioning:
             cond = editing.with_kept(cond, self.space, edit.image, edit.mask)
-        negative = self._negative(cond, len(block.prompts))
+        negative = self.negative_condition(cond, len(block.prompts))
         images = self.sample(
             cond, noise, block.rng, nfe, negative=negative, callback=observe, edit=edit
         )
@@ -286,9 +286,9 @@ class DiffusionGenerator(ImageGenerator):
             )
         return torch.tensor(given, device=self.runtime.device)
 
-    def _negative(self, cond: Condition, count: int) -> Condition | None:
-        caption = self.config.negative
-        if caption is None:
+    def negative_condition(self, cond: Condition, count: int) -> Condition | None:
+        """Of `count` rows of the negative caption; None where there is none."""
+        if (caption := self.config.negative) is None:
             return None
         if self.text is None:
             raise UserError(

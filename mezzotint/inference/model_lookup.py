@@ -13,6 +13,7 @@ from data_pipeline.config import LabelConfig
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.inference.config import (
+    ClipSource,
     ControlSettings,
     DenoiserSystem,
     DiffusionSystem,
@@ -25,6 +26,7 @@ from models.diffusion.control.network import ControlConfig
 PIPELINE = "pipeline.yaml"
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 SYSTEM: TypeAdapter[SystemConfig] = TypeAdapter(SystemConfig)
+CLIP: TypeAdapter[ClipSource] = TypeAdapter(ClipSource)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,16 @@ def substituted(tree: object, values: Mapping[str, str]) -> object:
             return [substituted(each, values) for each in tree]
         case _:
             return tree
+
+
+def pipeline_clip(run: Path, name: str | None = None) -> ClipSource | None:
+    """The CLIP model that the evaluate stage of a system scores with; None where it has none."""
+    stages = _read_yaml(run / PIPELINE).get("stages") or {}
+    stage = stages.get(name or default_system(run)) or {}
+    source = (stage.get("evaluation") or {}).get("clip")
+    values = {each: str(run / each) for each in stages}
+    values |= _read_yaml(run / PIPELINE).get("values") or {}
+    return None if source is None else CLIP.validate_python(substituted(source, values))
 
 
 def default_system(run: Path) -> str:

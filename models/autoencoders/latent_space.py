@@ -1,8 +1,9 @@
 """Between images and the normalised latents that are diffused."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mezzotint.common.latent_scaling import LatentScaling
 from models.autoencoders.autoencoder import Autoencoder
@@ -29,6 +30,20 @@ class LatentSpace:
 
     def encode(self, images: Tensor) -> Tensor:
         return self.scaling.normalize(self.first_stage.encode(images))
+
+    def posterior(self, images: Tensor) -> Callable[[Generator], Tensor]:
+        """Normalised latents of images (B, 3, H, W), of a gaussian first stage a new sample at each
+        call; the images are encoded once.
+        """
+        hidden = self.first_stage.hidden(images)
+        if self.first_stage.discrete:
+            fixed = self.scaling.normalize(self.first_stage.bottleneck.mode(hidden).float())
+            return lambda rng: fixed
+
+        def sample(rng: Generator) -> Tensor:
+            return self.scaling.normalize(self.first_stage.bottleneck(hidden, rng).value.float())
+
+        return sample
 
     def decode(self, x: Tensor) -> Tensor:
         return self.first_stage.decode(self.scaling.denormalize(x)).float()
