@@ -37,7 +37,10 @@ def run(
         log_cut_captions(recipe, inputs.dataset)
     started = time.time()
     checkpoints = Checkpoints(directory.checkpoints, world, recipe.checkpoint.keep)
-    engines = engine.build(inputs.task.parts(), recipe, world, checkpoints.last())
+    last = checkpoints.last()
+    if last is None:
+        fit_to_data(inputs, world)
+    engines = engine.build(inputs.task.parts(), recipe, world, last)
     stream = Stream(
         inputs.dataset,
         global_batch=recipe.batch,
@@ -74,6 +77,14 @@ def run(
         distributed.barrier()  # no rank waits for the last uploads
         tracker.close("KILLED" if state.preempted else "FINISHED", {"model": directory.model})
     return state
+
+
+def fit_to_data(inputs: TrainingInputs, world: World) -> None:
+    """Give the networks of a new run what the task measures over the data set, once for all."""
+    found = inputs.task.fit(inputs.dataset.batch, len(inputs.dataset)) if world.is_main else ""
+    found = distributed.broadcast_string(found)
+    if found:
+        inputs.task.use_fit(found)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The interface of tasks: a task yields losses; the loop owns time, optimizers and IO."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,6 +59,17 @@ class Task(ABC):
     def parts(self) -> Mapping[str, nn.Module]:
         """The trainable parts, each with its own engine and optimizer; the first is exported."""
         return {"model": self._model}
+
+    def fit(self, read: Callable[[Sequence[int]], Batch], samples: int) -> str:
+        """What networks start from besides random weights, measured over the data set.
+
+        Called on one process of a new run, before the engines are built, with a function that
+        reads samples by their positions; empty: nothing.
+        """
+        return ""
+
+    def use_fit(self, text: str) -> None:  # noqa: B027 - most tasks measure nothing
+        """Take what `fit` has found; called on every process."""
 
     @abstractmethod
     def losses(self, engines: Engines, batch: Batch, step: Step) -> Iterator[Loss]:

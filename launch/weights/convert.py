@@ -40,6 +40,14 @@ from models.diffusion.control.diffusers import (
 from models.diffusion.control.network import ControlConfig
 from models.diffusion.dit import DiTConfig
 from models.diffusion.dit_weights import dit_settings, from_dit, to_dit
+from models.diffusion.prior.diffusers import CLASS as PRIOR_CLASS
+from models.diffusion.prior.diffusers import (
+    from_diffusers_prior,
+    prior_config,
+    prior_settings,
+    to_diffusers_prior,
+)
+from models.diffusion.prior.network import DiffusionPriorConfig
 from models.diffusion.unet.diffusers import from_diffusers, to_diffusers
 from models.diffusion.unet.diffusers_settings import config_of, read_settings, settings_of
 from models.diffusion.unet.guided_diffusion import (
@@ -200,6 +208,8 @@ def _settings_of_model(
     """Our settings of the network of a config.json of diffusers."""
     if settings.get("_class_name") == CONTROL_CLASS:
         return control_config(settings, where, _base_size(overrides))
+    if settings.get("_class_name") == PRIOR_CLASS:
+        return prior_config(settings, where)
     if settings.get("_class_name") in VAE_CLASSES:
         return vae_config(read_vae_settings(settings, where), where)
     return config_of(read_settings(settings, where), where)
@@ -226,6 +236,8 @@ def _reader(
             return lambda weights: from_diffusers_vae(weights, autoencoder)
         case "diffusers", ControlConfig() as control:
             return lambda weights: from_diffusers_control(weights, control)
+        case "diffusers", DiffusionPriorConfig() as prior:
+            return lambda weights: from_diffusers_prior(weights, prior)
         case "diffusers", UNetConfig() as unet:
             sines_first = settings is not None and settings.get("flip_sin_to_cos") is False
             return lambda weights: from_diffusers(weights, unet, sines_first=sines_first)
@@ -246,6 +258,8 @@ def _writer(
             return lambda weights: to_diffusers(weights, unet), settings_of(unet)
         case "diffusers", ControlConfig() as control:
             return lambda weights: to_diffusers_control(weights, control), control_settings(control)
+        case "diffusers", DiffusionPriorConfig() as prior:
+            return lambda weights: to_diffusers_prior(weights, prior), prior_settings(prior)
         case "diffusers", AutoencoderConfig() as vae:
             return lambda weights: to_diffusers_vae(weights, vae), vae_settings(vae)
         case "dit", DiTConfig() as dit:

@@ -27,6 +27,9 @@ COUNTS = {
     "karlo_upsampler_256": 691_579_523,
     "unclip_upsampler_256": 736_263_363,
     "unclip_upsampler_1024": 284_423_043,
+    "unclip_prior": 1_225_927_680,
+    "unclip_prior_karlo": 1_022_030_080,
+    "unclip_ar_prior": 1_218_307_072,
 }
 LATENT = {
     "ldm_text2img_256": {"denoiser": 872_300_484, "text_encoder": 542_895_360},

@@ -12,6 +12,7 @@ from trainer.tasks.control import ControlTaskConfig
 from trainer.tasks.denoising import DenoisingConfig
 from trainer.tasks.hierarchical_prior import LevelPriorConfig
 from trainer.tasks.reconstruction import ReconstructionConfig
+from trainer.tasks.unclip.embedding_codes import EmbeddingCodesConfig
 
 TaskConfig = Annotated[
     ReconstructionConfig
@@ -21,6 +22,7 @@ TaskConfig = Annotated[
     | ControlTaskConfig
     | ClassificationConfig
     | ContrastiveConfig
-    | LevelPriorConfig,
+    | LevelPriorConfig
+    | EmbeddingCodesConfig,
     Field(discriminator="kind"),
 ]

@@ -13,6 +13,7 @@ from data_pipeline.batch import Batch
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.network import ConditionalNetwork, NetworkConfig
+from models.diffusion.prior.network import DiffusionPrior
 from models.diffusion.process import DiffusionNetwork, denoiser
 from models.diffusion.sampling import DiffusionSampling
 from models.diffusion.schedules.timesteps import (
@@ -40,7 +41,7 @@ from trainer.tasks.conditions import (
 )
 from trainer.tasks.frozen_text import LazyTextEncoder
 from trainer.tasks.objectives import HybridLoss, LossConfig, Weight, WeightedLoss, objective
-from trainer.tasks.targets import Images, LatentDecoder, Latents, TargetConfig
+from trainer.tasks.targets import ImageEmbeddings, Images, LatentDecoder, Latents, TargetConfig
 from trainer.tasks.warm_start import start_from
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
         if self.start is not None:
             assert isinstance(model, nn.Module), "a network"
             start_from(model, self.start)
+        _keep_scaling(model, self.target)
         weight = self.weight or SnrClamped()
         if isinstance(self.loss, WeightedLoss):
             fault = untrained_end(weight, model.process.schedule)
@@ -136,6 +138,12 @@ def offset_noise(noise: Tensor, strength: float, rng: Generator) -> Tensor:
         return noise
     shape = (*noise.shape[:2], *(1,) * (noise.ndim - 2))
     return noise + strength * torch.randn(shape, generator=rng, device=noise.device)
+
+
+def _keep_scaling(model: object, target: TargetConfig) -> None:
+    """Store the statistics of embeddings with the weights of a prior."""
+    if isinstance(model, DiffusionPrior) and isinstance(target, ImageEmbeddings):
+        model.keep_scaling(target.scaling)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -18,7 +18,7 @@ from models.conversion import (
     layer,
     settings_of_class,
 )
-from models.diffusion.prior.network import DiffusionPrior, DiffusionPriorConfig
+from models.diffusion.prior.network import DiffusionPrior, DiffusionPriorConfig, statistics
 
 CLASS = "PriorTransformer"
 _ROW = WeightMapping(lambda parts: parts[0][0], lambda own: [own[None]])
@@ -124,13 +124,6 @@ def to_diffusers_prior(
     if scaling is not None:
         own["mean"], own["std"] = statistics(scaling)
     return export_state(_layout(config), own)
-
-
-def statistics(scaling: EmbeddingScaling) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (dim,) by which a normalised vector becomes an embedding."""
-    zero = torch.zeros(scaling.dim, dtype=torch.float64, device="cpu")
-    mean = scaling.denormalize(zero)
-    return mean.float(), (scaling.denormalize(zero + 1) - mean).float()
 
 
 def _skeleton(config: DiffusionPriorConfig) -> DiffusionPrior:

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from mezzotint.common.embedding_scaling import EmbeddingScaling
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
@@ -97,6 +98,17 @@ class DiffusionPrior(nn.Module):
         initialization.normal(self.query, 0.02)
         initialization.constant(self.mean, 0.0)
         initialization.constant(self.std, 1.0)
+
+    def keep_scaling(self, scaling: EmbeddingScaling | None) -> None:
+        """Store the statistics of the embeddings that it generates, where they are known.
+
+        On the meta device they are noted until it has memory.
+        """
+        if scaling is None:
+            return
+        mean, std = statistics(scaling)
+        initialization.computed(self.mean, mean.clone)
+        initialization.computed(self.std, std.clone)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noisy (B, dim), times (B,) in [0, 1] and captions to the raw output (B, dim), in fp32.
@@ -199,3 +211,10 @@ class _Prefix:
         """Whether it is that of this caption, given that its embedding is the same."""
         same = condition.features is self.features
         return same and condition.features_mask is self.features_mask
+
+
+def statistics(scaling: EmbeddingScaling) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (dim,) by which a normalised vector becomes an embedding."""
+    zero = torch.zeros(scaling.dim, dtype=torch.float64, device="cpu")
+    mean = scaling.denormalize(zero)
+    return mean.float(), (scaling.denormalize(zero + 1) - mean).float()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from models import store
 from models.diffusion.condition import Condition
 from models.diffusion.dit import DiTConfig
+from models.diffusion.prior.network import DiffusionPriorConfig
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.guided_diffusion import to_guided_diffusion
 from models.diffusion.unet.network import UNetConfig
@@ -27,6 +28,12 @@ UNET = UNetConfig(
     modulation="add",
     resampling="convolution",
     process=NOISE,
+)
+PRIOR = DiffusionPriorConfig.model_validate(
+    {
+        **{"dim": 8, "features": {"width": 8}, "length": 4, "width": 16, "layers": 1, "heads": 2},
+        "process": {"schedule": {"kind": "discrete", "betas": {"kind": "cosine"}}},
+    }
 )
 DIT = DiTConfig(image_size=8, width=16, layers=1, heads=2, classes=3)
 RECIPE = """
@@ -68,6 +75,7 @@ def recipe(tmp_path):
         (UNET, "diffusers", "diffusion_pytorch_model.safetensors"),
         (UNET, "guided_diffusion", "model.safetensors"),
         (DIT, "dit", "model.safetensors"),
+        (PRIOR, "diffusers", "diffusion_pytorch_model.safetensors"),
     ],
 )
 def test_exported_weights_can_be_imported_again(mezzotint, tmp_path, recipe, config, code, file):

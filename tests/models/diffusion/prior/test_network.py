@@ -4,12 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mezzotint.common.embedding_scaling import EmbeddingScaling
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import with_guidance, without_text
 from models.diffusion.losses import simple_loss
 from models.diffusion.prior.network import DiffusionPriorConfig
 from models.diffusion.process import denoiser
+from models.nn.initialization import materialize
 
 TINY = DiffusionPriorConfig(dim=6, features={"width": 5}, length=7, width=16, layers=3, heads=2)
 LENGTHS = (3, 7, 0, 5)
@@ -195,3 +197,14 @@ def test_captions_of_another_encoder_are_refused(change, message):
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValidationError):
         DiffusionPriorConfig(**{**TINY.model_dump(), **change})
+
+
+def test_the_statistics_of_embeddings_are_kept_with_the_weights():
+    scaling = EmbeddingScaling(
+        kind="mean_std", dim=6, samples=9, mean=tuple(range(6)), std=tuple(range(1, 7))
+    )
+    with torch.device("meta"):
+        model = TINY.build()
+    model.keep_scaling(scaling)
+    assert len(list(materialize(model, 0, device=torch.device("cpu")))) > 0
+    torch.testing.assert_close(X * model.std + model.mean, scaling.denormalize(X))

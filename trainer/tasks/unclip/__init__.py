@@ -1,0 +1,1 @@
+"""Tasks of unCLIP besides denoising."""
