@@ -3,7 +3,8 @@
 Image patches are the sequence, with long skip connections from the first half of the blocks to the
 second (U-ViT, arXiv 2209.12152); they attend to each other and to the caption's tokens. The time
 and the caption as a whole modulate every block (adaLN-Zero). GLIDE (arXiv 2112.10741, 2.1)
-conditions on captions in the same two ways.
+conditions on captions in the same two ways. CLIP embeddings of images act in the same two ways too
+(unCLIP, arXiv 2204.06125, 2.1).
 """
 
 from typing import Literal
@@ -16,6 +17,7 @@ from mezzotint.common.errors import UserError
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
+from models.diffusion.unet.image_embedding import ImageEmbeddingConfig
 from models.nn import initialization
 from models.nn.convolution import zero_module
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
@@ -35,11 +37,13 @@ class TextDiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     text_vocab: int = Field(gt=1)
     text_length: int = Field(gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    image_embedding: ImageEmbeddingConfig | None = None
+    """CLIP embeddings of images besides the captions: the decoder of unCLIP."""
     process: ProcessConfig = ProcessConfig()
 
     @property
     def conditioning(self) -> frozenset[str]:
-        return frozenset({"text"})
+        return frozenset({"text"} if self.image_embedding is None else {"text", "clip_image"})
 
     @model_validator(mode="after")
     def _divisible(self) -> "TextDiffusionConfig":
@@ -72,6 +76,9 @@ class TextDiffusion(nn.Module):
         self.caption = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
         )
+        if config.image_embedding is not None:
+            context = width if config.image_embedding.tokens else None
+            self.image_embedding = config.image_embedding.build(width, context)
         self.blocks = nn.ModuleList(
             DiTBlock(width, config.heads, width // config.heads, dropout=config.dropout)
             for _ in range(config.layers)
@@ -100,6 +107,10 @@ class TextDiffusion(nn.Module):
             embedded = self.text_token(condition.text)
         text = self.text_norm(embedded + self.text_position(0, condition.text.shape[1]))
         vector = self.time(t) + self.caption(mean_token(embedded, condition.text))
+        if config.image_embedding is not None:
+            vector = vector + self.image_embedding(condition)
+            if config.image_embedding.tokens:
+                text = torch.cat([self.image_embedding.context(condition), text], dim=1)
         tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         out = self.image_out(modulate(self.norm(tokens), shift, scale))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Caption
+from models.nn import initialization
 from models.nn.conditioning_cache import cached_of
 
 
@@ -32,7 +33,8 @@ class ImageEmbedding(nn.Module):
     def __init__(self, config: ImageEmbeddingConfig, vector: int, context: int | None) -> None:
         super().__init__()
         self.config = config
-        self.null = nn.Parameter(torch.zeros(config.dim))
+        self.null = nn.Parameter(torch.empty(config.dim))
+        initialization.constant(self.null, 0.0)
         self.vector = nn.Linear(config.dim, vector)
         if context is not None:
             self.tokens = nn.Linear(config.dim, config.tokens * context)

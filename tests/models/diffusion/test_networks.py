@@ -12,6 +12,7 @@ from models.diffusion.losses import denoising_loss
 from models.diffusion.process import ProcessConfig, denoiser
 from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
+from models.diffusion.unet.image_embedding import ImageEmbeddingConfig
 from models.diffusion.weighting import SnrClamped
 
 BASE = TextDiffusionConfig(
@@ -40,6 +41,25 @@ def woken(config, seed=0):
 
 TEXT = torch.tensor([[3, 4, 5, 0, 0], [7, 8, 0, 0, 0]])
 TIMES = torch.tensor([0.2, 0.7])
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_an_embedding_acts_beside_the_caption_unless_it_is_dropped(tokens):
+    config = BASE.model_copy(update={"image_embedding": ImageEmbeddingConfig(dim=6, tokens=tokens)})
+    assert config.conditioning == {"text", "clip_image"}
+    network = woken(config)
+    one, other = torch.randn(2, 2, 6, generator=rng(3))
+
+    def out(embedding, null=None):
+        cond = Condition(text=TEXT, image_embedding=embedding, null_embedding=null)
+        return network(images(), TIMES, cond)
+
+    dropped = torch.tensor([True, False])
+    first, second = out(one, dropped), out(other, dropped)
+    assert torch.equal(first[0], second[0])
+    assert not torch.allclose(first[1], second[1])
+    assert torch.allclose(first[1], out(one)[1], atol=1e-6)
+    assert not torch.allclose(first[0], out(one)[0])
 
 
 def test_a_new_base_predicts_grey_and_a_new_upsampler_the_enlarged_input():
