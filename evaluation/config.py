@@ -8,7 +8,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection
 from evaluation.metrics.features import EfficientNetLite0, FeatureConfig
 from mezzotint.common.preprocessing import Filter, Fit
-from mezzotint.inference.config import CascadeSystem, ClipSource, DenoiserSystem, SystemConfig
+from mezzotint.inference.config import (
+    CascadeSystem,
+    ClipSource,
+    DenoiserSystem,
+    SystemConfig,
+    UnclipSystem,
+)
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.runtime import Precision
 
@@ -186,6 +192,61 @@ class CascadeReportConfig(_Evaluation, frozen=True, extra="forbid"):
     """Captions on the grid: the first ones, not the best ones."""
 
 
+class EmbeddingPriorConfig(_Evaluation, frozen=True, extra="forbid"):
+    """CLIP image embeddings that the prior of an unCLIP system generates from captions.
+
+    They are compared with those of the captions' images, and so are the captions' own embeddings.
+    """
+
+    kind: Literal["embedding_prior"]
+    system: UnclipSystem
+    reference: ReferenceConfig
+    """Captions are of its test part; images of both parts are candidates of the nearest one."""
+    limit: int | None = Field(default=220, gt=0)
+    """How many captions, in an order fixed by the seed; None is all of them."""
+    batch: int = Field(default=64, gt=0)
+
+
+class Replacement(BaseModel, frozen=True, extra="forbid"):
+    """An edit by words: from a caption to the same with `new` in place of `old`."""
+
+    old: str = Field(min_length=1)
+    new: str = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        return f"{self.old} to {self.new}"
+
+
+class EditsConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Edits of real images by an unCLIP system: variations, and text diffs.
+
+    What an edited image shows is read from the real image nearest to it (exact match).
+    """
+
+    kind: Literal["edits"]
+    system: UnclipSystem
+    reference: ReferenceConfig
+    """Images of its test part are varied; those of both parts are edited by words, and candidates
+    of the nearest image."""
+    attributes: tuple[str, ...] = ()
+    """Attributes of which a variation is counted to keep each, and any."""
+    variations: int = Field(default=100, ge=0)
+    """Images that are varied, in an order fixed by the seed."""
+    steps: int = Field(default=25, gt=0)
+    """Of DDIM, each way."""
+    eta: float = Field(default=1.0, gt=0)
+    """Of the DDIM steps of a variation, from the noise of the image by inversion."""
+    replacements: tuple[Replacement, ...] = ()
+    trials: int = Field(default=120, gt=1)
+    """Images edited by each replacement, in an order fixed by the seed: the first half chooses
+    theta, the other half is scored at it."""
+    thetas: tuple[float, ...] = Field(default=(0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6), min_length=1)
+    """Parts of the angle to the difference of both captions by which an embedding is turned."""
+    grid_images: int = Field(default=8, ge=0)
+    """Images of each kind of edit on the grids: the first ones, not the best ones."""
+
+
 def _require_kind(value: object) -> object:
     """Refuse a mapping without `kind`, with the kind that its other keys suggest."""
     if isinstance(value, Mapping) and "kind" not in value:
@@ -201,7 +262,9 @@ EvaluationConfig = Annotated[
         | ReconstructionConfig
         | ClassConditionalConfig
         | ControlEvaluationConfig
-        | CascadeReportConfig,
+        | CascadeReportConfig
+        | EmbeddingPriorConfig
+        | EditsConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_require_kind),

@@ -13,11 +13,15 @@ from evaluation.config import (
     CascadeReportConfig,
     ClassConditionalConfig,
     ControlEvaluationConfig,
+    EditsConfig,
+    EmbeddingPriorConfig,
     EvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
 )
 from evaluation.control import evaluate_control
+from evaluation.edits import evaluate_edits
+from evaluation.embedding_prior import evaluate_embedding_prior
 from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
 from evaluation.stages import Progress, Stages
@@ -58,6 +62,10 @@ def evaluate(
             found = evaluate_control(config, runtime, stages)
         case CascadeReportConfig():
             found = evaluate_cascade(config, runtime, stages)
+        case EmbeddingPriorConfig():
+            found = evaluate_embedding_prior(config, runtime, stages)
+        case EditsConfig():
+            found = evaluate_edits(config, runtime, stages)
         case _:
             assert_never(config)
     result = EvaluationResult(

@@ -1,6 +1,6 @@
 """The real images of one split, with which samples are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor
 
 from data_pipeline.config import ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.manifest import Attribute
 from evaluation.config import ReferenceConfig
 from mezzotint.common.errors import UserError
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Keys, captions and images (N, H, W, 3) uint8 of one split."""
+    """Keys, captions, attributes and images (N, H, W, 3) uint8 of one split."""
 
     held_out: str
     """Name of the split, and of the part that its test images form."""
@@ -24,6 +25,7 @@ class Reference:
     parts: tuple[str, ...]
     """`held_out` or `train`, one per image."""
     fingerprint: str
+    attributes: tuple[Mapping[str, Attribute], ...] = ()
 
     def indices(self, part: str) -> list[int]:
         """Of the images of one part: `held_out` or `train`."""
@@ -68,6 +70,9 @@ def load(
         images=torch.stack(images),
         parts=(config.split,) * len(test) + ("train",) * len(train),
         fingerprint=test.manifest.fingerprint,
+        attributes=tuple(
+            each.entry(index).attributes for each in (test, train) for index in range(len(each))
+        ),
     )
 
 

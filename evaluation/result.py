@@ -16,7 +16,15 @@ from mezzotint.common.errors import UserError
 FILE = "evaluation.json"
 LISTED = 10
 """Captions that are cut, as far as a report lists them; evaluation.json has all."""
-Kind = Literal["text_to_image", "reconstruction", "class_conditional", "control", "cascade"]
+Kind = Literal[
+    "text_to_image",
+    "reconstruction",
+    "class_conditional",
+    "control",
+    "cascade",
+    "embedding_prior",
+    "edits",
+]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By name and group: a part of the split, a guidance scale, a codebook, a number of candidates."""

@@ -14,6 +14,8 @@ from evaluation.config import (
     CascadeReportConfig,
     ClassConditionalConfig,
     ControlEvaluationConfig,
+    EditsConfig,
+    EmbeddingPriorConfig,
     EvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
@@ -135,6 +137,11 @@ def image_count(config: EvaluationConfig) -> int:
             return 2 * (config.limit or UNLIMITED) * config.samples_per_image
         case CascadeReportConfig():
             return len(config.system.upsampling) * (config.limit or UNLIMITED)
+        case EmbeddingPriorConfig():
+            return config.limit or UNLIMITED
+        case EditsConfig():
+            edited = config.trials * len(config.replacements) * len(config.thetas)
+            return config.variations + edited
         case _:
             assert_never(config)
 

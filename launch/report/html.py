@@ -5,14 +5,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evaluation.result import Kind
 from launch.report.charts import Point, Series, line_chart, thin
 from launch.report.class_conditional import class_conditional_table
 from launch.report.control import control_result
+from launch.report.embeddings import edits_table, prior_table
 from launch.report.evaluations import Problem, read
 from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
@@ -38,7 +41,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
     found = [read(stage.name, stage.run_dir) for stage in of_kind(stages, "evaluate")]
     by_kind = {
         kind: [each for each in found if not isinstance(each, Problem) and each.result.kind == kind]
-        for kind in ("text_to_image", "reconstruction", "class_conditional", "control")
+        for kind in get_args(Kind)
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -52,6 +55,8 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
         problems=[each for each in found if isinstance(each, Problem)],
         generated=text_to_image_section(by_kind["text_to_image"]),
         reconstructions=[reconstruction_row(each) for each in by_kind["reconstruction"]],
+        priors=[prior_table(each) for each in by_kind["embedding_prior"]],
+        edits=[edits_table(each) for each in by_kind["edits"]],
         controls=[control_result(each) for each in by_kind["control"]],
         class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
         curves=[(stage, *loss_chart(stage)) for stage in of_kind(stages, "train")],
