@@ -6,6 +6,7 @@ PYTHON := $(shell for p in python3.11 python3; do "$$p" -c 'import sys; sys.exit
 PIPELINE := recipes/pipelines/quickstart.yaml
 SHOWCASE := recipes/pipelines/autoencoders.yaml
 LATENTS := recipes/pipelines/latents.yaml
+UNCLIP := recipes/pipelines/unclip.yaml
 TESTS :=
 
 BIN := .venv/bin
@@ -23,13 +24,14 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart showcase latents test lab lint types imports format venv clean
+.PHONY: help quickstart showcase latents unclip test lab lint types imports format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), sample, evaluate"
 	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), sample, evaluate"
 	@echo "make latents     train latent diffusion and an edge control of it by $(LATENTS), sample, evaluate"
+	@echo "make unclip      train CLIP, priors, a decoder and upsamplers by $(UNCLIP), sample, edit, evaluate"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
 	@echo "make lab         start SLURM with three virtual nodes, an S3 and an MLflow server on this machine (root)"
 	@echo "make lint        ruff, style and format"
@@ -47,6 +49,9 @@ showcase: $(READY)
 
 latents: $(READY)
 	$(BIN)/mezzotint run $(LATENTS)
+
+unclip: $(READY)
+	$(BIN)/mezzotint run $(UNCLIP)
 
 test: $(READY_DEV)
 	@.ci/install-slurm
