@@ -7,10 +7,14 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from mezzotint.common.preprocessing import Filter, Fit, Preprocessing
 from mezzotint.common.storage_errors import check_no_credentials
+from mezzotint.common.text_features import CAPTION_ARRAYS
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 """A name usable as a webdataset member extension."""
 
+HINT_NAME = r"^[a-z][a-z0-9_]*$"
+HintName = Annotated[str, Field(pattern=HINT_NAME)]
+"""The name of a hint: `edges` of the member `KEY.edges.png`."""
 
 _SIDE = re.compile(
     r"(?<![a-z])((left|right)(wards?|most|handed|hand|side)?|(anti|counter)?-?clockwise)(?![a-z])"
@@ -45,18 +49,6 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
         if (self.flip_with_captions or self.flip_with_labels) and not self.flip:
             raise ValueError("flip_with_captions and flip_with_labels need flip: true")
         return self
-
-    def check_captions(self) -> None:
-        """Refuse to mirror images that are trained with their captions, unless it is forced.
-
-        Raises:
-            ValueError: with the key that forces it.
-        """
-        if self.flip and not self.flip_with_captions:
-            raise ValueError(
-                "data.image.flip mirrors images, and their captions may say left or right; set "
-                "data.image.flip=false, or data.image.flip_with_captions=true to mirror them still"
-            )
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -131,7 +123,7 @@ class HintConfig(BaseModel, frozen=True, extra="forbid"):
     (channels, H, W) of values in [0, 1], uint8 of 0 to 255.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: HintName
     channels: int = Field(default=1, gt=0, le=64)
     size: int | None = Field(default=None, gt=0, le=8192)
     """Side of the hint in pixels, which is that of the generated images. None: as `data.image`, or
@@ -169,6 +161,14 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """The image that a control is given; its set may be one of those of `data.join`."""
     encoder: Location | None = None
     """The model directory, or its digest, that must have encoded a derived set."""
+    flip_arrays: bool = False
+    """Read the arrays of the mirrored image, which `mezzotint data derive --flip` writes, with
+    probability 1/2, keyed by (seed, epoch, sample); the image and the hint of such a sample are
+    mirrored too. Training only."""
+    flip_with_captions: bool = False
+    """As in `image`, for `flip_arrays`."""
+    flip_with_labels: bool = False
+    """As in `image`, for `flip_arrays`."""
     force_preprocessing: bool = False
     """Take images prepared otherwise than a model's own: of a derived set whose encoder was trained
     otherwise, or to encode them with a model that was."""
@@ -189,19 +189,60 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _what_a_flip_breaks(self) -> Self:
-        if self.image is None or not self.image.flip:
-            return self
+        if (self.flip_with_captions or self.flip_with_labels) and not self.flip_arrays:
+            raise ValueError("flip_with_captions and flip_with_labels need flip_arrays: true")
         if self.text is not None and self.text.tokenizer is not None:
-            self.image.check_captions()
-        if self.arrays:
-            raise ValueError(
-                f"data.image.flip mirrors images, but not {', '.join(self.arrays)} (data.arrays); "
-                "set data.image.flip=false"
-            )
-        if self.label is not None and self.label.sides and not self.image.flip_with_labels:
-            raise ValueError(
-                f"data.image.flip mirrors images, and data.label.values has "
-                f"'{self.label.sides[0]}'; set data.image.flip=false, or "
-                "data.image.flip_with_labels=true to mirror them still"
-            )
+            self.check_flipped_captions()
+        self.check_flipped_arrays()
+        if self.label is not None and self.label.sides:
+            key = self._unforced_flip("with_labels")
+            if key is not None:
+                raise ValueError(
+                    f"{key} mirrors images, and data.label.values has '{self.label.sides[0]}'; set "
+                    f"{key}=false, or {self._forcing(key, 'with_labels')}=true to mirror them still"
+                )
         return self
+
+    @property
+    def flips(self) -> bool:
+        """Whether training mirrors samples."""
+        return self.flip_arrays or (self.image is not None and self.image.flip)
+
+    def check_flipped_captions(self) -> None:
+        """Refuse to mirror images that are trained with their captions, unless it is forced.
+
+        Raises:
+            ValueError: with the key that forces it.
+        """
+        key = self._unforced_flip("with_captions")
+        if key is not None:
+            raise ValueError(
+                f"{key} mirrors images, and their captions may say left or right; set "
+                f"{key}=false, or {self._forcing(key, 'with_captions')}=true to mirror them still"
+            )
+
+    def check_flipped_arrays(self) -> None:
+        """Refuse to mirror images beside arrays that would stay as they are.
+
+        Raises:
+            ValueError: with the arrays and the key that mirrors both.
+        """
+        fixed = [name for name in self.arrays if name not in CAPTION_ARRAYS]
+        if self.image is not None and self.image.flip and fixed:
+            raise ValueError(
+                f"data.image.flip mirrors images, but not {', '.join(fixed)} (data.arrays); set "
+                "data.image.flip=false, and data.flip_arrays=true to mirror both (of a set "
+                "derived with --flip)"
+            )
+
+    def _unforced_flip(self, what: str) -> str | None:
+        """The key that mirrors samples, unless the one that `_forcing` names is set."""
+        if self.flip_arrays and not getattr(self, f"flip_{what}"):
+            return "data.flip_arrays"
+        if self.image is not None and self.image.flip and not getattr(self.image, f"flip_{what}"):
+            return "data.image.flip"
+        return None
+
+    @staticmethod
+    def _forcing(key: str, what: str) -> str:
+        return f"{key.removesuffix('_arrays')}_{what}"

@@ -18,13 +18,13 @@ from data_pipeline.joined import JoinedSet, check_encoder
 from data_pipeline.labels import labels
 from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
 from data_pipeline.sample_order import sample_rng
-from data_pipeline.selection import select
+from data_pipeline.selection import fingerprint, select
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.text.cached_features import CachedTextFeatures, CaptionArrays
 from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.mirrored import mirrored, with_mirrored
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Dataset:
         self.shard_sizes: tuple[int, ...] = tuple(sizes.tolist())
         """Selected samples of each shard."""
         self._choice: CaptionChoice = config.text.captions if config.text else "random"
-        self.fingerprint = _fingerprint(
+        self.fingerprint = fingerprint(
             self.manifests(), positions, config.shuffle_block, self._choice
         )
         """Digest of sets, selection, shuffle block and choice of captions, which a stream's state
@@ -174,17 +174,17 @@ class Dataset:
         caption = self.caption(index, seed=seed, epoch=epoch)
         image = text = hint = None
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
+        flipped = rng is not None and config.flips and rng.random() < 0.5
         if config.image is not None:
             image = self._image(index, config.image)
+            image = image[:, ::-1] if flipped else image
         if self.hint is not None:
             hint = self._hint(index, self.hint)
-        flips = config.image is not None and config.image.flip
-        if image is not None and flips and rng is not None and rng.random() < 0.5:
-            image = image[:, ::-1]
-            hint = None if hint is None else hint[:, :, ::-1]
+            hint = hint[:, :, ::-1] if flipped else hint
         if self.tokenizer is not None:
             text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
-        arrays = {name: self._array(index, name) for name in config.arrays}
+        stored = mirrored if flipped else str
+        arrays = {name: self._array(index, stored(name)) for name in config.arrays}
         label = None if self._labels is None else int(self._labels[index])
         empty = self._captions.empty
         for name in empty:
@@ -215,8 +215,8 @@ class Dataset:
 
     @property
     def _augments(self) -> bool:
-        image, text = self.config.image, self.config.text
-        return bool((image and image.flip) or (text and text.dropout > 0))
+        text = self.config.text
+        return self.config.flips or bool(text and text.dropout > 0)
 
     def caption(self, index: int, *, seed: int | None = None, epoch: int = 0) -> str:
         """The caption of a sample; with a `seed`, the one that training reads in an epoch."""
@@ -294,6 +294,13 @@ class Dataset:
         return f"{self.config.url}: {shard.name}: {key}.{extension}"
 
     def _check_members(self) -> None:
+        arrays = self.config.arrays
+        try:
+            self.config.check_flipped_arrays()  # a task may have added arrays to those of a recipe
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if self.config.flip_arrays:
+            arrays = with_mirrored(arrays)
         for index, entry in enumerate(self._entries):
             if "txt" not in entry.members:
                 raise UserError(
@@ -313,12 +320,15 @@ class Dataset:
                     f"although data.hint names '{name}'; derive it with `mezzotint data derive "
                     "SET OUT --hint edges`, and name its set in data.join"
                 )
-            for name in self.config.arrays:
+            for name in arrays:
                 if f"{name}.npy" not in members:
+                    key, flip = f"data.arrays names '{name}'", ""
+                    if name not in self.config.arrays:
+                        key, flip = "data.flip_arrays is set", " --flip"
                     raise UserError(
-                        f"{self._name(index, f'{name}.npy')}: no such array although "
-                        f"data.arrays names '{name}'; derive it with `mezzotint data derive`, "
-                        "and name its set in data.url or data.join"
+                        f"{self._name(index, f'{name}.npy')}: no such array although {key}; derive "
+                        f"it with `mezzotint data derive{flip}`, and name its set in data.url or "
+                        "data.join"
                     )
 
 
@@ -375,15 +385,3 @@ def _tensor(array: NDArray[np.generic]) -> Tensor:
 
 def _image_extension(members: Collection[str]) -> str:
     return next((one for one in IMAGE_EXTENSIONS if one in members), "")
-
-
-def _fingerprint(
-    manifests: Sequence[Manifest],
-    positions: NDArray[np.int64],
-    block: int,
-    captions: CaptionChoice,
-) -> str:
-    chosen = positions.astype("<i8").tobytes()
-    choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
-    sets = " ".join(manifest.fingerprint for manifest in manifests)
-    return sha256(f"{sets} {block} {choice}".encode() + chosen)

@@ -19,7 +19,14 @@ from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
-from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS, LatentMoments, LatentScaling
+from mezzotint.common.latent_scaling import (
+    DEVIATIONS,
+    LATENTS,
+    LatentMoments,
+    LatentScaling,
+    merged,
+)
+from mezzotint.common.mirrored import mirrored
 from mezzotint.common.preprocessing import Preprocessing
 from mezzotint.common.text_features import TextFeatureRecord
 
@@ -110,13 +117,15 @@ class _Measure:
     """Statistics of the latents in the blocks of a set, measured as they pass."""
 
     def __init__(self) -> None:
-        self._moments = LatentMoments()
+        self._moments = {name: LatentMoments() for name in (LATENTS, mirrored(LATENTS))}
 
     def watch(self, blocks: Iterable[Arrays]) -> Iterator[Arrays]:
         """The blocks, unchanged."""
         for block in blocks:
-            if LATENTS in block:
-                self._moments += LatentMoments.of(block[LATENTS], block.get(DEVIATIONS))
+            for name, spread in zip(self._moments, (DEVIATIONS, mirrored(DEVIATIONS)), strict=True):
+                if name in block:
+                    before = self._moments[name]
+                    self._moments[name] = before.with_samples(block[name], block.get(spread))
             yield block
 
     def scaling(self, name: str) -> LatentScaling | None:
@@ -125,7 +134,8 @@ class _Measure:
         Raises:
             UserError: all latents of the set called `name` are equal.
         """
-        return self._moments.scaling(name) if self._moments.samples else None
+        moments = merged(self._moments.values())
+        return moments.scaling(name) if moments.samples else None
 
 
 def measured(url: str, manifest: Manifest) -> Manifest:
@@ -236,7 +246,10 @@ def finished_set(
 
 
 def _shown(image: Preprocessing | None) -> str:
-    return "unknown" if image is None else f"{image.size} pixels, {image.fit}, {image.filter}"
+    if image is None:
+        return "unknown"
+    flip = ", mirrored too" if image.flip else ""
+    return f"{image.size} pixels, {image.fit}, {image.filter}{flip}"
 
 
 def _array_members(

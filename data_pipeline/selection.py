@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import Selection
+from data_pipeline.config import CaptionChoice, Selection
 from data_pipeline.manifest import Attribute, Manifest, SampleEntry
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
 _LISTED = 12
@@ -79,3 +80,16 @@ def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
     return ", ".join(f"'{name}'" for name in ordered[:_LISTED]) + more if ordered else "none"
+
+
+def fingerprint(
+    manifests: Sequence[Manifest],
+    positions: NDArray[np.int64],
+    block: int,
+    captions: CaptionChoice,
+) -> str:
+    """Digest of sets, of the selected samples and of what else a stream's order depends on."""
+    chosen = positions.astype("<i8").tobytes()
+    choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
+    sets = " ".join(manifest.fingerprint for manifest in manifests)
+    return sha256(f"{sets} {block} {choice}".encode() + chosen)

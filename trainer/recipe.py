@@ -104,8 +104,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _captions_are_not_mirrored(self) -> "Recipe":
         task = self.task
-        if isinstance(task, DenoisingConfig) and task.text_encoder and self.data.image is not None:
-            self.data.image.check_captions()
+        if isinstance(task, DenoisingConfig) and task.text_encoder:
+            self.data.check_flipped_captions()
         return self
 
     def optimizer_of(self, part: str) -> OptimizerConfig:

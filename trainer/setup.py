@@ -111,7 +111,7 @@ def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None
     """
     data = recipe.data
     if data.image is not None and data.encoder is None:
-        return data.image.preprocessing
+        return data.image.preprocessing.model_copy(update={"flip": data.flips})
     encoded = (one for one in dataset.manifests() if one.encoder is not None)
     found = encoded_preprocessing(next(encoded, dataset.manifest))
     if data.encoder is not None and not is_digest(data.encoder):
@@ -122,7 +122,7 @@ def data_preprocessing(recipe: Recipe, dataset: Dataset) -> Preprocessing | None
         if data.image is not None:
             records["data.image"] = data.image.preprocessing
         require_equal(records, force=data.force_preprocessing, setting="data.force_preprocessing")
-    return found
+    return None if found is None else found.model_copy(update={"flip": data.flips})
 
 
 def check_text(recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -19,13 +19,13 @@ from mezzotint.common.digests import sha256
 from mezzotint.common.embedding_scaling import TEXT_EMBEDDING
 from mezzotint.common.errors import UserError
 from mezzotint.common.text_features import (
+    CAPTION_ARRAYS,
     EMPTY_FEATURES,
     TEXT_FEATURES,
     TEXT_TOKENS,
     TextFeatureRecord,
 )
 
-CAPTION_ARRAYS = (TEXT_FEATURES, TEXT_TOKENS, TEXT_EMBEDDING)
 Sets = Sequence[tuple[str, Manifest]]
 """A set and those joined to it, with their URLs."""
 

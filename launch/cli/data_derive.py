@@ -19,6 +19,7 @@ from mezzotint.common.text_features import FeatureType
 EXAMPLES = (
     "Examples:  [bold]mezzotint data derive data/emoji out/tokens --model runs/dvae/model[/]"
     "  ·  [bold]mezzotint data derive data/emoji out/latents --model runs/emoji_kl/model[/]"
+    "  ·  [bold]mezzotint data derive photos out/latents --model runs/kl/model --flip[/]"
     "  ·  [bold]mezzotint data derive photos out/padded --model runs/dvae/model --image-fit pad "
     "--force-preprocessing[/]  ·  [bold]mezzotint data derive data/emoji out/edges --hint edges "
     "--size 64 --set low=50 --set high=150[/]  ·  [bold]mezzotint data derive data/emoji out/text "
@@ -96,6 +97,15 @@ WithTextFeatures = Annotated[
     ),
 ]
 
+Flip = Annotated[
+    bool,
+    typer.Option(
+        "--flip",
+        help="Encode the mirrored images too; training with data.flip_arrays=true reads one of the "
+        "two.",
+    ),
+]
+
 
 def derive(
     url: Annotated[str, typer.Argument(help="A shard set: a directory or an fsspec URL.")],
@@ -115,6 +125,7 @@ def derive(
     half: Half = False,
     text_features: WithTextFeatures = False,
     latents: Latents = False,
+    flip: Flip = False,
     image_fit: ImageFit = None,
     image_filter: ImageFilter = None,
     force_preprocessing: ForcePreprocessing = False,
@@ -135,7 +146,7 @@ def derive(
     ways = {"--model": model, "--hint": hint, "--text-encoder": text_encoder, "--clip": clip}
     of_hints = {"--size": size, "--set": settings, "--name": name}
     of_clip = {"--normalization": normalization, "--text-features": text_features}
-    check_one_way(ways, {"--hint": of_hints, "--clip": of_clip})
+    check_one_way(ways, {"--model": {"--flip": flip}, "--hint": of_hints, "--clip": of_clip})
     dtype: FeatureType = "fp16" if half else "fp32"
     stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
     report: str | None
@@ -152,7 +163,9 @@ def derive(
         report = derive_hint_set(hints)
     else:
         assert model is not None, "one of the four"
-        options = DeriveOptions(url, out, model, batch, latents, device, processes, as_json, stated)
+        options = DeriveOptions(
+            url, out, model, batch, latents, flip, device, processes, as_json, stated
+        )
         report = derive_set(options)
     if report is not None:
         typer.echo(report)

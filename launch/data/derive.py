@@ -26,6 +26,8 @@ class DeriveOptions:
     model: str
     batch: int = 64
     latents: bool = False
+    flip: bool = False
+    """Keep the arrays of the mirrored images too."""
     device: str | None = None
     processes: int | None = None
     as_json: bool = False
@@ -44,12 +46,13 @@ def derive_set(options: DeriveOptions) -> str | None:
     force = options.preprocessing.force
     data = DataConfig(url=options.url, image=image, force_preprocessing=force)
     samples = len(open_dataset(data))
+    images = samples * (2 if options.flip else 1)
     manifest = run_in_processes(
         partial(_derive_on, data, options),
         device=options.device,
         processes=options.processes,
         blocks=-(-samples // options.batch),
-        images=samples // 16,  # one pass each, a fraction of what it takes to generate one
+        images=images // 16,  # one pass each, a fraction of what it takes to generate one
     )
     return None if manifest is None else _report(options, manifest)
 
@@ -64,6 +67,7 @@ def _derive_on(
             options.out,
             batch=options.batch,
             latents=options.latents,
+            flip=options.flip,
             device=device,
             group=group,
             progress=reporter.callback("samples"),

@@ -85,6 +85,8 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
     batch: int = Field(default=64, gt=0)
     latents: bool = False
     """Latents also of an autoencoder that has codes."""
+    flip: bool = False
+    """Encode the mirrored images too, for `data.flip_arrays`."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "DeriveStage":
@@ -93,6 +95,8 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
             raise ValueError("set one of model, which encodes images, clip, text_encoder and hint")
         if self.clip is None and {"normalization", "text_features"} & self.model_fields_set:
             raise ValueError("normalization and text_features belong to clip: set it")
+        if self.flip and self.model is None:
+            raise ValueError("flip: encodes mirrored images; set model, or leave it out")
         if self.hint is not None and self.data.image is None:
             raise ValueError("hints are made from images of a size: set data.image.size")
         return self

@@ -103,6 +103,7 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
         out,
         batch=stage.batch,
         latents=stage.latents,
+        flip=stage.flip,
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),
     )

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
 from mezzotint.common.errors import UserError
+from mezzotint.common.text_features import TEXT_EMBEDDING as TEXT_EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_EMBEDDING, TEXT_EMBEDDING = "image_embedding", "text_embedding"
-"""Arrays of a derived set: the projections of CLIP's towers as they are, (D,) of the image and
-(captions, D) of every line of KEY.txt."""
+IMAGE_EMBEDDING = "image_embedding"
+"""The array of a sample: (D,), the projection of its image by CLIP's image tower as it is."""
 
 Normalization = Literal["openai_17.2", "mean_std", "l2_sqrt_d"]
 """`openai_17.2`: 17.2 times the direction (unCLIP, arXiv 2204.06125, as OpenAI's code has it);

@@ -73,11 +73,17 @@ class LatentMoments:
     def of(
         cls, latents: NDArray[np.generic], deviations: NDArray[np.generic] | None = None
     ) -> "LatentMoments":
-        """Of latents (B, ...), and their standard deviations where they are gaussian.
+        """Of latents (B, ...), and their standard deviations where they are gaussian."""
+        return cls().with_samples(latents, deviations)
 
-        Samples are measured one by one: how many are passed together does not change a bit.
+    def with_samples(
+        self, latents: NDArray[np.generic], deviations: NDArray[np.generic] | None = None
+    ) -> "LatentMoments":
+        """Of these samples and further ones, see `of`.
+
+        Samples are added one by one: how many are passed together does not change a bit.
         """
-        found = cls()
+        found = self
         for row in range(len(latents)):
             values = np.ascontiguousarray(latents[row], dtype=np.float64).ravel()
             mean = float(values.mean())
@@ -85,7 +91,7 @@ class LatentMoments:
             if deviations is not None:
                 spread = np.ascontiguousarray(deviations[row], dtype=np.float64).ravel()
                 squares += float(np.square(spread).sum())
-            found = found + cls(1, values.size, mean, squares)
+            found = found + LatentMoments(1, values.size, mean, squares)
         return found
 
     def __add__(self, other: "LatentMoments") -> "LatentMoments":

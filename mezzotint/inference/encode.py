@@ -12,6 +12,7 @@ from data_pipeline.derive import derive, finished_set, measured
 from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
+from mezzotint.common.mirrored import mirrored, with_mirrored
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.process_group import ProcessGroup
 from mezzotint.inference.runtime import Runtime
@@ -70,6 +71,7 @@ def encode_set(
     *,
     batch: int = 64,
     latents: bool = False,
+    flip: bool = False,
     device: str | torch.device = "cpu",
     group: ProcessGroup | None = None,
     progress: Progress | None = None,
@@ -79,7 +81,8 @@ def encode_set(
     Image tokens (h, w) int32 where it has a codebook: their array is `codes`; of a VQ-VAE-2 one per
     level, `top`, (`middle`,) `bottom`. Otherwise, or if `latents` are asked for, `latents`
     (C, h, w) float32, not scaled: of a gaussian bottleneck the means, with their standard
-    deviations `latent_deviations`. Images are prepared as those of the autoencoder's training were.
+    deviations `latent_deviations`. With `flip` the arrays of the mirrored images are kept beside
+    them, as `latents_mirrored`. Images are prepared as those of the autoencoder's training were.
     The set written carries the encoder's digest; training refuses
     that of another encoder. A finished set of the same source and encoder is left as it is.
 
@@ -92,18 +95,26 @@ def encode_set(
         NonFiniteError: a sample's arrays are not finite; nothing is left of the new set.
     """
     data = feeding(data, model, encoder_size(model, latents=latents))
+    if flip:
+        assert data.image is not None, "set by `feeding`"
+        data = data.model_copy(update={"image": data.image.model_copy(update={"flip": True})})
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
     digest = store.describe(model).digest
-    finished = finished_set(dataset, out, digest, fields=_fields(model, latents=latents))
+    fields = _fields(model, latents=latents)
+    fields = with_mirrored(fields) if flip else fields
+    finished = finished_set(dataset, out, digest, fields=fields)
     if finished is not None:
         return measured(out, finished) if runtime.group.is_main else finished
-    encode, fields = _encoder(store.load(model, device=runtime.device), latents=latents)
+    encode, _ = _encoder(store.load(model, device=runtime.device), latents=latents)
 
     def compute(rows: range) -> Mapping[str, Tensor]:
         images = dataset.batch(rows).images.to(runtime.device)
         names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
         with runtime.inference(), named_samples(names):
-            return {name: each.cpu() for name, each in encode(images).items()}
+            found = dict(encode(images))
+            if flip:
+                found |= {mirrored(name): each for name, each in encode(images.flip(3)).items()}
+            return {name: each.cpu() for name, each in found.items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         done = 0

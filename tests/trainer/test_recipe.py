@@ -233,3 +233,15 @@ def test_images_are_not_mirrored_beside_arrays_that_stay_as_they_are():
 
 def test_a_permission_to_mirror_needs_something_that_mirrors():
     assert "need flip: true" in refusal("data.image.flip_with_captions=true")
+    assert "need flip_arrays: true" in refusal("data.flip_with_labels=true")
+
+
+def test_arrays_of_mirrored_images_need_the_same_permissions():
+    captions = "data.text={tokenizer: t, length: 8}"
+    message = refusal("data.flip_arrays=true", captions)
+    assert "set data.flip_arrays=false, or data.flip_with_captions=true" in message
+    load(DVAE, ["data.flip_arrays=true", "data.flip_with_captions=true", captions])
+    label = "data.label={attribute: way, values: [left, right]}"
+    message = refusal("data.flip_arrays=true", label)
+    assert "data.flip_arrays mirrors images, and data.label.values has 'left'" in message
+    load(DVAE, ["data.flip_arrays=true", "data.flip_with_labels=true", label])

@@ -10,7 +10,6 @@ from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.derive import finished_set, write_derived
 from data_pipeline.manifest import Manifest, Measured, write_manifest
-from data_pipeline.text.cached_features import CAPTION_ARRAYS
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.embedding_scaling import (
@@ -23,6 +22,7 @@ from mezzotint.common.embedding_scaling import (
 from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.common.text_features import (
+    CAPTION_ARRAYS,
     EMPTY_FEATURES,
     TEXT_FEATURES,
     TEXT_TOKENS,
