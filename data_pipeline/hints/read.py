@@ -38,22 +38,23 @@ def read_image_hint(
     Raises:
         UserError: no image, another number of channels, or another size and no `prepare`.
     """
-    try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        image.load()
-        values = _values(image, name)
-    except _BOMBS as error:
-        raise UserError(f"{name}: too many pixels ({error}); shrink the hint") from error
-    except _DAMAGE as error:
-        raise UserError(
-            f"{name}: not a readable PNG, JPEG or WebP image; give a hint in one of these formats"
-        ) from error
+    values = _decoded(content, name)
     values = _with_channels(values, channels, name)
     if values.shape[1:] != (size, size):
         if prepare is None:
             raise UserError(_other_size(name, values.shape[1:], size))
         values = _square(values, prepare.model_copy(update={"size": size}))
     return values
+
+
+def image_hint_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height in pixels of a hint's image file, after a trial decoding.
+
+    Raises:
+        UserError: it is no image that a hint can be.
+    """
+    height, width = _decoded(content, name).shape[1:]
+    return width, height
 
 
 def read_array_hint(content: bytes, name: str, *, channels: int, size: int) -> Hint:
@@ -86,6 +87,20 @@ def hint_of_array(array: NDArray[np.generic], name: str, *, channels: int, size:
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         raise UserError(f"{name}: values outside of [0, 1]; scale the hint to this range")
     return values
+
+
+def _decoded(content: bytes, name: str) -> Hint:
+    """An image file as (1 or 3, H, W) in [0, 1]."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image.load()
+        return _values(image, name)
+    except _BOMBS as error:
+        raise UserError(f"{name}: too many pixels ({error}); shrink the hint") from error
+    except _DAMAGE as error:
+        raise UserError(
+            f"{name}: not a readable PNG, JPEG or WebP image; give a hint in one of these formats"
+        ) from error
 
 
 def _values(image: Image.Image, name: str) -> Hint:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import Attribute
 from data_pipeline.packing.fetch import fetch
+from data_pipeline.packing.hints import split_hint
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.source import (
     InvalidSample,
@@ -50,6 +51,9 @@ class FolderSource(Source):
         self._files = files
         self._options = options
         images = [name for name in files if suffix(name) in IMAGE_EXTENSIONS]
+        self._hints, alone = _hint_files(images, options.hint_columns)
+        hints = [name for each in self._hints.values() for name in each.values()]
+        images = [name for name in images if name not in {*hints, *alone}]
         if not images:
             raise UserError(f"{url}: no .png, .jpg, .jpeg or .webp file in this folder")
         of_stem: dict[str, list[str]] = {}
@@ -58,7 +62,7 @@ class FolderSource(Source):
         self._captions = _caption_files(files, of_stem)
         if not self._captions and not options.folder_caption:
             _refuse_table(url, files)
-        used = {*images, *self._captions.values()}
+        used = {*images, *self._captions.values(), *hints, *alone}
         others = [name for name in files if name not in used]
         self._orphans = {
             name for name in others if suffix(name) in _ORPHANS and _stem(name) not in of_stem
@@ -75,6 +79,7 @@ class FolderSource(Source):
         self.ignored = {
             **ignored,
             "file beside another caption file": beside,
+            "hint without an image": alone,
             "unrelated file": [name for name in others if name not in left_out],
         }
         self.noticed = {
@@ -92,6 +97,8 @@ class FolderSource(Source):
         name = self.names[index]
         text = self._captions.get(_stem(name))
         known = [name, self._files[name], text, self._files[text] if text else None]
+        for hint in self._hints.get(_stem(name), {}).values():
+            known += [hint, self._files[hint]]
         return sha256(ascii(known))[:32]
 
     def read(self, index: int) -> SourceSample:
@@ -104,7 +111,12 @@ class FolderSource(Source):
         attributes: dict[str, Attribute] = {}
         if self._options.folder_attribute is not None:
             attributes[self._options.folder_attribute] = self._folder(name)
-        return SourceSample(fetch(storage.join(self._url, name)), captions, attributes)
+        hints = {
+            hint: fetch(storage.join(self._url, file))
+            for hint, file in self._hints.get(_stem(name), {}).items()
+        }
+        image = fetch(storage.join(self._url, name))
+        return SourceSample(image, captions, attributes, hints=hints)
 
     def _captions_of(self, name: str) -> tuple[str, ...]:
         text = self._captions.get(_stem(name))
@@ -135,6 +147,25 @@ def suffix(name: str) -> str:
 def _stem(name: str) -> str:
     """A name without its suffix, as one Unicode form: archives of macOS hold another one."""
     return unicodedata.normalize("NFC", posixpath.splitext(name)[0])
+
+
+def _hint_files(
+    images: Sequence[str], columns: Mapping[str, str]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The files of the hints of each stem that images have, by name; and those without an image."""
+    parts = {name: split_hint(name, columns) for name in images}
+    stems = {_stem(name) for name, part in parts.items() if part is None}
+    found: dict[str, dict[str, str]] = {}
+    alone = []
+    for name, part in parts.items():
+        if part is None:
+            continue
+        stem = unicodedata.normalize("NFC", part[0])
+        if stem in stems:
+            found.setdefault(stem, {})[part[1]] = name
+        else:
+            alone.append(name)
+    return found, alone
 
 
 def _refuse_table(url: str, files: Iterable[str]) -> None:

@@ -1,10 +1,11 @@
 """Options of `mezzotint data pack`."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from data_pipeline.config import Selection
+from data_pipeline.config import HintName, Selection
 from data_pipeline.manifest import FileName
 
 
@@ -26,6 +27,11 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     caption_column: str = "caption"
     attribute_columns: tuple[str, ...] = ()
     """Table columns to select by."""
+    hint_columns: Mapping[HintName, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """Columns with images that are hints, by the name of the hint; of a folder or tar the word
+    before the last dot in the names of their files: `a.edges.png` beside `a.png`."""
     folder_attribute: str | None = Field(default=None, min_length=1)
     """Name of an attribute that is the name of the folder that holds the image."""
     folder_caption: bool = False

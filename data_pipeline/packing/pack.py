@@ -19,6 +19,7 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 
+_HINT = "image file of a hint, as it was"
 _FIELDS = {"txt": "captions, one a line", "json": "source and attributes"}
 
 
@@ -102,6 +103,8 @@ def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
 def _plan(options: PackOptions) -> str:
     """Digest of the options: what may not differ between calls for the same set."""
     tree = options.model_dump(mode="json", exclude={"workers", "update"})
+    if not options.hint_columns:
+        del tree["hint_columns"]  # sets of earlier versions keep their plan
     return sha256(json.dumps(tree, sort_keys=True))
 
 
@@ -174,6 +177,7 @@ def _manifest(
     extensions = sorted({name for shard in shards for one in shard.samples for name in one.members})
     described = {
         **_FIELDS,
+        **{name: _HINT for name in extensions if name.split(".")[0] in options.hint_columns},
         **(source.fields if source else {}),
         **(before.fields if before else {}),
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_pipeline.images import DecodedImage, extension_of, read_image
+from data_pipeline.packing.hints import hint_members
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import Content
 from data_pipeline.packing.report import Rejection
@@ -46,23 +47,25 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
         decoded = None
         if sample.image is not None:
             image, decoded = _image(sample.image, name, options)
+        members = dict(sample.members)
+        if decoded is not None:
+            members |= hint_members(sample.hints, options.hint_columns, decoded.image.size)
     except InvalidSample as error:
         return Rejection(name=name, fault=error.fault, detail=shown_name(str(error)))
     text = {"txt": "\n".join(captions).encode()}
     attributes = json.dumps(dict(sample.attributes), ensure_ascii=False, sort_keys=True)
     rest = hashlib.sha256(text["txt"] + b"\0" + attributes.encode())
-    for extension, member in sorted(sample.members.items()):
+    for extension, member in sorted(members.items()):
         rest.update(extension.encode())
         rest.update(member)
     if sample.key is not None:
         if options.caption_lines == "several":
             text = {}  # as it is in the set
-        members = {**image, **sample.members, **text}
-        raw = RawSample(sample.key, members, sample.attributes)
+        raw = RawSample(sample.key, {**image, **members, **text}, sample.attributes)
     else:
         record = {"source": name, **sample.attributes}
         json_ = json.dumps(record, ensure_ascii=False).encode()
-        raw = RawSample(key, {**image, **text, "json": json_}, sample.attributes)
+        raw = RawSample(key, {**image, **members, **text, "json": json_}, sample.attributes)
     content = Content(
         image=None if sample.image is None else _digest(sample.image),
         captions=tuple(sha256(comparable(caption))[:16] for caption in captions),

@@ -13,6 +13,8 @@ from data_pipeline.tar import is_text
 Fault = Literal[
     "caption missing",
     "caption unusable",
+    "hint missing",
+    "hint unusable",
     "image missing",
     "image unreadable",
     "image too small",
@@ -46,6 +48,8 @@ class SourceSample:
     """Its key, in a shard set."""
     members: Mapping[str, bytes] = field(default_factory=dict)
     """Other members to copy, by extension."""
+    hints: Mapping[str, bytes] = field(default_factory=dict)
+    """Encoded images of its hints, by name."""
 
 
 class Source(Protocol):

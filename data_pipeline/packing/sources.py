@@ -26,7 +26,10 @@ def open_source(url: str, options: PackOptions) -> Source:
         UserError: There is none of them, or a folder holds both tars and images.
     """
     columns = Columns(
-        options.image_column, options.caption_column, tuple(options.attribute_columns)
+        options.image_column,
+        options.caption_column,
+        tuple(options.attribute_columns),
+        options.hint_columns,
     )
     if is_table(url) and not (storage.is_local(url) and storage.local_path(url).is_dir()):
         return open_table(url, columns)
@@ -43,6 +46,10 @@ def open_source(url: str, options: PackOptions) -> Source:
         raise UserError(f"{url}: no such folder, or an empty one{more}")
     tars = {name: status for name, status in files.items() if name.lower().endswith(_TARS)}
     if tars and MANIFEST_NAME in files and options.read is None:
+        if options.hint_columns:
+            raise UserError(
+                f"{url}: is a shard set, whose hints are kept as they are; leave out --hint-column"
+            )
         return SetSource(url, files, ignored)
     images = [name for name in files if suffix(name) in IMAGE_EXTENSIONS]
     if images and tars and options.read is None:

@@ -4,7 +4,7 @@ import posixpath
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from data_pipeline.packing.cells import Table, attribute_of, captions_of, find, 
 from data_pipeline.packing.csv_table import csv_table
 from data_pipeline.packing.fetch import HTTP, SCHEMES, Downloader, fetch
 from data_pipeline.packing.json_table import json_table
-from data_pipeline.packing.source import InvalidSample, Source, SourceSample
+from data_pipeline.packing.source import Fault, InvalidSample, Source, SourceSample
 from data_pipeline.packing.text_table import RowTable, read_content
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
@@ -50,10 +50,13 @@ class Columns:
     image: str = "image"
     caption: str = "caption"
     attributes: tuple[str, ...] = ()
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """Of the images that are hints, by the hint's name."""
 
     @property
     def all(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.image, self.caption, *self.attributes)))
+        used = (self.image, self.caption, *self.attributes, *self.hints.values())
+        return tuple(dict.fromkeys(used))
 
 
 def is_table(url: str) -> bool:
@@ -159,13 +162,14 @@ class TableSource(Source):
         self._hold(table)
         known: list[object] = [table.stamp(row), self._splits.get(self._files[number])]
         known.append(sorted(self._integers))
-        try:
-            image = image_of(find(table.cells(row), self._columns.image)) if table.is_text else None
-            url = self._resolve(image, self._urls[number]) if isinstance(image, str) else ""
-        except InvalidSample:
-            url = ""
-        if url and storage.is_local(url):
-            known.append(_status(url))
+        for column in (self._columns.image, *self._columns.hints.values()):
+            try:
+                image = image_of(find(table.cells(row), column)) if table.is_text else None
+                url = self._resolve(image, self._urls[number]) if isinstance(image, str) else ""
+            except InvalidSample:
+                url = ""
+            if url and storage.is_local(url):
+                known.append(_status(url))
         return sha256(ascii(known))[:32]
 
     def read(self, index: int) -> SourceSample:
@@ -179,15 +183,31 @@ class TableSource(Source):
         }
         if split := self._splits.get(self._files[number]):
             attributes.setdefault("split", split)
-        image = image_of(find(cells, self._columns.image))
-        if isinstance(image, str):
-            image = fetch(self._resolve(image, self._urls[number]), self._downloader)
-        return SourceSample(image, captions, attributes)
+        image = self._image(cells, self._columns.image, number)
+        hints = {
+            name: self._hint(cells, name, column, number)
+            for name, column in self._columns.hints.items()
+        }
+        return SourceSample(image, captions, attributes, hints=hints)
 
     def close(self) -> None:
         for table in self._tables:
             table.close()
         self._downloader.close()
+
+    def _image(self, cells: Mapping[str, object], column: str, number: int) -> bytes:
+        """The encoded image of a column, in the cell or where it says."""
+        image = image_of(find(cells, column))
+        if isinstance(image, str):
+            return fetch(self._resolve(image, self._urls[number]), self._downloader)
+        return image
+
+    def _hint(self, cells: Mapping[str, object], name: str, column: str, number: int) -> bytes:
+        try:
+            return self._image(cells, column, number)
+        except InvalidSample as error:
+            fault: Fault = "hint missing" if error.fault == "image missing" else error.fault
+            raise InvalidSample(fault, f"hint '{name}': {error}") from error
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sample's table, and its row there."""
@@ -259,6 +279,7 @@ def _check_columns(url: str, table: Table, columns: Columns) -> None:
         columns.image: "--image-column",
         columns.caption: "--caption-column",
         **dict.fromkeys(columns.attributes, "--attribute-columns"),
+        **dict.fromkeys(columns.hints.values(), "--hint-column"),
     }
     for column, option in options.items():
         if not table.has(column):

@@ -2,14 +2,17 @@
 
 import posixpath
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import MANIFEST_NAME, SampleEntry, read_manifest
+from data_pipeline.packing.hints import split_hint
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import LISTS
 from data_pipeline.packing.report import by_rule
@@ -59,11 +62,13 @@ class TarSource(Source):
         left_out: list[tuple[str, str]] = []
         for name in sorted(tars):
             with local_tar(storage.join(url, name)) as tar:
-                index = index_tar(tar.plain, shown_name(name), split_pair)
+                index = index_tar(
+                    tar.plain, shown_name(name), partial(split_pair, columns=options.hint_columns)
+                )
             for rule, members in index.ignored.items():
                 left_out += [(rule, f"{shown_name(name)}: {one}") for one in members]
             for sample in index.samples:
-                used = _used(sample)
+                used = _used(sample, options.hint_columns)
                 left_out += [
                     ("member that is not used", f"{shown_name(name)}: {sample.key}.{one}")
                     for one in sample.members
@@ -77,7 +82,7 @@ class TarSource(Source):
 
     def members_used(self, index: int) -> list[str]:
         """The extensions of the members of a sample that are read."""
-        return _used(self._samples[index][1])
+        return _used(self._samples[index][1], self._options.hint_columns)
 
     def stamp(self, index: int) -> str:
         tar, sample = self._samples[index]
@@ -107,7 +112,12 @@ class TarSource(Source):
             captions = json_captions(found[text])
         else:
             captions = caption_lines(decode_text(found[text]))
-        return SourceSample(found[extension], captions, attributes)
+        hints = {
+            hint: found[member]
+            for hint in self._options.hint_columns
+            if (member := _hint_member(hint, members)) is not None
+        }
+        return SourceSample(found[extension], captions, attributes, hints=hints)
 
     def close(self) -> None:
         self._stack.close()
@@ -179,20 +189,34 @@ class SetSource(Source):
         self._stack.close()
 
 
-def split_pair(name: str) -> tuple[str, str] | None:
-    """The key and extension of a member: `a/b.c` and `jpg`, but `key` and `codes.npy`."""
+def split_pair(
+    name: str, columns: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, str] | None:
+    """The key and extension of a member: `a/b.c` and `jpg`, but `key` and `codes.npy`.
+
+    The extension of a hint, those of `columns`, is that of its member in a set: `edges.png`.
+    """
     split = split_name(name)
     if split is None:
         return None
+    if (hint := split_hint(name, columns)) is not None:
+        return hint[0], f"{hint[1]}.{name.rpartition('.')[2].lower()}"
     key, _, extension = f"{split[0]}.{split[1]}".rpartition(".")
     return (key, extension) if extension in (*IMAGE_EXTENSIONS, *_TEXTS) else split
 
 
-def _used(sample: SampleEntry) -> list[str]:
+def _used(sample: SampleEntry, hints: Iterable[str] = ()) -> list[str]:
     """The members of a sample that packing reads; none of a sample without image and caption."""
     members = sample.members
     image = [one for one in IMAGE_EXTENSIONS if one in members][:1]
     text = [one for one in _TEXTS if one in members][:1]
     if not image and text in ([], ["json"]):
         return []
-    return list(dict.fromkeys([*image, *text, *(["json"] if "json" in members else [])]))
+    found = (_hint_member(hint, members) for hint in hints)
+    more = [one for one in found if one is not None] + (["json"] if "json" in members else [])
+    return list(dict.fromkeys([*image, *text, *more]))
+
+
+def _hint_member(hint: str, members: Collection[str]) -> str | None:
+    """The extension of the member of a sample that holds a hint."""
+    return next((f"{hint}.{one}" for one in IMAGE_EXTENSIONS if f"{hint}.{one}" in members), None)

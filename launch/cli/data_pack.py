@@ -17,6 +17,8 @@ EXAMPLES = (
     "--max-aspect 3[/]  ·  "
     "[bold]mezzotint data pack mixed/ data/tars --read tars[/]  ·  "
     "[bold]mezzotint data pack photos/ data/photos --update[/]  ·  "
+    "[bold]mezzotint data pack fill50k/ data/fill --image-column image --caption-column text "
+    "--hint-column edges=conditioning_image[/]  ·  "
     "[bold]mezzotint data pack data/emoji s3://bucket/people --split composition --limit 300[/]"
 )
 
@@ -69,6 +71,16 @@ CaptionColumn = Annotated[
 AttributeColumns = Annotated[
     list[str] | None,
     typer.Option(help="Columns to keep as attributes, as A,B or repeated.", rich_help_panel=_TABLE),
+]
+HintColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hint-column",
+        metavar="[NAME=]COLUMN",
+        help="An image column that is a hint for a control, kept as KEY.NAME.png; in a folder or "
+        "tar the files named IMAGE.COLUMN.png. Repeat for more.",
+        rich_help_panel=_IMAGES,
+    ),
 ]
 ShardSize = Annotated[int, typer.Option(help="Samples per shard.", min=1)]
 Workers = Annotated[int, typer.Option(help="Pairs read in parallel.", min=1)]
@@ -137,6 +149,7 @@ def pack(
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "caption",
     attribute_columns: AttributeColumns = None,
+    hint_column: HintColumns = None,
     shard_size: ShardSize = 1000,
     workers: Workers = 8,
     test_fraction: TestFraction = 0.0,
@@ -155,7 +168,7 @@ def pack(
     The same command again adds what is new or changed in the source and tries rejected pairs again.
     """
     from data_pipeline.packing.options import PackOptions
-    from launch.data.pack import pack_set, selections
+    from launch.data.pack import hint_columns, pack_set, selections
 
     options = PackOptions(
         name=name,
@@ -167,6 +180,7 @@ def pack(
         attribute_columns=tuple(
             name for names in attribute_columns or () for name in names.split(",") if name
         ),
+        hint_columns=hint_columns(hint_column or []),
         shard_size=shard_size,
         workers=workers,
         test_fraction=test_fraction,

@@ -1,10 +1,11 @@
 """`mezzotint data pack`."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from data_pipeline.config import Selection
+from data_pipeline.config import HINT_NAME, Selection
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack
 from data_pipeline.packing.report import Count, PackReport
@@ -41,6 +42,27 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
             case _:
                 raise UserError(f"--split {text}: give SPLIT/train, SPLIT/test, or SPLIT for both")
     return tuple(chosen)
+
+
+def hint_columns(stated: Iterable[str]) -> dict[str, str]:
+    """The columns of hints by the hint's name, from `COLUMN` or `NAME=COLUMN`.
+
+    Raises:
+        UserError: a name that no hint can have, or one that occurs twice.
+    """
+    found: dict[str, str] = {}
+    for text in stated:
+        name, separator, column = text.partition("=")
+        column = column if separator else name
+        if not re.fullmatch(HINT_NAME, name) or not column:
+            raise UserError(
+                f"--hint-column {text}: a hint's name has small letters, digits and _ only; give "
+                f"one, for instance --hint-column edges={column or 'COLUMN'}"
+            )
+        if name in found:
+            raise UserError(f"--hint-column {text}: there are two columns of hint '{name}'")
+        found[name] = column
+    return found
 
 
 def to_json(report: PackReport) -> str:
