@@ -11,7 +11,7 @@ TEXT_TOKENS = "text_tokens"
 TEXT_EMBEDDING = "text_embedding"
 """The array of a sample: (lines, D), of every line by CLIP's text tower."""
 CAPTION_ARRAYS = (TEXT_FEATURES, TEXT_TOKENS, TEXT_EMBEDDING)
-"""Arrays with a row for every line of KEY.txt, of which that of the caption that is read is taken."""
+"""Arrays with a row for every line of KEY.txt; that of the caption that is read is taken."""
 EMPTY_FEATURES = "empty_text_features.npy"
 """The file of a set that holds the features (L, C) of an empty caption."""
 
