@@ -107,7 +107,7 @@ def edited_run(
         run = replace(run, denoiser=denoiser)
     if first == 0:
         return run, run.start(noise)
-    run = replace(run, times=run.times[first:])
+    run = replace(run, times=run.times[first:], solver=run.solver.from_step(first))
     try:
         run.solver.check(len(run.times) - 1)
     except ValueError as error:

@@ -22,7 +22,10 @@ class TokenConditioning:
     device: torch.device
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        return replace(cond, text=self.tokens(captions).to(self.device))
+        """The condition with tokens; of an empty caption padding, as where training dropped it."""
+        tokens = self.tokens(captions)
+        tokens[[not caption.strip() for caption in captions]] = 0
+        return replace(cond, text=tokens.to(self.device))
 
     def protocol(self) -> Mapping[str, object]:
         return {"kind": "tokens", "length": self.tokens.length}

@@ -1,7 +1,7 @@
 """Analytic-DPM (arXiv 2201.06503): ancestral sampling with the optimal variance."""
 
 import math
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
 from torch import Generator, Tensor
@@ -39,6 +39,10 @@ class AnalyticDPM(Solver, frozen=True, extra="forbid"):
             raise ValueError("analytic_dpm needs moments, estimated on data for its times")
         if len(self.moments) != steps:
             raise ValueError(f"{steps} steps need as many moments, got {len(self.moments)}")
+
+    def from_step(self, first: int) -> Self:
+        moments = None if self.moments is None else self.moments[first:]
+        return self.model_copy(update={"moments": moments})
 
     def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
         for step, moment in enumerate(self.moments or ()):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -131,6 +131,10 @@ class Solver(BaseModel, ABC, frozen=True, extra="forbid"):
         Raises:
             ValueError: they do not.
         """
+
+    def from_step(self, first: int) -> Self:
+        """The solver of the rest of its grid, without the first steps."""
+        return self
 
     @abstractmethod
     def _iterate(self, denoise: GridDenoiser, x: Tensor, grid: TimeGrid, rng: Generator) -> Steps:
