@@ -15,6 +15,7 @@ from launch.submit.plan import job_script, recipe_job, run_directory
 from mezzotint.common.errors import UserError
 from models.autoregressive.prior import PriorConfig
 from models.config import text_shape
+from models.diffusion.control.network import ControlConfig
 from models.diffusion.network import HasConditioners
 from trainer.engine_config import (
     check_numerics,
@@ -25,6 +26,7 @@ from trainer.engine_config import (
     resolve_precision,
 )
 from trainer.memory_estimate import (
+    FLOAT,
     MemoryEstimate,
     Sizes,
     checkpoint_bytes,
@@ -56,8 +58,10 @@ class Memory:
     """Memory of one process in bytes, without activations."""
 
     parts: Mapping[str, MemoryEstimate]
+    base: int
+    """Of the frozen base of a control, whole in every process; 0 without one."""
     total: int
-    """Of all parts, an upper bound."""
+    """Of all parts and the base, an upper bound."""
     start: int
     """Its peak at the start, before its engines: whole networks in fp32, or what
     is kept of the model (shards under ZeRO-3), whose parameters are filled one by one."""
@@ -246,17 +250,30 @@ def _memory(recipe: Recipe, numbers: Mapping[str, Sizes], machines: Machines) ->
     layouts = {name: states(recipe, name, machines.precision) for name in numbers}
     world = machines.processes
     parts = {name: estimate_memory(part, layouts[name], world) for name, part in numbers.items()}
-    total = sum(part.total for part in parts.values())
+    # a control starts as its base, which is read in fp32 then and takes the control's type later
+    weights = _base_weights(recipe)
+    base = weights * max((layout.number for layout in layouts.values()), default=FLOAT)
+    total = sum(part.total for part in parts.values()) + base
     start = sum(start_bytes(part, layouts[name], world) for name, part in numbers.items())
+    start += weights * FLOAT
     available = machines.memory
     return Memory(
         parts=parts,
+        base=base,
         total=total,
         start=start,
         largest_layer=max(part.largest_layer for part in numbers.values()),
         available=available,
         fits=None if available is None else max(total, start) <= available,
     )
+
+
+def _base_weights(recipe: Recipe) -> int:
+    """Weights of the frozen network that a control is trained for; 0 without one."""
+    if not isinstance(recipe.model, ControlConfig):
+        return 0
+    with torch.device("meta"):
+        return _count(recipe.model.base.build())
 
 
 def _job(

@@ -65,6 +65,8 @@ def memory_lines(report: DryRunReport) -> list[str]:
     stages = {
         part: settings["zero_optimization"]["stage"] for part, settings in report.deepspeed.items()
     }
+    if memory.base:
+        lines.append(f"  frozen base: {format_bytes(memory.base)}")
     for part, held in memory.parts.items():
         lines.append(f"  {part} at ZeRO {stages[part]}:")
         lines += [f"    {LABELS[name]} {format_bytes(n)}" for name, n in asdict(held).items() if n]

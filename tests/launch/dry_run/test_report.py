@@ -241,3 +241,18 @@ def test_parts_with_their_own_zero_stage_are_counted_by_it(checked):
         shared = settings["zero_optimization"]["stage"] == 2
         assert shared == (part == "model")
         assert held[part]["moments"] == pytest.approx(count * (4 if shared else 8), abs=32)
+
+
+def test_the_frozen_base_of_a_control_is_counted_in_every_process(checked, cluster):
+    on = (
+        "--cluster",
+        cluster(CLUSTER.replace("tasks_per_node: 8", "tasks_per_node: 2")),
+        "--nodes",
+        2,
+    )
+    memory = checked("sd1_control", *on)["memory"]
+    assert memory["base"] == 859_520_964 * 2
+    parts = sum(sum(each.values()) for each in memory["parts"].values())
+    assert memory["total"] == parts + memory["base"]
+    assert memory["start"] >= 859_520_964 * 4
+    assert checked("sd1", *on)["memory"]["base"] == 0
