@@ -76,21 +76,21 @@ def import_(
 ) -> None:
     """Write a model directory from weights of another library; all names and shapes must match.
 
-    A whole folder of diffusers becomes OUT/model, OUT/first_stage and OUT/text_encoder, a CompVis
-    checkpoint OUT/model and OUT/first_stage. It records how training images were prepared: as the
-    recipe says, or the two options.
+    A whole folder of diffusers or a CompVis checkpoint becomes OUT/model, OUT/first_stage and
+    OUT/text_encoder. It records how training images were prepared: as the recipe says, or the two
+    options.
     """
     from launch.weights.convert import import_weights
     from mezzotint.common.preprocessing import StatedPreprocessing
 
+    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=True)
     if source == "compvis":
         from launch.weights.compvis import Recipes, import_compvis
 
         recipes = Recipes(recipe, first_stage_recipe)
-        read = import_compvis(file, out, recipes, overrides or [], latent_scale)
+        read = import_compvis(file, out, recipes, overrides or [], latent_scale, stated)
         typer.echo(read.to_json() if as_json else read.to_text())
         return
-    stated = StatedPreprocessing.of_options(image_fit, image_filter, force=True)
     done = import_weights(file, out, source, recipe, overrides or [], stated)
     typer.echo(done.to_json() if as_json else f"{out}: {done.kind}, {done.parameters:,} parameters")
 

@@ -9,18 +9,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.weights.compvis_text import text_tower, tower_settings, write_text_tower
 from launch.weights.foreign_file import read_weights
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.latent_scaling import LatentScaling
-from mezzotint.common.preprocessing import Preprocessing
+from mezzotint.common.preprocessing import MODELS_OWN, Preprocessing, StatedPreprocessing
 from mezzotint.inference.model_lookup import find_model
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.diffusers import shifted
 from models.autoencoders.taming_weights import from_taming, to_taming
-from models.config import ModelConfig
+from models.config import ModelConfig, image_side
 from models.diffusion.control.network import ControlConfig
 from models.diffusion.control.released import from_released, to_released
 from models.diffusion.unet.compvis import (
@@ -35,7 +36,7 @@ from models.diffusion.unet.guided_diffusion import flags
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
 from models.text_source import TextSource
-from trainer.recipe import load
+from trainer.recipe import Recipe, load
 from trainer.tasks.denoising import DenoisingConfig
 
 FILE = "model.safetensors"
@@ -75,15 +76,22 @@ class Recipes:
 
 
 def import_compvis(
-    file: Path, out: str, recipes: Recipes, overrides: Sequence[str], scale: float | None
+    file: Path,
+    out: str,
+    recipes: Recipes,
+    overrides: Sequence[str],
+    scale: float | None,
+    images: StatedPreprocessing = MODELS_OWN,
 ) -> Checkpoints:
     """Write `out`/model, and `out`/first_stage with the recipe of the first stage.
 
     The recipe's model says what is read: a UNet, with the averages of `model_ema` where there are
-    some, or a control. `scale` is that of the latents where the checkpoint does not hold it.
+    some, or a control. CLIP's text tower, where the checkpoint holds the one that the UNet reads,
+    becomes `out`/text_encoder. `scale` is that of the latents where the checkpoint does not hold
+    it, `images` how training images were prepared, where the recipes do not say it.
 
     Raises:
-        UserError: no such file or recipe, or weights that do not fit.
+        UserError: no such file or recipe, or weights that do not fit; nothing is written.
     """
     if recipes.model is None:
         raise UserError("--recipe: is needed for the config of the network")
@@ -99,18 +107,27 @@ def import_compvis(
     parts = read_checkpoint(weights, config)
     state = from_compvis(parts.denoiser, config)
     scale = parts.scale if scale is None else scale
-    found, counts, files = None, {}, []
+    found, counts, files, stage = None, {}, [], None
+    tower = {} if config.features is None else text_tower(weights)
+    settings = tower_settings(tower, config.features.width) if config.features and tower else None
     if recipes.first_stage is not None:
         if not parts.first_stage:
             raise UserError(f"{file}: holds no first stage; leave out --first-stage-recipe")
+        stage = _first_stage(recipes.first_stage, images)
         where = storage.join(out, "first_stage")
-        stage = _first_stage(recipes.first_stage)
         found, counts["first_stage"] = _save_first_stage(stage, parts, where, _known(scale))
+        files.append(where)
+    encoder = recipe.task.text_encoder if isinstance(recipe.task, DenoisingConfig) else None
+    if settings is not None:
+        where = storage.join(out, "text_encoder")
+        encoder, counts["text_encoder"] = write_text_tower(tower, settings, where), _numbers(tower)
         files.append(where)
     card = f"{'averaged weights' if parts.averaged else 'weights'} of `{file.name}`"
     where = storage.join(out, "model")
-    encoder = recipe.task.text_encoder if isinstance(recipe.task, DenoisingConfig) else None
-    counts["model"] = _save(where, config, state, card, encoder=encoder, first_stage=found)
+    image = _prepared(recipe, images) if stage is None else stage.image
+    counts["model"] = _save(
+        where, config, state, card, image=image, encoder=encoder, first_stage=found
+    )
     return Checkpoints("compvis", counts, (where, *files), scale, parts.averaged)
 
 
@@ -120,7 +137,7 @@ class _FirstStage:
     image: Preprocessing | None
 
 
-def _first_stage(recipe: Path) -> _FirstStage:
+def _first_stage(recipe: Path, images: StatedPreprocessing) -> _FirstStage:
     """What its recipe says.
 
     Raises:
@@ -129,9 +146,16 @@ def _first_stage(recipe: Path) -> _FirstStage:
     read = load(recipe)
     if not isinstance(read.model, AutoencoderConfig):
         raise UserError(f"{recipe}: model.kind: {read.model.kind}: must be autoencoder")
-    return _FirstStage(
-        read.model, None if read.data.image is None else read.data.image.preprocessing
-    )
+    return _FirstStage(read.model, _prepared(read, images))
+
+
+def _prepared(recipe: Recipe, images: StatedPreprocessing) -> Preprocessing | None:
+    """How training images were prepared: as the recipe says, or what is stated."""
+    own = None if recipe.data.image is None else recipe.data.image.preprocessing
+    if not images.values:
+        return own
+    size = image_side(recipe.model) if own is None else own.size
+    return Preprocessing.model_validate({"size": size, **images.values})
 
 
 def _save_first_stage(

@@ -5,10 +5,10 @@ import json
 from models.torchvision_compat import ensure_torchvision
 
 
-def open_clip_tokenizer_files(length: int) -> dict[str, bytes]:
+def open_clip_tokenizer_files(length: int, pad: str | None = None) -> dict[str, bytes]:
     """`vocab.json`, `merges.txt` and `tokenizer_config.json` by name, for `length` ids.
 
-    Captions are padded with id 0, as open_clip pads them.
+    Captions are padded with the piece `pad`; None: with id 0, as open_clip pads them.
     """
     ensure_torchvision()
     from open_clip.tokenizer import SimpleTokenizer
@@ -24,7 +24,7 @@ def open_clip_tokenizer_files(length: int) -> dict[str, bytes]:
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        "pad_token": tokenizer.decoder[0],
+        "pad_token": pad or tokenizer.decoder[0],
     }
     return {
         "vocab.json": (json.dumps(vocab, ensure_ascii=False) + "\n").encode(),

@@ -8,14 +8,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mezzotint.common.latent_scaling import LatentScaling
-from models import store
+from mezzotint.common.preprocessing import Preprocessing
+from models import frozen_text, store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.taming_weights import from_taming, to_taming
+from models.clip import token_features
+from models.clip_transformers import to_clip_text_model
 from models.diffusion.control.network import ControlConfig
 from models.diffusion.control.released import from_released
 from models.diffusion.unet.compvis import to_compvis
 from models.diffusion.unet.network import UNetConfig
 from models.first_stage import FirstStage
+from models.torchvision_compat import ensure_torchvision
 
 BETAS = {"kind": "sqrt_linear", "first": 0.0015, "last": 0.0195}
 UNET = {
@@ -48,7 +52,11 @@ KL = AutoencoderConfig(
 VQ = AutoencoderConfig(
     **STAGE, pyramid=PYRAMID, bottleneck={"kind": "vq", "codes": 8, "legacy_beta": True}
 )
-CONDITIONS = {"text": {"kind": "text"}, "class": {"kind": "class"}}
+CONDITIONS = {
+    "text": {"kind": "text"},
+    "class": {"kind": "class"},
+    "features": {"kind": "features", "encoder": {"kind": "clip", "model": "runs/clip/model"}},
+}
 
 
 def saved(config, where, seed=0, **record):
@@ -194,3 +202,77 @@ def test_a_control_of_the_released_layout_comes_back(mezzotint, tmp_path):
     assert outcome.code == 0, outcome.err
     assert same(from_released(load_file(out / "model.safetensors"), config), state)
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["hint_channels"] == 1
+
+
+WIDTH = 64
+
+
+def tower():
+    """A text tower of OpenAI's form with random weights, and its weights as transformers'."""
+    ensure_torchvision()
+    from open_clip.model import QuickGELU
+    from open_clip.transformer import TextTransformer
+
+    torch.manual_seed(3)
+    network = TextTransformer(
+        context_length=7, vocab_size=49408, width=WIDTH, heads=1, layers=2, act_layer=QuickGELU,
+        output_dim=WIDTH, proj_type="none", pool_type="none",
+    ).eval()  # fmt: skip
+    return network, to_clip_text_model(dict(network.state_dict()))
+
+
+def test_the_text_tower_of_a_checkpoint_is_read_with_openais_tokenizer(mezzotint, tmp_path):
+    config = UNetConfig(**UNET, features={"width": WIDTH}, transformer={})
+    network, named = tower()
+    made = to_compvis(saved(config, tmp_path / "a"), config)
+    prefix = "cond_stage_model.transformer."
+    made |= {f"{prefix}{name}": value for name, value in named.items()}
+    made[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(7)[None]
+    file, out = tmp_path / "file.safetensors", tmp_path / "in"
+    save_file(made, file)
+    path = recipe(tmp_path / "r.yaml", config)
+    words = ("--from", "compvis", "--recipe", path, "--json")
+    done = mezzotint("import", file, out, *words)
+    assert done.code == 0, done.err
+    counted = json.loads(done.out)["parameters"]
+    assert counted["text_encoder"] == sum(value.numel() for value in named.values())
+    source = store.describe(str(out / "model")).text_encoder
+    assert source.directory == str(out / "text_encoder")
+    reader = frozen_text.load(source, None)
+    tokens = reader.tokens(["a cat", ""])
+    assert tokens[1].tolist() == [49406] + [49407] * 6, "padded with the end, as it was trained"
+    with torch.no_grad():
+        torch.testing.assert_close(reader(["a cat", ""]), token_features(network, tokens))
+    missing = "text_model.encoder.layers.0.mlp.fc1.weight"
+    for changes, message in (
+        ({f"{prefix}{missing}": None}, f"{missing}: is missing"),
+        ({f"{prefix}text_model.more": torch.ones(1)}, "holds other weights than those of CLIP's"),
+        ({f"{prefix}{name}": value[..., :32] for name, value in named.items()}, "features of 32"),
+    ):
+        changed = {name: each for name, each in {**made, **changes}.items() if each is not None}
+        save_file({name: each.contiguous() for name, each in changed.items()}, file)
+        refused = mezzotint("import", file, tmp_path / "no", *words)
+        assert refused.code == 2, refused.out
+        assert message in refused.err
+        assert not (tmp_path / "no").exists()
+
+
+def test_how_images_were_prepared_is_recorded_as_the_options_or_the_recipes_say(
+    mezzotint, tmp_path
+):
+    first = {
+        f"first_stage_model.{k}": v for k, v in to_taming(saved(KL, tmp_path / "b"), KL).items()
+    }
+    file = tmp_path / "file.safetensors"
+    save_file({**to_compvis(saved(PLAIN, tmp_path / "a"), PLAIN), **first}, file)
+    recipes = [recipe(tmp_path / f"{n}.yaml", each) for n, each in enumerate((PLAIN, KL))]
+    words = ("--from", "compvis", "--recipe", recipes[0], "--first-stage-recipe", recipes[1])
+    words += ("--latent-scale", "0.5")
+    for name, options, wanted in (
+        ("own", (), Preprocessing(size=16)),
+        ("stated", ("--image-fit", "crop"), Preprocessing(size=16, fit="crop")),
+    ):
+        done = mezzotint("import", file, tmp_path / name, *words, *options)
+        assert done.code == 0, done.err
+        for part in ("model", "first_stage"):
+            assert store.describe(str(tmp_path / name / part)).preprocessing == wanted
