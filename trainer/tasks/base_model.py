@@ -33,6 +33,14 @@ def describe_base(location: str, key: str = "task.base") -> tuple[str, store.Mod
             raise UserError(f"{key}: {error}") from error
 
 
+def cast_products(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast in place what autocast casts in each call: weights of linear layers and convolutions."""
+    with torch.inference_mode(mode=False):
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                module.to(dtype)
+
+
 class LazyBase:
     """A base that is read from disk when it is first needed, and never trained.
 
@@ -43,6 +51,8 @@ class LazyBase:
     def __init__(self, location: str) -> None:
         self._location = location
         self._network: nn.Module | None = None
+        self._products: torch.dtype | None = None
+        """What the weights of matrix products were cast to; None: they are as stored."""
         self._decode: Callable[[Tensor], Tensor] | None = None
 
     def describe(self) -> store.ModelInfo:
@@ -73,8 +83,19 @@ class LazyBase:
         return weights[name]
 
     def __call__(self, like: Tensor) -> Controllable:
-        """The network on the device and in the type of a tensor."""
-        network = self._loaded().to(like.device, like.dtype)
+        """The network on the device and in the type of a tensor.
+
+        Under autocast the weights of its matrix products have autocast's type already: it keeps no
+        casts of frozen weights, and would make them in every call.
+        """
+        kind = like.device.type
+        wanted = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        network = self._network
+        if network is None or self._products != wanted:
+            network = self._loaded().to(like.device, like.dtype)
+            if wanted is not None:
+                cast_products(network, wanted)
+            self._products = wanted
         assert isinstance(network, Controllable), "a control has a base in two halves"
         return network
 
@@ -90,7 +111,8 @@ class LazyBase:
         return self._decode(x).clamp(-1, 1)
 
     def _loaded(self) -> nn.Module:
-        if self._network is None:
+        if self._network is None or self._products is not None:
+            self._products = None
             directory, _ = describe_base(self._location)
             with torch.inference_mode(mode=False):
                 self._network = store.load(directory).requires_grad_(requires_grad=False)

@@ -11,6 +11,7 @@ from models import store
 from models.config import ModelConfig
 from models.nn.initialization import materialize
 from trainer.task import Step
+from trainer.tasks.base_model import LazyBase
 from trainer.tasks.control import ControlTaskConfig, with_caption_drop
 from trainer.tasks.convergence import Convergence, closer_to
 from trainer.tasks.denoising import DenoisingConfig
@@ -122,6 +123,48 @@ def test_training_moves_the_control_alone_and_the_base_keeps_its_digest(case):
     store.save(base, frozen.config, frozen.state_dict(), card="")
     assert store.describe(base).digest == digest
     assert all(torch.equal(value, weights[name]) for name, value in frozen.state_dict().items())
+
+
+def test_under_autocast_the_base_is_cast_once_and_computes_the_same(case):
+    base, settings, condition = case
+    task, control = build(base, settings, condition)
+    with torch.no_grad():
+        for weight in control.parameters():  # so that the control acts
+            weight.add_(
+                torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) * 0.05
+            )
+    plain = one_loss(task, control).value
+    with torch.autocast("cpu", torch.bfloat16):
+        found = one_loss(task, control).value
+        network = task.base(next(control.parameters()))
+        assert task.base(next(control.parameters())) is network
+        types = {
+            each.weight.dtype for each in network.modules() if isinstance(each, torch.nn.Conv2d)
+        }
+        assert types <= {torch.bfloat16}
+        task.base = Uncast(base)
+        assert torch.equal(found, one_loss(task, control).value)
+    assert not torch.equal(found, plain)
+    again, _ = build(base, settings, condition)
+    assert torch.equal(one_loss(again, control).value, plain)
+
+
+class Uncast(LazyBase):
+    """A base whose weights autocast casts."""
+
+    def __call__(self, like):
+        return self._loaded()
+
+
+def test_a_base_outside_of_autocast_has_its_own_weights_again(case):
+    base = LazyBase(case[0])
+    like = torch.zeros(1)
+    stored = store.load(case[0]).state_dict()
+    for enabled in (False, True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            weights = base(like).state_dict()
+        same = all(torch.equal(weights[name], value) for name, value in stored.items())
+        assert same is not enabled
 
 
 def test_previews_show_hint_real_and_both_samples(case):
