@@ -1,7 +1,9 @@
 """Controls of `mezzotint sample`: their settings and hints, from its options."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +23,7 @@ from models.diffusion.control.controlled import GuessMode
 from models.diffusion.control.network import ControlConfig
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,17 @@ def read_hint(content: bytes, name: str, record: HintRecord, size: int) -> Tenso
     return torch.from_numpy(read(content, name, channels=record.channels, size=size))
 
 
+@cache
+def _warn_of_another_version(trained: str, here: str) -> None:
+    """Say that hints may differ from those of training, once."""
+    log.warning(
+        "--detect: the control was trained on hints of %s, and this is %s: the hint may differ in "
+        "details; install that version where they matter",
+        trained,
+        here,
+    )
+
+
 def detect_hint(content: bytes, name: str, record: HintRecord, image: ImageConfig) -> Tensor:
     """The hint of an image file, by the detector of a record: (C, H, W) in [0, 1].
 
@@ -165,5 +179,10 @@ def detect_hint(content: bytes, name: str, record: HintRecord, image: ImageConfi
         raise UserError(
             f"{name}: the control was trained on hints of a user's own ('{record.name}'), so no "
             "detector makes one from an image; give the hint itself, without --detect"
+        )
+    trained, here = record.detector, of_record(record.detector).record
+    if (trained.library, trained.version) != (here.library, here.version):
+        _warn_of_another_version(
+            f"{trained.library} {trained.version}", f"{here.library} {here.version}"
         )
     return torch.from_numpy(hint_of(of_record(record.detector), decode(content, image, name)))

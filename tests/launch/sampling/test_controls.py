@@ -1,5 +1,6 @@
 """`sample --control`: hints from files or made by the recorded detector, and what is refused."""
 
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from PIL import Image
 from saved_network import saved
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.hints.config import Edges, Silhouette
+from launch.sampling import controls
 from launch.sampling.controls import interval
 from launch.sampling.sample_report import shown_hint
 from mezzotint.common.errors import UserError
@@ -106,3 +109,15 @@ def test_hints_are_shown_in_grey_or_colour():
     assert grey.tolist() == [[[0, 0, 0], [255, 255, 255]]]
     assert shown_hint(torch.ones(5, 2, 2, device="cpu")).shape == (2, 2, 3)
     assert Edges().channels == 1
+
+
+def test_another_version_of_the_detectors_library_is_warned_of_once(caplog):
+    controls._warn_of_another_version.cache_clear()
+    here = Silhouette(tolerance=8).record
+    older = HintRecord(name="h", channels=1, detector=here.model_copy(update={"version": "4.5.0"}))
+    content, image = io.BytesIO(), ImageConfig(size=8)
+    Image.new("RGB", (8, 8), "red").save(content, "PNG")
+    for record in (HintRecord(name="h", channels=1, detector=here), older, older):
+        controls.detect_hint(content.getvalue(), "photo.png", record, image)
+    (warning,) = [each.message for each in caplog.records]
+    assert f"{here.library} 4.5.0, and this is {here.library} {here.version}" in warning
