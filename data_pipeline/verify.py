@@ -9,6 +9,7 @@ from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sample_check import sample_faults
 from data_pipeline.shards import TARS, index_again, unlisted_files
 from data_pipeline.tar import index_tar, local_tar
+from data_pipeline.text.cached_features import CachedTextFeatures
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import CredentialsError, TransientError
@@ -43,6 +44,7 @@ def verify(
         for name in unlisted
         if name.endswith(TARS)
     ]
+    problems += _empty_features(url, manifest)
     done = 0
     for shard in manifest.shards:
         path = storage.join(url, shard.name)
@@ -59,6 +61,19 @@ def verify(
     if progress is not None and done < manifest.sample_count:
         progress(manifest.sample_count, manifest.sample_count)
     return VerifyReport(manifest, tuple(problems), tuple(unlisted))
+
+
+def _empty_features(url: str, manifest: Manifest) -> list[str]:
+    """What is wrong with the file of an empty caption's features, of a set that has one."""
+    if manifest.text_features is None:
+        return []
+    try:
+        CachedTextFeatures.of_sets([(url, manifest)])
+    except (CredentialsError, TransientError):
+        raise
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _differences(

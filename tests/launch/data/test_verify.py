@@ -1,15 +1,20 @@
 """`mezzotint data verify`, `index` and `tokenizer` at the command line."""
 
+import io
 import json
 import os
 
+import numpy as np
 import pytest
 
+from data_pipeline.manifest import read_manifest, write_manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from launch import errors
 from launch.pipeline.config import TokenizerStage
 from launch.pipeline.stage_types import make_tokenizer
 from launch.progress import Reporter
+from mezzotint.common.digests import sha256
+from mezzotint.common.text_features import EMPTY_FEATURES, TextFeatureRecord
 
 CUT = {3: {"png": b"\x89PNG\r\n\x1a\n"}, 5: {"txt": b"\xff"}, 7: {"txt": b"two\nlines\n"}}
 
@@ -103,3 +108,23 @@ def test_a_tokenizer_stage_has_the_same_settings(write_set, tmp_path):
     assert "different characters are no pieces" in facts["left out or changed"]
     tokenizer = Tokenizer.load(str(tmp_path / "model"))
     assert tokenizer.unknown_id not in tokenizer.encode("日本", 20)
+
+
+def test_verify_checks_the_features_of_an_empty_caption(write_set, mezzotint, refused, tmp_path):
+    content = b"features"
+    record = TextFeatureRecord(
+        encoder="e" * 64, length=2, width=3, dtype="fp32", empty_sha256=sha256(content)
+    )
+    url = write_set()
+    write_manifest(str(url), read_manifest(str(url)).model_copy(update={"text_features": record}))
+    for wrong in (None, b"other"):
+        if wrong is not None:
+            (url / EMPTY_FEATURES).write_bytes(wrong)
+        assert mezzotint("data", "verify", url).code == 2
+        assert EMPTY_FEATURES in mezzotint("data", "verify", url).err
+    stored = io.BytesIO()
+    np.save(stored, np.zeros((2, 3), np.float32))
+    (url / EMPTY_FEATURES).write_bytes(stored.getvalue())
+    record = record.model_copy(update={"empty_sha256": sha256(stored.getvalue())})
+    write_manifest(str(url), read_manifest(str(url)).model_copy(update={"text_features": record}))
+    assert mezzotint("data", "verify", url).code == 0
