@@ -117,6 +117,22 @@ def _read(where: Path) -> Mapping[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.endswith(_POSITIONS)}
 
 
+def read_padding(home: Path) -> int:
+    """The id that captions are padded with, of a directory with OpenAI's vocabulary.
+
+    Raises:
+        UserError: it holds another vocabulary, or a file is missing.
+    """
+    vocabulary = read_json(home / VOCABULARY)
+    if len(vocabulary) != _OPENAI_PIECES or vocabulary.get("!") != 0:
+        raise UserError(f"{home / VOCABULARY}: is not OpenAI's vocabulary, the one known here")
+    stated = read_json(home / TOKENIZER_CONFIG).get("pad_token", "<|endoftext|>")
+    pad = stated.get("content") if isinstance(stated, dict) else stated
+    if pad not in vocabulary:
+        raise UserError(f"{home / TOKENIZER_CONFIG}: pad_token: {pad} is not in {VOCABULARY}")
+    return int(vocabulary[pad])
+
+
 class OpenAITokens:
     """OpenAI's tokenizer, padded with the id that the directory states."""
 
@@ -125,17 +141,9 @@ class OpenAITokens:
         ensure_torchvision()
         from open_clip.tokenizer import SimpleTokenizer
 
-        home = Path(directory)
-        vocabulary = read_json(home / VOCABULARY)
         self.length = settings(directory).max_position_embeddings
         self._tokenizer = SimpleTokenizer(context_length=self.length)
-        if len(vocabulary) != _OPENAI_PIECES or vocabulary.get("!") != 0:
-            raise UserError(f"{home / VOCABULARY}: is not OpenAI's vocabulary, the one known here")
-        stated = read_json(home / TOKENIZER_CONFIG).get("pad_token", "<|endoftext|>")
-        pad = stated.get("content") if isinstance(stated, dict) else stated
-        if pad not in vocabulary:
-            raise UserError(f"{home / TOKENIZER_CONFIG}: pad_token: {pad} is not in {VOCABULARY}")
-        self._pad = int(vocabulary[pad])
+        self._pad = read_padding(Path(directory))
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Ids (B, length) int64."""

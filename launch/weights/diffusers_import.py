@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from data_pipeline.text.tokenizer import Tokenizer
 from launch.weights.diffusers_folder import TEXT_WEIGHTS, WEIGHTS
 from launch.weights.foreign_file import read_weights
 from mezzotint.common.errors import UserError
@@ -57,14 +58,20 @@ def import_folder(
     `overrides` are of `model.`, the denoiser; `images` states fit and filter of training images.
 
     Raises:
-        UserError: a part is missing, or is one that has no network here.
+        UserError: a part is missing or has no network here, or parts do not fit; nothing is
+            written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose a new directory")
     _require_parts(folder)
     vae, vae_state, scale, shift = _first_stage(folder / "vae")
     unet, unet_state = _denoiser(folder, overrides)
-    clip_text.settings(str(folder / "text_encoder"))
+    if unet.image_channels != vae.channels:
+        raise UserError(
+            f"{folder}: unet takes {unet.image_channels} channels, and latents of vae have "
+            f"{vae.channels}; the parts are of different models"
+        )
+    _check_text(folder, unet)
     text_state = read_weights(folder / "text_encoder" / TEXT_WEIGHTS)
     first_stage, text, model = (out / name for name in ("first_stage", "text_encoder", "model"))
     # 1 sample: nothing says how many were measured
@@ -129,6 +136,24 @@ def _denoiser(folder: Path, overrides: Sequence[str]) -> tuple[UNetConfig, dict[
     sines_first = content.get("flip_sin_to_cos") is False
     weights = read_weights(folder / "unet" / WEIGHTS)
     return config, _float(from_diffusers(weights, config, sines_first=sines_first))
+
+
+def _check_text(folder: Path, unet: UNetConfig) -> None:
+    """Refuse a text encoder or tokenizer that cannot be read, or has features of another width."""
+    home, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    width = clip_text.settings(str(home)).hidden_size
+    if unet.features is None or unet.features.width != width:
+        wanted = "none" if unet.features is None else str(unet.features.width)
+        raise UserError(
+            f"{home}: has features of width {width}, and {folder / 'unet'} takes {wanted}; the "
+            "parts are of different models"
+        )
+    clip_text.ClipTextTower(str(home))
+    own = tokenizer / clip_text.OWN_TOKENIZER
+    if own.is_file():
+        Tokenizer.load(str(own))
+    else:
+        clip_text.read_padding(tokenizer)
 
 
 def _copy_text(folder: Path, out: Path) -> None:

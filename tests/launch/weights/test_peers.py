@@ -347,6 +347,44 @@ def test_folder_with_a_missing_part_is_refused(home, tmp_path, part):
     assert not (tmp_path / "in").exists()
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def _other_tower(folder):
+    config = folder / "text_encoder" / "config.json"
+    tree = json.loads(config.read_text()) | {"hidden_size": 24}
+    config.write_text(json.dumps(tree))
+
+
+def _other_latents(folder):
+    shutil.rmtree(folder / "vae")
+    with_3 = KL.model_copy(update={"channels": 3})
+    saved(folder.parent / "three", with_3)
+    export_model(str(folder.parent / "three"), folder / "vae", "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: _cut(folder / "text_encoder" / "model.safetensors"), "text_encoder/model"),
+        (lambda folder: (folder / "tokenizer" / "tokenizer.model").unlink(), "vocab.json: no such"),
+        (lambda folder: _cut(folder / "tokenizer" / "tokenizer.model"), "tokenizer.model"),
+        (_other_tower, "has features of width 24, and .*unet takes 16"),
+        (_other_latents, "unet takes 4 channels, and latents of vae have 3"),
+    ],
+)
+def test_nothing_is_written_of_a_folder_with_a_part_that_cannot_be_read(
+    home, tmp_path, damage, message
+):
+    folder = tmp_path / "folder"
+    shutil.copytree(home / "kl_folder", folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        import_weights(folder, str(tmp_path / "in"), "diffusers", None, [])
+    assert not (tmp_path / "in").exists()
+
+
 def test_moved_or_other_first_stage_is_refused(home, tmp_path):
     with pytest.raises(UserError, match="another first stage"):
         export_model(str(home / "unet"), tmp_path / "out", "diffusers", str(home / "vq"))
