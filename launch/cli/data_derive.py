@@ -158,14 +158,12 @@ def derive(
         embeddings = ClipOptions(url, out, clip, kept, batch, device, processes, as_json, stated)
         report = derive_embedding_set(embeddings)
     elif hint is not None:
-        made_by = tuple(settings or ())
-        hints = HintOptions(url, out, hint, size, made_by, name, processes, as_json, stated)
+        given = tuple(settings or ())
+        hints = HintOptions(url, out, hint, size, given, name, processes, as_json, stated)
         report = derive_hint_set(hints)
     else:
         assert model is not None, "one of the four"
-        options = DeriveOptions(
-            url, out, model, batch, latents, flip, device, processes, as_json, stated
-        )
-        report = derive_set(options)
+        on = device, processes, as_json, stated
+        report = derive_set(DeriveOptions(url, out, model, batch, latents, flip, *on))
     if report is not None:
         typer.echo(report)

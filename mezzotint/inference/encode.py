@@ -95,13 +95,10 @@ def encode_set(
         NonFiniteError: a sample's arrays are not finite; nothing is left of the new set.
     """
     data = feeding(data, model, encoder_size(model, latents=latents))
-    if flip:
-        assert data.image is not None, "set by `feeding`"
-        data = data.model_copy(update={"image": data.image.model_copy(update={"flip": True})})
+    data = _flipping(data) if flip else data
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
     digest = store.describe(model).digest
-    fields = _fields(model, latents=latents)
-    fields = with_mirrored(fields) if flip else fields
+    fields = _fields(model, latents=latents, flip=flip)
     finished = finished_set(dataset, out, digest, fields=fields)
     if finished is not None:
         return measured(out, finished) if runtime.group.is_main else finished
@@ -111,9 +108,7 @@ def encode_set(
         images = dataset.batch(rows).images.to(runtime.device)
         names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
         with runtime.inference(), named_samples(names):
-            found = dict(encode(images))
-            if flip:
-                found |= {mirrored(name): each for name, each in encode(images.flip(3)).items()}
+            found = _of_both(encode, images) if flip else encode(images)
             return {name: each.cpu() for name, each in found.items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
@@ -131,10 +126,23 @@ def encode_set(
     return None
 
 
-def _fields(model: str, *, latents: bool) -> tuple[str, ...]:
+def _flipping(data: DataConfig) -> DataConfig:
+    """The data settings of a set whose mirrored images are encoded too, which it records."""
+    assert data.image is not None, "set by `feeding`"
+    return data.model_copy(update={"image": data.image.model_copy(update={"flip": True})})
+
+
+def _of_both(encode: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor) -> dict[str, Tensor]:
+    """The arrays of images (B, 3, H, W) and of the mirrored ones."""
+    other = encode(images.flip(3))
+    return {**encode(images), **{mirrored(name): each for name, each in other.items()}}
+
+
+def _fields(model: str, *, latents: bool, flip: bool) -> tuple[str, ...]:
     """The arrays that a model directory's autoencoder gives."""
     with torch.device("meta"):
-        return _encoder(store.describe(model).config.build(), latents=latents)[1]
+        found = _encoder(store.describe(model).config.build(), latents=latents)[1]
+    return with_mirrored(found) if flip else found
 
 
 def _encoder(

@@ -244,12 +244,8 @@ def test_parts_with_their_own_zero_stage_are_counted_by_it(checked):
 
 
 def test_the_frozen_base_of_a_control_is_counted_in_every_process(checked, cluster):
-    on = (
-        "--cluster",
-        cluster(CLUSTER.replace("tasks_per_node: 8", "tasks_per_node: 2")),
-        "--nodes",
-        2,
-    )
+    two = CLUSTER.replace("tasks_per_node: 8", "tasks_per_node: 2")
+    on = ("--cluster", cluster(two.replace("gpus_per_node: 8", "gpus_per_node: 2")), "--nodes", 2)
     memory = checked("sd1_control", *on)["memory"]
     assert memory["base"] == 859_520_964 * 2
     parts = sum(sum(each.values()) for each in memory["parts"].values())
