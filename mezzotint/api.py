@@ -32,11 +32,24 @@ from mezzotint.inference.images import from_bytes
 from mezzotint.inference.load import AnyGenerator, load_generator
 from mezzotint.inference.model_lookup import find_system
 from mezzotint.inference.runtime import Precision
+from mezzotint.inference.unclip import edits
+from mezzotint.inference.unclip.edits import DEFAULTS, EditSettings, ImageLatents
+from mezzotint.inference.unclip.generator import UnclipGenerator
 from trainer.recipe import explain, read_tree, validate
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory
 
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class EditedImages:
+    """Edited images, and what their sources were inverted to."""
+
+    images: Tensor
+    """(..., H, W, 3) uint8 on the CPU."""
+    latents: ImageLatents
+    """Of the sources: embedding, noise, and the PSNR at which they come back."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,91 @@ class System:
             hints=tuple(hints),
         )
         return self.generator.generate(request, progress=progress).top(number)
+
+    def variations(
+        self,
+        images: Tensor,
+        *,
+        etas: Sequence[float] = (0.0, 0.5, 1.0),
+        number: int = 1,
+        captions: Sequence[str] = (),
+        embedding: Tensor | None = None,
+        settings: EditSettings = DEFAULTS,
+    ) -> EditedImages:
+        """Images (n, etas, number, H, W, 3) of the CLIP embeddings of given ones, by unCLIP.
+
+        `images` (n, h, w, 3) uint8 have the decoder's size. They are inverted; DDIM then generates
+        from the noise found, and adds noise by eta: at 0 the images come back. `captions` are for
+        a decoder that reads them. `embedding` (n, D) replaces the CLIP embeddings of the images.
+
+        Raises:
+            UserError: a system without a decoder of image embeddings, or images of another size.
+        """
+        system = self._unclip("variations")
+        latents = edits.invert(
+            system, images, embedding=embedding, captions=captions, settings=settings
+        )
+        found = edits.variations(system, latents, etas, number=number, settings=settings)
+        return EditedImages(found, latents)
+
+    def interpolate(
+        self,
+        images: Tensor,
+        *,
+        fractions: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        noise: bool = True,
+        captions: Sequence[str] = (),
+        embedding: Tensor | None = None,
+        settings: EditSettings = DEFAULTS,
+    ) -> EditedImages:
+        """Images (fractions, H, W, 3) between two (2, h, w, 3), by unCLIP; else as `variations`.
+
+        Embeddings are interpolated on a sphere, and so is the noise of both images; without
+        `noise` it is that of the first.
+
+        Raises:
+            UserError: as `variations`, or not two images.
+        """
+        system = self._unclip("interpolate")
+        latents = edits.invert(
+            system, images, embedding=embedding, captions=captions, settings=settings
+        )
+        found = edits.interpolate(system, latents, fractions, noise=noise, settings=settings)
+        return EditedImages(found, latents)
+
+    def text_diff(
+        self,
+        images: Tensor,
+        source: str,
+        target: str,
+        *,
+        thetas: Sequence[float] = (0.0, 0.15, 0.3, 0.45),
+        captions: Sequence[str] = (),
+        embedding: Tensor | None = None,
+        settings: EditSettings = DEFAULTS,
+    ) -> EditedImages:
+        """Images (n, thetas, H, W, 3) turned from what `source` says to what `target` says.
+
+        Theta is the part of the angle to the difference of both captions' embeddings; at 0 the
+        images come back. Else as `variations`.
+
+        Raises:
+            UserError: as `variations`, or captions that CLIP reads as the same.
+        """
+        system = self._unclip("text_diff")
+        latents = edits.invert(
+            system, images, embedding=embedding, captions=captions, settings=settings
+        )
+        found = edits.text_edit(system, latents, source, target, thetas, settings=settings)
+        return EditedImages(found, latents)
+
+    def _unclip(self, method: str) -> UnclipGenerator:
+        if isinstance(self.generator, UnclipGenerator):
+            return self.generator
+        raise UserError(
+            f"{method}: a system of kind {self.generator.config.kind} has no decoder of image "
+            "embeddings, which edits need; load an unclip system, or the run of its decoder"
+        )
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The nearest images to (n, H, W, 3) uint8 that the system can generate.

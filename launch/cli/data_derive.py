@@ -1,6 +1,6 @@
 """`mezzotint data derive`: a set's images as codes, latents or hints."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,6 @@ from launch.cli.options import (
     ImageFit,
     Processes,
 )
-from mezzotint.common.embedding_scaling import Normalization
 from mezzotint.common.text_features import FeatureType
 
 EXAMPLES = (
@@ -82,7 +81,7 @@ Clip = Annotated[
     ),
 ]
 Normalize = Annotated[
-    Normalization | None,
+    Literal["openai_17.2", "mean_std", "l2_sqrt_d"] | None,
     typer.Option(
         help="How networks see the image embeddings (default: mean_std).",
         rich_help_panel=_EMBEDDINGS,

@@ -163,7 +163,7 @@ def draw(report: EditReport) -> Image.Image:
         for row, images in enumerate(strip.images)
     ]
     listed = ", ".join(f"{value:.1f} dB" for value in report.latents.psnr.tolist())
-    words = " → ".join(report.edit.captions)
+    words = " to ".join(report.edit.captions)
     labels = [" and ".join(given.names)] if len(rows) == 1 else list(given.names)
     return image_grid(
         rows,
@@ -172,6 +172,6 @@ def draw(report: EditReport) -> Image.Image:
         columns=GridAxis(["image", *(f"{value:.3g}" for value in strip.columns)], report.edit.axis),
         notes=[
             f"PSNR of the inverted images, generated again: {listed}.",
-            f"Below an image: its CLIP cosine with {', '.join(strip.scores)}.",
+            f"Below images: their mean CLIP cosine with {' and '.join(report.edit.compared)}.",
         ],
     )

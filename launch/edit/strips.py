@@ -34,6 +34,10 @@ class Edit(Protocol):
         """What the columns are values of."""
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """What edited images are compared with, in the order of the scores."""
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """What it reads besides the images."""
 
@@ -64,6 +68,7 @@ class Variations:
     etas: tuple[float, ...]
     number: int = 1
     axis: str = "eta"
+    compared: tuple[str, ...] = ("their source",)
     captions: tuple[str, ...] = ()
 
     def check(self, images: int) -> None:
@@ -95,6 +100,7 @@ class Interpolation:
     count_between: int
     noise: bool = True
     axis: str = "from the first image to the second"
+    compared: tuple[str, ...] = ("the first image", "the second")
     captions: tuple[str, ...] = ()
 
     def check(self, images: int) -> None:
@@ -133,6 +139,10 @@ class TextEdit:
     target: str
     thetas: tuple[float, ...]
     axis: str = "theta"
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        return f"'{self.source}'", f"'{self.target}'"
 
     @property
     def captions(self) -> tuple[str, ...]:

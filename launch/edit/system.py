@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import ClipSource, OpenClip, SystemConfig, UnclipSystem
+from mezzotint.inference.config import ClipSource, SystemConfig, UnclipSystem
 from mezzotint.inference.model_lookup import (
+    decoder_system,
     find_model,
     is_pipeline,
     pipeline_systems,
     system_of,
 )
-from models import store
 
 
 def edit_system(
@@ -46,22 +46,3 @@ def _of_pipeline(run: Path, name: str | None) -> tuple[str, UnclipSystem]:
         f"{run}: has no decoder of image embeddings, which edits need, but {kinds or 'no systems'};"
         " give the run of an unclip system, or of its decoder"
     )
-
-
-def decoder_system(directory: str) -> UnclipSystem:
-    """The decoder of a model directory with the CLIP that it records.
-
-    Raises:
-        UserError: no model directory, or a model that records no embeddings.
-    """
-    info = store.describe(directory)
-    record = info.embeddings
-    if record is None or info.config.kind in {"diffusion_prior", "embedding_prior"}:
-        raise UserError(
-            f"{directory}: holds a {info.config.kind} that is not conditioned on CLIP embeddings "
-            "of images, which edits need; give the run of an unclip system, or of its decoder"
-        )
-    clip: ClipSource = record.model
-    if record.weights is not None:
-        clip = OpenClip(kind="open_clip", checkpoint=record.model)
-    return UnclipSystem(clip=clip, decoder=directory)

@@ -53,6 +53,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "steps": "sampling.steps",
         "solver": "sampling.solver.kind",
         "eta": "sampling.eta",
+        "prior": "prior",
         "prior-guidance": "prior_sampling.guidance",
         "prior-steps": "prior_sampling.steps",
         "prior-solver": "prior_sampling.solver.kind",

@@ -164,6 +164,8 @@ def resolve_system(
     if not isinstance(config, DenoiserSystem) or is_pipeline(where):
         if options.classifier is not None:
             raise UserError("--classifier: guides a single diffusion model; give its run")
+        if not is_pipeline(where):
+            return find_model(where).name, config, None
         name = options.system or default_system(Path(where))
         return name, config, None
     model = find_model(where)

@@ -18,7 +18,9 @@ from mezzotint.inference.config import (
     DenoiserSystem,
     DiffusionSystem,
     LatentSystem,
+    OpenClip,
     SystemConfig,
+    UnclipSystem,
 )
 from models import store
 from models.diffusion.control.network import ControlConfig
@@ -212,7 +214,7 @@ def system_of(run: Path, name: str) -> SystemConfig:
 
 
 def find_system(where: str, name: str | None = None) -> SystemConfig:
-    """The system of a pipeline's run, or a diffusion model of pixels or latents by itself.
+    """The system of a pipeline's run, or a single diffusion model or unCLIP decoder.
 
     Raises:
         UserError: nothing that generates images is there, or no system of that name.
@@ -222,7 +224,29 @@ def find_system(where: str, name: str | None = None) -> SystemConfig:
         return system_of(run, name or default_system(run))
     if name is not None:
         raise UserError(f"--system {name}: {where} is no pipeline's run directory")
-    return denoiser_system(find_model(where).directory)
+    directory = find_model(where).directory
+    if store.describe(directory).embeddings is not None:
+        return decoder_system(directory)
+    return denoiser_system(directory)
+
+
+def decoder_system(directory: str) -> UnclipSystem:
+    """A decoder of image embeddings with the CLIP that its directory records, without a prior.
+
+    Raises:
+        UserError: no model directory, or a model that is no such decoder.
+    """
+    info = store.describe(directory)
+    record, conditions = info.embeddings, getattr(info.config, "conditioning", frozenset[str]())
+    if record is None or "clip_image" not in conditions:
+        raise UserError(
+            f"{directory}: holds a {info.config.kind} that is not conditioned on CLIP embeddings "
+            "of images; give the run of an unclip system, or of its decoder"
+        )
+    clip: ClipSource = record.model
+    if record.weights is not None:
+        clip = OpenClip(kind="open_clip", checkpoint=record.model)
+    return UnclipSystem(clip=clip, decoder=directory)
 
 
 def denoiser_system(directory: str) -> DenoiserSystem:

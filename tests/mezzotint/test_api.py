@@ -9,9 +9,11 @@ from shutil import copytree
 import pytest
 import torch
 from tiny_run import CAPTIONS, write_run
+from unclip_home import write_system
 
 import mezzotint
 from mezzotint.common.errors import UserError
+from mezzotint.inference.unclip.edits import EditSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +24,8 @@ def home(tmp_path_factory):
     root = tmp_path_factory.mktemp("home")
     write_run(root / "runs" / "quickstart")
     copytree(root / "runs" / "quickstart" / "classes", root / "runs" / "diffusion" / "class")
+    (root / "runs" / "unclip").mkdir()
+    write_system(root / "runs" / "unclip")
     for name in ("data", "recipes"):
         (root / name).symlink_to(ROOT / name)
     return root
@@ -32,7 +36,7 @@ def test_the_examples_of_the_page_run(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     page = (ROOT / "docs" / "python_api.md").read_text("utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 8
+    assert len(examples) == 9
     namespace = {}
     for example in examples:
         exec(compile(example, "docs/python_api.md", "exec"), namespace)
@@ -75,6 +79,21 @@ def test_a_system_generates_reconstructs_and_says_its_size(home):
     assert torch.equal(cascade.reconstruct(once), once)
 
 
+def test_a_decoder_edits_images(home):
+    system = mezzotint.load(home / "runs" / "unclip" / "decoder", device="cpu", precision="fp32")
+    images = torch.arange(8 * 8 * 3).view(1, 8, 8, 3).to(torch.uint8)
+    few = EditSettings(steps=2)
+    varied = system.variations(images, etas=(0.0, 1.0), number=2, settings=few)
+    assert varied.images.shape == (1, 2, 2, 8, 8, 3)
+    turned = system.text_diff(images, "man cook", "woman cook", thetas=(0.0,), settings=few)
+    assert torch.equal(turned.images[:, 0], varied.images[:, 0, 0])
+    assert torch.equal(turned.images[:, 0], turned.latents.reconstruction)
+    both = system.interpolate(torch.cat([images, images]), fractions=(0.5,), settings=few)
+    assert both.images.shape == (1, 8, 8, 3)
+    with pytest.raises(UserError, match="has no prior"):
+        system.generate(["man cook"])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -83,6 +102,7 @@ def test_a_system_generates_reconstructs_and_says_its_size(home):
         (lambda run: mezzotint.load(run).generate("a caption"), "give a list of captions"),
         (lambda run: mezzotint.load(run).generate(), "a cascade generates from captions"),
         (lambda run: mezzotint.load(run / "classes").generate(labels=[3]), "there is no class 3"),
+        (lambda run: mezzotint.load(run).variations(torch.zeros(1)), "no decoder of image embeddi"),
         (lambda run: mezzotint.open_dataset(run), "manifest"),
         (lambda run: mezzotint.open_dataset("data/emoji", split="x", part="y"), "part"),
         (lambda run: mezzotint.train("recipes/none.yaml"), "none.yaml"),
