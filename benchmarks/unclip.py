@@ -50,22 +50,22 @@ class Shape:
 
 
 def shape_of(*, quick: bool) -> Shape:
-    """A prior of 27 million parameters for the embeddings of OpenAI's CLIP ViT-L/14."""
+    """A prior of 3.8 million parameters for the embeddings of OpenAI's CLIP ViT-B/32."""
     config = DiffusionPriorConfig.model_validate(
         {
-            "dim": 64 if quick else 768,
-            "features": {"width": 64 if quick else 768},
+            "dim": 64 if quick else 512,
+            "features": {"width": 64 if quick else 512},
             "length": 77,
-            "width": 128 if quick else 512,
-            "layers": 2 if quick else 8,
-            "heads": 2 if quick else 8,
+            "width": 128 if quick else 256,
+            "layers": 2 if quick else 4,
+            "heads": 2 if quick else 4,
             "process": {
                 "schedule": {"kind": "discrete", "betas": {"kind": "cosine"}},
                 "prediction_type": "x0",
             },
         }
     )
-    return Shape(config, batch=4 if quick else 16, embeddings=8 if quick else EMBEDDINGS)
+    return Shape(config, batch=4 if quick else 32, embeddings=8 if quick else EMBEDDINGS)
 
 
 @dataclass(frozen=True)
