@@ -200,6 +200,6 @@ def parse_numbers(option: str, text: str) -> tuple[float, ...]:
 def shown_scores(scores: Mapping[str, Tensor], index: Sequence[int]) -> str:
     """The cosines of one cell, the mean over its images."""
     row, column = index
-    return "  ".join(
+    return ", ".join(
         f"{name} {float(each[row, column].mean()):.2f}" for name, each in scores.items()
     )

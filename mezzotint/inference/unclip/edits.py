@@ -43,7 +43,7 @@ class EditSettings:
     """Of DDIM, each way."""
     guidance: float = 1.0
     """Of the embedding, each way: 1 returns an unchanged image most exactly."""
-    start: float = 0.02
+    start: float = 0.03
     """The timestep at which images are taken as noisy ones."""
     seed: int = 0
     batch_size: int = 16

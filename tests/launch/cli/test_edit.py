@@ -95,6 +95,19 @@ def test_an_edit_that_cannot_be_is_one_message_and_no_file(
     assert not out.exists()
 
 
+def test_a_decoder_samples_captions_with_a_given_prior(mezzotint, home, tmp_path):
+    command = ["sample", home / "decoder", "woman pilot", "--steps", 2, "--number", 1, "--json"]
+    command += ["--out", tmp_path / "out.png", "--device", "cpu"]
+    outcome = mezzotint(*command)
+    assert outcome.code == 2
+    assert "system.prior: the system has no prior" in outcome.err
+    chosen = [f"prior={home / 'prior'}", "prior-steps=2", "prior-guidance=1", "best-of=3"]
+    outcome = mezzotint(*command, *(word for each in chosen for word in ("--set", each)))
+    assert outcome.code == 0, outcome
+    # three samples of an unguided prior, then the guided decoder
+    assert json.loads(outcome.out)["cells"][0]["nfe"]["network"] == 3 * 2 + 2 * 2
+
+
 def test_an_interpolation_is_of_two_images():
     with pytest.raises(UserError, match="takes two images, got 1"):
         Interpolation(3).check(1)

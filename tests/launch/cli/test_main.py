@@ -14,6 +14,7 @@ from data_pipeline.text.tokenizer import Tokenizer
 from trainer.recipe import load
 
 COMMANDS = ["train", "run", "check", "sample", "evaluate", "dashboard"]
+EDIT_COMMANDS = ["variations", "interpolate", "textdiff", "imagic"]
 DATA_COMMANDS = ["pack", "inspect", "verify", "index", "tokenizer", "derive"]
 
 
@@ -22,7 +23,12 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [*([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+    "command",
+    [
+        *([name] for name in COMMANDS),
+        *(["data", name] for name in DATA_COMMANDS),
+        *(["edit", name] for name in EDIT_COMMANDS),
+    ],
 )
 def test_the_help_of_every_command_has_an_example(mezzotint, command):
     outcome = mezzotint(*command, "--help")
@@ -32,7 +38,9 @@ def test_the_help_of_every_command_has_an_example(mezzotint, command):
     assert re.search(rf"Examples?: mezzotint {' '.join(command)} \S", text), text
 
 
-@pytest.mark.parametrize(("group", "commands"), [([], COMMANDS), (["data"], DATA_COMMANDS)])
+@pytest.mark.parametrize(
+    ("group", "commands"), [([], COMMANDS), (["data"], DATA_COMMANDS), (["edit"], EDIT_COMMANDS)]
+)
 def test_help_lists_every_command_but_no_hidden_one(mezzotint, group, commands):
     text = plain(mezzotint(*group, "--help").out)
     for name in commands:
