@@ -7,16 +7,22 @@ import torch
 from torch import Generator, nn
 
 from data_pipeline.batch import Batch
+from data_pipeline.text.cached_features import CAPTION_ARRAYS
 from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.embedding_scaling import EmbeddingScaling
 from models import store
 from models.clip import ClipConfig
 from models.nn.initialization import materialize
 from trainer.recipe import Recipe, load
 from trainer.rng import seed_dropout
 from trainer.task import Step, Task
+from trainer.tasks.conditioning.embeddings import with_embeddings, with_scaling
+from trainer.tasks.frozen_text import with_cached_features
 
 CPU = torch.device("cpu")
 BATCH = 2
+EMBEDDING = 128
+"""Values of a CLIP embedding in the recipes."""
 RECIPES = sorted(Path("recipes").glob("emoji_*.yaml"))
 
 
@@ -79,7 +85,11 @@ def small(path: Path, encoder: str, base: str) -> Recipe:
             overrides = [f"task.condition.encoder.model={encoder}"]
         case _:
             overrides = []
-    return load(path, overrides)
+    recipe = load(path, overrides)
+    read = recipe.model_copy(update={"data": with_embeddings(recipe.task, recipe.data)})
+    captions = with_cached_features(recipe.task, read.data)
+    scaling = EmbeddingScaling(kind="l2_sqrt_d", dim=EMBEDDING, samples=1)
+    return read.model_copy(update={"data": captions, "task": with_scaling(recipe.task, scaling)})
 
 
 def batch_for(recipe: Recipe) -> Batch:
@@ -99,12 +109,20 @@ def batch_for(recipe: Recipe) -> Batch:
             case "latents" | "latent_deviations":
                 shape = (BATCH, model.image_channels, model.image_size, model.image_size)
                 arrays[name] = torch.rand(shape, generator=rng(2), device=CPU)
+            case "image_embedding" | "text_embedding":
+                arrays[name] = torch.rand((BATCH, EMBEDDING), generator=rng(7), device=CPU)
+            case "text_tokens":
+                arrays[name] = integers(model.length)
+            case "text_features":
+                shape = (BATCH, model.length, model.features.width)
+                arrays[name] = torch.rand(shape, generator=rng(8), device=CPU)
     return Batch(
         keys=("a", "b"),
         captions=("woman pilot", "man cook"),
         image=torch.rand((BATCH, 3, size, size), generator=rng(3), device=CPU) * 2 - 1,
         text=integers(300, data.text.length) if data.text else None,
         arrays=arrays,
+        empty_caption={name: each[0] for name, each in arrays.items() if name in CAPTION_ARRAYS},
         label=integers(data.label.count) if data.label else None,
         hint=hints(recipe) if data.hint else None,
     )

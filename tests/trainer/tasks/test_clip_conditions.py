@@ -280,6 +280,36 @@ def test_a_recipe_of_a_prior_reads_a_set_that_fits(sets, tmp_path):
         open_inputs(load(path, live))
 
 
+DECODER = """
+name: decoder
+steps: 1
+batch: 3
+model: {{kind: unet, image_size: 16, channels: 16, multipliers: [1, 2], depth: 1, attention: [8],
+  head_width: 8, groups: 8, image_embedding: {{dim: 6}}}}
+task: {{kind: denoising, condition: {{kind: clip_image}}}}
+data: {{url: {images}, join: [{url}], image: {{size: 16}}}}
+optimizer: {{lr: {{peak: 1.0e-3}}}}
+"""
+
+
+def test_a_recipe_of_a_decoder_joins_the_embeddings_to_the_images(sets, tmp_path):
+    images, url, _ = sets
+    path = tmp_path / "decoder.yaml"
+    path.write_text(DECODER.format(images=images, url=url))
+    inputs = open_inputs(load(path))
+    record = read_manifest(url).embeddings
+    assert inputs.embeddings == record
+    batch = inputs.dataset.batch(range(3))
+    clean, condition = inputs.task.evaluation(batch, torch.Generator())
+    assert clean.shape == (3, 3, 16, 16)
+    wanted = record.scaling.normalize(batch.array("image_embedding"))
+    assert torch.equal(condition.image_embedding, wanted)
+    with pytest.raises(UserError, match=r"set model\.image_embedding\.dim=6"):
+        open_inputs(load(path, ["model.image_embedding.dim=5"]))
+    with pytest.raises(UserError, match=r"no such array although data\.arrays names"):
+        open_inputs(load(path, ["data.join=[]"]))
+
+
 def test_an_array_that_no_clip_is_known_of_is_refused(sets):
     _, url, clip = sets
     manifest = read_manifest(url)
