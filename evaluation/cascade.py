@@ -28,8 +28,10 @@ from mezzotint.inference.cascade import CascadeGenerator, UpsamplingStage
 from mezzotint.inference.config import StageSampling
 from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.images import from_bytes, to_bytes
+from mezzotint.inference.load import load_generator
 from mezzotint.inference.preprocessing import image_model
 from mezzotint.inference.runtime import Runtime
+from mezzotint.inference.unclip.generator import UnclipGenerator
 from models.nn.random import BatchGenerator
 
 GRID, CHART = "grid_inputs.png", "spectra.png"
@@ -61,7 +63,12 @@ def evaluate_cascade(config: CascadeReportConfig, runtime: Runtime, stages: Stag
     Raises:
         UserError: something that is read is missing or does not fit.
     """
-    cascade = CascadeGenerator.load(config.system, runtime)
+    cascade = load_generator(
+        config.system, device=runtime.device, precision=config.precision, group=runtime.group
+    )
+    assert isinstance(cascade, CascadeGenerator | UnclipGenerator), "what these systems are"
+    if not cascade.stages:
+        raise UserError("system.upsamplers: has none, so there are no inputs to compare; add one")
     with stages("reference") as report:
         image = config.reference.image_config(image_model(config.system), cascade.image_size)
         real = real_images(config, image)

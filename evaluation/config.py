@@ -182,7 +182,7 @@ class CascadeReportConfig(_Evaluation, frozen=True, extra="forbid"):
     """
 
     kind: Literal["cascade"]
-    system: CascadeSystem
+    system: Annotated[CascadeSystem | UnclipSystem, Field(discriminator="kind")]
     reference: ReferenceConfig
     part: Part = "train"
     """Of the split: the settings of a cascade are chosen on training captions."""

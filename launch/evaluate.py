@@ -136,7 +136,7 @@ def image_count(config: EvaluationConfig) -> int:
         case ControlEvaluationConfig():
             return 2 * (config.limit or UNLIMITED) * config.samples_per_image
         case CascadeReportConfig():
-            return len(config.system.upsampling) * (config.limit or UNLIMITED)
+            return len(config.system.stage_sampling) * (config.limit or UNLIMITED)
         case EmbeddingPriorConfig():
             return config.limit or UNLIMITED
         case EditsConfig():

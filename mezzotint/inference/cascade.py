@@ -231,6 +231,13 @@ def stop_level(following: Sequence[StageSampling]) -> float:
     return following[0].level if following and following[0].truncated else 0.0
 
 
+def of_finished_images(sampling: tuple[StageSampling, ...]) -> tuple[StageSampling, ...]:
+    """The same where the first stage gets a finished image: its noise is then added."""
+    if stop_level(sampling):
+        return (sampling[0].model_copy(update={"truncated": False}), *sampling[1:])
+    return sampling
+
+
 @torch.no_grad()
 def sample_base(
     base: PixelDiffusionModel,
@@ -327,9 +334,25 @@ def _solve(
     """Images (B, 3, H, W) from noise, or noisy ones of the level `stop`."""
     plain = count_nfe(denoiser(network), nfe)
     run = stage.sampling().sampler_run(plain, without_text(plain), network.process.schedule)
-    if not stop:
-        return run.solve(noise, condition, rng, progress).clamp(-1, 1)
-    run = truncated(run, stop)
+    if stop:
+        return solve_truncated(run, condition, noise, rng, stop, progress)
+    return run.solve(noise, condition, rng, progress).clamp(-1, 1)
+
+
+def solve_truncated(
+    run: SamplerRun[Condition],
+    condition: Condition,
+    noise: Tensor,
+    rng: Generator,
+    level: float,
+    progress: Progress | None = None,
+) -> Tensor:
+    """From noise (B, ...) to the noisy images of a level, as gaussian augmentation makes them.
+
+    Raises:
+        UserError: the run starts with less noise.
+    """
+    run = truncated(run, level)
     here = run.schedule.at(run.times[-1])
     size = math.hypot(float(here.alpha), float(here.sigma))
     return run.solve(noise, condition, rng, progress) / size

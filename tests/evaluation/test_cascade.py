@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from saved_network import saved
+from unclip_home import write_system
 
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation.cascade import CHART, GRID, StageInputs, statistics
@@ -11,6 +12,7 @@ from evaluation.config import EvaluationConfig
 from evaluation.evaluate import evaluate
 from evaluation.result import EvaluationResult
 from launch.evaluate import image_count
+from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import Preprocessing
 from models.diffusion.degradation import BlurAugmentation
 from models.diffusion.super_resolution import SuperResolutionConfig
@@ -65,14 +67,14 @@ def home(tmp_path_factory):
     return root
 
 
-def config(home, **changes):
+def config(home=None, **changes):
     tree = {
         "kind": "cascade",
         "name": "stages",
         "system": {
             "kind": "cascade",
-            "base": str(home / "base"),
-            "upsamplers": [str(home / "first"), str(home / "second")],
+            "base": f"{home}/base",
+            "upsamplers": [f"{home}/first", f"{home}/second"],
             "base_sampling": {"steps": 2},
             "upsampler_sampling": [{"steps": 2, "level": 0.1}, {"steps": 2}],
         },
@@ -93,3 +95,14 @@ def test_the_inputs_of_every_stage_are_compared(home, tmp_path):
     assert (tmp_path / GRID).is_file()
     assert (tmp_path / CHART).is_file()
     assert image_count(wanted) == 8
+
+
+def test_the_inputs_of_an_unclip_system_s_upsampler_are_compared(tmp_path):
+    system = write_system(tmp_path / "system")
+    evaluate(config(system=system.model_dump(mode="json"), limit=2), tmp_path / "out")
+    result = EvaluationResult.read(tmp_path / "out" / "evaluation.json")
+    assert set(result.metrics["contrast_shift"]) == {"upsamplers.0"}
+    alone = system.model_copy(update={"upsamplers": (), "upsampler_sampling": ()})
+    with pytest.raises(UserError, match=r"system\.upsamplers: has none"):
+        evaluate(config(system=alone.model_dump(mode="json")), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
-from mezzotint.inference.cascade import upsample_in_turn
+from mezzotint.inference.cascade import of_finished_images, upsample_in_turn
 from mezzotint.inference.generator import Progress
 from mezzotint.inference.images import from_bytes, to_bytes
 from mezzotint.inference.unclip.generator import UnclipGenerator
@@ -244,7 +244,7 @@ def render(
     Whatever else is random, in DDIM and in the super-resolution models, depends on the seed and an
     image's key: images of one key differ by their latents alone.
     """
-    following = system.config.stage_sampling[: len(system.stages)]
+    following = of_finished_images(system.config.stage_sampling[: len(system.stages)])
     total = settings.steps + sum(each.steps for each in following)
 
     def compute(block: range) -> Mapping[str, Tensor]:

@@ -13,14 +13,15 @@ from mezzotint.inference.cascade import (
     check_levels,
     load_upsamplers,
     sampler_name,
+    solve_truncated,
     stop_level,
-    truncated,
     upsample_in_turn,
 )
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import UnclipSystem
 from mezzotint.inference.generator import Block, GenerationRequest, ImageGenerator, Progress
 from mezzotint.inference.images import to_bytes
+from mezzotint.inference.latent_space import PixelSpace
 from mezzotint.inference.preprocessing import require_equal_preprocessing
 from mezzotint.inference.runtime import Runtime
 from mezzotint.inference.unclip.decoder import Decoder
@@ -100,7 +101,13 @@ class UnclipGenerator(ImageGenerator):
             raise UserError(
                 f"--class: an {kind} system is not conditioned on classes; leave it out"
             )
-        check_levels(self.stages, self.config.stage_sampling[: len(self.stages)])
+        following = self.config.stage_sampling[: len(self.stages)]
+        check_levels(self.stages, following)
+        if stop_level(following) and not isinstance(self.decoder.space, PixelSpace):
+            raise UserError(
+                "system.upsampler_sampling: truncated needs a decoder of pixels, and this one "
+                "generates latents; leave it out"
+            )
         if given is not None:
             self.check_embedding(given, (len(request.prompts),))
             return
@@ -150,8 +157,9 @@ class UnclipGenerator(ImageGenerator):
         cond = self.decoder.condition(embedding, block.captions)
         run = self.decoder.sampler_run(self.config.sampling.sampling(), nfe)
         if stop := stop_level(following):
-            run = truncated(run, stop)
-        low = self.decoder.decode(run, cond, noise, block.rng, after(first))
+            low = solve_truncated(run, cond, noise, block.rng, stop, after(first))
+        else:
+            low = self.decoder.decode(run, cond, noise, block.rng, after(first))
         images = upsample_in_turn(
             self.stages, following, low, block.captions, block.rng, nfe,
             progress=after(first + steps),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from saved_network import saved
+from torch.nn.functional import avg_pool2d
 
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.errors import UserError
@@ -31,6 +32,7 @@ from models.diffusion.super_resolution import SuperResolutionConfig
 from models.diffusion.text_diffusion import TextDiffusionConfig
 from models.diffusion.unet.network import UNetConfig
 from models.nn.random import BatchGenerator, normal
+from trainer.tasks.conditions import random_crop
 
 TEXT = {"a": [3, 4, 0], "b": [5, 0, 0]}
 PROMPTS = tuple(map(Prompt, TEXT))
@@ -340,3 +342,24 @@ def test_stages_that_do_not_meet_in_size_are_refused(
     )
     with pytest.raises(UserError, match=message):
         load_generator(wanted)
+
+
+def test_a_network_trained_on_crops_works_alike_at_full_size(networks, upper):
+    """Of a texture, the corrections of crops and of the whole have the same statistics."""
+    whole = torch.rand((4, 3, 64, 64), generator=rng()) * 2 - 1
+    crops = random_crop(whole, 16, 2, rng(1))
+
+    def corrections(network, images):
+        low, count = avg_pool2d(images, 2), len(images)
+        condition = Condition(
+            text=tokenize("abab"), low_res=low, noise_level=torch.full((count,), 0.1)
+        )
+        with torch.no_grad():
+            found = network(images, torch.full((count,), 0.5), condition)
+        assert found.shape == images.shape
+        return found - images
+
+    for network in (networks[1], upper):
+        one, other = corrections(network, whole), corrections(network, crops)
+        assert float(one.std()) == pytest.approx(float(other.std()), rel=0.05)
+        assert float(one.mean()) == pytest.approx(float(other.mean()), abs=0.05 * float(one.std()))

@@ -1,8 +1,11 @@
 """An unCLIP system as a generator."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from unclip_home import DIM, PRIOR, networks, write_system
+from unclip_home import DIM, PRIOR, UPSAMPLER, networks, write_system
 
 from mezzotint.common.embedding_scaling import EmbeddingScaling
 from mezzotint.common.errors import UserError
@@ -10,7 +13,9 @@ from mezzotint.inference.config import UnclipSystem
 from mezzotint.inference.generator import GenerationRequest, Prompt
 from mezzotint.inference.load import load_generator, with_config
 from models import store
+from models.diffusion.degradation import GaussianAugmentation
 from models.diffusion.sampling import NFE
+from models.diffusion.unet.conditions import LowResolutionConfig
 
 CAPTIONS = ("woman pilot", "man cook")
 PROMPTS = tuple(map(Prompt, CAPTIONS))
@@ -66,6 +71,21 @@ def test_given_embeddings_take_the_place_of_the_priors(system):
     assert int((result.images[1:].int() - alone.int()).abs().max()) <= 1
     other = generate(system, prompts, image_embedding=given.flip(0)).images
     assert not torch.equal(result.images, other)
+
+
+def test_the_decoder_stops_where_a_truncated_upsampler_goes_on(system):
+    low = LowResolutionConfig(size=8, augmentation=GaussianAugmentation())
+    network = networks(UPSAMPLER.model_copy(update={"low_resolution": low})).eval()
+    seen = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[2].low_res))
+    one = {"steps": 2, "level": 0.3, "truncated": True}
+    config = changed(system.config, upsampler_sampling=[one])
+    stages = (replace(system.stages[0], network=network),)
+    generate(replace(system, config=config, stages=stages))
+    assert float(seen[0].abs().max()) > 1  # noise is not clamped
+    latent = replace(system.decoder, space=SimpleNamespace(shape=(4, 2, 2), image_size=8))
+    with pytest.raises(UserError, match="truncated needs a decoder of pixels"):
+        generate(replace(system, config=config, stages=stages, decoder=latent))
 
 
 @pytest.mark.parametrize(
