@@ -14,6 +14,7 @@ from launch.weights.diffusers_folder import latent_parts, write_folder
 from launch.weights.diffusers_import import import_folder, is_folder
 from launch.weights.foreign_file import read_weights
 from launch.weights.open_clip_folder import write_clip
+from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
 from mezzotint.common.preprocessing import MODELS_OWN, Preprocessing, StatedPreprocessing
@@ -144,7 +145,7 @@ def export_model(
         parts = latent_parts(directory, info, first_stage)
         done = write_folder(parts, out)
         return Converted(config.kind, target, done.parameters, done.files, done.note)
-    write, settings = _writer(config, target)
+    write, settings = _writer(config, target, info.embeddings)
     network = store.load(directory)
     weights = write(dict(network.state_dict()))
     out.mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,7 @@ def _reader(
 
 
 def _writer(
-    config: ModelConfig, target: NetworkFormat
+    config: ModelConfig, target: NetworkFormat, embeddings: EmbeddingRecord | None
 ) -> tuple[Callable[[Weights], Weights], dict[str, Any]]:
     match target, config:
         case "guided_diffusion", UNetConfig() as unet:
@@ -259,7 +260,9 @@ def _writer(
         case "diffusers", ControlConfig() as control:
             return lambda weights: to_diffusers_control(weights, control), control_settings(control)
         case "diffusers", DiffusionPriorConfig() as prior:
-            return lambda weights: to_diffusers_prior(weights, prior), prior_settings(prior)
+            scaling = None if embeddings is None else embeddings.scaling
+            settings = prior_settings(prior)
+            return lambda weights: to_diffusers_prior(weights, prior, scaling), settings
         case "diffusers", AutoencoderConfig() as vae:
             return lambda weights: to_diffusers_vae(weights, vae), vae_settings(vae)
         case "dit", DiTConfig() as dit:

@@ -4,6 +4,7 @@ Besides the components an embedding has a level: how similar it is to its captio
 compared with other pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -102,15 +103,27 @@ class EmbeddingCodec(nn.Module):
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Codes (B, components) int64 in [0, buckets), by decreasing variance."""
-        scores = (vectors.float() - self.mean) @ self.basis.T
+        with torch.autocast(vectors.device.type, enabled=False):
+            scores = (vectors.float() - self.mean) @ self.basis.T
         share = (scores - self.low) / (self.high - self.low)
         return (share * self.buckets).floor().long().clamp(0, self.buckets - 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The middles of buckets as vectors (B, D)."""
         share = (codes.float() + 0.5) / self.buckets
-        return self.mean + (self.low + share * (self.high - self.low)) @ self.basis
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.mean + (self.low + share * (self.high - self.low)) @ self.basis
 
     def level(self, similarity: Tensor) -> Tensor:
         """Levels (B,) int64 in [0, levels) of similarities (B,)."""
         return torch.bucketize(similarity.float(), self.edges, right=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's own signature
+        """Move with the module, but never into 16 bits, whose steps are wider than buckets."""
+        exact = dict(self.named_buffers(recurse=False))
+        moved: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, buffer.to(now.device))
+        return moved

@@ -58,6 +58,16 @@ def test_levels_are_equally_frequent():
     assert codec.level(torch.tensor([-1.0, 2.0])).tolist() == [0, 7]
 
 
+def test_codes_are_exact_whatever_the_precision_of_training():
+    vectors = noise(64, 12)
+    codec = fitted(vectors, 12)
+    codes, decoded = codec.encode(vectors), codec.decode(codec.encode(vectors))
+    codec.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codec.encode(vectors), codes)
+        assert torch.equal(codec.decode(codes), decoded)
+
+
 def test_statistics_are_noted_where_there_is_no_memory_yet():
     from models.nn.initialization import materialize
 
