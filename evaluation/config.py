@@ -15,6 +15,7 @@ from mezzotint.inference.config import (
     SystemConfig,
     UnclipSystem,
 )
+from mezzotint.inference.imagic.config import ImagicConfig
 from mezzotint.inference.preprocessing import image_config, stated_in
 from mezzotint.inference.runtime import Precision
 
@@ -247,6 +248,24 @@ class EditsConfig(_Evaluation, frozen=True, extra="forbid"):
     """Images of each kind of edit on the grids: the first ones, not the best ones."""
 
 
+class ImagicEvaluationConfig(_Evaluation, frozen=True, extra="forbid"):
+    """Real images edited by Imagic: whether they reach their target text, near to their source."""
+
+    kind: Literal["imagic"]
+    system: SystemConfig
+    clip: ClipSource
+    """The CLIP model that chooses eta and retrieves the target."""
+    reference: ReferenceConfig
+    """Images of both parts of its split are edited; all captions are choices of the retrieval."""
+    replacements: tuple[Replacement, ...] = Field(min_length=1)
+    edits: int = Field(default=20, gt=0)
+    """Images that are edited, of each replacement in turn, in an order fixed by the seed."""
+    etas: tuple[float, ...] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1)
+    settings: ImagicConfig = ImagicConfig()
+    grid_images: int = Field(default=12, ge=0)
+    """Edits on the grid: the first ones, not the best ones."""
+
+
 def _require_kind(value: object) -> object:
     """Refuse a mapping without `kind`, with the kind that its other keys suggest."""
     if isinstance(value, Mapping) and "kind" not in value:
@@ -264,7 +283,8 @@ EvaluationConfig = Annotated[
         | ControlEvaluationConfig
         | CascadeReportConfig
         | EmbeddingPriorConfig
-        | EditsConfig,
+        | EditsConfig
+        | ImagicEvaluationConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_require_kind),

@@ -16,12 +16,14 @@ from evaluation.config import (
     EditsConfig,
     EmbeddingPriorConfig,
     EvaluationConfig,
+    ImagicEvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
 )
 from evaluation.control import evaluate_control
 from evaluation.edits import evaluate_edits
 from evaluation.embedding_prior import evaluate_embedding_prior
+from evaluation.imagic import evaluate_imagic
 from evaluation.reconstruction import evaluate_reconstruction
 from evaluation.result import EvaluationResult
 from evaluation.stages import Progress, Stages
@@ -66,6 +68,8 @@ def evaluate(
             found = evaluate_embedding_prior(config, runtime, stages)
         case EditsConfig():
             found = evaluate_edits(config, runtime, stages)
+        case ImagicEvaluationConfig():
+            found = evaluate_imagic(config, runtime, stages)
         case _:
             assert_never(config)
     result = EvaluationResult(

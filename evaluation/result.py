@@ -24,6 +24,7 @@ Kind = Literal[
     "cascade",
     "embedding_prior",
     "edits",
+    "imagic",
 ]
 Metric = Score | FrechetDistance | float
 Metrics = Mapping[str, Mapping[str, Metric]]

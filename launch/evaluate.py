@@ -17,6 +17,7 @@ from evaluation.config import (
     EditsConfig,
     EmbeddingPriorConfig,
     EvaluationConfig,
+    ImagicEvaluationConfig,
     ReconstructionConfig,
     TextToImageConfig,
 )
@@ -142,6 +143,8 @@ def image_count(config: EvaluationConfig) -> int:
         case EditsConfig():
             edited = config.trials * len(config.replacements) * len(config.thetas)
             return config.variations + edited
+        case ImagicEvaluationConfig():
+            return config.edits * (len(config.etas) + 1)
         case _:
             assert_never(config)
 

@@ -22,10 +22,17 @@ EDITS = {
     "best_theta": "best theta",
     "text_diff_by_theta": "text diffs at every theta",
 }
+IMAGIC = {
+    "target_retrieved": "images whose nearest caption is the target",
+    "nearer_to_source_than_unedited": "edits nearer to the source than an unedited sample",
+    "retrieved_and_nearer": "both",
+    "distance_from_source": "distance from the source, in features",
+}
 _PERCENT = frozenset(
     {
         "nearer_than_caption", "nearest_image", "variation_keeps", "variation_keeps_by_chance",
         "variation_is_nearest_to_its_source", "text_diff_reaches", "text_diff_by_theta",
+        "target_retrieved", "nearer_to_source_than_unedited", "retrieved_and_nearer",
     }
 )  # fmt: skip
 
@@ -49,6 +56,11 @@ def edits_table(evaluation: Evaluation) -> MetricTable:
     return _table(evaluation, EDITS)
 
 
+def imagic_table(evaluation: Evaluation) -> MetricTable:
+    """The table of the edits of Imagic, with their grid."""
+    return _table(evaluation, IMAGIC)
+
+
 def _table(evaluation: Evaluation, labels: Mapping[str, str]) -> MetricTable:
     metrics = evaluation.result.metrics
     rows = [
@@ -64,7 +76,7 @@ def _table(evaluation: Evaluation, labels: Mapping[str, str]) -> MetricTable:
 
 def _cell(evaluation: Evaluation, name: str, group: str) -> Cell | None:
     metric = evaluation.metric(name, group)
-    if name.startswith("cosine") and isinstance(metric, Score):
+    if name.startswith(("cosine", "distance")) and isinstance(metric, Score):
         detail = f"{metric.low:.3f} to {metric.high:.3f}, n = {metric.n}"
         return Cell(f"{metric.value:.3f}", detail)
     return cell(metric, percent=name in _PERCENT)

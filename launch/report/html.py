@@ -15,7 +15,7 @@ from evaluation.result import Kind
 from launch.report.charts import Point, Series, line_chart, thin
 from launch.report.class_conditional import class_conditional_table
 from launch.report.control import control_result
-from launch.report.embeddings import edits_table, prior_table
+from launch.report.embeddings import edits_table, imagic_table, prior_table
 from launch.report.evaluations import Problem, read
 from launch.report.reconstruction import reconstruction_row
 from launch.report.text_to_image import text_to_image_section
@@ -57,6 +57,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
         reconstructions=[reconstruction_row(each) for each in by_kind["reconstruction"]],
         priors=[prior_table(each) for each in by_kind["embedding_prior"]],
         edits=[edits_table(each) for each in by_kind["edits"]],
+        imagic=[imagic_table(each) for each in by_kind["imagic"]],
         controls=[control_result(each) for each in by_kind["control"]],
         class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
         curves=[(stage, *loss_chart(stage)) for stage in of_kind(stages, "train")],
