@@ -31,7 +31,7 @@ help:
 	@echo "make quickstart  install what it needs, train every stage of $(PIPELINE), sample, evaluate"
 	@echo "make showcase    train autoencoders and priors over their codes by $(SHOWCASE), sample, evaluate"
 	@echo "make latents     train latent diffusion and an edge control of it by $(LATENTS), sample, evaluate"
-	@echo "make unclip      train CLIP, priors, a decoder and upsamplers by $(UNCLIP), sample, edit, evaluate"
+	@echo "make unclip      train CLIP, a prior, a decoder and upsamplers by $(UNCLIP), sample, edit, evaluate"
 	@echo "make test        install the test tools (and, as root, SLURM), run the tests (TESTS=tests/models for some)"
 	@echo "make lab         start SLURM with three virtual nodes, an S3 and an MLflow server on this machine (root)"
 	@echo "make lint        ruff, style and format"

@@ -238,6 +238,8 @@ class EditsConfig(_Evaluation, frozen=True, extra="forbid"):
     """Of DDIM, each way."""
     eta: float = Field(default=1.0, gt=0)
     """Of the DDIM steps of a variation, from the noise of the image by inversion."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Of the turned embedding, in text diffs; the inversion has none."""
     replacements: tuple[Replacement, ...] = ()
     trials: int = Field(default=120, gt=1)
     """Images edited by each replacement, in an order fixed by the seed: the first half chooses

@@ -80,6 +80,7 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
             "batch": config.batch,
             "inversion": f"{settings_of(config).steps} DDIM steps each way, empty captions",
             "eta": config.eta,
+            "guidance": {"inversion and variations": 1.0, "text diffs": config.guidance},
             "thetas": list(config.thetas),
             "theta": "chosen by the first half of the trials, scored on the other half",
             "reference": {
@@ -97,9 +98,11 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
     )
 
 
-def settings_of(config: EditsConfig) -> EditSettings:
-    """How images are inverted and generated again."""
-    return EditSettings(steps=config.steps, seed=config.seed, batch_size=config.batch)
+def settings_of(config: EditsConfig, guidance: float = 1.0) -> EditSettings:
+    """How images are inverted, without guidance, and generated again."""
+    return EditSettings(
+        steps=config.steps, guidance=guidance, seed=config.seed, batch_size=config.batch
+    )
 
 
 def check_attributes(config: EditsConfig, real: Reference) -> None:
@@ -235,7 +238,7 @@ def turned_images(
         latents.noise[rows],
         keys=[("text", row) for row in rows],
         captions=[""] * len(rows),
-        settings=settings_of(config),
+        settings=settings_of(config, config.guidance),
         progress=progress,
     )
     return images.view(len(pairs), len(config.thetas), *images.shape[1:])
