@@ -19,8 +19,8 @@ from evaluation.stages import Stages
 from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator, keyed_seed
 from mezzotint.inference.clip import ClipEmbedder
-from mezzotint.inference.imagic.edit import ImagicRequest, edit
-from mezzotint.inference.imagic.scores import FeatureDistance, scores_of
+from mezzotint.inference.imagic.edit import ImagicRequest, ImagicResult, edit
+from mezzotint.inference.imagic.scores import FeatureDistance, ImagicScores, scores_of
 from mezzotint.inference.load import load_generator
 from mezzotint.inference.preprocessing import image_model
 from mezzotint.inference.runtime import Runtime
@@ -66,18 +66,7 @@ def evaluate_imagic(config: ImagicEvaluationConfig, runtime: Runtime, stages: St
             request = ImagicRequest(source, target, etas=config.etas, seed=seed % 2**31)
             result = edit(generator, request, config.settings)
             scores = scores_of(result, source, target, distance, clip)
-            best = scores.best
-            assert best is not None, "scored with a CLIP model"
-            found.append(
-                Edited(
-                    trial,
-                    config.etas[best],
-                    result.images[best, 0],
-                    result.unedited[0],
-                    scores.etas[best].distance,
-                    scores.unedited.distance,
-                )
-            )
+            found.append(at_best_eta(config, trial, result, scores))
             report(number + 1, len(chosen))
     with stages("clip"):
         metrics = edit_metrics(config, found, real, clip, replace(runtime, bf16=False))
@@ -103,6 +92,22 @@ def evaluate_imagic(config: ImagicEvaluationConfig, runtime: Runtime, stages: St
         },
         metrics=metrics,
         write_images=partial(write_grid, config, real, found),
+    )
+
+
+def at_best_eta(
+    config: ImagicEvaluationConfig, trial: Trial, result: ImagicResult, scores: ImagicScores
+) -> Edited:
+    """An edit at the eta that its scores mark."""
+    best = scores.best
+    assert best is not None, "scored with a CLIP model"
+    return Edited(
+        trial,
+        config.etas[best],
+        result.images[best, 0],
+        result.unedited[0],
+        scores.etas[best].distance,
+        scores.unedited.distance,
     )
 
 
