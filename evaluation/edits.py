@@ -65,9 +65,11 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
     check_attributes(config, real)
     candidates = Candidates.of(real.images, real.captions)
     metrics: dict[str, Mapping[str, Metric]] = {}
-    with stages("variations") as report:
-        varied = vary(system, config, real, report)
-        metrics |= variation_metrics(config, real, candidates, varied)
+    varied: Varied | None = None
+    if config.variations:
+        with stages("variations") as report:
+            varied = vary(system, config, real, report)
+            metrics |= variation_metrics(config, real, candidates, varied)
     found: dict[str, Replaced] = {}
     for each in config.replacements:
         with stages(each.name) as report:
@@ -266,18 +268,18 @@ def score(hits: Tensor) -> Score:
 def write_grids(
     config: EditsConfig,
     real: Reference,
-    varied: Varied,
+    varied: Varied | None,
     found: Mapping[str, Replaced],
     out: Path,
 ) -> None:
     """`grid_variations.png` and, for each replacement, `grid_replacement_N.png`."""
-    cells = [
-        GridCell(
-            [[real.images[row], varied.reconstructions[index], varied.images[index]]],
-            real.captions[row],
-        )
-        for index, row in enumerate(varied.rows[: config.grid_images])
-    ]
+    cells = []
+    if varied is not None:
+        columns = (varied.reconstructions, varied.images)
+        cells = [
+            GridCell([[real.images[row], *(each[index] for each in columns)]], real.captions[row])
+            for index, row in enumerate(varied.rows[: config.grid_images])
+        ]
     if cells:
         labels = ("source", "inverted", "varied")
         title = f"{config.name}: variations at eta {config.eta:g}"

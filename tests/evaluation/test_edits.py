@@ -62,7 +62,10 @@ def test_variations_and_text_diffs_are_read_by_the_nearest_image(system, tmp_pat
     ("settings", "message"),
     [
         ({"attributes": ["colour"]}, r"attributes: no image has an attribute 'colour'"),
-        ({"replacements": [{"old": "sailor", "new": "cook"}]}, r"replacements: 0 images"),
+        (
+            {"variations": 0, "replacements": [{"old": "sailor", "new": "cook"}]},
+            r"replacements: 0 images",
+        ),
     ],
 )
 def test_what_the_images_do_not_have_is_refused(system, tmp_path, settings, message):
