@@ -93,6 +93,17 @@ def to_clip_text_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def with_projection(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], projection: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of `CLIPTextModelWithProjection`; `projection` (width, D) of open_clip.
+
+    It gives embeddings as they are, not of unit norm.
+    """
+    named = {**weights, "text_projection.weight": projection.T.contiguous()}
+    return {**settings, "architectures": ["CLIPTextModelWithProjection"]}, named
+
+
 def from_clip_text_model(
     weights: Mapping[str, Tensor], settings: TextTowerSettings
 ) -> dict[str, Tensor]:

@@ -99,7 +99,9 @@ def import_(
     epilog="Examples:  [bold]mezzotint export runs/adm/model out --to guided_diffusion[/]  ·  "
     "[bold]mezzotint export runs/emoji_unet out --to diffusers[/]  ·  "
     "[bold]mezzotint export runs/emoji_clip out --to open_clip[/]  ·  "
-    "[bold]mezzotint export runs/emoji_latent out --to diffusers[/]",
+    "[bold]mezzotint export runs/emoji_latent out --to diffusers[/]  ·  "
+    "[bold]mezzotint export runs/decoder out --to diffusers --prior runs/prior --upsampler "
+    "runs/upsampler[/]",
 )
 def export(
     model: Annotated[
@@ -113,12 +115,21 @@ def export(
         str | None,
         typer.Option(help="Of a latent model: where its first stage lies, if not where it did."),
     ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Of a decoder of unCLIP: its diffusion prior; with --upsampler."),
+    ] = None,
+    upsampler: Annotated[
+        str | None,
+        typer.Option(help="Of a decoder of unCLIP: its first upsampler; with --prior."),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Write a model's weights (safetensors) and settings (config.json) for another library.
 
     A latent diffusion model is written as a whole folder of diffusers, a CLIP as one of open_clip.
+    A decoder of unCLIP with --prior and --upsampler is a folder of diffusers' UnCLIPPipeline.
     """
     if target == "compvis":
         from launch.weights.compvis import export_compvis
@@ -127,8 +138,10 @@ def export(
         typer.echo(written.to_json() if as_json else written.to_text())
         return
     from launch.weights.convert import export_model
+    from launch.weights.unclip_folder import UnclipModels
 
-    done = export_model(model, out, target, first_stage)
+    unclip = UnclipModels.of_options(prior, upsampler)
+    done = export_model(model, out, target, first_stage, unclip)
     lines = [*done.files, *([done.note] if done.note else [])]
     typer.echo(done.to_json() if as_json else "\n".join(lines))
 

@@ -14,6 +14,7 @@ from launch.weights.diffusers_folder import latent_parts, write_folder
 from launch.weights.diffusers_import import import_folder, is_folder
 from launch.weights.foreign_file import read_weights
 from launch.weights.open_clip_folder import write_clip
+from launch.weights.unclip_folder import UnclipModels, write_decoder, write_unclip
 from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -124,12 +125,16 @@ def import_weights(
 
 
 def export_model(
-    directory: str, out: Path, target: TargetFormat, first_stage: str | None = None
+    directory: str,
+    out: Path,
+    target: TargetFormat,
+    first_stage: str | None = None,
+    unclip: UnclipModels | None = None,
 ) -> Converted:
     """Write a model's weights and settings for another library.
 
     A latent diffusion model is a whole folder of diffusers; `first_stage` says where its first
-    stage lies now.
+    stage lies now. So is a decoder of unCLIP with the other models of its system, `unclip`.
 
     Raises:
         UserError: no model directory, a network that the format cannot hold, or `out` not empty.
@@ -145,6 +150,14 @@ def export_model(
         parts = latent_parts(directory, info, first_stage)
         done = write_folder(parts, out)
         return Converted(config.kind, target, done.parameters, done.files, done.note)
+    if target == "diffusers" and isinstance(config, UNetConfig) and config.image_embedding:
+        if unclip is None:
+            done = write_decoder(directory, out)
+        else:
+            done = write_unclip(directory, unclip, out)
+        return Converted(config.kind, target, done.parameters, done.files, done.note)
+    if unclip is not None:
+        raise UserError(f"--prior, --upsampler: {directory} is no decoder of unCLIP")
     write, settings = _writer(config, target, info.embeddings)
     network = store.load(directory)
     weights = write(dict(network.state_dict()))

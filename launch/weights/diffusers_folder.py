@@ -96,17 +96,17 @@ def write_folder(parts: LatentParts, out: Path) -> Written:
         UserError: a part that diffusers does not have.
     """
     unet, vae = _unet(parts.denoiser), _vae(parts)
-    text = None if parts.text_encoder is None else _text(parts.text_encoder)
+    text = None if parts.text_encoder is None else text_part(parts.text_encoder)
     scheduler = scheduler_settings(unet.config.process)
     out.mkdir(parents=True, exist_ok=True)
     files = [
-        *_write(out / "unet", unet.settings, unet.weights, WEIGHTS),
-        *_write(out / "vae", vae.settings, vae.weights, WEIGHTS),
-        _json(out / "scheduler" / "scheduler_config.json", scheduler),
+        *write_part(out / "unet", unet.settings, unet.weights, WEIGHTS),
+        *write_part(out / "vae", vae.settings, vae.weights, WEIGHTS),
+        write_json_file(out / "scheduler" / "scheduler_config.json", scheduler),
     ]
     weights = [*unet.weights.values(), *vae.weights.values()]
     if text is not None:
-        files += _write(out / "text_encoder", text.settings, text.weights, TEXT_WEIGHTS)
+        files += write_part(out / "text_encoder", text.settings, text.weights, TEXT_WEIGHTS)
         weights += text.weights.values()
         for name, content in text.tokenizer.items():
             (out / "tokenizer").mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ def write_folder(parts: LatentParts, out: Path) -> Written:
             files.append(str(out / "tokenizer" / name))
     missing = _no_pipeline(vae, text)
     if text is not None and missing is None:
-        files.append(_json(out / INDEX, _index(text.tokenizer_class)))
+        files.append(write_json_file(out / INDEX, _index(text.tokenizer_class)))
     note = missing or "StableDiffusionPipeline.from_pretrained opens it"
     return Written(tuple(files), sum(value.numel() for value in weights), note)
 
@@ -131,9 +131,13 @@ class _Denoiser(_Part):
 
 
 @dataclass(frozen=True)
-class _Text(_Part):
+class TextPart(_Part):
+    """A text tower, and the files of its tokenizer."""
+
     tokenizer: Mapping[str, bytes]
     tokenizer_class: str
+    projection: Tensor | None = None
+    """(width, D): to CLIP's embedding; None where the tower comes without."""
 
 
 def _unet(directory: str) -> _Denoiser:
@@ -168,7 +172,7 @@ def _vae(parts: LatentParts) -> _Part:
     return _Part(settings, to_diffusers_vae(weights, config, mean=parts.mean))
 
 
-def _text(source: TextSource) -> _Text | None:
+def text_part(source: TextSource) -> TextPart | None:
     """The text tower and its tokenizer; None where transformers' CLIP has no such network."""
     match source:
         case ClipText(model=directory):
@@ -181,7 +185,7 @@ def _text(source: TextSource) -> _Text | None:
             return None
 
 
-def _own_text(directory: str) -> _Text:
+def _own_text(directory: str) -> TextPart:
     clip = store.load(directory)
     if not isinstance(clip, Clip):
         raise UserError(f"{directory}: is no clip, which a text encoder of this kind is")
@@ -200,7 +204,7 @@ def _own_text(directory: str) -> _Text:
         eos_token_id=Tokenizer.end_id,
     )
     tokenizer = Tokenizer(store.tokenizer_bytes(directory), f"{directory}/{store.TOKENIZER}")
-    return _Text(
+    return TextPart(
         settings.content(),
         to_clip_text_model(dict(clip.clip.state_dict())),
         {
@@ -208,10 +212,11 @@ def _own_text(directory: str) -> _Text:
             store.TOKENIZER: tokenizer.model_bytes,
         },
         "PreTrainedTokenizerFast",
+        clip.clip.text_projection.detach(),
     )
 
 
-def _open_clip_text(source: OpenClipText) -> _Text:
+def _open_clip_text(source: OpenClipText) -> TextPart:
     known, clip = identify(source), PretrainedClip(source)
     text: Mapping[str, Any] = known.shape["text_cfg"]
     width, length = int(text["width"]), int(text.get("context_length", 77))
@@ -228,15 +233,16 @@ def _open_clip_text(source: OpenClipText) -> _Text:
         bos_token_id=49406,
         eos_token_id=49407,
     )
-    return _Text(
+    return TextPart(
         settings.content(),
         to_clip_text_model(dict(clip.clip.state_dict())),
         open_clip_tokenizer_files(length),
         "CLIPTokenizer",
+        clip.clip.text_projection.detach(),
     )
 
 
-def _clip_text(directory: str) -> _Text:
+def _clip_text(directory: str) -> TextPart:
     """The files of a `CLIPTextModel` as they are."""
     home = Path(directory)
     names = [
@@ -245,7 +251,7 @@ def _clip_text(directory: str) -> _Text:
         if path.name not in (clip_text.CONFIG, clip_text.WEIGHTS)
     ]
     own = (home / clip_text.OWN_TOKENIZER).is_file()
-    return _Text(
+    return TextPart(
         clip_text.read_json(home / clip_text.CONFIG),
         load_file(home / clip_text.WEIGHTS),
         {name: (home / name).read_bytes() for name in names},
@@ -253,7 +259,7 @@ def _clip_text(directory: str) -> _Text:
     )
 
 
-def _no_pipeline(vae: _Part, text: _Text | None) -> str | None:
+def _no_pipeline(vae: _Part, text: TextPart | None) -> str | None:
     """Why no pipeline opens the folder; None if one does."""
     alone = "vae/, unet/ and scheduler/ load by themselves"
     if text is None:
@@ -279,16 +285,18 @@ def _index(tokenizer_class: str) -> dict[str, object]:
     }
 
 
-def _write(
+def write_part(
     where: Path, settings: Mapping[str, object], weights: Mapping[str, Tensor], name: str
 ) -> list[str]:
+    """Write config.json and the weights of a network; the paths of both."""
     where.mkdir(parents=True, exist_ok=True)
     stored = {key: value.contiguous().clone() for key, value in weights.items()}
     save_file(stored, where / name, metadata={"format": "pt"})
-    return [str(where / name), _json(where / "config.json", settings)]
+    return [str(where / name), write_json_file(where / "config.json", settings)]
 
 
-def _json(where: Path, content: Mapping[str, object]) -> str:
+def write_json_file(where: Path, content: Mapping[str, object]) -> str:
+    """Write a JSON file and its directory; its path."""
     where.parent.mkdir(parents=True, exist_ok=True)
     write_json(where, dict(content))
     return str(where)

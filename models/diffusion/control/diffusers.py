@@ -16,6 +16,7 @@ from models.diffusion.unet.diffusers import (
     encoder_layout,
     has_linear_edges,
     one_step_later,
+    refuse,
     renamed,
 )
 from models.diffusion.unet.diffusers_settings import (
@@ -131,6 +132,9 @@ def _skeleton(config: ControlConfig) -> UNetControl:
 
 
 def _layout(network: UNetControl, *, linear: bool) -> list[Weight]:
+    base = network.config.base
+    assert isinstance(base, UNetConfig), "the control of a UNet"
+    refuse(base)
     found = [
         replace(weight, ours=f"encoder.{weight.ours}")
         for weight in encoder_layout(network.encoder, linear=linear)

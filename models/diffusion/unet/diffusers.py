@@ -18,6 +18,7 @@ from models.diffusion.unet.layout import (
 )
 from models.diffusion.unet.network import UNet, UNetConfig
 from models.diffusion.unet.spatial import SpatialTransformer
+from models.nn.attention import ContextAttention
 from models.nn.embedding import sinusoidal_embedding
 
 _NAMES = {
@@ -43,10 +44,11 @@ def from_diffusers(
     Raises:
         UserError: weights do not fit, or diffusers has no such network.
     """
+    refuse(config)
     network = skeleton(config)
     named = renamed(weights)
     linear = has_linear_edges(named)
-    state = import_state(_layout(network, linear=linear), network, named)
+    state = import_state(unet_layout(network, linear=linear), network, named)
     if sines_first:
         state["time.hidden.weight"] = state["time.hidden.weight"].roll(config.channels // 2, dims=1)
     return state
@@ -58,11 +60,12 @@ def to_diffusers(weights: Mapping[str, Tensor], config: UNetConfig) -> dict[str,
     Their steps count from 0: a network that was trained on steps from 1 (`timestep_offset: 0`) gets
     the difference in the weights of its time embedding.
     """
+    refuse(config)
     own = dict(weights)
     if config.timestep_offset == 0:
         key = "time.hidden.weight"
         own[key] = one_step_later(own[key], config.freq_shift)
-    return export_state(_layout(skeleton(config), linear=False), own)
+    return export_state(unet_layout(skeleton(config), linear=False), own)
 
 
 def one_step_later(weight: Tensor, freq_shift: int) -> Tensor:
@@ -97,7 +100,8 @@ def _new(name: str) -> str:
     return ".".join(parts)
 
 
-def _layout(network: UNet, *, linear: bool) -> list[Weight]:
+def unet_layout(network: UNet, *, linear: bool) -> list[Weight]:
+    """The weights of a UNet."""
     found = [
         *encoder_layout(network, linear=linear),
         *layer("norm", "conv_norm_out"),
@@ -110,7 +114,6 @@ def _layout(network: UNet, *, linear: bool) -> list[Weight]:
 
 def encoder_layout(network: UNet, *, linear: bool) -> list[Weight]:
     """The weights of a UNet down to its middle, which a control branch copies."""
-    refuse(network.config)
     found = [
         *layer("time.hidden", "time_embedding.linear_1"),
         *layer("time.out", "time_embedding.linear_2"),
@@ -129,6 +132,8 @@ def refuse(config: UNetConfig) -> None:
     others = {
         "model.resampling: residual with model.transformer": residual,
         "model.class_token": config.class_token is not None,
+        "model.middle_attention: false with model.transformer": config.transformer is not None
+        and not config.middle_attention,
     }
     refuse_absent(config, "diffusers", others)
 
@@ -148,7 +153,8 @@ def _down(network: UNet) -> Iterator[NamedBlock]:
 
 
 def _middle(network: UNet) -> Iterator[NamedBlock]:
-    theirs = ("resnets.0", "attentions.0", "resnets.1")
+    attends = len(network.middle.blocks) > 2
+    theirs = ("resnets.0", *(("attentions.0",) if attends else ()), "resnets.1")
     for index, (name, block) in enumerate(zip(theirs, network.middle.blocks, strict=True)):
         yield f"middle.blocks.{index}", f"mid_block.{name}", block
 
@@ -176,7 +182,7 @@ def _block(block: nn.Module, ours: str, theirs: str, *, linear: bool) -> Sequenc
         case ResidualBlock():
             return list(residual(block, ours, theirs, _NAMES))
         case AttentionBlock():
-            return list(_attention(ours, theirs))
+            return list(_attention(block, ours, theirs))
         case SpatialTransformer():
             return list(spatial(block, ours, theirs, linear=linear))
         case PlainResampling():
@@ -185,9 +191,12 @@ def _block(block: nn.Module, ours: str, theirs: str, *, linear: bool) -> Sequenc
             raise UserError(f"{ours}: diffusers has no such block")
 
 
-def _attention(ours: str, theirs: str) -> Iterator[Weight]:
+def _attention(block: AttentionBlock, ours: str, theirs: str) -> Iterator[Weight]:
     yield from layer(f"{ours}.norm", f"{theirs}.group_norm")
     for parameter in ("weight", "bias"):
         names = tuple(f"{theirs}.to_{part}.{parameter}" for part in "qkv")
         yield Weight(f"{ours}.attention.qkv.{parameter}", names, concatenated(3))
+        if isinstance(block.attention, ContextAttention):
+            names = tuple(f"{theirs}.add_{part}_proj.{parameter}" for part in "kv")
+            yield Weight(f"{ours}.attention.context.{parameter}", names, concatenated(2))
     yield from layer(f"{ours}.attention.out", f"{theirs}.to_out.0")

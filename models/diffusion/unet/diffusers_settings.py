@@ -59,7 +59,7 @@ class PlainSettings(_CommonSettings, frozen=True, extra="forbid"):
     upsample_type: Literal["conv", "resnet"] = "conv"
     attention_head_dim: int | None = 8
     attn_norm_num_groups: int | None = None
-    add_attention: Literal[True] = True
+    add_attention: bool = True
     num_train_timesteps: int | None = None
 
 
@@ -158,7 +158,7 @@ def config_of(settings: Settings, source: str) -> dict[str, Any]:
         case PlainSettings(attention_head_dim=width):
             _check_middle(settings, source)
             heads = {"heads": 1} if width is None else {"head_width": width}
-            return found | heads
+            return found | heads | {"middle_attention": settings.add_attention}
         case ConditionalSettings():
             found["process"]["schedule"]["betas"] = {"kind": "sqrt_linear"}
             return found | {
@@ -190,11 +190,12 @@ def settings_of(config: UNetConfig) -> dict[str, Any]:
     )
     return {
         "_class_name": "UNet2DModel",
-        **_common(config, names),
+        **_with_blocks(config, names),
         "downsample_type": kind,
         "upsample_type": kind,
         "attention_head_dim": None if config.heads == 1 else config.head_width,
         "attn_norm_num_groups": config.groups,
+        "add_attention": config.middle_attention,
     }
 
 
@@ -202,15 +203,25 @@ def _conditional(config: UNetConfig) -> dict[str, Any]:
     heads = [config.heads_of(width) for width in config.widths]
     assert config.transformer is not None
     return {
-        **_common(config, ("DownBlock2D", "CrossAttnDownBlock2D")),
+        **_with_blocks(config, ("DownBlock2D", "CrossAttnDownBlock2D")),
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
         "cross_attention_dim": config.context,
         "transformer_layers_per_block": config.transformer.depth,
     }
 
 
-def _common(config: UNetConfig, names: tuple[Downwards, Downwards]) -> dict[str, Any]:
+def _with_blocks(config: UNetConfig, names: tuple[Downwards, Downwards]) -> dict[str, Any]:
     down = [names[config.attends(level)] for level in range(len(config.widths))]
+    return {
+        **common_settings(config),
+        "down_block_types": down,
+        "up_block_types": [_MIRROR[name] for name in reversed(down)],
+        "num_class_embeds": None if config.classes is None else config.classes + config.null_class,
+    }
+
+
+def common_settings(config: UNetConfig) -> dict[str, Any]:
+    """What all of their UNets have in config.json, but the kinds of their blocks."""
     inputs = 1 if config.low_resolution is None else 2
     return {
         "sample_size": config.image_size,
@@ -218,8 +229,6 @@ def _common(config: UNetConfig, names: tuple[Downwards, Downwards]) -> dict[str,
         "out_channels": config.process.outputs * config.image_channels,
         "freq_shift": config.freq_shift,
         "flip_sin_to_cos": True,
-        "down_block_types": down,
-        "up_block_types": [_MIRROR[name] for name in reversed(down)],
         "block_out_channels": list(config.widths),
         "layers_per_block": config.depth,
         "downsample_padding": int(config.resampling != "convolution_end"),
@@ -229,7 +238,6 @@ def _common(config: UNetConfig, names: tuple[Downwards, Downwards]) -> dict[str,
         "resnet_time_scale_shift": "scale_shift"
         if config.modulation == "scale_shift"
         else "default",
-        "num_class_embeds": None if config.classes is None else config.classes + config.null_class,
     }
 
 

@@ -123,6 +123,7 @@ def absent(config: UNetConfig) -> dict[str, bool]:
     return {
         "model.resampling: convolution_end": config.resampling == "convolution_end",
         "model.freq_shift: 1": config.freq_shift == 1,
+        "model.middle_attention: false": not config.middle_attention,
     }
 
 

@@ -30,6 +30,10 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
     there = {
         "model.text": config.text is not None,
         "model.inpainting": config.inpainting is not None,
+        "model.image_embedding": config.image_embedding is not None,
+        "model.text_embedding": config.text_embedding is not None,
+        "model.features.projection": config.features is not None
+        and config.features.projection is not None,
         "model.class_token": config.class_token is not None,
         "model.features without model.transformer": config.features is not None
         and config.transformer is None,

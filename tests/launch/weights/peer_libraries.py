@@ -5,6 +5,7 @@ python peer_libraries.py GIVEN.safetensors OUT.safetensors JSON, where JSON is a
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -119,7 +120,55 @@ def ldm_bert(folder, given, name, config):
     return {"tokens": model.model(given["text"])[0]}
 
 
+def unclip(folder, given, name, prompts, seed, exact):
+    """Images of the decoder, whose noise begins with the seed, and what it was given.
+
+    `exact`: the decoder's scheduler has its tables in fp64, not fp32.
+    """
+    pipe = diffusers.UnCLIPPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    rng, found, scheduler = torch.Generator().manual_seed(1), {}, pipe.decoder_scheduler
+    if exact:
+        times = torch.arange(1001, dtype=torch.float64) / 1000
+        kept = ((times + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+        scheduler.betas = (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+        scheduler.alphas = 1 - scheduler.betas
+        scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    begin, step = scheduler.set_timesteps, scheduler.step
+
+    def set_timesteps(*arguments, **named):
+        rng.manual_seed(seed)
+        begin(*arguments, **named)
+        found["steps"] = scheduler.timesteps
+
+    def take_step(*arguments, **named):
+        done = step(*arguments, **named)
+        found["images"] = done.prev_sample
+        return done
+
+    scheduler.set_timesteps, scheduler.step = set_timesteps, take_step
+    inputs = []
+    project = pipe.text_proj.forward
+    pipe.text_proj.forward = lambda **named: inputs.append(named) or project(**named)
+    final = pipe(
+        prompts,
+        generator=rng,
+        decoder_latents=given["noise"],
+        prior_num_inference_steps=4,
+        decoder_num_inference_steps=8,
+        super_res_num_inference_steps=3,
+        decoder_guidance_scale=3.0,
+        output_type="np",
+    ).images
+    found["embedding"] = inputs[0]["image_embeddings"]
+    found["text_embedding"] = inputs[0]["prompt_embeds"]
+    found["features"] = inputs[0]["text_encoder_hidden_states"]
+    large = pipe.super_res_first(given["large"], given["steps"]).sample
+    return found | {"final": torch.from_numpy(final), "large": large}
+
+
 JOBS_BY_KIND = {
+    "unclip": unclip,
     "pipeline": pipeline,
     "network": network,
     "clip": clip,
