@@ -7,6 +7,7 @@ from typing import assert_never
 
 from data_pipeline.config import DataConfig
 from data_pipeline.hints.config import DetectorConfig
+from data_pipeline.manifest import Manifest, write_manifest
 from launch.pipeline.config import (
     DeriveStage,
     EvaluateStage,
@@ -85,7 +86,6 @@ def train(
 
 def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str, str]:
     """Write the codes or latents of a set, or its hints."""
-    from data_pipeline.manifest import write_manifest
     from launch.processes import devices
     from mezzotint.inference.encode import encode_set
 
@@ -107,8 +107,7 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),
     )
-    assert manifest is not None, "one process writes"
-    write_manifest(str(directory), manifest)  # a record, also where the set lies elsewhere
+    manifest = _recorded(manifest, directory)
     facts = {"samples": f"{manifest.sample_count:,}", "encoder": (manifest.encoder or "")[:12]}
     if manifest.latents is not None:
         facts["mean of latents"] = f"{manifest.latents.mean:.6g}"
@@ -116,15 +115,22 @@ def derive(stage: DeriveStage, directory: Path, reporter: Reporter) -> dict[str,
     return facts
 
 
+def _recorded(manifest: Manifest | None, directory: Path) -> Manifest:
+    """The manifest of a derived set; the stage's directory gets a copy, wherever the set lies."""
+    assert manifest is not None, "one process writes"
+    write_manifest(str(directory), manifest)
+    return manifest
+
+
 def derive_hints(
     data: DataConfig, detector: DetectorConfig, out: str, directory: Path, reporter: Reporter
 ) -> dict[str, str]:
     """Write the hints of a set."""
     from data_pipeline.hints.derive import derive_hints as derive
-    from data_pipeline.manifest import write_manifest
 
-    manifest = derive(data, out, detector, progress=reporter.callback("hints"))
-    write_manifest(str(directory), manifest)
+    manifest = _recorded(
+        derive(data, out, detector, progress=reporter.callback("hints")), directory
+    )
     return {"samples": f"{manifest.sample_count:,}", "detector": str(detector.record)}
 
 
@@ -132,7 +138,6 @@ def derive_text_features(
     stage: DeriveStage, out: str, directory: Path, reporter: Reporter
 ) -> dict[str, str]:
     """Write the text features of a set."""
-    from data_pipeline.manifest import write_manifest
     from launch.processes import devices
     from mezzotint.inference.encoding.captions import encode_captions
 
@@ -146,8 +151,7 @@ def derive_text_features(
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),
     )
-    assert manifest is not None, "one process writes"
-    write_manifest(str(directory), manifest)
+    manifest = _recorded(manifest, directory)
     return {"samples": f"{manifest.sample_count:,}", "features": stage.text_dtype}
 
 
@@ -155,7 +159,6 @@ def derive_embeddings(
     stage: DeriveStage, out: str, directory: Path, reporter: Reporter
 ) -> dict[str, str]:
     """Write the CLIP embeddings of a set."""
-    from data_pipeline.manifest import write_manifest
     from launch.processes import devices
     from mezzotint.inference.encoding.embeddings import EmbeddingOptions, encode_embeddings
 
@@ -169,9 +172,8 @@ def derive_embeddings(
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),
     )
-    assert manifest is not None, "one process writes"
+    manifest = _recorded(manifest, directory)
     assert manifest.embeddings is not None, "written with the set"
-    write_manifest(str(directory), manifest)
     record = manifest.embeddings
     return {
         "samples": f"{manifest.sample_count:,}",
