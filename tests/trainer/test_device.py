@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Generator, nn
+from bare import Bare
+from torch import Generator
 
 from data_pipeline.batch import Batch
 from data_pipeline.text.cached_features import CAPTION_ARRAYS
@@ -142,21 +143,11 @@ def build(recipe: Recipe) -> Task:
     return task
 
 
-class Engine:
-    """Calls its part without DeepSpeed."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, *inputs):
-        return self.module(*inputs)
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_training_step_needs_no_default_device(path, encoder, base, meta_by_default):
     recipe = small(path, encoder, base)
     task = build(recipe)
-    engines = {name: Engine(part.train()) for name, part in task.parts().items()}
+    engines = {name: Bare(part.train()) for name, part in task.parts().items()}
     step = Step(0, rng(4))
     seed_dropout(step.rng)
     for loss in task.losses(engines, batch_for(recipe), step):

@@ -112,6 +112,29 @@ def test_conditions_are_those_of_the_encoder_and_the_same_captions_are_dropped(s
     assert 0 < dropped < len(captions)
 
 
+def files_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.processes
+def test_any_number_of_processes_and_workers_gives_the_same_features(sets, tmp_path):
+    images, _, clip = sets
+    for count in (1, 2):
+        out = str(tmp_path / str(count))
+        options = TextOptions(images, out, clip, "fp32", 1, "cpu", count, as_json=True)
+        assert derive_text_set(options)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+    batches = []
+    for workers in (0, 2):
+        keys = ("task.condition.cached=true", "data.cache_in_memory=false")
+        inputs = inputs_of(sets, *keys, f"data.workers={workers}")
+        stream = iter(Stream(inputs.dataset, global_batch=3, rank=0, world=1, seed=1))
+        batches.append([next(stream) for _ in range(3)])
+    for one, other in zip(*batches, strict=True):
+        assert one.captions == other.captions
+        assert torch.equal(one.array("text_features"), other.array("text_features"))
+
+
 def test_half_precision_and_a_finished_set(sets, tmp_path):
     images, text, clip = sets
     before = (tmp_path / "text" / "manifest.json").stat().st_mtime_ns

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from bare import Bare
 from PIL import Image
 from torch import nn
 
@@ -97,16 +98,6 @@ class Network(nn.Module):
     def forward(self, x, t, condition):
         self.seen.append(condition)
         return x * self.scale
-
-
-@dataclass(frozen=True)
-class Bare:
-    """Stands for an engine."""
-
-    module: nn.Module
-
-    def __call__(self, *inputs):
-        return self.module(*inputs)
 
 
 def trained(task, dataset, steps=6):
