@@ -167,6 +167,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named(name):
     [
         ({"text": {"vocab": 9, "length": 4, "width": 8, "heads": 1}}, "model.text"),
         ({"features": {"width": 8}}, "model.features without model.transformer"),
+        ({"image_embedding": {"dim": 8}}, "model.image_embedding"),
     ],
 )
 def test_networks_that_the_others_do_not_have_are_refused(change, key):
