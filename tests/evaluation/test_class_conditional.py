@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from saved_network import saved
 
 from evaluation.class_conditional import GRID, balanced
 from evaluation.config import ClassConditionalConfig
@@ -12,8 +13,11 @@ from evaluation.metrics.linear_probe import LinearProbe
 from evaluation.result import EvaluationResult
 from launch.evaluate import evaluate_in_processes
 from mezzotint.common.errors import UserError
+from mezzotint.common.latent_scaling import LatentScaling
 from models import store
+from models.autoencoders.autoencoder import AutoencoderConfig
 from models.diffusion.unet.network import UNetConfig
+from models.first_stage import FirstStage
 
 GROUPS = ["activities", "smileys-emotion"]
 FACES = ["grinning face", "grinning squinting face", "smiling face", "neutral face"]
@@ -131,3 +135,25 @@ def test_no_tensor_is_made_on_the_default_device(model, tmp_path):
     with torch.device("meta"):
         result = evaluate(config, tmp_path)
     assert result.metrics["accuracy"]["guidance 2"].n == 10
+
+
+def test_a_system_of_latents_is_evaluated_as_one_of_pixels(tmp_path):
+    pyramid = {"kind": "resnet", "width": 4, "multipliers": [1, 2], "blocks": 1, "groups": 2}
+    tree = {"image_size": 16, "channels": 4, "pyramid": pyramid, "bottleneck": {"kind": "gaussian"}}
+    stage = saved(tmp_path / "kl", AutoencoderConfig.model_validate(tree))
+    scaling = LatentScaling(mean=0.0, std=1.0, samples=1)
+    found = FirstStage(model=stage, digest=store.describe(stage).digest, scaling=scaling)
+    config = UNetConfig(
+        image_size=8, image_channels=4, channels=8, multipliers=(1,), depth=1, groups=4,
+        attention=(), head_width=4, classes=2, null_class=True,
+    )  # fmt: skip
+    model = saved(tmp_path / "unet", config, first_stage=found)
+    system = {"kind": "latent", "model": model, "sampling": {"steps": 2}}
+    result = evaluate(
+        settings(model, system=system, guidance_scales=[2.0], reference=FEW), tmp_path / "out"
+    )
+    assert result.metrics["accuracy"]["guidance 2"].n == 10
+    assert result.metrics["network_calls"]["guidance 2"] == 4
+    protocol = json.loads((tmp_path / "out" / "evaluation.json").read_text())["protocol"]
+    assert protocol["system"]["digests"]["first_stage"] == found.digest
+    assert protocol["reference"]["image_size"] == 16
