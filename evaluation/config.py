@@ -236,6 +236,8 @@ class EditsConfig(_Evaluation, frozen=True, extra="forbid"):
     """Images that are varied, in an order fixed by the seed."""
     steps: int = Field(default=25, gt=0)
     """Of DDIM, each way."""
+    start: float = Field(default=0.03, ge=0, le=0.9)
+    """Timestep at which images are taken as noisy ones."""
     eta: float = Field(default=1.0, gt=0)
     """Of the DDIM steps of a variation, from the noise of the image by inversion."""
     guidance: float = Field(default=1.0, ge=0)
@@ -258,7 +260,9 @@ class ImagicEvaluationConfig(_Evaluation, frozen=True, extra="forbid"):
     clip: ClipSource
     """The CLIP model that chooses eta and retrieves the target."""
     reference: ReferenceConfig
-    """Images of both parts of its split are edited; all captions are choices of the retrieval."""
+    """Images of both parts of its split are edited."""
+    retrieval_choices: int = Field(default=50, gt=1)
+    """Captions that the retrieval chooses among, the target included."""
     replacements: tuple[Replacement, ...] = Field(min_length=1)
     edits: int = Field(default=20, gt=0)
     """Images that are edited, of each replacement in turn, in an order fixed by the seed."""

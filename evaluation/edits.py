@@ -80,7 +80,8 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
             "system": system.protocol(),
             "seed": config.seed,
             "batch": config.batch,
-            "inversion": f"{settings_of(config).steps} DDIM steps each way, empty captions",
+            "inversion": f"{settings_of(config).steps} DDIM steps each way from "
+            f"timestep {config.start:g}, empty captions",
             "eta": config.eta,
             "guidance": {"inversion and variations": 1.0, "text diffs": config.guidance},
             "thetas": list(config.thetas),
@@ -103,7 +104,11 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
 def settings_of(config: EditsConfig, guidance: float = 1.0) -> EditSettings:
     """How images are inverted, without guidance, and generated again."""
     return EditSettings(
-        steps=config.steps, guidance=guidance, seed=config.seed, batch_size=config.batch
+        steps=config.steps,
+        guidance=guidance,
+        start=config.start,
+        seed=config.seed,
+        batch_size=config.batch,
     )
 
 

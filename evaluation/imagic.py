@@ -11,7 +11,9 @@ from torch import Tensor
 from data_pipeline.image_grid import GridCell, image_grid, in_columns
 from evaluation import reference, samples
 from evaluation.config import ImagicEvaluationConfig, image_protocol
+from evaluation.metrics.clip_retrieval import distractors, retrieves
 from evaluation.metrics.edits import Trial, trials
+from evaluation.metrics.exact_match import Candidates, nearest
 from evaluation.metrics.intervals import bootstrap_mean, proportion
 from evaluation.reference import Reference
 from evaluation.result import Evaluated, Metrics
@@ -80,8 +82,7 @@ def evaluate_imagic(config: ImagicEvaluationConfig, runtime: Runtime, stages: St
             "the source than the unedited sample",
             "distance": f"squared differences of the features of {distance.name}",
             "clip": clip.protocol(),
-            "retrieval": f"own target above the other {len(set(real.captions)) - 1} captions of "
-            "the split; of pixel-identical images any caption counts",
+            "retrieval": f"own target above {config.retrieval_choices - 1} wrong captions",
             "reference": {
                 "split": real.held_out,
                 "fingerprint": real.fingerprint,
@@ -140,16 +141,24 @@ def edit_metrics(
     runtime: Runtime,
 ) -> Metrics:
     """Retrieval of the target, and nearness to the source, of edits and of unedited samples."""
-    captions = list(dict.fromkeys(real.captions))
-    texts = runtime.in_blocks(clip.texts, captions, size=256, item_name="caption")
+    texts = runtime.in_blocks(clip.texts, real.captions, size=256, item_name="caption")
     identical = real.captions_of_identical_images()
+    wrong = [
+        distractors(
+            real.captions[each.trial.target],
+            real.captions,
+            identical[each.trial.target],
+            config.retrieval_choices - 1,
+            config.seed,
+        )
+        for each in found
+    ]
 
     def retrieved(images: Sequence[Tensor]) -> list[bool]:
         vectors = runtime.in_blocks(clip.images, torch.stack(list(images)), size=128)
-        nearest = (vectors @ texts.T).argmax(dim=1).tolist()
         return [
-            captions[index] in identical[each.trial.target]
-            for index, each in zip(nearest, found, strict=True)
+            retrieves(vector, texts[each.trial.target], texts[others])
+            for vector, each, others in zip(vectors, found, wrong, strict=True)
         ]
 
     edited = retrieved([each.image for each in found])
@@ -160,6 +169,9 @@ def edit_metrics(
         "unedited sample": retrieved([each.unedited for each in found]),
         "source": retrieved([real.images[each.trial.source] for each in found]),
     }
+    candidates = Candidates.of(real.images, real.captions)
+    targets = [real.captions[each.trial.target] for each in found]
+    matches = nearest(torch.stack([each.image for each in found]), targets, candidates)
     rng = partial(keyed_generator, config.seed, "imagic")
     distances = {
         "edited": torch.tensor([each.distance for each in found], device="cpu"),
@@ -169,6 +181,7 @@ def edit_metrics(
         "target_retrieved": {
             name: proportion(list(map(float, hits))) for name, hits in groups.items()
         },
+        "exact_match_with_target": {"edited": proportion([float(each.exact) for each in matches])},
         "nearer_to_source_than_unedited": {"edited": proportion(list(map(float, nearer)))},
         "retrieved_and_nearer": {"edited": proportion(list(map(float, both)))},
         "distance_from_source": {

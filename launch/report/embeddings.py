@@ -23,7 +23,8 @@ EDITS = {
     "text_diff_by_theta": "text diffs at every theta",
 }
 IMAGIC = {
-    "target_retrieved": "images whose nearest caption is the target",
+    "target_retrieved": "images that CLIP puts nearest to the target",
+    "exact_match_with_target": "edits whose nearest image is the target's",
     "nearer_to_source_than_unedited": "edits nearer to the source than an unedited sample",
     "retrieved_and_nearer": "both",
     "distance_from_source": "distance from the source, in features",
@@ -32,7 +33,8 @@ _PERCENT = frozenset(
     {
         "nearer_than_caption", "nearest_image", "variation_keeps", "variation_keeps_by_chance",
         "variation_is_nearest_to_its_source", "text_diff_reaches", "text_diff_by_theta",
-        "target_retrieved", "nearer_to_source_than_unedited", "retrieved_and_nearer",
+        "target_retrieved", "exact_match_with_target", "nearer_to_source_than_unedited",
+        "retrieved_and_nearer",
     }
 )  # fmt: skip
 

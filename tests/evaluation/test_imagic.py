@@ -40,6 +40,7 @@ def config(home, **settings):
         "reference": {"url": "data/emoji", "where": {"role": ["pilot"]}},
         "replacements": [{"old": "man", "new": "woman"}],
         "edits": 2,
+        "retrieval_choices": 5,
         "etas": [0.0, 0.5, 1.0],
         "settings": {"embedding": stage, "network": stage, "batch": 1},
         "precision": "fp32",
