@@ -14,7 +14,7 @@ from launch.weights.diffusers_folder import latent_parts, write_folder
 from launch.weights.diffusers_import import import_folder, is_folder
 from launch.weights.foreign_file import read_weights
 from launch.weights.open_clip_folder import write_clip
-from launch.weights.unclip_folder import UnclipModels, write_decoder, write_unclip
+from launch.weights.unclip_folder import UnclipModels, read_decoder, write_decoder, write_unclip
 from mezzotint.common.embedding_scaling import EmbeddingRecord
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_json
@@ -112,9 +112,11 @@ def import_weights(
     if preprocessing.values:
         size = image_side(config)
         image = Preprocessing.model_validate({"size": size, **preprocessing.values})
-    weights = read_weights(file)
-    reader = _reader(config, source, settings)
-    state = {name: value.float() for name, value in reader(weights).items()}
+    if source == "diffusers" and isinstance(config, UNetConfig) and config.image_embedding:
+        found: Weights = read_decoder(file, config)
+    else:
+        found = _reader(config, source, settings)(read_weights(file))
+    state = {name: value.float() for name, value in found.items()}
     parameters = sum(value.numel() for value in state.values())
     card = (
         f"# {config.kind} from {source}\n\nWeights of `{file.name}`, "

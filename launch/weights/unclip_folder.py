@@ -23,6 +23,7 @@ from launch.weights.diffusers_folder import (
     write_json_file,
     write_part,
 )
+from launch.weights.foreign_file import read_weights
 from mezzotint.common.embedding_scaling import EmbeddingScaling, require_equal_embeddings
 from mezzotint.common.errors import UserError
 from mezzotint.common.files import write_bytes
@@ -41,7 +42,9 @@ from models.diffusion.unet.diffusers_settings import settings_of
 from models.diffusion.unet.network import UNetConfig
 from models.diffusion.unet.unclip_weights import (
     PROJECTION,
+    DecoderState,
     decoder_settings,
+    from_diffusers_decoder,
     projection_settings,
     to_diffusers_decoder,
 )
@@ -74,6 +77,19 @@ class UnclipModels:
         if prior is None or upsampler is None:
             raise UserError("--prior and --upsampler: UnCLIPPipeline needs both")
         return cls(prior, upsampler)
+
+
+def read_decoder(file: Path, config: UNetConfig) -> dict[str, Tensor]:
+    """A decoder from the weights of its UNet and `text_proj/` beside; it reads CLIP's embeddings.
+
+    Raises:
+        UserError: there is no such folder, or weights that do not fit the config.
+    """
+    beside = file.parent.parent / "text_proj" / WEIGHTS
+    if not beside.is_file():
+        raise UserError(f"{beside}: no such file; a decoder of unCLIP is decoder/ and text_proj/")
+    state = DecoderState(read_weights(file), read_weights(beside))
+    return from_diffusers_decoder(state, config, None)
 
 
 def write_decoder(directory: str, out: Path) -> Written:

@@ -1,6 +1,7 @@
 """An exported unCLIP system, opened and sampled by diffusers: the same images as here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.text.tokenizer import Tokenizer
-from launch.weights.convert import export_model
+from launch.weights.convert import export_model, import_weights
 from launch.weights.unclip_folder import UnclipModels
 from mezzotint.common.embedding_scaling import EmbeddingRecord, EmbeddingScaling
 from mezzotint.common.errors import UserError
@@ -233,6 +234,39 @@ def test_a_decoder_comes_back():
     assert all(torch.equal(raw[n], v) for n, v in state.items() if "image_embedding" not in n)
     with pytest.raises(UserError, match="missing text_proj"):
         from_diffusers_decoder(DecoderState(theirs.unet, {}), config, None)
+
+
+@torch.no_grad()
+def test_a_decoder_is_imported_from_its_folder(home, given, tmp_path):
+    values = {
+        "data.image.size": 8,
+        "model.image_size": 8,
+        "model.channels": 8,
+        "model.multipliers": [1, 2],
+        "model.depth": 1,
+        "model.attention": [4],
+        "model.head_width": 8,
+        "model.groups": 4,
+        "model.features": {"width": DIM, "projection": 10},
+        "model.text_embedding": DIM,
+        "model.image_embedding": {"dim": DIM, "tokens": 2},
+        "model.timestep_offset": 1,
+    }
+    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    recipe = Path("recipes/karlo_decoder_64.yaml")
+    folder = home / "learned_folder"
+    import_weights(folder / "decoder", str(tmp_path / "in"), "diffusers", recipe, words)
+    ours, again = store.load(str(home / "learned")), store.load(str(tmp_path / "in"))
+    raw = torch.randn(2, DIM, generator=torch.Generator().manual_seed(3))
+    condition, t = captions(home), (given["steps"] + 1) / 1000
+    one = ours(given["noise"], t, replace(condition, image_embedding=scaling().normalize(raw)))
+    other = again(given["noise"], t, replace(condition, image_embedding=raw))
+    assert furthest(one, other) < 1e-4
+    shutil.copytree(folder / "decoder", tmp_path / "alone" / "decoder")
+    with pytest.raises(UserError, match=r"text_proj/.*: no such file"):
+        import_weights(
+            tmp_path / "alone" / "decoder", str(tmp_path / "no"), "diffusers", recipe, words
+        )
 
 
 def test_the_token_is_the_fast_axis_there_too():
