@@ -93,7 +93,7 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
         ways = self.model, self.hint, self.text_encoder, self.clip
         if sum(each is not None for each in ways) != 1:
             raise ValueError("set one of model, which encodes images, clip, text_encoder and hint")
-        if self.clip is None and {"normalization", "text_features"} & self.model_fields_set:
+        if self.clip is None and (self.normalization != "mean_std" or self.text_features):
             raise ValueError("normalization and text_features belong to clip: set it")
         if self.flip and self.model is None:
             raise ValueError("flip: encodes mirrored images; set model, or leave it out")
