@@ -322,13 +322,13 @@ class Dataset:
                 )
             for name in arrays:
                 if f"{name}.npy" not in members:
-                    key, flip = f"data.arrays names '{name}'", ""
+                    key, command = f"data.arrays names '{name}'", "mezzotint data derive"
                     if name not in self.config.arrays:
-                        key, flip = "data.flip_arrays is set", " --flip"
+                        key = "data.flip_arrays is set"
+                        command = "mezzotint data derive SET OUT --model MODEL --flip"
                     raise UserError(
                         f"{self._name(index, f'{name}.npy')}: no such array although {key}; derive "
-                        f"it with `mezzotint data derive{flip}`, and name its set in data.url or "
-                        "data.join"
+                        f"it with `{command}`, and name its set in data.url or data.join"
                     )
 
 

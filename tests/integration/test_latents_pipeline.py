@@ -85,6 +85,6 @@ def test_the_page_shows_reconstructions_and_samples(root):
 def test_samples_are_compared_with_their_hints(root):
     result = EvaluationResult.read(root / "control_samples" / "evaluation.json")
     assert result.metrics["edge_F1"]["controlled"].n == 2
-    assert result.metrics["changed_at_scale_0"] == {"of 2": 0.0}
+    assert result.metrics["changed_at_scale_0"] == {"of 6": 0.0}
     assert (root / "control_samples" / "grid_control.png").exists()
     assert 'id="controls"' in (root / "index.html").read_text()

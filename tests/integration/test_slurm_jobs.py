@@ -107,7 +107,7 @@ def ranks(root: Path) -> list[int]:
 @pytest.mark.timeout(500)
 def test_a_job_survives_a_signal_a_crash_and_a_power_cut_with_the_same_losses(slurm, cluster):
     cluster.file(nodes=2)
-    command = [RECIPE, *SMALL, "micro_batch=6", f"steps={STEPS}", "checkpoint.every=10"]
+    command = [RECIPE, *SMALL, "batch=48", "micro_batch=6", f"steps={STEPS}", "checkpoint.every=10"]
     command += [
         "optimizer.lr.peak=1e-3"
     ]  # two processes sum in another order than one: no more than 1e-5

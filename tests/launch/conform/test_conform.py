@@ -24,7 +24,8 @@ from launch.conform.zero_convolutions import zero_convolution_order
 from mezzotint.inference.encode import encode_set
 from models import store
 from trainer.recipe import load
-from trainer.tasks import autoregressive, conditions, perceptual
+from trainer.tasks import autoregressive, perceptual
+from trainer.tasks.conditioning import captions
 
 CPU = torch.device("cpu")
 TEXT = {"tokenizer": "tokenizer", "length": 6}
@@ -139,7 +140,7 @@ def test_a_diffusion_model(trained, mezzotint):
 def test_captions_that_are_never_dropped(trained, monkeypatch):
     run = TrainedRun.open(trained(DIFFUSION), CPU)
     assert null_captions(run).passed
-    monkeypatch.setattr(conditions, "drop_text", lambda text, share, rng: text)
+    monkeypatch.setattr(captions, "drop_text", lambda text, share, rng: text)
     assert not null_captions(run).passed
 
 
@@ -165,7 +166,7 @@ def test_a_perceptual_loss(trained, monkeypatch):
 
 def test_a_run_that_fails_a_check_ends_with_1(trained, monkeypatch, mezzotint):
     path = trained(DIFFUSION)
-    monkeypatch.setattr(conditions, "drop_text", lambda text, share, rng: text)
+    monkeypatch.setattr(captions, "drop_text", lambda text, share, rng: text)
     done = mezzotint("conform", path, "--no-updates")
     assert done.code == 1
     assert "failed  share without condition: 0.0% of 512 samples have no text" in done.out

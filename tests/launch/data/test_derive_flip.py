@@ -138,7 +138,7 @@ def test_arrays_of_captions_stay(images, tmp_path):
 def test_a_set_without_mirrored_arrays_is_refused(images, kl, tmp_path):
     out = str(tmp_path / "plain")
     encode_set(DataConfig(url=images), kl, out)
-    with pytest.raises(UserError, match=r"latents_mirrored.npy: .*flip_arrays is set.*derive --f"):
+    with pytest.raises(UserError, match=r"latents_mirrored.npy: .*flip_arrays is set.*--flip`"):
         flipping(out)
 
 
