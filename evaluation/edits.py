@@ -1,7 +1,7 @@
 """Evaluation of edits by an unCLIP system: what variations keep, and whether text diffs arrive."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +57,6 @@ def evaluate_edits(config: EditsConfig, runtime: Runtime, stages: Stages) -> Eva
         UserError: something that is read is missing or does not fit, an attribute that no image
             has, or a replacement with fewer than two images to try it on.
     """
-    runtime = replace(Runtime.of(runtime.device, config.precision), group=runtime.group)
     system = UnclipGenerator.load(config.system, runtime).up_to(0)
     with stages("reference") as report:
         image = config.reference.image_config(image_model(config.system), system.image_size)

@@ -44,7 +44,6 @@ def evaluate_embedding_prior(
     """
     if config.system.prior is None:
         raise UserError("system.prior: this evaluation is of a prior; name its model directory")
-    runtime = replace(Runtime.of(runtime.device, config.precision), group=runtime.group)
     system = UnclipGenerator.load(config.system, runtime)
     fp32 = replace(runtime, bf16=False)
     with stages("reference") as report:

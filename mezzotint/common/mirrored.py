@@ -1,6 +1,6 @@
 """Arrays of mirrored images in derived sets, beside those of the images."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from mezzotint.common.text_features import CAPTION_ARRAYS
 
@@ -17,8 +17,3 @@ def with_mirrored(names: Iterable[str]) -> tuple[str, ...]:
     """The arrays with those of the mirrored images."""
     names = tuple(names)
     return tuple(dict.fromkeys((*names, *map(mirrored, names))))
-
-
-def has_mirrored(fields: Collection[str]) -> bool:
-    """Whether members with these extensions hold arrays of mirrored images."""
-    return any(name.endswith(f"{MIRRORED}.npy") for name in fields)

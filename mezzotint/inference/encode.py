@@ -1,6 +1,7 @@
 """Shard sets of codes or latents, derived from sets of images with a trained autoencoder."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
 from mezzotint.common.mirrored import mirrored, with_mirrored
-from mezzotint.inference.preprocessing import image_config, stated_in
-from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.preprocessing import image_config, prepared
+from mezzotint.inference.process_group import ProcessGroup, Progress
 from mezzotint.inference.runtime import Runtime
 from models import store
 from models.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
@@ -22,8 +23,6 @@ from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.dvae import DVAE, DVAEConfig
 from models.autoencoders.hierarchical import VQVAE2, VQVAE2Config
 from models.finite import named_samples, require_finite
-
-Progress = Callable[[int, int], None]
 
 
 def encoder_size(model: str, *, latents: bool = False) -> int:
@@ -50,18 +49,7 @@ def feeding(data: DataConfig, model: str, size: int) -> DataConfig:
     Raises:
         UserError: `data.image` states another preprocessing and does not force it, or flips.
     """
-    if data.image is not None and data.image.flip:
-        raise UserError("data.image.flip: images are mirrored in training only; leave it out")
-    stated = stated_in(
-        data.image,
-        force=data.force_preprocessing,
-        prefix="data.image.",
-        force_name="data.force_preprocessing: true",
-    )
-    image = image_config(model, size, stated)
-    if data.image is not None:
-        image = image.model_copy(update={"max_pixels": data.image.max_pixels})
-    return data.model_copy(update={"image": image})
+    return prepared(data, partial(image_config, model, size))
 
 
 def encode_set(
@@ -112,12 +100,8 @@ def encode_set(
             return {name: each.cpu() for name, each in found.items()}
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        done = 0
-        for arrays in runtime.group.map_blocks(compute, len(dataset), batch):
+        for arrays in runtime.group.map_blocks(compute, len(dataset), batch, progress):
             yield {name: each.numpy() for name, each in arrays.items()}
-            done = min(done + batch, len(dataset))
-            if progress is not None:
-                progress(done, len(dataset))
 
     if runtime.group.is_main:
         return derive(dataset, out, blocks(), fields=fields, encoder=digest)

@@ -1,11 +1,12 @@
 """The images that feed trained models, prepared as those were that they were trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from pydantic import BaseModel
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.config import DataConfig, ImageConfig
+from mezzotint.common.errors import UserError
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing, require_equal
 from mezzotint.inference.config import (
     CascadeSystem,
@@ -39,6 +40,32 @@ def stated_in(
     """What settings state themselves, defaults left out."""
     values = {} if settings is None else settings.model_dump(include=set(NAMES), exclude_unset=True)
     return StatedPreprocessing(values, force, prefix, force_name)
+
+
+def prepared(
+    data: DataConfig,
+    images: Callable[[StatedPreprocessing], ImageConfig],
+    stated: StatedPreprocessing | None = None,
+) -> DataConfig:
+    """The data settings of images that an encoder reads; `images` is how it takes them.
+
+    `stated` is what a command states of them; None: what `data.image` states.
+
+    Raises:
+        UserError: another preprocessing is stated than the encoder's own and not forced, or a flip.
+    """
+    if data.image is not None and data.image.flip:
+        raise UserError("data.image.flip: images are mirrored in training only; leave it out")
+    stated = stated or stated_in(
+        data.image,
+        force=data.force_preprocessing,
+        prefix="data.image.",
+        force_name="data.force_preprocessing: true",
+    )
+    image = images(stated)
+    if data.image is not None:
+        image = image.model_copy(update={"max_pixels": data.image.max_pixels})
+    return data.model_copy(update={"image": image, "force_preprocessing": stated.force})
 
 
 def image_model(system: SystemConfig) -> str:

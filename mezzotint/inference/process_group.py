@@ -9,6 +9,8 @@ from torch import Tensor
 
 Arrays = Mapping[str, Tensor]
 """Named tensors on the CPU."""
+Progress = Callable[[int, int], None]
+"""Called with the items that are done and their total."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,30 @@ class ProcessGroup:
         return gathered
 
     def map_blocks(
-        self, compute: Callable[[range], Arrays], count: int, size: int
+        self,
+        compute: Callable[[range], Arrays],
+        count: int,
+        size: int,
+        progress: Progress | None = None,
     ) -> Iterator[Arrays]:
         """`compute` of every block of `size` of `count` items, in order and on every process.
 
         Process r computes the blocks r, r + self.size, ... whole, so arrays are the same for any
-        number of processes as long as `compute` depends on the items alone.
+        number of processes as long as `compute` depends on the items alone. Items count as done
+        when the next block is asked for.
         """
-        starts = range(0, count, size)
+        starts, done = range(0, count, size), 0
         for first in range(0, len(starts), self.size):
             own = starts[first : first + self.size][self.rank :]
             block = range(own[0], min(own[0] + size, count)) if own else None
             gathered = self.all_gather(None if block is None else compute(block))
-            yield from (arrays for arrays in gathered if arrays is not None)
+            for arrays in gathered:
+                if arrays is None:
+                    continue
+                yield arrays
+                done = min(done + size, count)
+                if progress is not None:
+                    progress(done, count)
 
     def concatenate_blocks(
         self, compute: Callable[[range], Arrays], count: int, size: int

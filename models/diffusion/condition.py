@@ -40,8 +40,6 @@ class Condition:
     null_embedding: Tensor | None = None
     """(B,) bool: rows without an image embedding, for which the network has a learned vector;
     None: all have theirs."""
-    embedding_level: Tensor | None = None
-    """(B,) in [0, 1]: the time up to which noise was added to `image_embedding`."""
     mask: Tensor | None = None
     """(B, 1, h, w) of a network that inpaints: 1 is generated, 0 is kept."""
     masked: Tensor | None = None

@@ -20,8 +20,7 @@ from mezzotint.common.text_features import (
     FeatureType,
     TextFeatureRecord,
 )
-from mezzotint.inference.encode import Progress
-from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.process_group import ProcessGroup, Progress
 from mezzotint.inference.runtime import Runtime
 from models import frozen_text
 from models.finite import named_samples, require_finite
@@ -67,19 +66,15 @@ def encode_captions(
             require_finite(f"array '{TEXT_FEATURES}' is", found)
         return {TEXT_FEATURES: found}
 
-    def blocks() -> Iterator[Tensor]:
-        for done, block in enumerate(runtime.group.map_blocks(compute, len(dataset), batch), 1):
-            yield block[TEXT_FEATURES]
-            if progress is not None:
-                progress(min(done * batch, len(dataset)), len(dataset))
-
+    blocks = runtime.group.map_blocks(compute, len(dataset), batch, progress)
     if not runtime.group.is_main:
-        for _ in blocks():
+        for _ in blocks:
             pass
         return None
     with runtime.inference():
         empty = reader([""])[0].to(DTYPES[dtype]).cpu()
-    return _write(dataset, out, blocks(), empty, digest, dtype)
+    features = (block[TEXT_FEATURES] for block in blocks)
+    return _write(dataset, out, features, empty, digest, dtype)
 
 
 def _finished(dataset: Dataset, out: str, digest: str, dtype: FeatureType) -> Manifest | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,10 +32,9 @@ from mezzotint.common.text_features import (
 )
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import ClipSource, OpenClip
-from mezzotint.inference.encode import Progress
 from mezzotint.inference.encoding.captions import DTYPES, lines_of, npy
-from mezzotint.inference.preprocessing import image_config, stated_in
-from mezzotint.inference.process_group import ProcessGroup
+from mezzotint.inference.preprocessing import image_config, prepared
+from mezzotint.inference.process_group import ProcessGroup, Progress
 from mezzotint.inference.runtime import Runtime
 from models import frozen_text, store
 from models.clip import ClipConfig
@@ -87,18 +87,7 @@ def prepared_for(
     Raises:
         UserError: no CLIP; another preprocessing is stated than its own and not forced, or a flip.
     """
-    if data.image is not None and data.image.flip:
-        raise UserError("data.image.flip: images are mirrored in training only; leave it out")
-    stated = stated or stated_in(
-        data.image,
-        force=data.force_preprocessing,
-        prefix="data.image.",
-        force_name="data.force_preprocessing: true",
-    )
-    image = clip_images(source, stated)
-    if data.image is not None:
-        image = image.model_copy(update={"max_pixels": data.image.max_pixels})
-    return data.model_copy(update={"image": image, "force_preprocessing": stated.force})
+    return prepared(data, partial(clip_images, source), stated)
 
 
 def clip_images(source: ClipSource, stated: StatedPreprocessing = MODELS_OWN) -> ImageConfig:
@@ -182,19 +171,14 @@ def encode_embeddings(
             with named_samples([names[row] for row, _ in lines]):
                 return found | _of_captions(clip, [line for _, line in lines], options)
 
-    def blocks() -> Iterator[Mapping[str, Tensor]]:
-        for done, block in enumerate(runtime.group.map_blocks(compute, len(dataset), batch), 1):
-            yield block
-            if progress is not None:
-                progress(min(done * batch, len(dataset)), len(dataset))
-
+    blocks = runtime.group.map_blocks(compute, len(dataset), batch, progress)
     if not runtime.group.is_main:
-        for _ in blocks():
+        for _ in blocks:
             pass
         return None
     with runtime.inference():
         empty = _of_captions(clip, [""], options)
-    return _write(dataset, out, blocks(), empty, clip.digest, made_by, options)
+    return _write(dataset, out, blocks, empty, clip.digest, made_by, options)
 
 
 @dataclass(frozen=True)

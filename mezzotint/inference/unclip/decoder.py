@@ -74,8 +74,6 @@ class Decoder:
         """Image embeddings (B, D), as CLIP projects them, with captions, empty ones for none."""
         given = self.embeddings.scaling.normalize(embedding.float())
         cond = Condition(image_embedding=given)
-        if takes_level(self.network):
-            cond = replace(cond, embedding_level=given.new_zeros(len(given)))
         return cond if self.text is None else self.text(cond, captions)
 
     def sampler_run(self, sampling: DiffusionSampling, nfe: NFE) -> SamplerRun[Condition]:
@@ -116,9 +114,3 @@ class Decoder:
 def takes_embeddings(network: PixelDiffusionModel) -> bool:
     """Whether a network is conditioned on CLIP embeddings of images."""
     return "clip_image" in network.config.conditioning
-
-
-def takes_level(network: PixelDiffusionModel) -> bool:
-    """Whether a network is told how noisy an image embedding is (Stable unCLIP)."""
-    settings = getattr(network.config, "image_embedding", None)
-    return bool(getattr(settings, "noise", False))
