@@ -22,9 +22,9 @@ from mezzotint.common.keyed_random import keyed_generator
 from mezzotint.inference.preprocessing import image_model
 from mezzotint.inference.runtime import Runtime
 from mezzotint.inference.unclip import edits
-from mezzotint.inference.unclip.edits import EditSettings, ImageLatents
+from mezzotint.inference.unclip.edits import EditSettings
 from mezzotint.inference.unclip.generator import UnclipGenerator
-from mezzotint.inference.unclip.spherical import rotate_towards, text_difference
+from mezzotint.inference.unclip.spherical import text_difference
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,15 @@ def replace_words(
     settings = settings_of(config)
     latents = edits.invert(system, real.images[[each.source for each in chosen]], settings=settings)
     pairs = [(real.captions[each.source], real.captions[each.target]) for each in chosen]
-    images = turned_images(system, latents, pairs, config, progress)
+    directions = torch.stack([text_difference(*system.clip.texts(pair)) for pair in pairs])
+    images = edits.turn(
+        system,
+        latents,
+        directions,
+        config.thetas,
+        settings=settings_of(config, config.guidance),
+        progress=progress,
+    )
     targets = [target for _, target in pairs for _ in config.thetas]
     matches = nearest(images.flatten(0, 1), targets, candidates)
     hits = torch.tensor([each.exact for each in matches], device="cpu").view(len(chosen), -1)
@@ -225,29 +233,6 @@ def replace_words(
         for index in range(len(config.thetas))
     ]
     return Replaced(chosen, images, hits, int(best(scores)))
-
-
-def turned_images(
-    system: UnclipGenerator,
-    latents: ImageLatents,
-    pairs: Sequence[tuple[str, str]],
-    config: EditsConfig,
-    progress: StageProgress,
-) -> Tensor:
-    """Images (n, thetas, H, W, 3) uint8: each turned from its own caption to its own target."""
-    directions = torch.stack([text_difference(*system.clip.texts(pair)) for pair in pairs])
-    turned = [rotate_towards(latents.embedding, directions, theta) for theta in config.thetas]
-    rows = [row for row in range(len(pairs)) for _ in config.thetas]
-    images = edits.render(
-        system,
-        torch.stack(turned, dim=1).flatten(0, 1),
-        latents.noise[rows],
-        keys=[("text", row) for row in rows],
-        captions=[""] * len(rows),
-        settings=settings_of(config, config.guidance),
-        progress=progress,
-    )
-    return images.view(len(pairs), len(config.thetas), *images.shape[1:])
 
 
 def replacement_metrics(config: EditsConfig, found: Mapping[str, Replaced]) -> Metrics:

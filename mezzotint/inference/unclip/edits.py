@@ -213,7 +213,20 @@ def text_edit(
         UserError: CLIP reads both captions as the same.
     """
     direction = text_difference(*system.clip.texts([source, target]))
-    turned = [rotate_towards(latents.embedding, direction, theta) for theta in thetas]
+    return turn(system, latents, direction, thetas, settings=settings, progress=progress)
+
+
+def turn(
+    system: UnclipGenerator,
+    latents: ImageLatents,
+    directions: Tensor,
+    thetas: Sequence[float],
+    *,
+    settings: EditSettings = DEFAULTS,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images (n, thetas, H, W, 3) uint8 of embeddings turned towards directions (D,) or (n, D)."""
+    turned = [rotate_towards(latents.embedding, directions, theta) for theta in thetas]
     count = len(latents.captions)
     rows = [row for row in range(count) for _ in thetas]
     images = render(
