@@ -32,33 +32,32 @@ class TokenConditioning:
 
 
 @dataclass(frozen=True)
-class FeatureConditioning:
-    """For a model that is conditioned on features of a frozen encoder."""
+class _FrozenConditioning:
+    """Reads captions by a frozen encoder."""
 
     reader: FrozenTextEncoder
 
     @property
     def tokens(self) -> CaptionTokens:
         return self.reader.tokens
-
-    def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
-        """The condition with features, and those of an empty caption for guidance."""
-        features = self.reader(["", *captions])
-        return replace(cond, features=features[1:], empty_features=features[0])
 
     def protocol(self) -> Mapping[str, object]:
         return self.reader.source.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
-class ClipTextConditioning:
+class FeatureConditioning(_FrozenConditioning):
+    """For a model that is conditioned on features of a frozen encoder."""
+
+    def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
+        """The condition with features, and those of an empty caption for guidance."""
+        features = self.reader(["", *captions])
+        return replace(cond, features=features[1:], empty_features=features[0])
+
+
+@dataclass(frozen=True)
+class ClipTextConditioning(_FrozenConditioning):
     """For a model that is conditioned on a CLIP's features and embeddings of captions."""
-
-    reader: FrozenTextEncoder
-
-    @property
-    def tokens(self) -> CaptionTokens:
-        return self.reader.tokens
 
     def __call__(self, cond: Condition, captions: Sequence[str]) -> Condition:
         """The condition with both of the captions, and those of an empty one for guidance."""
@@ -72,9 +71,6 @@ class ClipTextConditioning:
             text_embedding=found.embedding[1:],
             empty_text_embedding=found.embedding[0],
         )
-
-    def protocol(self) -> Mapping[str, object]:
-        return self.reader.source.model_dump(mode="json")
 
 
 TextConditioning = TokenConditioning | FeatureConditioning | ClipTextConditioning

@@ -1,7 +1,6 @@
 """Vector quantisation: the nearest of K learned vectors per position (VQ-VAE, arXiv 1711.00937)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from models.autoencoders.bottleneck import Latent, Penalty, Statistics
 from models.finite import require_finite
 from models.nn import initialization
+from models.nn.exact_buffers import ExactBuffers
 
 CHUNK_CPU, CHUNK_GPU = 2**22, 2**26
 """Distances computed at a time; on a CPU they stay in its cache."""
@@ -122,7 +122,7 @@ class VectorQuantizer(Quantizer):
         return first * to_code + second * to_vector
 
 
-class EmaVectorQuantizer(Quantizer):
+class EmaVectorQuantizer(ExactBuffers, Quantizer):
     """Nearest codes with a straight-through gradient; the codebook is averages, not parameters.
 
     A forward changes nothing; `commit` does, once per optimizer step, with the statistics of all
@@ -187,16 +187,6 @@ class EmaVectorQuantizer(Quantizer):
         self.counts[dead] = 2 * threshold * mean
         self.sums[dead] = chosen * self.counts[dead, None]
         return len(dead)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's own signature
-        """Move with the module, but never into 16 bits: the averages would not change any more."""
-        exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
-        moved: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            now = getattr(self, name)
-            if now.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, buffer.to(now.device))
-        return moved
 
 
 def vectors(h: Tensor) -> Tensor:

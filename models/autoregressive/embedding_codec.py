@@ -4,14 +4,14 @@ Besides the components an embedding has a level: how similar it is to its captio
 compared with other pairs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mezzotint.common.errors import UserError
 from models.nn import initialization
+from models.nn.exact_buffers import ExactBuffers
 
 FEWEST = 2
 """Embeddings of which components can be measured."""
@@ -65,7 +65,7 @@ def measure(
     return CodecStatistics(*(each.float().contiguous() for each in found))
 
 
-class EmbeddingCodec(nn.Module):
+class EmbeddingCodec(ExactBuffers):
     """Normalised embeddings (B, D) to codes (B, components) and back.
 
     Its statistics are part of a model's weights, measured before training.
@@ -117,13 +117,3 @@ class EmbeddingCodec(nn.Module):
     def level(self, similarity: Tensor) -> Tensor:
         """Levels (B,) int64 in [0, levels) of similarities (B,)."""
         return torch.bucketize(similarity.float(), self.edges, right=True)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's own signature
-        """Move with the module, but never into 16 bits, whose steps are wider than buckets."""
-        exact = dict(self.named_buffers(recurse=False))
-        moved: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            now = getattr(self, name)
-            if now.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, buffer.to(now.device))
-        return moved

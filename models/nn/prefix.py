@@ -10,9 +10,9 @@ from models.nn.transformer import Block
 
 
 class PrefixCache:
-    """Keys and values of one layer for positions that stay, with room for `extra` that follow.
+    """Keys and values of one layer for positions that stay, with space for `extra` that follow.
 
-    A `KVCache` that a block fills. What follows is computed anew each time, until it is kept.
+    A `KVCache` that a block fills. What follows is computed again each time, until it is kept.
     """
 
     def __init__(self, extra: int) -> None:
