@@ -1,13 +1,9 @@
 """What diffusers reads of the names of CompVis' code, and computes with its text transformer."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from peer_outputs import outputs_of_peers
+from safetensors.torch import save_file
 
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.diffusers import to_diffusers_vae
@@ -100,7 +96,6 @@ def peers(tmp_path_factory):
     named |= {f"first_stage_model.{name}": value for name, value in stage.items()}
     save_file(named, home / "compvis.safetensors")
     save_file(as_ldm_bert(random_weights(BERT)), home / "ldm_bert.safetensors")
-    save_file({"text": TEXT}, home / "given.safetensors")
     jobs = [
         {
             "job": "compvis",
@@ -111,13 +106,7 @@ def peers(tmp_path_factory):
         },
         {"job": "ldm_bert", "name": "bert", "folder": str(home), "config": THEIR_BERT},
     ]
-    program = Path(__file__).with_name("peer_libraries.py")
-    words = [sys.executable, program, home / "given.safetensors", home / "out.safetensors"]
-    done = subprocess.run(
-        [*map(str, words), json.dumps(jobs)], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(home / "out.safetensors")
+    return outputs_of_peers(home, {"text": TEXT}, jobs)
 
 
 def test_names_of_compvis_are_those_that_diffusers_reads(peers):

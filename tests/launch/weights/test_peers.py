@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from peer_outputs import furthest, outputs_of_peers
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.text.t5_tokenizer import tokenizer_of
@@ -192,20 +190,7 @@ def peers(home, given):
         },
         {"job": "clip", "name": "clip", "folder": str(home / "open_clip"), "prompts": CAPTIONS},
     ]
-    save_file(given, home / "given.safetensors")
-    program = Path(__file__).with_name("peer_libraries.py")
-    words = [sys.executable, program, home / "given.safetensors", home / "out.safetensors"]
-    done = subprocess.run(
-        [*map(str, words), json.dumps(jobs)], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(home / "out.safetensors")
-
-
-def furthest(one, other):
-    assert one.shape == other.shape
-    assert float(one.std()) > 0.05
-    return float((one - other).abs().max())
+    return outputs_of_peers(home, given, jobs)
 
 
 @pytest.mark.parametrize("name", ["kl", "vq"])

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from peer_outputs import furthest, outputs_of_peers
 
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.weights.convert import export_model, import_weights
@@ -83,7 +81,7 @@ UPSAMPLER = UNetConfig(
 DECODERS = {"learned": DECODER, "fixed": FIXED}
 
 
-def drawn(config):
+def random_weights(config):
     """Random weights that all matter."""
     torch.manual_seed(5)
     generator = torch.Generator().manual_seed(5)
@@ -94,7 +92,7 @@ def drawn(config):
 
 
 def saved(where, config, **more):
-    store.save(str(where), config, drawn(config), card="# test\n", **more)
+    store.save(str(where), config, random_weights(config), card="# test\n", **more)
 
 
 def scaling():
@@ -150,20 +148,7 @@ def peers(home, given):
         for name in DECODERS
         for exact in (True, False)
     ]
-    save_file(given, home / "given.safetensors")
-    program = Path(__file__).with_name("peer_libraries.py")
-    words = [sys.executable, program, home / "given.safetensors", home / "out.safetensors"]
-    done = subprocess.run(
-        [*map(str, words), json.dumps(jobs)], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(home / "out.safetensors")
-
-
-def furthest(one, other):
-    assert one.shape == other.shape
-    assert float(one.std()) > 0.05
-    return float((one - other).abs().max())
+    return outputs_of_peers(home, given, jobs)
 
 
 def captions(home):
@@ -225,7 +210,7 @@ def test_the_upsampler_gives_the_same_output(home, given, peers):
 
 def test_a_decoder_comes_back():
     config = DECODER.model_copy(update={"timestep_offset": 1})
-    state = drawn(config)
+    state = random_weights(config)
     theirs = to_diffusers_decoder(state, config, scaling())
     again = from_diffusers_decoder(theirs, config, scaling())
     assert again.keys() == state.keys()
@@ -270,9 +255,9 @@ def test_a_decoder_is_imported_from_its_folder(home, given, tmp_path):
 
 
 def test_the_token_is_the_fast_axis_there_too():
-    theirs = to_diffusers_decoder(drawn(DECODER), DECODER, None)
+    theirs = to_diffusers_decoder(random_weights(DECODER), DECODER, None)
     weight = theirs.projection["clip_extra_context_tokens_proj.weight"]
-    assert torch.equal(weight, drawn(DECODER)["image_embedding.tokens.weight"])
+    assert torch.equal(weight, random_weights(DECODER)["image_embedding.tokens.weight"])
 
 
 @pytest.mark.parametrize(
