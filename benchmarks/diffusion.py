@@ -4,7 +4,7 @@
     peers/bin/pip install -c constraints.txt torch pydantic numpy safetensors fsspec pyyaml \\
         einops pillow scipy tqdm beartype diffusers==0.42.0
     peers/bin/pip install --no-deps denoising-diffusion-pytorch==2.3.4 imagen-pytorch==2.1.0
-    peers/bin/python benchmarks/diffusion.py --threads 2 [--quick] [--only unet] [--json FILE]
+    peers/bin/python benchmarks/diffusion.py --threads 2 [--quick] [--only unet|profile]
 
 diffusers' networks get our weights and must give our outputs and gradients before anything is timed
 (`peers_diffusion.py`). Everything runs in one process, interleaved; where the spread is too large
@@ -14,6 +14,7 @@ no ratio is called a result. The optimizer, the same for all, is left out of the
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 
+from operators import milliseconds, table  # noqa: E402
 from peers_diffusion import (  # noqa: E402
     STEPS,
     DdpmPytorch,
@@ -328,10 +330,25 @@ def solvers(rounds: int) -> dict[str, object]:
     return {"ms_per_step": found, "rows": rows}
 
 
+def profiles(shape: Shape) -> dict[str, object]:
+    """Milliseconds of a training step by kinds of operators, ours and diffusers'."""
+    unet = new_unet(shape.config)
+    peer, given = Diffusers(unet), inputs(shape)
+    return {
+        kind: table(
+            milliseconds(partial(training_step, unet, own_call(unet), given, kind)),
+            milliseconds(partial(training_step, peer.model, peer.call, given, kind)),
+        )
+        for kind in ("fp32", "bf16")
+    }
+
+
 def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     """Everything, as one tree."""
     rounds = 3 if quick else 7
     found: dict[str, object] = {"machine": machine()}
+    if only == "profile":
+        return found | {f"{one.name}, profile": profiles(one) for one in shapes(quick=quick)}
     asked = [shape for shape in shapes(quick=quick) if only in (None, shape.name)]
     # training last: a process that samples has not trained, which fragments its memory
     for shape in asked:
@@ -344,4 +361,4 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run_command(__doc__.split("\n")[0], ("unet", "captions", "solvers"), measure)
+    run_command(__doc__.split("\n")[0], ("unet", "captions", "solvers", "profile"), measure)

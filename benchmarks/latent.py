@@ -1,6 +1,6 @@
 """Latent UNet, ControlNet's training step and controlled sampling beside those of diffusers.
 
-    peers/bin/python benchmarks/latent.py --threads 1 [--quick] [--only control] [--json FILE]
+    peers/bin/python benchmarks/latent.py --threads 1 [--quick] [--only control|profile]
 
 The head of diffusion.py says how `peers` is made. diffusers' networks get our weights and must give
 our outputs and gradients before anything is timed (`peers_latent.py`). Everything runs in one
@@ -12,6 +12,7 @@ same for all, is left out of the step. The peak is that of live tensors which a 
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from diffusion import (  # noqa: E402
     own_call,
     training_step,
 )
+from operators import milliseconds, table  # noqa: E402
 from peers_diffusion import STEPS, Diffusers, parameters, relative, steps_of  # noqa: E402
 from peers_latent import DiffusersControl, flop_counter  # noqa: E402
 from timing import Row, Timing, as_table, interleaved, machine, peak_bytes, run_command  # noqa: E402
@@ -272,6 +274,27 @@ def rows_of(
     ]
 
 
+def profiles(
+    systems: Systems, given: tuple[Tensor, Tensor, Condition, Tensor]
+) -> dict[str, dict[str, object]]:
+    """Milliseconds of a training step by kinds of operators, ours and diffusers'."""
+    x, step, condition, noise = given
+    plain = x, step, replace(condition, hints=()), noise
+    pairs = {
+        "unet": (plain, systems.unet, own_call(systems.unet), systems.peer),
+        "control": (given, systems.control, systems.own_control, systems.peer_control),
+    }
+    found = {}
+    for what, (taken, model, call, peer) in pairs.items():
+        if what == "control":
+            systems.freeze_bases()
+        for kind in ("fp32", "bf16"):
+            ours = milliseconds(partial(training_step, model, call, taken, kind))
+            theirs = milliseconds(partial(training_step, peer.model, peer.call, taken, kind))
+            found[f"{what} {kind}"] = table(ours, theirs)
+    return found
+
+
 def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     """Everything, as one tree."""
     rounds = 3 if quick else 7
@@ -279,6 +302,8 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
     systems = Systems.of(shape)
     given = inputs(shape, shape.batch)
     found: dict[str, object] = {"machine": machine()}
+    if only == "profile":
+        return found | {"profile": profiles(systems, given)}
     # training last: a process that samples has not trained, which fragments its memory
     if only in (None, "sampling"):
         found["sampling"] = sampling(systems, shape, rounds)
@@ -296,4 +321,4 @@ def measure(*, quick: bool, only: str | None) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run_command(__doc__.split("\n")[0], ("unet", "control", "sampling"), measure)
+    run_command(__doc__.split("\n")[0], ("unet", "control", "sampling", "profile"), measure)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from models.nn.cpu.dispatch import attention
+
 
 class ResnetPyramid(BaseModel, frozen=True, extra="forbid"):
     """Level i is width x multipliers[i] wide; the resolution halves between levels.
@@ -76,7 +78,7 @@ class SpatialAttention(nn.Module):
         """(B, width, H, W) to the same shape."""
         tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
         query, key, value = tokens.unsqueeze(1).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attention(query, key, value, causal=False)
         return x + self.out(mixed.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
@@ -119,8 +121,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H', W')."""
-        for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(x))
+        for block, attend in zip(self.blocks, self.attentions, strict=True):
+            x = attend(block(x))
         return self.resample(x)
 
 

@@ -90,6 +90,8 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=shaped)
     if cpu_attention.products_are_faster(query, key):
         return cpu_attention.by_products(query, key, value, causal=causal)
+    if not causal and cpu_attention.heads_in_turn_are_faster(query, key):
+        return cpu_attention.by_heads(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 

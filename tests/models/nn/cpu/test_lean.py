@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.nn.cpu import attention as cpu_attention
 from models.nn.cpu import plain_torch
 from models.nn.cpu.dispatch import Conv3x3, attention, in_format, norm_act, silu_conv
 from models.nn.linear import GegluLinear
@@ -110,6 +111,34 @@ def test_attention_of_many_scores_in_fp32_is_the_fused_one():
     for query, key in ((many, many), (few, few), (many, few)):
         wanted = F.scaled_dot_product_attention(query, key, key)
         assert torch.allclose(attention(query, key, key, causal=False), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [257, 300])
+def test_attention_a_few_heads_at_a_time_rounds_scores_and_nothing_else(monkeypatch, keys):
+    monkeypatch.setattr(cpu_attention, "SCORES_AT_A_TIME", 2 * 20 * keys)  # 2 of 6 heads at a time
+    exact = [noise(2, 3, length, 8).requires_grad_() for length in (20, keys, keys)]
+    given = [each.detach().bfloat16().requires_grad_() for each in exact]
+    wanted = kept_by(lambda: F.scaled_dot_product_attention(*exact), *exact)
+
+    def compute(**options):
+        with torch.autocast("cpu", torch.bfloat16, **options):
+            return attention(*given, causal=False)
+
+    lean, outside = kept_by(compute, *given), kept_by(lambda: compute(enabled=False), *given)
+    assert all(torch.equal(*pair) for pair in zip(lean[1], outside[1], strict=True))
+    with plain_torch("short_attention"):
+        fused = kept_by(compute, *given)
+    for (got, plain), right in zip(
+        zip((lean[0], *lean[1]), (fused[0], *fused[1]), strict=True),
+        (wanted[0], *wanted[1]),
+        strict=True,
+    ):
+        assert got.dtype == torch.bfloat16
+        away = (got.float() - right).abs().max()
+        assert away < 4 * (plain.float() - right).abs().max() + 1e-3
+    assert sum(lean[2].values()) <= sum(fused[2].values())
+    with torch.no_grad():
+        assert torch.equal(compute(), lean[0])
 
 
 def test_a_norm_with_silu_of_channels_first_keeps_its_input_alone_in_bf16():
