@@ -1,8 +1,9 @@
 """What a training step receives."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
@@ -15,7 +16,8 @@ class Batch:
     Attributes:
         keys: Sample keys.
         captions: Captions as written.
-        image: (B, 3, H, W) float32 in [-1, 1], if `data.image` is set.
+        image: (B, 3, H, W) uint8 with channels last in memory, as decoded, if `data.image` is set;
+            or float32 in [-1, 1]. `images` is the second of either, made on the image's device.
         text: (B, L) int64 token ids, padded with 0, if `data.text` is set.
         arrays: (B, ...) tensors by name, one for every name in `data.arrays`; integers are int64,
             floating-point numbers float32.
@@ -41,7 +43,27 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        return _required(self.image, "image", "images")
+        """(B, 3, H, W) float32 in [-1, 1]."""
+        image = _required(self.image, "image", "images")
+        if image.is_floating_point():
+            return image
+        floats = image.to(torch.float32, memory_format=torch.contiguous_format)
+        return floats.div_(127.5).sub_(1.0)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor of its samples changed."""
+        return replace(
+            self,
+            image=None if self.image is None else change(self.image),
+            text=None if self.text is None else change(self.text),
+            arrays={name: change(array) for name, array in self.arrays.items()},
+            label=None if self.label is None else change(self.label),
+            hint=None if self.hint is None else change(self.hint),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory from which it is copied to a GPU while the program goes on."""
+        return self.map(Tensor.pin_memory)
 
     @property
     def tokens(self) -> Tensor:

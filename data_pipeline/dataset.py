@@ -345,7 +345,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if first.label is not None:
         label = torch.tensor([one.label for one in samples], dtype=torch.int64, device="cpu")
     if first.image is not None:
-        image = _to_float(np.stack([one.image for one in samples if one.image is not None]))
+        images = np.stack([one.image for one in samples if one.image is not None])
+        image = torch.from_numpy(images).permute(0, 3, 1, 2)
     if first.text is not None:
         text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
     return Batch(
@@ -358,12 +359,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         hint=hint,
         empty_caption={name: _tensor(each) for name, each in first.empty_caption.items()},
     )
-
-
-def _to_float(images: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
-    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return torch.from_numpy(channels_first).to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def _stack(name: str, samples: Sequence[Sample]) -> Tensor:

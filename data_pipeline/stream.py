@@ -182,7 +182,7 @@ class Stream:
 
     def _from_thread(self) -> Iterator[Batch]:
         batches: queue.Queue[Batch | Exception] = queue.Queue(_PREFETCHED_BATCHES)
-        stop = threading.Event()
+        stop, pinned = threading.Event(), torch.cuda.is_available()
 
         def put(item: Batch | Exception) -> None:
             while not stop.is_set():
@@ -195,7 +195,8 @@ class Stream:
             loader = _Loader(self.dataset, self.seed)
             try:
                 for refs in self.sample_refs():
-                    put(loader[refs])
+                    loaded = loader[refs]
+                    put(loaded.pin_memory() if pinned and isinstance(loaded, Batch) else loaded)
                     if stop.is_set():
                         return
             except Exception as error:  # noqa: BLE001 (raised again in the consumer)
@@ -220,6 +221,7 @@ class Stream:
             num_workers=self.dataset.config.workers,
             multiprocessing_context="fork" if local else "spawn",
             generator=torch.Generator(),  # by default the loader uses the global one
+            pin_memory=torch.cuda.is_available(),
         )
         for item in loader:
             yield _or_raise(item)

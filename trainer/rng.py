@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -12,20 +13,14 @@ from data_pipeline.batch import Batch
 def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
     """Cut a process's share of a batch into micro-batches of `size` samples, on `device`."""
 
-    def cut(tensor: Tensor, first: int) -> Tensor:
-        return tensor[first : first + size].to(device, non_blocking=True)
-
     for first in range(0, len(batch.keys), size):
-        yield replace(
-            batch,
-            keys=batch.keys[first : first + size],
-            captions=batch.captions[first : first + size],
-            image=None if batch.image is None else cut(batch.image, first),
-            text=None if batch.text is None else cut(batch.text, first),
-            arrays={name: cut(array, first) for name, array in batch.arrays.items()},
-            label=None if batch.label is None else cut(batch.label, first),
-            hint=None if batch.hint is None else cut(batch.hint, first),
-        )
+        rows = slice(first, first + size)
+        part = replace(batch, keys=batch.keys[rows], captions=batch.captions[rows])
+        yield part.map(partial(_on_device, rows=rows, device=device))
+
+
+def _on_device(tensor: Tensor, *, rows: slice, device: torch.device) -> Tensor:
+    return tensor[rows].to(device, non_blocking=True)
 
 
 def seed_dropout(rng: Generator) -> None:
