@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.result import Kind
+from launch.report.cascade import cascade_inputs
 from launch.report.charts import Point, Series, line_chart, thin
 from launch.report.class_conditional import class_conditional_table
 from launch.report.control import control_result
@@ -58,6 +59,7 @@ def write_page(run_dir: Path, title: str, stages: Sequence[StageView]) -> Path:
         priors=[prior_table(each) for each in by_kind["embedding_prior"]],
         edits=[edits_table(each) for each in by_kind["edits"]],
         imagic=[imagic_table(each) for each in by_kind["imagic"]],
+        cascades=[cascade_inputs(each) for each in by_kind["cascade"]],
         controls=[control_result(each) for each in by_kind["control"]],
         class_models=[class_conditional_table(each) for each in by_kind["class_conditional"]],
         curves=[(stage, *loss_chart(stage)) for stage in of_kind(stages, "train")],
