@@ -103,19 +103,25 @@ class DdpmPytorch:
         return self.model(x, step)
 
 
+def imagen_pytorch() -> Any:  # noqa: ANN401
+    """The module `imagen_pytorch.imagen_pytorch`, without what it imports for other purposes."""
+    name = "imagen_pytorch.imagen_pytorch"
+    stubs = ("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation")
+    with bare("imagen_pytorch", *stubs):
+        reader: Any = types.ModuleType("imagen_pytorch.t5")
+        reader.DEFAULT_T5_NAME = ""
+        reader.t5_encode_text = reader.get_encoded_dim = lambda name: 768
+        sys.modules["imagen_pytorch.t5"] = reader
+        return importlib.import_module(name)
+
+
 class ImagenPytorch:
     """`imagen_pytorch.Unet`, on captions' features, or unconditional."""
 
     name = "imagen-pytorch 2.1.0"
 
     def __init__(self, dim: int, multipliers: tuple[int, ...], context: int | None) -> None:
-        stubs = ("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation")
-        with bare("imagen_pytorch", *stubs):
-            reader: Any = types.ModuleType("imagen_pytorch.t5")
-            reader.t5_encode_text, reader.DEFAULT_T5_NAME = None, ""
-            reader.get_encoded_dim = lambda name: 768
-            sys.modules["imagen_pytorch.t5"] = reader
-            found = importlib.import_module("imagen_pytorch.imagen_pytorch")
+        found = imagen_pytorch()
         last = (False,) * (len(multipliers) - 1) + (True,)
         self.model: nn.Module = found.Unet(
             dim=dim,
