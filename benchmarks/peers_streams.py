@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from models.torchvision_compat import ensure_torchvision
+
 BATCH, SHARD = 64, 500
 
 
@@ -19,6 +21,7 @@ def write_sets(sets: Path, shard: int) -> None:
     subprocess.run([*command, str(sets / "tar"), "--shard-size", str(shard)], check=True)
     files = sorted((sets / "files").glob("*.jpg"))
     if "mosaicml" in PEERS:
+        ensure_torchvision()
         from streaming import MDSWriter
 
         columns = {"jpg": "bytes", "txt": "str"}
@@ -54,10 +57,19 @@ def by_pillow(content: bytes, size: int) -> np.ndarray:
 
 def by_simplejpeg(content: bytes, size: int) -> np.ndarray:
     """(size, size, 3) uint8."""
+    return _by_simplejpeg(content, size, 0)
+
+
+def by_scaled_simplejpeg(content: bytes, size: int) -> np.ndarray:
+    """The same of an image that is decoded at twice the size where it is larger."""
+    return _by_simplejpeg(content, size, 2 * size)
+
+
+def _by_simplejpeg(content: bytes, size: int, least: int) -> np.ndarray:
     import simplejpeg
     from PIL import Image
 
-    pixels = simplejpeg.decode_jpeg(content)
+    pixels = simplejpeg.decode_jpeg(content, min_height=least, min_width=least)
     if pixels.shape[:2] == (size, size):
         return pixels
     image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
@@ -92,6 +104,7 @@ def webdataset(decode: Callable[[bytes, int], Any]) -> Callable[[Path, int, int]
 
 def mosaicml(sets: Path, size: int, workers: int) -> Iterator[int]:
     """A StreamingDataset with its default shuffle."""
+    ensure_torchvision()
     from streaming import StreamingDataset
 
     class Images(StreamingDataset):
@@ -129,6 +142,7 @@ def _installed(name: str) -> bool:
 PEERS: dict[str, Callable[[Path, int, int], Iterator[int]]] = {
     "webdataset, Pillow, float": webdataset(lambda one, size: as_float(by_pillow(one, size))),
     "webdataset, simplejpeg": webdataset(by_simplejpeg),
+    "webdataset, scaled simplejpeg": webdataset(by_scaled_simplejpeg),
     **({"mosaicml": mosaicml} if _installed("streaming") else {}),
     **({"litdata": litdata} if _installed("litdata") else {}),
 }

@@ -53,8 +53,14 @@ def mezzotint_float(sets: Path, size: int, workers: int) -> Batches:
     return (len(batch.images) for batch in _stream(sets, size, workers))
 
 
-def _stream(sets: Path, size: int, workers: int) -> Iterable[Batch]:
-    config = DataConfig(url=str(sets / "tar"), image=ImageConfig(size=size), workers=workers)
+def mezzotint_scaled(sets: Path, size: int, workers: int) -> Batches:
+    """Ours with scaled decoding, which changes values."""
+    return (len(batch.keys) for batch in _stream(sets, size, workers, scaled=True))
+
+
+def _stream(sets: Path, size: int, workers: int, *, scaled: bool = False) -> Iterable[Batch]:
+    image = ImageConfig(size=size, scaled_decoding=scaled)
+    config = DataConfig(url=str(sets / "tar"), image=image, workers=workers)
     return Stream(open_dataset(config), global_batch=BATCH, rank=0, world=1, seed=0)
 
 
@@ -70,6 +76,7 @@ def decoding(sets: Path, size: int, workers: int) -> Batches:
 CONTENDERS: dict[str, Callable[[Path, int, int], Batches]] = {
     "mezzotint": mezzotint,
     "mezzotint, float": mezzotint_float,
+    "mezzotint, scaled": mezzotint_scaled,
     "decoding": decoding,
     **PEERS,
 }

@@ -1,6 +1,7 @@
 """Decoding image files into square RGB arrays."""
 
 import io
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from mezzotint.common.errors import UserError
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 """Member extensions of images, in order of preference."""
 
+_SCALED = 2
+"""A scaled image has at least so many times the side that it is resized to."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -133,6 +136,10 @@ def square(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
 
 def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
     """Decode an image file into (size, size, 3) uint8; raises as `open_rgb`."""
+    if config.scaled_decoding:
+        scaled = _scaled_square(content, config, name)
+        if scaled is not None:
+            return scaled
     pixels = _plain_jpeg(content, name, config.max_pixels)
     if pixels is None:
         return square(open_rgb(content, name, max_pixels=config.max_pixels), config)
@@ -141,19 +148,57 @@ def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
     return square(Image.fromarray(pixels), config)
 
 
-def _plain_jpeg(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
+def _plain_jpeg(
+    content: bytes, name: str, max_pixels: int, least: tuple[int, int] = (0, 0)
+) -> NDArray[np.uint8] | None:
     """(H, W, 3) of a JPEG file by libjpeg-turbo alone, the same values as Pillow's, in less time.
 
-    None: it has colours, metadata or damage that Pillow is needed for.
+    With `least`, a width and height, it may be decoded at some eighths of its size that are at
+    least that. None: it has colours, metadata or damage that Pillow is needed for.
     """
     size = jpeg.plain_size(content)
     if size is None:
         return None
     _check_size(*size, name, max_pixels)
     try:
-        return simplejpeg.decode_jpeg(content, "RGB")
+        return simplejpeg.decode_jpeg(content, "RGB", min_width=least[0], min_height=least[1])
     except ValueError:
         return None
+
+
+def _scaled_square(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8] | None:
+    """About `square` of a large JPEG file, decoded at a fraction of its size.
+
+    None: it is not large or not plain.
+    """
+    width, height = jpeg.plain_size(content) or (0, 0)
+    side = max(width, height) if config.fit == "pad" else min(width, height)
+    wanted = _SCALED * config.size
+    if side <= wanted:
+        return None
+    least = math.ceil(width * wanted / side), math.ceil(height * wanted / side)
+    pixels = _plain_jpeg(content, name, config.max_pixels, least)
+    if pixels is None:
+        return None
+    scale = round(8 * pixels.shape[1] / width) / 8
+    if config.fit == "pad":
+        _cover_partly(pixels[-1], height * scale % 1)
+        _cover_partly(pixels[:, -1], width * scale % 1)
+    image = Image.fromarray(pixels)
+    # the corner of the whole image's square, beside the image, and that of a canvas around both
+    left, top = ((each - side) // 2 * scale for each in (width, height))
+    x, y = math.floor(min(left, 0)), math.floor(min(top, 0))
+    canvas = Image.new("RGB", (image.width - 2 * x, image.height - 2 * y), "white")
+    canvas.paste(image, (-x, -y))
+    box = (left - x, top - y, left - x + side * scale, top - y + side * scale)
+    box = (*box[:2], min(box[2], canvas.width), min(box[3], canvas.height))
+    return np.asarray(canvas.resize((config.size, config.size), _FILTERS[config.filter], box))
+
+
+def _cover_partly(edge: NDArray[np.uint8], part: float) -> None:
+    """Put the last row or column of a scaled image, of which it covers a part, on white."""
+    if part:
+        edge[:] = np.rint(255 - (255.0 - edge) * part).astype(np.uint8)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:

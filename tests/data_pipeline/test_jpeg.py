@@ -115,3 +115,24 @@ def test_size_and_fit_do_not_depend_on_the_decoder(photograph, monkeypatch, fit)
         with monkeypatch.context() as patch:
             patch.setattr(images, "_plain_jpeg", lambda *_: None)
             assert np.array_equal(ours, decode(content, ImageConfig(size=64, fit=fit), "x"))
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_scaled_decoding_stays_within_the_stated_error(photograph, fit):
+    image = Image.open(io.BytesIO(photograph)).convert("RGB")
+    for shape in ((256, 256), (320, 200), (333, 217), (119, 401)):
+        content = encoded(image.resize(shape), quality=93)
+        whole, scaled = (
+            decode(content, ImageConfig(size=32, fit=fit, scaled_decoding=on), "x").astype(int)
+            for on in (False, True)
+        )
+        away = np.abs(whole - scaled)
+        assert 0 < away.mean() < 2
+        assert away.max() < 32
+    small = encoded(image.resize((60, 60)))
+    for content in (small, encoded(image.resize((60, 60)).convert("CMYK"))):
+        settings = (
+            ImageConfig(size=32, fit=fit),
+            ImageConfig(size=32, fit=fit, scaled_decoding=True),
+        )
+        assert np.array_equal(*(decode(content, each, "x") for each in settings))
