@@ -46,7 +46,9 @@ Solver = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Any other setting: times=karras, eta=1, rescale=0.7, thresholding=dynamic."
+        "--set",
+        help="Any other setting: times=karras, eta=1, rescale=0.7, thresholding=dynamic, and of "
+        "super-resolution level=0.02, upsampler-steps=12, of one model level.0=0.02.",
     ),
 ]
 Classifier = Annotated[

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import SystemConfig
+from mezzotint.inference.config import CascadeSystem, SystemConfig, UnclipSystem
 from trainer.recipe import explain
 
 Value = str | float | int
@@ -33,6 +33,13 @@ _DENOISER = {
     "thresholding": "sampling.thresholding.kind",
     "negative": "negative",
 }
+_STAGES = "upsampler_sampling"
+_UPSAMPLERS = {
+    "level": "upsampler_sampling.level",
+    "upsampler-guidance": "upsampler_sampling.guidance",
+    "upsampler-steps": "upsampler_sampling.steps",
+    "upsampler-solver": "upsampler_sampling.solver.kind",
+}
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "diffusion": {**_DENOISER, "classifier-scale": "sampling.classifier_scale"},
     "latent": {**_DENOISER, "first-stage": "first_stage"},
@@ -43,10 +50,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "eta": "base_sampling.eta",
         "times": "base_sampling.times.kind",
         "thresholding": "base_sampling.thresholding.kind",
-        "level": "upsampler_sampling.level",
-        "upsampler-guidance": "upsampler_sampling.guidance",
-        "upsampler-steps": "upsampler_sampling.steps",
-        "upsampler-solver": "upsampler_sampling.solver.kind",
+        **_UPSAMPLERS,
     },
     "unclip": {
         "guidance": "sampling.guidance",
@@ -58,6 +62,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "prior-steps": "prior_sampling.steps",
         "prior-solver": "prior_sampling.solver.kind",
         "best-of": "prior_sampling.best_of",
+        **_UPSAMPLERS,
     },
     "dalle": _TOKENS,
     "hierarchy": _TOKENS,
@@ -68,47 +73,77 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 def with_overrides(config: S, settings: Overrides, option: str | None = None) -> S:
     """The system with settings overridden; `option` is the one that errors name.
 
+    A setting of super-resolution models is that of all of them, or with a number of one, as in
+    `level.0`; a number has the last word.
+
     Raises:
-        UserError: the system has no such setting, or it cannot have the value.
+        UserError: the system has no such setting or super-resolution model, or it cannot have the
+            value.
     """
-    known = SETTINGS[config.kind]
     tree = config.model_dump(mode="json")
-    kinds_first = sorted(settings.items(), key=lambda item: item[0] not in ("solver", "times"))
-    for name, value in kinds_first:
-        if name not in known:
-            raise UserError(
-                f"{_option_name(name, option)}: a system of kind {config.kind} has no such "
-                f"setting; it has {', '.join(known)}"
-            )
-        *parents, last = known[name].split(".")
-        nodes = [tree]
-        for index, parent in enumerate(parents):
-            # another kind has other options
-            fresh = last == "kind" and index == len(parents) - 1
-            for node in nodes:
-                if fresh or node[parent] is None:
-                    node[parent] = {}
-            found = [node[parent] for node in nodes]
-            nodes = [one for each in found for one in (each if isinstance(each, list) else [each])]
-        for node in nodes:
-            node[last] = value
+    paths = {name: _path_of(config, name, option) for name in settings}
+    if isinstance(config, CascadeSystem | UnclipSystem):
+        tree[_STAGES] = [each.model_dump(mode="json") for each in config.stage_sampling]
+    for name in sorted(settings, key=lambda name: ("." in name, name not in ("solver", "times"))):
+        _set(tree, paths[name].split("."), settings[name])
     try:
         return cast("S", type(config).model_validate(tree))
     except ValidationError as error:
-        raise UserError(_explain(error, tree, settings, known, option)) from error
+        raise UserError(_explain(error, tree, settings, paths, option)) from error
+
+
+def _path_of(config: SystemConfig, name: str, option: str | None) -> str:
+    """The path of a setting, with the index of its super-resolution model where it names one."""
+    known, shown = SETTINGS[config.kind], _option_name(name, option)
+    base, numbered, number = name.partition(".")
+    if base not in known or (numbered and base not in _UPSAMPLERS):
+        raise UserError(
+            f"{shown}: a system of kind {config.kind} has no such setting; it has "
+            f"{', '.join(known)}"
+        )
+    if base not in _UPSAMPLERS:
+        return known[base]
+    assert isinstance(config, CascadeSystem | UnclipSystem), "which have these settings"
+    count = len(config.stage_sampling)
+    if count == 0:
+        raise UserError(f"{shown}: this system has no super-resolution models; leave it out")
+    if not numbered:
+        return known[base]
+    if not number.isdecimal() or int(number) >= count:
+        raise UserError(
+            f"{shown}: has no such super-resolution model; the numbers are 0 to {count - 1}, the "
+            "first one enlarges first"
+        )
+    return known[base].replace(_STAGES, f"{_STAGES}.{int(number)}")
+
+
+def _set(node: Any, path: Sequence[str], value: Value) -> None:  # noqa: ANN401
+    """Set a value in a tree; of a list in the element that the path names, or in all."""
+    first, *rest = path
+    if isinstance(node, list):
+        chosen, inside = ([node[int(first)]], rest) if first.isdecimal() else (node, path)
+        for each in chosen:
+            _set(each, inside, value)
+    elif not rest:
+        node[first] = value
+    else:
+        if rest == ["kind"] or node[first] is None:  # another kind has other options
+            node[first] = {}
+        _set(node[first], rest, value)
 
 
 def _explain(
     error: ValidationError,
     tree: Mapping[str, Any],
     settings: Overrides,
-    known: Mapping[str, str],
+    paths: Mapping[str, str],
     option: str | None,
 ) -> str:
     """The first error, under the option of its setting where there is one."""
     where, _, message = explain(error, "", tree).splitlines()[0].removeprefix(": ").partition(": ")
+    of_all = ".".join(part for part in where.split(".") if not part.isdecimal())
     for name, value in settings.items():
-        if known[name] == where:
+        if paths[name] in (where, of_all):
             return f"{_option_name(name, option)} {value}: {message}"
     given = ", ".join(f"{_option_name(name, option)} {value}" for name, value in settings.items())
     return f"{given}: {where}: {message}"

@@ -9,7 +9,12 @@ from PIL import Image
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.sampling.overrides import parse_overrides, parse_sweep, with_overrides
 from mezzotint.common.errors import UserError
-from mezzotint.inference.config import CascadeSystem, DalleSystem, DiffusionSystem
+from mezzotint.inference.config import (
+    CascadeSystem,
+    DalleSystem,
+    DiffusionSystem,
+    UnclipSystem,
+)
 from mezzotint.inference.model_lookup import find_model
 from models import store
 from models.diffusion.classifier import NoisyClassifierConfig
@@ -237,7 +242,7 @@ def test_settings_reach_the_system_they_belong_to():
     assert isinstance(cascade, CascadeSystem)
     assert cascade.base_sampling.sampling().solver.kind == "heun"
     assert (cascade.base_sampling.guidance, cascade.base_sampling.steps) == (3, 7)
-    assert cascade.upsampler_sampling.level == 0.5
+    assert [each.level for each in cascade.stage_sampling] == [0.5]
     several = CascadeSystem(base="b", upsamplers=("u", "v"), upsampler_sampling=({}, {"steps": 9}))
     several = with_overrides(several, {"level": 0.5, "thresholding": "dynamic"})
     assert [(each.steps, each.level) for each in several.stage_sampling] == [(25, 0.5), (9, 0.5)]
@@ -249,6 +254,40 @@ def test_settings_reach_the_system_they_belong_to():
     assert isinstance(one, DiffusionSystem)
     assert one.sampling.solver.eta == 0.5
     assert one.sampling.rescale == 0.7
+
+
+UNCLIP = UnclipSystem(clip="c", decoder="d", upsamplers=("u", "v"))
+
+
+def test_settings_reach_one_super_resolution_model_or_all_of_them():
+    changes = {"upsampler-steps.1": 3, "upsampler-steps": 5, "level.0": 0.1, "steps": 7}
+    changes |= {"upsampler-guidance": 2, "upsampler-solver.1": "heun"}
+    for config in (UNCLIP, CascadeSystem(base="b", upsamplers=("u", "v"))):
+        first, second = with_overrides(config, changes).stage_sampling
+        assert (first.steps, first.level, first.guidance, first.solver) == (5, 0.1, 2, None)
+        assert (second.steps, second.level, second.guidance) == (3, 0, 2)
+        assert second.sampling().solver.kind == "heun"
+    assert with_overrides(UNCLIP, {"steps": 7}).stage_sampling == UNCLIP.stage_sampling
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (UNCLIP, {"level.2": 0.1}, r"--set level\.2: has no such .*the numbers are 0 to 1"),
+        (UNCLIP, {"level.last": 0.1}, r"--set level\.last: has no such super-resolution"),
+        (
+            UNCLIP,
+            {"prior-steps.0": 2},
+            r"--set prior-steps\.0: a system of kind unclip has no such",
+        ),
+        (UNCLIP, {"level": 2}, r"--set level 2: Input should be less than or equal to 1"),
+        (UNCLIP, {"upsampler-steps.1": 0}, r"--set upsampler-steps\.1 0: Input should be greater"),
+        (UnclipSystem(clip="c", decoder="d"), {"level": 0}, "has no super-resolution models"),
+    ],
+)
+def test_settings_of_super_resolution_that_cannot_be_are_refused(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        with_overrides(config, settings)
 
 
 def test_options_become_settings():
