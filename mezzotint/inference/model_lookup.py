@@ -196,9 +196,11 @@ def pipeline_clip(run: Path, name: str | None = None) -> ClipSource | None:
 
 
 def default_system(run: Path) -> str:
-    """The cascade, or else the first system there is."""
+    """The cascade, or else the first system whose images are evaluated, or else the first one."""
     systems = list(pipeline_systems(run))
-    return "cascade" if "cascade" in systems or not systems else systems[0]
+    stages = _read_yaml(run / PIPELINE).get("stages") or {}
+    whole = [name for name in systems if stages[name]["evaluation"].get("kind") == "text_to_image"]
+    return next(iter(["cascade"] * ("cascade" in systems) + whole + systems), "cascade")
 
 
 def system_of(run: Path, name: str) -> SystemConfig:
