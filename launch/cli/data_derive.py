@@ -23,7 +23,7 @@ EXAMPLES = (
     "--force-preprocessing[/]  ·  [bold]mezzotint data derive data/emoji out/edges --hint edges "
     "--size 64 --set low=50 --set high=150[/]  ·  [bold]mezzotint data derive data/emoji out/text "
     "--text-encoder runs/clip/model[/]  ·  [bold]mezzotint data derive data/emoji out/embeddings "
-    "--clip runs/clip/model --text-features[/]"
+    "--clip runs/clip/model --text-features --flip[/]"
 )
 
 _EMBEDDINGS = "CLIP embeddings"
@@ -145,15 +145,15 @@ def derive(
     ways = {"--model": model, "--hint": hint, "--text-encoder": text_encoder, "--clip": clip}
     of_hints = {"--size": size, "--set": settings, "--name": name}
     of_clip = {"--normalization": normalization, "--text-features": text_features}
-    check_one_way(ways, {"--model": {"--flip": flip}, "--hint": of_hints, "--clip": of_clip})
+    of_both = {"--flip": flip}
+    check_one_way(ways, {"--model or --clip": of_both, "--hint": of_hints, "--clip": of_clip})
     dtype: FeatureType = "fp16" if half else "fp32"
     stated = StatedPreprocessing.of_options(image_fit, image_filter, force=force_preprocessing)
-    report: str | None
     if text_encoder is not None:
         text = TextOptions(url, out, text_encoder, dtype, batch, device, processes, as_json)
         report = derive_text_set(text)
     elif clip is not None:
-        kept = EmbeddingOptions(normalization or "mean_std", text_features, dtype)
+        kept = EmbeddingOptions(normalization or "mean_std", text_features, dtype, flip)
         embeddings = ClipOptions(url, out, clip, kept, batch, device, processes, as_json, stated)
         report = derive_embedding_set(embeddings)
     elif hint is not None:

@@ -72,7 +72,7 @@ def derive_embedding_set(options: ClipOptions) -> str | None:
         device=options.device,
         processes=options.processes,
         blocks=-(-samples // options.batch),
-        images=samples // 16,
+        images=samples * (2 if options.kept.flip else 1) // 16,
     )
     return None if manifest is None else _report(options, manifest)
 

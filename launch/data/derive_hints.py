@@ -32,7 +32,7 @@ class HintOptions:
 def check_one_way(ways: Mapping[str, object], options: Mapping[str, Mapping[str, object]]) -> None:
     """Refuse neither or several of the ways to derive a set, and options of another way.
 
-    `options` are those of one way, by its name, with their values.
+    `options` are those of one way, by its name, or of two (`--model or --clip`), with their values.
 
     Raises:
         UserError: with what to leave out or to add.
@@ -45,7 +45,7 @@ def check_one_way(ways: Mapping[str, object], options: Mapping[str, Mapping[str,
         )
     for way, values in options.items():
         stated = [name for name, value in values.items() if value]
-        if way not in chosen and stated:
+        if stated and not set(way.split(" or ")) & set(chosen):
             raise UserError(f"{stated[0]}: belongs to {way}; add that, or leave it out")
 
 

@@ -95,8 +95,8 @@ class DeriveStage(_BaseStage, frozen=True, extra="forbid"):
             raise ValueError("set one of model, which encodes images, clip, text_encoder and hint")
         if self.clip is None and (self.normalization != "mean_std" or self.text_features):
             raise ValueError("normalization and text_features belong to clip: set it")
-        if self.flip and self.model is None:
-            raise ValueError("flip: encodes mirrored images; set model, or leave it out")
+        if self.flip and self.model is None and self.clip is None:
+            raise ValueError("flip: encodes mirrored images; set model or clip, or leave it out")
         if self.hint is not None and self.data.image is None:
             raise ValueError("hints are made from images of a size: set data.image.size")
         return self

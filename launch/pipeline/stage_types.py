@@ -167,7 +167,7 @@ def derive_embeddings(
         stage.data,
         stage.clip,
         out,
-        EmbeddingOptions(stage.normalization, stage.text_features, stage.text_dtype),
+        EmbeddingOptions(stage.normalization, stage.text_features, stage.text_dtype, stage.flip),
         batch=stage.batch,
         device=devices(None, 1)[0],
         progress=reporter.callback("samples"),

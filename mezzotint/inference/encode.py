@@ -14,7 +14,7 @@ from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
 from mezzotint.common.mirrored import mirrored, with_mirrored
-from mezzotint.inference.preprocessing import image_config, prepared
+from mezzotint.inference.preprocessing import image_config, mirroring, prepared
 from mezzotint.inference.process_group import ProcessGroup, Progress
 from mezzotint.inference.runtime import Runtime
 from models import store
@@ -83,7 +83,7 @@ def encode_set(
         NonFiniteError: a sample's arrays are not finite; nothing is left of the new set.
     """
     data = feeding(data, model, encoder_size(model, latents=latents))
-    data = _flipping(data) if flip else data
+    data = mirroring(data) if flip else data
     runtime, dataset = Runtime.of(device, "fp32", group), open_dataset(data)
     digest = store.describe(model).digest
     fields = _fields(model, latents=latents, flip=flip)
@@ -108,12 +108,6 @@ def encode_set(
     for _ in blocks():
         pass
     return None
-
-
-def _flipping(data: DataConfig) -> DataConfig:
-    """The data settings of a set whose mirrored images are encoded too, which it records."""
-    assert data.image is not None, "set by `feeding`"
-    return data.model_copy(update={"image": data.image.model_copy(update={"flip": True})})
 
 
 def _of_both(encode: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor) -> dict[str, Tensor]:

@@ -68,6 +68,12 @@ def prepared(
     return data.model_copy(update={"image": image, "force_preprocessing": stated.force})
 
 
+def mirroring(data: DataConfig) -> DataConfig:
+    """The data settings of a set whose mirrored images are encoded too, which it records."""
+    assert data.image is not None, "set by `prepared`"
+    return data.model_copy(update={"image": data.image.model_copy(update={"flip": True})})
+
+
 def image_model(system: SystemConfig) -> str:
     """The model directory of a system that gives its images their size and preprocessing."""
     match system:

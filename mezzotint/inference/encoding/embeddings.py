@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from mezzotint.common.embedding_scaling import (
     Normalization,
 )
 from mezzotint.common.errors import UserError
+from mezzotint.common.mirrored import mirrored, with_mirrored
 from mezzotint.common.preprocessing import MODELS_OWN, StatedPreprocessing
 from mezzotint.common.text_features import (
     CAPTION_ARRAYS,
@@ -33,7 +35,7 @@ from mezzotint.common.text_features import (
 from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.config import ClipSource, OpenClip
 from mezzotint.inference.encoding.captions import DTYPES, lines_of, npy
-from mezzotint.inference.preprocessing import image_config, prepared
+from mezzotint.inference.preprocessing import image_config, mirroring, prepared
 from mezzotint.inference.process_group import ProcessGroup, Progress
 from mezzotint.inference.runtime import Runtime
 from models import frozen_text, store
@@ -46,6 +48,7 @@ _FITS: dict[str, str] = {"shortest": "crop", "longest": "pad"}
 """How an image becomes a square, for open_clip's ways of resizing it."""
 _DESCRIPTIONS = {
     IMAGE_EMBEDDING: "projection of the image by CLIP",
+    mirrored(IMAGE_EMBEDDING): "projection of the mirrored image by CLIP",
     TEXT_EMBEDDING: "projection of each caption by CLIP",
     TEXT_FEATURES: "features of each caption by CLIP's text tower",
     TEXT_TOKENS: "how many features of each caption are no padding",
@@ -62,11 +65,18 @@ class EmbeddingOptions:
     """Features of every token of the captions too, and which of them are padding."""
     dtype: FeatureType = "fp32"
     """Of these features."""
+    flip: bool = False
+    """The embeddings of the mirrored images too; the statistics are of both."""
+
+    @property
+    def of_images(self) -> tuple[str, ...]:
+        """The arrays of an image's embeddings."""
+        return with_mirrored([IMAGE_EMBEDDING]) if self.flip else (IMAGE_EMBEDDING,)
 
     @property
     def arrays(self) -> tuple[str, ...]:
         more = (TEXT_FEATURES, TEXT_TOKENS) if self.text_features else ()
-        return (IMAGE_EMBEDDING, TEXT_EMBEDDING, *more)
+        return (*self.of_images, TEXT_EMBEDDING, *more)
 
 
 def text_source_of(source: ClipSource) -> TextSource:
@@ -140,9 +150,10 @@ def encode_embeddings(
 
     Arrays of a sample: `image_embedding` (D,), `text_embedding` (lines, D) of each line of its
     KEY.txt, and with text features `text_features` (lines, L, C) and `text_tokens` (lines,), how
-    many of the L are no padding. They are the projections as they are, computed in fp32; the
-    normalisation that networks see them by is in the manifest, with its statistics. Images are
-    prepared as those of the CLIP's training were.
+    many of the L are no padding; with `flip` the mirrored image's `image_embedding_mirrored` (D,).
+    They are the projections as they are, computed in fp32; the normalisation that networks see them
+    by is in the manifest, with its statistics. Images are prepared as those of the CLIP's training
+    were.
 
     A finished set of the same source and CLIP is left as it is; only another normalisation is
     measured and written. The main process writes; None on the others.
@@ -152,6 +163,7 @@ def encode_embeddings(
         NonFiniteError: a sample's embeddings are not finite; nothing is left of the new set.
     """
     data = prepared_for(data.model_copy(update={"arrays": (), "hint": None}), source)
+    data = mirroring(data) if options.flip else data
     dataset, made_by = open_dataset(data), _MadeBy.of(source, options)
     runtime = Runtime.of(device, "fp32", group)
     clip = ClipEmbedder.load(source, runtime.device)
@@ -167,7 +179,9 @@ def encode_embeddings(
         images = dataset.batch(rows).images.to(runtime.device)
         with runtime.inference():
             with named_samples([names[row] for row in rows]):
-                found = _required({IMAGE_EMBEDDING: clip.model.project_image(images)})
+                views = (images, images.flip(3))[: len(options.of_images)]
+                made = zip(options.of_images, map(clip.model.project_image, views), strict=True)
+                found = _required(dict(made))
             with named_samples([names[row] for row, _ in lines]):
                 return found | _of_captions(clip, [line for _, line in lines], options)
 
@@ -252,10 +266,13 @@ def _normalized(out: str, manifest: Manifest, kind: Normalization) -> Manifest:
     assert record is not None, "found with the set"
     if record.scaling.kind == kind:
         return manifest
-    dataset = open_dataset(DataConfig(url=out, arrays=(IMAGE_EMBEDDING,)))
+    flips = f"{mirrored(IMAGE_EMBEDDING)}.npy" in manifest.fields
+    names = EmbeddingOptions(flip=flips).of_images
+    dataset = open_dataset(DataConfig(url=out, arrays=names))
     moments = EmbeddingMoments.none(record.scaling.dim)
     for index in range(len(dataset)):
-        moments = moments.with_rows(dataset.sample(index).arrays[IMAGE_EMBEDDING][None])
+        arrays = dataset.sample(index).arrays
+        moments = moments.with_rows(np.stack([arrays[name] for name in names]))
     scaling = moments.scaling(kind, out)
     found = manifest.model_copy(
         update={"embeddings": record.model_copy(update={"scaling": scaling})}
@@ -282,7 +299,8 @@ def _write(
         nonlocal moments
         row = 0
         for block in blocks:
-            moments = moments.with_rows(block[IMAGE_EMBEDDING].numpy())
+            views = torch.stack([block[name] for name in options.of_images], dim=1)
+            moments = moments.with_rows(views.flatten(0, 1).numpy())
             counts = [
                 len(lines_of(dataset, row + each)) for each in range(len(block[IMAGE_EMBEDDING]))
             ]
@@ -330,5 +348,5 @@ def _members(block: Mapping[str, Tensor], lines: Sequence[int]) -> Iterator[Mapp
     }
     for row in range(len(lines)):
         arrays = {name: each[row] for name, each in texts.items()}
-        arrays[IMAGE_EMBEDDING] = block[IMAGE_EMBEDDING][row]
+        arrays |= {name: each[row] for name, each in block.items() if name not in CAPTION_ARRAYS}
         yield {f"{name}.npy": npy(each) for name, each in arrays.items()}

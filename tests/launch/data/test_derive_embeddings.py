@@ -184,13 +184,13 @@ def test_a_stage_of_a_pipeline_derives_embeddings(write_set, clip, tmp_path):
     stage = DeriveStage.model_validate(
         {
             **{"kind": "derive", "clip": clip, "data": {"url": str(write_set())}},
-            **{"normalization": "openai_17.2", "text_features": True},
+            **{"normalization": "openai_17.2", "text_features": True, "flip": True},
         }
     )
     with Reporter(None, shows=False) as reporter:
         facts = execute_stage(stage, tmp_path / "stage", None, reporter, tmp_path)
     manifest = read_manifest(str(tmp_path / "stage" / "set"))
     assert read_manifest(str(tmp_path / "stage")) == manifest
-    assert "text_features.npy" in manifest.fields
+    assert {"text_features.npy", "image_embedding_mirrored.npy"} <= manifest.fields.keys()
     digest = store.describe(clip).digest[:12]
     assert facts == {"samples": "12", "CLIP": digest, "normalisation": "openai_17.2"}

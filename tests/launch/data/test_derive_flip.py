@@ -12,18 +12,26 @@ from data_pipeline.config import DataConfig, HintConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
 from data_pipeline.manifest import read_manifest
+from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentMoments, merged
+from mezzotint.inference.clip import ClipEmbedder
 from mezzotint.inference.encode import encode_set
+from mezzotint.inference.encoding.embeddings import EmbeddingOptions, encode_embeddings
 from models import store
 from models.autoencoders.autoencoder import AutoencoderConfig
 from models.autoencoders.bottleneck import Gaussian
 from models.autoencoders.strided import StridedPyramid
+from models.clip import ClipConfig
 from trainer.recipe import load
 from trainer.setup import open_inputs
 
 STRIDED = StridedPyramid(width=16, halvings=1, blocks=1, residual_width=8, patch=2)
 KL = AutoencoderConfig(image_size=16, channels=4, pyramid=STRIDED, bottleneck=Gaussian())
+CLIP = ClipConfig(
+    image_size=16, patch=8, vision_width=16, vision_layers=1, text_vocab=40, text_length=8,
+    text_width=16, text_layers=1, head_width=8, embed=6,
+)  # fmt: skip
 ARRAYS = ("latents", "latent_deviations")
 RECIPE = (
     *("model.width=16", "model.layers=1", "model.heads=1", "model.image_size=4", "steps=1"),
@@ -173,4 +181,37 @@ def test_the_command_encodes_both_and_refuses_what_has_no_mirrored_form(
     assert "latents_mirrored.npy" in read_manifest(str(tmp_path / "out")).fields
     for other in (("--hint", "edges", "--size", "16"), ("--text-encoder", kl)):
         said = re.sub(r"\s+", " ", refused(*words, *other, "--flip"))
-        assert "--flip: belongs to --model" in said
+        assert "--flip: belongs to --model or --clip; add that" in said
+
+
+def test_embeddings_of_mirrored_images_are_kept_and_read_with_the_mirrored_image(
+    images, tmp_path, mezzotint
+):
+    clip, out = str(tmp_path / "clip"), str(tmp_path / "out")
+    pieces = Tokenizer.train(["red square number 1", "blue thing two", "green one"], 40)
+    saved_network.saved(clip, CLIP, tokenizer=pieces, text_length=8)
+    command = ("data", "derive", images, out, "--clip", clip, "--flip", "--batch", 5)
+    assert mezzotint(*command, "--device", "cpu").code == 0
+    made, name = read_manifest(out), "image_embedding"
+    image = ImageConfig(size=16, fit=made.preprocessing.fit, filter=made.preprocessing.filter)
+    pixels = open_dataset(DataConfig(url=images, image=image)).batch(range(12)).images
+    model = ClipEmbedder.load(clip).model
+    with torch.no_grad():
+        own, other = model.project_image(pixels), model.project_image(pixels.flip(3))
+    assert float((own - other).abs().max()) > 0.01
+    dataset = open_dataset(
+        DataConfig(url=images, join=(out,), image=image, arrays=(name,), flip_arrays=True)
+    )
+    flipped = [bool(each.image[0, 0, 0] == 0) for each in chosen(dataset, 0)]
+    assert set(flipped) == {False, True}
+    for index, sample in enumerate(chosen(dataset, 0)):
+        wanted = (other if flipped[index] else own)[index]
+        assert np.allclose(sample.arrays[name], wanted, atol=1e-6)
+    scaling, both = made.embeddings.scaling, torch.cat([own, other]).double()
+    assert (made.preprocessing.flip, scaling.samples) == (True, 24)
+    assert np.allclose(scaling.mean, both.mean(0), atol=1e-6)
+    data, kept = DataConfig(url=images), EmbeddingOptions("l2_sqrt_d", flip=True)
+    assert encode_embeddings(data, clip, out, kept).embeddings.scaling.samples == 24
+    assert encode_embeddings(data, clip, out, EmbeddingOptions(flip=True)) == made
+    with pytest.raises(UserError, match=r"16 pixels, .* mirrored too, not as 16 pixels"):
+        encode_embeddings(data, clip, out)
