@@ -176,7 +176,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Take images prepared otherwise than a model's own: of a derived set whose encoder was trained
     otherwise, or to encode them with a model that was."""
     shuffle_block: int = Field(default=8, gt=0)
-    """Shards per block within which samples are shuffled; the cache must hold two blocks."""
+    """Shards per block within which samples are shuffled; the cache must hold two blocks of each
+    lane."""
+    lanes: int = Field(default=1, gt=0, le=4096)
+    """Equal parts of the set that are read side by side: every batch takes as many samples of each,
+    and a process reads whole ones, so that a node fetches their shards alone. The order depends on
+    the number of lanes, not on that of processes, which must divide it."""
     workers: int = Field(default=0, ge=0)
     """Decoding processes; 0: a background thread. The batches are the same."""
     cache_in_memory: bool = False

@@ -93,7 +93,7 @@ class Dataset:
         """Selected samples of each shard."""
         self._choice: CaptionChoice = config.text.captions if config.text else "random"
         self.fingerprint = fingerprint(
-            self.manifests(), positions, config.shuffle_block, self._choice
+            self.manifests(), positions, config.shuffle_block, config.lanes, self._choice
         )
         """Digest of sets, selection, shuffle block and choice of captions, which a stream's state
         refers to."""

@@ -86,10 +86,13 @@ def fingerprint(
     manifests: Sequence[Manifest],
     positions: NDArray[np.int64],
     block: int,
+    lanes: int,
     captions: CaptionChoice,
 ) -> str:
     """Digest of sets, of the selected samples and of what else a stream's order depends on."""
     chosen = positions.astype("<i8").tobytes()
     choice = "" if captions == "random" else f"{captions} "  # as before there was a choice
+    if lanes > 1:
+        choice += f"{lanes} lanes "
     sets = " ".join(manifest.fingerprint for manifest in manifests)
     return sha256(f"{sets} {block} {choice}".encode() + chosen)

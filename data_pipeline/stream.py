@@ -3,10 +3,10 @@
 import copy
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset, collate
-from data_pipeline.sample_order import epoch_order
+from data_pipeline.sample_order import EpochOrder
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
@@ -22,6 +22,18 @@ _PREFETCHED_BATCHES = 4
 
 SampleRef = tuple[int, int]
 """(epoch, sample index)."""
+BlockRef = tuple[int, int, int]
+"""(epoch, lane, block)."""
+
+
+class _Run(NamedTuple):
+    """Consecutive samples of a lane."""
+
+    epoch: int
+    lane: int
+    first: int
+    """Its place in the lane."""
+    end: int
 
 
 class StreamState(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -53,8 +65,9 @@ class Stream:
     """The batches of one rank, without an end.
 
     The orders of epochs 0, 1, ... are concatenated. Global batch g is the samples [gB, (g+1)B) of
-    that sequence (a batch may span two epochs), and rank r of W takes the r-th of its W equal
-    parts. Every epoch has every sample once, for any W. `seed` is that of order and augmentation;
+    that sequence (a batch may span two epochs), sorted by their position modulo the number of
+    lanes, and rank r of W takes the r-th of its W equal parts, which is whole lanes where there are
+    several. Every epoch has every sample once, for any W. `seed` is that of order and augmentation;
     without a `state` the stream starts at the first sample.
 
     Raises:
@@ -80,17 +93,19 @@ class Stream:
             )
         if seed < 0:
             raise UserError(f"seed {seed}: it must be at least 0")
+        lanes = dataset.config.lanes
+        _check_lanes(lanes, global_batch, world)
         self.dataset = dataset
+        self.lanes = lanes
         self.global_batch = global_batch
         self.rank = rank
         self.world = world
         self.seed = seed
         self.state = state or self._state_at(0)
         self._check_state()
-        self._epoch = lru_cache(maxsize=2)(
-            lambda epoch: epoch_order(
-                dataset.shard_sizes, seed, epoch, dataset.config.shuffle_block
-            )
+        block = dataset.config.shuffle_block
+        self._epoch = lru_cache(maxsize=3)(
+            lambda epoch: EpochOrder(dataset.shard_sizes, seed, epoch, block, lanes)
         )
 
     def at(self, state: StreamState) -> "Stream":
@@ -126,12 +141,12 @@ class Stream:
 
     def sample_refs(self) -> Iterator[list[SampleRef]]:
         """The samples of each batch of this rank."""
-        share = self.global_batch // self.world
         start = self._start
-        block = None
+        prefetched: set[BlockRef] = set()
         while True:
-            block = self._prefetch(start, block)
-            yield self._refs(start + self.rank * share, share)
+            runs = list(self._runs(start))
+            prefetched = self._prefetch(runs, prefetched)
+            yield [ref for run in runs for ref in self._refs(run)]
             start += self.global_batch
 
     @property
@@ -142,8 +157,8 @@ class Stream:
         if self.state.fingerprint != self.dataset.fingerprint:
             raise UserError(
                 f"{self.dataset.config.url}: this run was started on other data (or another "
-                "selection, shuffle_block or text.captions) and cannot resume; restore them or "
-                "start a new run"
+                "selection, shuffle_block, number of lanes or text.captions) and cannot resume; "
+                "restore them or start a new run"
             )
         tokenizer = _tokenizer_digest(self.dataset)
         if self.state.tokenizer is not None and self.state.tokenizer != tokenizer:
@@ -162,23 +177,46 @@ class Stream:
                 f"stream state: {self.state.consumed} samples consumed of {len(self.dataset)}"
             )
 
-    def _refs(self, start: int, count: int) -> list[SampleRef]:
-        refs: list[SampleRef] = []
-        while len(refs) < count:
-            epoch, offset = divmod(start + len(refs), len(self.dataset))
-            part = self._epoch(epoch).samples[offset : offset + count - len(refs)]
-            refs.extend((epoch, index) for index in part.tolist())
-        return refs
+    def _runs(self, start: int) -> Iterator["_Run"]:
+        """This rank's part of the batch at a position of the sequence, lane by lane."""
+        share, each = self.global_batch // self.world, self.global_batch // self.lanes
+        first, last = self.rank * share, (self.rank + 1) * share
+        for row in range(first // each, -(-last // each)):
+            done, stop = max(first - row * each, 0), min(last - row * each, each)
+            while done < stop:
+                # a rank of several lanes takes all of each; the position is never in between
+                epoch, position = divmod(start + row + done * self.lanes, len(self.dataset))
+                place, lane = divmod(position, self.lanes)
+                length = self._epoch(epoch).lanes[lane].length
+                end = min(place + stop - done, length)
+                yield _Run(epoch, lane, place, end)
+                done += end - place
 
-    def _prefetch(self, start: int, previous: tuple[int, int] | None) -> tuple[int, int]:
-        """(epoch, block) of a position; fetches that block and the next where it is a new one."""
-        epoch, offset = divmod(start, len(self.dataset))
-        order = self._epoch(epoch)
-        current = epoch, int(np.searchsorted(order.ends, offset, side="right"))
-        if current != previous:
-            needed = order.blocks[current[1] : current[1] + 2]
-            self.dataset.prefetch([int(shard) for block in needed for shard in block])
-        return current
+    def _refs(self, run: "_Run") -> list[SampleRef]:
+        lane = self._epoch(run.epoch).lanes[run.lane]
+        found = lane.samples(run.first, run.end)
+        return [(run.epoch, index) for index in found.tolist()]
+
+    def _prefetch(self, runs: Sequence["_Run"], known: set[BlockRef]) -> set[BlockRef]:
+        """Fetch the blocks of these runs and the next of each lane, those `known` excepted."""
+        needed: dict[BlockRef, list[int]] = {}
+        for run in runs:
+            lane = self._epoch(run.epoch).lanes[run.lane]
+            after = lane.block_at(run.end - 1) + 1
+            for number in range(lane.block_at(run.first), min(after + 1, len(lane.blocks))):
+                needed[run.epoch, run.lane, number] = lane.blocks[number].tolist()
+            if after == len(lane.blocks):
+                following = self._after(run)
+                blocks = self._epoch(run.epoch + 1).lanes[following].blocks
+                needed[run.epoch + 1, following, 0] = blocks[0].tolist()
+        new = [shard for block, shards in needed.items() if block not in known for shard in shards]
+        if new:
+            self.dataset.prefetch(list(dict.fromkeys(new)))
+        return set(needed)
+
+    def _after(self, run: "_Run") -> int:
+        """The lane that is read in the next epoch where this one was."""
+        return (run.lane - len(self.dataset)) % self.lanes
 
     def _from_thread(self) -> Iterator[Batch]:
         batches: queue.Queue[Batch | Exception] = queue.Queue(_PREFETCHED_BATCHES)
@@ -225,6 +263,20 @@ class Stream:
         )
         for item in loader:
             yield _or_raise(item)
+
+
+def _check_lanes(lanes: int, global_batch: int, world: int) -> None:
+    if global_batch % lanes:
+        raise UserError(
+            f"data.lanes: {lanes} lanes cannot share a global batch of {global_batch}; choose a "
+            f"multiple of {lanes}"
+        )
+    if lanes > 1 and lanes % world:
+        possible = ", ".join(str(each) for each in range(1, lanes + 1) if lanes % each == 0)
+        raise UserError(
+            f"data.lanes: {world} processes cannot share {lanes} lanes; start {possible} of them, "
+            "or a new run with other lanes"
+        )
 
 
 def _tokenizer_digest(dataset: Dataset) -> str | None:

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.sample_order import epoch_order, sample_rng
+from data_pipeline.sample_order import EpochOrder, sample_rng
 
 SIZES = st.lists(st.integers(0, 20), min_size=1, max_size=12)
 SEEDS = st.integers(0, 2**63)
@@ -10,16 +10,17 @@ SEEDS = st.integers(0, 2**63)
 
 @given(SIZES, SEEDS, st.integers(0, 1000), st.integers(1, 15))
 def test_an_epoch_has_every_sample_once(sizes, seed, epoch, block):
-    order = epoch_order(sizes, seed, epoch, block).samples
+    order = EpochOrder(sizes, seed, epoch, block).samples
     assert sorted(order.tolist()) == list(range(sum(sizes)))
 
 
 @given(SIZES, SEEDS, st.integers(0, 1000), st.integers(1, 15))
 def test_samples_are_shuffled_inside_blocks_of_shards_only(sizes, seed, epoch, block):
-    order = epoch_order(sizes, seed, epoch, block)
+    order = EpochOrder(sizes, seed, epoch, block)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     start = 0
-    for shards, end in zip(order.blocks, order.ends, strict=True):
+    (lane,) = order.lanes
+    for shards, end in zip(lane.blocks, lane.ends, strict=True):
         assert len(shards) <= block
         assert end == start + sum(sizes[shard] for shard in shards)
         assert set(shard_of[order.samples[start:end]]) <= set(shards.tolist())
@@ -28,13 +29,13 @@ def test_samples_are_shuffled_inside_blocks_of_shards_only(sizes, seed, epoch, b
 
 def test_the_order_is_that_of_earlier_versions():
     # raw Philox output: if it changes, existing runs cannot resume
-    order = epoch_order([3, 4, 0, 5], 1, 0, 2).samples
+    order = EpochOrder([3, 4, 0, 5], 1, 0, 2).samples
     assert order.tolist() == [6, 8, 9, 3, 11, 7, 10, 5, 4, 1, 0, 2]
 
 
 def test_seeds_and_epochs_have_different_orders():
     orders = {
-        tuple(epoch_order([50, 50], seed, epoch, 8).samples.tolist())
+        tuple(EpochOrder([50, 50], seed, epoch, 8).samples.tolist())
         for seed in range(3)
         for epoch in range(3)
     }

@@ -75,6 +75,31 @@ def test_two_ranks_with_workers_fetch_every_shard_of_a_cold_cache_once(
     expected.close()
 
 
+def test_a_node_fetches_the_shards_of_its_lanes_alone(proxy, people, use_env, tmp_path):
+    use_env(proxy.environment())
+    shards = read_manifest(people).shards
+    fetched, seen = [], []
+    for node in range(2):
+        before = dict(proxy.fetched)
+        config = DataConfig(url=people, shuffle_block=2, lanes=2, cache=str(tmp_path / str(node)))
+        data = open_dataset(config)
+        stream = Stream(data, global_batch=2, rank=node, world=2, seed=3)
+        batches = iter(stream)
+        for _ in range(len(data) // 2):
+            seen.extend(next(batches).keys)
+        batches.close()
+        names = {
+            name for name, count in proxy.fetched.items()
+            if name.endswith(".tar") and count > before.get(name, 0)
+        }  # fmt: skip
+        assert all(proxy.fetched[name] - before.get(name, 0) == 1 for name in names)
+        fetched.append(names)
+    assert len(set(seen)) == len(seen) == len(data) // 2 * 2
+    assert len(fetched[0] | fetched[1]) == len(shards)
+    # the last block of the epoch has the next epoch's first ones fetched
+    assert all(len(names) <= len(shards) // 2 + 1 + 2 for names in fetched)
+
+
 def test_a_killed_download_leaves_no_partial_shard(proxy, people, tmp_path):
     cache, shard = tmp_path / "c", read_manifest(people).shards[0]
     proxy.inject(shard.name, "stall", times=1)
