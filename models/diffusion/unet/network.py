@@ -335,10 +335,11 @@ class UNet(nn.Module):
 
         `residuals` are added to the last of: skip connections, middle.
         """
-        hidden, skips, vector, caption = encoding
-        *kept, hidden = added((*skips, hidden), residuals)
+        *features, hidden = added((*encoding.skips, encoding.hidden), residuals)
+        vector, context = encoding.vector, encoding.caption.context
+        del encoding  # so that skip connections are freed as they are read
         for stage in self.up:
-            hidden = stage(torch.cat([hidden, kept.pop()], dim=1), vector, caption.context)
+            hidden = stage(torch.cat([hidden, features.pop()], dim=1), vector, context)
         return self.out(norm_act(self.norm, hidden, silu=True)).float()
 
     def _read(self, condition: Condition) -> Caption:
@@ -346,7 +347,6 @@ class UNet(nn.Module):
         caption, embedding = self._caption(condition), self.config.image_embedding
         if embedding is None or not embedding.tokens:
             return caption
-
         return self.image_embedding.prepend(condition, caption)
 
     def _caption(self, condition: Condition) -> Caption:

@@ -1,5 +1,7 @@
 """The UNet: published sizes, agreement with the published networks, and its own behaviour."""
 
+import weakref
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -336,6 +338,18 @@ def test_the_output_depends_on_every_condition():
         assert not torch.allclose(plain[0], model(X, TIMES, other)[0], atol=1e-4)
         assert not torch.allclose(plain, model(X, TIMES + 0.1, one), atol=1e-4)
         assert not torch.allclose(plain, model(X * 0.5, TIMES, one), atol=1e-4)
+
+
+@torch.no_grad()
+def test_skip_connections_are_freed_before_the_last_layer():
+    model, alive = woken(CLASSES), []
+    for stage in (model.stem, *model.down):
+        stage.register_forward_hook(lambda _, __, output: alive.append(weakref.ref(output)))
+    found = []
+    model.out.register_forward_pre_hook(lambda *_: found.append([each() for each in alive]))
+    model(X, TIMES, Condition(label=torch.tensor([0, 1])))
+    assert len(alive) > 2
+    assert found == [[None] * len(alive)]
 
 
 @torch.no_grad()
