@@ -62,6 +62,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "prior-steps": "prior_sampling.steps",
         "prior-solver": "prior_sampling.solver.kind",
         "best-of": "prior_sampling.best_of",
+        "embedding-level": "embedding_level",
         **_UPSAMPLERS,
     },
     "dalle": _TOKENS,

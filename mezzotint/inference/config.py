@@ -178,6 +178,9 @@ class UnclipSystem(_System, frozen=True, extra="forbid"):
     sampling: StageSampling = StageSampling(steps=25, guidance=2.0)
     upsampler_sampling: tuple[StageSampling, ...] = ()
     """One for each upsampler; by default 8 steps each."""
+    embedding_level: int = Field(default=0, ge=0)
+    """Level of the noise on image embeddings, for a decoder that reads noisy ones (Stable unCLIP):
+    the higher, the less an image is like the one whose embedding it is made of."""
 
     @model_validator(mode="after")
     def _one_setting_each(self) -> Self:

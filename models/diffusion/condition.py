@@ -40,6 +40,9 @@ class Condition:
     null_embedding: Tensor | None = None
     """(B,) bool: rows without an image embedding, for which the network has a learned vector;
     None: all have theirs."""
+    embedding_level: Tensor | None = None
+    """(B,) int64: the level of the noise that the image embeddings have, for a network that reads
+    noisy ones."""
     mask: Tensor | None = None
     """(B, 1, h, w) of a network that inpaints: 1 is generated, 0 is kept."""
     masked: Tensor | None = None

@@ -17,7 +17,7 @@ from mezzotint.common.errors import UserError
 from models.checks import require_multiple
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
-from models.diffusion.unet.image_embedding import ImageEmbeddingConfig
+from models.diffusion.unet.image_embedding import ImageEmbedding, ImageEmbeddingConfig
 from models.nn import initialization
 from models.nn.convolution import zero_module
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
@@ -109,7 +109,7 @@ class TextDiffusion(nn.Module):
         vector = self.time(t) + self.caption(mean_token(embedded, condition.text))
         if config.image_embedding is not None:
             vector = vector + self.image_embedding(condition)
-            if config.image_embedding.tokens:
+            if isinstance(self.image_embedding, ImageEmbedding) and config.image_embedding.tokens:
                 text = torch.cat([self.image_embedding.context(condition), text], dim=1)
         tokens = self._blocks(image, vector, text)
         shift, scale = self.modulation(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)

@@ -34,6 +34,7 @@ COUNTS = {
 LATENT = {
     "ldm_text2img_256": {"denoiser": 872_300_484, "text_encoder": 542_895_360},
     "sd1": {"denoiser": 859_520_964},
+    "stable_unclip_h": {"denoiser": 870_173_124},
     "ldm_cin256_v2": {"denoiser": 400_920_579, "class_embedding": 512_512},
     "ldm_cin_vq_f8": {"denoiser": 394_984_196, "class_embedding": 512_000},
     "ldm_ffhq_vq_f4": {"denoiser": 274_056_163},

@@ -73,7 +73,7 @@ def small(path: Path, encoder: str, base: str) -> Recipe:
         "data.arrays=[latents, latent_deviations]",
     ]
     match path.stem:
-        case "emoji_dit":
+        case "emoji_dit" | "emoji_stable_unclip":
             overrides = latents
         case "emoji_latent":
             overrides = [*latents, f"task.condition.encoder.model={encoder}"]

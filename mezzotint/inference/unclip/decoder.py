@@ -24,6 +24,8 @@ from models.diffusion.inversion import DDIMInversion, ddim_round_trip
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import NFE, DiffusionSampling, SamplerRun, count_nfe
 from models.diffusion.thresholding import NoThresholding
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, ImageEmbeddingConfig
+from models.nn.random import normal
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,34 @@ class Decoder:
         """Side of its images in pixels."""
         return self.space.image_size
 
-    def condition(self, embedding: Tensor, captions: Sequence[str]) -> Condition:
-        """Image embeddings (B, D), as CLIP projects them, with captions, empty ones for none."""
+    @property
+    def embedding_noise(self) -> EmbeddingNoiseConfig | None:
+        """The noise on embeddings whose level the network reads (Stable unCLIP)."""
+        reads = getattr(self.network.config, "image_embedding", None)
+        return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
+
+    def condition(
+        self,
+        embedding: Tensor,
+        captions: Sequence[str],
+        *,
+        level: int = 0,
+        rng: Generator | None = None,
+    ) -> Condition:
+        """Image embeddings (B, D), as CLIP projects them, with captions, empty ones for none.
+
+        A network that reads noisy embeddings gets them at `level`, with noise of `rng`; without
+        one they are scaled down as that level does, and have none.
+        """
         given = self.embeddings.scaling.normalize(embedding.float())
         cond = Condition(image_embedding=given)
+        if self.embedding_noise is not None:
+            levels = torch.full((len(given),), level, dtype=torch.int64, device=given.device)
+            noise = torch.zeros_like(given)
+            if rng is not None:
+                noise = normal(tuple(given.shape), rng, given.device)
+            noised = self.embedding_noise.add(given, levels, noise)
+            cond = Condition(image_embedding=noised, embedding_level=levels)
         return cond if self.text is None else self.text(cond, captions)
 
     def sampler_run(self, sampling: DiffusionSampling, nfe: NFE) -> SamplerRun[Condition]:

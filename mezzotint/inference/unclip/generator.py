@@ -63,6 +63,7 @@ class UnclipGenerator(ImageGenerator):
             records[f"system.prior ({config.prior})"] = prior.embeddings
         require_equal_embeddings(records)
         settings = {f"upsamplers.{index}": each for index, each in enumerate(config.upsamplers)}
+        _check_embedding_level(config, decoder)
         stages = load_upsamplers(
             settings, runtime, low_size=decoder.image_size, below="system.decoder"
         )
@@ -154,7 +155,8 @@ class UnclipGenerator(ImageGenerator):
         noise = block.noise
         if noise is None:
             noise = normal((len(block.prompts), *self.decoder.space.shape), block.rng, device)
-        cond = self.decoder.condition(embedding, block.captions)
+        level, rng = self.config.embedding_level, block.rng
+        cond = self.decoder.condition(embedding, block.captions, level=level, rng=rng)
         run = self.decoder.sampler_run(self.config.sampling.sampling(), nfe)
         if stop := stop_level(following):
             low = solve_truncated(run, cond, noise, block.rng, stop, after(first))
@@ -176,6 +178,8 @@ class UnclipGenerator(ImageGenerator):
         settings: dict[str, object] = {
             name: each.model_dump(mode="json") for name, each in stages.items()
         }
+        if self.decoder.embedding_noise is not None:
+            settings["embedding_level"] = config.embedding_level
         if self.prior is not None:
             settings["prior"] = config.prior_sampling.model_dump(mode="json")
         return {
@@ -189,6 +193,19 @@ class UnclipGenerator(ImageGenerator):
             "sampling": settings,
             "precision": self.runtime.precision_name,
         }
+
+
+def _check_embedding_level(config: UnclipSystem, decoder: Decoder) -> None:
+    noise, level = decoder.embedding_noise, config.embedding_level
+    if level and noise is None:
+        raise UserError(
+            f"system.embedding_level: {config.decoder} reads embeddings without noise; leave it out"
+        )
+    if noise is not None and level >= noise.schedule.steps:
+        raise UserError(
+            f"system.embedding_level: {level} is not one of the {noise.schedule.steps} levels of "
+            f"{config.decoder}, which are 0 to {noise.schedule.steps - 1}"
+        )
 
 
 def _name(stage: UpsamplingStage) -> str:

@@ -1,14 +1,35 @@
 """CLIP embeddings of images as a condition (unCLIP, arXiv 2204.06125, 2.1)."""
 
+from typing import Self
+
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Caption
+from models.diffusion.schedules.discrete import CosineBetasConfig, DiscreteSchedule
 from models.nn import initialization
 from models.nn.conditioning_cache import cached_of
+from models.nn.embedding import sinusoidal_embedding
+
+
+class EmbeddingNoiseConfig(BaseModel, frozen=True, extra="forbid"):
+    """Noise on embeddings whose level the network is told (Stable unCLIP).
+
+    Level k of `schedule.steps` is the schedule after k + 1 steps.
+    """
+
+    schedule: DiscreteSchedule = DiscreteSchedule(betas=CosineBetasConfig())
+
+    def add(self, embedding: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Normalised embeddings (B, D) at levels (B,) int64, with standard normal noise (B, D)."""
+        time = (level.double() + 1) / self.schedule.steps
+        at = self.schedule.at(time)
+        kept = at.alpha[:, None].to(embedding.dtype) * embedding
+        return kept + at.sigma[:, None].to(embedding.dtype) * noise
 
 
 class ImageEmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -18,8 +39,18 @@ class ImageEmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
     """Of the embedding."""
     tokens: int = Field(default=4, ge=0)
     """Tokens of cross-attention that are made of one embedding."""
+    noise: EmbeddingNoiseConfig | None = None
+    """Embeddings come with noise, and the network reads its level; `tokens` is then 0."""
 
-    def build(self, vector: int, context: int | None) -> "ImageEmbedding":
+    @model_validator(mode="after")
+    def _no_noisy_tokens(self) -> Self:
+        if self.noise is not None and self.tokens:
+            raise ValueError("noise: of an embedding that joins the time's vector alone; tokens: 0")
+        return self
+
+    def build(self, vector: int, context: int | None) -> "ImageEmbedding | NoisyImageEmbedding":
+        if self.noise is not None:
+            return NoisyImageEmbedding(self, vector)
         return ImageEmbedding(self, vector, context)
 
 
@@ -69,14 +100,52 @@ class ImageEmbedding(nn.Module):
         Raises:
             UserError: the condition has none, or embeddings of another length.
         """
-        given, null = condition.image_embedding, condition.null_embedding
-        if given is None:
-            raise UserError("this network needs CLIP embeddings of images")
-        if given.shape[1] != self.config.dim:
-            raise UserError(
-                f"this network takes embeddings of {self.config.dim} values, "
-                f"these have {given.shape[1]}"
-            )
-        if null is None:
-            null = torch.zeros(len(given), dtype=torch.bool, device=given.device)
+        given, null = _given(condition, self.config.dim)
         return torch.where(null[:, None], self.null, given.to(self.null.dtype))
+
+
+class NoisyImageEmbedding(nn.Module):
+    """A noisy embedding and its level as a part of the time's vector (Stable unCLIP).
+
+    Both are concatenated, the level as a sinusoid, and go through linear, SiLU, linear. Rows
+    without an embedding are 0, their level too.
+    """
+
+    def __init__(self, config: ImageEmbeddingConfig, vector: int) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden = nn.Linear(2 * config.dim, vector)
+        self.out = nn.Linear(vector, vector)
+
+    def forward(self, condition: Condition) -> Tensor:
+        """What is added to the time's vector: (B, vector).
+
+        Raises:
+            UserError: the condition has no embeddings or no levels, or others than the network's.
+        """
+        config, level = self.config, condition.embedding_level
+        given, null = _given(condition, config.dim)
+        if level is None or config.noise is None:
+            raise UserError("this network needs the level of the noise on its image embeddings")
+        wave = sinusoidal_embedding(level / 1000, config.dim)
+        both = torch.cat([given.float(), wave], dim=1)
+        read = torch.where(null[:, None], 0.0, both).to(self.hidden.weight.dtype)
+        return self.out(F.silu(self.hidden(read)))
+
+
+def _given(condition: Condition, dim: int) -> tuple[Tensor, Tensor]:
+    """Image embeddings (B, dim), and which rows have none (B,).
+
+    Raises:
+        UserError: there are none, or of another length.
+    """
+    given, null = condition.image_embedding, condition.null_embedding
+    if given is None:
+        raise UserError("this network needs CLIP embeddings of images")
+    if given.shape[1] != dim:
+        raise UserError(
+            f"this network takes embeddings of {dim} values, these have {given.shape[1]}"
+        )
+    if null is None:
+        null = torch.zeros(len(given), dtype=torch.bool, device=given.device)
+    return given, null

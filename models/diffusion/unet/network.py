@@ -28,7 +28,7 @@ from models.diffusion.unet.conditions import (
     TextFeaturesConfig,
     with_images,
 )
-from models.diffusion.unet.image_embedding import ImageEmbeddingConfig
+from models.diffusion.unet.image_embedding import ImageEmbedding, ImageEmbeddingConfig
 from models.diffusion.unet.levels import LevelsConfig
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn import initialization
@@ -344,10 +344,9 @@ class UNet(nn.Module):
 
     def _read(self, condition: Condition) -> Caption:
         """The tokens of an image embedding, and the caption as its encoder gives it."""
-        caption, embedding = self._caption(condition), self.config.image_embedding
-        if embedding is None or not embedding.tokens:
-            return caption
-        return self.image_embedding.prepend(condition, caption)
+        caption, settings = self._caption(condition), self.config.image_embedding
+        part = self.image_embedding if settings is not None and settings.tokens else None
+        return part.prepend(condition, caption) if isinstance(part, ImageEmbedding) else caption
 
     def _caption(self, condition: Condition) -> Caption:
         config = self.config

@@ -23,6 +23,8 @@ from models import store
 from models.clip import ClipConfig
 from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
+from models.diffusion.schedules.discrete import CosineBetasConfig, DiscreteSchedule
+from models.diffusion.unet.network import UNetConfig
 from models.text_source import ClipText
 from trainer.recipe import load
 from trainer.setup import open_inputs
@@ -179,6 +181,34 @@ def test_noise_on_embeddings_is_of_training_alone_and_of_all_levels_up_to_its_ow
     assert 0.27 < float(levels.max()) < 0.4
     evaluated = task.eval_condition(Condition(), inputs).image_embedding
     assert torch.allclose(evaluated, torch.ones(rows, 64))
+
+
+def test_a_network_of_noisy_embeddings_gets_them_at_random_levels_which_it_is_told():
+    rows, scaling = 4096, EmbeddingScaling(kind="l2_sqrt_d", dim=16, samples=1)
+    network = Network()
+    network.config = UNetConfig.model_validate(
+        {"image_size": 8, "attention": [], "image_embedding": {"dim": 16, "tokens": 0, "noise": {}}}
+    )
+    task = ClipImageCondition(kind="clip_image", drop=0.25, scaling=scaling)
+    task.check(network)
+    batch = Batch(("k",) * rows, ("",) * rows, arrays={"image_embedding": torch.ones(rows, 16)})
+    inputs = ConditionInputs(batch, torch.zeros(rows, 3), network, torch.Generator(), None, None)
+    found = task.train_condition(Condition(), inputs)
+    level = found.embedding_level
+    assert int(level.min()) < 5
+    assert int(level.max()) > 994
+    assert abs(float(level.double().mean()) - 499.5) < 3 * 1000 / (12 * rows) ** 0.5
+    at = DiscreteSchedule(betas=CosineBetasConfig()).at((level.double() + 1) / 1000)
+    noise = (found.image_embedding - at.alpha[:, None]) / at.sigma[:, None]
+    assert abs(float(noise.mean())) < 3 / (rows * 16) ** 0.5
+    assert abs(float(noise.square().mean()) - 1) < 3 * (2 / (rows * 16)) ** 0.5
+    dropped = float(found.null_embedding.double().mean())
+    assert abs(dropped - 0.25) < 3 * (0.25 * 0.75 / rows) ** 0.5
+    evaluated = task.eval_condition(Condition(), inputs)
+    assert not bool(evaluated.embedding_level.any())
+    assert float((evaluated.image_embedding - 1).abs().max()) < 0.1
+    with pytest.raises(UserError, match=r"task\.condition\.noise: .*model\.image_embedding\.noise"):
+        task.model_copy(update={"noise": 0.3}).check(network)
 
 
 def test_guidance_drops_the_image_and_the_caption(sets):

@@ -8,10 +8,12 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING, EmbeddingScaling
+from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_embedding
 from models.diffusion.network import ConditionalNetwork
 from models.diffusion.process import Denoiser
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, ImageEmbeddingConfig
 from trainer.rng import dropped_rows
 from trainer.tasks.conditioning.captions import CaptionConfig
 from trainer.tasks.conditioning.inputs import BaseCondition, ConditionInputs
@@ -38,19 +40,36 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         return frozenset({self.kind}) | (self.captions.gives if self.captions else frozenset())
 
     def check(self, network: ConditionalNetwork) -> None:
+        if self.noise and _noise_of(network) is not None:
+            raise UserError(
+                "task.condition.noise: the model has noise on its embeddings and reads its level "
+                "(model.image_embedding.noise); leave this out"
+            )
         if self.captions is not None:
             self.captions.check(network)
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        embedding = self._noised(self._embedding(inputs), inputs.rng)
-        dropped = dropped_rows(len(embedding), self.drop, inputs.rng, embedding.device)
-        condition = replace(condition, image_embedding=embedding, null_embedding=dropped)
+        embedding, noise = self._embedding(inputs), _noise_of(inputs.network)
+        rows, device = len(embedding), embedding.device
+        if noise is not None:
+            steps = noise.schedule.steps
+            level = torch.randint(steps, (rows,), generator=inputs.rng, device=device)
+            condition = _with_noise(condition, noise, embedding, level, inputs.rng)
+        else:
+            noised = self._noised(embedding, inputs.rng)
+            condition = replace(condition, image_embedding=noised)
+        dropped = dropped_rows(rows, self.drop, inputs.rng, device)
+        condition = replace(condition, null_embedding=dropped)
         if self.captions is None:
             return condition
         return self.captions.train_condition(condition, inputs)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        condition = replace(condition, image_embedding=self._embedding(inputs))
+        embedding, noise = self._embedding(inputs), _noise_of(inputs.network)
+        condition = replace(condition, image_embedding=embedding)
+        if noise is not None:
+            level = torch.zeros(len(embedding), dtype=torch.int64, device=embedding.device)
+            condition = _with_noise(condition, noise, embedding, level, inputs.rng)
         if self.captions is None:
             return condition
         return self.captions.eval_condition(condition, inputs)
@@ -73,3 +92,22 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
     def _embedding(self, inputs: ConditionInputs) -> Tensor:
         assert self.scaling is not None, "taken from the set when the run is set up"
         return self.scaling.normalize(inputs.batch.array(IMAGE_EMBEDDING).float())
+
+
+def _noise_of(network: ConditionalNetwork) -> EmbeddingNoiseConfig | None:
+    """The noise on embeddings whose level a network reads."""
+    config = getattr(network, "config", None)
+    reads = getattr(config, "image_embedding", None)
+    return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
+
+
+def _with_noise(
+    condition: Condition,
+    noise: EmbeddingNoiseConfig,
+    embedding: Tensor,
+    level: Tensor,
+    rng: Generator,
+) -> Condition:
+    drawn = torch.randn(embedding.shape, generator=rng, device=embedding.device)
+    noised = noise.add(embedding, level, drawn)
+    return replace(condition, image_embedding=noised, embedding_level=level)

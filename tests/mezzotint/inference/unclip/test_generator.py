@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from unclip_home import DIM, PRIOR, UPSAMPLER, networks, write_system
+from unclip_home import DECODER, DIM, PRIOR, UPSAMPLER, networks, write_system
 
 from mezzotint.common.embedding_scaling import EmbeddingScaling
 from mezzotint.common.errors import UserError
@@ -16,6 +16,7 @@ from models import store
 from models.diffusion.degradation import GaussianAugmentation
 from models.diffusion.sampling import NFE
 from models.diffusion.unet.conditions import LowResolutionConfig
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, ImageEmbeddingConfig
 
 CAPTIONS = ("woman pilot", "man cook")
 PROMPTS = tuple(map(Prompt, CAPTIONS))
@@ -204,3 +205,31 @@ def test_a_prior_without_the_record_of_its_embeddings_is_refused(config, tmp_pat
 def test_settings_for_another_number_of_upsamplers_are_refused(config):
     with pytest.raises(ValueError, match="has settings for 2 super-resolution models"):
         changed(config, upsampler_sampling=[{}, {}])
+
+
+def test_a_decoder_of_noisy_embeddings_is_told_their_level(config, tmp_path):
+    record = store.describe(config.decoder)
+    reads = ImageEmbeddingConfig(dim=DIM, tokens=0, noise=EmbeddingNoiseConfig())
+    noisy = DECODER.model_copy(update={"image_embedding": reads})
+    store.save(
+        str(tmp_path / "noisy"), noisy, networks(noisy).state_dict(), card="",
+        embeddings=record.embeddings, text_encoder=record.text_encoder,
+    )  # fmt: skip
+    where = {"decoder": str(tmp_path / "noisy"), "upsamplers": [], "upsampler_sampling": []}
+    images = {
+        level: generate(load_generator(changed(config, **where, embedding_level=level))).images
+        for level in (0, 800)
+    }
+    assert images[0].shape == (2, 1, 8, 8, 3)
+    assert not torch.equal(images[0], images[800])
+    again = load_generator(changed(config, **where, embedding_level=800))
+    assert torch.equal(generate(again).images, images[800])
+    assert again.protocol()["sampling"]["embedding_level"] == 800
+    alone = generate(again, (PROMPTS[1],)).images
+    assert int((images[800][1:].int() - alone.int()).abs().max()) <= 1
+    for settings, message in (
+        ({**where, "embedding_level": 1000}, "1000 is not one of the 1000 levels"),
+        ({"embedding_level": 5}, "reads embeddings without noise; leave it out"),
+    ):
+        with pytest.raises(UserError, match=rf"system\.embedding_level: .*{message}"):
+            load_generator(changed(config, **settings))

@@ -1,5 +1,6 @@
 """A UNet on CLIP embeddings of images and captions (unCLIP's decoder)."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.guidance import with_guidance, without_embedding, without_text
 from models.diffusion.process import denoiser
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig
 from models.diffusion.unet.network import UNetConfig
 
 TINY = {
@@ -161,3 +163,66 @@ def test_what_is_missing_or_of_another_length_is_named():
         network(X, TIMES, replace(condition, image_embedding=torch.ones(2, 7)))
     with pytest.raises(ValidationError, match="comes with features"):
         UNetConfig(**TINY, text_embedding=5, text={"vocab": 9, "length": 4, "width": 8, "heads": 2})
+
+
+NOISY = {
+    **TINY,
+    "image_embedding": {"dim": 6, "tokens": 0, "noise": {}},
+    "process": {"prediction_type": "v"},
+}
+
+
+def noisy(level: int, null: bool = False) -> Condition:
+    given = torch.randn(2, 6, generator=torch.Generator().manual_seed(3))
+    rows = torch.full((2,), null)
+    return Condition(
+        image_embedding=given, embedding_level=torch.full((2,), level), null_embedding=rows
+    )
+
+
+def test_a_noisy_embedding_is_read_with_its_level_and_is_0_with_it_where_there_is_none():
+    network = woken(NOISY)
+    with torch.no_grad():
+        outputs = [network(X, TIMES, noisy(level)) for level in (0, 10, 999)]
+        assert not torch.allclose(outputs[0], outputs[1])
+        assert not torch.allclose(outputs[1], outputs[2])
+        without = [network(X, TIMES, noisy(level, null=True)) for level in (0, 999)]
+        assert torch.equal(*without)
+        part = network.image_embedding
+        empty = part.out(torch.nn.functional.silu(part.hidden.bias)).expand(2, -1)
+        torch.testing.assert_close(part(noisy(7, null=True)), empty)
+        unconditional = denoiser(network)
+        found = without_embedding(unconditional)(X, TIMES, noisy(5)).x0
+        assert torch.equal(found, unconditional(X, TIMES, noisy(5, null=True)).x0)
+
+
+def test_a_level_is_needed_and_noisy_embeddings_make_no_tokens():
+    network = woken(NOISY)
+    with pytest.raises(UserError, match="level of the noise"):
+        network(X, TIMES, replace(noisy(0), embedding_level=None))
+    with pytest.raises(UserError, match="embeddings of 6 values, these have 5"):
+        network(X, TIMES, replace(noisy(0), image_embedding=torch.zeros(2, 5)))
+    with pytest.raises(ValidationError, match="tokens: 0"):
+        UNetConfig.model_validate({**TINY, "image_embedding": {"dim": 6, "noise": {}}})
+
+
+@pytest.mark.parametrize("level", [0, 250, 999])
+def test_noise_and_level_are_those_of_stable_unclip(level):
+    # diffusers' squaredcos_cap_v2 and get_timestep_embedding(flip_sin_to_cos=True), written out
+    def kept(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    product = 1.0
+    for step in range(level + 1):
+        product *= 1 - min(1 - kept((step + 1) / 1000) / kept(step / 1000), 0.999)
+    z, noise = torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = EmbeddingNoiseConfig().add(z, torch.tensor([level]), noise)
+    wanted = product**0.5 * z + (1 - product) ** 0.5 * noise
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+    part = woken(NOISY).image_embedding
+    angles = torch.tensor([[level * 10_000 ** (-index / 3) for index in range(3)]])
+    read = torch.cat([z.float(), angles.cos(), angles.sin()], dim=1)
+    with torch.no_grad():
+        ours = part(Condition(image_embedding=z, embedding_level=torch.tensor([level])))
+        theirs = part.out(torch.nn.functional.silu(part.hidden(read)))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
