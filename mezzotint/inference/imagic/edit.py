@@ -1,6 +1,7 @@
 """An edit by Imagic: optimise an embedding, fine-tune networks, interpolate (arXiv 2210.09276)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from mezzotint.inference.imagic.subject import Subject, subject_of
 from mezzotint.inference.imagic.tuning import TunedNetwork, merged_once, restored
 from mezzotint.inference.imagic.work import WorkDirectory
 from models.diffusion.condition import Condition
+from models.nn.cpu.dispatch import kernels_in_format
 from models.nn.random import BatchGenerator
 
 LOSS_DRAWS = 8
@@ -116,7 +118,10 @@ def edit(
         work, _about(request, config, digests), writes=subject.runtime.group.is_main
     )
     fitter = Fitter(subject.runtime, directory, config.seed, save_seconds)
-    with restored(networks, rank=config.rank):
+    with restored(networks, rank=config.rank), ExitStack() as stack:
+        if config.rank is None:
+            with subject.runtime.autocast():
+                stack.enter_context(kernels_in_format([each.network for each in networks]))
         training = _Training(subject, request, config, fitter, phases)
         optimised, losses = training.run(plain, target, networks)
         conditions = [

@@ -62,6 +62,7 @@ class Fitter:
                     value = loss(keyed_generator(*labels))
                 require_finite("the loss is", value.detach()[None], [f"{name}, step {step + 1}"])
                 value.backward()  # type: ignore[no-untyped-call]
+                optimizer.update_small()
                 if progress is not None:
                     progress(step + 1, settings.steps)
                 if time.monotonic() - kept >= self.save_seconds:

@@ -8,6 +8,7 @@ import torch
 
 Piece = Literal[
     "winograd",
+    "one_image",
     "group_norm",
     "lean_convolution",
     "short_attention",

@@ -1,13 +1,14 @@
 """Operations of the networks: by a CPU kernel where one is faster, by plain torch otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.cpu import attention as cpu_attention
-from models.nn.cpu import bf16_kernels, convolution, group_norm, is_enabled, winograd
+from models.nn.cpu import bf16_kernels, convolution, group_norm, is_enabled, one_image, winograd
 from models.nn.cpu.linear import computes_in_bf16
 
 
@@ -22,6 +23,8 @@ class Conv3x3(nn.Conv2d):
         transform = winograd.tiles_for(x, self.weight) if is_enabled("winograd") else None
         if self.bias is not None and transform is not None:
             return winograd.convolve(x, self.weight, self.bias, transform)
+        if one_image.is_supported(x, self.weight):
+            return one_image.convolve(x, self.weight, self.bias)
         if convolution.keeps_no_input(x, self.weight):
             return convolution.frozen_conv3x3(x, self.weight, self.bias)
         return F.conv2d(x, self.weight, self.bias, padding=1)
@@ -40,6 +43,22 @@ def in_format(x: Tensor, weight: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if computes_in_bf16(weight) else weight.dtype
     return x.contiguous(memory_format=group_norm.image_format(dtype))
+
+
+@contextmanager
+def kernels_in_format(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, kernels of convolutions lie in memory as `in_format` lays out features.
+
+    Where they lie otherwise torch copies them at each call, which counts for one small image.
+    """
+    kernels = [each for network in networks for each in network.parameters() if each.ndim == 4]
+    for kernel in kernels:
+        kernel.data = in_format(kernel.data, kernel)
+    try:
+        yield
+    finally:
+        for kernel in kernels:
+            kernel.data = kernel.data.contiguous()
 
 
 def silu_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""3 x 3 convolutions of one small image in fp32 by oneDNN's products.
+
+torch unrolls such an image for MKL's products, which on AMD's CPUs are half as fast as oneDNN's,
+and fills what they write with zeros first; or it lets oneDNN reorder the kernels for one use, which
+takes as long as the products.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from models.nn.cpu import IS_INTEL, is_enabled
+
+POSITIONS = 256
+"""Of an image up to which this is faster, forward and backward, than what torch does."""
+FOLDED = 64
+"""Up to this many positions adding up products is faster than oneDNN's transposed convolution,
+which first reorders the kernels."""
+
+
+def is_supported(x: Tensor, weight: Tensor) -> bool:
+    """Whether x (1, C, H, W) is small, and both are fp32 with channels last, on an AMD CPU."""
+    return (
+        x.device.type == "cpu"
+        and len(x) == 1
+        and x.shape[2] * x.shape[3] <= POSITIONS
+        and x.dtype == weight.dtype == torch.float32
+        and not IS_INTEL
+        and is_enabled("one_image")
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and not torch.is_autocast_enabled("cpu")
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(1, C, H, W), padded by 1, by kernels (D, C, 3, 3) and biases (D,) to (1, D, H, W)."""
+    return _OneImage.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+
+
+class _OneImage(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        rows = _product(_unrolled(x), _matrix(weight), bias)
+        # a copy, since autograd forbids changing a view in position
+        return rows.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        for_x, for_weight, for_bias = None, None, None
+        if ctx.needs_input_grad[0]:
+            small = gradient.shape[2] * gradient.shape[3] <= FOLDED
+            for_x = (_folded if small else _transposed)(gradient, weight)
+        rows = _rows(gradient)
+        if ctx.needs_input_grad[1]:
+            for_weight = _product(rows.T, _unrolled(x).T, None)
+            for_weight = for_weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[2]:
+            for_bias = rows.sum(0)
+        return for_x, for_weight, for_bias
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(1, C, H, W) to (H W, C)."""
+    return x[0].permute(1, 2, 0).flatten(0, 1)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """(D, C, 3, 3) to (D, 9 C)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _unrolled(x: Tensor) -> Tensor:
+    """What each position of (1, C, H, W), padded by 1, reads: (H W, 9 C)."""
+    padded = F.pad(x[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1))
+    (height, width, channels), (row, column, _) = padded.shape, padded.stride()
+    windows = (height - 2, width - 2, 3, 3 * channels)
+    return padded.as_strided(windows, (row, column, row, 1)).reshape(-1, 9 * channels)
+
+
+def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """rows matrix^T + bias."""
+    return torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
+
+
+def _transposed(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient (1, C, H, W) of the input."""
+    return torch.ops.mkldnn._convolution_transpose_pointwise(
+        gradient, weight, None, [1, 1], [0, 0], [1, 1], [1, 1], 1, "none", [], ""
+    )
+
+
+def _folded(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The same; each position adds to the nine that it read."""
+    height, width = gradient.shape[2:]
+    read = _product(_rows(gradient), _matrix(weight).T, None).view(height, width, 3, 3, -1)
+    padded = read.new_zeros(height + 2, width + 2, read.shape[-1])
+    for row in range(3):
+        for column in range(3):
+            padded[row : row + height, column : column + width].add_(read[:, :, row, column])
+    return padded[1:-1, 1:-1].permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
