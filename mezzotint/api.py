@@ -29,6 +29,9 @@ from mezzotint.common.errors import UserError
 from mezzotint.inference.editing import ImageEdit
 from mezzotint.inference.generator import GenerationRequest, GenerationResult, Progress, Prompt
 from mezzotint.inference.images import from_bytes
+from mezzotint.inference.imagic.config import ImagicConfig
+from mezzotint.inference.imagic.edit import ETAS, ImagicRequest, ImagicResult
+from mezzotint.inference.imagic.edit import edit as imagic_edit
 from mezzotint.inference.load import AnyGenerator, load_generator
 from mezzotint.inference.model_lookup import find_system
 from mezzotint.inference.runtime import Precision
@@ -39,6 +42,7 @@ from trainer.recipe import explain, read_tree, validate
 from trainer.recipe import load as load_recipe
 from trainer.run import RunDirectory
 
+IMAGIC_DEFAULTS = ImagicConfig()
 EVALUATION: TypeAdapter[EvaluationConfig] = TypeAdapter(EvaluationConfig)
 
 
@@ -183,6 +187,33 @@ class System:
         )
         found = edits.text_edit(system, latents, source, target, thetas, settings=settings)
         return EditedImages(found, latents)
+
+    def imagic(
+        self,
+        image: Tensor,
+        target: str,
+        *,
+        etas: Sequence[float] = ETAS,
+        number: int = 1,
+        seed: int = 0,
+        settings: ImagicConfig = IMAGIC_DEFAULTS,
+        work: str | Path | None = None,
+    ) -> ImagicResult:
+        """Images (etas, number, H, W, 3) of one (H, W, 3) uint8 changed by a target text.
+
+        By Imagic, with the cascade or the diffusion model of captions, whose image size `image`
+        has; the system is afterwards the one that it was. At eta 0 the image comes back, at 1 it is
+        the target's. `work` is a directory in which what is trained is kept: an interrupted edit
+        goes on from there, and one with other `etas` only samples.
+
+        Raises:
+            UserError: another kind of system, an image of another size, or a directory of another
+                edit.
+        """
+        request = ImagicRequest(image, target, tuple(etas), number, seed)
+        return imagic_edit(
+            self.generator, request, settings, work=None if work is None else Path(work)
+        )
 
     def _unclip(self, method: str) -> UnclipGenerator:
         if isinstance(self.generator, UnclipGenerator):

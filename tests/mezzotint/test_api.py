@@ -36,7 +36,7 @@ def test_the_examples_of_the_page_run(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     page = (ROOT / "docs" / "python_api.md").read_text("utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 9
+    assert len(examples) == 10
     namespace = {}
     for example in examples:
         exec(compile(example, "docs/python_api.md", "exec"), namespace)
@@ -112,3 +112,12 @@ def test_a_decoder_edits_images(home):
 def test_what_a_user_can_correct_is_one_error(home, call, message):
     with pytest.raises(UserError, match=message):
         call(home / "runs" / "quickstart")
+
+
+def test_imagic_needs_a_diffusion_model_of_captions(home):
+    system = mezzotint.load(home / "runs" / "quickstart", system="dalle", device="cpu")
+    image = torch.zeros(16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(UserError, match="a dalle has no diffusion model of captions"):
+        system.imagic(image, "man cook")
+    with pytest.raises(UserError, match=r"image: has shape \(8, 16, 3\)"):
+        system.imagic(image[:8], "man cook")
