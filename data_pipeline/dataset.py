@@ -23,6 +23,7 @@ from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.text.cached_features import CachedTextFeatures, CaptionArrays
 from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
+from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING
 from mezzotint.common.errors import UserError
 from mezzotint.common.mirrored import mirrored, with_mirrored
 
@@ -325,7 +326,10 @@ class Dataset:
                     key, command = f"data.arrays names '{name}'", "mezzotint data derive"
                     if name not in self.config.arrays:
                         key = "data.flip_arrays is set"
-                        command = "mezzotint data derive SET OUT --model MODEL --flip"
+                        source = (
+                            "--clip CLIP" if name.startswith(IMAGE_EMBEDDING) else "--model MODEL"
+                        )
+                        command = f"mezzotint data derive SET OUT {source} --flip"
                     raise UserError(
                         f"{self._name(index, f'{name}.npy')}: no such array although {key}; derive "
                         f"it with `{command}`, and name its set in data.url or data.join"

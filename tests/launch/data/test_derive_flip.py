@@ -146,8 +146,16 @@ def test_arrays_of_captions_stay(images, tmp_path):
 def test_a_set_without_mirrored_arrays_is_refused(images, kl, tmp_path):
     out = str(tmp_path / "plain")
     encode_set(DataConfig(url=images), kl, out)
-    with pytest.raises(UserError, match=r"latents_mirrored.npy: .*flip_arrays is set.*--flip`"):
+    wanted = r"latents_mirrored.npy: .*flip_arrays is set.*OUT --model MODEL --flip`"
+    with pytest.raises(UserError, match=wanted):
         flipping(out)
+    embeddings = str(tmp_path / "embeddings")
+    blocks = [{"image_embedding": np.ones((12, 2), np.float32)}]
+    source = open_dataset(DataConfig(url=images))
+    derive(source, embeddings, blocks, fields=("image_embedding",), encoder="c" * 64)
+    config = DataConfig(url=embeddings, arrays=("image_embedding",), flip_arrays=True)
+    with pytest.raises(UserError, match=r"mirrored.npy: .*OUT --clip CLIP --flip`"):
+        open_dataset(config)
 
 
 def test_a_set_with_mirrored_images_is_another_set_than_one_without(images, kl, latents):
