@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mezzotint.common.errors import UserError
@@ -43,8 +44,11 @@ def caption_tokens(
         )
     features = features.to(layer.weight.dtype)
     if packing is None:
-        return layer(features) + position(0, length)
-    return layer(packing.take(features)) + position.table(packing.order)
+        order = torch.arange(length, device=features.device)
+    else:
+        features, order = packing.take(features), packing.order
+    # the same modules for every batch: under ZeRO 3 all processes gather in the same order
+    return layer(features) + position.table(order)
 
 
 def caption_embedding(caption: ClipCaption, dim: int) -> Tensor:
