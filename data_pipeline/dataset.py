@@ -326,10 +326,9 @@ class Dataset:
                     key, command = f"data.arrays names '{name}'", "mezzotint data derive"
                     if name not in self.config.arrays:
                         key = "data.flip_arrays is set"
-                        source = (
-                            "--clip CLIP" if name.startswith(IMAGE_EMBEDDING) else "--model MODEL"
-                        )
-                        command = f"mezzotint data derive SET OUT {source} --flip"
+                        command = "mezzotint data derive SET OUT --model MODEL --flip"
+                        if name.startswith(IMAGE_EMBEDDING):
+                            command = "mezzotint data derive SET OUT --clip CLIP --flip"
                     raise UserError(
                         f"{self._name(index, f'{name}.npy')}: no such array although {key}; derive "
                         f"it with `{command}`, and name its set in data.url or data.join"
