@@ -75,6 +75,13 @@ class EmbeddingScaling(BaseModel, frozen=True, extra="forbid"):
             return normalized * std + mean
         return normalized / self._length
 
+    def uncentred(self, normalized: "Tensor") -> "Tensor":
+        """Normalised vectors (..., D) of which 0 means a projection of 0, as it does of directions.
+
+        Of `mean_std` these are the projections themselves.
+        """
+        return normalized if self.mean is None else self.denormalize(normalized)
+
     def equals(self, other: "EmbeddingScaling") -> bool:
         """Whether both give the same values."""
         return self.model_dump(exclude={"samples"}) == other.model_dump(exclude={"samples"})

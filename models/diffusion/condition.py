@@ -36,7 +36,8 @@ class Condition:
     empty_text_embedding: Tensor | None = None
     """(D,): that of an empty caption."""
     image_embedding: Tensor | None = None
-    """(B, D): of images from CLIP, normalised as the network's set records."""
+    """(B, D): of images from CLIP, normalised as the network's set records; noisy ones without a
+    mean taken off (`EmbeddingScaling.uncentred`)."""
     null_embedding: Tensor | None = None
     """(B,) bool: rows without an image embedding, for which the network has a learned vector;
     None: all have theirs."""

@@ -99,6 +99,7 @@ class Decoder:
             if rng is not None:
                 noise = normal(tuple(given.shape), rng, given.device)
             noised = self.embedding_noise.add(given, levels, noise)
+            noised = self.embeddings.scaling.uncentred(noised)
             cond = Condition(image_embedding=noised, embedding_level=levels)
         return cond if self.text is None else self.text(cond, captions)
 

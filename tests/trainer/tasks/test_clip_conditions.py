@@ -211,6 +211,30 @@ def test_a_network_of_noisy_embeddings_gets_them_at_random_levels_which_it_is_to
         task.model_copy(update={"noise": 0.3}).check(network)
 
 
+def test_noisy_embeddings_have_the_mean_of_their_set_again():
+    # diffusers' noise_image_embeddings: scale, add noise, unscale
+    mean, std = (0.5, -1.0, 2.0, 0.0), (0.1, 0.2, 0.5, 1.0)
+    scaling = EmbeddingScaling(kind="mean_std", dim=4, samples=9, mean=mean, std=std)
+    network = Network()
+    network.config = UNetConfig.model_validate(
+        {"image_size": 8, "attention": [], "image_embedding": {"dim": 4, "tokens": 0, "noise": {}}}
+    )
+    task = ClipImageCondition(kind="clip_image", drop=0.0, scaling=scaling)
+    z = torch.randn((6, 4), generator=torch.Generator().manual_seed(0))
+    batch = Batch(("k",) * 6, ("",) * 6, arrays={"image_embedding": z})
+    rng = torch.Generator().manual_seed(1)
+    inputs = ConditionInputs(batch, torch.zeros(6, 3), network, rng, None, None)
+    found = task.train_condition(Condition(), inputs)
+    again = torch.Generator().manual_seed(1)
+    level = torch.randint(1000, (6,), generator=again)
+    noise = torch.randn((6, 4), generator=again)
+    at = DiscreteSchedule(betas=CosineBetasConfig()).at((level.double() + 1) / 1000)
+    mean, std = torch.tensor(mean), torch.tensor(std)
+    noised = at.alpha[:, None] * (z - mean) / std + at.sigma[:, None] * noise
+    assert torch.equal(found.embedding_level, level)
+    torch.testing.assert_close(found.image_embedding, (noised * std + mean).float())
+
+
 def test_guidance_drops_the_image_and_the_caption(sets):
     _, url, clip = sets
     _, batches, built = trained(task_of(clip), opened(task_of(clip), url), steps=1)

@@ -54,7 +54,7 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         if noise is not None:
             steps = noise.schedule.steps
             level = torch.randint(steps, (rows,), generator=inputs.rng, device=device)
-            condition = _with_noise(condition, noise, embedding, level, inputs.rng)
+            condition = self._with_noise(condition, noise, embedding, level, inputs.rng)
         else:
             noised = self._noised(embedding, inputs.rng)
             condition = replace(condition, image_embedding=noised)
@@ -69,7 +69,7 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         condition = replace(condition, image_embedding=embedding)
         if noise is not None:
             level = torch.zeros(len(embedding), dtype=torch.int64, device=embedding.device)
-            condition = _with_noise(condition, noise, embedding, level, inputs.rng)
+            condition = self._with_noise(condition, noise, embedding, level, inputs.rng)
         if self.captions is None:
             return condition
         return self.captions.eval_condition(condition, inputs)
@@ -89,6 +89,19 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         more = torch.randn(embedding.shape, generator=rng, device=embedding.device)
         return embedding + level * more
 
+    def _with_noise(
+        self,
+        condition: Condition,
+        noise: EmbeddingNoiseConfig,
+        embedding: Tensor,
+        level: Tensor,
+        rng: Generator,
+    ) -> Condition:
+        assert self.scaling is not None, "taken from the set when the run is set up"
+        drawn = torch.randn(embedding.shape, generator=rng, device=embedding.device)
+        noised = self.scaling.uncentred(noise.add(embedding, level, drawn))
+        return replace(condition, image_embedding=noised, embedding_level=level)
+
     def _embedding(self, inputs: ConditionInputs) -> Tensor:
         assert self.scaling is not None, "taken from the set when the run is set up"
         return self.scaling.normalize(inputs.batch.array(IMAGE_EMBEDDING).float())
@@ -99,15 +112,3 @@ def _noise_of(network: ConditionalNetwork) -> EmbeddingNoiseConfig | None:
     config = getattr(network, "config", None)
     reads = getattr(config, "image_embedding", None)
     return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
-
-
-def _with_noise(
-    condition: Condition,
-    noise: EmbeddingNoiseConfig,
-    embedding: Tensor,
-    level: Tensor,
-    rng: Generator,
-) -> Condition:
-    drawn = torch.randn(embedding.shape, generator=rng, device=embedding.device)
-    noised = noise.add(embedding, level, drawn)
-    return replace(condition, image_embedding=noised, embedding_level=level)
