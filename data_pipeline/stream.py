@@ -94,7 +94,7 @@ class Stream:
         if seed < 0:
             raise UserError(f"seed {seed}: it must be at least 0")
         lanes = dataset.config.lanes
-        _check_lanes(lanes, global_batch, world)
+        _check_lanes(lanes, len(dataset), global_batch, world)
         self.dataset = dataset
         self.lanes = lanes
         self.global_batch = global_batch
@@ -145,9 +145,9 @@ class Stream:
         prefetched: set[BlockRef] = set()
         while True:
             runs = list(self._runs(start))
-            prefetched = self._prefetch(runs, prefetched)
-            yield [ref for run in runs for ref in self._refs(run)]
             start += self.global_batch
+            prefetched = self._prefetch([*runs, *self._runs(start)], prefetched)
+            yield [ref for run in runs for ref in self._refs(run)]
 
     @property
     def _start(self) -> int:
@@ -198,7 +198,7 @@ class Stream:
         return [(run.epoch, index) for index in found.tolist()]
 
     def _prefetch(self, runs: Sequence["_Run"], known: set[BlockRef]) -> set[BlockRef]:
-        """Fetch the blocks of these runs and the next of each lane, those `known` excepted."""
+        """Fetch the blocks of these runs, and the next of each lane, but those `known`."""
         needed: dict[BlockRef, list[int]] = {}
         for run in runs:
             lane = self._epoch(run.epoch).lanes[run.lane]
@@ -265,7 +265,12 @@ class Stream:
             yield _or_raise(item)
 
 
-def _check_lanes(lanes: int, global_batch: int, world: int) -> None:
+def _check_lanes(lanes: int, samples: int, global_batch: int, world: int) -> None:
+    if lanes > max(samples, 1):
+        raise UserError(
+            f"data.lanes: {lanes} lanes are more than the {samples} samples that are selected; "
+            "choose fewer"
+        )
     if global_batch % lanes:
         raise UserError(
             f"data.lanes: {lanes} lanes cannot share a global batch of {global_batch}; choose a "
