@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fontTools.ttLib import TTFont
 
-from data_pipeline.manifest import Split
-from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.packing.shard_writer import RawSample, in_splits, write_shards
+from data_pipeline.sets.contents import Split
 from mezzotint.common.digests import sha256, sha256_file
 
 TONES = ("none", "light", "medium-light", "medium", "medium-dark", "dark")
@@ -227,8 +227,9 @@ def main() -> None:
     glyphs = Glyphs(options.font)
     emoji = list(read_emoji(glyphs, options.annotations))
     package = json.loads((options.annotations / "package.json").read_text())
+    splits = {"composition": composition(emoji), "concept": concept(emoji)}
     manifest = write_shards(
-        (one.sample() for one in emoji),
+        in_splits((one.sample() for one in emoji), splits),
         options.out,
         name="emoji",
         licence="OFL-1.1 (images), MIT and Unicode-3.0 (captions); see LICENSES/",
@@ -245,12 +246,12 @@ def main() -> None:
             "txt": "caption: the CLDR short name",
             "json": "group, subgroup, base, role, gender, tone, tags",
         },
-        splits={"composition": composition(emoji), "concept": concept(emoji)},
+        splits={name: split.description for name, split in splits.items()},
         compress=True,
     )
     for name, split in manifest.splits.items():
-        print(f"{name}: {len(split.train)} train, {len(split.test)} test. {split.description}")
-    print(f"{len(emoji)} pairs, {sum(shard.bytes for shard in manifest.shards):,} bytes of shards")
+        print(f"{name}: {sum(split.train)} train, {sum(split.test)} test. {split.description}")
+    print(f"{len(emoji)} pairs, {manifest.bytes:,} bytes of shards")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,30 @@
-"""What a training step receives."""
+"""Samples, and the batches of them that a training step receives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mezzotint.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored, and class."""
+
+    key: str
+    caption: str
+    image: NDArray[np.uint8] | None
+    text: NDArray[np.int64] | None
+    arrays: Mapping[str, NDArray[np.generic]]
+    label: int | None = None
+    hint: NDArray[np.float32] | None = None
+    """(C, H, W) in [0, 1]."""
+    empty_caption: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What the arrays of captions are of an empty one."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +105,49 @@ def _required(value: Tensor | None, key: str, needed: str) -> Tensor:
     if value is None:
         raise UserError(f"data.{key} is not set, but this task needs {needed}: add it")
     return value
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """A batch of samples.
+
+    Raises:
+        UserError: Arrays of the same name differ in shape.
+    """
+    first = samples[0]
+    image = text = label = hint = None
+    if first.hint is not None:
+        hint = torch.from_numpy(np.stack([one.hint for one in samples if one.hint is not None]))
+    if first.label is not None:
+        label = torch.tensor([one.label for one in samples], dtype=torch.int64, device="cpu")
+    if first.image is not None:
+        images = np.stack([one.image for one in samples if one.image is not None])
+        image = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if first.text is not None:
+        text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
+    return Batch(
+        keys=tuple(one.key for one in samples),
+        captions=tuple(one.caption for one in samples),
+        image=image,
+        text=text,
+        arrays={name: _stack(name, samples) for name in first.arrays},
+        label=label,
+        hint=hint,
+        empty_caption={name: _tensor(each) for name, each in first.empty_caption.items()},
+    )
+
+
+def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
+    arrays = [sample.arrays[name] for sample in samples]
+    if len({array.shape for array in arrays}) > 1:
+        other = next(s for s in samples if s.arrays[name].shape != arrays[0].shape)
+        raise UserError(
+            f"array '{name}' of '{other.key}' has shape {other.arrays[name].shape}, that of "
+            f"'{samples[0].key}' has {arrays[0].shape}; derive the set again"
+        )
+    return _tensor(np.stack(arrays))
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    """Floating-point numbers as float32, integers as int64."""
+    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
+    return torch.from_numpy(array.astype(kind))

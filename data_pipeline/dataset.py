@@ -1,47 +1,32 @@
 """A shard set as a sequence of samples with random access."""
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from data_pipeline.batch import Batch
-from data_pipeline.cache import node_cache
+from data_pipeline.batch import Batch, Sample, collate
+from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
 from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode
-from data_pipeline.joined import JoinedSet, check_encoder
-from data_pipeline.labels import labels
-from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
+from data_pipeline.joined import JoinedSample, JoinedSet, check_encoder
+from data_pipeline.labels import Labels
+from data_pipeline.manifest import Manifest, Part, SampleEntry
 from data_pipeline.sample_order import sample_rng
 from data_pipeline.selection import fingerprint, select
+from data_pipeline.sets.required_members import RequiredMember, required_members
+from data_pipeline.sets.stored_set import StoredSet, read_set
+from data_pipeline.sets.survey import Survey
 from data_pipeline.shards import ShardReader, check_sizes
 from data_pipeline.text.cached_features import CachedTextFeatures, CaptionArrays
 from data_pipeline.text.captions import caption_lines, choose, first
 from data_pipeline.text.tokenizer import Tokenizer
-from mezzotint.common.embedding_scaling import IMAGE_EMBEDDING
 from mezzotint.common.errors import UserError
-from mezzotint.common.mirrored import mirrored, with_mirrored
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: image (H, W, 3) uint8, text (L,) int64, arrays as stored, and class."""
-
-    key: str
-    caption: str
-    image: NDArray[np.uint8] | None
-    text: NDArray[np.int64] | None
-    arrays: Mapping[str, NDArray[np.generic]]
-    label: int | None = None
-    hint: NDArray[np.float32] | None = None
-    """(C, H, W) in [0, 1]."""
-    empty_caption: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
-    """What the arrays of captions are of an empty one."""
+from mezzotint.common.mirrored import mirrored
 
 
 def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> "Dataset":
@@ -55,12 +40,11 @@ def open_dataset(config: DataConfig, *, expected_encoder: str | None = None) -> 
     Raises:
         UserError: The set is damaged, or it does not fit the settings.
     """
-    manifest = read_manifest(config.url)
-    check_sizes(config.url, manifest)
-    reader = ShardReader(config.url, manifest.shards, node_cache(config.cache))
+    stored = read_set(config.url)
+    check_sizes(stored)
     text = config.text
     tokenizer = Tokenizer.load(text.tokenizer) if text and text.tokenizer else None
-    dataset = Dataset(config, manifest, reader, tokenizer)
+    dataset = Dataset(config, stored, node_cache(config.cache), tokenizer)
     check_encoder(config, dataset.manifests(), expected_encoder)
     return dataset
 
@@ -75,41 +59,39 @@ class Dataset:
     def __init__(
         self,
         config: DataConfig,
-        manifest: Manifest,
-        reader: ShardReader,
+        stored: StoredSet,
+        cache: ShardCache,
         tokenizer: Tokenizer | None,
     ) -> None:
         self.config = config
-        self.manifest = manifest
-        self.reader = reader
+        self.stored = stored
+        self.manifest = stored.manifest
+        self.reader = ShardReader(stored, cache)
         self.tokenizer = tokenizer
-        positions = select(manifest, config.select)
-        located = manifest.located_samples()
-        self._shards = [located[position][0] for position in positions]
-        self._entries = [located[position][1] for position in positions]
-        keys = [entry.key for entry in self._entries]
-        self._joined = [JoinedSet.open(url, keys, reader.cache) for url in config.join]
-        sizes = np.bincount(self._shards, minlength=len(manifest.shards))
-        self.shard_sizes: tuple[int, ...] = tuple(sizes.tolist())
+        survey = Survey(stored, cache.directory / "surveys")
+        self._selected = select(survey, config.select)
+        self.shard_sizes: tuple[int, ...] = tuple(self._selected.sizes.tolist())
         """Selected samples of each shard."""
+        self._joined = [JoinedSet.open(url, stored, self._selected, cache) for url in config.join]
+        self._last: tuple[int, _Located] | None = None
         self._choice: CaptionChoice = config.text.captions if config.text else "random"
         self.fingerprint = fingerprint(
-            self.manifests(), positions, config.shuffle_block, config.lanes, self._choice
+            self.manifests(), self._selected, config.shuffle_block, config.lanes, self._choice
         )
         """Digest of sets, selection, shuffle block and choice of captions, which a stream's state
         refers to."""
         self.hint: HintMember | None = None
         """The member that is a sample's hint, if `data.hint` is set."""
         if config.hint is not None:
-            self.hint = HintMember.of(config, manifest, self._holder(config.hint.name))
+            self.hint = HintMember.of(config, self.manifest, self._holder(config.hint.name))
         sets = tuple(zip((config.url, *config.join), self.manifests(), strict=True))
         self._captions = CaptionArrays.of_sets(sets, config.arrays, self._choice)
-        self._check_members()
-        self._labels = labels(manifest, self._entries, config.label) if config.label else None
+        self._check_members(survey)
+        self._labels = Labels(survey, self._selected, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._selected)
 
     @property
     def text_features(self) -> CachedTextFeatures | None:
@@ -117,7 +99,7 @@ class Dataset:
         return self._captions.features
 
     def keys(self) -> tuple[str, ...]:
-        return tuple(entry.key for entry in self._entries)
+        return tuple(self.entry(index).key for index in range(len(self)))
 
     def captions(self) -> tuple[str, ...]:
         """The first caption of every sample."""
@@ -129,14 +111,22 @@ class Dataset:
             yield from self.captions_of(index)
 
     def entry(self, index: int) -> SampleEntry:
-        return self._entries[index]
+        return self._locate(index).entry
+
+    def parts(self, index: int) -> dict[str, Part]:
+        """The part of each split that a sample is in."""
+        shard, row = self._selected.locate(index)
+        held = self.stored.indexes.of(shard)
+        found = {name: held.part(name, row) for name in self.manifest.splits}
+        return {name: part for name, part in found.items() if part is not None}
 
     def members(self, index: int) -> Collection[str]:
         """The extensions of a sample's members, those of joined sets included."""
-        if not self._joined:
-            return self._entries[index].members
-        joined = (one.entry(index).members for one in self._joined)
-        return {name for each in (self._entries[index].members, *joined) for name in each}
+        located = self._locate(index)
+        if not located.joined:
+            return located.entry.members
+        entries = (located.entry, *(one.entry for one in located.joined))
+        return {name for entry in entries for name in entry.members}
 
     def manifests(self) -> tuple[Manifest, ...]:
         """Of the set and of those joined to it."""
@@ -145,7 +135,7 @@ class Dataset:
     def holder(self, extension: str) -> Manifest:
         """The manifest of the set that a member is read from; the set itself where none has it."""
         joined = None if len(self) == 0 else self._joined_with(0, extension)
-        return self.manifest if joined is None else joined.manifest
+        return self.manifest if joined is None else joined[0].manifest
 
     def _holder(self, hint: str) -> Manifest:
         """The manifest of the set that holds a hint."""
@@ -153,17 +143,34 @@ class Dataset:
         return self.manifest if extension is None else self.holder(extension)
 
     def member(self, index: int, extension: str) -> bytes:
-        joined = self._joined_with(index, extension)
-        if joined is not None:
-            return joined.read(index, extension)
-        offset, size = self._entries[index].members[extension]
-        return self.reader.read(self._shards[index], offset, size)
+        if (joined := self._joined_with(index, extension)) is not None:
+            held, found = joined
+            return held.reader.read(found.shard, *found.entry.members[extension])
+        located = self._locate(index)
+        return self.reader.read(located.shard, *located.entry.members[extension])
 
-    def _joined_with(self, index: int, extension: str) -> JoinedSet | None:
+    def _locate(self, index: int) -> "_Located":
+        """A sample in its set and in those joined to it."""
+        last = self._last
+        if last is not None and last[0] == index:
+            return last[1]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard, row = self._selected.locate(index % len(self))
+        entry = self.stored.indexes.of(shard).sample(row)
+        located = _Located(
+            shard, entry, tuple(one.find(shard, row, entry.key) for one in self._joined)
+        )
+        self._last = index, located
+        return located
+
+    def _joined_with(self, index: int, extension: str) -> tuple[JoinedSet, JoinedSample] | None:
         """The joined set that a member is read from; None: the set itself, or no set."""
-        if extension in self._entries[index].members:
+        located = self._locate(index)
+        if extension in located.entry.members:
             return None
-        return next((one for one in self._joined if extension in one.entry(index).members), None)
+        pairs = zip(self._joined, located.joined, strict=True)
+        return next((pair for pair in pairs if extension in pair[1].entry.members), None)
 
     def sample(self, index: int, *, seed: int | None = None, epoch: int = 0) -> Sample:
         """A sample; with a `seed`, as training with this seed reads it in an epoch.
@@ -171,7 +178,7 @@ class Dataset:
         Raises:
             UserError: Its shard cannot be fetched, or a member is damaged.
         """
-        config, entry = self.config, self._entries[index]
+        config, entry = self.config, self.entry(index)
         caption = self.caption(index, seed=seed, epoch=epoch)
         image = text = hint = None
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
@@ -186,7 +193,7 @@ class Dataset:
             text = np.asarray(self._ids(self.tokenizer, caption, rng), dtype=np.int64)
         stored = mirrored if flipped else str
         arrays = {name: self._array(index, stored(name)) for name in config.arrays}
-        label = None if self._labels is None else int(self._labels[index])
+        label = None if self._labels is None else self._labels.of(entry)
         empty = self._captions.empty
         for name in empty:
             arrays[name] = self._of_caption(index, name, arrays[name], caption)
@@ -198,11 +205,8 @@ class Dataset:
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch those of the shards that are read through the cache, in the background."""
         self.reader.prefetch([shard for shard in shards if self.shard_sizes[shard]])
-        if self._joined:
-            wanted = set(shards)
-            indices = [row for row, shard in enumerate(self._shards) if shard in wanted]
-            for joined in self._joined:
-                joined.reader.prefetch(joined.shards_of(indices))
+        for joined in self._joined:
+            joined.reader.prefetch(joined.shards_of(shards))
 
     def check_local(self) -> None:
         """Compare the selected shards with the manifest, where they are on this machine.
@@ -210,9 +214,9 @@ class Dataset:
         Raises:
             UserError: One is not as in its manifest.
         """
-        self.reader.check_local(np.flatnonzero(self.shard_sizes).tolist())
+        self.reader.check_local(self._selected.shards)
         for joined in self._joined:
-            joined.reader.check_local(joined.shards_of(range(len(self))))
+            joined.reader.check_local(joined.shards_of(self._selected.shards))
 
     @property
     def _augments(self) -> bool:
@@ -282,103 +286,57 @@ class Dataset:
         extension, lines = f"{name}.npy", self.captions_of(index)
         joined, encoded = self._joined_with(index, extension), lines
         if joined is not None:
-            encoded = caption_lines(joined.read(index, "txt").decode("utf-8-sig"))
+            held, found = joined
+            text = held.reader.read(found.shard, *found.entry.members["txt"])
+            encoded = caption_lines(text.decode("utf-8-sig"))
         where = self._name(index, extension)
         return self._captions.of_caption(name, array, caption, lines, encoded, where)
 
     def _name(self, index: int, extension: str) -> str:
-        joined, key = self._joined_with(index, extension), self._entries[index].key
+        joined, located = self._joined_with(index, extension), self._locate(index)
         if joined is not None:
-            shard = joined.manifest.shards[joined.shard(index)]
-            return f"{joined.url}: {shard.name}: {key}.{extension}"
-        shard = self.manifest.shards[self._shards[index]]
-        return f"{self.config.url}: {shard.name}: {key}.{extension}"
+            url, shard = joined[0].url, joined[0].manifest.shards[joined[1].shard]
+        else:
+            url, shard = self.config.url, self.manifest.shards[located.shard]
+        return f"{url}: {shard.name}: {located.entry.key}.{extension}"
 
-    def _check_members(self) -> None:
-        arrays = self.config.arrays
+    def _check_members(self, survey: Survey) -> None:
         try:
             self.config.check_flipped_arrays()  # a task may have added arrays to those of a recipe
         except ValueError as error:
             raise UserError(str(error)) from error
-        if self.config.flip_arrays:
-            arrays = with_mirrored(arrays)
-        for index, entry in enumerate(self._entries):
-            if "txt" not in entry.members:
-                raise UserError(
-                    f"{self._name(index, 'txt')}: the caption is missing; drop the sample with "
-                    "`mezzotint data pack`"
-                )
-            members = self.members(index)
-            if self.config.image is not None and not _image_extension(members):
-                raise UserError(
-                    f"{self._name(index, 'png')}: no image (png, jpg, webp) although data.image "
-                    "is set; unset it or use the set that holds the images"
-                )
-            if self.hint is not None and self.hint.extension(members) is None:
-                name = self.hint.record.name
-                raise UserError(
-                    f"{self._name(index, f'{name}.png')}: no such image and no array {name}.npy, "
-                    f"although data.hint names '{name}'; derive it with `mezzotint data derive "
-                    "SET OUT --hint edges`, and name its set in data.join"
-                )
-            for name in arrays:
-                if f"{name}.npy" not in members:
-                    key, command = f"data.arrays names '{name}'", "mezzotint data derive"
-                    if name not in self.config.arrays:
-                        key = "data.flip_arrays is set"
-                        command = "mezzotint data derive SET OUT --model MODEL --flip"
-                        if name.startswith(IMAGE_EMBEDDING):
-                            command = "mezzotint data derive SET OUT --clip CLIP --flip"
-                    raise UserError(
-                        f"{self._name(index, f'{name}.npy')}: no such array although {key}; derive "
-                        f"it with `{command}`, and name its set in data.url or data.join"
-                    )
+        hint = None if self.hint is None else self.hint.record.name
+        for needed in required_members(self.config, hint):
+            if any(needed.always_in(manifest) for manifest in self.manifests()):
+                continue
+            sets = " ".join(one.fingerprint for one in self.manifests()[1:])
+            survey.of(
+                self._selected.shards,
+                f"{needed.extensions} of {self._selected.described} with {sets}",
+                partial(self._check_shard, needed),
+            )
+
+    def _check_shard(self, needed: RequiredMember, shard: int) -> int:
+        """Check that all selected samples of a shard have a member.
+
+        Raises:
+            UserError: One has not.
+        """
+        index, rows = self.stored.indexes.of(shard), self._selected.rows(shard)
+        here = np.any([index.has(one)[rows] for one in needed.extensions], axis=0)
+        first = int(self._selected.ends[shard] - len(rows))
+        for place in np.flatnonzero(~here).tolist():
+            if not any(one in self.members(first + place) for one in needed.extensions):
+                raise UserError(f"{self._name(first + place, needed.shown)}: {needed.missing}")
+        return len(rows)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """A batch of samples.
+class _Located(NamedTuple):
+    """A sample in its set and in those joined to it."""
 
-    Raises:
-        UserError: Arrays of the same name differ in shape.
-    """
-    first = samples[0]
-    image = text = label = hint = None
-    if first.hint is not None:
-        hint = torch.from_numpy(np.stack([one.hint for one in samples if one.hint is not None]))
-    if first.label is not None:
-        label = torch.tensor([one.label for one in samples], dtype=torch.int64, device="cpu")
-    if first.image is not None:
-        images = np.stack([one.image for one in samples if one.image is not None])
-        image = torch.from_numpy(images).permute(0, 3, 1, 2)
-    if first.text is not None:
-        text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
-    return Batch(
-        keys=tuple(one.key for one in samples),
-        captions=tuple(one.caption for one in samples),
-        image=image,
-        text=text,
-        arrays={name: _stack(name, samples) for name in first.arrays},
-        label=label,
-        hint=hint,
-        empty_caption={name: _tensor(each) for name, each in first.empty_caption.items()},
-    )
-
-
-def _stack(name: str, samples: Sequence[Sample]) -> Tensor:
-    arrays = [sample.arrays[name] for sample in samples]
-    if len({array.shape for array in arrays}) > 1:
-        other = next(s for s in samples if s.arrays[name].shape != arrays[0].shape)
-        raise UserError(
-            f"array '{name}' of '{other.key}' has shape {other.arrays[name].shape}, that of "
-            f"'{samples[0].key}' has {arrays[0].shape}; derive the set again"
-        )
-    return _tensor(np.stack(arrays))
-
-
-def _tensor(array: NDArray[np.generic]) -> Tensor:
-    """Floating-point numbers as float32, integers as int64."""
-    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
-    return torch.from_numpy(array.astype(kind))
+    shard: int
+    entry: SampleEntry
+    joined: tuple[JoinedSample, ...]
 
 
 def _image_extension(members: Collection[str]) -> str:

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, Measured, read_manifest, write_manifest
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, Measured
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.sets.stored_set import StoredSet, read_set
+from data_pipeline.sets.write import write_changed
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
@@ -94,7 +96,7 @@ def write_derived(
         name=name,
         licence=source.licence,
         provenance=_provenance(dataset),
-        shard_size=max(len(shard.samples) for shard in source.shards),
+        shard_size=int(source.shard_sizes.max()),
         fields={
             **{name: text for name, text in source.fields.items() if name in _COPIED},
             **fields,
@@ -103,13 +105,13 @@ def write_derived(
         detector=detector,
         text_features=text_features,
         preprocessing=_preprocessing(dataset),
-        splits=source.splits_of(set(dataset.keys())),
+        splits={name: split.description for name, split in source.splits.items()},
         measured=measured,
     )
-    names = {shard.name for shard in written.shards}
-    for shard in before.shards if before is not None else ():
-        if shard.name not in names:
-            storage.remove(storage.join(out_url, shard.name))
+    names = set(written.shard_columns.name)
+    for name in before.manifest.shard_columns.name if before is not None else ():
+        if name not in names:
+            storage.remove(storage.join(out_url, name))
     return written
 
 
@@ -153,9 +155,7 @@ def measured(url: str, manifest: Manifest) -> Manifest:
     measure = _Measure()
     for _ in measure.watch(_arrays_of(dataset, index) for index in range(len(dataset))):
         pass
-    found = manifest.model_copy(update={"latents": measure.scaling(url)})
-    write_manifest(url, found)
-    return found
+    return write_changed(url, manifest, {"latents": measure.scaling(url)})
 
 
 def _arrays_of(dataset: Dataset, index: int) -> Arrays:
@@ -163,21 +163,21 @@ def _arrays_of(dataset: Dataset, index: int) -> Arrays:
     return {name: array[None] for name, array in dataset.sample(index).arrays.items()}
 
 
-def _derived_set(url: str) -> Manifest | None:
-    """The manifest of the derived set at `url`, if there is any set.
+def _derived_set(url: str) -> StoredSet | None:
+    """The derived set at `url`, if there is any set.
 
     Raises:
         UserError: There is a set that was not derived from another.
     """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         return None
-    manifest = read_manifest(url)
-    if _DERIVED_FROM not in manifest.provenance:
+    stored = read_set(url)
+    if _DERIVED_FROM not in stored.manifest.provenance:
         raise UserError(
-            f"{url}: holds the set '{manifest.name}', which is no derived set; choose another "
-            "directory, or delete it"
+            f"{url}: holds the set '{stored.manifest.name}', which is no derived set; choose "
+            "another directory, or delete it"
         )
-    return manifest
+    return stored
 
 
 def _preprocessing(dataset: Dataset) -> Preprocessing | None:
@@ -221,9 +221,10 @@ def finished_set(
         UserError: there is a set that is no derived one, or one whose images were prepared
             otherwise, and all else is the same; a shard of the source or of the set was changed.
     """
-    manifest, provenance = _derived_set(url), _provenance(dataset)
-    if manifest is None:
+    stored, provenance = _derived_set(url), _provenance(dataset)
+    if stored is None:
         return None
+    manifest = stored.manifest
     same = manifest.provenance | {_WITH_IMAGE: provenance[_WITH_IMAGE]} == provenance
     held = {f"{name}.npy" for name in fields} <= manifest.fields.keys()
     if (manifest.encoder, manifest.detector) != (encoder, detector) or not same or not held:
@@ -235,9 +236,9 @@ def finished_set(
             f"{url}: holds a set of this {maker} with images prepared as {_shown(before)}, not as "
             f"{_shown(now)}; choose another directory or delete it"
         )
-    check_sizes(url, manifest)
+    check_sizes(stored)
     dataset.check_local()
-    reader = ShardReader(url, manifest.shards, dataset.reader.cache)
+    reader = ShardReader(stored, dataset.reader.cache)
     try:
         reader.check_local(range(len(manifest.shards)))
     finally:
@@ -271,7 +272,7 @@ def _samples(dataset: Dataset, members: Iterable[Mapping[str, bytes]]) -> Iterat
         copied = {
             name: dataset.member(index - 1, name) for name in _COPIED if name in entry.members
         }
-        yield RawSample(entry.key, {**copied, **new}, entry.attributes)
+        yield RawSample(entry.key, {**copied, **new}, entry.attributes, dataset.parts(index - 1))
     if index != len(dataset):
         raise UserError(f"the encoder returned {index} of {len(dataset)} samples")
 

@@ -2,40 +2,38 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.cache import stored_digest
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import (
+    INDEX_SUFFIX,
     MANIFEST_NAME,
     Attribute,
     FileName,
     Manifest,
     SampleEntry,
-    ShardEntry,
-    Split,
-    write_manifest,
 )
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.source import json_attributes
 from data_pipeline.sample_check import sample_faults
+from data_pipeline.sets.contents import IndexedShard, SetContents, Split
+from data_pipeline.sets.known import KnownSet, known_set
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.write import write_contents
 from data_pipeline.shards import RECORDS, TARS
 from data_pipeline.tar import index_tar, local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError, first_error
 
-OLD_NAME = f"{MANIFEST_NAME}.old"
-"""Copy of a manifest that could not be read."""
-
 _EXAMPLES = 3
 _NOT_A_TAR = "not a .tar or .tar.gz file"
 _RECORD = "record of packing"
+_CONVERTED = "the manifest listed every sample (format 1); it lists shards now, with an index each"
 _NO_ATTRIBUTES = "KEY.json that is not a JSON object: no attributes"
 
 
@@ -49,6 +47,8 @@ class IndexOptions:
     """Decode every image, and exclude those that are damaged."""
     workers: int = 8
     """Samples read in parallel."""
+    out: str | None = None
+    """Directory for manifest and indexes; None: that of the tars."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,6 @@ class IndexReport:
     """Files and members that are no samples, by rule."""
     changes: tuple[str, ...]
     """Differences from the manifest before; none if there was none."""
-
-
-_Known = Mapping[str, Any]
-"""What only a manifest knows of its set: its fields by name, without the shards."""
-
-_NOTHING: _Known = {
-    "name": "images",
-    "licence": "unknown",
-    "fields": {},
-    "provenance": {},
-    "splits": {},
-}
 
 
 @dataclass
@@ -90,7 +78,9 @@ class _Found:
 def index(
     url: str, options: IndexOptions | None = None, progress: Progress | None = None
 ) -> IndexReport:
-    """Write the manifest of an existing webdataset tar set, in place.
+    """Write the manifest and the indexes of an existing webdataset tar set.
+
+    They are written beside the tars, or into `options.out`, for tars that one may only read.
 
     Strings and integers of KEY.json become attributes. Not part of the set are samples without a
     caption, without an image or array, or with a member that does not decode. Name, licence,
@@ -106,11 +96,13 @@ def index(
     names = sorted(name for name in present if name.endswith(TARS))
     if not names:
         raise UserError(f"{url}: no .tar or .tar.gz file in this directory")
-    old, known, notes = _before(url) if MANIFEST_NAME in present else (None, _NOTHING, ())
+    out = options.out or url
+    known = known_set(out)
     found = _Found()
     for name in sorted(present.keys() - {*names, MANIFEST_NAME}):
-        found.ignore(_RECORD if name in RECORDS else _NOT_A_TAR, name)
-    shards: list[ShardEntry] = []
+        if not name.endswith(INDEX_SUFFIX):
+            found.ignore(_RECORD if name in RECORDS else _NOT_A_TAR, name)
+    shards: list[IndexedShard] = []
     done, total = 0, sum(present[name] for name in names)
     for file in names:
         advance = partial(_advance, progress, done, present[file], total)
@@ -122,33 +114,39 @@ def index(
             f"{url}: the tars hold no sample to index, {len(found.excluded):,} were excluded"
             f"{first}; correct them; no manifest is written"
         )
-    manifest = _manifest(url, _with_attributes(shards, old), known, options)
-    if manifest != old:
-        if old is not None or notes:
-            provenance = {**manifest.provenance, "indexed in place": url}
-            manifest = manifest.model_copy(update={"provenance": provenance})
-        write_manifest(url, manifest)
-    changes = (*notes, *_changes(old, manifest)) if old is not None else notes
+    old, notes = known.contents, known.notes
+    contents = _contents(url, _with_attributes(shards, old), known, options)
+    changes = (*notes, *_changes(old, contents)) if old is not None else notes
+    if contents == old and known.is_current:
+        manifest = read_manifest(out)
+    else:
+        if contents != old and (old is not None or notes):
+            provenance = {**contents.provenance, "indexed in place": url}
+            contents = contents.model_copy(update={"provenance": provenance})
+        elif old is not None:
+            changes = (*changes, _CONVERTED)
+        manifest = write_contents(out, contents, None if out == url else url)
     return IndexReport(manifest, tuple(found.excluded), found.ignored, changes)
 
 
-def _manifest(
-    url: str, shards: Sequence[ShardEntry], known: _Known, options: IndexOptions
-) -> Manifest:
+def _contents(
+    url: str, shards: Sequence[IndexedShard], known: KnownSet, options: IndexOptions
+) -> SetContents:
     extensions = {name for shard in shards for one in shard.samples for name in one.members}
     keys = {one.key for shard in shards for one in shard.samples}
-    splits: Mapping[str, Split] = known["splits"]
+    before = known.fields
+    splits: Mapping[str, Split] = before["splits"]
     tree = {
-        **known,
-        "name": options.name or known["name"],
-        "fields": {name: known["fields"].get(name, "as found") for name in sorted(extensions)},
-        "licence": options.licence or known["licence"],
-        "provenance": known["provenance"] or {"indexed in place": url},
+        **before,
+        "name": options.name or before["name"],
+        "fields": {name: before["fields"].get(name, "as found") for name in sorted(extensions)},
+        "licence": options.licence or before["licence"],
+        "provenance": before["provenance"] or {"indexed in place": url},
         "splits": {name: split.restricted(keys) for name, split in splits.items()},
         "shards": tuple(shards),
     }
     try:
-        return Manifest.model_validate(tree)
+        return SetContents.model_validate(tree)
     except ValidationError as error:
         message = first_error(error).removeprefix("Value error, ")
         raise UserError(
@@ -169,7 +167,7 @@ def _index_shard(
     found: _Found,
     options: IndexOptions,
     advance: Callable[[float], None],
-) -> ShardEntry:
+) -> IndexedShard:
     path = storage.join(url, file)
     try:
         TypeAdapter(FileName).validate_python(file)
@@ -192,7 +190,7 @@ def _index_shard(
                 continue
             attributes = _attributes(tar.plain, sample, file, found)
             entries.append(sample.model_copy(update={"attributes": attributes}))
-        return ShardEntry(
+        return IndexedShard(
             name=file,
             bytes=tar.stored.stat().st_size,
             sha256=stored_digest(path, tar.stored),
@@ -234,7 +232,7 @@ def _attributes(tar: Path, sample: SampleEntry, file: str, found: _Found) -> dic
     return json_attributes(content) if valid else {}
 
 
-def _with_attributes(shards: Sequence[ShardEntry], old: Manifest | None) -> list[ShardEntry]:
+def _with_attributes(shards: Sequence[IndexedShard], old: SetContents | None) -> list[IndexedShard]:
     """The shards with the attributes of the manifest before.
 
     Those of a shard that is as it was are taken over; in another, KEY.json goes before.
@@ -256,55 +254,7 @@ def _with_attributes(shards: Sequence[ShardEntry], old: Manifest | None) -> list
     return merged
 
 
-def _before(url: str) -> tuple[Manifest | None, _Known, tuple[str, ...]]:
-    """The manifest that is there, what it knows, and what to say of it.
-
-    One that is not valid is copied beside, and what is valid of it is known.
-    """
-    path = storage.join(url, MANIFEST_NAME)
-    content = storage.read_bytes(path)
-    try:
-        old = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        copy = storage.join(url, OLD_NAME)
-        storage.write_bytes(copy, content)
-        known = _salvaged(content)
-        kept = ", ".join(sorted(known)) or "nothing"
-        note = (
-            f"the manifest before was not valid ({first_error(error)[:200]}); a copy is {copy}; "
-            f"kept of it: {kept}"
-        )
-        return None, {**_NOTHING, **known}, (note,)
-    return old, {name: getattr(old, name) for name in _kept_fields()}, ()
-
-
-def _salvaged(content: bytes) -> _Known:
-    """The valid fields of an invalid manifest."""
-    try:
-        tree = json.loads(content)
-    except ValueError:
-        return {}
-    known: dict[str, Any] = {}
-    for name in _kept_fields() if isinstance(tree, dict) else ():
-        if name in tree:
-            with suppress(ValidationError):
-                known[name] = _validated(name, tree[name])
-    return known
-
-
-def _kept_fields() -> list[str]:
-    return [name for name in Manifest.model_fields if name not in ("format", "shards")]
-
-
-def _validated(name: str, value: object) -> object:
-    """A field of a manifest; splits are checked without the shards that hold their keys."""
-    if name != "splits" or not isinstance(value, dict):
-        return getattr(Manifest.model_validate({**_NOTHING, "shards": (), name: value}), name)
-    splits = {str(key): Split.model_validate(one) for key, one in value.items()}
-    return {key: one for key, one in splits.items() if not set(one.train) & set(one.test)}
-
-
-def _changes(old: Manifest, new: Manifest) -> tuple[str, ...]:
+def _changes(old: SetContents, new: SetContents) -> tuple[str, ...]:
     """What is different from the manifest before, a sentence each."""
     changes = [
         f"{name}: '{before}' is now '{after}'"

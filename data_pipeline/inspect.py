@@ -20,6 +20,7 @@ from data_pipeline.manifest import Attribute, Manifest
 from data_pipeline.packing.reading import comparable
 from data_pipeline.packing.records import LISTS, Content
 from data_pipeline.packing.splits import overlap
+from data_pipeline.sets.contents import Split
 from data_pipeline.shards import unlisted_files
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
@@ -71,7 +72,8 @@ class Inspection:
     url: str
     manifest: Manifest
     attributes: Mapping[str, Mapping[str, int]]
-    """The most common values of each attribute, with their counts."""
+    """The most common values of each attribute, with their counts; of one with more values than a
+    manifest counts, among the samples read."""
     captions: CaptionStatistics
     images: ImageStatistics | None
     """None if no image was decoded."""
@@ -111,11 +113,11 @@ def inspect(
     return Inspection(
         url=url,
         manifest=dataset.manifest,
-        attributes=_attributes(dataset),
+        attributes=_attributes(dataset, read),
         captions=_statistics(captions),
         images=image_statistics(dataset, _evenly_spaced(len(read), images)),
         equal_images=len(files) - len(set(files)),
-        overlap=_overlap(dataset.manifest, contents),
+        overlap=_overlap(dataset, read, contents),
         examples=tuple(
             Example(
                 dataset.entry(index).key, dataset.caption(index), dataset.entry(index).attributes
@@ -123,9 +125,7 @@ def inspect(
             for index in _evenly_spaced(len(read), examples)
         ),
         unlisted=tuple(
-            name
-            for name in unlisted_files(dataset.manifest, storage.sizes(url))
-            if name not in LISTS
+            name for name in unlisted_files(dataset.stored, storage.sizes(url)) if name not in LISTS
         ),
     )
 
@@ -168,26 +168,41 @@ def _image_digest(dataset: Dataset, index: int) -> str | None:
     return None if extension is None else sha256(dataset.member(index, extension))
 
 
-def _overlap(manifest: Manifest, contents: Mapping[str, Content]) -> dict[str, SplitOverlap]:
+def _overlap(
+    dataset: Dataset, read: Sequence[int], contents: Mapping[str, Content]
+) -> dict[str, SplitOverlap]:
     images = {key: one.model_copy(update={"captions": ()}) for key, one in contents.items()}
     captions = {key: one.model_copy(update={"image": None}) for key, one in contents.items()}
-    return {
-        name: SplitOverlap(overlap(split, images), overlap(split, captions))
-        for name, split in manifest.splits.items()
-    }
+    parts = {dataset.entry(index).key: dataset.parts(index) for index in read}
+    found = {}
+    for name, split in dataset.manifest.splits.items():
+        part = {key: one.get(name) for key, one in parts.items()}
+        keys = Split(
+            description=split.description,
+            train=tuple(key for key in part if part[key] == "train"),
+            test=tuple(key for key in part if part[key] == "test"),
+        )
+        found[name] = SplitOverlap(overlap(keys, images), overlap(keys, captions))
+    return found
 
 
 def _evenly_spaced(size: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(int)).tolist()
 
 
-def _attributes(dataset: Dataset) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {}
-    for index in range(len(dataset)):
-        for name, value in dataset.entry(index).attributes.items():
-            if value is not None:
-                counts.setdefault(name, Counter())[str(value)] += 1
-    return {name: dict(counter.most_common(_COMMON)) for name, counter in counts.items()}
+def _attributes(dataset: Dataset, read: Sequence[int]) -> dict[str, dict[str, int]]:
+    """From the manifest or, of an attribute with many values, from the samples that are read."""
+    known = dataset.manifest.attributes
+    counts: dict[str, Counter[str]] = {name: Counter() for name in known}
+    for name, one in known.items():
+        for value, count in one.values or ():
+            counts[name][str(value)] += count
+    for index in read:
+        for name, each in dataset.entry(index).attributes.items():
+            if each is not None and known[name].values is None:
+                counts[name][str(each)] += 1
+    common = {name: dict(counter.most_common(_COMMON)) for name, counter in counts.items()}
+    return {name: values for name, values in common.items() if values}
 
 
 def _statistics(captions: Sequence[tuple[str, ...]]) -> CaptionStatistics:

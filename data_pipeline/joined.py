@@ -1,59 +1,136 @@
 """Sets that hold further members of the same samples, such as hints beside latents."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
+
+import numpy as np
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import Manifest, SampleEntry, read_manifest
+from data_pipeline.manifest import Manifest, SampleEntry
+from data_pipeline.selection import Selected
+from data_pipeline.sets.stored_set import StoredSet, read_set
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 
 
+class JoinedSample(NamedTuple):
+    """A sample of a joined set."""
+
+    shard: int
+    entry: SampleEntry
+
+
 class JoinedSet:
-    """The members of chosen samples in another set, found by key."""
+    """The members of selected samples in another set, found by key.
+
+    Where the set has as many samples, in the same order, as derived sets have, a sample is found by
+    its number; else the place of every selected key is held in memory.
+    """
 
     def __init__(
-        self, url: str, manifest: Manifest, keys: Sequence[str], cache: ShardCache
+        self, stored: StoredSet, source: StoredSet, selected: Selected, cache: ShardCache
     ) -> None:
-        located = {entry.key: (shard, entry) for shard, entry in manifest.located_samples()}
-        missing = [key for key in keys if key not in located]
-        if missing:
-            raise UserError(
-                f"data.join: {url} has no sample '{missing[0]}' ({len(missing):,} of {len(keys):,} "
-                "are missing); derive it from the set of data.url, with all of its samples"
-            )
-        self.url, self.manifest = url, manifest
-        self.reader = ShardReader(url, manifest.shards, cache)
-        self._shards = [located[key][0] for key in keys]
-        self._entries = [located[key][1] for key in keys]
+        self.url, self.manifest = stored.url, stored.manifest
+        self.reader = ShardReader(stored, cache)
+        self._indexes = stored.indexes
+        self._source = source.indexes
+        self._selected = selected
+        self._firsts = np.cumsum(source.manifest.shard_sizes) - source.manifest.shard_sizes
+        self._ends = np.cumsum(self.manifest.shard_sizes)
+        self._places: dict[str, tuple[int, int]] | None = None
+        if not self._same_order(source.manifest):
+            self._places = self._by_key()
 
     @classmethod
-    def open(cls, url: str, keys: Sequence[str], cache: ShardCache) -> Self:
-        """The samples `keys` of the set at `url`.
+    def open(cls, url: str, source: StoredSet, selected: Selected, cache: ShardCache) -> Self:
+        """The selected samples of `source` in the set at `url`.
 
         Raises:
             UserError: there is no such set, it is damaged, or it lacks a key.
         """
-        manifest = read_manifest(url)
-        check_sizes(url, manifest)
-        return cls(url, manifest, keys, cache)
+        stored = read_set(url)
+        check_sizes(stored)
+        return cls(stored, source, selected, cache)
 
-    def entry(self, index: int) -> SampleEntry:
-        return self._entries[index]
+    def find(self, shard: int, row: int, key: str) -> JoinedSample:
+        """The sample with a key, which is in a row of a shard of the source.
 
-    def shard(self, index: int) -> int:
-        """The shard of a sample."""
-        return self._shards[index]
+        Raises:
+            UserError: Its number has another key.
+        """
+        if self._places is not None:
+            place = self._places[key]
+        else:
+            place = self._place(int(self._firsts[shard]) + row)
+        entry = self._indexes.of(place[0]).sample(place[1])
+        if entry.key != key:
+            raise UserError(
+                f"data.join: {self.url} has sample '{entry.key}' where data.url has '{key}'; "
+                "derive it again from the set of data.url"
+            )
+        return JoinedSample(place[0], entry)
 
-    def shards_of(self, indices: Sequence[int]) -> list[int]:
-        """The shards that hold these samples."""
-        return sorted({self._shards[index] for index in indices})
+    def shards_of(self, shards: Sequence[int]) -> list[int]:
+        """The shards that hold the selected samples of these shards of the source."""
+        found: set[int] = set()
+        for shard in shards:
+            rows = self._selected.rows(shard)
+            if self._places is None:
+                numbers = rows + self._firsts[shard]
+                found |= set(np.searchsorted(self._ends, numbers, side="right").tolist())
+            else:
+                keys = self._source.of(shard).keys
+                found |= {self._places[keys[row]][0] for row in rows.tolist()}
+        return sorted(found)
 
-    def read(self, index: int, extension: str) -> bytes:
-        offset, size = self._entries[index].members[extension]
-        return self.reader.read(self._shards[index], offset, size)
+    def _place(self, number: int) -> tuple[int, int]:
+        """The shard and row of a sample by its number in the set."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._ends[shard] - self.manifest.shard_columns.samples[shard])
+
+    def _same_order(self, source: Manifest) -> bool:
+        """Whether samples are found by number, judged by the ends of some shards of the source."""
+        if source.sample_count != self.manifest.sample_count:
+            return False
+        filled = np.flatnonzero(source.shard_sizes)
+        some = filled[np.unique(np.linspace(0, len(filled) - 1, min(len(filled), 5)).astype(int))]
+        for shard in some.tolist():
+            keys = self._source.of(shard).keys
+            for row in (0, len(keys) - 1):
+                other, place = self._place(int(self._firsts[shard]) + row)
+                if self._indexes.of(other).keys[place] != keys[row]:
+                    return False
+        return True
+
+    def _by_key(self) -> dict[str, tuple[int, int]]:
+        """The place of every selected key.
+
+        Raises:
+            UserError: The set lacks one.
+        """
+        known = {
+            key: (shard, row)
+            for shard in range(len(self._indexes))
+            for row, key in enumerate(self._indexes.of(shard).keys)
+        }
+        places, missing = {}, []
+        for shard in self._selected.shards:
+            keys = self._source.of(shard).keys
+            for row in self._selected.rows(shard).tolist():
+                key = keys[row]
+                if key in known:
+                    places[key] = known[key]
+                else:
+                    missing.append(key)
+        if missing:
+            raise UserError(
+                f"data.join: {self.url} has no sample '{missing[0]}' ({len(missing):,} of "
+                f"{len(self._selected):,} are missing); derive it from the set of data.url, with "
+                "all of its samples"
+            )
+        return places
 
 
 def check_encoder(config: DataConfig, manifests: Sequence[Manifest], expected: str | None) -> None:

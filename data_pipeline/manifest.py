@@ -1,32 +1,34 @@
-"""`manifest.json`: the contents of a shard set, by file, offset and digest.
+"""`manifest.json`: what a shard set is, and its shards by file, size, digest and counts.
 
-webdataset's tar reader ends silently at a truncation and skips a corrupt header; a list of the
-contents makes them errors. It is one JSON file of about 300 bytes per sample, which suits millions
-of samples, not billions.
+It lists shards only, as columns, so that a set of 250 million samples opens like one of a thousand.
+What a shard holds is in an index beside it (`sets/shard_index.py`), whose digest is here.
 """
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, overload
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
-from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.embedding_scaling import EmbeddingRecord
-from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing
-from mezzotint.common.storage_errors import NotFoundError
 from mezzotint.common.text_features import TextFeatureRecord
 
 MANIFEST_NAME = "manifest.json"
+INDEX_SUFFIX = ".index.npz"
+LISTED_VALUES = 1024
+"""Distinct values of an attribute that a manifest counts, at most."""
 
 Attribute = str | int | None
+Part = Literal["train", "test"]
+"""Of a split."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)]
 
@@ -41,44 +43,128 @@ class SampleEntry(BaseModel, frozen=True, extra="forbid"):
     """Values to select by, without opening a shard."""
 
 
-class ShardEntry(BaseModel, frozen=True, extra="forbid"):
+@dataclass(frozen=True)
+class ShardEntry:
     """One tar file of the set, perhaps compressed (`.tar.gz`)."""
 
-    name: FileName
-    bytes: int = Field(gt=0)
-    sha256: Digest
+    name: str
+    bytes: int
+    sha256: str
     """Of the file as stored."""
-    expanded_bytes: int | None = Field(default=None, gt=0)
+    expanded_bytes: int | None
     """Size of the uncompressed tar, for a compressed shard."""
-    samples: tuple[SampleEntry, ...]
-    """Member offsets are in the uncompressed tar."""
+    samples: int
+    """Their number."""
+    index: str | None
+    """SHA-256 of the index; None where the manifest holds the samples (format 1)."""
 
     @property
     def tar_bytes(self) -> int:
         """Size of the uncompressed tar."""
         return self.expanded_bytes or self.bytes
 
+    @property
+    def index_name(self) -> str:
+        """The file of the index; another index has another name, so that none is overwritten."""
+        assert self.index is not None, "a set of format 1 has no indexes beside its shards"
+        return f"{self.name.partition('.tar')[0]}.{self.index[:16]}{INDEX_SUFFIX}"
 
-class Split(BaseModel, frozen=True, extra="forbid"):
-    """A fixed division of (some of) the samples into training and test samples, by key."""
 
-    description: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+class ShardColumns(BaseModel, frozen=True, extra="forbid"):
+    """The shards of a set, a column for each field of `ShardEntry`."""
 
-    def restricted(self, keys: Collection[str]) -> "Split":
-        """The split of the samples `keys` alone."""
-        return Split(
-            description=self.description,
-            train=tuple(key for key in self.train if key in keys),
-            test=tuple(key for key in self.test if key in keys),
+    name: tuple[FileName, ...]
+    bytes: tuple[PositiveInt, ...]
+    sha256: tuple[Digest, ...]
+    expanded_bytes: tuple[PositiveInt | None, ...] | None = None
+    """None: no shard is compressed."""
+    samples: tuple[NonNegativeInt, ...]
+    index: tuple[Digest, ...] | None = None
+
+    @classmethod
+    def of(cls, shards: Sequence[ShardEntry]) -> Self:
+        compressed = any(one.expanded_bytes is not None for one in shards)
+        digests = [one.index for one in shards if one.index is not None]
+        return cls(
+            name=tuple(one.name for one in shards),
+            bytes=tuple(one.bytes for one in shards),
+            sha256=tuple(one.sha256 for one in shards),
+            expanded_bytes=tuple(one.expanded_bytes for one in shards) if compressed else None,
+            samples=tuple(one.samples for one in shards),
+            index=tuple(digests) if digests else None,
         )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for column in (self.bytes, self.sha256, self.expanded_bytes, self.samples, self.index):
+            if column is not None and len(column) != len(self.name):
+                raise ValueError(f"a column has {len(column)} of {len(self.name)} shards")
+        if len(set(self.name)) != len(self.name):
+            repeated = next(one for one in self.name if self.name.count(one) > 1)
+            raise ValueError(f"shard '{repeated}' is listed twice")
+        return self
 
-class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """The contents of a shard set; keys are unique, splits disjoint and of existing keys."""
 
-    format: Literal[1] = 1
+class Shards(Sequence[ShardEntry]):
+    """The shards of a set in its order; an entry is made when it is asked for."""
+
+    def __init__(self, columns: ShardColumns) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns.name)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardEntry: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[ShardEntry, ...]: ...
+    def __getitem__(self, number: int | slice) -> ShardEntry | tuple[ShardEntry, ...]:
+        if isinstance(number, slice):
+            return tuple(self[one] for one in range(*number.indices(len(self))))
+        columns = self._columns
+        return ShardEntry(
+            columns.name[number],
+            columns.bytes[number],
+            columns.sha256[number],
+            columns.expanded_bytes[number] if columns.expanded_bytes is not None else None,
+            columns.samples[number],
+            columns.index[number] if columns.index is not None else None,
+        )
+
+    def __iter__(self) -> Iterator[ShardEntry]:
+        return (self[number] for number in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shards) and self._columns == other._columns
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class SplitCounts(BaseModel, frozen=True, extra="forbid"):
+    """A fixed division of (some of) the samples into training and test samples."""
+
+    description: str
+    train: tuple[NonNegativeInt, ...]
+    """Training samples of each shard."""
+    test: tuple[NonNegativeInt, ...]
+
+    def of(self, part: Part) -> NDArray[np.int64]:
+        """The samples of a part in each shard, (S,)."""
+        return np.asarray(self.train if part == "train" else self.test, dtype=np.int64)
+
+
+class AttributeCounts(BaseModel, frozen=True, extra="forbid"):
+    """The values of an attribute, with the number of samples that have each."""
+
+    samples: NonNegativeInt
+    """Those that have a value other than None."""
+    values: tuple[tuple[str | int, PositiveInt], ...] | None = None
+    """In order of their first occurrence; None: there are more than `LISTED_VALUES`."""
+
+
+class SetRecord(BaseModel, frozen=True, extra="forbid"):
+    """What a set is, but for its shards and splits."""
+
     name: str
     fields: dict[str, str]
     """Member extension to a description."""
@@ -100,75 +186,68 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Of a set of CLIP embeddings: the CLIP, and their normalisation, measured over all of them."""
     empty_text_embedding: tuple[float, ...] | None = None
     """Of such a set: the text embedding (D,) of an empty caption."""
-    splits: dict[str, Split] = {}
-    shards: tuple[ShardEntry, ...]
+    format_1_fingerprint: Digest | None = None
+    """Of a set that is, or was, of format 1: its fingerprint, to which runs refer."""
+
+    def record_fields(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {name: getattr(self, name) for name in SetRecord.model_fields}
+
+
+class Manifest(SetRecord, frozen=True):
+    """A shard set."""
+
+    format: Literal[2] = 2
+    location: str | None = None
+    """URL of the directory with the shards, where it is not that of the manifest."""
+    members: dict[str, PositiveInt]
+    """Member extension to the number of samples that have it."""
+    attributes: dict[str, AttributeCounts] = Field(default_factory=dict)
+    splits: dict[str, SplitCounts] = Field(default_factory=dict)
+    shard_columns: ShardColumns
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        counts = Counter(sample.key for sample in self.samples())
-        repeated = [key for key, count in counts.items() if count > 1]
-        if repeated:
-            holders = [
-                shard.name
-                for shard in self.shards
-                for sample in shard.samples
-                if sample.key == repeated[0]
-            ]
-            where = " and ".join(dict.fromkeys(holders[:2]))
-            raise ValueError(f"key '{repeated[0]}' occurs more than once, in {where}")
+        samples = np.asarray(self.shard_columns.samples)
         for name, split in self.splits.items():
-            train, test = set(split.train), set(split.test)
-            if both := sorted(train & test):
-                raise ValueError(f"split '{name}' has key '{both[0]}' in train and in test")
-            if dangling := sorted((train | test) - counts.keys()):
-                raise ValueError(f"split '{name}' names key '{dangling[0]}' that no shard holds")
-        for shard in self.shards:
-            for sample in shard.samples:
-                for extension, (offset, size) in sample.members.items():
-                    if offset < 0 or size < 0 or offset + size > shard.tar_bytes:
-                        raise ValueError(
-                            f"'{sample.key}.{extension}' is outside of shard '{shard.name}'"
-                        )
+            if not len(split.train) == len(split.test) == len(samples):
+                raise ValueError(f"split '{name}' does not count the samples of every shard")
+            if (split.of("train") + split.of("test") > samples).any():
+                raise ValueError(f"split '{name}' counts more samples than a shard has")
         return self
 
-    def splits_of(self, keys: Collection[str]) -> dict[str, Split]:
-        """The splits, restricted to the samples `keys`."""
-        return {name: split.restricted(keys) for name, split in self.splits.items()}
+    @cached_property
+    def shards(self) -> Shards:
+        return Shards(self.shard_columns)
 
-    def samples(self) -> Iterator[SampleEntry]:
-        for shard in self.shards:
-            yield from shard.samples
-
-    def located_samples(self) -> list[tuple[int, SampleEntry]]:
-        """Every sample with the index of its shard."""
-        return [(index, one) for index, shard in enumerate(self.shards) for one in shard.samples]
+    @cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """The number of samples in each shard, (S,)."""
+        return np.asarray(self.shard_columns.samples, dtype=np.int64)
 
     @property
     def sample_count(self) -> int:
-        return sum(len(shard.samples) for shard in self.shards)
+        return sum(self.shard_columns.samples)
 
     @property
     def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+        return sum(self.shard_columns.bytes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON; it does not depend on where the set is stored."""
-        tree = self.model_dump(mode="json")
-        if self.preprocessing is None:
-            del tree["preprocessing"]  # sets of earlier versions keep their fingerprint
-        if self.detector is None:
-            del tree["detector"]
-        if self.text_features is None:
-            del tree["text_features"]
-        elif self.text_features.empty_tokens is None:
-            del tree["text_features"]["empty_tokens"]
-        if self.embeddings is None:
-            del tree["embeddings"]
-        else:
+        """SHA-256 of what the set is and of its shards' and indexes' digests.
+
+        It does not depend on where the set is stored, nor on what was measured of it later.
+        """
+        if self.format_1_fingerprint is not None:
+            return self.format_1_fingerprint
+        tree = self.model_dump(
+            mode="json",
+            exclude={"location", "latents", "empty_text_embedding"},
+            exclude_none=True,
+        )
+        if self.embeddings is not None:
             del tree["embeddings"]["model"]  # where it lies
-        del tree["empty_text_embedding"]  # it follows from the model
-        del tree["latents"]  # so a set that is measured later stays the same set
         canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return sha256(canonical)
 
@@ -180,32 +259,3 @@ class Measured:
     latents: LatentScaling | None = None
     embeddings: EmbeddingRecord | None = None
     empty_text_embedding: tuple[float, ...] | None = None
-
-
-def read_manifest(url: str) -> Manifest:
-    """Read the manifest of the shard set in the directory `url`.
-
-    Raises:
-        UserError: There is none, or it is not valid.
-    """
-    path = storage.join(url, MANIFEST_NAME)
-    try:
-        return Manifest.model_validate_json(storage.read_bytes(path))
-    except NotFoundError as error:
-        raise UserError(
-            f"{error}; make it with `mezzotint data index {url}` for an existing tar set, or "
-            "`mezzotint data pack` for anything else"
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise UserError(
-            f"{path}: {where}: {first['msg']}; index the set again with `mezzotint data "
-            f"index {url}`, which keeps what is valid of it"
-        ) from error
-
-
-def write_manifest(url: str, manifest: Manifest) -> None:
-    """Write the manifest of the shard set in the directory `url`, whole or not at all."""
-    content = manifest.model_dump_json(indent=None).encode()
-    storage.write_bytes(storage.join(url, MANIFEST_NAME), content + b"\n")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.digest_records import FileState
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME
+from data_pipeline.sets.stored_set import StoredSet
 from data_pipeline.tar import misplaced_member
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
@@ -30,7 +31,7 @@ RECORDS = ("packed.jsonl", "rejected.jsonl")
 TARS = (".tar", ".tar.gz")
 
 
-def check_sizes(url: str, manifest: Manifest) -> None:
+def check_sizes(stored: StoredSet) -> None:
     """Compare the stored size of every shard with the manifest, without reading any.
 
     Tars in the directory that the manifest does not list are warned of.
@@ -38,27 +39,30 @@ def check_sizes(url: str, manifest: Manifest) -> None:
     Raises:
         UserError: A shard is missing or has another size.
     """
-    present = storage.sizes(url, [shard.name for shard in manifest.shards])
-    for shard in manifest.shards:
-        path = storage.join(url, shard.name)
-        if shard.name not in present:
+    url, columns = stored.shards_url, stored.manifest.shard_columns
+    present = storage.sizes(url, columns.name)
+    for name, size in zip(columns.name, columns.bytes, strict=True):
+        path = storage.join(url, name)
+        if name not in present:
             raise UserError(
                 f"{path}: this shard is in the manifest but not in the directory; copy it here "
-                f"again, or {index_again(url)}"
+                f"again, or {index_again(stored.url)}"
             )
-        if present[shard.name] != shard.bytes:
+        if present[name] != size:
             raise UserError(
-                f"{path}: does not match its manifest ({present[shard.name]:,} bytes instead of "
-                f"{shard.bytes:,}); copy it here again, or {index_again(url)}"
+                f"{path}: does not match its manifest ({present[name]:,} bytes instead of "
+                f"{size:,}); copy it here again, or {index_again(stored.url)}"
             )
-    if unlisted := [name for name in unlisted_files(manifest, present) if name.endswith(TARS)]:
+    if unlisted := [name for name in unlisted_files(stored, present) if name.endswith(TARS)]:
         _warn_of_unlisted(url, tuple(unlisted))
 
 
-def unlisted_files(manifest: Manifest, present: Iterable[str]) -> list[str]:
-    """Those of the names in a set's directory that belong to no shard; hidden ones are left out."""
-    listed = {MANIFEST_NAME, EMPTY_FEATURES, *RECORDS, *(shard.name for shard in manifest.shards)}
-    return sorted(name for name in present if name not in listed and not name.startswith("."))
+def unlisted_files(stored: StoredSet, present: Iterable[str]) -> list[str]:
+    """Those of the names in a set's directory that are not of the set; hidden ones are left out."""
+    listed = {MANIFEST_NAME, EMPTY_FEATURES, *RECORDS, *stored.manifest.shard_columns.name}
+    found = (name for name in present if name not in listed and not name.startswith("."))
+    indexes = {shard.index_name for shard in stored.manifest.shards if shard.index is not None}
+    return sorted(n for n in found if not n.endswith(INDEX_SUFFIX) or n not in indexes)
 
 
 @lru_cache(maxsize=64)
@@ -95,20 +99,16 @@ class ShardReader:
     Thread-safe and picklable; a copy in another process opens files of its own.
     """
 
-    def __init__(self, url: str, shards: Sequence[ShardEntry], cache: ShardCache) -> None:
-        self.url = url
-        self.shards = tuple(shards)
+    def __init__(self, stored: StoredSet, cache: ShardCache) -> None:
+        self.url = stored.shards_url
+        self.shards = stored.manifest.shards
         self.cache = cache
+        self._stored = stored
         self._files: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"url": self.url, "shards": self.shards, "cache": self.cache}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._files = OrderedDict()
-        self._lock = threading.Lock()
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._stored, self.cache)
 
     def in_place(self, shard: int) -> bool:
         return storage.is_local(self.url) and self.shards[shard].expanded_bytes is None
@@ -124,7 +124,7 @@ class ShardReader:
         if len(content) != size:
             raise UserError(
                 f"{self._path(shard)}: ends before byte {offset + size:,}, so it does not match "
-                f"its manifest; run `mezzotint data verify {self.url}`"
+                f"its manifest; run `mezzotint data verify {self._stored.url}`"
             )
         return content
 
@@ -176,10 +176,10 @@ class ShardReader:
         return file
 
     def _check_headers(self, shard: int, file: int) -> None:
-        if name := misplaced_member(file, self.shards[shard].samples):
+        if name := misplaced_member(file, self._stored.indexes.of(shard).samples()):
             raise UserError(
                 f"{self._path(shard)}: '{name}' is not where the manifest says; copy shard and "
-                f"manifest here again, or {index_again(self.url)}"
+                f"manifest here again, or {index_again(self._stored.url)}"
             )
 
     def _open_stored(self, shard: int) -> int:
@@ -199,7 +199,7 @@ class ShardReader:
             raise UserError(
                 f"{path}: does not match its manifest (its sha256 is {digest[:12]}... instead of "
                 f"{self.shards[shard].sha256[:12]}...): it was changed after it was indexed; copy "
-                f"it here again or, if the change is wanted, {index_again(self.url)}"
+                f"it here again or, if the change is wanted, {index_again(self._stored.url)}"
             )
         return file
 

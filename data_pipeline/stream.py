@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.batch import Batch
-from data_pipeline.dataset import Dataset, collate
+from data_pipeline.batch import Batch, collate
+from data_pipeline.dataset import Dataset
 from data_pipeline.sample_order import EpochOrder
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.cache import stored_digest
-from data_pipeline.manifest import Manifest, ShardEntry, read_manifest
+from data_pipeline.manifest import Manifest
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sample_check import sample_faults
+from data_pipeline.sets.stored_set import StoredSet, read_set
 from data_pipeline.shards import TARS, index_again, unlisted_files
 from data_pipeline.tar import index_tar, local_tar
 from data_pipeline.text.cached_features import CachedTextFeatures
@@ -35,25 +36,27 @@ def verify(
     Raises:
         UserError: There is no manifest, or the store cannot be read.
     """
-    manifest = read_manifest(url)
-    present = storage.sizes(url, [shard.name for shard in manifest.shards])
-    unlisted = unlisted_files(manifest, present)
+    stored = read_set(url)
+    manifest = stored.manifest
+    present = storage.sizes(stored.shards_url, manifest.shard_columns.name)
+    unlisted = unlisted_files(stored, present)
     problems = [
-        f"{storage.join(url, name)}: not in the manifest, so it is not read; delete or move it, or "
-        f"{index_again(url)}"
+        f"{storage.join(stored.shards_url, name)}: not in the manifest, so it is not read; delete "
+        f"or move it, or {index_again(url)}"
         for name in unlisted
         if name.endswith(TARS)
     ]
     problems += _empty_features(url, manifest)
     done = 0
-    for shard in manifest.shards:
-        path = storage.join(url, shard.name)
+    for number, shard in enumerate(manifest.shards):
+        path = storage.join(stored.shards_url, shard.name)
         if shard.name not in present:
             problems.append(f"{path}: missing")
         elif present[shard.name] != shard.bytes:
             problems.append(f"{path}: {present[shard.name]:,} bytes instead of {shard.bytes:,}")
         else:
-            for problem in _differences(path, shard, images=images, workers=workers):
+            differences = _differences(path, stored, number, images=images, workers=workers)
+            for problem in differences:
                 problems += [] if problem is None else [problem]
                 done += 1
                 if progress is not None:
@@ -77,20 +80,21 @@ def _empty_features(url: str, manifest: Manifest) -> list[str]:
 
 
 def _differences(
-    path: str, shard: ShardEntry, *, images: bool, workers: int
+    path: str, stored: StoredSet, number: int, *, images: bool, workers: int
 ) -> Iterator[str | None]:
     """Sentences, and None for every sample that is as it should be."""
     try:
+        samples = stored.indexes.of(number).samples()
         with local_tar(path) as tar:
-            if stored_digest(path, tar.stored) != shard.sha256:
+            if stored_digest(path, tar.stored) != stored.manifest.shards[number].sha256:
                 yield f"{path}: its sha256 differs from the manifest"
                 return
             found = {one.key: one.members for one in index_tar(tar.plain, path).samples}
-            moved = [one for one in shard.samples if found.get(one.key) != one.members]
+            moved = [one for one in samples if found.get(one.key) != one.members]
             yield from (
                 f"{path}: '{one.key}' is not at the position in the manifest" for one in moved
             )
-            listed = [one for one in shard.samples if found.get(one.key) == one.members]
+            listed = [one for one in samples if found.get(one.key) == one.members]
             for fault in sample_faults(tar.plain, listed, images=images, workers=workers):
                 yield None if fault is None else f"{path}: {fault}"
     except (CredentialsError, TransientError):

@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from data_pipeline.inspection.image_statistics import ELONGATED, TINY
-from data_pipeline.manifest import Manifest, Split, write_manifest
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import REJECTED_NAME, Chunk, Content, Records
 from data_pipeline.packing.report import PackReport, by_rule, counts
@@ -15,6 +16,10 @@ from data_pipeline.packing.sources import open_source
 from data_pipeline.packing.splits import RANDOM_SPLIT, connected, overlap, random_split
 from data_pipeline.packing.update import Plan, Updater, match, revised_name
 from data_pipeline.selection import select
+from data_pipeline.sets.contents import SetContents, Split
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.survey import Survey
+from data_pipeline.sets.write import write_contents
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
@@ -43,10 +48,10 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
     source = open_source(src, options)
     try:
         records = Records(out, _plan(options))
-        indices, options = _selected(src, source, options), _named(source.manifest, options)
+        indices, options = _selected(src, source, options), _named(source.contents, options)
         plan = match(source, indices, records.chunks, options.shard_size)
         _check_source(src, out, records, plan, options)
-        if records.manifest is None:
+        if records.contents is None:
             records.begin()
         updater = Updater(source, out, records, options, progress)
         chunks = updater.run(plan)
@@ -60,10 +65,10 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         for item in chunk.items
         if item.key is not None and item.content is not None
     }
-    manifest = _manifest(src, chunks, contents, options, records, source.manifest)
+    packed = _packed(src, chunks, contents, options, records, source.contents)
     rejected = records.write_lists(chunks)
-    if manifest != records.manifest:
-        write_manifest(out, manifest)
+    changed = packed != records.contents
+    manifest = write_contents(out, packed) if changed else read_manifest(out)
     _remove_old_shards(out, chunks, records, options)
     records.end()
     return PackReport(
@@ -72,9 +77,9 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         rejected=rejected,
         ignored=counts(source.ignored),
         noticed=counts({**source.noticed, **_noticed(chunks, contents, options)}),
-        overlap={name: overlap(split, contents) for name, split in manifest.splits.items()},
-        again=records.manifest is not None,
-        changes=counts(by_rule(updater.changes)) if records.manifest is not None else {},
+        overlap={name: overlap(split, contents) for name, split in packed.splits.items()},
+        again=records.contents is not None,
+        changes=counts(by_rule(updater.changes)) if records.contents is not None else {},
     )
 
 
@@ -82,16 +87,17 @@ def _selected(src: str, source: Source, options: PackOptions) -> Sequence[int]:
     """Indices of the samples to pack."""
     indices: Sequence[int] = range(len(source.names))
     if options.select:
-        if source.manifest is None:
+        if source.stored is None:
             raise UserError(f"{src}: is no shard set, so it has no splits to select from")
-        indices = select(source.manifest, options.select).tolist()
+        chosen = select(Survey(source.stored), options.select)
+        indices = np.concatenate(list(chosen.numbers())).tolist()
     if options.limit is not None and options.limit < len(indices):
         by_hash = sorted(indices, key=lambda index: sha256(shown_name(source.names[index])))
         indices = sorted(by_hash[: options.limit])
     return indices
 
 
-def _named(source: Manifest | None, options: PackOptions) -> PackOptions:
+def _named(source: SetContents | None, options: PackOptions) -> PackOptions:
     """The options with the name and licence of a source that is a set as defaults."""
     if source is None:
         return options
@@ -117,10 +123,10 @@ def _check_source(src: str, out: str, records: Records, plan: Plan, options: Pac
     if not records.chunks or options.update:
         return
     known = sum(len(chunk.items) for chunk in records.chunks)
-    origin = records.manifest.provenance.get("packed from", src) if records.manifest else src
+    origin = records.contents.provenance.get("packed from", src) if records.contents else src
     moved = _place(origin) != _place(src)
     if plan.matched == 0 or (moved and not plan.matched == known == plan.total):
-        finished = "a finished" if records.manifest else "an unfinished"
+        finished = "a finished" if records.contents else "an unfinished"
         raise UserError(
             f"{out}: holds {finished} set of another source or other options; choose another "
             "directory, delete it, or replace its samples with --update"
@@ -151,7 +157,7 @@ def _without_samples(src: str, out: str, records: Records, chunks: Sequence[Chun
     if not rejected:
         return UserError(f"{src}: there is no pair to pack; {out} is as it was")
     path = storage.join(out, REJECTED_NAME)
-    if records.manifest is None:
+    if records.contents is None:
         lines = "".join(one.model_dump_json() + "\n" for one in rejected)
         storage.write_bytes(path, lines.encode())
     records.end()
@@ -161,17 +167,17 @@ def _without_samples(src: str, out: str, records: Records, chunks: Sequence[Chun
     )
 
 
-def _manifest(
+def _packed(
     src: str,
     chunks: Sequence[Chunk],
     contents: Mapping[str, Content],
     options: PackOptions,
     records: Records,
-    source: Manifest | None,
-) -> Manifest:
-    """The manifest of the set; what only an earlier one knew stays."""
+    source: SetContents | None,
+) -> SetContents:
+    """The contents of the set; what only an earlier manifest knew stays."""
     shards = tuple(chunk.shard for chunk in chunks if chunk.shard is not None)
-    before = records.manifest
+    before = records.contents
     if before is not None and shards == before.shards:
         return before
     extensions = sorted({name for shard in shards for one in shard.samples for name in one.members})
@@ -190,9 +196,9 @@ def _manifest(
     if before is not None:
         changed = {"fields": fields, "splits": splits, "shards": shards, "latents": None}
         tree = {**before.model_dump(), **changed}
-        return Manifest.model_validate(tree)
+        return SetContents.model_validate(tree)
     provenance = {"packed from": src, "plan": records.plan}
-    return Manifest(
+    return SetContents(
         name=options.set_name,
         fields=fields,
         licence=options.licence or "unknown",
@@ -205,7 +211,7 @@ def _manifest(
 
 
 def _splits(
-    keys: Collection[str], before: Manifest | None, source: Manifest | None
+    keys: Collection[str], before: SetContents | None, source: SetContents | None
 ) -> dict[str, Split]:
     """The splits of the earlier set, with the samples that are new in those of the source."""
     splits = before.splits_of(keys) if before is not None else {}
@@ -263,7 +269,7 @@ def _remove_old_shards(
         for chunk in chunks
         for revision in range(chunk.revision + 2)
     }
-    if records.manifest is not None:
-        written |= {shard.name for shard in records.manifest.shards}
+    if records.contents is not None:
+        written |= {shard.name for shard in records.contents.shards}
     for name in sorted(storage.sizes(out, written - current).keys() & (written - current)):
         storage.remove(storage.join(out, name))

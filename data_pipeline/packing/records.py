@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.images import ImageNote
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.packing.report import Rejection
 from data_pipeline.packing.source import shown_name
+from data_pipeline.sets.contents import IndexedShard, SetContents
+from data_pipeline.sets.stored_set import read_contents
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import NotFoundError
@@ -63,7 +65,7 @@ class Chunk(BaseModel, frozen=True):
     number: int
     revision: int = 0
     """How many times the shard was written before."""
-    shard: ShardEntry | None
+    shard: IndexedShard | None
     """None if all pairs were rejected."""
     items: tuple[Item, ...]
 
@@ -77,16 +79,17 @@ class Records:
 
     def __init__(self, url: str, plan: str) -> None:
         self._url = url
-        self.manifest: Manifest | None = None
+        self.contents: SetContents | None = None
+        """Of a finished set."""
         chunks: dict[int, Chunk] = {}
         if storage.exists(storage.join(url, MANIFEST_NAME)):
-            self.manifest = read_manifest(url)
-            if self.manifest.provenance.get("plan") != plan:
+            self.contents = read_contents(url)
+            if self.contents.provenance.get("plan") != plan:
                 raise UserError(
                     f"{url}: holds a finished set of another source or other options; choose "
                     "another directory or delete it"
                 )
-            chunks = {one.number: one for one in _packed(url, self.manifest)}
+            chunks = {one.number: one for one in _packed(url, self.contents)}
         self.plan = plan
         self.begun = self._read_plan(plan)
         if self.begun:
@@ -126,7 +129,7 @@ class Records:
             self.begun = True
 
     def _check_empty(self) -> None:
-        if self.manifest is not None:
+        if self.contents is not None:
             return
         try:
             there = [name for name in sorted(storage.sizes(self._url)) if name[0] != "."]
@@ -158,7 +161,7 @@ class Records:
         lines = "".join(one.model_dump_json() + "\n" for one in rejected)
         for name, content in zip(LISTS, (packed.encode(), lines.encode()), strict=True):
             path = storage.join(self._url, name)
-            if self.manifest is None or not _is(path, content):
+            if self.contents is None or not _is(path, content):
                 storage.write_bytes(path, content)
         return rejected
 
@@ -176,8 +179,8 @@ def _line(chunk: Chunk) -> str:
     return chunk.model_dump_json(exclude={"shard"}, exclude_defaults=True)
 
 
-def _packed(url: str, manifest: Manifest) -> list[Chunk]:
-    """The chunks of a finished set, whose shards are in its manifest."""
+def _packed(url: str, contents: SetContents) -> list[Chunk]:
+    """The chunks of a finished set with these contents."""
     path = storage.join(url, PACKED_NAME)
     lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
     try:
@@ -186,27 +189,27 @@ def _packed(url: str, manifest: Manifest) -> list[Chunk]:
         raise UserError(
             f"{path}: not readable; copy it again, or delete the directory and pack again"
         ) from error
-    shard_of = {one.key: shard for shard in manifest.shards for one in shard.samples}
+    shard_of = {one.key: shard for shard in contents.shards for one in shard.samples}
     taken: set[str] = set()
     chunks = []
     for record in records:
         items = [one for one in record.items if one.key is None or one.key in shard_of]
         names = Counter(shard_of[one.key].name for one in items if one.key is not None)
-        shard = next((one for one in manifest.shards if one.name in names), None)
+        shard = next((one for one in contents.shards if one.name in names), None)
         items = [one for one in items if one.key is None or shard_of[one.key] is shard]
         if shard is not None:
             taken.add(shard.name)
             items += _unknown(shard, items)
         chunks.append(record.model_copy(update={"shard": shard, "items": tuple(items)}))
     number = max((one.number for one in chunks), default=-1) + 1
-    for shard in manifest.shards:
+    for shard in contents.shards:
         if shard.name not in taken:
             chunks.append(Chunk(number=number, shard=shard, items=tuple(_unknown(shard, ()))))
             number += 1
     return chunks
 
 
-def _unknown(shard: ShardEntry, items: Sequence[Item]) -> list[Item]:
+def _unknown(shard: IndexedShard, items: Sequence[Item]) -> list[Item]:
     """Samples of a shard that were put there by something else."""
     known = {one.key for one in items}
     return [

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +18,15 @@ from data_pipeline.manifest import (
     Attribute,
     Manifest,
     Measured,
+    Part,
     SampleEntry,
+    SetRecord,
     ShardEntry,
-    Split,
-    write_manifest,
 )
+from data_pipeline.sets.contents import IndexedShard, Split
+from data_pipeline.sets.counts import SetCounts
+from data_pipeline.sets.shard_index import ShardIndex
+from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
 from data_pipeline.tar import index_tar, split_name
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
@@ -50,6 +54,8 @@ class RawSample:
     key: str
     members: Mapping[str, bytes]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """The part of each split that it is in."""
 
     def __post_init__(self) -> None:
         extension = next(iter(self.members), "txt")
@@ -57,9 +63,17 @@ class RawSample:
             raise UserError(f"key '{self.key}': a key is a name without dots; rename it")
 
 
+def in_splits(samples: Iterable[RawSample], splits: Mapping[str, Split]) -> Iterator[RawSample]:
+    """The samples with their parts of splits by key."""
+    parts = {name: split.parts() for name, split in splits.items()}
+    for sample in samples:
+        own = {name: part[sample.key] for name, part in parts.items() if sample.key in part}
+        yield replace(sample, parts=own)
+
+
 def write_shard(
     samples: Sequence[RawSample], url: str, name: str, *, compress: bool = False
-) -> ShardEntry:
+) -> IndexedShard:
     """Write one shard of a set; it appears when it is complete.
 
     The same samples, at least one, give the same bytes. `name` ends with `.tar`, or `.tar.gz` with
@@ -81,7 +95,7 @@ def write_shard(
             if error.errno == errno.ENOSPC:
                 raise UserError(f"{url}: no disk space left while writing '{name}'") from error
             raise UserError(f"{url}: '{name}' cannot be written ({error})") from error
-        shard = ShardEntry(
+        shard = IndexedShard(
             name=name,
             bytes=stored.stat().st_size,
             sha256=sha256_file(stored),
@@ -105,29 +119,36 @@ def write_shards(
     preprocessing: Preprocessing | None = None,
     detector: Detector | None = None,
     text_features: TextFeatureRecord | None = None,
-    splits: Mapping[str, Split] | None = None,
+    splits: Mapping[str, str] | None = None,
     compress: bool = False,
     measured: Callable[[], Measured] = Measured,
 ) -> Manifest:
-    """Write a shard set: `NAME-000000.tar`, ... and `manifest.json`.
+    """Write a shard set: `NAME-000000.tar`, ..., the index of each, and `manifest.json`.
 
     An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
     `samples` are consumed once; `shard_size` of them are in memory at a time. `measured` is called
-    after the last of them. For the fields of the manifest see `Manifest`.
+    after the last of them. `splits` are the descriptions of splits, whose parts the samples name.
+    For the other fields of the manifest see `Manifest`.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
     shards: list[ShardEntry] = []
+    counts = SetCounts(splits or {})
     iterator = iter(samples)
     try:
         while group := tuple(itertools.islice(iterator, shard_size)):
             file = shard_name(name, len(shards), compress=compress)
-            shards.append(write_shard(group, url, file, compress=compress))
+            written = write_shard(group, url, file, compress=compress)
+            parts = {name: [one.parts.get(name) for one in group] for name in splits or {}}
+            index = ShardIndex.of(written.samples, parts)
+            counts.add(index)
+            shards.append(write_index(url, written, index))
         found = measured()
     except UserError:
         for shard in shards:  # nothing is left of a set that cannot be finished
             storage.remove(storage.join(url, shard.name))
+            storage.remove(storage.join(url, shard.index_name))
         raise
-    manifest = Manifest(
+    record = SetRecord(
         name=name,
         fields=dict(fields),
         licence=licence,
@@ -139,10 +160,10 @@ def write_shards(
         latents=found.latents,
         embeddings=found.embeddings,
         empty_text_embedding=found.empty_text_embedding,
-        splits=dict(splits or {}),
-        shards=tuple(shards),
     )
+    manifest = counts.manifest(record, shards)
     write_manifest(url, manifest)
+    remove_old_indexes(url, manifest)
     return manifest
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeGuard
 
-from data_pipeline.manifest import Attribute, Manifest
+from data_pipeline.manifest import Attribute
+from data_pipeline.sets.contents import SetContents
+from data_pipeline.sets.stored_set import StoredSet
 from data_pipeline.tar import is_text
 
 Fault = Literal[
@@ -67,7 +69,8 @@ class Source(Protocol):
     """Names of what is no sample, by the rule that leaves it out (`hidden name`, `empty line`)."""
     noticed: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Names of what is used but may not be meant, by what was noticed."""
-    manifest: Manifest | None = None
+    stored: StoredSet | None = None
+    contents: SetContents | None = None
     """For a source that is a shard set."""
 
     def stamp(self, index: int) -> str:

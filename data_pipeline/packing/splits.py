@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from data_pipeline.manifest import Split
 from data_pipeline.packing.records import Content
+from data_pipeline.sets.contents import Split
 from mezzotint.common.digests import sha256
 
 RANDOM_SPLIT = "random"

@@ -11,10 +11,9 @@ from types import MappingProxyType
 
 from data_pipeline.cache import ShardCache
 from data_pipeline.images import IMAGE_EXTENSIONS
-from data_pipeline.manifest import MANIFEST_NAME, SampleEntry, read_manifest
+from data_pipeline.manifest import SampleEntry
 from data_pipeline.packing.hints import split_hint
 from data_pipeline.packing.options import PackOptions
-from data_pipeline.packing.records import LISTS
 from data_pipeline.packing.report import by_rule
 from data_pipeline.packing.source import (
     InvalidSample,
@@ -25,7 +24,8 @@ from data_pipeline.packing.source import (
     json_captions,
     shown_name,
 )
-from data_pipeline.shards import ShardReader, check_sizes
+from data_pipeline.sets.stored_set import contents_of, read_set
+from data_pipeline.shards import ShardReader, check_sizes, unlisted_files
 from data_pipeline.tar import index_tar, local_tar, read_member, split_name
 from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
@@ -140,20 +140,20 @@ class SetSource(Source):
         files: Mapping[str, FileStatus],
         ignored: Mapping[str, Sequence[str]],
     ) -> None:
-        self.manifest = manifest = read_manifest(url)
-        check_sizes(url, manifest)
-        self.names = [sample.key for sample in manifest.samples()]
-        self.identity = manifest.fingerprint
-        own = {MANIFEST_NAME, *LISTS, *(shard.name for shard in manifest.shards)}
-        others = [name for name in files if name not in own]
+        self.stored = read_set(url)
+        check_sizes(self.stored)
+        self.contents = contents_of(self.stored)
+        self.names = [sample.key for sample in self.contents.samples()]
+        self.identity = self.stored.manifest.fingerprint
+        others = unlisted_files(self.stored, files)
         self.ignored = {**ignored, "file that is not in the manifest": others}
-        self._shards = manifest.shards
-        self._samples = manifest.located_samples()
+        self._shards = self.contents.shards
+        self._samples = self.contents.located_samples()
         self._stack = ExitStack()
         directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mezzotint-"))
         # space for two shards: threads may be ahead in the next one
-        largest = max(shard.tar_bytes + shard.bytes for shard in manifest.shards)
-        self._reader = ShardReader(url, manifest.shards, ShardCache(Path(directory), 2 * largest))
+        largest = max(shard.tar_bytes + shard.bytes for shard in self._shards)
+        self._reader = ShardReader(self.stored, ShardCache(Path(directory), 2 * largest))
         self._stack.callback(self._reader.close)
 
     def stamp(self, index: int) -> str:

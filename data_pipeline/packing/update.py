@@ -5,13 +5,13 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from data_pipeline.manifest import ShardEntry
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.reading import Pair, read_pair
 from data_pipeline.packing.records import Chunk, Item, Records
 from data_pipeline.packing.report import Rejection
 from data_pipeline.packing.shard_writer import Progress, RawSample, shard_name, write_shard
 from data_pipeline.packing.source import Source, shown_name
+from data_pipeline.sets.contents import IndexedShard
 from data_pipeline.tar import local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
@@ -257,7 +257,7 @@ def revised_name(options: PackOptions, number: int, revision: int) -> str:
     return f"{stem}-r{revision}{dot}{suffix}" if revision else name
 
 
-def _kept(url: str, shard: ShardEntry | None, keys: Container[str]) -> list[RawSample]:
+def _kept(url: str, shard: IndexedShard | None, keys: Container[str]) -> list[RawSample]:
     """Samples of a shard, read from the set after a comparison with its manifest.
 
     Raises:

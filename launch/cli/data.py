@@ -82,10 +82,18 @@ def verify(
 
 @data_app.command(
     epilog="Examples:  [bold]mezzotint data index my-tars --name mine --licence CC-BY-4.0[/]  ·  "
-    "[bold]mezzotint data index s3://bucket/tars --no-images[/]"
+    "[bold]mezzotint data index s3://bucket/tars --no-images[/]  ·  "
+    "[bold]mezzotint data index s3://public/tars --out indexes/public[/]"
 )
 def index(
     url: Annotated[str, typer.Argument(help="A folder of webdataset tars, or an fsspec URL.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for manifest and indexes, for tars that one may only read; it is the "
+            "set that recipes name (default: beside the tars)."
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the set (default: as before, else images).")
     ] = None,
@@ -102,11 +110,11 @@ def index(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifest of existing webdataset tars; one that is there keeps what it knows."""
+    """Write manifest and indexes of existing webdataset tars; what a manifest knows is kept."""
     from data_pipeline.index import IndexOptions
     from launch.data.verify import index_tars
 
-    options = IndexOptions(name=name, licence=licence, images=images, workers=workers)
+    options = IndexOptions(name=name, licence=licence, images=images, workers=workers, out=out)
     typer.echo(index_tars(url, options, as_json=as_json))
 
 

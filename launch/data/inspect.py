@@ -73,8 +73,8 @@ def summary(url: str, manifest: Manifest) -> dict[str, Any]:
         "splits": {
             name: {
                 "description": split.description,
-                "train": len(split.train),
-                "test": len(split.test),
+                "train": sum(split.train),
+                "test": sum(split.test),
             }
             for name, split in manifest.splits.items()
         },
@@ -130,7 +130,7 @@ def to_text(found: Inspection) -> str:
     lines += [f"  {name}: {text}" for name, text in manifest.fields.items()]
     lines.append("splits:")
     for name, split in manifest.splits.items():
-        counts = f"{len(split.train):,} train, {len(split.test):,} test"
+        counts = f"{sum(split.train):,} train, {sum(split.test):,} test"
         lines.append(f"  {name}: {counts}: {split.description}")
         shared = found.overlap[name]
         if shared.images or shared.captions:

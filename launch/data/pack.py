@@ -92,7 +92,7 @@ def to_text(report: PackReport) -> str:
         if any(", kept" in what for what in report.changes):
             lines.append("  what was kept goes with --update")
     for name, split in manifest.splits.items():
-        line = f"split {name}: {len(split.train):,} train, {len(split.test):,} test"
+        line = f"split {name}: {sum(split.train):,} train, {sum(split.test):,} test"
         if shared := report.overlap.get(name):
             line += f"; {shared:,} test samples share an image or a caption with train"
         lines.append(line)

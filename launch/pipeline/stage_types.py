@@ -7,7 +7,8 @@ from typing import assert_never
 
 from data_pipeline.config import DataConfig
 from data_pipeline.hints.config import DetectorConfig
-from data_pipeline.manifest import Manifest, write_manifest
+from data_pipeline.manifest import Manifest
+from data_pipeline.sets.write import write_manifest
 from launch.pipeline.config import (
     DeriveStage,
     EvaluateStage,

@@ -270,7 +270,8 @@ def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
 def _local_sizes(directory: Path) -> dict[str, int]:
     if not directory.exists():
         raise NotFoundError(f"{directory}: no such directory")
-    return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 def _info(url: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from data_pipeline.manifest import Manifest, Split
+from data_pipeline.manifest import Manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
 
@@ -32,11 +32,11 @@ def raw_sample(number: int) -> RawSample:
             "json": json.dumps(attributes).encode(),
         },
         attributes,
+        {"halves": "test" if number % 2 else "train", "all": "train"},
     )
 
 
 def write_set(url: str, samples: int = 23, shard_size: int = 5, **options: bool) -> Manifest:
-    keys = [f"{number:04d}" for number in range(samples)]
     return write_shards(
         (raw_sample(number) for number in range(samples)),
         url,
@@ -45,14 +45,7 @@ def write_set(url: str, samples: int = 23, shard_size: int = 5, **options: bool)
         provenance={"made by": "a test"},
         shard_size=shard_size,
         fields={"png": "a square", "txt": "its caption", "json": "its number"},
-        splits={
-            "halves": Split(
-                description="even numbers train",
-                train=tuple(keys[::2]),
-                test=tuple(keys[1::2]),
-            ),
-            "all": Split(description="nothing held out", train=tuple(keys), test=()),
-        },
+        splits={"halves": "even numbers train", "all": "nothing held out"},
         **options,
     )
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import multiprocessing
@@ -12,7 +13,7 @@ import pytest
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.locks import file_lock
 
@@ -192,9 +193,8 @@ def test_a_file_that_is_not_gzip_is_named(make_set, tmp_path):
     shard = manifest.shards[0]
     plain = gzip.decompress(Path(url, shard.name).read_bytes())
     Path(url, shard.name).write_bytes(plain)
-    lying = shard.model_copy(
-        update={"bytes": len(plain), "sha256": hashlib.sha256(plain).hexdigest()}
-    )
+    digest = hashlib.sha256(plain).hexdigest()
+    lying = dataclasses.replace(shard, bytes=len(plain), sha256=digest)
     with pytest.raises(UserError, match="not a complete gzip file"):
         ShardCache(tmp_path / "c").fetch(url, lying)
 

@@ -18,9 +18,10 @@ from data_pipeline.derive import derive, finished_set
 from data_pipeline.digest_records import DigestRecords, FileState
 from data_pipeline.index import IndexOptions, index
 from data_pipeline.inspect import inspect
-from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.pack import PackOptions, pack
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.sets.stored_set import read_contents, read_manifest
+from data_pipeline.sets.write import write_contents
 from data_pipeline.stream import Stream, StreamState
 from data_pipeline.text.tokenizer import Tokenizer
 from data_pipeline.verify import verify
@@ -259,21 +260,20 @@ def test_a_run_does_not_go_on_with_another_tokenizer(squares, tokenizer_director
 
 
 def test_a_manifest_with_other_offsets_is_refused(squares):
-    path = Path(squares, "manifest.json")
-    tree = json.loads(path.read_text())
-    one, two = tree["shards"][1]["samples"][:2]
-    one["members"]["txt"], two["members"]["txt"] = two["members"]["txt"], one["members"]["txt"]
-    path.write_text(json.dumps(tree))
+    contents = read_contents(squares)
+    one, two = contents.shards[1].samples[:2]
+    one.members["txt"], two.members["txt"] = two.members["txt"], one.members["txt"]
+    write_contents(squares, contents)
     dataset = open_dataset(DataConfig(url=squares))
     with pytest.raises(UserError, match=r"squares-000001.tar: '0005.txt' is not where the manif"):
         dataset.caption(5)
 
 
 def test_a_manifest_with_another_size_of_a_member_is_refused(squares):
-    path = Path(squares, "manifest.json")
-    tree = json.loads(path.read_text())
-    tree["shards"][0]["samples"][0]["members"]["txt"][1] = 3
-    path.write_text(json.dumps(tree))
+    contents = read_contents(squares)
+    members = contents.shards[0].samples[0].members
+    members["txt"] = (members["txt"][0], 3)
+    write_contents(squares, contents)
     with pytest.raises(UserError, match=r"squares-000000.tar: '0000.txt' is not where"):
         open_dataset(DataConfig(url=squares)).caption(0)
 

@@ -9,8 +9,9 @@ import torch
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive, finished_set
-from data_pipeline.manifest import Manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.sets.contents import SetContents
+from data_pipeline.sets.write import write_contents
 from mezzotint.common.errors import UserError
 
 ENCODER, OTHER = "a" * 64, "b" * 64
@@ -272,7 +273,7 @@ def test_a_derived_set_keeps_keys_captions_attributes_and_splits(squares, derive
     assert [made.entry(n).attributes for n in range(11)] == [
         source.entry(n).attributes for n in range(11)
     ]
-    assert made.manifest.splits["halves"].train == ()
+    assert made.manifest.splits["halves"].train == (0, 0, 0)
     codes = made.batch(range(11)).array("codes")
     assert codes.dtype == torch.int64
     assert codes[:, 0, 0].tolist() == list(range(1, 23, 2))
@@ -353,7 +354,7 @@ def test_the_digest_of_a_manifest_is_that_of_its_content(squares):
 
 
 def test_a_set_without_samples_is_refused(tmp_path):
-    manifest = Manifest(name="nothing", fields={}, licence="", provenance={}, shards=())
-    write_manifest(str(tmp_path), manifest)
+    contents = SetContents(name="nothing", fields={}, licence="", provenance={}, shards=())
+    write_contents(str(tmp_path), contents)
     with pytest.raises(UserError, match="selects no sample of 'nothing'"):
         open_dataset(DataConfig(url=str(tmp_path)))

@@ -17,8 +17,10 @@ import mezzotint.common.disk_space
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.index import IndexOptions, index
-from data_pipeline.manifest import Manifest, Split, read_manifest
+from data_pipeline.manifest import Manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shard
+from data_pipeline.sets.contents import SetContents, Split
+from data_pipeline.sets.stored_set import read_contents, read_manifest
 from data_pipeline.tar import index_tar, split_name
 from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
@@ -42,8 +44,7 @@ def test_plain_webdataset_reads_the_shards(make_set, compress):
 
 
 def test_manifest_offsets_lead_to_the_members(squares):
-    manifest = read_manifest(squares)
-    for shard in manifest.shards:
+    for shard in read_contents(squares).shards:
         content = Path(squares, shard.name).read_bytes()
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             for sample in shard.samples:
@@ -60,8 +61,12 @@ def test_equal_samples_give_equal_bytes(make_set):
 
 
 def test_writing_leaves_no_other_files(squares):
-    names = sorted(path.name for path in Path(squares).iterdir())
-    assert names == ["manifest.json", *(f"squares-{n:06d}.tar" for n in range(5))]
+    names = {path.name for path in Path(squares).iterdir()}
+    shards = read_manifest(squares).shards
+    assert [shard.name for shard in shards] == [f"squares-{n:06d}.tar" for n in range(5)]
+    assert names == {"manifest.json"} | {
+        name for shard in shards for name in (shard.name, shard.index_name)
+    }
 
 
 @pytest.mark.parametrize("key", ["a.b", "", ".hidden", "dir/"])
@@ -100,7 +105,7 @@ def test_every_truncation_of_a_tar_is_an_error(squares, tmp_path):
     whole = Path(squares, "squares-000000.tar").read_bytes()
     content_end = max(
         offset + size
-        for sample in read_manifest(squares).shards[0].samples
+        for sample in read_contents(squares).shards[0].samples
         for offset, size in sample.members.values()
     )
     for cut in range(0, content_end, 512):
@@ -111,7 +116,7 @@ def test_every_truncation_of_a_tar_is_an_error(squares, tmp_path):
 
 def test_a_corrupt_header_in_the_middle_is_an_error(squares, tmp_path):
     content = bytearray(Path(squares, "squares-000000.tar").read_bytes())
-    offset, _ = read_manifest(squares).shards[0].samples[2].members["png"]
+    offset, _ = read_contents(squares).shards[0].samples[2].members["png"]
     content[offset - 512 : offset - 400] = b"\xff" * 112
     (tmp_path / "bad.tar").write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.tar: the tar archive is cut off or corrupt"):
@@ -160,7 +165,7 @@ def test_an_existing_tar_set_is_indexed_in_place(make_set):
         report = index(url, IndexOptions(name="squares"))
         manifest = report.manifest
         assert (report.excluded, report.ignored, report.changes) == ((), {}, ())
-        assert manifest.shards == written.shards
+        assert [one.sha256 for one in manifest.shards] == [one.sha256 for one in written.shards]
         assert read_manifest(url) == manifest
 
 
@@ -174,7 +179,7 @@ def test_indexing_names_excluded_samples(tmp_path):
     ]
     write_shard(samples, str(tmp_path), "x-000000.tar")
     report = index(str(tmp_path))
-    assert [one.key for one in report.manifest.samples()] == ["a"]
+    assert [one.key for one in read_contents(str(tmp_path)).samples()] == ["a"]
     assert report.excluded == (
         "x-000000.tar: b: no caption (txt)",
         "x-000000.tar: c: no image (png, jpg, webp) or array (npy)",
@@ -192,20 +197,20 @@ def test_keys_that_repeat_in_every_shard_are_refused(tmp_path):
 
 
 def test_manifests_refuse_splits_that_overlap_or_name_missing_keys(squares):
-    fields = read_manifest(squares).model_dump()
+    fields = read_contents(squares).model_dump()
     for train, test, message in (
         (("0001",), ("0001",), "in train and in test"),
         (("nobody",), (), "that no shard holds"),
     ):
         fields["splits"] = {"s": Split(description="", train=train, test=test).model_dump()}
         with pytest.raises(ValueError, match=message):
-            Manifest.model_validate(fields)
+            SetContents.model_validate(fields)
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/x.tar", "a/b.tar", ".x.tar"])
 def test_shard_names_are_no_paths(squares, name):
     fields = read_manifest(squares).model_dump()
-    fields["shards"][0]["name"] = name
+    fields["shard_columns"]["name"] = (name, *fields["shard_columns"]["name"][1:])
     with pytest.raises(ValueError, match="name"):
         Manifest.model_validate(fields)
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import Dataset, open_dataset
-from data_pipeline.manifest import read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shard
+from data_pipeline.sets.stored_set import read_contents
+from data_pipeline.sets.write import write_contents
 from data_pipeline.stream import Stream, StreamState
 from mezzotint.common.errors import UserError
 
@@ -126,9 +127,9 @@ def test_images_come_as_floats_between_minus_one_and_one(squares):
 def test_a_damaged_sample_ends_the_stream_with_one_sentence(squares, workers):
     damaged = [RawSample("a", {"txt": b"a", "png": b"not an image"})]
     shard = write_shard(damaged, squares, "squares-000005.tar")
-    manifest = read_manifest(squares)
-    shards = (*manifest.shards, shard)
-    write_manifest(squares, manifest.model_copy(update={"shards": shards}))
+    contents = read_contents(squares)
+    shards = (*contents.shards, shard)
+    write_contents(squares, contents.model_copy(update={"shards": shards}))
     config = DataConfig(url=squares, image=ImageConfig(size=4), workers=workers)
     with pytest.raises(UserError, match=r"squares-000005.tar: a.png: not a readable") as error:
         read(config)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.tokenizer import Tokenizer
 from evaluation.config import TextToImageConfig
@@ -75,7 +74,11 @@ def home(tmp_path_factory):
     keys = [f"k{index:02d}" for index in range(len(CAPTIONS))]
     write_shards(
         [
-            RawSample(key, {"png": image(index), "txt": caption.encode(), "json": b"{}"})
+            RawSample(
+                key,
+                {"png": image(index), "txt": caption.encode(), "json": b"{}"},
+                parts={"composition": "train" if index >= 5 else "test"},
+            )
             for index, (key, caption) in enumerate(zip(keys, CAPTIONS, strict=True))
         ],
         str(root / "set"),
@@ -84,7 +87,7 @@ def home(tmp_path_factory):
         provenance={},
         shard_size=10,
         fields={"png": "image", "txt": "caption", "json": "nothing"},
-        splits={"composition": Split(description="", train=tuple(keys[5:]), test=tuple(keys[:5]))},
+        splits={"composition": "the first five held out"},
     )
     tokenizer = Tokenizer.train(CAPTIONS, 60)
     text = {"text_vocab": 60, "text_length": LENGTH}

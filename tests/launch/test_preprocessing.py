@@ -17,7 +17,8 @@ from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import encoded_preprocessing
 from data_pipeline.images import decode
-from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.write import write_manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common import preprocessing
 from mezzotint.common.errors import UserError

@@ -5,7 +5,8 @@ from pydantic import BaseModel
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.derive import encoded_preprocessing
-from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.manifest import Manifest
+from data_pipeline.sets.stored_set import read_manifest
 from mezzotint.common.digests import is_digest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS

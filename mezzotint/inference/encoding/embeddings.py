@@ -11,7 +11,8 @@ from torch import Tensor
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.derive import finished_set, write_derived
-from data_pipeline.manifest import Manifest, Measured, write_manifest
+from data_pipeline.manifest import Manifest, Measured
+from data_pipeline.sets.write import write_changed
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.embedding_scaling import (
@@ -274,11 +275,8 @@ def _normalized(out: str, manifest: Manifest, kind: Normalization) -> Manifest:
         arrays = dataset.sample(index).arrays
         moments = moments.with_rows(np.stack([arrays[name] for name in names]))
     scaling = moments.scaling(kind, out)
-    found = manifest.model_copy(
-        update={"embeddings": record.model_copy(update={"scaling": scaling})}
-    )
-    write_manifest(out, found)
-    return found
+    changes = {"embeddings": record.model_copy(update={"scaling": scaling})}
+    return write_changed(out, manifest, changes)
 
 
 def _write(

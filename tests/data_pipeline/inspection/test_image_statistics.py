@@ -11,8 +11,8 @@ from data_pipeline.dataset import open_dataset
 from data_pipeline.images import ImageNote
 from data_pipeline.inspect import SplitOverlap, inspect
 from data_pipeline.inspection.image_statistics import bars, image_statistics
-from data_pipeline.manifest import Split
-from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.packing.shard_writer import RawSample, in_splits, write_shards
+from data_pipeline.sets.contents import Split
 
 RNG = np.random.default_rng(0)
 
@@ -70,18 +70,22 @@ def test_an_object_on_a_plain_background_has_no_bars():
 
 
 def write(url: str, images: list[bytes], captions: list[str], split: Split | None = None) -> None:
+    splits = {} if split is None else {"random": split}
     write_shards(
-        [
-            RawSample(f"{number:02d}", {"png": image, "txt": caption.encode()})
-            for number, (image, caption) in enumerate(zip(images, captions, strict=True))
-        ],
+        in_splits(
+            [
+                RawSample(f"{number:02d}", {"png": image, "txt": caption.encode()})
+                for number, (image, caption) in enumerate(zip(images, captions, strict=True))
+            ],
+            splits,
+        ),
         url,
         name="x",
         licence="unknown",
         provenance={},
         shard_size=4,
         fields={},
-        splits={} if split is None else {"random": split},
+        splits={name: one.description for name, one in splits.items()},
     )
 
 

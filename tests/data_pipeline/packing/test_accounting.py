@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack
 from data_pipeline.packing.report import PackReport
 from data_pipeline.packing.sources import open_source
+from data_pipeline.sets.stored_set import read_manifest
 from launch.data.pack import to_json, to_text
 from mezzotint.common.errors import UserError
 

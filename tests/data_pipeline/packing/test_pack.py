@@ -17,8 +17,8 @@ from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.index import index
 from data_pipeline.inspect import contact_sheet, inspect
-from data_pipeline.manifest import read_manifest
 from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.sets.stored_set import read_contents, read_manifest
 from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
 
@@ -54,14 +54,15 @@ def test_a_folder_becomes_a_set(folder, tmp_path):
     dataset = open_dataset(DataConfig(url=report.url, image=ImageConfig(size=4)))
     assert sorted(dataset.captions()) == [f"image {number}" for number in range(7)]
     assert dataset.batch([0]).images.shape == (1, 3, 4, 4)
-    assert sorted(path.name for path in Path(report.url).iterdir()) == [
+    assert {path.name for path in Path(report.url).iterdir()} == {
         "manifest.json",
         "packed.jsonl",
         "photos-000000.tar",
         "photos-000001.tar",
         "photos-000002.tar",
         "rejected.jsonl",
-    ]
+        *(shard.index_name for shard in report.manifest.shards),
+    }
 
 
 def test_every_rejected_pair_is_named(folder, tmp_path):
@@ -263,7 +264,7 @@ def test_a_fraction_of_the_captions_is_held_out(folder, tmp_path):
 
 def split_sizes(report):
     return {
-        name: (len(split.train), len(split.test)) for name, split in report.manifest.splits.items()
+        name: (sum(split.train), sum(split.test)) for name, split in report.manifest.splits.items()
     }
 
 
@@ -272,7 +273,7 @@ def test_a_set_keeps_its_keys_attributes_splits_and_licence(make_set, tmp_path):
         source = make_set(f"source{compress}", compress=compress)
         out = str(tmp_path / f"out{compress}")
         report = pack(source, out, PackOptions(shard_size=4, workers=2))
-        old, new = read_manifest(source), read_manifest(out)
+        old, new = read_contents(source), read_contents(out)
         assert [one.key for one in new.samples()] == [one.key for one in old.samples()]
         assert [one.attributes for one in new.samples()] == [
             one.attributes for one in old.samples()
@@ -297,7 +298,7 @@ def test_a_smaller_limit_gives_a_subset_from_all_of_the_source(squares, folder, 
     keys = []
     for limit in (6, 12, 100):
         report = pack(squares, str(tmp_path / str(limit)), PackOptions(limit=limit))
-        keys.append([one.key for one in read_manifest(report.url).samples()])
+        keys.append([one.key for one in read_contents(report.url).samples()])
         assert keys[-1] == sorted(keys[-1])
     assert [len(one) for one in keys] == [6, 12, 23]
     assert set(keys[0]) < set(keys[1]) < set(keys[2])
@@ -342,7 +343,7 @@ def test_an_inspection_describes_a_set(squares):
     found = inspect(squares, examples=3)
     assert (found.manifest.sample_count, len(found.manifest.shards)) == (23, 5)
     halves = found.manifest.splits["halves"]
-    assert (len(halves.train), len(halves.test)) == (12, 11)
+    assert (sum(halves.train), sum(halves.test)) == (12, 11)
     assert found.captions.distinct == 23
     assert found.captions.words_max == 3
     assert found.captions.common["square"] == 23

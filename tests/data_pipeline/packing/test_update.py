@@ -14,10 +14,13 @@ import data_pipeline.packing.tables
 import data_pipeline.packing.update
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import Split, read_manifest, write_manifest
+from data_pipeline.manifest import INDEX_SUFFIX
 from data_pipeline.packing.fetch import fetch
 from data_pipeline.packing.pack import PackOptions, pack
 from data_pipeline.packing.source import InvalidSample
+from data_pipeline.sets.contents import Split
+from data_pipeline.sets.stored_set import read_contents, read_manifest
+from data_pipeline.sets.write import write_contents
 from data_pipeline.verify import verify
 from launch.data.pack import to_text
 from mezzotint.common.errors import UserError
@@ -54,9 +57,7 @@ def state(out: Path) -> dict[str, bytes]:
 def captions(out: Path) -> dict[str, str]:
     """Captions by key."""
     dataset = open_dataset(DataConfig(url=str(out)))
-    return dict(
-        zip((one.key for one in dataset.manifest.samples()), dataset.captions(), strict=True)
-    )
+    return dict(zip(dataset.keys(), dataset.captions(), strict=True))
 
 
 def changes(report) -> dict[str, int]:
@@ -204,7 +205,7 @@ def test_what_only_the_set_knows_stays(photos, tmp_path):
     out = tmp_path / "out"
     options = OPTIONS.model_copy(update={"test_fraction": 0.5})
     pack(str(photos), str(out), options)
-    manifest = read_manifest(str(out))
+    manifest = read_contents(str(out))
     keys = [one.key for one in manifest.samples()]
     mine = Split(description="by hand", train=tuple(keys[:5]), test=tuple(keys[5:]))
     edited = manifest.model_copy(
@@ -216,18 +217,18 @@ def test_what_only_the_set_knows_stays(photos, tmp_path):
             "splits": {**manifest.splits, "mine": mine},
         }
     )
-    write_manifest(str(out), edited)
+    write_contents(str(out), edited)
     (photos / "3.txt").write_text("corrected")
     put(photos, "new", "a new one")
     pack(str(photos), str(out), options)
-    after = read_manifest(str(out))
+    after = read_contents(str(out))
     assert (after.licence, after.name, after.encoder) == ("edited", "named", "0" * 64)
     assert after.provenance == edited.provenance
     assert after.splits["mine"] == mine
     for part in ("train", "test"):
         old, new = (set(getattr(one.splits["random"], part)) for one in (edited, after))
         assert old <= new
-    assert after.sample_count == 8
+    assert len(list(after.samples())) == 8
 
 
 def test_an_interrupted_update_leaves_the_old_set_and_is_continued(photos, tmp_path, monkeypatch):
@@ -254,7 +255,8 @@ def test_an_interrupted_update_leaves_the_old_set_and_is_continued(photos, tmp_p
     pack(str(photos), str(out), OPTIONS)
     corrected = {f"00000000{name}": f"corrected {name}" for name in ("0", "3", "6")}
     assert captions(out) == {**old, **corrected}
-    assert sorted(path.name for path in out.iterdir()) == [
+    names = sorted(path.name for path in out.iterdir())
+    assert [name for name in names if not name.endswith(INDEX_SUFFIX)] == [
         "images-000000-r1.tar",
         "images-000001-r1.tar",
         "images-000002-r1.tar",
@@ -311,5 +313,5 @@ def test_a_source_set_that_grew_keeps_keys_and_splits(photos, tmp_path):
     pack(str(photos), middle, options)
     assert changes(pack(middle, out, PackOptions())) == {"added": 1, "changed": 1}
     assert captions(Path(out)) == captions(Path(middle))
-    source, copy = read_manifest(middle).splits["random"], read_manifest(out).splits["random"]
+    source, copy = read_contents(middle).splits["random"], read_contents(out).splits["random"]
     assert (set(copy.train), set(copy.test)) == (set(source.train), set(source.test))

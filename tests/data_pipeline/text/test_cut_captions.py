@@ -2,7 +2,6 @@
 
 from data_pipeline.config import DataConfig, TextConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import Split
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.text.cut_captions import count_cut, sampled_captions, shown
 from data_pipeline.text.tokenizer import TokenizerAt
@@ -30,14 +29,17 @@ def test_captions_are_read_from_a_few_shards(tmp_path):
     lines = [f"caption {number}\nthe same, {number}" for number in range(60)]
     url = str(tmp_path / "set")
     write_shards(
-        (RawSample(f"{n:02d}", {"txt": text.encode()}) for n, text in enumerate(lines)),
+        (
+            RawSample(f"{n:02d}", {"txt": text.encode()}, parts={"all": "train"})
+            for n, text in enumerate(lines)
+        ),
         url,
         name="lines",
         licence="none",
         provenance={},
         shard_size=5,
         fields={"txt": "captions"},
-        splits={"all": Split(description="", train=tuple(f"{n:02d}" for n in range(60)), test=())},
+        splits={"all": "everything"},
     )
     every = open_dataset(DataConfig(url=url))
     assert len(sampled_captions(every)) == 4 * 5 * 2

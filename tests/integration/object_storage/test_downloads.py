@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.cache import ShardCache
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 from data_pipeline.stream import Stream
 from mezzotint.common.errors import UserError
 
@@ -38,7 +38,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from data_pipeline.cache import ShardCache
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 
 manifest = read_manifest(sys.argv[1])
 ShardCache(Path(sys.argv[2])).fetch(sys.argv[1], manifest.shards[0])

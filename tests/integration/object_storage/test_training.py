@@ -7,7 +7,7 @@ import sys
 import pytest
 from object_store import SECRETS, check_no_secrets
 
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 from mezzotint.common import storage
 from models import store
 from trainer.tracking.run_log import read_metrics
@@ -25,6 +25,8 @@ def damaged(people: str, url: str, *, longer: bool) -> str:
             content[700] ^= 1
             content += bytes(512) if longer else b""
         storage.write_bytes(f"{url}/{shard.name}", bytes(content))
+        index = storage.read_bytes(f"{people}/{shard.index_name}")
+        storage.write_bytes(f"{url}/{shard.index_name}", index)
     return manifest.shards[1].name
 
 

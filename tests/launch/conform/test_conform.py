@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from data_pipeline.config import DataConfig, Selection
-from data_pipeline.manifest import write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.sets.write import write_manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.conform.causality import prior_causality
 from launch.conform.last_step import last_timestep

@@ -10,7 +10,8 @@ import torch
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.write import write_manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentScaling
 from mezzotint.common.preprocessing import Preprocessing

@@ -8,7 +8,8 @@ import torch
 
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.sets.contents import SetContents
+from data_pipeline.sets.stored_set import read_manifest, read_set
 from data_pipeline.shards import unlisted_files
 from data_pipeline.text.tokenizer import Tokenizer
 from launch.data.derive_embeddings import clip_source
@@ -81,7 +82,7 @@ def test_a_set_of_embeddings_holds_what_the_clip_makes_of_images_and_captions(
     assert (record.digest, record.model, record.scaling.kind) == (digest, clip, "mean_std")
     normal = record.scaling.normalize(batch.array("image_embedding"))
     assert torch.allclose(normal.mean(0), torch.zeros(6), atol=1e-4)
-    assert unlisted_files(manifest, storage.sizes(out)) == []
+    assert unlisted_files(read_set(out), storage.sizes(out)) == []
     inspected = mezzotint("data", "inspect", out)
     assert f"embeddings of 6 by the CLIP {digest[:12]} ({clip}), normalised by mean_std" in (
         inspected.out
@@ -127,11 +128,11 @@ def test_sets_of_earlier_versions_keep_their_fingerprints():
         encoder="1" * 64, length=2, width=3, dtype="fp32", empty_sha256="2" * 64
     )
     plain = {"name": "s", "fields": {}, "licence": "CC0-1.0", "provenance": {}, "shards": ()}
-    for manifest, known in (
-        (Manifest(**plain), "efad33146cce"),
-        (Manifest(**plain, text_features=text), "34151c143528"),
+    for contents, known in (
+        (SetContents(**plain), "efad33146cce"),
+        (SetContents(**plain, text_features=text), "34151c143528"),
     ):
-        assert manifest.fingerprint.startswith(known)
+        assert contents.fingerprint.startswith(known)
 
 
 def test_a_non_finite_embedding_leaves_nothing(write_set, clip, tmp_path, monkeypatch):

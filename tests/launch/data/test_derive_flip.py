@@ -11,7 +11,7 @@ import torch
 from data_pipeline.config import DataConfig, HintConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import LatentMoments, merged

@@ -12,7 +12,7 @@ from data_pipeline.config import DataConfig, HintConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.hints.config import Silhouette
 from data_pipeline.hints.derive import derive_hints
-from data_pipeline.manifest import read_manifest
+from data_pipeline.sets.stored_set import read_manifest
 from launch.pipeline.config import DeriveStage
 from launch.pipeline.stage_types import derive
 from launch.progress import Reporter

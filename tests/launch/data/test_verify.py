@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import read_manifest, write_manifest
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.write import write_manifest
 from data_pipeline.text.tokenizer import Tokenizer
 from launch import errors
 from launch.pipeline.config import TokenizerStage

@@ -12,8 +12,9 @@ from torch import nn
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.manifest import read_manifest, write_manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shards
+from data_pipeline.sets.stored_set import read_manifest
+from data_pipeline.sets.write import write_manifest
 from data_pipeline.stream import Stream
 from data_pipeline.text.tokenizer import Tokenizer
 from mezzotint.common.embedding_scaling import EmbeddingScaling

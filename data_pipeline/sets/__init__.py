@@ -1,0 +1,1 @@
+"""Sets on disk: their manifest, the index of each shard, and the whole contents for writing."""

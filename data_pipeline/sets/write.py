@@ -1,0 +1,61 @@
+"""Writing the indexes of a set's shards, then its manifest."""
+
+from collections.abc import Mapping
+
+from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardEntry
+from data_pipeline.sets.contents import IndexedShard, SetContents
+from data_pipeline.sets.counts import SetCounts
+from data_pipeline.sets.shard_index import ShardIndex
+from data_pipeline.sets.stored_set import read_contents
+from mezzotint.common import storage
+from mezzotint.common.digests import sha256
+
+
+def write_index(url: str, shard: IndexedShard, index: ShardIndex) -> ShardEntry:
+    """Write the index of a shard of the set at `url`; its name has its digest."""
+    content = index.to_bytes()
+    entry = shard.entry(sha256(content))
+    storage.write_bytes(storage.join(url, entry.index_name), content)
+    return entry
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Write the manifest of a set whose indexes are written, whole or not at all."""
+    tree = manifest.model_dump_json(exclude_none=True)
+    storage.write_bytes(storage.join(url, MANIFEST_NAME), tree.encode() + b"\n")
+
+
+def write_contents(url: str, contents: SetContents, location: str | None = None) -> Manifest:
+    """Write the indexes and the manifest of a set; the indexes before are deleted.
+
+    `location` is the URL of the directory with the shards, where that is another.
+    """
+    earlier = contents.format_1_fingerprint
+    if earlier is not None and earlier != contents.fingerprint:
+        contents = contents.model_copy(update={"format_1_fingerprint": None})
+    counts = SetCounts(contents.descriptions)
+    entries = []
+    for shard, index in zip(contents.shards, contents.indexes(), strict=True):
+        counts.add(index)
+        entries.append(write_index(url, shard, index))
+    manifest = counts.manifest(contents, entries, location)
+    write_manifest(url, manifest)
+    remove_old_indexes(url, manifest)
+    return manifest
+
+
+def write_changed(url: str, manifest: Manifest, changes: Mapping[str, object]) -> Manifest:
+    """Write the manifest of the set at `url` with other values of fields of its record."""
+    if manifest.shard_columns.index is None:  # of format 1: there are no indexes yet
+        return write_contents(url, read_contents(url).model_copy(update=dict(changes)))
+    changed = manifest.model_copy(update=dict(changes))
+    write_manifest(url, changed)
+    return changed
+
+
+def remove_old_indexes(url: str, manifest: Manifest) -> None:
+    """Delete the indexes in the directory of a set that are not of its shards."""
+    current = {shard.index_name for shard in manifest.shards}
+    for name in storage.sizes(url):
+        if name.endswith(INDEX_SUFFIX) and name not in current:
+            storage.remove(storage.join(url, name))
