@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from data_pipeline.geometry.config import CropConfig
+from data_pipeline.geometry.frame import Shape, View
 from mezzotint.common.preprocessing import Filter, Fit, Preprocessing
 from mezzotint.common.storage_errors import check_no_credentials
 from mezzotint.common.text_features import CAPTION_ARRAYS
@@ -34,6 +36,8 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     size: int = Field(gt=0, le=8192)
     fit: Fit = "pad"
     filter: Filter = "bicubic"
+    crop: CropConfig | None = None
+    """Which part training reads, with `fit: crop`. None: the centre, as everything else reads."""
     flip: bool = False
     """Mirror a sample, and its hint, with probability 1/2, keyed by (seed, epoch, sample).
     Training only."""
@@ -52,6 +56,17 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
         if (self.flip_with_captions or self.flip_with_labels) and not self.flip:
             raise ValueError("flip_with_captions and flip_with_labels need flip: true")
         return self
+
+    @model_validator(mode="after")
+    def _crop_is_cut(self) -> Self:
+        if self.crop is not None and self.fit != "crop":
+            raise ValueError("crop needs fit: crop")
+        return self
+
+    @property
+    def view(self) -> View:
+        """Of everything but training."""
+        return View(Shape(self.size, self.size), self.fit)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -196,6 +211,16 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @model_validator(mode="after")
+    def _what_a_crop_breaks(self) -> Self:
+        if self.image is None or self.image.crop is None:
+            return self
+        if self.cache_in_memory:
+            raise ValueError("cache_in_memory keeps one form of an image: leave image.crop out")
+        if self.hint is not None:
+            raise ValueError("image.crop cuts images, but not hints: leave image.crop or hint out")
+        return self
+
+    @model_validator(mode="after")
     def _what_a_flip_breaks(self) -> Self:
         if (self.flip_with_captions or self.flip_with_labels) and not self.flip_arrays:
             raise ValueError("flip_with_captions and flip_with_labels need flip_arrays: true")
@@ -230,12 +255,17 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
             )
 
     def check_flipped_arrays(self) -> None:
-        """Refuse to mirror images beside arrays that would stay as they are.
+        """Refuse to mirror or cut images beside arrays that would stay as they are.
 
         Raises:
             ValueError: with the arrays and the key that mirrors both.
         """
         fixed = [name for name in self.arrays if name not in CAPTION_ARRAYS]
+        if self.image is not None and self.image.crop is not None and fixed:
+            raise ValueError(
+                f"data.image.crop cuts images, but not {', '.join(fixed)} (data.arrays); leave "
+                "data.image.crop out"
+            )
         if self.image is not None and self.image.flip and fixed:
             raise ValueError(
                 f"data.image.flip mirrors images, but not {', '.join(fixed)} (data.arrays); set "

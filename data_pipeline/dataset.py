@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from data_pipeline.batch import Batch, Sample, collate
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
+from data_pipeline.geometry.frame import DRAWS, View
 from data_pipeline.hints.member import HintMember, extension_of
-from data_pipeline.images import IMAGE_EXTENSIONS, decode
+from data_pipeline.images import IMAGE_EXTENSIONS, decode_view
 from data_pipeline.joined import JoinedSample, JoinedSet, check_encoder
 from data_pipeline.labels import Labels
 from data_pipeline.manifest import Manifest, Part, SampleEntry
-from data_pipeline.sample_order import sample_rng
+from data_pipeline.sample_order import crop_draws, sample_rng
 from data_pipeline.selection import fingerprint, select
 from data_pipeline.sets.required_members import RequiredMember, required_members
 from data_pipeline.sets.stored_set import StoredSet, read_set
@@ -184,7 +186,7 @@ class Dataset:
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
         flipped = rng is not None and config.flips and rng.random() < 0.5
         if config.image is not None:
-            image = self._image(index, config.image)
+            image = self._image(index, config.image, self._view(index, config.image, seed, epoch))
             image = image[:, ::-1] if flipped else image
         if self.hint is not None:
             hint = self._hint(index, self.hint)
@@ -249,11 +251,19 @@ class Dataset:
             return tokenizer.encode_dropout(caption, text.length, text.dropout, rng)
         return tokenizer.encode(caption, text.length)
 
-    def _image(self, index: int, config: ImageConfig) -> NDArray[np.uint8]:
+    def _view(self, index: int, config: ImageConfig, seed: int | None, epoch: int) -> View:
+        """What is shown of an image, in training with a seed."""
+        if config.crop is None or seed is None:
+            return config.view
+        draws = crop_draws(DRAWS, seed, epoch, index)
+        return replace(config.view, crop=config.crop, draws=draws)
+
+    def _image(self, index: int, config: ImageConfig, view: View) -> NDArray[np.uint8]:
         if index in self._cached:
             return self._cached[index]
         extension = _image_extension(self.members(index))
-        image = decode(self.member(index, extension), config, self._name(index, extension))
+        name = self._name(index, extension)
+        image, _ = decode_view(self.member(index, extension), config, name, view)
         if self.config.cache_in_memory:
             self._cached[index] = image
         return image

@@ -1,4 +1,4 @@
-"""Decoding image files into square RGB arrays."""
+"""Decoding image files into RGB arrays of a wanted shape."""
 
 import io
 import math
@@ -20,13 +20,16 @@ from data_pipeline.colour.profiles import (
     to_srgb,
 )
 from data_pipeline.config import ImageConfig
+from data_pipeline.geometry.frame import Frame, SizeCondition, View
 from mezzotint.common.errors import UserError
+from mezzotint.common.preprocessing import Filter
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 """Member extensions of images, in order of preference."""
 
 _SCALED = 2
 """A scaled image has at least so many times the side that it is resized to."""
+_ROUNDING = 1e-9
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -120,32 +123,49 @@ def extension_of(content: bytes) -> str | None:
 
 def square(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
     """Pad or crop an RGB image to a square and resize it: (size, size, 3) uint8."""
-    match config.fit:
-        case "pad":
-            side = max(image.size)
-            canvas = Image.new("RGB", (side, side), "white")
-            canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        case "crop":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            canvas = image.crop((left, top, left + side, top + side))
-    if side != config.size:
-        canvas = canvas.resize((config.size, config.size), _FILTERS[config.filter])
-    return np.asarray(canvas)
+    return _cut(image, config.view.frame(*image.size), config.filter)
 
 
 def decode(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8]:
     """Decode an image file into (size, size, 3) uint8; raises as `open_rgb`."""
+    return decode_view(content, config, name, config.view)[0]
+
+
+def decode_view(
+    content: bytes, config: ImageConfig, name: str, view: View
+) -> tuple[NDArray[np.uint8], SizeCondition]:
+    """Decode an image file into (height, width, 3) uint8 of a view; raises as `open_rgb`."""
     if config.scaled_decoding:
-        scaled = _scaled_square(content, config, name)
+        scaled = _decode_scaled(content, config, name, view)
         if scaled is not None:
             return scaled
     pixels = _plain_jpeg(content, name, config.max_pixels)
     if pixels is None:
-        return square(open_rgb(content, name, max_pixels=config.max_pixels), config)
-    if pixels.shape[:2] == (config.size, config.size):
-        return pixels
-    return square(Image.fromarray(pixels), config)
+        image = open_rgb(content, name, max_pixels=config.max_pixels)
+        frame = view.frame(*image.size)
+        return _cut(image, frame, config.filter), SizeCondition.of(frame, *image.size)
+    height, width = pixels.shape[:2]
+    frame = view.frame(width, height)
+    if not frame.is_image(width, height):
+        pixels = _cut(Image.fromarray(pixels), frame, config.filter)
+    return pixels, SizeCondition.of(frame, width, height)
+
+
+def _cut(image: Image.Image, frame: Frame, filter_name: Filter) -> NDArray[np.uint8]:
+    """(height, width, 3) of the frame's part of an RGB image; white beside the image."""
+    canvas = image
+    if frame.canvas.width > image.width or frame.canvas.height > image.height:
+        canvas = Image.new("RGB", frame.canvas, "white")
+        canvas.paste(image, (-frame.left, -frame.top))
+    elif frame.canvas != image.size:
+        right, bottom = frame.left + frame.canvas.width, frame.top + frame.canvas.height
+        canvas = image.crop((frame.left, frame.top, right, bottom))
+    if canvas.size != frame.resized:
+        canvas = canvas.resize(frame.resized, _FILTERS[filter_name])
+    if frame.resized != frame.shape:
+        right, bottom = frame.x + frame.shape.width, frame.y + frame.shape.height
+        canvas = canvas.crop((frame.x, frame.y, right, bottom))
+    return np.asarray(canvas)
 
 
 def _plain_jpeg(
@@ -166,33 +186,42 @@ def _plain_jpeg(
         return None
 
 
-def _scaled_square(content: bytes, config: ImageConfig, name: str) -> NDArray[np.uint8] | None:
-    """About `square` of a large JPEG file, decoded at a fraction of its size.
+def _decode_scaled(
+    content: bytes, config: ImageConfig, name: str, view: View
+) -> tuple[NDArray[np.uint8], SizeCondition] | None:
+    """About the view of a large JPEG file, decoded at a fraction of its size.
 
     None: it is not large or not plain.
     """
     width, height = jpeg.plain_size(content) or (0, 0)
-    side = max(width, height) if config.fit == "pad" else min(width, height)
-    wanted = _SCALED * config.size
-    if side <= wanted:
+    if not (width and height):
         return None
-    least = math.ceil(width * wanted / side), math.ceil(height * wanted / side)
-    pixels = _plain_jpeg(content, name, config.max_pixels, least)
+    frame = view.frame(width, height)
+    if frame.scale <= _SCALED:
+        return None
+    least = (math.ceil(each * _SCALED / frame.scale - _ROUNDING) for each in (width, height))
+    pixels = _plain_jpeg(content, name, config.max_pixels, (next(least), next(least)))
     if pixels is None:
         return None
     scale = round(8 * pixels.shape[1] / width) / 8
-    if config.fit == "pad":
+    if view.fit == "pad":
         _cover_partly(pixels[-1], height * scale % 1)
         _cover_partly(pixels[:, -1], width * scale % 1)
     image = Image.fromarray(pixels)
-    # the corner of the whole image's square, beside the image, and that of a canvas around both
-    left, top = ((each - side) // 2 * scale for each in (width, height))
-    x, y = math.floor(min(left, 0)), math.floor(min(top, 0))
-    canvas = Image.new("RGB", (image.width - 2 * x, image.height - 2 * y), "white")
-    canvas.paste(image, (-x, -y))
-    box = (left - x, top - y, left - x + side * scale, top - y + side * scale)
-    box = (*box[:2], min(box[2], canvas.width), min(box[3], canvas.height))
-    return np.asarray(canvas.resize((config.size, config.size), _FILTERS[config.filter], box))
+    box = [scale * each for each in frame.box]
+    # the canvas is the image, and what of the box is beside it
+    x, y = (max(0, math.ceil(-each)) for each in box[:2])
+    right, bottom = (
+        math.ceil(max(end, side)) for end, side in zip(box[2:], image.size, strict=True)
+    )
+    canvas = image
+    if view.fit == "pad":
+        canvas = Image.new("RGB", (right + x, bottom + y), "white")
+        canvas.paste(image, (x, y))
+    left, top = max(box[0] + x, 0), max(box[1] + y, 0)
+    inside = (left, top, min(box[2] + x, canvas.width), min(box[3] + y, canvas.height))
+    cut = canvas.resize(view.shape, _FILTERS[config.filter], inside)
+    return np.asarray(cut), SizeCondition.of(frame, width, height)
 
 
 def _cover_partly(edge: NDArray[np.uint8], part: float) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARDS, _BLOCKS, _SAMPLE, _CAPTION = 1, 2, 3, 4
+_SHARDS, _BLOCKS, _SAMPLE, _CAPTION, _CROP = 1, 2, 3, 4, 5
 _LANE_BITS = 32
 """The random numbers of a block are keyed by its number, and above these bits by its lane's."""
 
@@ -151,3 +151,9 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def draw(count: int, seed: int, epoch: int, index: int) -> int:
     """One of `count` captions of a sample in an epoch, independent of its augmentation."""
     return int(_bits(_CAPTION, seed, epoch, index).random_raw()) % count
+
+
+def crop_draws(count: int, seed: int, epoch: int, index: int) -> tuple[float, ...]:
+    """Numbers in [0, 1) of a sample's crop in an epoch, independent of its other augmentation."""
+    raw = _bits(_CROP, seed, epoch, index).random_raw(count)
+    return tuple(((raw >> np.uint64(11)) * 2.0**-53).tolist())

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig, ImageConfig, LabelConfig, Selection, TextConfig
 from data_pipeline.dataset import open_dataset
@@ -358,3 +360,51 @@ def test_a_set_without_samples_is_refused(tmp_path):
     write_contents(str(tmp_path), contents)
     with pytest.raises(UserError, match="selects no sample of 'nothing'"):
         open_dataset(DataConfig(url=str(tmp_path)))
+
+
+def test_a_crop_is_drawn_for_training_and_leaves_other_random_numbers_as_they_are(
+    tmp_path, tokenizer_directory
+):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    url = str(tmp_path / "wide")
+    members = {"png": content.getvalue(), "txt": b"a green square"}
+    write_shards(
+        [RawSample("a", members)],
+        url,
+        name="a",
+        licence="l",
+        provenance={},
+        shard_size=1,
+        fields={},
+    )
+    text = TextConfig(tokenizer=tokenizer_directory, length=12, dropout=0.5)
+    image = {"size": 9, "fit": "crop", "flip": True, "flip_with_captions": True}
+    plain, cropped = (
+        open_dataset(DataConfig(url=url, text=text, image=ImageConfig.model_validate(fields)))
+        for fields in (image, {**image, "crop": {"position": "random"}})
+    )
+    assert np.array_equal(cropped.sample(0).image, pixels[:, 2:11])
+    lefts = set()
+    for epoch in range(30):
+        before, after = (one.sample(0, seed=1, epoch=epoch) for one in (plain, cropped))
+        assert np.array_equal(before.text, after.text)
+        flipped = not np.array_equal(before.image, pixels[:, 2:11])
+        found = after.image[:, ::-1] if flipped else after.image
+        lefts |= {at for at in range(6) if np.array_equal(found, pixels[:, at : at + 9])}
+    assert lefts == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cache_in_memory": True}, "cache_in_memory keeps one form of an image"),
+        ({"hint": {"name": "edges"}}, "cuts images, but not hints"),
+        ({"arrays": ["codes"]}, "cuts images, but not codes"),
+    ],
+)
+def test_a_crop_is_refused_beside_what_it_does_not_cut(fields, message):
+    image = {"size": 4, "fit": "crop", "crop": {}}
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate({"url": "x", "image": image, **fields})

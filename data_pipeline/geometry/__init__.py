@@ -1,0 +1,1 @@
+"""Which part of an image a sample shows, and in what shape."""
