@@ -1,12 +1,12 @@
 """A recipe's data settings. Imports nothing heavier than pydantic."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from data_pipeline.geometry.config import CropConfig
 from data_pipeline.geometry.frame import Shape, View
+from data_pipeline.geometry.sides import names_side
 from mezzotint.common.preprocessing import Filter, Fit, Preprocessing
 from mezzotint.common.storage_errors import check_no_credentials
 from mezzotint.common.text_features import CAPTION_ARRAYS
@@ -18,12 +18,11 @@ HINT_NAME = r"^[a-z][a-z0-9_]*$"
 HintName = Annotated[str, Field(pattern=HINT_NAME)]
 """The name of a hint: `edges` of the member `KEY.edges.png`."""
 
-_SIDE = re.compile(
-    r"(?<![a-z])((left|right)(wards?|most|handed|hand|side)?|(anti|counter)?-?clockwise)(?![a-z])"
-)
-
 Location = Annotated[str, Field(min_length=1), AfterValidator(check_no_credentials)]
 """A local path or any fsspec URL. Endpoint and credentials come from the environment alone."""
+
+
+WithCaptions = bool | Literal["guarded"]
 
 
 class ImageConfig(BaseModel, frozen=True, extra="forbid"):
@@ -41,8 +40,9 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     flip: bool = False
     """Mirror a sample, and its hint, with probability 1/2, keyed by (seed, epoch, sample).
     Training only."""
-    flip_with_captions: bool = False
-    """Mirror although captions, which may say left or right, are read with the images."""
+    flip_with_captions: WithCaptions = False
+    """Mirror although captions, which may say left or right, are read with the images: all of
+    them, or with `guarded` those whose caption names no side in English."""
     flip_with_labels: bool = False
     """Mirror although a class is called left or right."""
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
@@ -124,7 +124,7 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def sides(self) -> tuple[str, ...]:
         """The values that name a side, which a mirrored image does not show."""
-        return tuple(str(value) for value in self.values or () if _SIDE.search(str(value).lower()))
+        return tuple(str(value) for value in self.values or () if names_side(str(value)))
 
     @property
     def count(self) -> int:
@@ -183,7 +183,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Read the arrays of the mirrored image, which `mezzotint data derive --flip` writes, with
     probability 1/2, keyed by (seed, epoch, sample); the image and the hint of such a sample are
     mirrored too. Training only."""
-    flip_with_captions: bool = False
+    flip_with_captions: WithCaptions = False
     """As in `image`, for `flip_arrays`."""
     flip_with_labels: bool = False
     """As in `image`, for `flip_arrays`."""
@@ -241,6 +241,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         """Whether training mirrors samples."""
         return self.flip_arrays or (self.image is not None and self.image.flip)
 
+    @property
+    def guards_flips(self) -> bool:
+        """Whether samples stay as they are whose caption names a side."""
+        of_images = self.image is not None and self.image.flip_with_captions == "guarded"
+        return of_images or self.flip_with_captions == "guarded"
+
     def check_flipped_captions(self) -> None:
         """Refuse to mirror images that are trained with their captions, unless it is forced.
 
@@ -251,7 +257,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if key is not None:
             raise ValueError(
                 f"{key} mirrors images, and their captions may say left or right; set "
-                f"{key}=false, or {self._forcing(key, 'with_captions')}=true to mirror them still"
+                f"{key}=false, or {self._forcing(key, 'with_captions')}=guarded to mirror those "
+                "whose captions name no side, or =true to mirror all"
             )
 
     def check_flipped_arrays(self) -> None:

@@ -13,6 +13,7 @@ from data_pipeline.batch import Batch, Sample, collate
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
 from data_pipeline.geometry.frame import DRAWS, View
+from data_pipeline.geometry.sides import names_side
 from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode_view
 from data_pipeline.joined import JoinedSample, JoinedSet, check_encoder
@@ -185,6 +186,7 @@ class Dataset:
         image = text = hint = None
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
         flipped = rng is not None and config.flips and rng.random() < 0.5
+        flipped = flipped and not (config.guards_flips and names_side(caption))
         if config.image is not None:
             image = self._image(index, config.image, self._view(index, config.image, seed, epoch))
             image = image[:, ::-1] if flipped else image

@@ -2,7 +2,9 @@
 
 import logging
 
+from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
+from data_pipeline.geometry.sides import SideCaptions
 from data_pipeline.text.cut_captions import (
     CaptionLimit,
     CutCaptions,
@@ -49,13 +51,21 @@ def cut_captions(recipe: Recipe, dataset: Dataset) -> list[CutCaptions]:
     return [count_cut(captions, limit, key) for key, limit in limits.items()]
 
 
+def side_captions(data: DataConfig, dataset: Dataset) -> SideCaptions | None:
+    """Those of a sample of the set's captions that name a side, where that matters to flips."""
+    return SideCaptions.count(sampled_captions(dataset)) if data.guards_flips else None
+
+
 def log_cut_captions(recipe: Recipe, dataset: Dataset) -> None:
-    """Warn where more than one caption in a hundred is cut."""
+    """Warn where more than one caption in a hundred is cut; say how many keep from mirroring."""
     try:
         counts = cut_captions(recipe, dataset)
+        sides = side_captions(recipe.data, dataset)
     except UserError as error:  # training itself says what it cannot do without
         log.warning("captions were not counted: %s", error)
         return
     for count in counts:
         if count.share > WARNED:
             log.warning("%s; raise its length, or shorten them", count.to_text())
+    if sides is not None:
+        log.info("%s", sides.to_text())

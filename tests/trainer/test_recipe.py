@@ -206,7 +206,9 @@ def test_images_with_captions_are_mirrored_only_where_the_recipe_says_so(recipe,
     path = f"recipes/{recipe}.yaml"
     message = refusal("data.image.flip=true", *overrides, recipe=path)
     assert "left or right; set data.image.flip=false, or data.image.flip_with_captions" in message
-    load(path, ["data.image.flip=true", "data.image.flip_with_captions=true", *overrides])
+    for permission in ("true", "guarded"):
+        permitted = f"data.image.flip_with_captions={permission}"
+        load(path, ["data.image.flip=true", permitted, *overrides])
 
 
 def test_an_autoencoder_and_a_model_of_classes_may_mirror():
@@ -239,7 +241,7 @@ def test_a_permission_to_mirror_needs_something_that_mirrors():
 def test_arrays_of_mirrored_images_need_the_same_permissions():
     captions = "data.text={tokenizer: t, length: 8}"
     message = refusal("data.flip_arrays=true", captions)
-    assert "set data.flip_arrays=false, or data.flip_with_captions=true" in message
+    assert "set data.flip_arrays=false, or data.flip_with_captions=guarded" in message
     load(DVAE, ["data.flip_arrays=true", "data.flip_with_captions=true", captions])
     label = "data.label={attribute: way, values: [left, right]}"
     message = refusal("data.flip_arrays=true", label)
