@@ -90,9 +90,14 @@ def read_image(content: bytes, name: str, *, max_pixels: int) -> DecodedImage:
     Raises:
         UserError: Another format, damaged, or too large.
     """
-    pixels = _plain_jpeg(content, name, max_pixels)
-    if pixels is not None:
-        return DecodedImage(Image.fromarray(pixels), frozenset())
+    if _plain_size(content, name, max_pixels) is not None:
+        pixels = _decode_plain(content)
+        if pixels is not None:
+            return DecodedImage(Image.fromarray(pixels), frozenset())
+    return _read_by_pillow(content, name, max_pixels)
+
+
+def _read_by_pillow(content: bytes, name: str, max_pixels: int) -> DecodedImage:
     notes: set[ImageNote] = set()
     try:
         image, content = _opened(content, notes)
@@ -135,20 +140,21 @@ def decode_view(
     content: bytes, config: ImageConfig, name: str, view: View
 ) -> tuple[NDArray[np.uint8], SizeCondition]:
     """Decode an image file into (height, width, 3) uint8 of a view; raises as `open_rgb`."""
-    if config.scaled_decoding:
-        scaled = _decode_scaled(content, config, name, view)
-        if scaled is not None:
-            return scaled
-    pixels = _plain_jpeg(content, name, config.max_pixels)
-    if pixels is None:
-        image = open_rgb(content, name, max_pixels=config.max_pixels)
+    size = _plain_size(content, name, config.max_pixels)
+    scaled = size is not None and config.scaled_decoding and view.frame(*size).scale > _SCALED
+    pixels = None
+    if size is not None:
+        pixels = _decode_plain(content, *(_least_size(view, *size) if scaled else (0, 0)))
+    if size is None or pixels is None:
+        image = _read_by_pillow(content, name, config.max_pixels).image
         frame = view.frame(*image.size)
         return _cut(image, frame, config.filter), SizeCondition.of(frame, *image.size)
-    height, width = pixels.shape[:2]
-    frame = view.frame(width, height)
-    if not frame.is_image(width, height):
+    frame = view.frame(*size)
+    if scaled:
+        pixels = _cut_scaled(pixels, size, config.filter, view)
+    elif not frame.is_image(*size):
         pixels = _cut(Image.fromarray(pixels), frame, config.filter)
-    return pixels, SizeCondition.of(frame, width, height)
+    return pixels, SizeCondition.of(frame, *size)
 
 
 def _cut(image: Image.Image, frame: Frame, filter_name: Filter) -> NDArray[np.uint8]:
@@ -168,41 +174,45 @@ def _cut(image: Image.Image, frame: Frame, filter_name: Filter) -> NDArray[np.ui
     return np.asarray(canvas)
 
 
-def _plain_jpeg(
-    content: bytes, name: str, max_pixels: int, least: tuple[int, int] = (0, 0)
-) -> NDArray[np.uint8] | None:
-    """(H, W, 3) of a JPEG file by libjpeg-turbo alone, the same values as Pillow's, in less time.
+def _plain_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] | None:
+    """Width and height of a JPEG file that needs no conversion; raises as `read_image`.
 
-    With `least`, a width and height, it may be decoded at some eighths of its size that are at
-    least that. None: it has colours, metadata or damage that Pillow is needed for.
+    None: it has colours, metadata or damage that Pillow is needed for.
     """
     size = jpeg.plain_size(content)
-    if size is None:
-        return None
-    _check_size(*size, name, max_pixels)
+    if size is not None:
+        _check_size(*size, name, max_pixels)
+    return size
+
+
+def _decode_plain(
+    content: bytes, least_width: int = 0, least_height: int = 0
+) -> NDArray[np.uint8] | None:
+    """(H, W, 3) of a plain JPEG file by libjpeg-turbo alone, as Pillow's values, in less time.
+
+    With a least width and height, it may be decoded at some eighths of its size that are at least
+    that. None: it is damaged.
+    """
     try:
-        return simplejpeg.decode_jpeg(content, "RGB", min_width=least[0], min_height=least[1])
+        return simplejpeg.decode_jpeg(
+            content, "RGB", min_width=least_width, min_height=least_height
+        )
     except ValueError:
         return None
 
 
-def _decode_scaled(
-    content: bytes, config: ImageConfig, name: str, view: View
-) -> tuple[NDArray[np.uint8], SizeCondition] | None:
-    """About the view of a large JPEG file, decoded at a fraction of its size.
+def _least_size(view: View, width: int, height: int) -> tuple[int, int]:
+    """The width and height that a large image is decoded at, at least."""
+    scale = view.frame(width, height).scale / _SCALED
+    return math.ceil(width / scale - _ROUNDING), math.ceil(height / scale - _ROUNDING)
 
-    None: it is not large or not plain.
-    """
-    width, height = jpeg.plain_size(content) or (0, 0)
-    if not (width and height):
-        return None
+
+def _cut_scaled(
+    pixels: NDArray[np.uint8], size: tuple[int, int], filter_name: Filter, view: View
+) -> NDArray[np.uint8]:
+    """About what `_cut` makes of an image of this size, decoded at a fraction of it."""
+    width, height = size
     frame = view.frame(width, height)
-    if frame.scale <= _SCALED:
-        return None
-    least = (math.ceil(each * _SCALED / frame.scale - _ROUNDING) for each in (width, height))
-    pixels = _plain_jpeg(content, name, config.max_pixels, (next(least), next(least)))
-    if pixels is None:
-        return None
     scale = round(8 * pixels.shape[1] / width) / 8
     if view.fit == "pad":
         _cover_partly(pixels[-1], height * scale % 1)
@@ -220,8 +230,7 @@ def _decode_scaled(
         canvas.paste(image, (x, y))
     left, top = max(box[0] + x, 0), max(box[1] + y, 0)
     inside = (left, top, min(box[2] + x, canvas.width), min(box[3] + y, canvas.height))
-    cut = canvas.resize(view.shape, _FILTERS[config.filter], inside)
-    return np.asarray(cut), SizeCondition.of(frame, width, height)
+    return np.asarray(canvas.resize(view.shape, _FILTERS[filter_name], inside))
 
 
 def _cover_partly(edge: NDArray[np.uint8], part: float) -> None:

@@ -30,12 +30,10 @@ class ShardOrder:
 
     shards: NDArray[np.int64]
     """(S,) in the order of the epoch."""
-    first_samples: NDArray[np.int64]
-    """(S,): the index of the first sample of each."""
-    begins: NDArray[np.int64]
-    """(S,): where each one begins in the sequence."""
     ends: NDArray[np.int64]
-    """(S,): where it ends."""
+    """(S,): where each one ends in the sequence."""
+    offsets: NDArray[np.int64]
+    """(S,): what is added to a place in the sequence for the index of the sample there."""
 
     @classmethod
     def of(cls, shard_sizes: Sequence[int], seed: int, epoch: int) -> "ShardOrder":
@@ -43,14 +41,13 @@ class ShardOrder:
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         shards = _permutation(len(sizes), _bits(_SHARDS, seed, epoch, 0))
         ends = np.cumsum(sizes[shards])
-        return cls(shards, (np.cumsum(sizes) - sizes)[shards], ends - sizes[shards], ends)
+        return cls(shards, ends, np.cumsum(sizes)[shards] - ends)
 
     def samples(self, first: int, last: int, shards: slice) -> NDArray[np.int64]:
         """The indices at [first, last) of the sequence, all of these shards."""
         positions = np.arange(first, last)
         shard = np.searchsorted(self.ends[shards], positions, side="right")
-        offset = self.first_samples[shards] - self.begins[shards]
-        return positions + offset[shard]
+        return positions + self.offsets[shards][shard]
 
 
 class Lane:
@@ -64,7 +61,7 @@ class Lane:
         self._order, self._number, self._first = order, number, first
         self.length = last - first
         """Samples of the lane."""
-        self._block = lru_cache(maxsize=2)(self._permuted)
+        self._block = lru_cache(maxsize=1)(self._permuted)
 
     @cached_property
     def blocks(self) -> list[NDArray[np.int64]]:
@@ -81,6 +78,7 @@ class Lane:
     def _parts(self) -> list[slice]:
         """The blocks, as parts of the epoch's shards."""
         order, block = self._order, self._order.block
+        # a single lane has the empty shards at its ends too, as the orders of earlier versions
         start, stop = 0, len(order.shards.shards)
         if len(order.lanes) > 1:
             inside = (self._first, self._first + max(self.length - 1, 0))

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -142,12 +144,13 @@ class Stream:
     def sample_refs(self) -> Iterator[list[SampleRef]]:
         """The samples of each batch of this rank."""
         start = self._start
-        prefetched: set[BlockRef] = set()
+        runs, prefetched = list(self._runs(start)), set[BlockRef]()
         while True:
-            runs = list(self._runs(start))
             start += self.global_batch
-            prefetched = self._prefetch([*runs, *self._runs(start)], prefetched)
+            following = list(self._runs(start))
+            prefetched = self._prefetch([*runs, *following], prefetched)
             yield [ref for run in runs for ref in self._refs(run)]
+            runs = following
 
     @property
     def _start(self) -> int:
@@ -184,7 +187,7 @@ class Stream:
         for row in range(first // each, -(-last // each)):
             done, stop = max(first - row * each, 0), min(last - row * each, each)
             while done < stop:
-                # a rank of several lanes takes all of each; the position is never in between
+                # a row is every lanes-th position from start + row on, all of one lane in an epoch
                 epoch, position = divmod(start + row + done * self.lanes, len(self.dataset))
                 place, lane = divmod(position, self.lanes)
                 length = self._epoch(epoch).lanes[lane].length
@@ -199,19 +202,19 @@ class Stream:
 
     def _prefetch(self, runs: Sequence["_Run"], known: set[BlockRef]) -> set[BlockRef]:
         """Fetch the blocks of these runs, and the next of each lane, but those `known`."""
-        needed: dict[BlockRef, list[int]] = {}
+        needed: dict[BlockRef, NDArray[np.int64]] = {}
         for run in runs:
             lane = self._epoch(run.epoch).lanes[run.lane]
             after = lane.block_at(run.end - 1) + 1
             for number in range(lane.block_at(run.first), min(after + 1, len(lane.blocks))):
-                needed[run.epoch, run.lane, number] = lane.blocks[number].tolist()
+                needed[run.epoch, run.lane, number] = lane.blocks[number]
             if after == len(lane.blocks):
                 following = self._after(run)
                 blocks = self._epoch(run.epoch + 1).lanes[following].blocks
-                needed[run.epoch + 1, following, 0] = blocks[0].tolist()
-        new = [shard for block, shards in needed.items() if block not in known for shard in shards]
+                needed[run.epoch + 1, following, 0] = blocks[0]
+        new = [shards for block, shards in needed.items() if block not in known]
         if new:
-            self.dataset.prefetch(list(dict.fromkeys(new)))
+            self.dataset.prefetch(list(dict.fromkeys(np.concatenate(new).tolist())))
         return set(needed)
 
     def _after(self, run: "_Run") -> int:

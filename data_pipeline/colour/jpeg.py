@@ -1,6 +1,7 @@
 """Segments of JPEG files (ITU-T T.81, annex B)."""
 
 import struct
+from collections.abc import Iterator
 
 _APP2, _START_OF_SCAN = 0xE2, 0xDA
 _ICC = b"ICC_PROFILE\0"
@@ -12,6 +13,17 @@ _YCBCR = b"\x03\x01\x02\x03"
 """The number of its components, and their identifiers."""
 
 
+def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of every segment from the second byte on, to the start of a scan."""
+    position = 2
+    while position + 4 <= len(content) and content[position] == 0xFF:
+        marker, length = struct.unpack_from(">BH", content, position + 1)
+        yield marker, position, position + 2 + length
+        if marker == _START_OF_SCAN:
+            return
+        position += 2 + length
+
+
 def is_jpeg(content: bytes) -> bool:
     """Whether a file starts as a JPEG file does."""
     return content.startswith(b"\xff\xd8\xff")
@@ -19,16 +31,11 @@ def is_jpeg(content: bytes) -> bool:
 
 def without_profile(content: bytes) -> bytes:
     """A JPEG file without its segments of an ICC profile."""
-    kept, start, position = [], 0, 2
-    while position + 4 <= len(content) and content[position] == 0xFF:
-        marker, length = struct.unpack_from(">BH", content, position + 1)
-        if marker == _START_OF_SCAN:
-            break
-        end = position + 2 + length
+    kept, start = [], 0
+    for marker, position, end in _segments(content):
         if marker == _APP2 and content.startswith(_ICC, position + 4):
             kept.append(content[start:position])
             start = end
-        position = end
     return b"".join([*kept, content[start:]]) if kept else content
 
 
@@ -39,20 +46,18 @@ def plain_size(content: bytes) -> tuple[int, int] | None:
     """
     if not is_jpeg(content):
         return None
-    size, jfif, position = None, False, 2
-    while position + 4 <= len(content) and content[position] == 0xFF:
-        marker, length = struct.unpack_from(">BH", content, position + 1)
+    size, jfif = None, False
+    for marker, position, end in _segments(content):
         if marker == _START_OF_SCAN:
             return size if jfif else None
-        if marker not in _PLAIN or length < 2:
+        if marker not in _PLAIN or end < position + 4:
             return None
-        segment = content[position + 4 : position + 2 + length]
+        segment = content[position + 4 : end]
         jfif = jfif or (marker == 0xE0 and segment.startswith(b"JFIF\0"))
         if marker in _FRAMES:
             size = _plain_frame(segment) if size is None else None
             if size is None:
                 return None
-        position += 2 + length
     return None
 
 
