@@ -24,7 +24,7 @@ from models.diffusion.inversion import DDIMInversion, ddim_round_trip
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import NFE, DiffusionSampling, SamplerRun, count_nfe
 from models.diffusion.thresholding import NoThresholding
-from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, ImageEmbeddingConfig
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, embedding_noise_of
 from models.nn.random import normal
 
 
@@ -75,8 +75,7 @@ class Decoder:
     @property
     def embedding_noise(self) -> EmbeddingNoiseConfig | None:
         """The noise on embeddings whose level the network reads (Stable unCLIP)."""
-        reads = getattr(self.network.config, "image_embedding", None)
-        return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
+        return embedding_noise_of(self.network)
 
     def condition(
         self,
@@ -98,9 +97,8 @@ class Decoder:
             noise = torch.zeros_like(given)
             if rng is not None:
                 noise = normal(tuple(given.shape), rng, given.device)
-            noised = self.embedding_noise.add(given, levels, noise)
-            noised = self.embeddings.scaling.uncentred(noised)
-            cond = Condition(image_embedding=noised, embedding_level=levels)
+            scaling = self.embeddings.scaling
+            cond = self.embedding_noise.condition(cond, given, levels, noise, scaling)
         return cond if self.text is None else self.text(cond, captions)
 
     def sampler_run(self, sampling: DiffusionSampling, nfe: NFE) -> SamplerRun[Condition]:

@@ -1,5 +1,6 @@
 """CLIP embeddings of images as a condition (unCLIP, arXiv 2204.06125, 2.1)."""
 
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -7,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.common.embedding_scaling import EmbeddingScaling
 from mezzotint.common.errors import UserError
 from models.diffusion.condition import Condition
 from models.diffusion.control.encoding import Caption
@@ -17,7 +19,7 @@ from models.nn.embedding import sinusoidal_embedding
 
 
 class EmbeddingNoiseConfig(BaseModel, frozen=True, extra="forbid"):
-    """Noise on embeddings whose level the network is told (Stable unCLIP).
+    """Noise on embeddings whose level the network reads (Stable unCLIP).
 
     Level k of `schedule.steps` is the schedule after k + 1 steps.
     """
@@ -30,6 +32,22 @@ class EmbeddingNoiseConfig(BaseModel, frozen=True, extra="forbid"):
         at = self.schedule.at(time)
         kept = at.alpha[:, None].to(embedding.dtype) * embedding
         return kept + at.sigma[:, None].to(embedding.dtype) * noise
+
+    def condition(
+        self,
+        condition: Condition,
+        embedding: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        scaling: EmbeddingScaling,
+    ) -> Condition:
+        """The condition with noisy embeddings and their level; the arguments as of `add`.
+
+        The mean that `scaling` took from them is put back, so that a dropped one is 0 in CLIP's
+        units.
+        """
+        noised = scaling.uncentred(self.add(embedding, level, noise))
+        return replace(condition, image_embedding=noised, embedding_level=level)
 
 
 class ImageEmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -52,6 +70,12 @@ class ImageEmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
         if self.noise is not None:
             return NoisyImageEmbedding(self, vector)
         return ImageEmbedding(self, vector, context)
+
+
+def embedding_noise_of(network: object) -> EmbeddingNoiseConfig | None:
+    """The noise on embeddings whose level a network reads, if it reads any."""
+    reads = getattr(getattr(network, "config", None), "image_embedding", None)
+    return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
 
 
 class ImageEmbedding(nn.Module):
@@ -123,11 +147,11 @@ class NoisyImageEmbedding(nn.Module):
         Raises:
             UserError: the condition has no embeddings or no levels, or others than the network's.
         """
-        config, level = self.config, condition.embedding_level
-        given, null = _given(condition, config.dim)
-        if level is None or config.noise is None:
+        dim, level = self.config.dim, condition.embedding_level
+        given, null = _given(condition, dim)
+        if level is None:
             raise UserError("this network needs the level of the noise on its image embeddings")
-        wave = sinusoidal_embedding(level / 1000, config.dim)
+        wave = sinusoidal_embedding(level / 1000, dim)
         both = torch.cat([given.float(), wave], dim=1)
         read = torch.where(null[:, None], 0.0, both).to(self.hidden.weight.dtype)
         return self.out(F.silu(self.hidden(read)))

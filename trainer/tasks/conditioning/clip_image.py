@@ -13,7 +13,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.guidance import without_embedding
 from models.diffusion.network import ConditionalNetwork
 from models.diffusion.process import Denoiser
-from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, ImageEmbeddingConfig
+from models.diffusion.unet.image_embedding import EmbeddingNoiseConfig, embedding_noise_of
 from trainer.rng import dropped_rows
 from trainer.tasks.conditioning.captions import CaptionConfig
 from trainer.tasks.conditioning.inputs import BaseCondition, ConditionInputs
@@ -40,7 +40,7 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         return frozenset({self.kind}) | (self.captions.gives if self.captions else frozenset())
 
     def check(self, network: ConditionalNetwork) -> None:
-        if self.noise and _noise_of(network) is not None:
+        if self.noise and embedding_noise_of(network) is not None:
             raise UserError(
                 "task.condition.noise: the model has noise on its embeddings and reads its level "
                 "(model.image_embedding.noise); leave this out"
@@ -49,12 +49,12 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
             self.captions.check(network)
 
     def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        embedding, noise = self._embedding(inputs), _noise_of(inputs.network)
+        embedding, noise = self._embedding(inputs), embedding_noise_of(inputs.network)
         rows, device = len(embedding), embedding.device
         if noise is not None:
             steps = noise.schedule.steps
             level = torch.randint(steps, (rows,), generator=inputs.rng, device=device)
-            condition = self._with_noise(condition, noise, embedding, level, inputs.rng)
+            condition = self._with_noise(condition, noise, level, inputs)
         else:
             noised = self._noised(embedding, inputs.rng)
             condition = replace(condition, image_embedding=noised)
@@ -65,11 +65,11 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         return self.captions.train_condition(condition, inputs)
 
     def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
-        embedding, noise = self._embedding(inputs), _noise_of(inputs.network)
+        embedding, noise = self._embedding(inputs), embedding_noise_of(inputs.network)
         condition = replace(condition, image_embedding=embedding)
         if noise is not None:
             level = torch.zeros(len(embedding), dtype=torch.int64, device=embedding.device)
-            condition = self._with_noise(condition, noise, embedding, level, inputs.rng)
+            condition = self._with_noise(condition, noise, level, inputs)
         if self.captions is None:
             return condition
         return self.captions.eval_condition(condition, inputs)
@@ -93,22 +93,14 @@ class ClipImageCondition(BaseCondition, frozen=True, extra="forbid"):
         self,
         condition: Condition,
         noise: EmbeddingNoiseConfig,
-        embedding: Tensor,
         level: Tensor,
-        rng: Generator,
+        inputs: ConditionInputs,
     ) -> Condition:
         assert self.scaling is not None, "taken from the set when the run is set up"
-        drawn = torch.randn(embedding.shape, generator=rng, device=embedding.device)
-        noised = self.scaling.uncentred(noise.add(embedding, level, drawn))
-        return replace(condition, image_embedding=noised, embedding_level=level)
+        embedding = self._embedding(inputs)
+        drawn = torch.randn(embedding.shape, generator=inputs.rng, device=embedding.device)
+        return noise.condition(condition, embedding, level, drawn, self.scaling)
 
     def _embedding(self, inputs: ConditionInputs) -> Tensor:
         assert self.scaling is not None, "taken from the set when the run is set up"
         return self.scaling.normalize(inputs.batch.array(IMAGE_EMBEDDING).float())
-
-
-def _noise_of(network: ConditionalNetwork) -> EmbeddingNoiseConfig | None:
-    """The noise on embeddings whose level a network reads."""
-    config = getattr(network, "config", None)
-    reads = getattr(config, "image_embedding", None)
-    return reads.noise if isinstance(reads, ImageEmbeddingConfig) else None
