@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from data_pipeline.config import HintName, Selection
 from data_pipeline.manifest import FileName
+from data_pipeline.sets.split_rule import HashedPart, SplitRule
 
 
 class PackOptions(BaseModel, frozen=True, extra="forbid"):
@@ -44,7 +45,10 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     """Pairs read in parallel."""
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Fraction of the captions (by hash) that a split named `random` holds out. What shares an
-    image or a caption stays together."""
+    image or a caption stays together, unless `split_by` is set."""
+    split_by: HashedPart | None = None
+    """What of each sample is hashed for that split; None: captions, and what shares an image or a
+    caption stays together, for which all samples are held in memory."""
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
     min_size: int = Field(default=1, gt=0)
     """Of the shorter side, in pixels."""
@@ -57,3 +61,10 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     @property
     def set_name(self) -> str:
         return self.name or "images"
+
+    @property
+    def split_rule(self) -> SplitRule | None:
+        """None: the split is not made by a rule."""
+        if self.split_by is None or not self.test_fraction:
+            return None
+        return SplitRule(by=self.split_by, fraction=self.test_fraction)

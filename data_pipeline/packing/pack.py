@@ -13,10 +13,11 @@ from data_pipeline.packing.report import PackReport, by_rule, counts
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.source import Source, shown_name
 from data_pipeline.packing.sources import open_source
-from data_pipeline.packing.splits import RANDOM_SPLIT, connected, overlap, random_split
+from data_pipeline.packing.splits import connected, overlap, random_split, split_by_rule
 from data_pipeline.packing.update import Plan, Updater, match, revised_name
 from data_pipeline.selection import select
 from data_pipeline.sets.contents import SetContents, Split
+from data_pipeline.sets.split_rule import RANDOM_SPLIT
 from data_pipeline.sets.stored_set import read_manifest
 from data_pipeline.sets.survey import Survey
 from data_pipeline.sets.write import write_contents
@@ -111,6 +112,8 @@ def _plan(options: PackOptions) -> str:
     tree = options.model_dump(mode="json", exclude={"workers", "update"})
     if not options.hint_columns:
         del tree["hint_columns"]  # sets of earlier versions keep their plan
+    if options.split_by is None:
+        del tree["split_by"]
     return sha256(json.dumps(tree, sort_keys=True))
 
 
@@ -191,7 +194,11 @@ def _packed(
     splits = _splits(keys, before, source)
     if options.test_fraction:
         earlier = splits.get(RANDOM_SPLIT)
-        splits[RANDOM_SPLIT] = random_split(contents, options.test_fraction, earlier)
+        rule = options.split_rule
+        if rule is None:
+            splits[RANDOM_SPLIT] = random_split(contents, options.test_fraction, earlier)
+        else:
+            splits[RANDOM_SPLIT] = split_by_rule(contents, rule, earlier)
     fields = {name: described.get(name, "image file as it was") for name in extensions}
     if before is not None:
         changed = {"fields": fields, "splits": splits, "shards": shards, "latents": None}
@@ -249,7 +256,7 @@ def _noticed(
             found.append(("the image of another sample", item.name))
         if content.image is not None:
             images.add(content.image)
-    if options.test_fraction:
+    if options.test_fraction and options.split_rule is None:
         largest = max(connected(contents), key=len)
         if len(largest) > options.test_fraction * len(contents):
             rule = "one group of equal images or captions, larger than the test fraction"

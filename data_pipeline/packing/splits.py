@@ -1,12 +1,11 @@
 """Splits that keep together what shares an image or a caption, and the overlap of any split."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from data_pipeline.packing.records import Content
 from data_pipeline.sets.contents import Split
+from data_pipeline.sets.split_rule import SplitRule, captions_digest, hashed
 from mezzotint.common.digests import sha256
-
-RANDOM_SPLIT = "random"
 
 
 def random_split(contents: Mapping[str, Content], fraction: float, before: Split | None) -> Split:
@@ -24,7 +23,8 @@ def random_split(contents: Mapping[str, Content], fraction: float, before: Split
         elif test_before.intersection(group):
             held_out = True
         else:
-            held_out = _hash(one for key in group for one in contents[key].captions) < fraction
+            captions = (one for key in group for one in contents[key].captions)
+            held_out = hashed(captions_digest(captions)) < fraction
         if not held_out:
             train.update(group)
     return Split(
@@ -32,6 +32,29 @@ def random_split(contents: Mapping[str, Content], fraction: float, before: Split
         train=tuple(key for key in contents if key in train),
         test=tuple(key for key in contents if key not in train),
     )
+
+
+def split_by_rule(contents: Mapping[str, Content], rule: SplitRule, before: Split | None) -> Split:
+    """The parts that a rule gives, by key; samples of the split `before` stay where they are."""
+    known = {} if before is None else before.parts()
+    parts = {
+        key: known.get(key) or rule.part(_hashed_of(rule, key, contents[key])) for key in contents
+    }
+    return Split(
+        description=rule.description,
+        train=tuple(key for key in contents if parts[key] == "train"),
+        test=tuple(key for key in contents if parts[key] == "test"),
+    )
+
+
+def _hashed_of(rule: SplitRule, key: str, content: Content) -> str:
+    match rule.by:
+        case "caption":
+            return captions_digest(content.captions)
+        case "image" if content.image is not None:
+            return content.image
+        case _:
+            return sha256(key)
 
 
 def connected(contents: Mapping[str, Content]) -> list[list[str]]:
@@ -68,10 +91,3 @@ def _shared(content: Content) -> list[str]:
     """What a sample may share with others."""
     captions = [f"caption {one}" for one in content.captions]
     return captions if content.image is None else [f"image {content.image}", *captions]
-
-
-def _hash(captions: Iterable[str]) -> float:
-    """A number in [0, 1) from digests of captions."""
-    distinct = sorted(set(captions))
-    digest = distinct[0] if len(distinct) == 1 else sha256("".join(distinct))
-    return int(digest[:16], 16) / 2**64

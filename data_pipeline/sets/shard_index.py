@@ -157,14 +157,14 @@ class ShardIndex:
         cls, samples: Sequence[SampleEntry], splits: Mapping[str, Sequence[Part | None]]
     ) -> Self:
         """Of samples, and their part of each split."""
-        extensions = dict.fromkeys(name for one in samples for name in one.members)
+        extensions = {name for one in samples for name in one.members}
         members = {
             name: np.array(
                 [one.members.get(name, (_ABSENT, 0)) for one in samples], dtype=np.int64
             ).reshape(-1, 2)
             for name in sorted(extensions)
         }
-        names = dict.fromkeys(name for one in samples for name in one.attributes)
+        names = sorted({name for one in samples for name in one.attributes})
         return cls(
             Texts.of(one.key for one in samples),
             members,

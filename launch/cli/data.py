@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from launch.cli import data_derive
-from launch.cli.data_pack import EXAMPLES, pack
+from launch.cli.data_pack import EXAMPLES, SplitBy, pack
 from launch.cli.options import AsJson, image_path
 
 data_app = typer.Typer(help="Make, inspect and verify shard sets.", no_args_is_help=True)
@@ -100,7 +100,18 @@ def index(
     licence: Annotated[
         str | None, typer.Option(help="Licence of the data (default: as before, else unknown).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Samples read in parallel.", min=1)] = 8,
+    test_fraction: Annotated[
+        float,
+        typer.Option(help="Hold out about this fraction, in a split `random`.", min=0, max=0.99),
+    ] = 0.0,
+    split_by: Annotated[
+        SplitBy, typer.Option(help="What of each sample is hashed for that split.")
+    ] = SplitBy.caption,
+    workers: Annotated[int, typer.Option(help="Samples of a tar read in parallel.", min=1)] = 8,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Tars read in parallel (default: the cores, 8 tars for each).", min=1),
+    ] = None,
     *,
     images: Annotated[
         bool,
@@ -111,10 +122,19 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Write manifest and indexes of existing webdataset tars; what a manifest knows is kept."""
-    from data_pipeline.index import IndexOptions
+    from data_pipeline.indexing.options import IndexOptions
+    from data_pipeline.sets.split_rule import SplitRule
     from launch.data.verify import index_tars
 
-    options = IndexOptions(name=name, licence=licence, images=images, workers=workers, out=out)
+    options = IndexOptions(
+        name=name,
+        licence=licence,
+        images=images,
+        workers=workers,
+        processes=processes,
+        split=SplitRule(by=split_by.value, fraction=test_fraction) if test_fraction else None,
+        out=out,
+    )
     typer.echo(index_tars(url, options, as_json=as_json))
 
 

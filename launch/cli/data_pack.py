@@ -31,6 +31,14 @@ class CaptionLines(StrEnum):
     first = "first"
 
 
+class SplitBy(StrEnum):
+    """What of each sample is hashed for a split."""
+
+    caption = "caption"
+    image = "image"
+    key = "key"
+
+
 class FolderContent(StrEnum):
     """What to read of a folder."""
 
@@ -90,6 +98,13 @@ TestFraction = Annotated[
         help="Fraction held out, by hash of the captions; equal images or captions stay together.",
         min=0,
         max=0.9,
+    ),
+]
+SplitByOption = Annotated[
+    SplitBy | None,
+    typer.Option(
+        help="Hash this of each sample alone, which takes no memory for all of them (default: "
+        "captions, and equal images or captions stay together)."
     ),
 ]
 Lines = Annotated[
@@ -153,6 +168,7 @@ def pack(
     shard_size: ShardSize = 1000,
     workers: Workers = 8,
     test_fraction: TestFraction = 0.0,
+    split_by: SplitByOption = None,
     caption_lines: Lines = CaptionLines.several,
     min_size: MinSize = 1,
     max_aspect: MaxAspect = None,
@@ -184,6 +200,7 @@ def pack(
         shard_size=shard_size,
         workers=workers,
         test_fraction=test_fraction,
+        split_by=None if split_by is None else split_by.value,
         caption_lines=caption_lines.value,
         min_size=min_size,
         max_aspect=max_aspect,

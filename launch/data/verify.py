@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from data_pipeline.index import IndexOptions, IndexReport, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions, IndexReport
 from data_pipeline.shards import index_again
 from data_pipeline.verify import VerifyReport, verify
 from launch.progress import Reporter
@@ -64,6 +65,7 @@ def index_tars(url: str, options: IndexOptions, *, as_json: bool) -> str:
                 "excluded": list(report.excluded),
                 "ignored": {rule: list(names) for rule, names in report.ignored.items()},
                 "changes": list(report.changes),
+                "notes": list(report.notes),
                 "images_decoded": options.images,
             },
             ensure_ascii=False,
@@ -84,6 +86,7 @@ def _index_lines(url: str, report: IndexReport, *, images: bool) -> list[str]:
         lines += [f"  {one}" for one in report.excluded[:_LISTED]]
     lines += ignored_lines(report.ignored)
     lines += [f"changed: {one}" for one in report.changes]
+    lines += [f"noticed: {one}" for one in report.notes]
     return lines
 
 

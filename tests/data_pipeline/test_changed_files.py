@@ -16,7 +16,8 @@ from data_pipeline.config import DataConfig, ImageConfig, TextConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.derive import derive, finished_set
 from data_pipeline.digest_records import DigestRecords, FileState
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.inspect import inspect
 from data_pipeline.packing.pack import PackOptions, pack
 from data_pipeline.packing.shard_writer import RawSample, write_shards

@@ -6,16 +6,22 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import data_pipeline.index
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.inspect import inspect
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.packing.shard_writer import RawSample, write_shard
+from data_pipeline.sets.split_rule import SplitRule
 from data_pipeline.sets.stored_set import read_contents, read_manifest
 from data_pipeline.sets.write import write_contents
 from data_pipeline.verify import verify
@@ -314,3 +320,108 @@ def test_damaged_headers_are_one_sentence(tmp_path_factory, damage):
     else:
         message = "".join(verify(str(folder), images=True).problems)
     assert "\n" not in message
+
+
+def many_tars(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(5):
+        names = [f"{number}{letter}" for letter in "abc"]
+        members = [(f"{name}.png", png()) for name in names]
+        tar(folder / f"x{number}.tar", *members, *((f"{name}.txt", b"x") for name in names))
+    return folder
+
+
+def test_an_interrupted_index_continues_with_the_tars_that_are_left(tmp_path, monkeypatch):
+    folder = many_tars(tmp_path / "tars")
+    whole = index(str(many_tars(tmp_path / "whole")))
+    real, read = data_pipeline.index.index_one, []
+
+    def one(task, advance=None):
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(task.file)
+        return real(task, advance)
+
+    monkeypatch.setattr(data_pipeline.index, "index_one", one)
+    with pytest.raises(KeyboardInterrupt):
+        index(str(folder))
+    assert not (folder / "manifest.json").exists()
+    (folder / "x1.tar").write_bytes((folder / "x1.tar").read_bytes())  # another version
+    read.clear()
+    report = index(str(folder))
+    assert read == ["x1.tar", "x3.tar", "x4.tar"]
+    assert report.manifest.shards == whole.manifest.shards
+    assert not (folder / ".index").exists()
+    assert verify(str(folder)).problems == ()
+
+
+def test_several_processes_write_the_same_indexes(tmp_path):
+    one, two = (many_tars(tmp_path / name) for name in ("one", "two"))
+    alone, together = (
+        index(str(folder), IndexOptions(processes=count)) for folder, count in ((one, 1), (two, 2))
+    )
+    assert together.manifest.shards == alone.manifest.shards
+    tar(two / "x9.tar", ("0a.png", png()), ("0a.txt", b"x"))
+    with pytest.raises(UserError, match=r"key '0a' occurs more than once, in x0.tar and x9.tar"):
+        index(str(two), IndexOptions(processes=1))
+
+
+def test_tables_of_img2dataset_give_attributes_and_failed_rows(tmp_path):
+    rows = {
+        "key": ["000000000", "000000001", "000000002"],
+        "url": ["u0", "u1", "u2"],
+        "status": ["success", "failed_to_download", "success"],
+        "width": [5, None, 7],
+        "similarity": [0.5, 0.1, 0.2],
+    }
+    for name in ("00000", "00001"):
+        members = [(f"{key}.png", png()) for key in ("000000000", "000000002")]
+        members += [("000000000.txt", b"x"), ("000000002.txt", b"y")]
+        members += [("000000002.json", b'{"width": 8}')]
+        members = [(f"{name[-1]}{one}", content) for one, content in members]
+        tar(tmp_path / f"{name}.tar", *members)
+        keyed = {**rows, "key": [f"{name[-1]}{key}" for key in rows["key"]]}
+        pyarrow.parquet.write_table(pyarrow.table(keyed), tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}_stats.json").write_text("{}")
+    (tmp_path / "other.parquet").write_bytes(b"")
+    report = index(str(tmp_path))
+    assert [one.attributes for one in read_contents(str(tmp_path)).samples()][:2] == [
+        {"url": "u0", "status": "success", "width": 5},
+        {"url": "u2", "status": "success", "width": 8},
+    ]
+    assert report.changes == ()
+    assert report.notes == ("rows that img2dataset did not download: 2, of 2 tars",)
+    assert report.ignored == {
+        "table of img2dataset, whose columns are attributes": [
+            "00000.parquet",
+            "00000_stats.json",
+            "00001.parquet",
+            "00001_stats.json",
+        ],
+        "not a .tar or .tar.gz file": ["other.parquet"],
+    }
+    (tmp_path / "00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"00001.parquet: not a readable Parquet file"):
+        index(str(tmp_path))
+
+
+@pytest.mark.parametrize("by", ["key", "caption", "image"])
+def test_a_rule_splits_tars_as_packing_does(tmp_path, by):
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(60):
+        (source / f"{number}.png").write_bytes(png(f"#{number // 2:06x}"))
+        (source / f"{number}.txt").write_text(f"caption {number // 3}")
+    packed = pack(str(source), str(tmp_path / "set"), PackOptions(test_fraction=0.4, split_by=by))
+    [split] = packed.manifest.splits.values()
+    assert split.description == f"40.0% of the {by}s held out by hash"
+    assert 8 < sum(split.test) < 40
+    assert sum(split.train) + sum(split.test) == 60
+    expected = read_contents(packed.url).splits
+    (tmp_path / "set" / "manifest.json").unlink()
+    rule = SplitRule(by=by, fraction=0.4)
+    index(packed.url, IndexOptions(split=rule))
+    assert read_contents(packed.url).splits == expected
+    other = SplitRule(by=by, fraction=0.9)
+    index(packed.url, IndexOptions(split=other))  # samples stay where they are
+    assert read_contents(packed.url).splits["random"].test == expected["random"].test

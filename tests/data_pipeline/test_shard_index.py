@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import data_pipeline.sets.stored_set
 from data_pipeline.config import DataConfig, LabelConfig, Selection
 from data_pipeline.dataset import open_dataset
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.manifest import INDEX_SUFFIX, SampleEntry
 from data_pipeline.packing.shard_writer import RawSample, write_shards
 from data_pipeline.selection import select

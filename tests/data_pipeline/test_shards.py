@@ -16,7 +16,8 @@ from PIL import Image
 import mezzotint.common.disk_space
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.manifest import Manifest
 from data_pipeline.packing.shard_writer import RawSample, write_shard
 from data_pipeline.sets.contents import SetContents, Split

@@ -4,7 +4,8 @@ import unicodedata
 
 import pytest
 
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack
 from data_pipeline.text.captions import caption_lines

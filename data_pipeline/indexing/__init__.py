@@ -1,0 +1,1 @@
+"""Indexing tars that are there already."""
