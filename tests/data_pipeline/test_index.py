@@ -204,12 +204,12 @@ def test_what_is_valid_of_an_invalid_manifest_is_kept(squares):
     assert report.manifest.licence == "unknown"
     assert report.manifest.splits.keys() == {"halves", "all"}
     assert sum(report.manifest.splits["halves"].test) == 11
-    [change] = report.changes
-    assert "was not valid" in change
-    assert f"a copy is {squares}/manifest.json.old" in change
+    [note] = report.notes
+    assert "was not valid" in note
+    assert f"a copy is {squares}/manifest.json.old" in note
     assert json.loads(Path(squares, "manifest.json.old").read_text()) == tree
     path.write_text("{")
-    assert "kept of it: nothing" in index(squares).changes[0]
+    assert "kept of it: nothing" in index(squares).notes[0]
 
 
 def test_tars_without_a_sample_are_refused(tmp_path):
