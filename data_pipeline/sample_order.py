@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARDS, _BLOCKS, _SAMPLE, _CAPTION, _CROP = 1, 2, 3, 4, 5
+_SHARDS, _BLOCKS, _SAMPLE, _CAPTION, _CROP, _BATCHES = 1, 2, 3, 4, 5, 6
 _LANE_BITS = 32
 """The random numbers of a block are keyed by its number, and above these bits by its lane's."""
 
@@ -139,6 +139,11 @@ class EpochOrder:
         for number, lane in enumerate(self.lanes):
             found[number :: len(self.lanes)] = lane.samples(0, lane.length)
         return found
+
+
+def batch_permutation(count: int, seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+    """The order of the batches of a block of shards, where batches are put together there."""
+    return _permutation(count, _bits(_BATCHES, seed, epoch, block))
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -1,0 +1,1 @@
+"""Aspect-ratio buckets: batches of images of one shape, with every sample once an epoch."""
