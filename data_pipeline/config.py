@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from data_pipeline.geometry.config import CropConfig
+from data_pipeline.geometry.config import BucketConfig, CropConfig
 from data_pipeline.geometry.frame import Shape, View
 from data_pipeline.geometry.sides import names_side
 from mezzotint.common.preprocessing import Filter, Fit, Preprocessing
@@ -37,6 +37,8 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     filter: Filter = "bicubic"
     crop: CropConfig | None = None
     """Which part training reads, with `fit: crop`. None: the centre, as everything else reads."""
+    buckets: BucketConfig | None = None
+    """Training reads images in shapes near to their own; everything else reads squares."""
     flip: bool = False
     """Mirror a sample, and its hint, with probability 1/2, keyed by (seed, epoch, sample).
     Training only."""
@@ -55,6 +57,14 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     def _flips(self) -> Self:
         if (self.flip_with_captions or self.flip_with_labels) and not self.flip:
             raise ValueError("flip_with_captions and flip_with_labels need flip: true")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_are_of_whole_sides(self) -> Self:
+        if self.buckets is not None and self.size % self.buckets.multiple:
+            raise ValueError(
+                f"buckets.multiple {self.buckets.multiple} does not divide size {self.size}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -212,12 +222,19 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _what_a_crop_breaks(self) -> Self:
-        if self.image is None or self.image.crop is None:
+        image = self.image
+        if image is None or not (image.crop or image.buckets):
             return self
+        name = "image.crop" if image.crop else "image.buckets"
         if self.cache_in_memory:
-            raise ValueError("cache_in_memory keeps one form of an image: leave image.crop out")
+            raise ValueError(f"cache_in_memory keeps one form of an image: leave {name} out")
         if self.hint is not None:
-            raise ValueError("image.crop cuts images, but not hints: leave image.crop or hint out")
+            raise ValueError(f"{name} cuts images, but not hints: leave {name} or hint out")
+        if image.buckets and self.lanes > 1:
+            raise ValueError(
+                "image.buckets fills batches from the whole set, and lanes keep its parts apart: "
+                "set lanes to 1, or leave image.buckets out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -268,10 +285,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
             ValueError: with the arrays and the key that mirrors both.
         """
         fixed = [name for name in self.arrays if name not in CAPTION_ARRAYS]
-        if self.image is not None and self.image.crop is not None and fixed:
+        if self.image is not None and (self.image.crop or self.image.buckets) and fixed:
+            key = "data.image.crop" if self.image.crop else "data.image.buckets"
             raise ValueError(
-                f"data.image.crop cuts images, but not {', '.join(fixed)} (data.arrays); leave "
-                "data.image.crop out"
+                f"{key} cuts images, but not {', '.join(fixed)} (data.arrays); leave {key} out"
             )
         if self.image is not None and self.image.flip and fixed:
             raise ValueError(

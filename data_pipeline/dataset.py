@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.batch import Batch, Sample, collate
+from data_pipeline.buckets.assignment import Buckets
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
-from data_pipeline.geometry.frame import DRAWS, View
+from data_pipeline.geometry.frame import DRAWS, Shape, View
 from data_pipeline.geometry.sides import names_side
 from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode_view
@@ -92,6 +93,11 @@ class Dataset:
         self._check_members(survey)
         self._labels = Labels(survey, self._selected, config.label) if config.label else None
         self._cached: dict[int, NDArray[np.uint8]] = {}
+        self.buckets: Buckets | None = None
+        """If `data.image.buckets` is set."""
+        if config.image is not None and config.image.buckets is not None:
+            size, shapes = config.image.size, config.image.buckets
+            self.buckets = Buckets(survey, self._selected, size, shapes)
 
     def __len__(self) -> int:
         return len(self._selected)
@@ -175,8 +181,12 @@ class Dataset:
         pairs = zip(self._joined, located.joined, strict=True)
         return next((pair for pair in pairs if extension in pair[1].entry.members), None)
 
-    def sample(self, index: int, *, seed: int | None = None, epoch: int = 0) -> Sample:
+    def sample(
+        self, index: int, *, seed: int | None = None, epoch: int = 0, shape: Shape | None = None
+    ) -> Sample:
         """A sample; with a `seed`, as training with this seed reads it in an epoch.
+
+        `shape` is that of its image; None: `data.image.size` squared.
 
         Raises:
             UserError: Its shard cannot be fetched, or a member is damaged.
@@ -188,7 +198,9 @@ class Dataset:
         flipped = rng is not None and config.flips and rng.random() < 0.5
         flipped = flipped and not (config.guards_flips and names_side(caption))
         if config.image is not None:
-            image = self._image(index, config.image, self._view(index, config.image, seed, epoch))
+            view = self._view(index, config.image, seed, epoch)
+            view = view if shape is None else replace(view, shape=shape)
+            image = self._image(index, config.image, view)
             image = image[:, ::-1] if flipped else image
         if self.hint is not None:
             hint = self._hint(index, self.hint)

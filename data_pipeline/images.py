@@ -50,6 +50,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # The mode in which a profile describes the colours of an image; RGB for all others.
 _COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -113,6 +114,22 @@ def _read_by_pillow(content: bytes, name: str, max_pixels: int) -> DecodedImage:
         raise UserError(
             f"{name}: not a readable PNG, JPEG or WebP image ({error}); replace or drop it"
         ) from error
+
+
+def upright_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image file as it is shown, from its header; raises as `open_rgb`."""
+    plain = jpeg.plain_size(content)
+    if plain is not None:
+        return plain
+    try:
+        image, _ = _opened(content, set())
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION_TAG) in _ON_ITS_SIDE
+    except _BOMBS as error:
+        raise UserError(f"{name}: too many pixels ({error}); shrink or drop the image") from error
+    except _DAMAGE as error:
+        raise UserError(f"{name}: not a readable image ({error}); replace or drop it") from error
+    return (height, width) if turned else (width, height)
 
 
 def extension_of(content: bytes) -> str | None:

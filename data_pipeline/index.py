@@ -90,7 +90,8 @@ def index(
 def _plan(known: KnownSet, options: IndexOptions) -> str:
     """Digest of what the index of a tar depends on, beside the tar."""
     before = "" if known.stored is None else known.stored.manifest.fingerprint
-    return sha256(f"{before} {options.images} {options.split}")
+    sizes = " sizes" if options.image_sizes else ""
+    return sha256(f"{before} {options.images} {options.split}{sizes}")
 
 
 def _indexed(

@@ -4,7 +4,7 @@ import copy
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.batch import Batch, collate
+from data_pipeline.buckets.batches import BucketedBatches, SampleRef
 from data_pipeline.dataset import Dataset
+from data_pipeline.geometry.frame import Shape
 from data_pipeline.sample_order import EpochOrder
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 
 _PREFETCHED_BATCHES = 4
 
-SampleRef = tuple[int, int]
-"""(epoch, sample index)."""
 BlockRef = tuple[int, int, int]
 """(epoch, lane, block)."""
 
@@ -46,7 +46,7 @@ class StreamState(BaseModel, frozen=True, strict=True, extra="forbid"):
     """Samples of the epoch that all ranks together have consumed."""
     seed: int
     fingerprint: str
-    """`Dataset.fingerprint`."""
+    """`Stream.fingerprint`."""
     tokenizer: str | None = None
     """Its SHA-256; None without one, and in states of earlier versions."""
 
@@ -70,7 +70,8 @@ class Stream:
     that sequence (a batch may span two epochs), sorted by their position modulo the number of
     lanes, and rank r of W takes the r-th of its W equal parts, which is whole lanes where there are
     several. Every epoch has every sample once, for any W. `seed` is that of order and augmentation;
-    without a `state` the stream starts at the first sample.
+    without a `state` the stream starts at the first sample. With `data.image.buckets` a batch is
+    that of `BucketOrder`, and rank r takes the r-th part of it.
 
     Raises:
         UserError: Invalid numbers, or a state of other data or another seed.
@@ -103,12 +104,17 @@ class Stream:
         self.rank = rank
         self.world = world
         self.seed = seed
-        self.state = state or self._state_at(0)
-        self._check_state()
-        block = dataset.config.shuffle_block
+        block, buckets = dataset.config.shuffle_block, dataset.buckets
         self._epoch = lru_cache(maxsize=3)(
             lambda epoch: EpochOrder(dataset.shard_sizes, seed, epoch, block, lanes)
         )
+        self._buckets: BucketedBatches | None = None
+        if buckets is not None:
+            self._buckets = BucketedBatches(dataset, buckets, global_batch, self._epoch)
+        self.fingerprint = (self._buckets or dataset).fingerprint
+        """Digest of what the order depends on besides the seed."""
+        self.state = state or self._state_at(0)
+        self._check_state()
 
     def at(self, state: StreamState) -> "Stream":
         """The same stream at another position.
@@ -131,7 +137,7 @@ class Stream:
             epoch=epoch,
             consumed=consumed,
             seed=self.seed,
-            fingerprint=self.dataset.fingerprint,
+            fingerprint=self.fingerprint,
             tokenizer=_tokenizer_digest(self.dataset),
         )
 
@@ -143,6 +149,9 @@ class Stream:
 
     def sample_refs(self) -> Iterator[list[SampleRef]]:
         """The samples of each batch of this rank."""
+        if self._buckets is not None:
+            yield from (refs for _, refs in self.shaped_refs())
+            return
         start = self._start
         runs, prefetched = list(self._runs(start)), set[BlockRef]()
         while True:
@@ -152,16 +161,24 @@ class Stream:
             yield [ref for run in runs for ref in self._refs(run)]
             runs = following
 
+    def shaped_refs(self) -> Iterator[tuple[Shape | None, list[SampleRef]]]:
+        """The same with the shape of each batch's images; None without buckets."""
+        if self._buckets is None:
+            return ((None, refs) for refs in self.sample_refs())
+        share = self.global_batch // self.world
+        first = self.rank * share
+        return self._buckets.refs(self._start // self.global_batch, first, first + share)
+
     @property
     def _start(self) -> int:
         return self.state.epoch * len(self.dataset) + self.state.consumed
 
     def _check_state(self) -> None:
-        if self.state.fingerprint != self.dataset.fingerprint:
+        if self.state.fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.dataset.config.url}: this run was started on other data (or another "
-                "selection, shuffle_block, number of lanes or text.captions) and cannot resume; "
-                "restore them or start a new run"
+                "selection, shuffle_block, number of lanes or text.captions; with buckets batch or "
+                "shapes) and cannot resume; restore them or start a new run"
             )
         tokenizer = _tokenizer_digest(self.dataset)
         if self.state.tokenizer is not None and self.state.tokenizer != tokenizer:
@@ -175,6 +192,8 @@ class Stream:
                 f"seed {self.seed}: this run was started with seed {self.state.seed} and cannot "
                 "resume with another; restore it or start a new run"
             )
+        if self._buckets is not None and self._start % self.global_batch:
+            raise UserError(f"stream state: {self._start} samples are no whole batches of buckets")
         if self.state.epoch < 0 or not 0 <= self.state.consumed < len(self.dataset):
             raise UserError(
                 f"stream state: {self.state.consumed} samples consumed of {len(self.dataset)}"
@@ -235,8 +254,8 @@ class Stream:
         def run() -> None:
             loader = _Loader(self.dataset, self.seed)
             try:
-                for refs in self.sample_refs():
-                    loaded = loader[refs]
+                for item in self.shaped_refs():
+                    loaded = loader[item]
                     put(loaded.pin_memory() if pinned and isinstance(loaded, Batch) else loaded)
                     if stop.is_set():
                         return
@@ -258,7 +277,7 @@ class Stream:
         loader: DataLoader[Batch | UserError] = DataLoader(
             _Loader(self.dataset, self.seed),
             batch_size=None,
-            sampler=self.sample_refs(),
+            sampler=self.shaped_refs(),
             num_workers=self.dataset.config.workers,
             multiprocessing_context="fork" if local else "spawn",
             generator=torch.Generator(),  # by default the loader uses the global one
@@ -298,10 +317,10 @@ class _Loader(TorchDataset[Batch | UserError]):
         self._dataset = dataset
         self._seed = seed
 
-    def __getitem__(self, refs: list[SampleRef]) -> Batch | UserError:
-        load, seed = self._dataset.sample, self._seed
+    def __getitem__(self, item: tuple[Shape | None, list[SampleRef]]) -> Batch | UserError:
+        load = partial(self._dataset.sample, seed=self._seed, shape=item[0])
         try:
-            return collate([load(index, seed=seed, epoch=epoch) for epoch, index in refs])
+            return collate([load(index, epoch=epoch) for epoch, index in item[1]])
         except UserError as error:
             return error
 

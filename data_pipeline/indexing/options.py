@@ -19,6 +19,8 @@ class IndexOptions:
     """Samples of a tar that are read at once."""
     processes: int | None = None
     """Tars that are read at once; None: one for every core, and at least 8 tars for each."""
+    image_sizes: bool = False
+    """Keep width and height of the upright images as attributes."""
     split: SplitRule | None = None
     """Makes the split `random`; samples that it has already stay where they are."""
     out: str | None = None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from data_pipeline.buckets.sizes import size_attributes, sizes_among
 from data_pipeline.cache import stored_digest
-from data_pipeline.images import IMAGE_EXTENSIONS
+from data_pipeline.images import IMAGE_EXTENSIONS, upright_size
 from data_pipeline.indexing.img2dataset import Table, read_table
 from data_pipeline.indexing.known import KnownSample, KnownSet, known_sample
 from data_pipeline.indexing.options import IndexOptions
@@ -146,6 +147,8 @@ def _samples(
             found.excluded.append(f"{file}: {fault}")
             continue
         attributes = {**table.attributes(sample.key), **_attributes(tar, sample, file, found)}
+        if options.image_sizes:
+            attributes |= _size(tar, sample)
         samples.append(sample.model_copy(update={"attributes": attributes}))
     return samples
 
@@ -194,6 +197,8 @@ def _with_known(
         earlier = earlier or KnownSample({}, {})
         own = {} if unchanged else sample.attributes
         attributes = {**earlier.attributes, **own} if known.stored else sample.attributes
+        if task.options.image_sizes:
+            attributes = {**attributes, **sizes_among(sample.attributes)}
         entries.append(sample.model_copy(update={"attributes": attributes}))
         rule = task.options.split
         made = {} if rule is None else {RANDOM_SPLIT: rule.part(hashes[number])}
@@ -201,6 +206,15 @@ def _with_known(
     keys = {sample.key for sample in samples}
     splits = {name: [one.get(name) for one in parts] for name in task.splits}
     return ShardIndex.of(entries, splits), added, [key for key in rows if key not in keys]
+
+
+def _size(tar: Path, sample: SampleEntry) -> dict[str, Attribute]:
+    """Width and height of a sample's image, from its header; nothing without an image."""
+    extension = next((name for name in IMAGE_EXTENSIONS if name in sample.members), None)
+    if extension is None:
+        return {}
+    content = read_member(tar, *sample.members[extension])
+    return size_attributes(*upright_size(content, f"{sample.key}.{extension}"))
 
 
 def _is_complete(sample: SampleEntry, file: str, found: _Found) -> bool:

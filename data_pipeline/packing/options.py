@@ -54,6 +54,8 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     """Of the shorter side, in pixels."""
     max_aspect: float | None = Field(default=None, ge=1.0)
     """Of the longer to the shorter side."""
+    image_sizes: bool = False
+    """Keep width and height of the upright image as attributes, for aspect-ratio buckets."""
     compress: bool = False
     update: bool = False
     """Remove samples of a finished set that the source no longer has, or take another source."""

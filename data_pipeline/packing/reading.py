@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from data_pipeline.buckets.sizes import size_attributes
 from data_pipeline.images import DecodedImage, extension_of, read_image
 from data_pipeline.packing.hints import hint_members
 from data_pipeline.packing.options import PackOptions
@@ -58,14 +59,17 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
     for extension, member in sorted(members.items()):
         rest.update(extension.encode())
         rest.update(member)
+    known = dict(sample.attributes)
+    if decoded is not None and options.image_sizes:
+        known = {**size_attributes(*decoded.image.size), **known}
     if sample.key is not None:
         if options.caption_lines == "several":
             text = {}  # as it is in the set
-        raw = RawSample(sample.key, {**image, **members, **text}, sample.attributes)
+        raw = RawSample(sample.key, {**image, **members, **text}, known)
     else:
-        record = {"source": name, **sample.attributes}
+        record = {"source": name, **known}
         json_ = json.dumps(record, ensure_ascii=False).encode()
-        raw = RawSample(key, {**image, **members, **text, "json": json_}, sample.attributes)
+        raw = RawSample(key, {**image, **members, **text, "json": json_}, known)
     content = Content(
         image=None if sample.image is None else _digest(sample.image),
         captions=tuple(sha256(comparable(caption))[:16] for caption in captions),

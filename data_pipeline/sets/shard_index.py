@@ -222,6 +222,13 @@ class ShardIndex:
         """The samples of every value of an attribute but None."""
         return self.attributes[attribute].counts()
 
+    def integers(self, attribute: str) -> NDArray[np.int64]:
+        """An attribute of every sample, (n,); 0 where it is no integer."""
+        if attribute not in self.attributes:
+            return np.zeros(len(self), dtype=np.int64)
+        column = self.attributes[attribute]
+        return np.where(column.kinds == _INTEGER, column.numbers, 0)
+
     def in_part(self, split: str, part: Part) -> NDArray[np.bool_]:
         """Which samples are in a part of a split, (n,)."""
         if split not in self.splits:

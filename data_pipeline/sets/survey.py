@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 _READERS = 16
 """Indexes that are read at once."""
 
+Answer = Callable[[int], int | NDArray[np.int64]]
+"""Of the shard of a number."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -30,10 +33,11 @@ class Survey:
     stored: StoredSet
     directory: Path | None = None
 
-    def of(
-        self, shards: Sequence[int], question: str, answer: Callable[[int], int]
-    ) -> NDArray[np.int64]:
-        """The answers for these shards; `question` says, with the set, what they depend on."""
+    def of(self, shards: Sequence[int], question: str, answer: Answer) -> NDArray[np.int64]:
+        """The answers for these shards; `question` says, with the set, what they depend on.
+
+        (S,) of integers, (S, ...) of arrays of one shape.
+        """
         manifest = self.stored.manifest
         if self.directory is None or manifest.shard_columns.index is None:
             return self._read(shards, answer)
@@ -50,6 +54,6 @@ class Survey:
             _log.warning("%s: cannot be written (%s); the next process counts again", path, error)
         return found
 
-    def _read(self, shards: Sequence[int], answer: Callable[[int], int]) -> NDArray[np.int64]:
+    def _read(self, shards: Sequence[int], answer: Answer) -> NDArray[np.int64]:
         with ThreadPoolExecutor(_READERS) as pool:
-            return np.fromiter(pool.map(answer, shards), dtype=np.int64, count=len(shards))
+            return np.array(list(pool.map(answer, shards)), dtype=np.int64)

@@ -119,6 +119,13 @@ def index(
             "--images/--no-images", help="Decode every image, and exclude what does not decode."
         ),
     ] = True,
+    image_sizes: Annotated[
+        bool,
+        typer.Option(
+            "--image-sizes",
+            help="Keep width and height of each image as attributes, for data.image.buckets.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write manifest and indexes of existing webdataset tars; what a manifest knows is kept."""
@@ -134,6 +141,7 @@ def index(
         processes=processes,
         split=SplitRule(by=split_by.value, fraction=test_fraction) if test_fraction else None,
         out=out,
+        image_sizes=image_sizes,
     )
     typer.echo(index_tars(url, options, as_json=as_json))
 

@@ -14,7 +14,7 @@ EXAMPLES = (
     "--attribute-columns label,width[/]  ·  "
     "[bold]mezzotint data pack classes/ data/classes --folder-attribute label --folder-caption[/]"
     "  ·  [bold]mezzotint data pack photos/ data/large --caption-lines one --min-size 256 "
-    "--max-aspect 3[/]  ·  "
+    "--max-aspect 3 --image-sizes[/]  ·  "
     "[bold]mezzotint data pack mixed/ data/tars --read tars[/]  ·  "
     "[bold]mezzotint data pack photos/ data/photos --update[/]  ·  "
     "[bold]mezzotint data pack fill50k/ data/fill --image-column image --caption-column text "
@@ -128,6 +128,14 @@ MaxAspect = Annotated[
         rich_help_panel=_IMAGES,
     ),
 ]
+ImageSizes = Annotated[
+    bool,
+    typer.Option(
+        "--image-sizes",
+        help="Keep width and height of each image as attributes, for data.image.buckets.",
+        rich_help_panel=_IMAGES,
+    ),
+]
 FolderAttribute = Annotated[
     str | None,
     typer.Option(
@@ -176,6 +184,7 @@ def pack(
     read: Read = None,
     *,
     folder_caption: FolderCaption = False,
+    image_sizes: ImageSizes = False,
     update: Update = False,
     as_json: AsJson = False,
 ) -> None:
@@ -207,6 +216,7 @@ def pack(
         folder_attribute=folder_attribute,
         folder_caption=folder_caption,
         read=read.value if read is not None else None,
+        image_sizes=image_sizes,
         update=update,
     )
     typer.echo(pack_set(source, out, options, as_json=as_json))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -107,3 +108,17 @@ def remote(squares):
     system.put(squares, "/bucket/squares", recursive=True)
     yield "memory://bucket/squares"
     system.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def make_raw() -> Callable[..., RawSample]:
+    """Makes samples of noise, of a width and height that are attributes."""
+
+    def make(key: str, caption: str, width: int = 8, height: int = 8) -> RawSample:
+        rng = np.random.default_rng(abs(hash((width, height))) % 1000)
+        content, sizes = io.BytesIO(), {"width": width, "height": height}
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(content, "PNG")
+        return RawSample(key, {"png": content.getvalue(), "txt": caption.encode()}, sizes)
+
+    return make

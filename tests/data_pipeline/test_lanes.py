@@ -25,6 +25,7 @@ class Shards:
     shard_sizes: tuple[int, ...]
     config: DataConfig
     fingerprint: str = "x"
+    buckets: None = None
     tokenizer: None = None
     fetched: list[int] = field(default_factory=list)
 
