@@ -62,6 +62,21 @@ def image_side(config: ModelConfig) -> int | None:
             return config.image_size
 
 
+def sides_multiple(config: ModelConfig) -> int | None:
+    """What heights and widths of images must be multiples of; None: a model takes one size."""
+    match config:
+        case UNetConfig(low_resolution=None):
+            return config.stride
+        case DVAEConfig():
+            return config.stride
+        case AutoencoderConfig():
+            return config.pyramid.stride
+        case VQVAE2Config():
+            return config.strides[0]
+        case _:
+            return None
+
+
 def text_shape(config: ModelConfig) -> TextShape | None:
     """The captions that a model takes, or None."""
     match config:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from data_pipeline.config import DataConfig
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import check_no_credentials
-from models.config import ModelConfig
+from models.config import ModelConfig, sides_multiple
 from trainer.averages.config import EmaConfig, ExponentialEma
 from trainer.config_utils import renamed
 from trainer.low_precision.gradient_scaling import PerBlockScaling, WholeScaling
@@ -106,6 +106,23 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         task = self.task
         if isinstance(task, DenoisingConfig) and task.text_encoder:
             self.data.check_flipped_captions()
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_fit_the_model(self) -> "Recipe":
+        image = self.data.image
+        if image is None or image.buckets is None:
+            return self
+        sides = sides_multiple(self.model)
+        if sides is None:
+            raise ValueError(
+                "data.image.buckets: this model takes images of one size; leave buckets out"
+            )
+        if image.buckets.multiple % sides:
+            raise ValueError(
+                f"data.image.buckets.multiple: {image.buckets.multiple} is no multiple of {sides}, "
+                f"by which the model divides sides; set it to {sides} or a multiple"
+            )
         return self
 
     def optimizer_of(self, part: str) -> OptimizerConfig:

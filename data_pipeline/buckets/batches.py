@@ -10,7 +10,6 @@ from data_pipeline.buckets.order import BucketBatch, BucketOrder
 from data_pipeline.geometry.frame import Shape
 from data_pipeline.sample_order import EpochOrder
 from mezzotint.common.digests import sha256
-from mezzotint.common.errors import UserError
 
 SampleRef = tuple[int, int]
 """(epoch, sample index)."""
@@ -27,11 +26,7 @@ class ShardedSamples(Protocol):
 
 
 class BucketedBatches:
-    """The batches of a rank, without an end.
-
-    Raises:
-        UserError: The set has less than two batches.
-    """
+    """The batches of a rank, without an end; raises as `BucketOrder`."""
 
     def __init__(
         self,
@@ -40,11 +35,6 @@ class BucketedBatches:
         global_batch: int,
         epoch_order: Callable[[int], EpochOrder],
     ) -> None:
-        if len(dataset) < 2 * global_batch:
-            raise UserError(
-                f"data.image.buckets: batches of {global_batch} are more than half of the "
-                f"{len(dataset):,} samples that are selected; choose a smaller batch"
-            )
         self._dataset, self._shapes = dataset, buckets.shapes
         self.fingerprint = sha256(f"{dataset.fingerprint} {buckets.described} of {global_batch}")
         """Digest of what the order depends on, besides the seed."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.sample_order import EpochOrder, batch_permutation
+from mezzotint.common.errors import UserError
 
 BucketOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """The bucket of each sample of these indices."""
@@ -134,6 +135,16 @@ class EpochBuckets:
             yield middle, tuple(runs)
 
     @property
+    def elsewhere(self) -> NDArray[np.int64]:
+        """(K,): the samples of each bucket that are read in the shape of another."""
+        found = self.head + self.tail
+        found[self.fullest] = 0
+        for bucket, runs in self.merged():
+            for run in runs:
+                found[run.bucket] += (run.end - run.first) * (run.bucket != bucket)
+        return found
+
+    @property
     def heads(self) -> tuple[Run, ...]:
         """The samples that complete the batch that the epoch before began."""
         return self._runs(np.zeros_like(self.head), self.head)
@@ -178,7 +189,10 @@ class BucketOrder:
     """The endless sequence of global batches.
 
     `counts` (S, K) are the samples of every shard in each bucket; `epoch_order` is the order of an
-    epoch in one lane. An epoch has at least two batches.
+    epoch in one lane.
+
+    Raises:
+        UserError: An epoch has less than two batches.
     """
 
     def __init__(
@@ -189,6 +203,11 @@ class BucketOrder:
         epoch_order: Callable[[int], EpochOrder],
     ) -> None:
         self._batch, self._count = batch, int(counts.sum())
+        if self._count < 2 * batch:
+            raise UserError(
+                f"data.image.buckets: batches of {batch} are more than half of the "
+                f"{self._count:,} samples that are selected; choose a smaller batch"
+            )
         self.epoch = lru_cache(maxsize=3)(
             lambda epoch: EpochBuckets(epoch_order(epoch), counts, bucket_of, batch)
         )

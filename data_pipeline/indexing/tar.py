@@ -147,8 +147,11 @@ def _samples(
             found.excluded.append(f"{file}: {fault}")
             continue
         attributes = {**table.attributes(sample.key), **_attributes(tar, sample, file, found)}
-        if options.image_sizes:
-            attributes |= _size(tar, sample)
+        try:
+            attributes |= _size(tar, sample) if options.image_sizes else {}
+        except UserError as error:  # of an image that was not decoded
+            found.excluded.append(f"{file}: {error}")
+            continue
         samples.append(sample.model_copy(update={"attributes": attributes}))
     return samples
 

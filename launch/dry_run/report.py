@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launch.dry_run.buckets import BucketCounts, bucket_counts
 from launch.dry_run.captions import CaptionLengths, caption_lengths
 from launch.slurm.config import Cluster, JobResources, memory_bytes
 from launch.submit.plan import job_script, recipe_job, run_directory
@@ -99,6 +100,8 @@ class DryRunReport:
     writes: tuple[str, ...]
     captions: CaptionLengths
     """Captions that are cut."""
+    buckets: BucketCounts
+    """Aspect-ratio buckets."""
 
     def to_json(self) -> str:
         tree = asdict(self)
@@ -158,6 +161,7 @@ def dry_run(
         job_script=script,
         notes=notes,
         captions=caption_lengths(recipe),
+        buckets=bucket_counts(recipe),
         writes=tuple(
             str(path)
             for path in (run.recipe, run.metrics, run.checkpoints, run.previews, run.model)

@@ -39,6 +39,7 @@ def to_text(report: DryRunReport) -> str:
     lines += [f"  total: {report.total:,}", "", f"steps: {report.steps:,}"]
     lines += [f"per step: {count:,} {unit}" for unit, count in report.per_step.items()]
     lines += report.captions.to_text()
+    lines += report.buckets.to_text()
     machines = report.machines
     lines += [
         "",

@@ -30,6 +30,7 @@ def test_every_sample_is_read_once_an_epoch_in_whole_batches(shards, data):
     batch = data.draw(st.integers(1, count // 2))
     order, buckets = order_of(shards, batch)
     epochs = 3
+    elsewhere = np.zeros(epochs + 1, dtype=int)
     seen: Counter[tuple[int, int]] = Counter()
     for number in range(epochs * count // batch):
         found = order.batch(number)
@@ -40,9 +41,12 @@ def test_every_sample_is_read_once_an_epoch_in_whole_batches(shards, data):
             (number * batch + row) // count for row in range(batch)
         ]
         seen.update(refs)
+        for epoch, index in refs:
+            elsewhere[epoch] += buckets[index] != found.bucket
         shared = len({epoch for epoch, _ in refs}) > 1
         if len(found.runs) == 1 and not shared:
             assert {buckets[index] for _, index in refs} == {found.bucket}
+    assert elsewhere[:2].tolist() == [order.epoch(each).elsewhere.sum() for each in range(2)]
     whole = {(epoch, index) for epoch in range(epochs) for index in range(count)}
     assert set(seen.values()) <= {1}
     missing = whole - seen.keys()

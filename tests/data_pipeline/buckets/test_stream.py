@@ -10,7 +10,8 @@ from PIL import Image
 from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import open_dataset
 from data_pipeline.geometry.config import BucketConfig
-from data_pipeline.index import IndexOptions, index
+from data_pipeline.index import index
+from data_pipeline.indexing.options import IndexOptions
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack
 from data_pipeline.packing.shard_writer import write_shards
