@@ -65,7 +65,7 @@ def image_side(config: ModelConfig) -> int | None:
 def sides_multiple(config: ModelConfig) -> int | None:
     """What heights and widths of images must be multiples of; None: a model takes one size."""
     match config:
-        case UNetConfig(low_resolution=None):
+        case UNetConfig(low_resolution=None, inpainting=None):
             return config.stride
         case DVAEConfig():
             return config.stride
