@@ -2,21 +2,23 @@
 
 A shard is fetched whole, once per node: one GET request gives thousands of samples per second, one
 range request per sample hundreds. Cached files are named by their digest, so that equal shards of
-different sets share a file and no name in a manifest becomes a path. A copy that is no longer as it
-was when it was verified is fetched again.
+different sets share a file and no name in a manifest becomes a path. A kept copy is verified when
+it is first opened, once for all processes that run then, and fetched again if it is not as it was.
 """
 
+import itertools
 import logging
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.digest_records import DigestRecords, FileState
+from data_pipeline.fetching.pool import BackgroundPool
+from data_pipeline.fetching.retries import time_limit, waits
+from data_pipeline.fetching.transfer import transfer
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.tar import expand_gzip
 from mezzotint.common import files, storage
@@ -28,7 +30,11 @@ from mezzotint.common.storage_errors import NotFoundError, TransientError
 
 _log = logging.getLogger(__name__)
 
-_ATTEMPTS = 4
+_TRANSFERS = itertools.count(1)
+"""Numbers of this process's transfers, for names of temporary files."""
+_FETCHES = 4
+_STARTED = time.time()
+"""When this process began, about; a child that is forked has its parent's."""
 
 
 def node_cache(directory: str | None = None) -> "ShardCache":
@@ -61,15 +67,16 @@ def stored_digest(url: str, path: Path) -> str:
 class ShardCache:
     """Fetches shards into a directory and evicts the least recently used beyond a size limit.
 
-    May be shared by processes and pickled; every process has its own prefetch thread.
+    May be shared by processes and pickled; every process has threads of its own.
 
     A shard is fetched, under its lock, into a temporary file that is renamed once its digest is
     verified: a killed process leaves no partial shard, and temporary files that the next holder of
     the lock finds can be deleted.
 
     `directory` is on a disk of this node, `limit` its maximum size in bytes. At least one byte of a
-    transfer must arrive in `timeout` seconds; the second attempt comes after `retry_wait` seconds,
-    which are doubled before every later one.
+    transfer must arrive in `timeout` seconds; the second attempt comes after about `retry_wait`
+    seconds, which are doubled before every later one. All attempts together have `total` seconds,
+    by default `time_limit`.
     """
 
     def __init__(
@@ -79,18 +86,18 @@ class ShardCache:
         *,
         timeout: float = storage.REQUEST_TIMEOUT,
         retry_wait: float = 1.0,
+        total: float | None = None,
     ) -> None:
         self.directory = directory
         self.limit = limit
         self.timeout = timeout
         self.retry_wait = retry_wait
+        self.total = total
         self.records = DigestRecords(directory / "digests")
         """Of cached shards, and of those that are read in place."""
-        self._prefetcher: _Prefetcher | None = None
+        self._fetches = BackgroundPool(_FETCHES)
+        self._digests = BackgroundPool(1)
         self._cleaned = False
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_prefetcher": None}
 
     def fetch(self, url: str, shard: ShardEntry) -> Path:
         """The local, uncompressed tar of a shard of the set at `url`; fetched if not cached.
@@ -115,22 +122,17 @@ class ShardCache:
         return target
 
     def prefetch(self, url: str, shards: Iterable[ShardEntry]) -> None:
-        """Fetch shards in the background, in this order.
+        """Fetch shards in the background, several at a time, in this order.
 
         A failure is logged only: whoever needs the shard fetches it again and gets the error.
         """
         for shard in shards:
-            self._in_background(partial(self._fetch_if_unlocked, url, shard))
+            self._fetches.add(partial(self._fetch_if_unlocked, url, shard))
 
     def prepare(self, paths: Iterable[Path]) -> None:
         """Compute the digests of local shards in the background, in this order."""
         for path in paths:
-            self._in_background(partial(self._digest_if_unlocked, path))
-
-    def _in_background(self, job: Callable[[], None]) -> None:
-        if self._prefetcher is None or self._prefetcher.process != os.getpid():
-            self._prefetcher = _Prefetcher()
-        self._prefetcher.add(job)
+            self._digests.add(partial(self._digest_if_unlocked, path))
 
     def _digest_if_unlocked(self, path: Path) -> None:
         with suppress(OSError, TimeoutError):  # whoever opens the shard gets the error
@@ -162,14 +164,14 @@ class ShardCache:
         return True
 
     def _is_verified(self, target: Path, shard: ShardEntry) -> bool:
-        """Whether a copy has the digest that it had when it was verified."""
+        """Whether a copy has its digest, which was computed since this process began."""
         if shard.expanded_bytes is None:
             expected = shard.sha256
         else:
             expected = _plain_digest(target).read_text()
         file = os.open(target, os.O_RDONLY)
         try:
-            return self.records.of(file) == expected
+            return self.records.of(file, since=_STARTED) == expected
         finally:
             os.close(file)
 
@@ -236,24 +238,25 @@ class ShardCache:
 
     def _fetch(self, url: str, shard: ShardEntry, target: Path) -> None:
         """Download, verify, expand and rename; transient errors are retried."""
-        wait = self.retry_wait
-        for attempt in range(1, _ATTEMPTS + 1):
+        total = time_limit(shard.bytes) if self.total is None else self.total
+        end, delays = time.monotonic() + total, waits(self.retry_wait)
+        mismatches = attempt = 0
+        while True:
             # a new name each time: an abandoned transfer may still write to the previous one
-            temporary = target.with_suffix(f".tar.{os.getpid()}-{attempt}")
+            temporary = target.with_suffix(f".tar.{os.getpid()}-{next(_TRANSFERS)}")
+            attempt += 1
             try:
-                storage.download(url, temporary, timeout=self.timeout)
-                _verify(url, shard, temporary)
-                if shard.expanded_bytes is not None:
-                    _expand(url, shard, temporary)
+                self._attempt(url, shard, temporary, end, ranged=attempt == 1)
                 temporary.replace(target)
                 self._record(target, shard)
                 return
             except (TransientError, _MismatchError) as error:
-                if attempt == _ATTEMPTS or (isinstance(error, _MismatchError) and attempt == 2):
+                mismatches += isinstance(error, _MismatchError)
+                delay = next(delays, None)
+                if delay is None or mismatches == 2 or time.monotonic() + delay >= end:
                     raise UserError(str(error)) from error
-                _log.warning("%s; trying again in %.0f s", error, wait)
-                time.sleep(wait)
-                wait *= 2
+                _log.warning("%s; trying again in %.1f s", error, delay)
+                time.sleep(delay)
             except NotFoundError as error:
                 raise UserError(f"{error}; copy it there again") from error
             except OSError as error:
@@ -261,29 +264,24 @@ class ShardCache:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def _attempt(
+        self, url: str, shard: ShardEntry, temporary: Path, end: float, *, ranged: bool
+    ) -> None:
+        """Download, verify and expand, before the time `end` of the monotonic clock."""
+        remaining = end - time.monotonic()
+        digest = transfer(
+            url, shard.bytes, temporary, timeout=self.timeout, total=remaining, ranged=ranged
+        )
+        size = temporary.stat().st_size
+        if digest != shard.sha256 and size == shard.bytes:
+            digest = sha256_file(temporary)  # some clients write parts in another order
+        _verify(url, shard, size, digest)
+        if shard.expanded_bytes is not None:
+            _expand(url, shard, temporary)
+
 
 class _MismatchError(Exception):
     """A downloaded shard differs from its manifest."""
-
-
-class _Prefetcher:
-    """A background thread that fetches, or checks, the shards that are needed next."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True, name="shard-prefetch").start()
-
-    def add(self, job: Callable[[], None]) -> None:
-        self._queue.put(job)
-
-    def _run(self) -> None:
-        while True:
-            job = self._queue.get()
-            try:
-                job()
-            except UserError as error:
-                _log.warning("prefetch: %s", error)
 
 
 def _lock(target: Path) -> Path:
@@ -296,8 +294,7 @@ def _plain_digest(target: Path) -> Path:
     return target.with_suffix(".sha256")
 
 
-def _verify(url: str, shard: ShardEntry, path: Path) -> None:
-    size, digest = path.stat().st_size, sha256_file(path)
+def _verify(url: str, shard: ShardEntry, size: int, digest: str) -> None:
     if size != shard.bytes or digest != shard.sha256:
         raise _MismatchError(
             f"{url}: does not match its manifest: {size:,} bytes, sha256 {digest[:12]} instead of "

@@ -45,6 +45,12 @@ class FileState(NamedTuple):
         return abs(time.time() - max(self.mtime_ns, self.ctime_ns) / 1e9) > _SETTLED_SECONDS
 
 
+class _Record(NamedTuple):
+    digest: str
+    time: float
+    """When the file was read, in seconds since 1970."""
+
+
 class DigestRecords:
     """Digests by state, in a directory that the processes of a node share.
 
@@ -53,20 +59,22 @@ class DigestRecords:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._known: dict[FileState, str] = {}
+        self._known: dict[FileState, _Record] = {}
         self._writable = True
 
-    def of(self, file: int) -> str:
+    def of(self, file: int, since: float = 0.0) -> str:
         """The digest of an open file, which is read only if its state has no record.
+
+        A record from before `since`, in seconds since 1970, does not count.
 
         Raises:
             OSError: It cannot be read.
         """
-        found = self.find(FileState.of(os.fstat(file)))
+        found = self.find(FileState.of(os.fstat(file)), since)
         if found is not None:
             return found
         with self._locked(FileState.of(os.fstat(file)), wait=None):
-            return self.find(FileState.of(os.fstat(file))) or self._compute(file)
+            return self.find(FileState.of(os.fstat(file)), since) or self._compute(file)
 
     def prepare(self, path: Path) -> None:
         """Compute the digest of a file that has no record, unless a process does so already.
@@ -96,18 +104,21 @@ class DigestRecords:
         finally:
             os.close(file)
 
-    def find(self, state: FileState) -> str | None:
-        """The recorded digest of a state."""
-        if state not in self._known:
+    def find(self, state: FileState, since: float = 0.0) -> str | None:
+        """The digest of a state that was recorded at the time `since` or later."""
+        if state not in self._known or self._known[state].time < since:
             try:
-                self._known[state] = self._path(state).read_text()
+                with self._path(state).open(encoding="utf-8") as file:
+                    found = _Record(file.read(), os.fstat(file.fileno()).st_mtime)
             except (OSError, UnicodeDecodeError):
                 return None
-        return self._known[state]
+            self._known[state] = found
+        record = self._known[state]
+        return record.digest if record.time >= since else None
 
     def keep(self, state: FileState, digest: str) -> None:
         """Record the digest of a state."""
-        self._known[state] = digest
+        self._known[state] = _Record(digest, time.time())
         path = self._path(state)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from mezzotint.common.storage_errors import (
     check_no_credentials,
     redact,
 )
+from mezzotint.common.timeouts import with_timeout
 
 HTTP = ("http://", "https://")
 SCHEMES = (*HTTP, "s3://", "gs://", "gcs://", "abfs://", "file://")
@@ -76,7 +77,7 @@ class Downloader:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return storage.with_timeout(_DEADLINE + _IDLE, lambda: self._attempt(url))
+                return with_timeout(_DEADLINE + _IDLE, lambda: self._attempt(url))
             except TimeoutError:
                 failed = _Failed(f"not complete after {_DEADLINE:.0f} s", again=False)
             except _Failed as error:

@@ -4,10 +4,9 @@ Endpoint, credentials and profile of an object store come from the environment (
 storage failure is raised as a UserError, and every remote call has a time limit.
 """
 
+import math
 import os
 import posixpath
-import threading
-import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -22,14 +21,21 @@ from mezzotint.common.local_files import FileStatus, Listing, list_files, local_
 from mezzotint.common.storage_errors import (
     BARE_CODES,
     NotFoundError,
+    TransientError,
     check_no_credentials,
     error_code,
     explain,
 )
+from mezzotint.common.timeouts import with_timeout
 
 T = TypeVar("T")
 
 _S3 = ("s3://", "s3a://")
+_RANGED = (*_S3, "gs://", "gcs://", "az://", "abfs://", "abfss://", "memory://")
+"""Stores that always respond to a request for a range with this range. A web server may send the
+whole file instead."""
+_CONNECTIONS = 32
+"""Of a process to an object store at once."""
 
 REQUEST_TIMEOUT = 60.0
 """Seconds for one response, or for the next byte of a transfer. The clients' own timeouts do not
@@ -90,7 +96,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 def _options(url: str) -> dict[str, object]:
     if not url.startswith(_S3):
         return {}
-    settings: dict[str, object] = {"connect_timeout": 5}
+    settings: dict[str, object] = {"connect_timeout": 5, "max_pool_connections": _CONNECTIONS}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
         # so that an endpoint that is not there is reported within 20 s
         settings["retries"] = {"mode": "standard", "total_max_attempts": 3}
@@ -187,11 +193,44 @@ def _stamp(entry: dict[str, Any]) -> str:
     return str(version.timestamp() if isinstance(version, datetime) else version)
 
 
-def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> None:
+def has_ranges(url: str) -> bool:
+    """Whether parts of the file at `url` can be read by `read_range`."""
+    return url.startswith(_RANGED)
+
+
+def read_range(url: str, start: int, end: int, *, timeout: float = REQUEST_TIMEOUT) -> bytes:
+    """Bytes `start` to `end` (exclusive) of the file at `url`, which arrive within `timeout` s.
+
+    Raises:
+        NotFoundError: There is no such file.
+        TransientError: They cannot be read, or the file ends before; retrying may help.
+        UserError: They cannot be read.
+    """
+
+    def cat(system: AbstractFileSystem, path: str) -> bytes:
+        return bytes(system.cat_file(path, start=start, end=end))
+
+    content = _call(url, "read", cat, timeout)
+    if len(content) != end - start:
+        raise TransientError(
+            f"{url}: cannot be read ({len(content):,} bytes came instead of bytes {start:,} to "
+            f"{end:,}); check the URL and the network"
+        )
+    return content
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    timeout: float = REQUEST_TIMEOUT,
+    total: float = math.inf,
+    arrived: Callable[[], object] = lambda: None,
+) -> None:
     """Copy the file at `url` to the local path `target`, in one request.
 
-    At least one byte must arrive in `timeout` seconds. The content of `target` is undefined if this
-    raises.
+    At least one byte must arrive in `timeout` seconds, and all in `total`. Meanwhile `arrived()` is
+    called at short intervals. The content of `target` is undefined if this raises.
 
     Raises:
         NotFoundError: There is no such file.
@@ -201,6 +240,7 @@ def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> Non
     options = _single_request(url)
 
     def progress() -> tuple[int, int] | None:
+        arrived()
         try:
             status = target.stat()
         except FileNotFoundError:
@@ -210,7 +250,7 @@ def download(url: str, target: Path, *, timeout: float = REQUEST_TIMEOUT) -> Non
     def get(system: AbstractFileSystem, path: str) -> None:
         system.get_file(path, str(target), **options)
 
-    _call(url, "read", get, timeout, progress)
+    _call(url, "read", get, timeout, progress, total)
 
 
 def upload(source: Path, url: str) -> None:
@@ -298,6 +338,7 @@ def _call(
     call: Callable[[AbstractFileSystem, str], T],
     seconds: float = REQUEST_TIMEOUT,
     progress: Callable[[], object] = lambda: None,
+    total: float = math.inf,
 ) -> T:
     """The result of `call(file system, path)` for `url`, its errors as UserErrors.
 
@@ -314,7 +355,7 @@ def _call(
         except OSError as error:
             raise UserError(f"{url}: cannot be {action} ({error})") from error
     try:
-        return with_timeout(seconds, lambda: call(system, path), progress)
+        return with_timeout(seconds, lambda: call(system, path), progress, total)
     except Exception as error:
         known = explain(_explained_by_listing(error, system, path), url, action)
         if known is not None:
@@ -334,35 +375,3 @@ def _explained_by_listing(error: Exception, system: AbstractFileSystem, path: st
         if error_code(listing) not in {*BARE_CODES, None}:
             return listing
     return error
-
-
-def with_timeout(
-    seconds: float, call: Callable[[], T], progress: Callable[[], object] = lambda: None
-) -> T:
-    """The result of `call()`, run in a thread.
-
-    Raises:
-        TimeoutError: For `seconds` it did not return and `progress()` did not change. The
-            thread is abandoned.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # noqa: BLE001 (raised again in the waiting thread)
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="storage")
-    thread.start()
-    seen, since = progress(), time.monotonic()
-    while thread.is_alive() and time.monotonic() < since + seconds:
-        thread.join(min(1.0, seconds / 4))
-        if (now := progress()) != seen:
-            seen, since = now, time.monotonic()
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no response for {seconds:.0f} s")
-    return results[0]

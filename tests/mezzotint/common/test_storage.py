@@ -5,6 +5,7 @@ from data_pipeline.config import DataConfig, TextConfig
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import check_no_credentials, explain, redact
+from mezzotint.common.timeouts import with_timeout
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,6 @@ def test_a_call_that_never_returns_times_out():
 
     release = threading.Event()
     with pytest.raises(TimeoutError, match=r"no response for 0 s"):
-        storage.with_timeout(0.1, release.wait)
+        with_timeout(0.1, release.wait)
     release.set()
-    assert storage.with_timeout(5, lambda: 7) == 7
+    assert with_timeout(5, lambda: 7) == 7

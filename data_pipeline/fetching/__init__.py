@@ -1,0 +1,1 @@
+"""Transfers of shards from object storage."""
