@@ -5,7 +5,6 @@ object stores limit the rate of a connection, and the processor's time for a byt
 """
 
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -20,43 +19,6 @@ PART_BYTES = 8 << 20
 RANGED_BYTES = 4 * PART_BYTES
 """Shards of more bytes are read in parts, where the store has ranges."""
 PARALLEL_PARTS = 4
-
-_CHUNK = 1 << 20
-
-
-class GrowingDigest:
-    """The SHA-256 of a file to which another thread appends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._digest = hashlib.sha256()
-        self._position = 0
-        self._chunk = memoryview(bytearray(_CHUNK))
-
-    def advance(self) -> None:
-        """Take in what the file has by now; it need not be there yet."""
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                self._take(file.fileno())
-        except FileNotFoundError:
-            return
-
-    def hexdigest(self) -> str:
-        """The digest of the finished file.
-
-        Raises:
-            OSError: It cannot be read.
-        """
-        with self._path.open("rb", buffering=0) as file:
-            self._take(file.fileno())
-        return self._digest.hexdigest()
-
-    def _take(self, file: int) -> None:
-        if os.fstat(file).st_size < self._position:  # the transfer began again
-            self._digest, self._position = hashlib.sha256(), 0
-        while count := os.preadv(file, [self._chunk], self._position):
-            self._digest.update(self._chunk[:count])
-            self._position += count
 
 
 def transfer(
@@ -75,14 +37,12 @@ def transfer(
     """
     if ranged and size > RANGED_BYTES and storage.has_ranges(url):
         return _in_parts(url, size, target, timeout, total)
-    digest = GrowingDigest(target)
-    storage.download(url, target, timeout=timeout, total=total, arrived=digest.advance)
-    return digest.hexdigest()
+    return storage.download(url, target, timeout=timeout, total=total)
 
 
 def _in_parts(url: str, size: int, target: Path, timeout: float, total: float) -> str:
     digest, end = hashlib.sha256(), time.monotonic() + total
-    pending: deque[Future[bytes]] = deque()
+    pending: deque[Future[list[bytes]]] = deque()
     starts = iter(range(0, size, PART_BYTES))
     with target.open("wb") as file:
         while True:
@@ -90,16 +50,16 @@ def _in_parts(url: str, size: int, target: Path, timeout: float, total: float) -
                 pending.append(_part(url, start, min(start + PART_BYTES, size), timeout))
             if not pending:
                 return digest.hexdigest()
-            part = _within(end - time.monotonic(), pending.popleft(), url, total)
-            file.write(part)
-            digest.update(part)
+            for piece in _within(end - time.monotonic(), pending.popleft(), url, total):
+                file.write(piece)
+                digest.update(piece)
 
 
-def _part(url: str, start: int, end: int, timeout: float) -> "Future[bytes]":
+def _part(url: str, start: int, end: int, timeout: float) -> "Future[list[bytes]]":
     return _in_thread(lambda: storage.read_range(url, start, end, timeout=timeout))
 
 
-def _within(seconds: float, part: "Future[bytes]", url: str, total: float) -> bytes:
+def _within(seconds: float, part: "Future[list[bytes]]", url: str, total: float) -> list[bytes]:
     try:
         return part.result(max(seconds, 0))
     except TimeoutError as error:
@@ -109,9 +69,9 @@ def _within(seconds: float, part: "Future[bytes]", url: str, total: float) -> by
         ) from error
 
 
-def _in_thread(call: Callable[[], bytes]) -> "Future[bytes]":
+def _in_thread(call: Callable[[], list[bytes]]) -> "Future[list[bytes]]":
     """The result of a call in a thread that does not keep the process from ending."""
-    future: Future[bytes] = Future()
+    future: Future[list[bytes]] = Future()
 
     def run() -> None:
         try:

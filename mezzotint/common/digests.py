@@ -1,7 +1,10 @@
 """SHA-256 digests, in hexadecimal."""
 
 import hashlib
+import os
 from pathlib import Path
+
+_CHUNK = 1 << 20
 
 
 def sha256(content: bytes | str) -> str:
@@ -22,3 +25,39 @@ def sha256_file(path: str | Path) -> str:
 def is_digest(text: str) -> bool:
     """Whether a text has the form of a digest."""
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+class GrowingDigest:
+    """The SHA-256 of a file to which another thread appends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self.position = 0
+        """Bytes taken in."""
+        self._chunk = memoryview(bytearray(_CHUNK))
+
+    def advance(self) -> None:
+        """Take in what the file has by now; it need not be there yet."""
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                self._take(file.fileno())
+        except FileNotFoundError:
+            return
+
+    def hexdigest(self) -> str:
+        """The digest of the finished file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with self._path.open("rb", buffering=0) as file:
+            self._take(file.fileno())
+        return self._digest.hexdigest()
+
+    def _take(self, file: int) -> None:
+        if os.fstat(file).st_size < self.position:  # the transfer began again
+            self._digest, self.position = hashlib.sha256(), 0
+        while count := os.preadv(file, [self._chunk], self.position):
+            self._digest.update(self._chunk[:count])
+            self.position += count

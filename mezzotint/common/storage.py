@@ -4,6 +4,7 @@ Endpoint, credentials and profile of an object store come from the environment (
 storage failure is raised as a UserError, and every remote call has a time limit.
 """
 
+import hashlib
 import math
 import os
 import posixpath
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 import fsspec.core
 from fsspec import AbstractFileSystem
 
-from mezzotint.common import files
+from mezzotint.common import files, s3_client
+from mezzotint.common.digests import GrowingDigest
 from mezzotint.common.errors import UserError
 from mezzotint.common.local_files import FileStatus, Listing, list_files, local_status
 from mezzotint.common.storage_errors import (
@@ -30,12 +32,9 @@ from mezzotint.common.timeouts import with_timeout
 
 T = TypeVar("T")
 
-_S3 = ("s3://", "s3a://")
-_RANGED = (*_S3, "gs://", "gcs://", "az://", "abfs://", "abfss://", "memory://")
+_RANGED = (*s3_client.SCHEMES, "gs://", "gcs://", "az://", "abfs://", "abfss://", "memory://")
 """Stores that always respond to a request for a range with this range. A web server may send the
 whole file instead."""
-_CONNECTIONS = 32
-"""Of a process to an object store at once."""
 
 REQUEST_TIMEOUT = 60.0
 """Seconds for one response, or for the next byte of a transfer. The clients' own timeouts do not
@@ -94,19 +93,15 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _options(url: str) -> dict[str, object]:
-    if not url.startswith(_S3):
+    if not url.startswith(s3_client.SCHEMES):
         return {}
-    settings: dict[str, object] = {"connect_timeout": 5, "max_pool_connections": _CONNECTIONS}
-    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
-        # so that an endpoint that is not there is reported within 20 s
-        settings["retries"] = {"mode": "standard", "total_max_attempts": 3}
     # no listings cache: other processes write to the store too
-    return {"config_kwargs": settings, "use_listings_cache": False}
+    return {"config_kwargs": s3_client.client_settings(), "use_listings_cache": False}
 
 
 def _single_request(url: str) -> dict[str, int]:
     """Options that keep s3fs from requesting the size first and then ranges."""
-    return {"max_concurrency": 1} if url.startswith(_S3) else {}
+    return {"max_concurrency": 1} if url.startswith(s3_client.SCHEMES) else {}
 
 
 def exists(url: str) -> bool:
@@ -198,8 +193,10 @@ def has_ranges(url: str) -> bool:
     return url.startswith(_RANGED)
 
 
-def read_range(url: str, start: int, end: int, *, timeout: float = REQUEST_TIMEOUT) -> bytes:
+def read_range(url: str, start: int, end: int, *, timeout: float = REQUEST_TIMEOUT) -> list[bytes]:
     """Bytes `start` to `end` (exclusive) of the file at `url`, which arrive within `timeout` s.
+
+    They come in pieces, whose order is that of the file.
 
     Raises:
         NotFoundError: There is no such file.
@@ -207,13 +204,15 @@ def read_range(url: str, start: int, end: int, *, timeout: float = REQUEST_TIMEO
         UserError: They cannot be read.
     """
 
-    def cat(system: AbstractFileSystem, path: str) -> bytes:
-        return bytes(system.cat_file(path, start=start, end=end))
+    def cat(system: AbstractFileSystem, path: str) -> list[bytes]:
+        if s3_client.is_readable(url):
+            return list(s3_client.chunks(url, start, end))
+        return [bytes(system.cat_file(path, start=start, end=end))]
 
     content = _call(url, "read", cat, timeout)
-    if len(content) != end - start:
+    if (size := sum(map(len, content))) != end - start:
         raise TransientError(
-            f"{url}: cannot be read ({len(content):,} bytes came instead of bytes {start:,} to "
+            f"{url}: cannot be read ({size:,} bytes came instead of bytes {start:,} to "
             f"{end:,}); check the URL and the network"
         )
     return content
@@ -225,32 +224,49 @@ def download(
     *,
     timeout: float = REQUEST_TIMEOUT,
     total: float = math.inf,
-    arrived: Callable[[], object] = lambda: None,
-) -> None:
-    """Copy the file at `url` to the local path `target`, in one request.
+) -> str:
+    """Copy the file at `url` to the local path `target`, in one request; returns its SHA-256.
 
-    At least one byte must arrive in `timeout` seconds, and all in `total`. Meanwhile `arrived()` is
-    called at short intervals. The content of `target` is undefined if this raises.
+    The digest is computed while the bytes arrive. At least one must in `timeout` seconds, and all
+    in `total`. The content of `target` is undefined if this raises.
 
     Raises:
         NotFoundError: There is no such file.
         TransientError: It cannot be read; retrying may help.
         UserError: It cannot be read.
     """
-    options = _single_request(url)
+    if s3_client.is_readable(url):
+        return _streamed(url, target, timeout, total)
+    digest = GrowingDigest(target)
 
-    def progress() -> tuple[int, int] | None:
-        arrived()
-        try:
-            status = target.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_size, status.st_mtime_ns
+    def progress() -> int:
+        digest.advance()
+        return digest.position
+
+    _call(
+        url,
+        "read",
+        lambda system, path: system.get_file(path, str(target)),
+        timeout,
+        progress,
+        total,
+    )
+    return digest.hexdigest()
+
+
+def _streamed(url: str, target: Path, timeout: float, total: float) -> str:
+    digest, received = hashlib.sha256(), 0
 
     def get(system: AbstractFileSystem, path: str) -> None:
-        system.get_file(path, str(target), **options)
+        nonlocal received
+        with target.open("wb") as file:
+            for chunk in s3_client.chunks(url):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
 
-    _call(url, "read", get, timeout, progress, total)
+    _call(url, "read", get, timeout, lambda: received, total)
+    return digest.hexdigest()
 
 
 def upload(source: Path, url: str) -> None:
