@@ -16,7 +16,7 @@ from mezzotint.common import storage
 from mezzotint.common.storage_errors import TransientError
 
 PART_BYTES = 8 << 20
-RANGED_BYTES = 4 * PART_BYTES
+RANGED_BYTES = 64 << 20
 """Shards of more bytes are read in parts, where the store has ranges."""
 PARALLEL_PARTS = 4
 

@@ -34,7 +34,7 @@ ACCESS = "mezzotint-tests"
 CANARY = "Canary7sEcReT0nobodyMayPrintThisBird"
 """The secret key, which no file, log, message or table may contain."""
 
-Fault = Literal["503", "403", "expired", "cut", "stall"]
+Fault = Literal["503", "500", "403", "expired", "cut", "stall", "hang"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,10 @@ class Proxy:
         match fault:
             case "503":
                 return _refusal(request, 503, "ServiceUnavailable")
+            case "500":
+                return _refusal(request, 500, "InternalError")
+            case "hang":
+                await self._end.wait()
             case "403":
                 return _refusal(request, 403, "AccessDenied")
             case "expired":
