@@ -1,7 +1,8 @@
 """When a failed transfer is tried again."""
 
-import random
 from collections.abc import Iterator
+
+import numpy as np
 
 ATTEMPTS = 4
 _LONGEST_WAIT = 30.0
@@ -15,9 +16,9 @@ def waits(first: float) -> Iterator[float]:
     They vary by half, so that the nodes of a cluster do not return to an overloaded store all at
     once.
     """
-    generator = random.Random()  # the process's own belongs to training
+    generator = np.random.default_rng()  # of its own: training's numbers stay as they are
     for attempt in range(ATTEMPTS - 1):
-        yield min(first * 2**attempt, _LONGEST_WAIT) * generator.uniform(0.5, 1.5)
+        yield min(first * 2**attempt, _LONGEST_WAIT) * float(generator.uniform(0.5, 1.5))
 
 
 def time_limit(size: int) -> float:
