@@ -25,6 +25,8 @@ class Sample:
     """(C, H, W) in [0, 1]."""
     empty_caption: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     """What the arrays of captions are of an empty one."""
+    sizes: tuple[int, ...] | None = None
+    """(6,) of the image: `SizeCondition.values`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class Batch:
             floating-point numbers float32.
         label: (B,) int64 classes, if `data.label` is set.
         hint: (B, C, H, W) float32 in [0, 1], if `data.hint` is set.
+        sizes: (B, 6) int64 in pixels, if `data.image` is set: height and width of the image files,
+            rows above and columns left of what is shown of them after resizing, and its height and
+            width.
         empty_caption: What the arrays of captions are of an empty one: `text_features` (L, C),
             `text_tokens` () and `text_embedding` (D,). Of a sample they have those of its caption.
 
-    `images`, `tokens`, `labels`, `hints` and `array` raise UserError where the setting is missing.
+    `images`, `image_sizes`, `tokens`, `labels`, `hints` and `array` raise UserError where the
+    setting is missing.
     """
 
     keys: tuple[str, ...]
@@ -55,6 +61,7 @@ class Batch:
     label: Tensor | None = None
     hint: Tensor | None = None
     empty_caption: Mapping[str, Tensor] = field(default_factory=dict)
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,11 +84,16 @@ class Batch:
             arrays={name: change(array) for name, array in self.arrays.items()},
             label=None if self.label is None else change(self.label),
             hint=None if self.hint is None else change(self.hint),
+            sizes=None if self.sizes is None else change(self.sizes),
         )
 
     def pin_memory(self) -> "Batch":
         """The batch in memory from which it is copied to a GPU while the program goes on."""
         return self.map(Tensor.pin_memory)
+
+    @property
+    def image_sizes(self) -> Tensor:
+        return _required(self.sizes, "image", "the sizes of images")
 
     @property
     def tokens(self) -> Tensor:
@@ -114,7 +126,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         UserError: Arrays of the same name differ in shape.
     """
     first = samples[0]
-    image = text = label = hint = None
+    image = text = label = hint = sizes = None
     if first.hint is not None:
         hint = torch.from_numpy(np.stack([one.hint for one in samples if one.hint is not None]))
     if first.label is not None:
@@ -124,6 +136,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image = torch.from_numpy(images).permute(0, 3, 1, 2)
     if first.text is not None:
         text = torch.from_numpy(np.stack([one.text for one in samples if one.text is not None]))
+    if first.sizes is not None:
+        rows = [one.sizes for one in samples]
+        sizes = torch.tensor(rows, dtype=torch.int64, device="cpu")
     return Batch(
         keys=tuple(one.key for one in samples),
         captions=tuple(one.caption for one in samples),
@@ -133,6 +148,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         label=label,
         hint=hint,
         empty_caption={name: _tensor(each) for name, each in first.empty_caption.items()},
+        sizes=sizes,
     )
 
 

@@ -13,7 +13,7 @@ from data_pipeline.batch import Batch, Sample, collate
 from data_pipeline.buckets.assignment import Buckets
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
-from data_pipeline.geometry.frame import DRAWS, Shape, View
+from data_pipeline.geometry.frame import DRAWS, Shape, SizeCondition, View
 from data_pipeline.geometry.sides import names_side
 from data_pipeline.hints.member import HintMember, extension_of
 from data_pipeline.images import IMAGE_EXTENSIONS, decode_view
@@ -92,7 +92,7 @@ class Dataset:
         self._captions = CaptionArrays.of_sets(sets, config.arrays, self._choice)
         self._check_members(survey)
         self._labels = Labels(survey, self._selected, config.label) if config.label else None
-        self._cached: dict[int, NDArray[np.uint8]] = {}
+        self._cached: dict[int, tuple[NDArray[np.uint8], SizeCondition]] = {}
         self.buckets: Buckets | None = None
         """If `data.image.buckets` is set."""
         if config.image is not None and config.image.buckets is not None:
@@ -193,15 +193,16 @@ class Dataset:
         """
         config, entry = self.config, self.entry(index)
         caption = self.caption(index, seed=seed, epoch=epoch)
-        image = text = hint = None
+        image = text = hint = sizes = None
         rng = sample_rng(seed, epoch, index) if self._augments and seed is not None else None
         flipped = rng is not None and config.flips and rng.random() < 0.5
         flipped = flipped and not (config.guards_flips and names_side(caption))
         if config.image is not None:
             view = self._view(index, config.image, seed, epoch)
             view = view if shape is None else replace(view, shape=shape)
-            image = self._image(index, config.image, view)
-            image = image[:, ::-1] if flipped else image
+            image, size = self._image(index, config.image, view)
+            image, size = (image[:, ::-1], size.mirrored()) if flipped else (image, size)
+            sizes = size.values()
         if self.hint is not None:
             hint = self._hint(index, self.hint)
             hint = hint[:, :, ::-1] if flipped else hint
@@ -213,7 +214,7 @@ class Dataset:
         empty = self._captions.empty
         for name in empty:
             arrays[name] = self._of_caption(index, name, arrays[name], caption)
-        return Sample(entry.key, caption, image, text, arrays, label, hint, empty)
+        return Sample(entry.key, caption, image, text, arrays, label, hint, empty, sizes)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return collate([self.sample(index) for index in indices])
@@ -272,15 +273,17 @@ class Dataset:
         draws = crop_draws(DRAWS, seed, epoch, index)
         return replace(config.view, crop=config.crop, draws=draws)
 
-    def _image(self, index: int, config: ImageConfig, view: View) -> NDArray[np.uint8]:
+    def _image(
+        self, index: int, config: ImageConfig, view: View
+    ) -> tuple[NDArray[np.uint8], SizeCondition]:
         if index in self._cached:
             return self._cached[index]
         extension = _image_extension(self.members(index))
         name = self._name(index, extension)
-        image, _ = decode_view(self.member(index, extension), config, name, view)
+        found = decode_view(self.member(index, extension), config, name, view)
         if self.config.cache_in_memory:
-            self._cached[index] = image
-        return image
+            self._cached[index] = found
+        return found
 
     def _hint(self, index: int, hint: HintMember) -> NDArray[np.float32]:
         extension = hint.extension(self.members(index))

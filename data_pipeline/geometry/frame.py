@@ -1,6 +1,6 @@
 """The part of an image that a sample shows: arithmetic of sizes alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from data_pipeline.geometry.config import CropConfig
@@ -121,8 +121,7 @@ class Frame:
 class SizeCondition:
     """What SDXL is conditioned on (Podell et al. 2023, section 2.2), in pixels.
 
-    The part of the resized image that is left of and above the crop is negative where an image is
-    padded.
+    What is left of, above and right of the crop is negative where an image is padded.
     """
 
     height: int
@@ -131,6 +130,7 @@ class SizeCondition:
     top: int
     """Rows above the crop, after resizing."""
     left: int
+    right: int
     target_height: int
     target_width: int
 
@@ -144,9 +144,15 @@ class SizeCondition:
             width,
             round(frame.top * down) + frame.y,
             round(frame.left * across) + frame.x,
+            round((width - frame.left - frame.canvas.width) * across)
+            + (frame.resized.width - frame.x - frame.shape.width),
             frame.shape.height,
             frame.shape.width,
         )
+
+    def mirrored(self) -> Self:
+        """Of the mirrored image."""
+        return replace(self, left=self.right, right=self.left)
 
     def values(self) -> tuple[int, ...]:
         """(6,) in the order of `add_time_ids` in diffusers: original size, crop, target size."""

@@ -44,6 +44,9 @@ class Condition:
     embedding_level: Tensor | None = None
     """(B,) int64: the level of the noise that the image embeddings have, for a network that reads
     noisy ones."""
+    sizes: Tensor | None = None
+    """(B, 6) int64, in pixels: height and width of the whole image, rows above and columns left of
+    what is shown of it after resizing, height and width of that."""
     mask: Tensor | None = None
     """(B, 1, h, w) of a network that inpaints: 1 is generated, 0 is kept."""
     masked: Tensor | None = None

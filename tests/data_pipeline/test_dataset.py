@@ -392,7 +392,9 @@ def test_a_crop_is_drawn_for_training_and_leaves_other_random_numbers_as_they_ar
         assert np.array_equal(before.text, after.text)
         flipped = not np.array_equal(before.image, pixels[:, 2:11])
         found = after.image[:, ::-1] if flipped else after.image
-        lefts |= {at for at in range(6) if np.array_equal(found, pixels[:, at : at + 9])}
+        (left,) = (at for at in range(6) if np.array_equal(found, pixels[:, at : at + 9]))
+        lefts.add(left)
+        assert after.sizes == (9, 14, 0, 5 - left if flipped else left, 9, 9)
     assert lefts == set(range(6))
 
 

@@ -44,6 +44,29 @@ def test_a_step_and_a_preview_of_images_that_are_no_squares(name):
     assert {image.shape for image in shown.values()} == {(2, 3, 16, 48)}
 
 
+def test_a_network_of_sizes_is_trained_with_those_of_its_images():
+    sizes = "task.condition={kind: several, conditions: [{kind: text, drop: 0.1}, {kind: sizes}]}"
+    recipe = load("recipes/emoji_caption.yaml", [*BUCKETS, "model.size_embedding=8", sizes])
+    task = recipe.task.build(recipe.model.build())
+    (network,) = task.parts().values()
+    for _ in materialize(network, 0, "model", device=CPU):
+        pass
+    batch = Batch(
+        keys=("a",),
+        captions=("a",),
+        image=torch.zeros((1, 3, 16, 48), device=CPU),
+        text=torch.ones((1, recipe.data.text.length), dtype=torch.int64, device=CPU),
+        sizes=torch.tensor([[100, 400, 0, 8, 16, 48]], device=CPU),
+    )
+    (loss,) = task.losses({"model": Bare(network)}, batch, Step(0, rng(1)))
+    loss.value.backward()
+    assert network.size_embedding.hidden.weight.grad is not None
+    with pytest.raises(UserError, match=r"data.image is not set, .* needs the sizes of images"):
+        next(
+            iter(task.losses({"model": Bare(network)}, replace(batch, sizes=None), Step(0, rng(1))))
+        )
+
+
 def test_a_model_of_one_size_is_refused():
     for name in ("emoji_clip", "emoji_upsampler", "emoji_classifier_noisy"):
         with pytest.raises(UserError, match="this model takes images of one size"):

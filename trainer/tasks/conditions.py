@@ -106,6 +106,18 @@ class InpaintingCondition(BaseCondition, frozen=True, extra="forbid"):
         return self.train_condition(condition, inputs)
 
 
+class SizesCondition(BaseCondition, frozen=True, extra="forbid"):
+    """Original size, crop and target size of the images; it needs `data.image`."""
+
+    kind: Literal["sizes"]
+
+    def train_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        return replace(condition, sizes=inputs.batch.image_sizes)
+
+    def eval_condition(self, condition: Condition, inputs: ConditionInputs) -> Condition:
+        return self.train_condition(condition, inputs)
+
+
 class NoCondition(BaseModel, frozen=True, extra="forbid"):
     """An unconditional network."""
 
@@ -119,7 +131,8 @@ OneCondition = Annotated[
     | ClipTextCondition
     | ClipImageCondition
     | LowResolutionCondition
-    | InpaintingCondition,
+    | InpaintingCondition
+    | SizesCondition,
     Field(discriminator="kind"),
 ]
 
@@ -146,6 +159,7 @@ ConditionConfig = Annotated[
     | ClipImageCondition
     | LowResolutionCondition
     | InpaintingCondition
+    | SizesCondition
     | SeveralConditions,
     Field(discriminator="kind"),
 ]

@@ -34,6 +34,7 @@ from trainer.tasks.conditions import (
     ConditionConfig,
     LowResolutionCondition,
     NoCondition,
+    SizesCondition,
     as_conditions,
     caption_conditions,
     random_crop,
@@ -66,6 +67,13 @@ class DenoisingConfig(BaseModel, frozen=True, extra="forbid"):
     offset_noise: float = Field(default=0.0, ge=0)
     start: str | None = Field(default=None, min_length=1)
     preview: DiffusionSampling = DiffusionSampling(steps=10, guidance=2.0)
+
+    @model_validator(mode="after")
+    def _sizes_of_images(self) -> Self:
+        of_sizes = any(isinstance(each, SizesCondition) for each in as_conditions(self.condition))
+        if of_sizes and not isinstance(self.target, Images):
+            raise ValueError("condition: sizes are those of images, and target is not images")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -52,6 +52,17 @@ class TextFeaturesConfig(BaseModel, frozen=True, extra="forbid"):
         return self.projection or self.width
 
 
+def needed(given: Tensor | None, what: str) -> Tensor:
+    """A part of a condition.
+
+    Raises:
+        UserError: the condition lacks it.
+    """
+    if given is None:
+        raise UserError(f"this unet needs {what}")
+    return given
+
+
 def enlarged(
     image: Tensor, height: int, width: int, interpolation: Literal["bilinear", "bicubic"]
 ) -> Tensor:

@@ -31,6 +31,7 @@ def refuse_absent(config: UNetConfig, code: str, others: Mapping[str, bool]) -> 
         "model.text": config.text is not None,
         "model.inpainting": config.inpainting is not None,
         "model.image_embedding": config.image_embedding is not None,
+        "model.size_embedding": config.size_embedding is not None,
         "model.text_embedding": config.text_embedding is not None,
         "model.features.projection": config.features is not None
         and config.features.projection is not None,

@@ -26,10 +26,12 @@ from models.diffusion.unet.conditions import (
     InpaintingConfig,
     LowResolutionConfig,
     TextFeaturesConfig,
+    needed,
     with_images,
 )
 from models.diffusion.unet.image_embedding import ImageEmbedding, ImageEmbeddingConfig
 from models.diffusion.unet.levels import LevelsConfig
+from models.diffusion.unet.size_embedding import SizeEmbedding
 from models.diffusion.unet.spatial import SpatialTransformer, SpatialTransformerConfig
 from models.nn import initialization
 from models.nn.conditioning_cache import cached
@@ -67,6 +69,8 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
     features then come from the same encoder, and those of padding do not count."""
     image_embedding: ImageEmbeddingConfig | None = None
     """CLIP embeddings of images, which join the time's vector and make tokens of attention."""
+    size_embedding: int | None = Field(default=None, gt=0, multiple_of=2)
+    """Features of each number of `Condition.sizes`, which join the time's vector (SDXL: 256)."""
     middle_attention: bool = True
     """Whether the middle has attention."""
     transformer: SpatialTransformerConfig | None = None
@@ -88,6 +92,7 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
             "features": self.features if self.text_embedding is None else None,
             "clip_text": self.text_embedding,
             "clip_image": self.image_embedding,
+            "sizes": self.size_embedding,
             "low_resolution": self.low_resolution,
             "inpainting": self.inpainting,
         }
@@ -132,8 +137,11 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
             raise ValueError("null_class needs classes")
         if self.text is not None and self.features is not None:
             raise ValueError("text and features: only one of them can be set")
-        if self.class_token is not None:
-            self._check_class_token()
+        token = self.class_token is not None
+        if token and (self.classes is None or self.transformer is None):
+            raise ValueError("class_token needs classes and transformer")
+        if token and (self.text or self.features or self.image_embedding):
+            raise ValueError("class_token: cross-attention already has other tokens")
         if self.transformer is not None and self.context is None:
             raise ValueError("transformer: its cross-attention needs tokens (text, features, ...)")
         if self.text_embedding is not None and self.text is not None:
@@ -145,12 +153,6 @@ class UNetConfig(LevelsConfig, frozen=True, extra="forbid"):
                 f"{low.size}"
             )
         return self
-
-    def _check_class_token(self) -> None:
-        if self.classes is None or self.transformer is None:
-            raise ValueError("class_token needs classes and transformer")
-        if self.text or self.features or self.image_embedding:
-            raise ValueError("class_token: cross-attention already has other tokens")
 
     def build(self) -> "UNet":
         return UNet(self)
@@ -220,6 +222,8 @@ class UNet(nn.Module):
             self.features = FeatureProjection(config.features.width, config.features.projection)
         if config.text_embedding is not None:
             self.text_embedding = nn.Linear(config.text_embedding, vector)
+        if config.size_embedding is not None:
+            self.size_embedding = SizeEmbedding(vector, config.size_embedding)
         if config.image_embedding is not None:
             context = config.context if config.image_embedding.tokens else None
             self.image_embedding = config.image_embedding.build(vector, context)
@@ -308,7 +312,7 @@ class UNet(nn.Module):
         """
         if caption is None:
             caption = self._read(condition)
-        vector, context = self._embed(t, condition, caption.pooled), caption.context
+        vector, context = self._embed(x, t, condition, caption.pooled), caption.context
         self._check_size(x)
         image = with_images(x, condition, self.config.low_resolution, self.config.inpainting)
         image = image.to(self.stem.weight.dtype)
@@ -363,7 +367,9 @@ class UNet(nn.Module):
             tokens = cached(self, condition.features, self._features)
             return Caption(tokens, mask=condition.features_mask)
         if config.class_token is not None:
-            return Caption(cached(self, self._label(condition), self._class_tokens))
+            return Caption(
+                cached(self, needed(condition.label, "class labels"), self._class_tokens)
+            )
         return Caption()
 
     def _features(self, features: Tensor) -> Tensor:
@@ -374,26 +380,21 @@ class UNet(nn.Module):
         """Classes (B,) to one token each, (B, 1, C)."""
         return self.label(label)[:, None]
 
-    def _label(self, condition: Condition) -> Tensor:
-        if condition.label is None:
-            raise UserError("this unet needs class labels")
-        return condition.label
-
-    def _embed(self, t: Tensor, condition: Condition, pooled: Tensor | None) -> Tensor:
+    def _embed(self, x: Tensor, t: Tensor, condition: Condition, pooled: Tensor | None) -> Tensor:
         """The vector of time, class, caption and level."""
         config, vector = self.config, self.time(t)
         if config.classes is not None and config.class_token is None:
-            vector = vector + self.label(self._label(condition))
+            vector = vector + self.label(needed(condition.label, "class labels"))
         if pooled is not None:
             vector = vector + self.caption(pooled)
         if config.text_embedding is not None:
-            if condition.text_embedding is None:
-                raise UserError("this unet needs CLIP embeddings of captions")
-            vector = vector + self.text_embedding(condition.text_embedding.to(vector.dtype))
+            given = needed(condition.text_embedding, "CLIP embeddings of captions")
+            vector = vector + self.text_embedding(given.to(vector.dtype))
         if config.image_embedding is not None:
             vector = vector + self.image_embedding(condition)
         if config.low_resolution is not None and config.low_resolution.condition_on_noise_level:
-            if condition.noise_level is None:
-                raise UserError("this unet needs the level of its low-resolution image")
-            vector = vector + self.level(condition.noise_level)
+            level = needed(condition.noise_level, "the level of its low-resolution image")
+            vector = vector + self.level(level)
+        if config.size_embedding is not None:
+            vector = vector + self.size_embedding(condition, x)
         return vector
