@@ -42,7 +42,13 @@ class PackOptions(BaseModel, frozen=True, extra="forbid"):
     others that are left out (translations, for instance)."""
     shard_size: int = Field(default=1000, gt=0)
     workers: int = Field(default=8, gt=0)
-    """Pairs read in parallel."""
+    """Pairs of a shard that are read in parallel."""
+    processes: int | None = Field(default=None, gt=0)
+    """Shards of new pairs that are written in parallel; None: one for every core, and at least 4
+    shards for each."""
+    part: tuple[int, int] | None = None
+    """(i, n): of these, every n-th shard from the i-th on, which is one of 1 to n; the set is
+    finished by a call without it."""
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Fraction of the captions (by hash) that a split named `random` holds out. What shares an
     image or a caption stays together, unless `split_by` is set."""

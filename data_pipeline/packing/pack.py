@@ -2,19 +2,20 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from data_pipeline.inspection.image_statistics import ELONGATED, TINY
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import REJECTED_NAME, Chunk, Content, Records
-from data_pipeline.packing.report import PackReport, by_rule, counts
+from data_pipeline.packing.report import PackReport, PartReport, by_rule, counts
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.packing.source import Source, shown_name
 from data_pipeline.packing.sources import open_source
 from data_pipeline.packing.splits import connected, overlap, random_split, split_by_rule
-from data_pipeline.packing.update import Plan, Updater, match, revised_name
+from data_pipeline.packing.update import Plan, Updater, first_plan, match, revised_name
 from data_pipeline.selection import select
 from data_pipeline.sets.contents import SetContents, Split
 from data_pipeline.sets.split_rule import RANDOM_SPLIT
@@ -45,19 +46,9 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         UserError: `src` is none of these, `out` holds another set, all pairs were rejected, or
             there is no disk space.
     """
-    _check_places(src, out)
-    source = open_source(src, options)
-    try:
-        records = Records(out, _plan(options))
-        indices, options = _selected(src, source, options), _named(source.contents, options)
-        plan = match(source, indices, records.chunks, options.shard_size)
-        _check_source(src, out, records, plan, options)
-        if records.contents is None:
-            records.begin()
-        updater = Updater(source, out, records, options, progress)
+    with _updater(src, out, options, progress) as (updater, plan):
         chunks = updater.run(plan)
-    finally:
-        source.close()
+    source, records, options = updater.source, updater.records, updater.options
     if not any(chunk.shard for chunk in chunks):
         raise _without_samples(src, out, records, chunks)
     contents = {
@@ -82,6 +73,45 @@ def pack(src: str, out: str, options: PackOptions, progress: Progress | None = N
         again=records.contents is not None,
         changes=counts(by_rule(updater.changes)) if records.contents is not None else {},
     )
+
+
+def pack_part(
+    src: str, out: str, options: PackOptions, progress: Progress | None = None
+) -> PartReport:
+    """Write the shards of `options.part` of a new set, for instance one part on each of n nodes.
+
+    `pack` without a part finishes the set, and writes what shards are missing then.
+
+    Raises:
+        UserError: As `pack`, or the set is finished.
+    """
+    with _updater(src, out, options, progress) as (updater, plan):
+        if updater.records.contents is not None or not plan.in_order:
+            raise UserError(f"{out}: only new sets are packed in parts; leave out --part")
+        chunks = updater.run(plan)
+    return PartReport(out, shards=len(chunks), missing=len(plan.chunks) - len(chunks))
+
+
+@contextmanager
+def _updater(
+    src: str, out: str, options: PackOptions, progress: Progress | None
+) -> Iterator[tuple[Updater, Plan]]:
+    """What writes the shards of a set, and its plan; the source is open meanwhile."""
+    _check_places(src, out)
+    source = open_source(src, options)
+    try:
+        records = Records(out, _plan(options))
+        indices, options = _selected(src, source, options), _named(source.contents, options)
+        plan = None
+        if records.contents is None:
+            plan = first_plan(source, indices, records.chunks, options.shard_size)
+        plan = plan or match(source, indices, records.chunks, options.shard_size)
+        _check_source(src, out, records, plan, options)
+        if records.contents is None:
+            records.begin()
+        yield Updater(src, source, out, records, options, progress), plan
+    finally:
+        source.close()
 
 
 def _selected(src: str, source: Source, options: PackOptions) -> Sequence[int]:
@@ -109,7 +139,7 @@ def _named(source: SetContents | None, options: PackOptions) -> PackOptions:
 
 def _plan(options: PackOptions) -> str:
     """Digest of the options: what may not differ between calls for the same set."""
-    tree = options.model_dump(mode="json", exclude={"workers", "update"})
+    tree = options.model_dump(mode="json", exclude={"workers", "processes", "part", "update"})
     if not options.hint_columns:
         del tree["hint_columns"]  # sets of earlier versions keep their plan
     if options.split_by is None:

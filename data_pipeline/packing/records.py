@@ -123,6 +123,7 @@ class Records:
         Raises:
             UserError: It holds files of something else.
         """
+        self.begun = self.begun or self._read_plan(self.plan)  # perhaps by another node just now
         if not self.begun:
             self._check_empty()
             storage.write_bytes(self._record("plan"), self.plan.encode())

@@ -49,6 +49,17 @@ def by_rule(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """What a part of a new set has."""
+
+    url: str
+    shards: int
+    """Of this part, or written before."""
+    missing: int
+    """Shards of other parts."""
+
+
+@dataclass(frozen=True)
 class PackReport:
     """A packed set, what was rejected, and what the source holds beside its samples."""
 

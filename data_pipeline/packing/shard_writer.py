@@ -3,7 +3,6 @@
 import errno
 import gzip
 import itertools
-import os
 import re
 import shutil
 import tempfile
@@ -19,15 +18,15 @@ from data_pipeline.manifest import (
     Manifest,
     Measured,
     Part,
-    SampleEntry,
     SetRecord,
     ShardEntry,
 )
+from data_pipeline.packing.tar_writer import write_tar
 from data_pipeline.sets.contents import IndexedShard, Split
 from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
-from data_pipeline.tar import index_tar, split_name
+from data_pipeline.tar import split_name
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.disk_space import check_space
@@ -39,10 +38,6 @@ from mezzotint.common.text_features import TextFeatureRecord
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_BLOCK = 512
-_NAME_BYTES = 100
-_SIZE = slice(124, 135)
-"""Of the octal size in a header."""
 _TAR_OVERHEAD = 1024
 """Bytes for header and padding of a member, at most."""
 
@@ -89,7 +84,7 @@ def write_shard(
     with _scratch(url, needed) as scratch:
         plain = scratch / "shard.tar"
         try:
-            _write_tar(samples, plain)
+            entries, digest = write_tar(samples, plain, name)
             stored = _compress(plain) if compress else plain
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -98,9 +93,9 @@ def write_shard(
         shard = IndexedShard(
             name=name,
             bytes=stored.stat().st_size,
-            sha256=sha256_file(stored),
+            sha256=sha256_file(stored) if compress else digest,
             expanded_bytes=plain.stat().st_size if compress else None,
-            samples=tuple(_entries(samples, plain, name)),
+            samples=tuple(entries),
         )
         storage.upload(stored, storage.join(url, name))
     return shard
@@ -174,49 +169,6 @@ def shard_name(name: str, number: int, *, compress: bool = False) -> str:
     """
     plain = re.sub(r"^[^A-Za-z0-9_]|[^A-Za-z0-9_.-]", "_", name)[:180]
     return f"{plain}-{number:06d}.tar{'.gz' if compress else ''}"
-
-
-def _write_tar(samples: Sequence[RawSample], path: Path) -> None:
-    # disables webdataset's pickle and shell handlers; read when webdataset is imported
-    os.environ.setdefault("WDS_SECURE", "1")
-    import webdataset
-
-    with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
-        for sample in samples:
-            writer.write({"__key__": sample.key, **sample.members})
-
-
-def _entries(samples: Sequence[RawSample], path: Path, name: str) -> list[SampleEntry]:
-    """The samples of the tar that was written, with the positions of their members.
-
-    They follow from the sizes, and are compared with the headers of the tar; where a name does not
-    fit into a plain header, the tar is indexed.
-    """
-    entries = []
-    end = 0
-    with path.open("rb") as file:
-        for sample in samples:
-            members = {}
-            for extension in sorted(sample.members):
-                size = len(sample.members[extension])
-                header = os.pread(file.fileno(), _BLOCK, end)
-                member = f"{sample.key}.{extension}".encode()
-                if header[:_NAME_BYTES].rstrip(b"\0") != member or header[_SIZE] != b"%011o" % size:
-                    return _indexed(samples, path, name)
-                members[extension] = (end + _BLOCK, size)
-                end += _BLOCK + -(-size // _BLOCK) * _BLOCK
-            entries.append(
-                SampleEntry(key=sample.key, members=members, attributes=dict(sample.attributes))
-            )
-    return entries
-
-
-def _indexed(samples: Sequence[RawSample], path: Path, name: str) -> list[SampleEntry]:
-    attributes = {sample.key: dict(sample.attributes) for sample in samples}
-    return [
-        entry.model_copy(update={"attributes": attributes[entry.key]})
-        for entry in index_tar(path, name).samples
-    ]
 
 
 def _compress(plain: Path) -> Path:

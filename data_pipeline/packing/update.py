@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from data_pipeline.packing.new_shards import NewChunk, process_count, write_chunk, write_chunks
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.reading import Pair, read_pair
 from data_pipeline.packing.records import Chunk, Item, Records
@@ -47,6 +48,38 @@ class Plan:
     total: int
     matched: int
     """Pairs of the set that the source has."""
+    in_order: bool = False
+    """Whether shard n has the n-th pairs of the source, as in a set that is packed for the first
+    time: then its name and keys do not depend on what was packed before an interruption."""
+
+
+def first_plan(
+    source: Source, indices: Sequence[int], chunks: Sequence[Chunk], size: int
+) -> Plan | None:
+    """The plan of an unfinished set, `size` pairs of the source to a shard.
+
+    None: a shard of it has other pairs than the source has there now.
+    """
+    written, tasks = {chunk.number: chunk for chunk in chunks}, []
+    for first in range(0, len(indices), size):
+        chunk = written.pop(first // size, None)
+        known = [
+            (index, shown_name(source.names[index]), source.stamp(index))
+            for index in indices[first : first + size]
+        ]
+        items = [None] * len(known) if chunk is None else chunk.items
+        if chunk is not None and [(one.name, one.stamp) for one in chunk.items] != [
+            (name, stamp) for _, name, stamp in known
+        ]:
+            return None
+        part = [
+            Task(item, *one, same=item is not None) for item, one in zip(items, known, strict=True)
+        ]
+        tasks.append((chunk, part))
+    if written:
+        return None
+    matched = sum(len(chunk.items) for chunk in chunks)
+    return Plan(tasks, len(indices), matched, in_order=True)
 
 
 def match(source: Source, indices: Sequence[int], chunks: Sequence[Chunk], size: int) -> Plan:
@@ -96,6 +129,7 @@ def match(source: Source, indices: Sequence[int], chunks: Sequence[Chunk], size:
 class Updater:
     """Writes the shards of a plan."""
 
+    src: str
     source: Source
     out: str
     records: Records
@@ -114,19 +148,64 @@ class Updater:
         before = [chunk for chunk, _ in plan.chunks if chunk is not None]
         self._next = max((one.number for chunk in before for one in chunk.items), default=-1) + 1
         self._taken = {chunk.shard.name for chunk in before if chunk.shard is not None}
-        number = max((chunk.number for chunk in before), default=-1)
-        chunks = []
-        for chunk, tasks in plan.chunks:
-            if chunk is None:
-                number += 1
-            old = chunk or Chunk(number=number, shard=None, items=())
-            chunks.append(self._chunk(old, tasks, plan.total))
+        chunks = [
+            self._chunk(chunk, tasks, plan.total)
+            for chunk, tasks in plan.chunks
+            if chunk is not None
+        ]
+        chunks += self._new(plan)
+        chunks.sort(key=lambda chunk: chunk.number)
         self.changes += [
             ("no longer in the source, kept", one.name)
             for same in self._gone.values()
             for one in same
         ]
         return [self._with_new_names(chunk) for chunk in chunks]
+
+    def _new(self, plan: Plan) -> list[Chunk]:
+        """Write the shards of pairs that the set did not have, in several processes."""
+        last = max((chunk.number for chunk, _ in plan.chunks if chunk is not None), default=-1)
+        new: list[tuple[NewChunk, list[Task]]] = []
+        for place, (chunk, tasks) in enumerate(plan.chunks):
+            if chunk is not None:
+                continue
+            number = place if plan.in_order else last + 1 + len(new)
+            first = place * self.options.shard_size if plan.in_order else self._next
+            indices = tuple(task.index for task in tasks if task.index is not None)
+            new.append((NewChunk(number, first, indices), tasks))
+            self._next = max(self._next, first + len(tasks))
+        part, parts = self.options.part or (1, 1)
+        new = [one for one in new if one[0].number % parts == part - 1]
+        if self._gone:  # a pair may be one that is gone, under another name
+            return [
+                self._chunk(Chunk(number=one.number, shard=None, items=()), tasks, plan.total)
+                for one, tasks in new
+            ]
+        found = []
+        for chunk in self._written([one for one, _ in new], plan.total):
+            self.records.write(chunk)
+            self.changes += [("added", one.name) for one in chunk.items if one.key is not None]
+            found.append(chunk)
+        return found
+
+    def _written(self, new: Sequence[NewChunk], total: int) -> Iterator[Chunk]:
+        processes = process_count(self.options, len(new))
+        if processes > 1:
+            for chunk in write_chunks(
+                self.src, self.source, self.out, new, self.options, processes
+            ):
+                self._advance(len(chunk.items), total)
+                yield chunk
+            return
+        for one in new:
+            yield write_chunk(
+                self.source, self.out, one, self.options, lambda: self._advance(1, total)
+            )
+
+    def _advance(self, pairs: int, total: int) -> None:
+        self._done += pairs
+        if self.progress is not None:
+            self.progress(self._done, total)
 
     def _chunk(self, old: Chunk, tasks: Sequence[Task], total: int) -> Chunk:
         """Bring one shard up to date; it is written again if a sample of it changes."""
@@ -179,9 +258,7 @@ class Updater:
             results = pool.map(read, tasks, numbers)
             for task, number, result in zip(tasks, numbers, results, strict=True):
                 yield task, number, result
-                self._done += 1
-                if self.progress is not None:
-                    self.progress(self._done, total)
+                self._advance(1, total)
 
     def _settle(
         self, task: Task, number: int, result: Pair | Rejection | None

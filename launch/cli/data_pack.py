@@ -91,7 +91,19 @@ HintColumns = Annotated[
     ),
 ]
 ShardSize = Annotated[int, typer.Option(help="Samples per shard.", min=1)]
-Workers = Annotated[int, typer.Option(help="Pairs read in parallel.", min=1)]
+Workers = Annotated[int, typer.Option(help="Pairs of a shard read in parallel.", min=1)]
+Processes = Annotated[
+    int | None,
+    typer.Option(help="Shards written in parallel (default: the cores, 4 shards for each).", min=1),
+]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Write every N-th shard of a new set only, from the I-th on, for instance one part "
+        "on each of N nodes; the command without --part finishes the set.",
+    ),
+]
 TestFraction = Annotated[
     float,
     typer.Option(
@@ -175,6 +187,8 @@ def pack(
     hint_column: HintColumns = None,
     shard_size: ShardSize = 1000,
     workers: Workers = 8,
+    processes: Processes = None,
+    part: PartOption = None,
     test_fraction: TestFraction = 0.0,
     split_by: SplitByOption = None,
     caption_lines: Lines = CaptionLines.several,
@@ -193,7 +207,7 @@ def pack(
     The same command again adds what is new or changed in the source and tries rejected pairs again.
     """
     from data_pipeline.packing.options import PackOptions
-    from launch.data.pack import hint_columns, pack_set, selections
+    from launch.data.pack import hint_columns, pack_part_of, pack_set, selections
 
     options = PackOptions(
         name=name,
@@ -208,6 +222,8 @@ def pack(
         hint_columns=hint_columns(hint_column or []),
         shard_size=shard_size,
         workers=workers,
+        processes=processes,
+        part=pack_part_of(part),
         test_fraction=test_fraction,
         split_by=None if split_by is None else split_by.value,
         caption_lines=caption_lines.value,

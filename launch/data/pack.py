@@ -4,11 +4,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from data_pipeline.config import HINT_NAME, Selection
 from data_pipeline.packing.options import PackOptions
-from data_pipeline.packing.pack import pack
-from data_pipeline.packing.report import Count, PackReport
+from data_pipeline.packing.pack import pack, pack_part
+from data_pipeline.packing.report import Count, PackReport, PartReport
 from launch.data.inspect import summary
 from launch.progress import Reporter
 from mezzotint.common.errors import UserError
@@ -19,8 +20,35 @@ _LISTED = 10
 def pack_set(source: str, out: str, options: PackOptions, *, as_json: bool) -> str:
     """Pack image-text pairs into shards, with progress; returns the summary."""
     with Reporter(None, shows=not as_json) as reporter:
-        report = pack(source, out, options, reporter.callback("pairs"))
+        progress = reporter.callback("pairs")
+        if options.part is not None:
+            return _part(pack_part(source, out, options, progress), as_json=as_json)
+        report = pack(source, out, options, progress)
     return to_json(report) if as_json else to_text(report)
+
+
+def pack_part_of(text: str | None) -> tuple[int, int] | None:
+    """(i, n) of `I/N`.
+
+    Raises:
+        UserError: It is not a part of a whole.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--part {text}: give I/N with I from 1 to N, for instance 2/8")
+    return part, parts
+
+
+def _part(report: PartReport, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(asdict(report))
+    return (
+        f"{report.url}: {report.shards} shards are written, {report.missing} are missing; the "
+        "command without --part finishes the set"
+    )
 
 
 def selections(splits: Iterable[str]) -> tuple[Selection, ...]:

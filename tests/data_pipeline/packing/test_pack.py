@@ -12,12 +12,15 @@ import pytest
 from PIL import Image
 
 import data_pipeline.packing.fetch
+import data_pipeline.packing.new_shards
 import data_pipeline.packing.update
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
 from data_pipeline.index import index
 from data_pipeline.inspect import contact_sheet, inspect
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack, pack_part
+from data_pipeline.packing.records import Records
 from data_pipeline.sets.stored_set import read_contents, read_manifest
 from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
@@ -207,7 +210,7 @@ def test_a_tar_set_with_repeated_keys_keeps_images_and_captions_together(tmp_pat
 def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     options = PackOptions(shard_size=2)
-    real = data_pipeline.packing.update.write_shard
+    real = data_pipeline.packing.new_shards.write_shard
     written = []
 
     def write_shard(samples, url, name, *, compress):
@@ -216,7 +219,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
         written.append(name)
         return real(samples, url, name, compress=compress)
 
-    monkeypatch.setattr(data_pipeline.packing.update, "write_shard", write_shard)
+    monkeypatch.setattr(data_pipeline.packing.new_shards, "write_shard", write_shard)
     with pytest.raises(KeyboardInterrupt):
         pack(str(folder), out, options)
     with pytest.raises(UserError, match="no such file"):
@@ -226,7 +229,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
 
     resumed = []
     monkeypatch.setattr(
-        data_pipeline.packing.update,
+        data_pipeline.packing.new_shards,
         "write_shard",
         lambda samples, url, name, *, compress: (
             resumed.append(name) or real(samples, url, name, compress=compress)
@@ -241,6 +244,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(folder, tmp_path, monkey
 def test_packing_again_does_nothing_and_other_options_are_refused(folder, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     first = pack(str(folder), out, PackOptions())
+    monkeypatch.setattr(data_pipeline.packing.new_shards, "write_shard", None)
     monkeypatch.setattr(data_pipeline.packing.update, "write_shard", None)
     assert pack(str(folder), out, PackOptions()) == first
     with pytest.raises(UserError, match="finished set of another source or other options"):
@@ -356,3 +360,49 @@ def test_a_contact_sheet_shows_images_with_captions(squares):
     assert sheet.size == (2 * 16 + 4 * 32 + 3 * 16, 2 * 16 + 3 * (32 + 34) + 2 * 16)
     colors = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(80)}
     assert (0, 7, 9) in colors
+
+
+def files(url):
+    return {path.name: path.read_bytes() for path in Path(url).iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_pack_that_is_killed_twice_gives_the_same_bytes(folder, tmp_path, monkeypatch, processes):
+    for number in range(7, 17):
+        (folder / f"{number}.png").write_bytes(image(f"#{number:06x}"))
+        (folder / f"{number}.txt").write_text(f"image {number}")
+    (folder / "9.png").write_bytes(b"no image")
+    options = PackOptions(shard_size=2, test_fraction=0.3)
+    whole = pack(str(folder), str(tmp_path / "whole"), options)
+    again = options.model_copy(update={"processes": processes})
+    real, out = Records.write, str(tmp_path / "out")
+    for stop in (3, 1):
+        written = []
+
+        def write(records, chunk, written=written, stop=stop):
+            if len(written) == stop:
+                raise KeyboardInterrupt
+            written.append(chunk.number)
+            real(records, chunk)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Records, "write", write)
+            with pytest.raises(KeyboardInterrupt):
+                pack(str(folder), out, again)
+    pack(str(folder), out, again)
+    assert files(out) == files(whole.url)
+
+
+def test_parts_give_the_same_set(folder, tmp_path):
+    options = PackOptions(shard_size=2)
+    whole = pack(str(folder), str(tmp_path / "whole"), options)
+    out = str(tmp_path / "out")
+    for part in ((2, 3), (1, 3)):
+        report = pack_part(str(folder), out, options.model_copy(update={"part": part}))
+        assert report.shards + report.missing == 4
+        assert len(list(Path(out).glob("*.tar"))) == report.shards
+        assert not Path(out, "manifest.json").exists()
+    assert pack(str(folder), out, options).manifest.sample_count == 7
+    assert files(out) == files(whole.url)
+    with pytest.raises(UserError, match="only new sets are packed in parts; leave out --part"):
+        pack_part(str(folder), out, options.model_copy(update={"part": (1, 2)}))

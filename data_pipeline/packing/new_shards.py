@@ -1,0 +1,143 @@
+"""Writing shards of pairs that were not packed before, in several processes."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.reading import Pair, read_pair
+from data_pipeline.packing.records import Chunk, Item
+from data_pipeline.packing.report import Rejection
+from data_pipeline.packing.shard_writer import shard_name, write_shard
+from data_pipeline.packing.source import Source, shown_name
+from data_pipeline.packing.sources import open_source
+from mezzotint.common.errors import UserError
+
+_SHARDS_PER_PROCESS = 4
+
+
+@dataclass(frozen=True)
+class NewChunk:
+    """Pairs of a source that become a shard."""
+
+    number: int
+    """Of the shard."""
+    first: int
+    """The number of its first pair."""
+    indices: tuple[int, ...]
+    """In the source."""
+
+
+def write_chunk(
+    source: Source,
+    out: str,
+    chunk: NewChunk,
+    options: PackOptions,
+    advance: Callable[[], None] | None = None,
+) -> Chunk:
+    """Write the shard of valid pairs; `advance` is called after every pair.
+
+    Raises:
+        UserError: The source cannot be read, or the shard not be written.
+    """
+
+    def read(place: int) -> Pair | Rejection:
+        return read_pair(source, chunk.indices[place], f"{chunk.first + place:09d}", options)
+
+    items, samples = [], []
+    with _threads(options.workers) as each:
+        for place, result in enumerate(each(read, range(len(chunk.indices)))):
+            index = chunk.indices[place]
+            item = Item(
+                name=shown_name(source.names[index]),
+                stamp=source.stamp(index),
+                number=chunk.first + place,
+            )
+            match result:
+                case Rejection():
+                    items.append(item.model_copy(update={"rejection": result}))
+                case Pair(sample, content):
+                    known = {"key": sample.key, "content": content}
+                    items.append(item.model_copy(update=known))
+                    samples.append(sample)
+            if advance is not None:
+                advance()
+    name = shard_name(options.set_name, chunk.number, compress=options.compress)
+    shard = write_shard(samples, out, name, compress=options.compress) if samples else None
+    return Chunk(number=chunk.number, shard=shard, items=tuple(items))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[Callable[..., Iterator[Pair | Rejection]]]:
+    """`map` by so many threads; one is this one."""
+    if count == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(count) as pool:
+        yield pool.map
+
+
+def write_chunks(
+    src: str,
+    source: Source,
+    out: str,
+    chunks: Sequence[NewChunk],
+    options: PackOptions,
+    processes: int,
+) -> Iterator[Chunk]:
+    """Write shards in several processes, which open `src` again; in any order.
+
+    Raises:
+        UserError: As `write_chunk`, or the source changed meanwhile.
+    """
+    with ProcessPoolExecutor(
+        processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_open,
+        initargs=(src, out, options, source.identity),
+    ) as pool:
+        futures = [pool.submit(_write, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def process_count(options: PackOptions, shards: int) -> int:
+    """How many processes write so many shards."""
+    wanted = len(os.sched_getaffinity(0)), shards // _SHARDS_PER_PROCESS
+    return max(1, min(options.processes or min(wanted), shards))
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a process of `write_chunks` writes shards of."""
+
+    source: Source
+    out: str
+    options: PackOptions
+    same: bool
+    """Whether the source is as the first process has found it."""
+
+
+_workers: list[_Worker] = []
+"""Of this process: one."""
+
+
+def _open(src: str, out: str, options: PackOptions, identity: str) -> None:
+    source = open_source(src, options)
+    _workers.append(_Worker(source, out, options, source.identity == identity))
+
+
+def _write(chunk: NewChunk) -> Chunk:
+    [worker] = _workers
+    if not worker.same:
+        raise UserError(
+            "the source has changed since it was listed; repeat the command once nothing writes "
+            "there"
+        )
+    return write_chunk(worker.source, worker.out, chunk, worker.options)
