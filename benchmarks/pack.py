@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 
 from PIL import Image  # noqa: E402
-from streams import write_files  # noqa: E402
 
 SHARD = 500
 
@@ -83,6 +82,8 @@ def main() -> None:
     if options.of:
         CONTENDERS[options.of[0]](Path(options.of[1]), Path(options.of[2]))
         return
+    from streams import write_files  # it imports torch, which packing does without
+
     count, rounds = (2_000, 1) if options.quick else (10_000, 5)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as directory:

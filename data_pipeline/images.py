@@ -6,6 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 import simplejpeg
@@ -72,8 +73,22 @@ class ImageNote(StrEnum):
 class DecodedImage:
     """An image in RGB, upright, on white."""
 
-    image: Image.Image
+    decoded: Image.Image | NDArray[np.uint8]
+    """An image of Pillow, or (H, W, 3)."""
     notes: frozenset[ImageNote]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        if isinstance(self.decoded, np.ndarray):
+            return Image.fromarray(self.decoded)
+        return self.decoded
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        if isinstance(self.decoded, np.ndarray):
+            return self.decoded.shape[1], self.decoded.shape[0]
+        return self.decoded.size
 
 
 def open_rgb(content: bytes, name: str, *, max_pixels: int) -> Image.Image:
@@ -94,7 +109,7 @@ def read_image(content: bytes, name: str, *, max_pixels: int) -> DecodedImage:
     if _plain_size(content, name, max_pixels) is not None:
         pixels = _decode_plain(content)
         if pixels is not None:
-            return DecodedImage(Image.fromarray(pixels), frozenset())
+            return DecodedImage(pixels, frozenset())
     return _read_by_pillow(content, name, max_pixels)
 
 

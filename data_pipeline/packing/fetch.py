@@ -143,7 +143,8 @@ def _read_local(url: str) -> bytes:
         raise ValueError(f"{shown(url)}: not a file")
     if status.st_size > _BYTES:
         raise ValueError(f"{shown(url)}: larger than {_BYTES:,} bytes")
-    return path.read_bytes()
+    with path.open("rb", buffering=0) as file:
+        return file.read()
 
 
 def _read_stored(url: str) -> bytes:

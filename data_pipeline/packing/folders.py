@@ -3,6 +3,7 @@
 import posixpath
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from data_pipeline.images import IMAGE_EXTENSIONS
 from data_pipeline.manifest import Attribute
@@ -139,11 +140,13 @@ class FolderSource(Source):
         return shown_name(posixpath.basename(posixpath.dirname(name))) or None
 
 
+@lru_cache(maxsize=1 << 16)
 def suffix(name: str) -> str:
     """The part of a file's name after the last dot, in lower case."""
     return posixpath.splitext(name)[1].removeprefix(".").lower()
 
 
+@lru_cache(maxsize=1 << 16)
 def _stem(name: str) -> str:
     """A name without its suffix, as one Unicode form: archives of macOS hold another one."""
     return unicodedata.normalize("NFC", posixpath.splitext(name)[0])

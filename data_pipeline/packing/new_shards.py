@@ -12,7 +12,7 @@ from data_pipeline.packing.reading import Pair, read_pair
 from data_pipeline.packing.records import Chunk, Item
 from data_pipeline.packing.report import Rejection
 from data_pipeline.packing.shard_writer import shard_name, write_shard
-from data_pipeline.packing.source import Source, shown_name
+from data_pipeline.packing.source import Source
 from data_pipeline.packing.sources import open_source
 from mezzotint.common.errors import UserError
 
@@ -27,8 +27,8 @@ class NewChunk:
     """Of the shard."""
     first: int
     """The number of its first pair."""
-    indices: tuple[int, ...]
-    """In the source."""
+    pairs: tuple[tuple[int, str, str], ...]
+    """Index in the source, name and stamp of each."""
 
 
 def write_chunk(
@@ -45,28 +45,25 @@ def write_chunk(
     """
 
     def read(place: int) -> Pair | Rejection:
-        return read_pair(source, chunk.indices[place], f"{chunk.first + place:09d}", options)
+        return read_pair(source, chunk.pairs[place][0], f"{chunk.first + place:09d}", options)
 
     items, samples = [], []
     with _threads(options.workers) as each:
-        for place, result in enumerate(each(read, range(len(chunk.indices)))):
-            index = chunk.indices[place]
-            item = Item(
-                name=shown_name(source.names[index]),
-                stamp=source.stamp(index),
-                number=chunk.first + place,
-            )
+        for place, result in enumerate(each(read, range(len(chunk.pairs)))):
+            _, name, stamp = chunk.pairs[place]
+            number = chunk.first + place
             match result:
                 case Rejection():
-                    items.append(item.model_copy(update={"rejection": result}))
+                    items.append(Item(name=name, stamp=stamp, number=number, rejection=result))
                 case Pair(sample, content):
-                    known = {"key": sample.key, "content": content}
-                    items.append(item.model_copy(update=known))
+                    items.append(
+                        Item(name=name, stamp=stamp, number=number, key=sample.key, content=content)
+                    )
                     samples.append(sample)
             if advance is not None:
                 advance()
-    name = shard_name(options.set_name, chunk.number, compress=options.compress)
-    shard = write_shard(samples, out, name, compress=options.compress) if samples else None
+    file = shard_name(options.set_name, chunk.number, compress=options.compress)
+    shard = write_shard(samples, out, file, compress=options.compress) if samples else None
     return Chunk(number=chunk.number, shard=shard, items=tuple(items))
 
 

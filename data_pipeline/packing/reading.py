@@ -50,7 +50,7 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
             image, decoded = _image(sample.image, name, options)
         members = dict(sample.members)
         if decoded is not None:
-            members |= hint_members(sample.hints, options.hint_columns, decoded.image.size)
+            members |= hint_members(sample.hints, options.hint_columns, decoded.size)
     except InvalidSample as error:
         return Rejection(name=name, fault=error.fault, detail=shown_name(str(error)))
     text = {"txt": "\n".join(captions).encode()}
@@ -75,7 +75,7 @@ def read_pair(source: Source, index: int, key: str, options: PackOptions) -> Pai
         captions=tuple(sha256(comparable(caption))[:16] for caption in captions),
         left_out=left_out,
         rest=rest.hexdigest()[:_DIGITS],
-        size=decoded.image.size if decoded else None,
+        size=decoded.size if decoded else None,
         notes=tuple(sorted(decoded.notes)) if decoded else (),
     )
     return Pair(raw, content)
@@ -111,7 +111,7 @@ def _image(
         decoded = read_image(content, name, max_pixels=options.max_pixels)
     except UserError as error:
         raise InvalidSample("image unreadable", str(error)) from error
-    width, height = decoded.image.size
+    width, height = decoded.size
     if min(width, height) < options.min_size:
         raise InvalidSample(
             "image too small", f"{width} x {height} pixels, --min-size is {options.min_size}"

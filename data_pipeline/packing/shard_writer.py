@@ -21,10 +21,10 @@ from data_pipeline.manifest import (
     SetRecord,
     ShardEntry,
 )
-from data_pipeline.packing.tar_writer import write_tar
 from data_pipeline.sets.contents import IndexedShard, Split
 from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.shard_index import ShardIndex
+from data_pipeline.sets.tar_writer import write_tar
 from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
 from data_pipeline.tar import split_name
 from mezzotint.common import storage

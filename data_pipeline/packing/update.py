@@ -171,8 +171,10 @@ class Updater:
                 continue
             number = place if plan.in_order else last + 1 + len(new)
             first = place * self.options.shard_size if plan.in_order else self._next
-            indices = tuple(task.index for task in tasks if task.index is not None)
-            new.append((NewChunk(number, first, indices), tasks))
+            pairs = tuple(
+                (task.index, task.name, task.stamp) for task in tasks if task.index is not None
+            )
+            new.append((NewChunk(number, first, pairs), tasks))
             self._next = max(self._next, first + len(tasks))
         part, parts = self.options.part or (1, 1)
         new = [one for one in new if one[0].number % parts == part - 1]

@@ -199,9 +199,7 @@ class ShardIndex:
             for name, column in self.attributes.items()
             if column.kinds[row] != _MISSING
         }
-        return SampleEntry.model_construct(
-            key=self.keys[row], members=members, attributes=attributes
-        )
+        return SampleEntry(key=self.keys[row], members=members, attributes=attributes)
 
     def samples(self) -> list[SampleEntry]:
         return [self.sample(row) for row in range(len(self))]

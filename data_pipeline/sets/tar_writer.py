@@ -73,16 +73,13 @@ def _write(samples: Sequence[Sample], file: BinaryIO) -> tuple[list[SampleEntry]
             header[: len(name)] = name
             header[_SIZE.start : _SIZE.start + 11] = size
             header[_CHECKSUM] = b"%06o\0 " % (unchanged + sum(name) + sum(size))
-            padding = bytes(-len(content) % _BLOCK)
-            for part in (header, content, padding):
-                file.write(part)
-                digest.update(part)
+            written = b"".join((header, content, bytes(-len(content) % _BLOCK)))
+            file.write(written)
+            digest.update(written)
             members[extension] = (end + _BLOCK, len(content))
-            end += _BLOCK + len(content) + len(padding)
+            end += len(written)
         entries.append(
-            SampleEntry.model_construct(
-                key=sample.key, members=members, attributes=dict(sample.attributes)
-            )
+            SampleEntry(key=sample.key, members=members, attributes=dict(sample.attributes))
         )
     rest = bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % tarfile.RECORDSIZE)
     file.write(rest)

@@ -7,9 +7,9 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.packing import tar_writer
 from data_pipeline.packing.shard_writer import RawSample
-from data_pipeline.packing.tar_writer import write_tar
+from data_pipeline.sets import tar_writer
+from data_pipeline.sets.tar_writer import write_tar
 from data_pipeline.tar import index_tar
 from mezzotint.common.digests import sha256, sha256_file
 
