@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from data_pipeline.packing.cells import shown
 from data_pipeline.packing.source import InvalidSample
+from data_pipeline.packing.tables.cells import shown
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError
 from mezzotint.common.storage_errors import (

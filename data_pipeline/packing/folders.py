@@ -18,7 +18,7 @@ from data_pipeline.packing.source import (
     json_captions,
     shown_name,
 )
-from data_pipeline.packing.tables import tables_in
+from data_pipeline.packing.tables.table_source import tables_in
 from data_pipeline.text.captions import caption_lines
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256

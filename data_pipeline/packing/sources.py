@@ -8,7 +8,13 @@ from data_pipeline.packing.folders import FolderSource, suffix
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.report import by_rule
 from data_pipeline.packing.source import Source, shown_name
-from data_pipeline.packing.tables import Columns, is_table, open_table, open_tables, tables_in
+from data_pipeline.packing.tables.table_source import (
+    Columns,
+    is_table,
+    open_table,
+    open_tables,
+    tables_in,
+)
 from data_pipeline.packing.tars import SetSource, TarSource
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError

@@ -207,23 +207,21 @@ def pack(
     The same command again adds what is new or changed in the source and tries rejected pairs again.
     """
     from data_pipeline.packing.options import PackOptions
-    from launch.data.pack import hint_columns, pack_part_of, pack_set, selections
+    from launch.data import pack as command
 
     options = PackOptions(
         name=name,
         licence=licence,
-        select=selections(split or []),
+        select=command.selections(split or []),
         limit=limit,
         image_column=image_column,
         caption_column=caption_column,
-        attribute_columns=tuple(
-            name for names in attribute_columns or () for name in names.split(",") if name
-        ),
-        hint_columns=hint_columns(hint_column or []),
+        attribute_columns=command.column_names(attribute_columns or []),
+        hint_columns=command.hint_columns(hint_column or []),
         shard_size=shard_size,
         workers=workers,
         processes=processes,
-        part=pack_part_of(part),
+        part=command.pack_part_of(part),
         test_fraction=test_fraction,
         split_by=None if split_by is None else split_by.value,
         caption_lines=caption_lines.value,
@@ -235,4 +233,4 @@ def pack(
         image_sizes=image_sizes,
         update=update,
     )
-    typer.echo(pack_set(source, out, options, as_json=as_json))
+    typer.echo(command.pack_set(source, out, options, as_json=as_json))

@@ -72,6 +72,11 @@ def selections(splits: Iterable[str]) -> tuple[Selection, ...]:
     return tuple(chosen)
 
 
+def column_names(stated: Iterable[str]) -> tuple[str, ...]:
+    """The names in options that may each have several, `width,height`."""
+    return tuple(name for names in stated for name in names.split(",") if name)
+
+
 def hint_columns(stated: Iterable[str]) -> dict[str, str]:
     """The columns of hints by the hint's name, from `COLUMN` or `NAME=COLUMN`.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.packing.arrow_table import ArrowTable
 from data_pipeline.packing.pack import PackOptions
+from data_pipeline.packing.tables.arrow_table import ArrowTable
 from mezzotint.common.errors import UserError
 
 pa = pytest.importorskip("pyarrow")

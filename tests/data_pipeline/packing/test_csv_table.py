@@ -6,10 +6,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipeline.packing.cells import find
-from data_pipeline.packing.csv_table import MISSING, csv_table
 from data_pipeline.packing.source import InvalidSample
-from data_pipeline.packing.text_table import Content
+from data_pipeline.packing.tables.cells import find
+from data_pipeline.packing.tables.csv_table import MISSING, csv_table
+from data_pipeline.packing.tables.text_table import Content
 from mezzotint.common.errors import UserError
 
 UNCLOSED = "a quote is not closed"

@@ -2,7 +2,7 @@ import fsspec
 import pytest
 
 from data_pipeline.packing.pack import PackOptions
-from data_pipeline.packing.tables import Columns, open_table
+from data_pipeline.packing.tables.table_source import Columns, open_table
 from mezzotint.common.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import data_pipeline.packing.folders
-import data_pipeline.packing.tables
+import data_pipeline.packing.tables.table_source
 import data_pipeline.packing.update
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import open_dataset
@@ -140,7 +140,7 @@ def test_failed_downloads_are_tried_again_and_others_are_not(photos, tmp_path, m
             raise InvalidSample("download failed", f"{url}: 503")
         return (photos / name).read_bytes()
 
-    monkeypatch.setattr(data_pipeline.packing.tables, "fetch", download)
+    monkeypatch.setattr(data_pipeline.packing.tables.table_source, "fetch", download)
     out = tmp_path / "out"
     report = pack(str(tmp_path / "t.csv"), str(out), OPTIONS)
     assert len(report.rejected) == 2
@@ -161,9 +161,9 @@ def test_rows_that_move_and_local_images_that_change_are_known(photos, tmp_path,
     (tmp_path / "t.csv").write_text("image,caption\n" + f"{photos}/6.png,six\n" + "".join(rows))
     (photos / "2.png").write_bytes(png("#123456"))
     tried = []
-    real = data_pipeline.packing.tables.fetch
+    real = data_pipeline.packing.tables.table_source.fetch
     monkeypatch.setattr(
-        data_pipeline.packing.tables,
+        data_pipeline.packing.tables.table_source,
         "fetch",
         lambda url, downloader: tried.append(Path(url).name) or real(url, downloader),
     )

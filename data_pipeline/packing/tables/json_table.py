@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from data_pipeline.packing.cells import described, prefixes, shown
 from data_pipeline.packing.source import InvalidSample
-from data_pipeline.packing.text_table import Content, RowTable, TextRow
+from data_pipeline.packing.tables.cells import described, prefixes, shown
+from data_pipeline.packing.tables.text_table import Content, RowTable, TextRow
 from mezzotint.common.errors import UserError
 
 

@@ -9,13 +9,20 @@ from itertools import accumulate
 from threading import Lock
 from urllib.parse import urlsplit
 
-from data_pipeline.packing.arrow_table import ArrowTable
-from data_pipeline.packing.cells import Table, attribute_of, captions_of, find, image_of, shown
-from data_pipeline.packing.csv_table import csv_table
 from data_pipeline.packing.fetch import HTTP, SCHEMES, Downloader, fetch
-from data_pipeline.packing.json_table import json_table
 from data_pipeline.packing.source import Fault, InvalidSample, Source, SourceSample
-from data_pipeline.packing.text_table import RowTable, read_content
+from data_pipeline.packing.tables.arrow_table import ArrowTable
+from data_pipeline.packing.tables.cells import (
+    Table,
+    attribute_of,
+    captions_of,
+    find,
+    image_of,
+    shown,
+)
+from data_pipeline.packing.tables.csv_table import csv_table
+from data_pipeline.packing.tables.json_table import json_table
+from data_pipeline.packing.tables.text_table import RowTable, read_content
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError

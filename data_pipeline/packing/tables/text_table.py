@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.packing.cells import Table, find, shown
 from data_pipeline.packing.source import InvalidSample
+from data_pipeline.packing.tables.cells import Table, find, shown
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from data_pipeline.packing.cells import prefixes, shown
 from data_pipeline.packing.source import InvalidSample
-from data_pipeline.packing.text_table import Content, RowTable, TextRow
+from data_pipeline.packing.tables.cells import prefixes, shown
+from data_pipeline.packing.tables.text_table import Content, RowTable, TextRow
 from mezzotint.common.errors import UserError
 
 _SEPARATORS = (",", ";", "\t", "|")

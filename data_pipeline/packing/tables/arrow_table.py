@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from data_pipeline.packing.cells import Moment, Table, shown
 from data_pipeline.packing.source import InvalidSample
+from data_pipeline.packing.tables.cells import Moment, Table, shown
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError

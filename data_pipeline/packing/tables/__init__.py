@@ -1,0 +1,1 @@
+"""Tables as sources: CSV, JSON Lines, Parquet and Arrow files, and their cells."""
