@@ -48,6 +48,7 @@ class Batch:
             width.
         empty_caption: What the arrays of captions are of an empty one: `text_features` (L, C),
             `text_tokens` () and `text_embedding` (D,). Of a sample they have those of its caption.
+        damaged: By cause, the samples that did not decode and have others in their place.
 
     `images`, `image_sizes`, `tokens`, `labels`, `hints` and `array` raise UserError where the
     setting is missing.
@@ -62,6 +63,7 @@ class Batch:
     hint: Tensor | None = None
     empty_caption: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: Tensor | None = None
+    damaged: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)

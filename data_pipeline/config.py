@@ -209,6 +209,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     the number of lanes, not on that of processes, which must divide it."""
     workers: int = Field(default=0, ge=0)
     """Decoding processes; 0: a background thread. The batches are the same."""
+    max_damaged: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The largest share of damaged samples, those that do not decode, among all that training has
+    read; another sample of the same shard takes the place of each. 0: the first one ends it."""
     cache_in_memory: bool = False
     """Keep decoded and resized images in RAM (uint8); needs workers = 0."""
     cache: str | None = None

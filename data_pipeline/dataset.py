@@ -13,6 +13,7 @@ from data_pipeline.batch import Batch, Sample, collate
 from data_pipeline.buckets.assignment import Buckets
 from data_pipeline.cache import ShardCache, node_cache
 from data_pipeline.config import CaptionChoice, DataConfig, ImageConfig
+from data_pipeline.damage.errors import DamagedSampleError, decoding
 from data_pipeline.geometry.frame import DRAWS, Shape, SizeCondition, View
 from data_pipeline.geometry.sides import names_side
 from data_pipeline.hints.member import HintMember, extension_of
@@ -225,6 +226,12 @@ class Dataset:
         for joined in self._joined:
             joined.reader.prefetch(joined.shards_of(shards))
 
+    def shard_of(self, index: int) -> tuple[int, int]:
+        """The first sample of the shard of a sample, and the number of its samples."""
+        shard, _ = self._selected.locate(index)
+        count = self.shard_sizes[shard]
+        return int(self._selected.ends[shard]) - count, count
+
     def check_local(self) -> None:
         """Compare the selected shards with the manifest, where they are on this machine.
 
@@ -249,12 +256,12 @@ class Dataset:
 
     def captions_of(self, index: int) -> tuple[str, ...]:
         """All captions of a sample, one a line of its KEY.txt."""
+        content = self.member(index, "txt")
         try:
-            return caption_lines(self.member(index, "txt").decode("utf-8-sig"))
+            return caption_lines(content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self._name(index, 'txt')}: not UTF-8 ({error}); correct it"
-            ) from error
+            message = f"{self._name(index, 'txt')}: not UTF-8 ({error}); correct it"
+            raise DamagedSampleError(message, "caption") from error
 
     def _ids(
         self, tokenizer: Tokenizer, caption: str, rng: np.random.Generator | None
@@ -280,7 +287,9 @@ class Dataset:
             return self._cached[index]
         extension = _image_extension(self.members(index))
         name = self._name(index, extension)
-        found = decode_view(self.member(index, extension), config, name, view)
+        content = self.member(index, extension)
+        with decoding("image"):
+            found = decode_view(content, config, name, view)
         if self.config.cache_in_memory:
             self._cached[index] = found
         return found
@@ -288,7 +297,9 @@ class Dataset:
     def _hint(self, index: int, hint: HintMember) -> NDArray[np.float32]:
         extension = hint.extension(self.members(index))
         assert extension is not None, "checked when the set was opened"
-        return hint.read(self.member(index, extension), self._name(index, extension))
+        content = self.member(index, extension)
+        with decoding("hint"):
+            return hint.read(content, self._name(index, extension))
 
     def _array(self, index: int, name: str) -> NDArray[np.generic]:
         extension = f"{name}.npy"
@@ -296,13 +307,15 @@ class Dataset:
         try:
             array: NDArray[np.generic] = np.load(content, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise UserError(
+            message = (
                 f"{self._name(index, extension)}: not a plain array ({error}); derive it again"
-            ) from error
+            )
+            raise DamagedSampleError(message, "array") from error
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise UserError(
+            raise DamagedSampleError(
                 f"{self._name(index, extension)}: holds NaN or infinite values; derive it again "
-                "with a sound model"
+                "with a sound model",
+                "array",
             )
         return array
 

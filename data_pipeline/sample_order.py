@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARDS, _BLOCKS, _SAMPLE, _CAPTION, _CROP, _BATCHES = 1, 2, 3, 4, 5, 6
+_SHARDS, _BLOCKS, _SAMPLE, _CAPTION, _CROP, _BATCHES, _SUBSTITUTE = 1, 2, 3, 4, 5, 6, 7
 _LANE_BITS = 32
 """The random numbers of a block are keyed by its number, and above these bits by its lane's."""
 
@@ -160,3 +160,9 @@ def crop_draws(count: int, seed: int, epoch: int, index: int) -> tuple[float, ..
     """Numbers in [0, 1) of a sample's crop in an epoch, independent of its other augmentation."""
     raw = _bits(_CROP, seed, epoch, index).random_raw(count)
     return tuple(((raw >> np.uint64(11)) * 2.0**-53).tolist())
+
+
+def substitutes(number: int, count: int, seed: int, epoch: int, index: int) -> list[int]:
+    """Places of `number` samples among `count`, to be tried in place of a damaged one."""
+    raw = _bits(_SUBSTITUTE, seed, epoch, index).random_raw(number)
+    return [int(one) % count for one in raw]

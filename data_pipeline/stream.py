@@ -4,7 +4,7 @@ import copy
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.batch import Batch, collate
+from data_pipeline.batch import Batch
 from data_pipeline.buckets.batches import BucketedBatches, SampleRef
+from data_pipeline.damage.loader import BatchLoader
 from data_pipeline.dataset import Dataset
 from data_pipeline.geometry.frame import Shape
 from data_pipeline.sample_order import EpochOrder
@@ -252,7 +252,7 @@ class Stream:
                     continue
 
         def run() -> None:
-            loader = _Loader(self.dataset, self.seed)
+            loader = BatchLoader(self.dataset, self.seed)
             try:
                 for item in self.shaped_refs():
                     loaded = loader[item]
@@ -275,7 +275,7 @@ class Stream:
         # forked workers share memory, but cannot use a remote file system's event loop
         local = storage.is_local(self.dataset.config.url)
         loader: DataLoader[Batch | UserError] = DataLoader(
-            _Loader(self.dataset, self.seed),
+            BatchLoader(self.dataset, self.seed),
             batch_size=None,
             sampler=self.shaped_refs(),
             num_workers=self.dataset.config.workers,
@@ -308,21 +308,6 @@ def _check_lanes(lanes: int, samples: int, global_batch: int, world: int) -> Non
 
 def _tokenizer_digest(dataset: Dataset) -> str | None:
     return None if dataset.tokenizer is None else dataset.tokenizer.sha256
-
-
-class _Loader(TorchDataset[Batch | UserError]):
-    """Loads batches. UserErrors are returned: torch's workers would wrap their message."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self._dataset = dataset
-        self._seed = seed
-
-    def __getitem__(self, item: tuple[Shape | None, list[SampleRef]]) -> Batch | UserError:
-        load = partial(self._dataset.sample, seed=self._seed, shape=item[0])
-        try:
-            return collate([load(index, epoch=epoch) for epoch, index in item[1]])
-        except UserError as error:
-            return error
 
 
 def _or_raise(item: Batch | Exception) -> Batch:

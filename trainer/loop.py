@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.batch import Batch
 from data_pipeline.stream import Stream, StreamState
+from mezzotint.common.errors import UserError
 from mezzotint.common.keyed_random import keyed_generator
 from trainer import distributed, previews
 from trainer.averages.ema import Ema
@@ -24,6 +25,9 @@ from trainer.task import Step, Task
 from trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
+
+FEW_DAMAGED = 8
+"""As many damaged samples end no run that allows some, whatever their share."""
 
 
 @dataclass
@@ -93,6 +97,7 @@ def train(
             context.tracker.tag(task.tags())
         if state.step % recipe.log.every == 0 or last:
             check_losses(state)
+            check_damaged(recipe, (state.step - first) * recipe.batch, metrics)
             report(recipe, engines, state.step, metrics, context)
         if recipe.log.previews and (state.step % recipe.log.previews == 0 or last):
             check_losses(state)
@@ -148,6 +153,25 @@ def check_losses(state: TrainState) -> None:
         raise stop_training(str(found), state.saved)
 
 
+def check_damaged(recipe: Recipe, samples: int, metrics: MetricAccumulator) -> None:
+    """Stop where too many of the samples that were read did not decode; every process calls it.
+
+    Raises:
+        UserError: with the numbers by cause.
+    """
+    if not recipe.data.max_damaged:
+        return
+    damaged = metrics.damaged()
+    metrics.latest = {**metrics.latest, **{f"damaged/{name}": n for name, n in damaged.items()}}
+    total = sum(damaged.values())
+    if total > max(FEW_DAMAGED, recipe.data.max_damaged * samples):
+        causes = ", ".join(f"{count} {name}s" for name, count in damaged.items() if count)
+        raise UserError(
+            f"data.max_damaged={recipe.data.max_damaged:g}: {total} of {samples:,} samples do not "
+            f"decode ({causes}); `mezzotint data verify {recipe.data.url} --images` names them"
+        )
+
+
 def check_state(engines: Mapping[str, Engine], state: TrainState) -> None:
     """Stop before a state is written that is not finite; every process calls it.
 
@@ -185,6 +209,7 @@ def update(
         NonFiniteGradientsError: a part has been making no updates.
     """
     index = state.step
+    metrics.add_damaged(batch.damaged)
     micro = recipe.micro_batch_for(world.size)
     accumulation = recipe.batch // (micro * world.size)
     for number, part in enumerate(micro_batches(batch, micro, world.device)):

@@ -1,11 +1,13 @@
 """Metrics between two logged steps."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from data_pipeline.damage.errors import CAUSES
 from trainer import distributed
 
 
@@ -16,6 +18,7 @@ class MetricAccumulator:
         self._device = device
         self._sums: dict[str, Tensor] = {}
         self._count: dict[str, int] = {}
+        self._damaged: Counter[str] = Counter()
         self.latest: Mapping[str, float] = {}
         """What the task has measured last; logged until it measures again."""
         self.reset()
@@ -31,6 +34,17 @@ class MetricAccumulator:
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._count[name] = self._count.get(name, 0) + 1
+
+    def add_damaged(self, counts: Mapping[str, int]) -> None:
+        """Add the samples of a batch that did not decode, by cause."""
+        self._damaged.update(counts)
+
+    def damaged(self) -> dict[str, int]:
+        """By cause, those of all processes since the start; every process calls it."""
+        counts = torch.tensor(
+            [self._damaged[cause] for cause in CAUSES], dtype=torch.int64, device=self._device
+        )
+        return dict(zip(CAUSES, distributed.total(counts).tolist(), strict=True))
 
     def read(self) -> dict[str, float]:
         """Means over the interval and all processes, and speeds; every process calls it."""

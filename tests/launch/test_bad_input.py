@@ -341,3 +341,23 @@ def test_an_image_is_not_a_recipe(refused, tmp_path):
     path = tmp_path / "image.yaml"
     Image.new("RGB", (2, 2)).save(path, "PNG")
     assert refused("train", path) == f"{path}: is not a UTF-8 text file"
+
+
+def test_damaged_samples_are_replaced_and_counted_up_to_a_share(
+    mezzotint, train, write_set, tmp_path
+):
+    url = write_set(samples=40, changes={3: {"png": TORN}})
+    words = train(f"data.url={url}", "data.max_damaged=0.2", "steps=10", "log.every=10")
+    outcome = mezzotint(*words)
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "runs" / "tiny"
+    values = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = values[-1]["metrics"]
+    assert (metrics["damaged/image"], metrics["damaged/caption"]) == (1, 0)
+    url = write_set("torn", samples=40, changes={n: {"png": TORN} for n in range(0, 40, 2)})
+    words = train(f"data.url={url}", "data.max_damaged=0.1", "steps=10", "log.every=10")
+    outcome = mezzotint(*words, "name=torn")
+    assert outcome.code == BAD_INPUT
+    assert "error: data.max_damaged=0.1: " in outcome.err
+    assert "of 40 samples do not decode (20 images)" in outcome.err
+    assert f"`mezzotint data verify {url} --images` names them" in outcome.err

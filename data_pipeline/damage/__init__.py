@@ -1,0 +1,1 @@
+"""Samples that do not decode: errors by cause, other samples in their place."""
