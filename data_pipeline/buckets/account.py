@@ -51,7 +51,11 @@ def bucket_account(dataset: Dataset, batch: int, seed: int) -> BucketAccount:
     assert image is not None, "its buckets are set"
     sizes, block = dataset.shard_sizes, dataset.config.shuffle_block
     order = BucketOrder(
-        buckets.counts, buckets.of, batch, lambda epoch: EpochOrder(sizes, seed, epoch, block)
+        buckets.counts,
+        buckets.of,
+        batch,
+        buckets.window,
+        lambda epoch: EpochOrder(sizes, seed, epoch, block),
     )
     elsewhere = order.epoch(0).elsewhere.tolist()
     rows = [BucketRow(*pair) for pair in zip(buckets.uses(), elsewhere, strict=True)]

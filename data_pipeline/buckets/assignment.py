@@ -39,7 +39,7 @@ class Buckets:
     """
 
     def __init__(self, survey: Survey, selected: Selected, size: int, config: BucketConfig) -> None:
-        self.shapes = bucket_shapes(size, config)
+        self.shapes, self.window = bucket_shapes(size, config), config.window
         self._survey, self._selected = survey, selected
         self._indexes, self._url = survey.stored.indexes, survey.stored.url
         self._kept: BoundedCache[NDArray[np.int8]] = BoundedCache(_MEMORY, _bytes)

@@ -36,9 +36,12 @@ class BucketedBatches:
         epoch_order: Callable[[int], EpochOrder],
     ) -> None:
         self._dataset, self._shapes = dataset, buckets.shapes
-        self.fingerprint = sha256(f"{dataset.fingerprint} {buckets.described} of {global_batch}")
+        shapes = f"{buckets.described} of {global_batch} in {buckets.window} blocks"
+        self.fingerprint = sha256(f"{dataset.fingerprint} {shapes}")
         """Digest of what the order depends on, besides the seed."""
-        self.order = BucketOrder(buckets.counts, buckets.of, global_batch, epoch_order)
+        self.order = BucketOrder(
+            buckets.counts, buckets.of, global_batch, buckets.window, epoch_order
+        )
         self._shard_ends = np.cumsum(dataset.shard_sizes)
 
     def refs(self, number: int, first: int, last: int) -> Iterator[tuple[Shape, list[SampleRef]]]:

@@ -40,3 +40,6 @@ class BucketConfig(BaseModel, frozen=True, extra="forbid"):
     multiple: int = Field(default=64, gt=0)
     """Of the sides, in pixels; a multiple of what the network divides them by."""
     max_aspect: float = Field(default=2.0, ge=1.0, le=16.0)
+    window: int = Field(default=16, gt=0)
+    """Blocks of shards (`data.shuffle_block`) after which what is left of the buckets fills batches
+    together: many move few images to another shape, and the cache must hold their shards."""

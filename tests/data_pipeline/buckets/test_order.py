@@ -15,12 +15,12 @@ SETS = st.lists(st.lists(st.integers(0, BUCKETS - 1), max_size=12), min_size=1, 
 )
 
 
-def order_of(shards, batch, seed=3, block=2):
+def order_of(shards, batch, seed=3, block=2, window=99):
     sizes = [len(shard) for shard in shards]
     buckets = np.array([one for shard in shards for one in shard], dtype=np.int64)
     counts = np.array([np.bincount(shard, minlength=BUCKETS) for shard in shards], dtype=np.int64)
     orders = lambda epoch: EpochOrder(sizes, seed, epoch, block)  # noqa: E731
-    return BucketOrder(counts, lambda samples: buckets[samples], batch, orders), buckets
+    return BucketOrder(counts, lambda samples: buckets[samples], batch, window, orders), buckets
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def order_of(shards, batch, seed=3, block=2):
 def test_every_sample_is_read_once_an_epoch_in_whole_batches(shards, data):
     count = sum(map(len, shards))
     batch = data.draw(st.integers(1, count // 2))
-    order, buckets = order_of(shards, batch)
+    order, buckets = order_of(shards, batch, window=data.draw(st.sampled_from([1, 2, 99])))
     epochs = 3
     elsewhere = np.zeros(epochs + 1, dtype=int)
     seen: Counter[tuple[int, int]] = Counter()
@@ -60,11 +60,11 @@ def test_what_is_left_of_buckets_is_less_than_a_batch_of_each(shards, data):
     count = sum(map(len, shards))
     batch = data.draw(st.integers(1, count // 2))
     order, _ = order_of(shards, batch)
-    for epoch in (order.epoch(each) for each in range(3)):
-        assert (epoch.rest < batch).all()
-        assert epoch.rest.sum() % batch == 0
-        assert len(list(epoch.merged())) == epoch.rest.sum() // batch
-        for bucket, runs in epoch.merged():
+    for window in (order.epoch(each).window(0) for each in range(3)):
+        assert (window.rest < batch).all()
+        assert window.rest.sum() % batch == 0
+        assert len(list(window.merged())) == window.rest.sum() // batch
+        for bucket, runs in window.merged():
             known = [run.bucket for run in runs]
             assert known == sorted(known)
             assert bucket in known
@@ -78,6 +78,18 @@ def test_batches_of_one_shape_follow_in_another_order_in_every_epoch():
     assert all(Counter(each) == {0: 8, 1: 16, 2: 8} for each in epochs)
     # bucket 1 is twice as full, and its batches are not all at the end or the beginning
     assert all(1 in each[:8] and 1 in each[-8:] for each in epochs)
+
+
+def test_shards_are_read_within_their_window_alone():
+    """Six windows of two blocks of two shards; a rare bucket waits for no other window."""
+    shards = [[0, 1, 1, 1, 1, 2, 1, 1, 3, 1]] * 24
+    order, _ = order_of(shards, 8, window=2)
+    assert order.epoch(0).window_ends.tolist() == [40, 80, 120, 160, 200, 240]
+    windows = np.repeat(np.arange(6), 4)[np.argsort(order.epoch(0).order.shards.shards)]
+    for number in range(30):
+        refs = order.samples(order.batch(number), 0, 8)
+        inside = {int(windows[index // 10]) for _, index in refs}
+        assert inside == {number * 8 // 40}
 
 
 def test_parts_of_ranks_are_the_batch_and_positions_are_reached_directly():
