@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 SMALL = 4096
 """Values of a parameter up to which it is updated together with others."""
+TOGETHER = 2**20
+"""Values up to which all parameters are, since their gradients take little memory."""
 
 
 class InBackward:
@@ -20,10 +22,11 @@ class InBackward:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], lr: float) -> None:
         self._parameters = dict(parameters)
+        few = sum(each.numel() for each in self._parameters.values()) <= TOGETHER
         self._adam = {
             name: torch.optim.Adam([parameter], lr=lr, fused=True)
             for name, parameter in self._parameters.items()
-            if parameter.numel() > SMALL
+            if parameter.numel() > SMALL and not few
         }
         rest = {name: each for name, each in self._parameters.items() if name not in self._adam}
         self._names = list(rest)

@@ -119,9 +119,8 @@ def edit(
     )
     fitter = Fitter(subject.runtime, directory, config.seed, save_seconds)
     with restored(networks, rank=config.rank), ExitStack() as stack:
-        if config.rank is None:
-            with subject.runtime.autocast():
-                stack.enter_context(kernels_in_format([each.network for each in networks]))
+        with subject.runtime.autocast():
+            stack.enter_context(kernels_in_format([each.network for each in networks]))
         training = _Training(subject, request, config, fitter, phases)
         optimised, losses = training.run(plain, target, networks)
         conditions = [

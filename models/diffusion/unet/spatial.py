@@ -4,14 +4,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.diffusion.control.encoding import Context
 from models.diffusion.unet.blocks import BlockSettings
 from models.nn.conditioning_cache import cached
 from models.nn.convolution import zero_module
 from models.nn.cpu.dispatch import attention, norm_act
-from models.nn.linear import GegluLinear, SplitLinear
+from models.nn.linear import GegluLinear, Linear, SplitLinear
 
 
 class SpatialTransformerConfig(BaseModel, frozen=True, extra="forbid"):
@@ -35,9 +34,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width, bias=False)
         self.pair = SplitLinear(context, width, 2, bias=False)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, width) with a context (B, M, context) to (B, L, width).
@@ -62,7 +61,7 @@ class FullAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = SplitLinear(width, width, 3, bias=False)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, width) to (B, L, width)."""
@@ -84,7 +83,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        return self.out(F.linear(x, self.hidden.weight, self.hidden.bias))
+        return self.out(self.hidden.together(x))
 
 
 class SpatialBlock(nn.Module):
@@ -118,9 +117,9 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(settings.groups, width, eps=1e-6)
-        self.enter = nn.Linear(width, width)
+        self.enter = Linear(width, width)
         self.blocks = nn.ModuleList(SpatialBlock(width, heads, context) for _ in range(depth))
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         zero_module(self.out)
 
     def forward(self, x: Tensor, vector: Tensor, context: Context) -> Tensor:

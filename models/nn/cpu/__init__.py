@@ -9,6 +9,7 @@ import torch
 Piece = Literal[
     "winograd",
     "one_image",
+    "products",
     "group_norm",
     "lean_convolution",
     "short_attention",

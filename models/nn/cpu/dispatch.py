@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.cpu import attention as cpu_attention
-from models.nn.cpu import bf16_kernels, convolution, group_norm, is_enabled, one_image, winograd
+from models.nn.cpu import (
+    bf16_kernels,
+    convolution,
+    group_norm,
+    is_enabled,
+    one_image,
+    products,
+    winograd,
+)
 from models.nn.cpu.linear import computes_in_bf16
 
 
@@ -20,14 +28,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
-        transform = winograd.tiles_for(x, self.weight) if is_enabled("winograd") else None
-        if self.bias is not None and transform is not None:
-            return winograd.convolve(x, self.weight, self.bias, transform)
-        if one_image.is_supported(x, self.weight):
-            return one_image.convolve(x, self.weight, self.bias)
-        if convolution.keeps_no_input(x, self.weight):
-            return convolution.frozen_conv3x3(x, self.weight, self.bias)
-        return F.conv2d(x, self.weight, self.bias, padding=1)
+        return conv3x3(x, self.weight, self.bias)
 
     def upsample_conv(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W), upsampled by 2 (nearest), to (B, outputs, 2 H, 2 W)."""
@@ -35,6 +36,25 @@ class Conv3x3(nn.Conv2d):
         if self.bias is not None and fast:
             return winograd.convolve(x, self.weight, self.bias, winograd.UPSAMPLED)
         return self.forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, inputs, H, W), padded by 1, by kernels (outputs, inputs, 3, 3) of stride 1."""
+    transform = winograd.tiles_for(x, weight) if is_enabled("winograd") else None
+    if bias is not None and transform is not None:
+        return winograd.convolve(x, weight, bias, transform)
+    if one_image.is_supported(x, weight):
+        return one_image.convolve(x, weight, bias)
+    if convolution.keeps_no_input(x, weight):
+        return convolution.frozen_conv3x3(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`."""
+    if products.is_supported(x, weight):
+        return products.linear(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def in_format(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.nn.cpu import IS_INTEL, is_enabled
+from models.nn.cpu.products import product
 
 POSITIONS = 256
 """Of an image up to which this is faster, forward and backward, than what torch does."""
@@ -51,7 +52,7 @@ class _OneImage(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        rows = _product(_unrolled(x), _matrix(weight), bias)
+        rows = product(_unrolled(x), _matrix(weight), bias)
         # a copy, since autograd forbids changing a view in position
         return rows.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
 
@@ -69,11 +70,58 @@ class _OneImage(torch.autograd.Function):
             for_x = (_folded if small else _transposed)(gradient, weight)
         rows = _rows(gradient)
         if ctx.needs_input_grad[1]:
-            for_weight = _product(rows.T, _unrolled(x).T, None)
+            for_weight = product(rows.T, _unrolled(x).T)
             for_weight = for_weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[2]:
             for_bias = rows.sum(0)
         return for_x, for_weight, for_bias
+
+
+def convolve_adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> Tensor:
+    """The same by weight + up down, of (D, R) and (R, 9 C), which is not formed.
+
+    Weight and bias are frozen.
+    """
+    # what an unrolled image reads is (position, channel), of `down` (channel, position)
+    ordered = down.view(len(down), -1, 9).transpose(1, 2).flatten(1)
+    return _Adapted.apply(x, weight, bias, ordered, up)  # type: ignore[no-untyped-call]
+
+
+class _Adapted(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+    ) -> Tensor:
+        read = _unrolled(x)
+        low = product(read, down)
+        ctx.save_for_backward(x, weight, down, up, low)
+        rows = product(read, _matrix(weight), bias).addmm_(low, up.T)
+        return rows.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+        x, weight, down, up, low = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        sides = gradient.shape[2:]
+        rows, for_x = _rows(gradient), None
+        for_low = rows @ up
+        if ctx.needs_input_grad[0]:
+            if sides.numel() <= FOLDED:
+                for_x = _added(product(rows, _matrix(weight).T).addmm_(for_low, down), *sides)
+            else:
+                for_x = _transposed(gradient, weight).add_(_added(for_low @ down, *sides))
+        return for_x, None, None, product(for_low.T, _unrolled(x).T), rows.T @ low
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -94,11 +142,6 @@ def _unrolled(x: Tensor) -> Tensor:
     return padded.as_strided(windows, (row, column, row, 1)).reshape(-1, 9 * channels)
 
 
-def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """rows matrix^T + bias."""
-    return torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
-
-
 def _transposed(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient (1, C, H, W) of the input."""
     return torch.ops.mkldnn._convolution_transpose_pointwise(
@@ -108,8 +151,13 @@ def _transposed(gradient: Tensor, weight: Tensor) -> Tensor:
 
 def _folded(gradient: Tensor, weight: Tensor) -> Tensor:
     """The same; each position adds to the nine that it read."""
-    height, width = gradient.shape[2:]
-    read = _product(_rows(gradient), _matrix(weight).T, None).view(height, width, 3, 3, -1)
+    read = product(_rows(gradient), _matrix(weight).T)
+    return _added(read, *gradient.shape[2:])
+
+
+def _added(read: Tensor, height: int, width: int) -> Tensor:
+    """(H W, 9 C), what each position gives to those that it read, to (1, C, H, W)."""
+    read = read.view(height, width, 3, 3, -1)
     padded = read.new_zeros(height + 2, width + 2, read.shape[-1])
     for row in range(3):
         for column in range(3):

@@ -1,10 +1,15 @@
 """Low-rank adapters change a network by matrices of a small rank, and leave it as it was."""
 
+from contextlib import nullcontext
+
+import pytest
 import torch
 from torch import nn
 
 from models.diffusion.condition import Condition
 from models.diffusion.unet.network import UNetConfig
+from models.nn.cpu import one_image, products
+from models.nn.cpu.dispatch import kernels_in_format
 from models.nn.low_rank import LowRank, adapters, add_adapters, remove_adapters
 
 UNET = UNetConfig(
@@ -22,6 +27,22 @@ def rng(seed=0):
 def network():
     torch.manual_seed(0)
     model = UNET.build().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng()) * 0.1)
+    return model
+
+
+def features_unet():
+    """With spatial transformers, skips of 1 x 1, and convolutions of stride 2."""
+    torch.manual_seed(0)
+    settings = {"multipliers": (1, 2), "depth": 1, "attention": (16, 8), "heads": 2, "groups": 4}
+    model = UNetConfig.model_validate(
+        {
+            **settings, "image_size": 16, "channels": 8, "features": {"width": 6},
+            "transformer": {}, "modulation": "add", "resampling": "convolution",
+        }
+    ).build().eval()  # fmt: skip
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=rng()) * 0.1)
@@ -65,6 +86,54 @@ def test_adapters_learn_alone_and_leave_no_trace():
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert torch.equal(output(model), plain)
+
+
+@pytest.mark.parametrize("in_format", [True, False])
+def test_products_with_factors_are_those_with_the_adapted_weights(in_format, monkeypatch):
+    """In outputs and in all gradients; the convolutions of one image too, as on AMD's CPUs."""
+    monkeypatch.setattr(one_image, "IS_INTEL", False)
+    monkeypatch.setattr(products, "IS_INTEL", False)
+    model, features = features_unet(), torch.randn(1, 3, 6, generator=rng())
+    x = torch.randn(1, 3, 16, 16, generator=rng(1))
+    found = []
+    with kernels_in_format([model]) if in_format else nullcontext():
+        add_adapters(model, 2, rng())
+        trained = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
+        with torch.no_grad():
+            for name, weight in trained.items():
+                if name.endswith("up"):
+                    weight.copy_(torch.randn(weight.shape, generator=rng(2)) * 0.1)
+        for factored in (True, False):
+            if not factored:
+                for module in model.modules():
+                    vars(module).pop("forward", None)
+                    vars(module).pop("together", None)
+            given = features.clone().requires_grad_()
+            out = model(x, TIMES, Condition(features=given))
+            gradients = torch.autograd.grad(out.square().sum(), [given, *trained.values()])
+            found.append((out.detach(), *gradients))
+        with torch.no_grad():
+            merged = model(x, TIMES, Condition(features=features))
+        remove_adapters(model)
+    names = ["output", "features", *trained]
+    for name, one, other in zip(names, *found, strict=True):
+        assert float((one - other).norm()) <= 1e-4 * max(float(other.norm()), 1e-3), name
+    assert torch.allclose(merged, found[0][0], atol=1e-4)
+
+
+def test_a_change_below_the_rounding_of_the_weight_is_kept_in_bf16():
+    layer = nn.Sequential(nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        layer[0].weight.fill_(1.0)
+    add_adapters(layer, 1, rng())
+    (_, adapter), x = next(adapters(layer)), torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    with torch.no_grad():
+        adapter.up.fill_(2.0**-10)
+        adapter.down.copy_(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x).float(), torch.full((1, 4), 2.0**-8))
 
 
 def test_weights_of_no_larger_rank_get_none():
