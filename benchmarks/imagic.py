@@ -7,8 +7,9 @@ imagic_stable_diffusion.py
 
 The pipeline gets our weights: UNet and first stage must give our outputs, and the UNet our
 gradients, before anything is timed. Both optimise the embedding and then all weights, in so many
-steps of batch 1, and sample one image in 25 steps with guidance; ours also measures its losses,
-samples the target without an edit, and restores the system. The pipeline runs as it is, in fp32:
+steps of batch 1, and sample one image in 25 steps with guidance; ours also restores the system.
+Rows "with comparison" also measure the losses and sample the target without an edit, as the
+command line does. The pipeline runs as it is, in fp32:
 it asks accelerate for fp16 but prepares no model with it, and accelerate refuses fp16 on a CPU, so
 that class is replaced by one that does nothing. Rows with adapters train other weights than the
 pipeline can. The memory is that of the weights and of the most live tensors that an edit adds.
@@ -21,6 +22,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,8 @@ TARGET, GUIDANCE, SAMPLING_STEPS = "a caption", 2.0, 25
 RATES = (1e-3, 2e-6)
 """The pipeline's defaults."""
 SPEED, MEMORY = 1.5, 0.7
+VARIANTS = (("fp32", None, False), ("fp32", None, True), ("fp32", 8, False), ("bf16", 8, False))
+"""Of our edits: precision, rank of adapters, and whether it compares."""
 
 
 @dataclass(frozen=True)
@@ -230,15 +234,15 @@ class Systems:
         image = torch.randint(0, 256, (128, 128, 3), generator=rng, dtype=torch.uint8)
         return cls(generator, pipeline, peer, image, shape.steps)
 
-    def own_edit(self, kind: str, rank: int | None) -> Tensor:
-        """Ours: the strip of one eta, and everything that comes with it."""
+    def own_edit(self, kind: str, rank: int | None, *, compares: bool = True) -> Tensor:
+        """Ours: the image of one eta, with what an edit measures beside it if it `compares`."""
         runtime = Runtime.of("cpu", "bf16" if kind == "bf16" else "fp32")
         first, second = (
             Optimization(steps=steps, lr=rate)
             for steps, rate in zip(self.steps, RATES, strict=True)
         )
         config = ImagicConfig(embedding=first, network=second, batch=1, rank=rank)
-        request = ImagicRequest(self.image, TARGET, etas=(1.0,))
+        request = ImagicRequest(self.image, TARGET, etas=(1.0,), compares=compares)
         return edit(replace(self.generator, runtime=runtime), request, config).images
 
     def peer_edit(self) -> Tensor:
@@ -306,18 +310,26 @@ def edits(systems: Systems, rounds: int) -> dict[str, object]:
     same = parity(systems)
     peer = "community pipeline"
     work: dict[str, Callable[[], Tensor]] = {peer: systems.peer_edit}
-    for kind, rank in (("fp32", None), ("fp32", 8), ("bf16", 8)):
+    for kind, rank, compares in VARIANTS:
         name = f"{kind} adapters" if rank else kind
-        work[name] = lambda kind=kind, rank=rank: systems.own_edit(kind, rank)
+        work[name + " with comparison" * compares] = partial(
+            systems.own_edit, kind, rank, compares=compares
+        )
     timings = interleaved(work, rounds)
     networks = (systems.generator.network, systems.generator.latents.first_stage)
-    held = sum(
-        weight.numel() * weight.element_size()
+    own = [
+        weight
         for network in (*networks, systems.pipeline.text_encoder)
         for weight in network.parameters()
-    )
+    ]
+    held = sum(weight.numel() * weight.element_size() for weight in own)
     steps, systems.steps = systems.steps, (2, 2)
-    peaks = {name: held + peak_bytes(run) for name, run in work.items()}
+    peaks = {
+        name: held + peak_bytes(run)
+        if name == peer
+        else peak_bytes(run, (each.data for each in own))
+        for name, run in work.items()
+    }
     systems.steps = steps
     rows = []
     for name in list(work)[1:]:

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,15 @@ class Peak(TorchDispatchMode):
     Counts storages at every operator, so what a kernel allocates inside itself is not seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
+        """`held` count from the beginning until they are freed, so nothing else may keep them."""
         super().__init__()
         self.live = 0
         self.most = 0
         self._known: set[int] = set()
+        for tensor in held:
+            storage = tensor.untyped_storage()
+            self._note(storage, storage.nbytes())
 
     def __torch_dispatch__(
         self,
@@ -173,9 +177,9 @@ class Peak(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The peak of live bytes that one call adds to what was there."""
-    with Peak() as peak:
+def peak_bytes(work: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> int:
+    """The peak of live bytes that one call adds to what was there, and of what is `held`."""
+    with Peak(held) as peak:
         work()
     return peak.most
 

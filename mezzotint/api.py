@@ -198,19 +198,21 @@ class System:
         seed: int = 0,
         settings: ImagicConfig = IMAGIC_DEFAULTS,
         work: str | Path | None = None,
+        compares: bool = True,
     ) -> ImagicResult:
         """Images (etas, number, H, W, 3) of one (H, W, 3) uint8 changed by a target text.
 
         By Imagic, with the cascade or the diffusion model of captions, whose image size `image`
         has; the system is afterwards the one that it was. At eta 0 the image comes back, at 1 it is
         the target's. `work` is a directory in which what is trained is kept: an interrupted edit
-        goes on from there, and one with other `etas` only samples.
+        goes on from there, and one with other `etas` only samples. Without
+        `compares` no losses are measured, and the target is not sampled without an edit.
 
         Raises:
             UserError: another kind of system, an image of another size, or a directory of another
                 edit.
         """
-        request = ImagicRequest(image, target, tuple(etas), number, seed)
+        request = ImagicRequest(image, target, tuple(etas), number, seed, compares=compares)
         return imagic_edit(
             self.generator, request, settings, work=None if work is None else Path(work)
         )

@@ -58,9 +58,9 @@ def add_adapters(
     """Give each layer of `adaptable` an adapter.
 
     The network's own weights are frozen and stay as they are, also in memory. What a layer's
-    `weight` gives is always W + up down. Where gradients are kept, or autocast would round that
-    sum, the layers of `_FACTORED` do not form it: they compute W x + up (down x): neither
-    W + up down nor its gradient is in memory, and no change is lost in rounding W.
+    `weight` gives is always W + up down. Where gradients are kept, layers
+    of `_FACTORED` do not form it. They compute W x + up (down x), so that neither W + up down nor
+    its gradient is in memory.
     """
     network.requires_grad_(requires_grad=False)
     for layer in adaptable(network, rank, without=without):
@@ -87,7 +87,7 @@ def remove_adapters(network: nn.Module) -> None:
 
 
 def _forward(kind: type[nn.Module], layer: nn.Module, x: Tensor) -> object:
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+    if not torch.is_grad_enabled():
         return getattr(kind, _method(kind))(layer, x)
     return _FACTORED[kind](layer, x)
 

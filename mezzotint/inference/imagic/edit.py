@@ -52,6 +52,8 @@ class ImagicRequest:
     seed: int = 0
     batch_size: int = 32
     """Images sampled together."""
+    compares: bool = True
+    """Whether the losses are measured, and the target is sampled without an edit."""
 
     def check(self, size: int) -> None:
         """Refuse what cannot be edited at this size.
@@ -78,10 +80,11 @@ class ImagicResult:
     images: Tensor
     """(etas, number, H, W, 3)."""
     unedited: Tensor
-    """(number, H, W, 3): of the target's caption by the system as it was, from the same noises."""
+    """(number, H, W, 3): of the target's caption by the system as it was, from the same noises;
+    none unless the request compares."""
     losses: Mapping[str, float]
     """Over the same times and noises: at the target embedding, the optimised one, and after
-    fine-tuning."""
+    fine-tuning; none unless the request compares."""
     digests: Mapping[str, str]
     """Of the weights of each network that was tuned, before the edit and, checked, after it."""
 
@@ -118,17 +121,19 @@ def edit(
         work, _about(request, config, digests), writes=subject.runtime.group.is_main
     )
     fitter = Fitter(subject.runtime, directory, config.seed, save_seconds)
-    with restored(networks, rank=config.rank), ExitStack() as stack:
+    with restored(networks, digests, rank=config.rank), ExitStack() as stack:
         with subject.runtime.autocast():
             stack.enter_context(kernels_in_format([each.network for each in networks]))
+        unedited = request.image[None][:0]
+        if request.compares:
+            unedited = _sample(subject, request, [plain], plain, phases("sample unedited"))[0]
         training = _Training(subject, request, config, fitter, phases)
         optimised, losses = training.run(plain, target, networks)
         conditions = [
             with_embedding(plain, interpolated(optimised, target, eta)) for eta in request.etas
         ]
         images = _sample(subject, request, conditions, plain, phases("sample"))
-    unedited = _sample(subject, request, [plain], plain, phases("sample unedited"))
-    return ImagicResult(images, unedited[0], losses, digests)
+    return ImagicResult(images, unedited, losses, digests)
 
 
 def _about(
@@ -165,7 +170,7 @@ class _Training:
         loss = image_loss(
             subject.network, sample, lambda: with_embedding(plain, embedding), config.batch
         )
-        losses = {"target embedding": self._loss(loss)}
+        losses = self._loss("target embedding", loss)
         self.fitter.fit(
             "embedding",
             {"embedding": embedding},
@@ -174,9 +179,9 @@ class _Training:
             self.phases("optimise the embedding"),
         )
         embedding.requires_grad = False
-        losses["optimised embedding"] = self._loss(loss)
+        losses |= self._loss("optimised embedding", loss)
         self._tune(networks[0], loss, config.network)
-        losses["fine-tuned"] = self._loss(loss)
+        losses |= self._loss("fine-tuned", loss)
         for index, tuned in enumerate(networks[1:]):
             self._tune(tuned, self._upsampling_loss(index), config.upsampler)
         return embedding.detach(), losses
@@ -196,13 +201,15 @@ class _Training:
         factor = stage.network.config.factor
         return upsampling_loss(stage.network, image, factor, condition, self.config.batch)
 
-    def _loss(self, loss: Loss) -> float:
+    def _loss(self, name: str, loss: Loss) -> dict[str, float]:
+        if not self.request.compares:
+            return {}
         generators = [
             keyed_generator(self.config.seed, "imagic", "loss", number)
             for number in range(LOSS_DRAWS)
         ]
         with self.subject.runtime.inference():
-            return mean_loss(loss, generators)
+            return {name: mean_loss(loss, generators)}
 
 
 def _sample(

@@ -82,21 +82,22 @@ class TunedNetwork:
 
 
 @contextmanager
-def restored(networks: Sequence[TunedNetwork], *, rank: int | None) -> Iterator[None]:
+def restored(
+    networks: Sequence[TunedNetwork], digests: Mapping[str, str], *, rank: int | None
+) -> Iterator[None]:
     """Leave the networks as they are at the entrance, whatever happens inside.
 
-    Adapters are taken out; whole weights are read again from the model directories, so that no
-    second copy of them is in memory.
+    `digests` are theirs, by name. Adapters are taken out; whole weights are read again from the
+    model directories, so that no second copy of them is in memory.
 
     Raises:
         UserError: a model directory holds other weights by then.
     """
-    before = {each.name: each.digest() for each in networks}
     for each in networks:
         each.network.eval().requires_grad_(requires_grad=False)
     with ExitStack() as stack:
         for each in networks:
-            stack.callback(_restore, each, before[each.name], rank=rank)
+            stack.callback(_restore, each, digests[each.name], rank=rank)
         yield
 
 
@@ -105,9 +106,10 @@ def _restore(tuned: TunedNetwork, digest: str, *, rank: int | None) -> None:
     network.eval().requires_grad_(requires_grad=False)
     if rank is not None:
         remove_adapters(network)
-    if tuned.digest() != digest:
-        device = next(network.parameters()).device
-        network.load_state_dict(store.load(tuned.directory, device=device).state_dict())
+    if tuned.digest() == digest:
+        return
+    device = next(network.parameters()).device
+    network.load_state_dict(store.load(tuned.directory, device=device).state_dict())
     if tuned.digest() != digest:
         raise UserError(
             f"{tuned.directory}: holds other weights than those that were read from it; load the "

@@ -1,6 +1,6 @@
-"""3 x 3 convolutions of one small image in fp32 by oneDNN's products.
+"""3 x 3 convolutions of one small image, or a few, in fp32 by oneDNN's products.
 
-torch unrolls such an image for MKL's products, which on AMD's CPUs are half as fast as oneDNN's,
+torch unrolls one such image for MKL's products, which on AMD's CPUs are half as fast as oneDNN's,
 and fills what they write with zeros first; or it lets oneDNN reorder the kernels for one use, which
 takes as long as the products.
 """
@@ -15,19 +15,18 @@ from torch.nn import functional as F
 from models.nn.cpu import IS_INTEL, is_enabled
 from models.nn.cpu.products import product
 
-POSITIONS = 256
-"""Of an image up to which this is faster, forward and backward, than what torch does."""
+POSITIONS = 512
+"""Of all images, up to which this is faster, forward and backward, than what torch does."""
 FOLDED = 64
 """Up to this many positions adding up products is faster than oneDNN's transposed convolution,
 which first reorders the kernels."""
 
 
 def is_supported(x: Tensor, weight: Tensor) -> bool:
-    """Whether x (1, C, H, W) is small, and both are fp32 with channels last, on an AMD CPU."""
+    """Whether x (B, C, H, W) is small, and both are fp32 with channels last, on an AMD CPU."""
     return (
         x.device.type == "cpu"
-        and len(x) == 1
-        and x.shape[2] * x.shape[3] <= POSITIONS
+        and len(x) * x.shape[2] * x.shape[3] <= POSITIONS
         and x.dtype == weight.dtype == torch.float32
         and not IS_INTEL
         and is_enabled("one_image")
@@ -39,7 +38,7 @@ def is_supported(x: Tensor, weight: Tensor) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(1, C, H, W), padded by 1, by kernels (D, C, 3, 3) and biases (D,) to (1, D, H, W)."""
+    """(B, C, H, W), padded by 1, by kernels (D, C, 3, 3) and biases (D,) to (B, D, H, W)."""
     return _OneImage.apply(x, weight, bias)  # type: ignore[no-untyped-call]
 
 
@@ -54,7 +53,7 @@ class _OneImage(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         rows = product(_unrolled(x), _matrix(weight), bias)
         # a copy, since autograd forbids changing a view in position
-        return rows.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
+        return rows.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
 
     @staticmethod
     @once_differentiable
@@ -66,7 +65,7 @@ class _OneImage(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         for_x, for_weight, for_bias = None, None, None
         if ctx.needs_input_grad[0]:
-            small = gradient.shape[2] * gradient.shape[3] <= FOLDED
+            small = gradient[:, 0].numel() <= FOLDED
             for_x = (_folded if small else _transposed)(gradient, weight)
         rows = _rows(gradient)
         if ctx.needs_input_grad[1]:
@@ -103,7 +102,7 @@ class _Adapted(torch.autograd.Function):
         low = product(read, down)
         ctx.save_for_backward(x, weight, down, up, low)
         rows = product(read, _matrix(weight), bias).addmm_(low, up.T)
-        return rows.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
+        return rows.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2).clone()
 
     @staticmethod
     @once_differentiable
@@ -113,20 +112,20 @@ class _Adapted(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
         x, weight, down, up, low = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        sides = gradient.shape[2:]
         rows, for_x = _rows(gradient), None
         for_low = rows @ up
         if ctx.needs_input_grad[0]:
-            if sides.numel() <= FOLDED:
-                for_x = _added(product(rows, _matrix(weight).T).addmm_(for_low, down), *sides)
+            if len(rows) <= FOLDED:
+                read = product(rows, _matrix(weight).T).addmm_(for_low, down)
+                for_x = _added(read, gradient)
             else:
-                for_x = _transposed(gradient, weight).add_(_added(for_low @ down, *sides))
+                for_x = _transposed(gradient, weight).add_(_added(for_low @ down, gradient))
         return for_x, None, None, product(for_low.T, _unrolled(x).T), rows.T @ low
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(1, C, H, W) to (H W, C)."""
-    return x[0].permute(1, 2, 0).flatten(0, 1)
+    """(B, C, H, W) to (B H W, C)."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -135,15 +134,15 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _unrolled(x: Tensor) -> Tensor:
-    """What each position of (1, C, H, W), padded by 1, reads: (H W, 9 C)."""
-    padded = F.pad(x[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1))
-    (height, width, channels), (row, column, _) = padded.shape, padded.stride()
-    windows = (height - 2, width - 2, 3, 3 * channels)
-    return padded.as_strided(windows, (row, column, row, 1)).reshape(-1, 9 * channels)
+    """What each position of (B, C, H, W), padded by 1, reads: (B H W, 9 C)."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    (count, height, width, channels), (image, row, column, _) = padded.shape, padded.stride()
+    windows = (count, height - 2, width - 2, 3, 3 * channels)
+    return padded.as_strided(windows, (image, row, column, row, 1)).reshape(-1, 9 * channels)
 
 
 def _transposed(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient (1, C, H, W) of the input."""
+    """The gradient (B, C, H, W) of the input."""
     return torch.ops.mkldnn._convolution_transpose_pointwise(
         gradient, weight, None, [1, 1], [0, 0], [1, 1], [1, 1], 1, "none", [], ""
     )
@@ -152,14 +151,19 @@ def _transposed(gradient: Tensor, weight: Tensor) -> Tensor:
 def _folded(gradient: Tensor, weight: Tensor) -> Tensor:
     """The same; each position adds to the nine that it read."""
     read = product(_rows(gradient), _matrix(weight).T)
-    return _added(read, *gradient.shape[2:])
+    return _added(read, gradient)
 
 
-def _added(read: Tensor, height: int, width: int) -> Tensor:
-    """(H W, 9 C), what each position gives to those that it read, to (1, C, H, W)."""
-    read = read.view(height, width, 3, 3, -1)
-    padded = read.new_zeros(height + 2, width + 2, read.shape[-1])
+def _added(read: Tensor, gradient: Tensor) -> Tensor:
+    """(B H W, 9 C), what each position of (B, D, H, W) gives to those that it read.
+
+    Added up to (B, C, H, W).
+    """
+    count, _, height, width = gradient.shape
+    read = read.view(count, height, width, 3, 3, -1)
+    padded = read.new_zeros(count, height + 2, width + 2, read.shape[-1])
     for row in range(3):
         for column in range(3):
-            padded[row : row + height, column : column + width].add_(read[:, :, row, column])
-    return padded[1:-1, 1:-1].permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+            place = padded[:, row : row + height, column : column + width]
+            place.add_(read[:, :, :, row, column])
+    return padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

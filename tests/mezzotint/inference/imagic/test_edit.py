@@ -135,6 +135,14 @@ def test_an_image_does_not_depend_on_the_others(systems):
     assert int((more.images[[2, 1]].int() - result.images.int()).abs().max()) <= 1
 
 
+def test_without_comparison_the_images_are_the_same(systems):
+    system = systems["latent"]
+    result = edit(system, request_of(compares=False), CONFIG)
+    assert torch.equal(result.images, edit(system, request_of(), CONFIG).images)
+    assert result.losses == {}
+    assert result.unedited.shape == (0, 16, 16, 3)
+
+
 def networks_of(system):
     subject = subject_of(system)
     return [subject.network, *(stage.network for stage in subject.stages)]

@@ -22,14 +22,15 @@ def image(*shape):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [(4, 6), (16, 12)])
+@pytest.mark.parametrize("size", [(1, 4, 6), (1, 16, 12), (2, 4, 6)])
 @pytest.mark.parametrize("trained", [True, False])
 def test_outputs_and_gradients_are_those_of_torch(size, bias, trained):
     layer = Conv3x3(6, 8)
     if not bias:
         layer.bias = None
     layer.requires_grad_(trained)
-    x = image(1, 6, *size).requires_grad_()
+    count, *sides = size
+    x = image(count, 6, *sides).requires_grad_()
     leaves = (x, *layer.parameters()) if trained else (x,)
     found = []
     with kernels_in_format([layer]):
@@ -49,8 +50,8 @@ def test_other_inputs_are_left_to_torch():
     assert not one_image.is_supported(image(1, 4, 8, 8), layer.weight), "kernels lie otherwise"
     with kernels_in_format([layer]):
         assert one_image.is_supported(image(1, 4, 8, 8), layer.weight)
-        assert not one_image.is_supported(image(2, 4, 8, 8), layer.weight)
-        assert not one_image.is_supported(image(1, 4, 17, 17), layer.weight)
+        assert not one_image.is_supported(image(9, 4, 8, 8), layer.weight)
+        assert not one_image.is_supported(image(1, 4, 23, 23), layer.weight)
         with torch.autocast("cpu", torch.bfloat16):
             assert not one_image.is_supported(image(1, 4, 8, 8), layer.weight)
 
