@@ -168,6 +168,9 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     split: str
     part: Literal["train", "test"]
     where: dict[str, tuple[str | int, ...]] = {}
+    within: dict[str, Literal["train", "test"]] = {}
+    """The part of further splits that samples must be in, for instance {"deduplicated": "train"}.
+    """
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):

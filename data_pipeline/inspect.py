@@ -139,14 +139,18 @@ def contact_sheet(dataset: Dataset, n: int, *, columns: int = 8, side: int = 128
         UserError: The set has no images, or one is damaged.
     """
     cells = [
-        GridCell([_images(dataset, index)], dataset.caption(index))
+        GridCell([sample_images(dataset, index)], dataset.caption(index))
         for index in _evenly_spaced(len(dataset), n)
     ]
     return image_grid(in_columns(cells, columns), tile=side)
 
 
-def _images(dataset: Dataset, index: int) -> list[Image.Image]:
-    """The image of a sample, if it has one, and its other images by name."""
+def sample_images(dataset: Dataset, index: int) -> list[Image.Image]:
+    """The image of a sample, if it has one, and its other images by name.
+
+    Raises:
+        UserError: It has none, or one is damaged.
+    """
     entry, members = dataset.entry(index), dataset.members(index)
     own = [one for one in IMAGE_EXTENSIONS if one in members][:1]
     others = sorted(one for one in members if one.rpartition(".")[2] in IMAGE_EXTENSIONS)

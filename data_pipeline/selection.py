@@ -97,7 +97,7 @@ def _sizes(survey: Survey, selections: Sequence[Selection]) -> NDArray[np.int64]
     manifest, indexes = survey.stored.manifest, survey.stored.indexes
     if not selections:
         return manifest.shard_sizes
-    if len(selections) == 1 and not selections[0].where:
+    if len(selections) == 1 and not selections[0].where and not selections[0].within:
         return manifest.splits[selections[0].split].of(selections[0].part)
     return survey.of(
         range(len(manifest.shards)),
@@ -113,21 +113,25 @@ def _mask(index: ShardIndex, selections: Sequence[Selection]) -> NDArray[np.bool
         chosen = index.in_part(selection.split, selection.part)
         for name, values in selection.where.items():
             chosen = chosen & index.among(name, values)
+        for name, part in selection.within.items():
+            chosen = chosen & index.in_part(name, part)
         found |= chosen
     return found
 
 
 def described(selections: Sequence[Selection]) -> str:
     """Selections as text; equal ones are the same text."""
-    return json.dumps([one.model_dump(mode="json") for one in selections], sort_keys=True)
+    trees = [one.model_dump(mode="json", exclude_defaults=True) for one in selections]
+    return json.dumps(trees, sort_keys=True)
 
 
 def _check(manifest: Manifest, selection: Selection) -> None:
-    if selection.split not in manifest.splits:
-        raise UserError(
-            f"data.select: '{manifest.name}' has no split '{selection.split}'; it has "
-            f"{_listed(manifest.splits)}"
-        )
+    for split in (selection.split, *selection.within):
+        if split not in manifest.splits:
+            raise UserError(
+                f"data.select: '{manifest.name}' has no split '{split}'; it has "
+                f"{_listed(manifest.splits)}"
+            )
     for name, values in selection.where.items():
         check_values(manifest, "data.select.where", name, values)
     if not manifest.splits[selection.split].of(selection.part).any():

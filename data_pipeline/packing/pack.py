@@ -144,6 +144,9 @@ def _plan(options: PackOptions) -> str:
         del tree["hint_columns"]  # sets of earlier versions keep their plan
     if options.split_by is None:
         del tree["split_by"]
+    for selection in tree["select"]:
+        if not selection["within"]:
+            del selection["within"]
     if not options.image_sizes:
         del tree["image_sizes"]
     return sha256(json.dumps(tree, sort_keys=True))

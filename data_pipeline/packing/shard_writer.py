@@ -136,7 +136,7 @@ def write_shards(
             parts = {name: [one.parts.get(name) for one in group] for name in splits or {}}
             index = ShardIndex.of(written.samples, parts)
             counts.add(index)
-            shards.append(write_index(url, written, index))
+            shards.append(write_index(url, written.entry(), index))
         found = measured()
     except UserError:
         for shard in shards:  # nothing is left of a set that cannot be finished

@@ -40,10 +40,10 @@ class IndexedShard(BaseModel, frozen=True, extra="forbid"):
         """Size of the uncompressed tar."""
         return self.expanded_bytes or self.bytes
 
-    def entry(self, index: str | None) -> ShardEntry:
-        """Its entry in a manifest; `index` is the digest of its index."""
+    def entry(self) -> ShardEntry:
+        """Its entry in a manifest, without an index."""
         return ShardEntry(
-            self.name, self.bytes, self.sha256, self.expanded_bytes, len(self.samples), index
+            self.name, self.bytes, self.sha256, self.expanded_bytes, len(self.samples), None
         )
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -236,6 +236,11 @@ class ShardIndex:
     def part(self, split: str, row: int) -> Part | None:
         """The part of a split that a sample is in."""
         return _PARTS[self.splits[split][row]] if split in self.splits else None
+
+    def with_split(self, name: str, parts: Sequence[Part | None]) -> Self:
+        """The index with another split, in place of one of this name."""
+        column = np.array([_PARTS.index(one) for one in parts], dtype=np.uint8)
+        return replace(self, splits={**self.splits, name: column})
 
     def to_bytes(self) -> bytes:
         """The file; the same index gives the same bytes."""

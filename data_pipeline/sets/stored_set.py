@@ -108,7 +108,7 @@ def read_set(url: str) -> StoredSet:
     contents = found.model_copy(update={"format_1_fingerprint": found.fingerprint})
     indexes = list(contents.indexes())
     counts = counted(indexes, contents.descriptions)
-    manifest = counts.manifest(contents, [shard.entry(None) for shard in contents.shards])
+    manifest = counts.manifest(contents, [shard.entry() for shard in contents.shards])
     return StoredSet(url, manifest, ShardIndexes(url, manifest.shards, indexes))
 
 

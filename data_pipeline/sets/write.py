@@ -1,9 +1,10 @@
 """Writing the indexes of a set's shards, then its manifest."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardEntry
-from data_pipeline.sets.contents import IndexedShard, SetContents
+from data_pipeline.sets.contents import SetContents
 from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.stored_set import read_contents
@@ -11,10 +12,14 @@ from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 
 
-def write_index(url: str, shard: IndexedShard, index: ShardIndex) -> ShardEntry:
-    """Write the index of a shard of the set at `url`; its name has its digest."""
+def write_index(url: str, shard: ShardEntry, index: ShardIndex) -> ShardEntry:
+    """Write the index of a shard of the set at `url`; its name has its digest.
+
+    Returns:
+        The entry of the shard with this index.
+    """
     content = index.to_bytes()
-    entry = shard.entry(sha256(content))
+    entry = replace(shard, samples=len(index), index=sha256(content))
     storage.write_bytes(storage.join(url, entry.index_name), content)
     return entry
 
@@ -37,7 +42,7 @@ def write_contents(url: str, contents: SetContents, location: str | None = None)
     entries = []
     for shard, index in zip(contents.shards, contents.indexes(), strict=True):
         counts.add(index)
-        entries.append(write_index(url, shard, index))
+        entries.append(write_index(url, shard.entry(), index))
     manifest = counts.manifest(contents, entries, location)
     write_manifest(url, manifest)
     remove_old_indexes(url, manifest)

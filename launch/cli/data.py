@@ -147,6 +147,38 @@ def index(
 
 
 @data_app.command(
+    epilog="Examples:  [bold]mezzotint data dedup s3://bucket/set --sheet groups.png[/]  ·  "
+    "[bold]mezzotint data dedup data/photos --exact[/]"
+)
+def dedup(
+    url: Url,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Save the largest groups as images in a PNG.", callback=image_path),
+    ] = None,
+    bits: Annotated[
+        int, typer.Option(help="Bits of the 256 of an image's gradient that may differ, below 8.")
+    ] = 7,
+    colours: Annotated[
+        int, typer.Option(help="Levels by which the colours of its parts may differ.", min=0)
+    ] = 12,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Shards read in parallel (default: the cores, 4 shards each).", min=1),
+    ] = None,
+    *,
+    exact: Annotated[bool, typer.Option("--exact", help="Find equal files only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find equal and nearly equal images, and write a split without them: `deduplicated`."""
+    from data_pipeline.duplicates.dedup import DedupOptions
+    from launch.data.dedup import dedup_set
+
+    options = DedupOptions(bits, colours, exact, processes)
+    typer.echo(dedup_set(url, options, sheet, as_json=as_json))
+
+
+@data_app.command(
     epilog="Examples:  [bold]mezzotint data tokenizer data/emoji out/tokenizer --vocab 1000[/]  ·  "
     "[bold]mezzotint data tokenizer s3://bucket/set out/tokenizer --vocab 16000 "
     "--character-coverage 0.9995 --byte-fallback[/]"
