@@ -3,7 +3,7 @@
     curl -O https://raw.githubusercontent.com/huggingface/diffusers/main/examples/community/\\
 imagic_stable_diffusion.py
     .venv/bin/python benchmarks/imagic.py --community imagic_stable_diffusion.py --threads 1 \\
-        [--quick] [--only edit] [--json FILE]
+        [--quick] [--only whole|adapters] [--json FILE]
 
 The pipeline gets our weights: UNet and first stage must give our outputs, and the UNet our
 gradients, before anything is timed. Both optimise the embedding and then all weights, in so many
@@ -302,15 +302,17 @@ def measure(community_class: type, *, quick: bool, only: str | None) -> dict[str
     rounds = 3 if quick else 7
     with tempfile.TemporaryDirectory() as home:
         systems = Systems.of(shape_of(quick=quick), community_class, Path(home) / "unet")
-        return {"machine": machine(), "edit": edits(systems, rounds)}
+        return {"machine": machine(), "edit": edits(systems, rounds, only)}
 
 
-def edits(systems: Systems, rounds: int) -> dict[str, object]:
-    """Times and peaks of whole edits."""
+def edits(systems: Systems, rounds: int, only: str | None) -> dict[str, object]:
+    """Times and peaks of whole edits; `only` of whole weights, or of adapters."""
     same = parity(systems)
     peer = "community pipeline"
     work: dict[str, Callable[[], Tensor]] = {peer: systems.peer_edit}
     for kind, rank, compares in VARIANTS:
+        if only not in (None, "adapters" if rank else "whole"):
+            continue
         name = f"{kind} adapters" if rank else kind
         work[name + " with comparison" * compares] = partial(
             systems.own_edit, kind, rank, compares=compares
@@ -356,7 +358,7 @@ def main() -> None:
     chosen = community(path)
     run_command(
         __doc__.split("\n")[0],
-        ("edit",),
+        ("whole", "adapters"),
         lambda *, quick, only: measure(chosen, quick=quick, only=only),
     )
 
