@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data_pipeline.manifest import SampleEntry
-from mezzotint.common import storage
+from mezzotint.common import downloads, storage
 from mezzotint.common.errors import UserError
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
@@ -200,7 +200,7 @@ def local_tar(url: str) -> Iterator[LocalTar]:
             stored = storage.local_path(url)
         else:
             stored = Path(directory) / "stored"
-            storage.download(url, stored)
+            downloads.download(url, stored)
         plain = stored
         if url.lower().endswith((".gz", ".tgz")):
             plain = Path(directory) / "plain"

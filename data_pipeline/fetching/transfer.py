@@ -1,23 +1,24 @@
 """One transfer of a shard to a file of this node, with its digest.
 
-The digest is computed while the bytes arrive. A large shard is read in parts, several at a time:
-object stores limit the rate of a connection, and the processor's time for a byte is less.
+The digest is computed while the bytes arrive. A large shard is read in parts, several at a time,
+because object stores limit the rate of a connection.
 """
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from mezzotint.common import storage
-from mezzotint.common.storage_errors import TransientError
+from mezzotint.common import downloads
+from mezzotint.common.digests import GrowingDigest
 
-PART_BYTES = 8 << 20
 RANGED_BYTES = 64 << 20
 """Shards of more bytes are read in parts, where the store has ranges."""
+PART_BYTES = 32 << 20
 PARALLEL_PARTS = 4
 
 
@@ -26,8 +27,9 @@ def transfer(
 ) -> str:
     """Copy the shard at `url`, of `size` bytes, to `target`; returns its SHA-256.
 
-    At least one byte must arrive in `timeout` seconds, or with `ranged`, which is for large shards,
-    each part; all of them in `total`. If this raises, the content of `target` is undefined.
+    At least one byte (with `ranged`, which is for large shards, of each part that is read) must
+    arrive in `timeout` seconds, all of them in `total`. If this raises, the content of `target` is
+    undefined.
 
     Raises:
         NotFoundError: There is no such file.
@@ -35,43 +37,35 @@ def transfer(
         UserError: It cannot be read.
         OSError: `target` cannot be written.
     """
-    if ranged and size > RANGED_BYTES and storage.has_ranges(url):
+    if ranged and size > RANGED_BYTES and downloads.has_ranges(url):
         return _in_parts(url, size, target, timeout, total)
-    return storage.download(url, target, timeout=timeout, total=total)
+    return downloads.download(url, target, timeout=timeout, total=total)
 
 
 def _in_parts(url: str, size: int, target: Path, timeout: float, total: float) -> str:
-    digest, end = hashlib.sha256(), time.monotonic() + total
-    pending: deque[Future[list[bytes]]] = deque()
-    starts = iter(range(0, size, PART_BYTES))
-    with target.open("wb") as file:
-        while True:
-            while len(pending) < PARALLEL_PARTS and (start := next(starts, None)) is not None:
-                pending.append(_part(url, start, min(start + PART_BYTES, size), timeout))
-            if not pending:
-                return digest.hexdigest()
-            for piece in _within(end - time.monotonic(), pending.popleft(), url, total):
-                file.write(piece)
-                digest.update(piece)
+    digest, deadline = GrowingDigest(target), time.monotonic() + total
+    target.touch()
+
+    def fetch(start: int, end: int) -> int:
+        with target.open("r+b") as file:
+            file.seek(start)
+            remaining = max(deadline - time.monotonic(), 0.0)
+            downloads.read_range(url, start, end, file.write, timeout=timeout, total=remaining)
+        return end
+
+    starts = range(0, size, PART_BYTES)
+    waiting = iter([partial(fetch, start, min(start + PART_BYTES, size)) for start in starts])
+    running = deque(map(_in_thread, islice(waiting, PARALLEL_PARTS)))
+    while running:
+        end = running.popleft().result()
+        running.extend(map(_in_thread, islice(waiting, 1)))
+        digest.advance(end)
+    return digest.hexdigest()
 
 
-def _part(url: str, start: int, end: int, timeout: float) -> "Future[list[bytes]]":
-    return _in_thread(lambda: storage.read_range(url, start, end, timeout=timeout))
-
-
-def _within(seconds: float, part: "Future[list[bytes]]", url: str, total: float) -> list[bytes]:
-    try:
-        return part.result(max(seconds, 0))
-    except TimeoutError as error:
-        raise TransientError(
-            f"{url}: cannot be read (not complete after {total:,.0f} s); check the URL and the "
-            "network"
-        ) from error
-
-
-def _in_thread(call: Callable[[], list[bytes]]) -> "Future[list[bytes]]":
+def _in_thread(call: Callable[[], int]) -> "Future[int]":
     """The result of a call in a thread that does not keep the process from ending."""
-    future: Future[list[bytes]] = Future()
+    future: Future[int] = Future()
 
     def run() -> None:
         try:

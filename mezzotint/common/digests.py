@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 def sha256(content: bytes | str) -> str:
@@ -28,20 +29,19 @@ def is_digest(text: str) -> bool:
 
 
 class GrowingDigest:
-    """The SHA-256 of a file to which another thread appends."""
+    """The SHA-256 of a file that other threads write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self.position = 0
         """Bytes taken in."""
-        self._chunk = memoryview(bytearray(_CHUNK))
 
-    def advance(self) -> None:
-        """Take in what the file has by now; it need not be there yet."""
+    def advance(self, end: int = sys.maxsize) -> None:
+        """Take in what the file has by now before byte `end`; it need not be there yet."""
         try:
             with self._path.open("rb", buffering=0) as file:
-                self._take(file.fileno())
+                self._take(file.fileno(), end)
         except FileNotFoundError:
             return
 
@@ -52,12 +52,16 @@ class GrowingDigest:
             OSError: It cannot be read.
         """
         with self._path.open("rb", buffering=0) as file:
-            self._take(file.fileno())
+            self._take(file.fileno(), sys.maxsize)
         return self._digest.hexdigest()
 
-    def _take(self, file: int) -> None:
+    def _take(self, file: int, end: int) -> None:
         if os.fstat(file).st_size < self.position:  # the transfer began again
             self._digest, self.position = hashlib.sha256(), 0
-        while count := os.preadv(file, [self._chunk], self.position):
-            self._digest.update(self._chunk[:count])
+        chunk = memoryview(bytearray(_CHUNK))
+        while self.position < end:
+            count = os.preadv(file, [chunk[: end - self.position]], self.position)
+            if count == 0:
+                return
+            self._digest.update(chunk[:count])
             self.position += count

@@ -14,7 +14,7 @@ from fsspec.config import conf
 SCHEMES = ("s3://", "s3a://")
 _CONNECTIONS = 32
 """Of a process to an object store at once."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 def is_readable(url: str) -> bool:

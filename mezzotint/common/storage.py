@@ -4,7 +4,6 @@ Endpoint, credentials and profile of an object store come from the environment (
 storage failure is raised as a UserError, and every remote call has a time limit.
 """
 
-import hashlib
 import math
 import os
 import posixpath
@@ -17,13 +16,11 @@ import fsspec.core
 from fsspec import AbstractFileSystem
 
 from mezzotint.common import files, s3_client
-from mezzotint.common.digests import GrowingDigest
 from mezzotint.common.errors import UserError
 from mezzotint.common.local_files import FileStatus, Listing, list_files, local_status
 from mezzotint.common.storage_errors import (
     BARE_CODES,
     NotFoundError,
-    TransientError,
     check_no_credentials,
     error_code,
     explain,
@@ -31,10 +28,6 @@ from mezzotint.common.storage_errors import (
 from mezzotint.common.timeouts import with_timeout
 
 T = TypeVar("T")
-
-_RANGED = (*s3_client.SCHEMES, "gs://", "gcs://", "az://", "abfs://", "abfss://", "memory://")
-"""Stores that always respond to a request for a range with this range. A web server may send the
-whole file instead."""
 
 REQUEST_TIMEOUT = 60.0
 """Seconds for one response, or for the next byte of a transfer. The clients' own timeouts do not
@@ -99,7 +92,7 @@ def _options(url: str) -> dict[str, object]:
     return {"config_kwargs": s3_client.client_settings(), "use_listings_cache": False}
 
 
-def _single_request(url: str) -> dict[str, int]:
+def single_request(url: str) -> dict[str, int]:
     """Options that keep s3fs from requesting the size first and then ranges."""
     return {"max_concurrency": 1} if url.startswith(s3_client.SCHEMES) else {}
 
@@ -125,9 +118,11 @@ def read_bytes(url: str, *, expected: int = 0) -> bytes:
     """
     if is_local(url):
         return _local(url, "read", lambda path: path.read_bytes())
-    options = _single_request(url)
+    options = single_request(url)
     seconds = _LIST_TIMEOUT + expected / _SLOWEST
-    return _call(url, "read", lambda system, path: bytes(system.cat_file(path, **options)), seconds)
+    return request(
+        url, "read", lambda system, path: bytes(system.cat_file(path, **options)), seconds
+    )
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -145,7 +140,7 @@ def write_bytes(url: str, content: bytes) -> None:
             raise UserError(f"{url}: cannot be written ({error})") from error
         return
     seconds = _LIST_TIMEOUT + len(content) / _SLOWEST
-    _call(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
+    request(url, "written", lambda system, path: system.pipe_file(path, content), seconds)
 
 
 def walk(url: str) -> Listing:
@@ -162,7 +157,7 @@ def walk(url: str) -> Listing:
     def find(system: AbstractFileSystem, path: str) -> tuple[str, dict[str, Any]]:
         return path.rstrip("/") + "/", system.find(path, detail=True)
 
-    root, found = _call(url, "listed", find, _LIST_TIMEOUT)
+    root, found = request(url, "listed", find, _LIST_TIMEOUT)
     files = {
         str(name).removeprefix(root): FileStatus(int(entry["size"] or 0), _stamp(entry))
         for name, entry in sorted(found.items())
@@ -188,87 +183,6 @@ def _stamp(entry: dict[str, Any]) -> str:
     return str(version.timestamp() if isinstance(version, datetime) else version)
 
 
-def has_ranges(url: str) -> bool:
-    """Whether parts of the file at `url` can be read by `read_range`."""
-    return url.startswith(_RANGED)
-
-
-def read_range(url: str, start: int, end: int, *, timeout: float = REQUEST_TIMEOUT) -> list[bytes]:
-    """Bytes `start` to `end` (exclusive) of the file at `url`, which arrive within `timeout` s.
-
-    They come in pieces, whose order is that of the file.
-
-    Raises:
-        NotFoundError: There is no such file.
-        TransientError: They cannot be read, or the file ends before; retrying may help.
-        UserError: They cannot be read.
-    """
-
-    def cat(system: AbstractFileSystem, path: str) -> list[bytes]:
-        if s3_client.is_readable(url):
-            return list(s3_client.chunks(url, start, end))
-        return [bytes(system.cat_file(path, start=start, end=end))]
-
-    content = _call(url, "read", cat, timeout)
-    if (size := sum(map(len, content))) != end - start:
-        raise TransientError(
-            f"{url}: cannot be read ({size:,} bytes came instead of bytes {start:,} to "
-            f"{end:,}); check the URL and the network"
-        )
-    return content
-
-
-def download(
-    url: str,
-    target: Path,
-    *,
-    timeout: float = REQUEST_TIMEOUT,
-    total: float = math.inf,
-) -> str:
-    """Copy the file at `url` to the local path `target`, in one request; returns its SHA-256.
-
-    The digest is computed while the bytes arrive. At least one must in `timeout` seconds, and all
-    in `total`. The content of `target` is undefined if this raises.
-
-    Raises:
-        NotFoundError: There is no such file.
-        TransientError: It cannot be read; retrying may help.
-        UserError: It cannot be read.
-    """
-    if s3_client.is_readable(url):
-        return _streamed(url, target, timeout, total)
-    digest = GrowingDigest(target)
-
-    def progress() -> int:
-        digest.advance()
-        return digest.position
-
-    _call(
-        url,
-        "read",
-        lambda system, path: system.get_file(path, str(target)),
-        timeout,
-        progress,
-        total,
-    )
-    return digest.hexdigest()
-
-
-def _streamed(url: str, target: Path, timeout: float, total: float) -> str:
-    digest, received = hashlib.sha256(), 0
-
-    def get(system: AbstractFileSystem, path: str) -> None:
-        nonlocal received
-        with target.open("wb") as file:
-            for chunk in s3_client.chunks(url):
-                file.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-
-    _call(url, "read", get, timeout, lambda: received, total)
-    return digest.hexdigest()
-
-
 def upload(source: Path, url: str) -> None:
     """Move the finished local file `source` to `url`; `source` is gone afterwards."""
     if is_local(url):
@@ -280,19 +194,19 @@ def upload(source: Path, url: str) -> None:
             raise UserError(f"{url}: cannot be written ({error})") from error
         return
     seconds = _LIST_TIMEOUT + source.stat().st_size / _SLOWEST
-    _call(url, "written", lambda system, path: system.put_file(str(source), path), seconds)
+    request(url, "written", lambda system, path: system.put_file(str(source), path), seconds)
     source.unlink()
 
 
 def remove(url: str) -> None:
     """Delete the file at `url` if it exists."""
     if exists(url):
-        _call(url, "deleted", lambda system, path: system.rm_file(path))
+        request(url, "deleted", lambda system, path: system.rm_file(path))
 
 
 def remove_tree(url: str) -> None:
     """Delete the directory `url` with all files in it."""
-    _call(url, "deleted", lambda system, path: system.rm(path, recursive=True), _LIST_TIMEOUT)
+    request(url, "deleted", lambda system, path: system.rm(path, recursive=True), _LIST_TIMEOUT)
 
 
 def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
@@ -311,7 +225,7 @@ def sizes(url: str, names: Iterable[str] = ()) -> dict[str, int]:
     if is_local(url):
         return _local(url, "listed", _local_sizes)
     try:
-        listing = _call(
+        listing = request(
             url, "listed", lambda system, path: system.ls(path, detail=True), _LIST_TIMEOUT
         )
     except NotFoundError as error:
@@ -333,13 +247,13 @@ def _local_sizes(directory: Path) -> dict[str, int]:
 def _info(url: str) -> dict[str, Any]:
     """`type` (`file` or `directory`) and `size`; empty if nothing is there."""
     try:
-        return _call(url, "read", lambda system, path: dict(system.info(path)))
+        return request(url, "read", lambda system, path: dict(system.info(path)))
     except NotFoundError:
         return {}
 
 
 def _local(url: str, action: str, call: Callable[[Path], T]) -> T:
-    """The result of `call` for a local `url`, whose name may be any; raises as `_call`."""
+    """The result of `call` for a local `url`, whose name may be any; raises as `request`."""
     try:
         return call(local_path(url))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -348,7 +262,7 @@ def _local(url: str, action: str, call: Callable[[Path], T]) -> T:
         raise UserError(f"{url}: cannot be {action} ({error})") from error
 
 
-def _call(
+def request(
     url: str,
     action: str,
     call: Callable[[AbstractFileSystem, str], T],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from data_pipeline.packing.source import InvalidSample
 from data_pipeline.packing.tables.cells import Moment, Table, shown
-from mezzotint.common import storage
+from mezzotint.common import downloads, storage
 from mezzotint.common.digests import sha256, sha256_file
 from mezzotint.common.errors import UserError
 
@@ -319,5 +319,5 @@ def _local(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mezzotint-") as directory:
         path = Path(directory) / "table"
-        storage.download(url, path)
+        downloads.download(url, path)
         yield path
