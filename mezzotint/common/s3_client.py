@@ -1,7 +1,7 @@
 """Reading objects of S3 as a stream, by botocore's client.
 
-Its calls block, so that a byte takes about half of the processor's time that it takes s3fs, which
-passes it through an event loop (`benchmarks/fetching.py`). Everything but large reads is s3fs's.
+Its calls block, which takes less of the processor's time than s3fs, which passes every piece
+through an event loop (`benchmarks/fetching.py`). Everything but large reads is s3fs's.
 """
 
 import os
