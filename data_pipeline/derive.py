@@ -5,6 +5,7 @@ The manifest holds the digest of the encoder, so that training can refuse anothe
 """
 
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,10 +16,13 @@ from data_pipeline.config import DataConfig, ImageConfig
 from data_pipeline.dataset import Dataset, open_dataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, Measured
 from data_pipeline.packing.shard_writer import RawSample, write_shards
-from data_pipeline.sets.stored_set import StoredSet, read_set
+from data_pipeline.sets.counts import counted
+from data_pipeline.sets.journal import ShardJournal
+from data_pipeline.sets.stored_set import ShardIndexes, StoredSet, read_set
 from data_pipeline.sets.write import write_changed
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common import storage
+from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
 from mezzotint.common.hint import Detector
 from mezzotint.common.latent_scaling import (
@@ -47,10 +51,12 @@ def derive(
     *,
     fields: Sequence[str],
     encoder: str,
+    journal: ShardJournal | None = None,
 ) -> Manifest:
     """Write the encoded samples of a set as a shard set, with the shard size of the source.
 
-    It replaces a derived set that is there, with the shards of that one.
+    It replaces a derived set that is there, with the shards of that one. Shards that are finished
+    in the `journal`, that of `derive_journal`, are kept.
 
     `blocks` are the arrays of all samples in order, some samples at a time. `fields` are their
     names: `codes` is stored as the member `KEY.codes.npy`. `encoder` is the digest of the model.
@@ -69,7 +75,40 @@ def derive(
         fields=arrays,
         encoder=encoder,
         measured=lambda: Measured(latents=measure.scaling(dataset.config.url)),
+        journal=journal,
     )
+
+
+def derive_journal(
+    dataset: Dataset, out_url: str, *, fields: Sequence[str], encoder: str
+) -> ShardJournal:
+    """The journal of a set that `derive` writes, also if another call was interrupted."""
+    plan = {"fields": list(fields), "encoder": encoder, "provenance": _provenance(dataset)}
+    return ShardJournal(out_url, sha256(json.dumps(plan, sort_keys=True)))
+
+
+def finished_blocks(
+    journal: ShardJournal, dataset: Dataset, out_url: str, fields: Sequence[str], size: int
+) -> tuple[int, Iterator[Arrays]]:
+    """The samples of the shards that are finished, and their arrays, `size` at a time."""
+    shards = journal.finished()
+    if not shards:
+        return 0, iter(())
+    counts = counted([index for _, index in shards], {})
+    manifest = counts.manifest(dataset.manifest, [entry for entry, _ in shards])
+    stored = StoredSet(out_url, manifest, ShardIndexes(out_url, manifest.shards))
+    written = Dataset(
+        DataConfig(url=out_url, arrays=tuple(fields)), stored, dataset.reader.cache, None
+    )
+
+    def blocks() -> Iterator[Arrays]:
+        for first in range(0, len(written), size):
+            arrays = [
+                written.sample(row).arrays for row in range(first, min(first + size, len(written)))
+            ]
+            yield {name: np.stack([one[name] for one in arrays]) for name in fields}
+
+    return len(written), blocks()
 
 
 def write_derived(
@@ -83,6 +122,7 @@ def write_derived(
     detector: Detector | None = None,
     text_features: TextFeatureRecord | None = None,
     measured: Callable[[], Measured] = Measured,
+    journal: ShardJournal | None = None,
 ) -> Manifest:
     """Write the samples of a set with new members, those of each sample in order, as a shard set.
 
@@ -107,6 +147,7 @@ def write_derived(
         preprocessing=_preprocessing(dataset),
         splits={name: split.description for name, split in source.splits.items()},
         measured=measured,
+        journal=journal,
     )
     names = set(written.shard_columns.name)
     for name in before.manifest.shard_columns.name if before is not None else ():

@@ -56,7 +56,8 @@ def index(
     if not names:
         raise UserError(f"{url}: no .tar or .tar.gz file in this directory")
     out = options.out or url
-    known, rows = known_set(out), tables(names, present)
+    is_new = out != url and not storage.exists(storage.join(out, MANIFEST_NAME))
+    known, rows = known_set(url if is_new else out, out), tables(names, present)
     tasks = [TarTask(url, out, name, rows.get(name), known, options) for name in names]
     journal = Journal(out, _plan(known, options))
     found = sorted(_indexed(tasks, present, journal, options, progress), key=lambda one: one.name)

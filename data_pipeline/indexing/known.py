@@ -126,10 +126,11 @@ def known_sample(index: ShardIndex, row: int) -> KnownSample:
     )
 
 
-def known_set(url: str) -> KnownSet:
+def known_set(url: str, copies: str) -> KnownSet:
     """What is known of the set at `url`.
 
-    A manifest that is not valid is copied beside, and what is valid of it is known.
+    A manifest that is not valid is copied to the directory `copies`, and what is valid of it is
+    known.
     """
     path = storage.join(url, MANIFEST_NAME)
     if not storage.exists(path):
@@ -139,14 +140,14 @@ def known_set(url: str) -> KnownSet:
         valid = SetContents if stored_format(content) == 1 else Manifest
         valid.model_validate_json(content)
     except ValidationError as error:
-        return _salvaged_set(url, content, error)
+        return _salvaged_set(url, copies, content, error)
     stored = read_set(url)
     splits = {name: split.description for name, split in stored.manifest.splits.items()}
     return KnownSet(stored, SetRecord.model_validate(stored.manifest.record_fields()), splits)
 
 
-def _salvaged_set(url: str, content: bytes, error: ValidationError) -> KnownSet:
-    copy = storage.join(url, OLD_NAME)
+def _salvaged_set(url: str, copies: str, content: bytes, error: ValidationError) -> KnownSet:
+    copy = storage.join(copies, OLD_NAME)
     storage.write_bytes(copy, content)
     try:
         tree = json.loads(content)

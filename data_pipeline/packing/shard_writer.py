@@ -23,6 +23,7 @@ from data_pipeline.manifest import (
 )
 from data_pipeline.sets.contents import IndexedShard, Split
 from data_pipeline.sets.counts import SetCounts
+from data_pipeline.sets.journal import ShardJournal
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.tar_writer import write_tar
 from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
@@ -117,31 +118,25 @@ def write_shards(
     splits: Mapping[str, str] | None = None,
     compress: bool = False,
     measured: Callable[[], Measured] = Measured,
+    journal: ShardJournal | None = None,
 ) -> Manifest:
     """Write a shard set: `NAME-000000.tar`, ..., the index of each, and `manifest.json`.
 
     An old manifest at `url` is deleted first: a directory with a manifest is a finished set.
     `samples` are consumed once; `shard_size` of them are in memory at a time. `measured` is called
     after the last of them. `splits` are the descriptions of splits, whose parts the samples name.
-    For the other fields of the manifest see `Manifest`.
+    For the other fields of the manifest see `Manifest`. Shards that are finished in the `journal`
+    are kept, and their samples are consumed.
     """
     storage.remove(storage.join(url, MANIFEST_NAME))
-    shards: list[ShardEntry] = []
-    counts = SetCounts(splits or {})
+    written = _Shards(url, name, splits or {}, journal, compress=compress)
     iterator = iter(samples)
     try:
         while group := tuple(itertools.islice(iterator, shard_size)):
-            file = shard_name(name, len(shards), compress=compress)
-            written = write_shard(group, url, file, compress=compress)
-            parts = {name: [one.parts.get(name) for one in group] for name in splits or {}}
-            index = ShardIndex.of(written.samples, parts)
-            counts.add(index)
-            shards.append(write_index(url, written.entry(), index))
+            written.add(group)
         found = measured()
     except UserError:
-        for shard in shards:  # nothing is left of a set that cannot be finished
-            storage.remove(storage.join(url, shard.name))
-            storage.remove(storage.join(url, shard.index_name))
+        written.remove()  # nothing is left of a set that cannot be finished
         raise
     record = SetRecord(
         name=name,
@@ -156,10 +151,59 @@ def write_shards(
         embeddings=found.embeddings,
         empty_text_embedding=found.empty_text_embedding,
     )
-    manifest = counts.manifest(record, shards)
+    manifest = written.counts.manifest(record, written.entries)
     write_manifest(url, manifest)
     remove_old_indexes(url, manifest)
+    written.end()
     return manifest
+
+
+class _Shards:
+    """Shards of a set with their indexes, written one after the other."""
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        splits: Mapping[str, str],
+        journal: ShardJournal | None,
+        *,
+        compress: bool,
+    ) -> None:
+        self.counts = SetCounts(splits)
+        self.entries: list[ShardEntry] = []
+        self._url, self._name, self._splits = url, name, splits
+        self._journal, self._compress = journal, compress
+        self._kept = [] if journal is None else journal.finished()
+
+    def add(self, samples: Sequence[RawSample]) -> None:
+        """Write a shard, unless it is finished."""
+        number = len(self.entries)
+        entry, index = self._kept[number] if number < len(self._kept) else self._write(samples)
+        self.counts.add(index)
+        self.entries.append(entry)
+
+    def _write(self, samples: Sequence[RawSample]) -> tuple[ShardEntry, ShardIndex]:
+        number = len(self.entries)
+        file = shard_name(self._name, number, compress=self._compress)
+        shard = write_shard(samples, self._url, file, compress=self._compress)
+        parts = {name: [one.parts.get(name) for one in samples] for name in self._splits}
+        index = ShardIndex.of(shard.samples, parts)
+        entry = write_index(self._url, shard.entry(), index)
+        if self._journal is not None:
+            self._journal.write(number, entry)
+        return entry, index
+
+    def remove(self) -> None:
+        """Delete all of them."""
+        for entry in self.entries:
+            storage.remove(storage.join(self._url, entry.name))
+            storage.remove(storage.join(self._url, entry.index_name))
+        self.end()
+
+    def end(self) -> None:
+        if self._journal is not None:
+            self._journal.end()
 
 
 def shard_name(name: str, number: int, *, compress: bool = False) -> str:

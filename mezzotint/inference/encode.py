@@ -3,13 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import open_dataset
-from data_pipeline.derive import derive, finished_set, measured
+from data_pipeline.dataset import Dataset, open_dataset
+from data_pipeline.derive import (
+    Arrays,
+    derive,
+    derive_journal,
+    finished_blocks,
+    finished_set,
+    measured,
+)
 from data_pipeline.manifest import Manifest
 from mezzotint.common.errors import UserError
 from mezzotint.common.latent_scaling import DEVIATIONS, LATENTS
@@ -75,7 +81,7 @@ def encode_set(
     that of another encoder. A finished set of the same source and encoder is left as it is.
 
     The main process writes, and the result is the same for any number of processes; None on the
-    others.
+    others. After an interruption the same call goes on after the shards that are written.
 
     Raises:
         UserError: the model directory holds no autoencoder, or none with the latents asked for;
@@ -91,23 +97,42 @@ def encode_set(
     if finished is not None:
         return measured(out, finished) if runtime.group.is_main else finished
     encode, _ = _encoder(store.load(model, device=runtime.device), latents=latents)
+    encode = partial(_of_both, encode) if flip else encode
+    journal = derive_journal(dataset, out, fields=fields, encoder=digest)
+    done, kept = 0, iter(tuple[Arrays]())
+    if runtime.group.is_main:
+        done, kept = finished_blocks(journal, dataset, out, fields, batch)
+    done = runtime.group.share(done)
+    first = done // batch * batch  # of the block that the first missing sample is in
+    compute = partial(_encoded, runtime, dataset, encode, first)
 
-    def compute(rows: range) -> Mapping[str, Tensor]:
-        images = dataset.batch(rows).images.to(runtime.device)
-        names = [f"{data.url}: sample '{dataset.entry(row).key}'" for row in rows]
-        with runtime.inference(), named_samples(names):
-            found = _of_both(encode, images) if flip else encode(images)
-            return {name: each.cpu() for name, each in found.items()}
-
-    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        for arrays in runtime.group.map_blocks(compute, len(dataset), batch, progress):
-            yield {name: each.numpy() for name, each in arrays.items()}
+    def blocks() -> Iterator[Arrays]:
+        yield from kept
+        skipped = done - first
+        for arrays in runtime.group.map_blocks(compute, len(dataset) - first, batch, progress):
+            yield {name: each.numpy()[skipped:] for name, each in arrays.items()}
+            skipped = 0
 
     if runtime.group.is_main:
-        return derive(dataset, out, blocks(), fields=fields, encoder=digest)
+        return derive(dataset, out, blocks(), fields=fields, encoder=digest, journal=journal)
     for _ in blocks():
         pass
     return None
+
+
+def _encoded(
+    runtime: Runtime,
+    dataset: Dataset,
+    encode: Callable[[Tensor], Mapping[str, Tensor]],
+    first: int,
+    numbers: range,
+) -> dict[str, Tensor]:
+    """The arrays of the samples of these numbers from `first` on, on the CPU."""
+    rows = range(first + numbers.start, first + numbers.stop)
+    images = dataset.batch(rows).images.to(runtime.device)
+    names = [f"{dataset.config.url}: sample '{dataset.entry(row).key}'" for row in rows]
+    with runtime.inference(), named_samples(names):
+        return {name: each.cpu() for name, each in encode(images).items()}
 
 
 def _of_both(encode: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor) -> dict[str, Tensor]:

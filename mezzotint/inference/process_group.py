@@ -33,6 +33,12 @@ class ProcessGroup:
         dist.all_gather_object(gathered, arrays)
         return gathered
 
+    def share(self, number: int) -> int:
+        """The number of the main process."""
+        found = self.all_gather({"number": torch.tensor(number, device="cpu")})[0]
+        assert found is not None, "every process has one"
+        return int(found["number"])
+
     def map_blocks(
         self,
         compute: Callable[[range], Arrays],

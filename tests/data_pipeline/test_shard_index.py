@@ -146,6 +146,18 @@ def test_tars_that_one_may_only_read_are_indexed_elsewhere(squares, tmp_path):
     assert index(squares, IndexOptions(out=str(out))).changes == ()
 
 
+def test_an_index_elsewhere_has_what_the_manifest_beside_the_tars_knows(squares, tmp_path):
+    before = {path.name: path.read_bytes() for path in Path(squares).iterdir()}
+    report = index(squares, IndexOptions(out=str(tmp_path / "out")))
+    assert report.changes == ()
+    assert read_contents(str(tmp_path / "out")).splits == read_contents(squares).splits
+    Path(squares, "manifest.json").write_text('{"name": "kept", "format": 2}')
+    report = index(squares, IndexOptions(out=str(tmp_path / "third")))
+    assert f"a copy is {tmp_path}/third/manifest.json.old" in report.notes[0]
+    assert report.manifest.name == "kept"
+    assert {path.name for path in Path(squares).iterdir()} == before.keys()
+
+
 def test_indexes_are_read_where_they_are_needed(squares, monkeypatch):
     read = []
     real = data_pipeline.sets.stored_set.storage.read_bytes

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import mezzotint.inference.encode
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, ImageConfig, Selection
 from data_pipeline.dataset import open_dataset
+from data_pipeline.sets.journal import ShardJournal
 from data_pipeline.sets.stored_set import read_manifest
 from data_pipeline.sets.write import write_manifest
 from mezzotint.common.errors import UserError
@@ -46,8 +48,8 @@ optimizer: {{lr: {{peak: 1.0e-3}}}}
 """
 
 
-def saved(directory, config):
-    torch.manual_seed(0)
+def saved(directory, config, seed=0):
+    torch.manual_seed(seed)
     size = getattr(config, "image_size", None)
     preprocessing = None if size is None else Preprocessing(size=size)
     weights = config.build().state_dict()
@@ -364,3 +366,42 @@ def test_any_number_of_processes_derives_the_same_shards(mezzotint, tmp_path, wr
     assert any(name.endswith(".tar") for name in one)
     for count in (2, 4):
         assert derived(str(count), "--batch", "5", "--processes", count, "--device", "cpu") == one
+
+
+@pytest.mark.parametrize("config", [HIERARCHY, KL], ids=["codes", "latents"])
+def test_an_interrupted_derivation_goes_on_after_the_shards_that_are_written(
+    tmp_path, write_set, monkeypatch, config
+):
+    model, data = saved(tmp_path / "model", config), DataConfig(url=str(write_set(samples=23)))
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    manifest = encode_set(data, model, str(whole), batch=4)
+    real, encoded = mezzotint.inference.encode._encoder, []
+
+    def encoder(network, *, latents):
+        encode, fields = real(network, latents=latents)
+        return lambda images: encoded.append(len(images)) or encode(images), fields
+
+    def write(journal, number, shard, real=ShardJournal.write):
+        if number == 3:
+            raise KeyboardInterrupt
+        real(journal, number, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardJournal, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            encode_set(data, model, str(out), batch=4)
+    assert not (out / "manifest.json").exists()
+    monkeypatch.setattr(mezzotint.inference.encode, "_encoder", encoder)
+    assert encode_set(data, model, str(out), batch=4) == manifest
+    assert encoded == [4, 4, 3]  # three shards of 5 were written, and blocks begin at 12
+    assert not (out / ".derive").exists()
+    assert files_of(out) == files_of(whole)
+    other = saved(tmp_path / "other", config, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardJournal, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            encode_set(data, other, str(tmp_path / "new"), batch=4)
+    encoded.clear()
+    encode_set(data, model, str(tmp_path / "new"), batch=4)  # not of the other model
+    assert sum(encoded) == 23
+    assert files_of(tmp_path / "new") == files_of(whole)
