@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from models.nn.clip_captions import ClipCaption
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -54,6 +56,11 @@ class Condition:
     hints: tuple[Tensor | None, ...] = ()
     """(B, C, H, W) in [0, 1] each, at the size of the images: one for each control of the network.
     A control whose hint is None does not act; with none at all the base is called as it is."""
+
+    @property
+    def clip_caption(self) -> ClipCaption:
+        """The captions as a CLIP's text tower gives them."""
+        return ClipCaption(self.features, self.text_embedding, self.features_mask)
 
     @cached_property
     def without_hints(self) -> "Condition":

@@ -20,7 +20,6 @@ from models.diffusion.prior.sampling import best_match, embedding_thresholding
 from models.diffusion.process import denoiser
 from models.diffusion.sampling import NFE, DiffusionSampling, count_nfe
 from models.finite import require_finite
-from models.nn.clip_captions import ClipCaption
 from models.nn.random import normal
 
 
@@ -115,9 +114,5 @@ def _from_codes(
     network: EmbeddingPrior, cond: Condition, settings: PriorSampling, rng: Generator
 ) -> Tensor:
     """Normalised embeddings (B, D) of an autoregressive prior."""
-
-    def caption(cond: Condition) -> ClipCaption:
-        return ClipCaption(cond.features, cond.text_embedding, cond.features_mask)
-
-    empty = caption(cond.without_text)
-    return generate_embeddings(network, caption(cond), rng, settings.tokens, empty=empty)
+    empty = cond.without_text.clip_caption
+    return generate_embeddings(network, cond.clip_caption, rng, settings.tokens, empty=empty)

@@ -13,7 +13,7 @@ from models.diffusion.condition import Condition
 from models.diffusion.process import ProcessConfig
 from models.diffusion.unet.conditions import TextFeaturesConfig
 from models.nn import initialization
-from models.nn.clip_captions import ClipCaption, caption_embedding, caption_tokens
+from models.nn.clip_captions import caption_embedding, caption_tokens
 from models.nn.conditioning_cache import cached
 from models.nn.embedding import LearnedPositionEmbedding, TimestepEmbedding
 from models.nn.prefix import Packing, PrefixCache, follow, read_one
@@ -171,7 +171,7 @@ class DiffusionPrior(nn.Module):
     def _tokens(self, condition: Condition, packing: Packing | None) -> Tensor:
         """The caption's tokens with their positions: (B, longest, width)."""
         length = self.config.length
-        return caption_tokens(_caption(condition), self.features, self.position, length, packing)
+        return caption_tokens(condition.clip_caption, self.features, self.position, length, packing)
 
     def _caption(self, condition: Condition) -> Tensor:
         """The position of the caption's embedding: (B, 1, width)."""
@@ -180,7 +180,7 @@ class DiffusionPrior(nn.Module):
         return vector[:, None] + self.position(first, first + 1)
 
     def _embedding(self, condition: Condition) -> Tensor:
-        return caption_embedding(_caption(condition), self.config.dim)
+        return caption_embedding(condition.clip_caption, self.config.dim)
 
     def _noisy(self, x: Tensor, t: Tensor) -> Tensor:
         """The positions of time, noisy embedding and query: (B, 3, width)."""
@@ -191,10 +191,6 @@ class DiffusionPrior(nn.Module):
 
     def _read(self, hidden: Tensor) -> Tensor:
         return self.out(self.norm(hidden)).float()
-
-
-def _caption(condition: Condition) -> ClipCaption:
-    return ClipCaption(condition.features, condition.text_embedding, condition.features_mask)
 
 
 @dataclass(frozen=True)

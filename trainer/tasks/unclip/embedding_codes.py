@@ -16,7 +16,6 @@ from mezzotint.common.errors import UserError
 from models.autoregressive.embedding_codec import CodecStatistics, measure
 from models.autoregressive.embedding_prior import EmbeddingPrior, similarity
 from models.diffusion.condition import Condition
-from models.nn.clip_captions import ClipCaption
 from models.text_source import TextSource
 from trainer.rng import dropped_rows
 from trainer.task import Engines, Loss, Step, Task
@@ -82,7 +81,7 @@ class EmbeddingCodes(Task):
         # the level is that of the pair, also where the caption is dropped
         codec = self._model.codec
         level, codes = codec.level(_similarity(batch, whole)), codec.encode(clean)
-        yield Loss("model", engines["model"](caption_of(given), level, codes))
+        yield Loss("model", engines["model"](given.clip_caption, level, codes))
 
     def fit(self, read: Callable[[Sequence[int]], Batch], samples: int) -> str:
         """Components of the set's embeddings and levels of their similarity to captions."""
@@ -123,11 +122,6 @@ class EmbeddingCodes(Task):
 
         inputs = ConditionInputs(batch, clean, None, rng, encode_text, _no_images)  # type: ignore[arg-type]
         return self._config.condition.eval_condition(Condition(), inputs)
-
-
-def caption_of(condition: Condition) -> ClipCaption:
-    """The captions of a condition."""
-    return ClipCaption(condition.features, condition.text_embedding, condition.features_mask)
 
 
 def without_text_of(condition: Condition, rows: Tensor) -> Condition:
