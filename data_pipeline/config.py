@@ -50,8 +50,8 @@ class ImageConfig(BaseModel, frozen=True, extra="forbid"):
     max_pixels: int = Field(default=50_000_000, gt=0, le=178_000_000)
     """Larger images are refused from their header. The maximum is Pillow's own limit."""
     scaled_decoding: bool = False
-    """Decode a large JPEG at a fraction of its size, at least twice `size`, and resize that: faster
-    with other values than of the whole image (docs/data.md says by how much)."""
+    """Decode a large JPEG at a fraction of its size, at least twice `size`, and resize that:
+    faster, with other values than of the whole image (docs/data.md says by how much)."""
 
     @model_validator(mode="after")
     def _flips(self) -> Self:
