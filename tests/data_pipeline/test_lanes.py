@@ -1,5 +1,6 @@
 """Lanes: the order of an epoch, and what each process reads of it."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -117,6 +118,19 @@ def test_a_run_goes_on_with_other_numbers_of_processes():
         state = StreamState.from_json(first.state_after(done).model_dump())
         for world in (2, 6):
             assert batches(data, 5, world, state=state) == whole[done : done + 5]
+
+
+def test_a_run_that_is_killed_at_50_random_places_reads_what_an_unbroken_one_does():
+    data = shards([7, 11, 3, 19, 8, 5, 13, 2, 17, 6, 9, 4, 10], LANES)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 4, 51).tolist()
+    whole, state, read = batches(data, sum(lengths), 1), None, []
+    for length in lengths:
+        world = int(rng.choice([1, 2, 3, 4, 6, 12]))
+        read += batches(data, length, world, state=state)
+        position = Stream(data, global_batch=24, rank=0, world=world, seed=5, state=state)
+        state = StreamState.from_json(json.loads(position.state_after(length).model_dump_json()))
+    assert read == whole
 
 
 @pytest.mark.parametrize(
