@@ -1,9 +1,8 @@
 """Indexing tars in place: manifest and indexes of what they hold, with what older ones knew."""
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +22,7 @@ from data_pipeline.shards import RECORDS, TARS
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.process_pool import map_in_processes
 
 _EXAMPLES = 3
 _TARS_PER_PROCESS = 8
@@ -127,18 +127,20 @@ def _indexed(
             done += sizes[task.file]
             yield found
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(index_one, task): task for task in left}
-        try:
-            for future in as_completed(futures):
-                task = futures[future]
-                found = future.result()
-                journal.write(task, found)
-                done += sizes[task.file]
-                report(0)
-                yield found
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    for task, found in map_in_processes(_index, tasks[0].known, map(_unshared, left), processes):
+        journal.write(task, found)
+        done += sizes[task.file]
+        report(0)
+        yield found
+
+
+def _unshared(task: TarTask) -> TarTask:
+    """A task without what all of them share."""
+    return replace(task, known=KnownSet())
+
+
+def _index(known: KnownSet, task: TarTask) -> IndexedTar:
+    return index_one(replace(task, known=known))
 
 
 def _ignored(

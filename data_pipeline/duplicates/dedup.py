@@ -1,11 +1,8 @@
 """A split of a set that leaves out images which occur more than once."""
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +20,7 @@ from data_pipeline.sets.write import remove_old_indexes, write_index, write_mani
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
+from mezzotint.common.process_pool import map_in_processes
 
 DEDUPLICATED = "deduplicated"
 """The split: its training part has one sample of every group, its test part the others."""
@@ -106,31 +104,37 @@ def _rows(stored: StoredSet, options: DedupOptions, progress: Progress | None) -
     shards = range(len(stored.manifest.shards))
     cores = len(os.sched_getaffinity(0))
     count = options.processes or max(min(cores, len(shards) // _SHARDS_PER_PROCESS), 1)
-    read = partial(_read_shard, stored, exact=options.exact)
-    found, done = [], 0
-    for rows in _mapped(read, shards, count):
-        found.append(rows)
+    shared = _Reading(stored, exact=options.exact)
+    found: dict[int, NDArray[np.uint8]] = {}
+    done = 0
+    for shard, rows in _read(shared, shards, count):
+        found[shard] = rows
         done += len(rows)
         if progress is not None:
             progress(done, stored.manifest.sample_count)
-    return np.concatenate(found) if found else np.zeros((0, _BYTES), dtype=np.uint8)
+    if not found:
+        return np.zeros((0, _BYTES), dtype=np.uint8)
+    return np.concatenate([found[shard] for shard in shards])
 
 
-def _mapped(
-    read: "partial[NDArray[np.uint8]]", shards: Sequence[int], processes: int
-) -> Iterator[NDArray[np.uint8]]:
+@dataclass(frozen=True)
+class _Reading:
+    """What is read of all shards."""
+
+    stored: StoredSet
+    exact: bool
+
+
+def _read(
+    reading: _Reading, shards: Sequence[int], processes: int
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     if processes == 1:
-        yield from map(read, shards)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn) as pool:
-        try:
-            yield from pool.map(read, shards)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return ((shard, _read_shard(reading, shard)) for shard in shards)
+    return map_in_processes(_read_shard, reading, shards, processes)
 
 
-def _read_shard(stored: StoredSet, shard: int, *, exact: bool) -> NDArray[np.uint8]:
+def _read_shard(reading: _Reading, shard: int) -> NDArray[np.uint8]:
+    stored = reading.stored
     index, reader = stored.indexes.of(shard), ShardReader(stored, node_cache())
     rows = np.zeros((len(index), _BYTES), dtype=np.uint8)
     try:
@@ -140,7 +144,7 @@ def _read_shard(stored: StoredSet, shard: int, *, exact: bool) -> NDArray[np.uin
                 continue
             content = reader.read(shard, *sample.members[extension])
             rows[row, :8] = np.frombuffer(bytes.fromhex(sha256(content)[:16]), dtype=np.uint8)
-            if not exact:
+            if not reading.exact:
                 name = f"{stored.manifest.shards[shard].name}: {sample.key}.{extension}"
                 image = open_rgb(content, f"{stored.url}: {name}", max_pixels=MAX_PIXELS)
                 rows[row, 8:] = signature(image)

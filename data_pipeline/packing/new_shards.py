@@ -1,11 +1,11 @@
 """Writing shards of pairs that were not packed before, in several processes."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.reading import Pair, read_pair
@@ -15,6 +15,7 @@ from data_pipeline.packing.shard_writer import shard_name, write_shard
 from data_pipeline.packing.source import Source
 from data_pipeline.packing.sources import open_source
 from mezzotint.common.errors import UserError
+from mezzotint.common.process_pool import map_in_processes
 
 _SHARDS_PER_PROCESS = 4
 
@@ -90,18 +91,9 @@ def write_chunks(
     Raises:
         UserError: As `write_chunk`, or the source changed meanwhile.
     """
-    with ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        initializer=_open,
-        initargs=(src, out, options, source.identity),
-    ) as pool:
-        futures = [pool.submit(_write, chunk) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    opening = _Opening(src, out, options, source.identity)
+    for _, written in map_in_processes(_write, opening, chunks, processes):
+        yield written
 
 
 def process_count(options: PackOptions, shards: int) -> int:
@@ -111,30 +103,25 @@ def process_count(options: PackOptions, shards: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """What a process of `write_chunks` writes shards of."""
+class _Opening:
+    """What a process of `write_chunks` opens when it writes its first shard."""
 
-    source: Source
+    src: str
     out: str
     options: PackOptions
-    same: bool
-    """Whether the source is as the first process has found it."""
+    identity: str
+    """Of the source as the first process has found it."""
+
+    @cached_property
+    def source(self) -> Source:
+        source = open_source(self.src, self.options)
+        if source.identity != self.identity:
+            raise UserError(
+                f"{self.src}: has changed since it was listed; repeat the command once nothing "
+                "writes there"
+            )
+        return source
 
 
-_workers: list[_Worker] = []
-"""Of this process: one."""
-
-
-def _open(src: str, out: str, options: PackOptions, identity: str) -> None:
-    source = open_source(src, options)
-    _workers.append(_Worker(source, out, options, source.identity == identity))
-
-
-def _write(chunk: NewChunk) -> Chunk:
-    [worker] = _workers
-    if not worker.same:
-        raise UserError(
-            "the source has changed since it was listed; repeat the command once nothing writes "
-            "there"
-        )
-    return write_chunk(worker.source, worker.out, chunk, worker.options)
+def _write(opening: _Opening, chunk: NewChunk) -> Chunk:
+    return write_chunk(opening.source, opening.out, chunk, opening.options)

@@ -1,0 +1,48 @@
+"""Work on many items in several processes of this machine."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+_begun: list[tuple[Callable[[Any, Any], Any], Any]] = []
+"""Of a process of the pool: its function and what all items share."""
+
+
+def map_in_processes(
+    function: Callable[[S, T], R], shared: S, items: Iterable[T], processes: int
+) -> Iterator[tuple[T, R]]:
+    """Items with `function(shared, item)`, as they are done; `shared` is sent to a process once.
+
+    All of them are spawned and pickled: the function is one of a module, and no item is left
+    running where the caller stops.
+
+    Raises:
+        Exception: What the function raises.
+    """
+    with ProcessPoolExecutor(
+        processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(function, shared),
+    ) as pool:
+        futures: dict[Future[R], T] = {pool.submit(_call, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(function: Callable[[S, T], R], shared: S) -> None:
+    _begun.append((function, shared))
+
+
+def _call(item: T) -> R:  # type: ignore[type-var]
+    function: Callable[[object, T], R]
+    [(function, shared)] = _begun
+    return function(shared, item)
