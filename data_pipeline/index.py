@@ -17,7 +17,7 @@ from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardE
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.shard_index import ShardIndex
-from data_pipeline.sets.write import remove_old_indexes, write_manifest
+from data_pipeline.sets.write import replace_manifest
 from data_pipeline.shards import RECORDS, TARS
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
@@ -82,8 +82,7 @@ def index(
         if old.shard_columns.index is None and manifest.fingerprint == old.fingerprint:
             changes.append(_CONVERTED)
     if manifest != old:
-        write_manifest(out, manifest)
-        remove_old_indexes(out, manifest)
+        replace_manifest(out, manifest)
     journal.end()
     return IndexReport(manifest, excluded, ignored, tuple(changes), tuple(notes))
 

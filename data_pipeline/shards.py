@@ -58,11 +58,13 @@ def check_sizes(stored: StoredSet) -> None:
 
 
 def unlisted_files(stored: StoredSet, present: Iterable[str]) -> list[str]:
-    """Those of the names in a set's directory that are not of the set; hidden ones are left out."""
+    """Those of the names in a set's directory that are not of the set.
+
+    Hidden ones and indexes, of this manifest or the one before, are left out.
+    """
     listed = {MANIFEST_NAME, EMPTY_FEATURES, *RECORDS, *stored.manifest.shard_columns.name}
     found = (name for name in present if name not in listed and not name.startswith("."))
-    indexes = {shard.index_name for shard in stored.manifest.shards if shard.index is not None}
-    return sorted(n for n in found if not n.endswith(INDEX_SUFFIX) or n not in indexes)
+    return sorted(name for name in found if not name.endswith(INDEX_SUFFIX))
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sample_check import MAX_PIXELS
 from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.stored_set import StoredSet, read_set
-from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
+from data_pipeline.sets.write import replace_manifest, write_index
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
@@ -199,6 +199,5 @@ def _write(
     record = manifest.model_copy(update={"format_1_fingerprint": None})
     found = counts.manifest(record, entries, manifest.location)
     if found != manifest:
-        write_manifest(stored.url, found)
-    remove_old_indexes(stored.url, found)
+        replace_manifest(stored.url, found)
     return found

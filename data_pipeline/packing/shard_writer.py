@@ -26,7 +26,7 @@ from data_pipeline.sets.counts import SetCounts
 from data_pipeline.sets.journal import ShardJournal
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.tar_writer import write_tar
-from data_pipeline.sets.write import remove_old_indexes, write_index, write_manifest
+from data_pipeline.sets.write import replace_manifest, write_index
 from data_pipeline.tar import split_name
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
@@ -152,8 +152,7 @@ def write_shards(
         empty_text_embedding=found.empty_text_embedding,
     )
     manifest = written.counts.manifest(record, written.entries)
-    write_manifest(url, manifest)
-    remove_old_indexes(url, manifest)
+    replace_manifest(url, manifest)
     written.end()
     return manifest
 

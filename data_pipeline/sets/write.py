@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardEntry
 from data_pipeline.sets.contents import SetContents
 from data_pipeline.sets.counts import SetCounts
@@ -31,7 +33,7 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 
 def write_contents(url: str, contents: SetContents, location: str | None = None) -> Manifest:
-    """Write the indexes and the manifest of a set; the indexes before are deleted.
+    """Write the indexes and the manifest of a set, as `replace_manifest`.
 
     `location` is the URL of the directory with the shards, where that is another.
     """
@@ -44,8 +46,7 @@ def write_contents(url: str, contents: SetContents, location: str | None = None)
         counts.add(index)
         entries.append(write_index(url, shard.entry(), index))
     manifest = counts.manifest(contents, entries, location)
-    write_manifest(url, manifest)
-    remove_old_indexes(url, manifest)
+    replace_manifest(url, manifest)
     return manifest
 
 
@@ -58,9 +59,26 @@ def write_changed(url: str, manifest: Manifest, changes: Mapping[str, object]) -
     return changed
 
 
-def remove_old_indexes(url: str, manifest: Manifest) -> None:
-    """Delete the indexes in the directory of a set that are not of its shards."""
-    current = {shard.index_name for shard in manifest.shards}
+def replace_manifest(url: str, manifest: Manifest) -> None:
+    """Write the manifest of a set whose indexes are written, in place of the one that is there.
+
+    The indexes of the one before stay, for processes that have opened the set; older ones are
+    deleted.
+    """
+    kept = _index_names(url) | {shard.index_name for shard in manifest.shards}
+    write_manifest(url, manifest)
     for name in storage.sizes(url):
-        if name.endswith(INDEX_SUFFIX) and name not in current:
+        if name.endswith(INDEX_SUFFIX) and name not in kept:
             storage.remove(storage.join(url, name))
+
+
+def _index_names(url: str) -> set[str]:
+    """The indexes of the manifest that is there, if there is a valid one."""
+    path = storage.join(url, MANIFEST_NAME)
+    if not storage.exists(path):
+        return set()
+    try:
+        shards = Manifest.model_validate_json(storage.read_bytes(path)).shards
+    except ValidationError:
+        return set()
+    return {shard.index_name for shard in shards}

@@ -21,6 +21,7 @@ from data_pipeline.sets.bounded_cache import BoundedCache
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.stored_set import read_contents, read_manifest, read_set
 from data_pipeline.sets.survey import Survey
+from data_pipeline.sets.write import write_contents
 from data_pipeline.stream import Stream
 from data_pipeline.verify import verify
 from mezzotint.common.errors import UserError
@@ -119,6 +120,24 @@ def test_a_set_of_format_1_is_the_same_before_and_after_it_is_indexed_again(squa
     assert after.manifest.fingerprint == before.manifest.fingerprint
     stream = Stream(after, global_batch=2, rank=0, world=1, seed=0, state=state)
     assert next(stream.sample_refs())
+
+
+def test_a_set_that_is_open_is_read_on_while_it_is_indexed_again(squares):
+    opened = open_dataset(DataConfig(url=squares))
+    names = []
+    for licence in ("MIT", "CC0-1.0", "other"):
+        contents = read_contents(squares)
+        for shard in contents.shards:
+            for one in shard.samples:
+                one.attributes["licence"] = licence
+        write_contents(squares, contents)
+        names.append({path.name for path in Path(squares).glob(f"*{INDEX_SUFFIX}")})
+        if licence == "MIT":
+            assert opened.caption(7) == "dark square 7"  # its index is read now
+    assert [len(one) for one in names] == [10, 10, 10]
+    assert verify(squares).unlisted == ()
+    with pytest.raises(UserError, match=r"index\.npz: no such file"):
+        opened.caption(22)
 
 
 def test_a_change_ends_the_fingerprint_of_format_1(squares):
@@ -243,8 +262,6 @@ def test_a_joined_set_in_another_order_is_refused_where_it_differs(squares, tmp_
     other = str(tmp_path / "other")
     shutil.copytree(squares, other)
     contents = read_contents(other)
-    from data_pipeline.sets.write import write_contents
-
     samples = list(contents.shards[1].samples)
     samples[1], samples[2] = samples[2], samples[1]
     shard = contents.shards[1].model_copy(update={"samples": tuple(samples)})
