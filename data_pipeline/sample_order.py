@@ -162,7 +162,10 @@ def crop_draws(count: int, seed: int, epoch: int, index: int) -> tuple[float, ..
     return tuple(((raw >> np.uint64(11)) * 2.0**-53).tolist())
 
 
-def substitutes(number: int, count: int, seed: int, epoch: int, index: int) -> list[int]:
-    """Places of `number` samples among `count`, to be tried in place of a damaged one."""
-    raw = _bits(_SUBSTITUTE, seed, epoch, index).random_raw(number)
-    return [int(one) % count for one in raw]
+def substitutes(place: int, count: int, seed: int, epoch: int, index: int) -> list[int]:
+    """The other places of a shard of `count` samples, in the order to try them in.
+
+    `place` is that of the damaged sample, and `index` its number in the set.
+    """
+    order = _permutation(count, _bits(_SUBSTITUTE, seed, epoch, index))
+    return [one for one in order.tolist() if one != place]

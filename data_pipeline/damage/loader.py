@@ -56,16 +56,17 @@ class BatchLoader(TorchDataset[Batch | UserError]):
                 raise
             damaged[error.cause] += 1
             self._name(error)
+            damaged_too = error
         first, count = data.shard_of(index)
-        for other in substitutes(_ATTEMPTS, count, seed, epoch, index):
+        for other in substitutes(index - first, count, seed, epoch, index)[:_ATTEMPTS]:
             try:
                 return data.sample(first + other, seed=seed, epoch=epoch, shape=shape)
             except DamagedSampleError as error:
-                last = error
+                damaged_too = error
         raise UserError(
-            f"{last}; {_ATTEMPTS} samples of its shard are damaged: `mezzotint data verify "
-            f"{data.config.url} --images` names all of them"
-        ) from last
+            f"{damaged_too}; up to {_ATTEMPTS} other samples of its shard are damaged too: "
+            f"`mezzotint data verify {data.config.url} --images` names all of them"
+        )
 
     def _name(self, error: DamagedSampleError) -> None:
         text = str(error)

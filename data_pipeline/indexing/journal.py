@@ -47,7 +47,8 @@ class Journal:
 
     def end(self) -> None:
         """Delete the files."""
-        storage.remove_tree(self._url)
+        if storage.exists(self._url):
+            storage.remove_tree(self._url)
 
 
 def _stamp(task: TarTask) -> str:

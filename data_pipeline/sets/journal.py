@@ -62,7 +62,9 @@ class ShardJournal:
 
     def end(self) -> None:
         """Delete the files."""
-        storage.remove_tree(storage.join(self._url, _DIRECTORY))
+        directory = storage.join(self._url, _DIRECTORY)
+        if storage.exists(directory):
+            storage.remove_tree(directory)
 
     @staticmethod
     def _name(number: int) -> str:
