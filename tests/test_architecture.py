@@ -367,14 +367,15 @@ def test_importing_a_module_has_no_side_effects() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_command_line_starts_without_torch() -> None:
-    code = (
-        "import sys, launch.cli.main; sys.exit(', '.join({'torch', 'mlflow'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    "module", ["launch.cli.main", "data_pipeline.packing.pack", "data_pipeline.index"]
+)
+def test_the_command_line_and_packing_start_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(', '.join({{'torch', 'mlflow'}} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stderr.strip() == "", f"launch.cli.main imports {done.stderr[-2000:]}"
+    assert done.stderr.strip() == "", f"{module} imports {done.stderr[-2000:]}"
 
 
 def shipped(folder: str) -> list[str]:

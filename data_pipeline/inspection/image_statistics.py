@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.images import IMAGE_EXTENSIONS, ImageNote, read_image
+from data_pipeline.inspection.limits import ELONGATED, TINY
 from data_pipeline.packing.report import Count, by_rule, counts
 from mezzotint.common.errors import UserError
 
-TINY = 16
-"""Pixels of a side below which an image is counted as tiny."""
-ELONGATED = 10.0
-"""Aspect ratio above which an image is counted as elongated."""
 MAX_PIXELS = 178_000_000
 """Pillow's own limit; a recipe may set a lower one."""
 

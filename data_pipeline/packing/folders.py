@@ -40,6 +40,8 @@ class FolderSource(Source):
     the folder.
     """
 
+    is_picklable = True
+
     def __init__(
         self,
         url: str,

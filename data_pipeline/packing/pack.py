@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from data_pipeline.inspection.image_statistics import ELONGATED, TINY
+from data_pipeline.inspection.limits import ELONGATED, TINY
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.records import REJECTED_NAME, Chunk, Content, Records
 from data_pipeline.packing.report import PackReport, PartReport, by_rule, counts

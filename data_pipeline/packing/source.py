@@ -69,6 +69,8 @@ class Source(Protocol):
     """Names of what is no sample, by the rule that leaves it out (`hidden name`, `empty line`)."""
     noticed: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Names of what is used but may not be meant, by what was noticed."""
+    is_picklable: bool = False
+    """Whether it can be sent to another process, which opens it again otherwise."""
     stored: StoredSet | None = None
     contents: SetContents | None = None
     """For a source that is a shard set."""
