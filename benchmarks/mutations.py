@@ -46,7 +46,7 @@ def write_set(directory: str) -> None:
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         content = io.BytesIO()
         coarse.resize((64, 64), Image.Resampling.BICUBIC).save(content, "JPEG", quality=93)
-        caption = f"a picture of colours number {number}"
+        caption = f"an image of colours number {number}"
         samples.append(
             RawSample(f"{number:03d}", {"jpg": content.getvalue(), "txt": caption.encode()})
         )

@@ -60,14 +60,14 @@ class View:
 
     def _first_position(self, across: int, down: int) -> tuple[int, int]:
         """Where the first part begins, when so many pixels are left beside and below it."""
-        rooms = zip((across, down), self.draws[:2], strict=True)
+        margins = zip((across, down), self.draws[:2], strict=True)
         match self.crop.position if self.crop else "centre":
             case "centre":
                 return across // 2, down // 2
             case "near_centre":
-                left, top = (_between(_three_eighths(room), draw) for room, draw in rooms)
+                left, top = (_between(_three_eighths(margin), draw) for margin, draw in margins)
             case "random":
-                left, top = (_between((0, room), draw) for room, draw in rooms)
+                left, top = (_between((0, margin), draw) for margin, draw in margins)
         return left, top
 
     def _resized(self, first: Shape) -> Shape:
@@ -172,10 +172,10 @@ def _rounded(value: float) -> int:
     return int(value + 0.5)
 
 
-def _three_eighths(room: int) -> tuple[int, int]:
+def _three_eighths(margin: int) -> tuple[int, int]:
     """The first and last position near the centre, as in DALL-E's listing 2."""
-    low = 3 * room // 8
-    return low, max(low, 5 * room // 8 - 1)
+    low = 3 * margin // 8
+    return low, max(low, 5 * margin // 8 - 1)
 
 
 def _between(ends: tuple[int, int], draw: float) -> int:
