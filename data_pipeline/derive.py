@@ -91,7 +91,7 @@ def finished_blocks(
     journal: ShardJournal, dataset: Dataset, out_url: str, fields: Sequence[str], size: int
 ) -> tuple[int, Iterator[Arrays]]:
     """The samples of the shards that are finished, and their arrays, `size` at a time."""
-    shards = journal.finished()
+    shards = journal.finished
     if not shards:
         return 0, iter(())
     counts = counted([index for _, index in shards], {})

@@ -173,7 +173,7 @@ class _Shards:
         self.entries: list[ShardEntry] = []
         self._url, self._name, self._splits = url, name, splits
         self._journal, self._compress = journal, compress
-        self._kept = [] if journal is None else journal.finished()
+        self._kept = [] if journal is None else journal.finished
 
     def add(self, samples: Sequence[RawSample]) -> None:
         """Write a shard, unless it is finished."""

@@ -1,6 +1,7 @@
 """The shards of a set that is being written, so that an interrupted call goes on after them."""
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -29,8 +30,9 @@ class ShardJournal:
         self._url = url
         self._plan = plan
 
+    @cached_property
     def finished(self) -> list[tuple[ShardEntry, ShardIndex]]:
-        """The first shards of the set that are there as they were written."""
+        """The first shards of the set that were there, as they were written, when first asked."""
         directory = storage.join(self._url, _DIRECTORY)
         there = storage.sizes(directory) if storage.exists(directory) else {}
         found: list[tuple[ShardEntry, ShardIndex]] = []
