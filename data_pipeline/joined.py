@@ -37,8 +37,7 @@ class JoinedSet:
         self._indexes = stored.indexes
         self._source = source.indexes
         self._selected = selected
-        self._firsts = np.cumsum(source.manifest.shard_sizes) - source.manifest.shard_sizes
-        self._ends = np.cumsum(self.manifest.shard_sizes)
+        self._starts = source.manifest.shard_starts
         self._places: dict[str, tuple[int, int]] | None = None
         if not self._same_order(source.manifest):
             self._places = self._by_key()
@@ -63,7 +62,7 @@ class JoinedSet:
         if self._places is not None:
             place = self._places[key]
         else:
-            place = self._place(int(self._firsts[shard]) + row)
+            place = self.manifest.place_of(int(self._starts[shard]) + row)
         entry = self._indexes.of(place[0]).sample(place[1])
         if entry.key != key:
             raise UserError(
@@ -78,20 +77,17 @@ class JoinedSet:
         for shard in shards:
             rows = self._selected.rows(shard)
             if self._places is None:
-                numbers = rows + self._firsts[shard]
-                found |= set(np.searchsorted(self._ends, numbers, side="right").tolist())
+                numbers = rows + self._starts[shard]
+                found |= set(
+                    np.searchsorted(self.manifest.shard_ends, numbers, side="right").tolist()
+                )
             else:
                 keys = self._source.of(shard).keys
                 found |= {self._places[keys[row]][0] for row in rows.tolist()}
         return sorted(found)
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """The shard and row of a sample by its number in the set."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        return shard, number - int(self._ends[shard] - self.manifest.shard_columns.samples[shard])
-
     def _same_order(self, source: Manifest) -> bool:
-        """Whether samples are found by number, judged by the ends of some shards of the source."""
+        """Whether samples are found by number: the ends of some of the source's shards agree."""
         if source.sample_count != self.manifest.sample_count:
             return False
         filled = np.flatnonzero(source.shard_sizes)
@@ -99,7 +95,7 @@ class JoinedSet:
         for shard in some.tolist():
             keys = self._source.of(shard).keys
             for row in (0, len(keys) - 1):
-                other, place = self._place(int(self._firsts[shard]) + row)
+                other, place = self.manifest.place_of(int(self._starts[shard]) + row)
                 if self._indexes.of(other).keys[place] != keys[row]:
                     return False
         return True

@@ -225,6 +225,21 @@ class Manifest(SetRecord, frozen=True):
         """The number of samples in each shard, (S,)."""
         return np.asarray(self.shard_columns.samples, dtype=np.int64)
 
+    @cached_property
+    def shard_ends(self) -> NDArray[np.int64]:
+        """One more than the number in the set of each shard's last sample, (S,)."""
+        return np.cumsum(self.shard_sizes)
+
+    @cached_property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """The number in the set of each shard's first sample, (S,)."""
+        return self.shard_ends - self.shard_sizes
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """The shard of a sample, and its row there."""
+        shard = int(np.searchsorted(self.shard_ends, number, side="right"))
+        return shard, number - int(self.shard_starts[shard])
+
     @property
     def sample_count(self) -> int:
         return sum(self.shard_columns.samples)

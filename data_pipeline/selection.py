@@ -34,7 +34,7 @@ class Selected:
         """(S,): selected samples of each shard."""
         self.ends = np.cumsum(sizes)
         """(S,): one more than the number of the last one of each."""
-        self._first_rows = np.cumsum(stored.manifest.shard_sizes) - stored.manifest.shard_sizes
+        self._starts = stored.manifest.shard_starts
         self._rows: BoundedCache[NDArray[np.int64]] = BoundedCache(_ROW_BYTES, _row_bytes)
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Selected:
     def numbers(self) -> Iterator[NDArray[np.int64]]:
         """Of every shard, the numbers that its selected samples have in the whole set."""
         for shard in self.shards:
-            yield self.rows(shard) + self._first_rows[shard]
+            yield self.rows(shard) + self._starts[shard]
 
     @property
     def shards(self) -> list[int]:
