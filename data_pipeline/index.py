@@ -1,8 +1,6 @@
 """Indexing tars in place: manifest and indexes of what they hold, with what older ones knew."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,7 +10,7 @@ from data_pipeline.indexing.img2dataset import belongs_to, tables
 from data_pipeline.indexing.journal import Journal
 from data_pipeline.indexing.known import KnownSet, known_set
 from data_pipeline.indexing.options import IndexOptions, IndexReport
-from data_pipeline.indexing.tar import IndexedTar, TarTask, index_one
+from data_pipeline.indexing.tar import IndexedTar, TarTask, index_one, splits_of
 from data_pipeline.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardEntry
 from data_pipeline.packing.shard_writer import Progress
 from data_pipeline.sets.counts import SetCounts
@@ -22,7 +20,7 @@ from data_pipeline.shards import RECORDS, TARS
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from mezzotint.common.process_pool import map_in_processes
+from mezzotint.common.process_pool import map_in_processes, process_count
 
 _EXAMPLES = 3
 _TARS_PER_PROCESS = 8
@@ -58,9 +56,10 @@ def index(
     out = options.out or url
     is_new = out != url and not storage.exists(storage.join(out, MANIFEST_NAME))
     known, rows = known_set(url if is_new else out, out), tables(names, present)
-    tasks = [TarTask(url, out, name, rows.get(name), known, options) for name in names]
+    tasks = [TarTask(url, out, name, rows.get(name), options) for name in names]
     journal = Journal(out, _plan(known, options))
-    found = sorted(_indexed(tasks, present, journal, options, progress), key=lambda one: one.name)
+    read = _indexed(known, tasks, present, journal, progress)
+    found = sorted(read, key=lambda one: one.name)
     ignored = _ignored(found, names, present)
     excluded = tuple(one for tar in found for one in tar.excluded)
     if not any(tar.samples for tar in found):
@@ -69,7 +68,7 @@ def index(
             f"{url}: the tars hold no sample to index, {len(excluded):,} were excluded"
             f"{first}; correct them; no manifest is written"
         )
-    manifest = _manifest(url, found, known, options, tasks[0].splits)
+    manifest = _manifest(url, found, known, options)
     notes = [*known.notes, *(note for tar in found for note in tar.notes)]
     if failed := [tar.failed for tar in found if tar.failed]:
         notes.append(
@@ -95,10 +94,10 @@ def _plan(known: KnownSet, options: IndexOptions) -> str:
 
 
 def _indexed(
+    known: KnownSet,
     tasks: Sequence[TarTask],
     sizes: dict[str, int],
     journal: Journal,
-    options: IndexOptions,
     progress: Progress | None,
 ) -> Iterator[IndexedTar]:
     """The tars with their indexes, in any order; those of an interrupted call are not read."""
@@ -117,29 +116,19 @@ def _indexed(
         yield before
     if done:
         report(0)
-    cores = len(os.sched_getaffinity(0))
-    processes = options.processes or max(min(cores, len(left) // _TARS_PER_PROCESS), 1)
+    processes = process_count(tasks[0].options.processes, len(left), _TARS_PER_PROCESS)
     if processes == 1:
         for task in left:
-            found = index_one(task, partial(report, sizes[task.file]))
+            found = index_one(known, task, partial(report, sizes[task.file]))
             journal.write(task, found)
             done += sizes[task.file]
             yield found
         return
-    for task, found in map_in_processes(_index, tasks[0].known, map(_unshared, left), processes):
+    for task, found in map_in_processes(index_one, known, left, processes):
         journal.write(task, found)
         done += sizes[task.file]
         report(0)
         yield found
-
-
-def _unshared(task: TarTask) -> TarTask:
-    """A task without what all of them share."""
-    return replace(task, known=KnownSet())
-
-
-def _index(known: KnownSet, task: TarTask) -> IndexedTar:
-    return index_one(replace(task, known=known))
 
 
 def _ignored(
@@ -163,7 +152,6 @@ def _manifest(
     found: Sequence[IndexedTar],
     known: KnownSet,
     options: IndexOptions,
-    splits: Mapping[str, str],
 ) -> Manifest:
     """The manifest of the indexes that are written.
 
@@ -171,7 +159,7 @@ def _manifest(
         UserError: A key occurs twice.
     """
     out, record, old = options.out or url, known.record, known.stored
-    counts, hashes = SetCounts(splits), []
+    counts, hashes = SetCounts(splits_of(known, options)), []
     entries = [tar.entry() for tar in found]
     for entry in entries:
         index = _read(out, entry)

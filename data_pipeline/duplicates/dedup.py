@@ -1,6 +1,5 @@
 """A split of a set that leaves out images which occur more than once."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from data_pipeline.sets.write import replace_manifest, write_index
 from data_pipeline.shards import ShardReader, check_sizes
 from mezzotint.common.digests import sha256
 from mezzotint.common.errors import UserError
-from mezzotint.common.process_pool import map_in_processes
+from mezzotint.common.process_pool import map_in_processes, process_count
 
 DEDUPLICATED = "deduplicated"
 """The split: its training part has one sample of every group, its test part the others."""
@@ -102,8 +101,7 @@ def dedup(
 def _rows(stored: StoredSet, options: DedupOptions, progress: Progress | None) -> NDArray[np.uint8]:
     """Of every sample, (n, 88): digest of its image file and signature; zeros without an image."""
     shards = range(len(stored.manifest.shards))
-    cores = len(os.sched_getaffinity(0))
-    count = options.processes or max(min(cores, len(shards) // _SHARDS_PER_PROCESS), 1)
+    count = process_count(options.processes, len(shards), _SHARDS_PER_PROCESS)
     shared = _Reading(stored, exact=options.exact)
     found: dict[int, NDArray[np.uint8]] = {}
     done = 0
@@ -157,16 +155,14 @@ def _described(
     stored: StoredSet, groups: Sequence[Sequence[int]]
 ) -> tuple[tuple[tuple[str, ...], ...], dict[str, int]]:
     """The keys of groups, and what groups have across splits."""
-    ends = np.cumsum(stored.manifest.shard_sizes)
     splits = [name for name in stored.manifest.splits if name != DEDUPLICATED]
     across = dict.fromkeys(splits, 0)
     found = []
     for group in groups:
         keys, parts = [], []
         for number in group:
-            shard = int(np.searchsorted(ends, number, side="right"))
+            shard, row = stored.manifest.place_of(number)
             index = stored.indexes.of(shard)
-            row = number - int(ends[shard]) + len(index)
             keys.append(index.keys[row])
             parts.append({name: index.part(name, row) for name in splits})
         found.append(tuple(keys))

@@ -18,14 +18,14 @@ from data_pipeline.manifest import (
     ShardColumns,
     SplitCounts,
 )
-from data_pipeline.sets.contents import SetContents, Split
+from data_pipeline.sets.contents import Split
 from data_pipeline.sets.shard_index import ShardIndex
 from data_pipeline.sets.stored_set import (
     ShardIndexes,
     StoredSet,
     contents_of,
-    read_set,
-    stored_format,
+    parsed,
+    stored_set,
 )
 from mezzotint.common import storage
 from mezzotint.common.errors import UserError, first_error
@@ -107,7 +107,7 @@ class KnownSet:
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        """The shard and row of every key, which only tars that were packed anew need."""
+        """The shard and row of every key, which only tars that were packed again need."""
         found: dict[str, tuple[int, int]] = {}
         for shard in range(0 if self.stored is None else len(self.stored.indexes)):
             with suppress(UserError):
@@ -137,11 +137,10 @@ def known_set(url: str, copies: str) -> KnownSet:
         return KnownSet()
     content = storage.read_bytes(path)
     try:
-        valid = SetContents if stored_format(content) == 1 else Manifest
-        valid.model_validate_json(content)
+        found = parsed(content)
     except ValidationError as error:
         return _salvaged_set(url, copies, content, error)
-    stored = read_set(url)
+    stored = stored_set(url, found)
     splits = {name: split.description for name, split in stored.manifest.splits.items()}
     return KnownSet(stored, SetRecord.model_validate(stored.manifest.record_fields()), splits)
 

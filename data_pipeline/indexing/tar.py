@@ -55,22 +55,20 @@ class IndexedTar(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class TarTask:
-    """What to index, and what is known of it; picklable."""
+    """A tar to index."""
 
     url: str
     out: str
     file: str
     table: str | None
     """The file of img2dataset's rows of this tar, if there is one."""
-    known: KnownSet
     options: IndexOptions
 
-    @property
-    def splits(self) -> Mapping[str, str]:
-        """Descriptions of the splits of the set."""
-        rule = self.options.split
-        made = {} if rule is None else {RANDOM_SPLIT: rule.description}
-        return {**made, **self.known.splits}
+
+def splits_of(known: KnownSet, options: IndexOptions) -> dict[str, str]:
+    """Descriptions of the splits of the set that is indexed."""
+    made = {} if options.split is None else {RANDOM_SPLIT: options.split.description}
+    return {**made, **known.splits}
 
 
 @dataclass
@@ -86,8 +84,10 @@ class _Found:
         self.ignored.setdefault(rule, []).append(name)
 
 
-def index_one(task: TarTask, advance: Callable[[float], None] | None = None) -> IndexedTar:
-    """Write the index of a tar.
+def index_one(
+    known: KnownSet, task: TarTask, advance: Callable[[float], None] | None = None
+) -> IndexedTar:
+    """Write the index of a tar of a set of which this is known.
 
     `advance` is called with the fraction that is read.
 
@@ -106,7 +106,7 @@ def index_one(task: TarTask, advance: Callable[[float], None] | None = None) -> 
         samples = _samples(task, tar.plain, found, advance)
         stored, plain = tar.stored.stat().st_size, tar.plain.stat().st_size
         hashes = _hashes(task.options.split, tar.plain, samples)
-    index, added, gone = _with_known(task, digest, samples, hashes, found)
+    index, added, gone = _with_known(known, task, digest, samples, hashes, found)
     content = index.to_bytes()
     done = IndexedTar(
         name=task.file,
@@ -175,13 +175,18 @@ def _hashes(rule: SplitRule | None, tar: Path, samples: list[SampleEntry]) -> li
 
 
 def _with_known(
-    task: TarTask, digest: str, samples: list[SampleEntry], hashes: list[str], found: _Found
+    known: KnownSet,
+    task: TarTask,
+    digest: str,
+    samples: list[SampleEntry],
+    hashes: list[str],
+    found: _Found,
 ) -> tuple[ShardIndex, list[str], list[str]]:
     """The index with what was known of the samples, keys that are new, and keys that are gone.
 
     Attributes of a shard that is as it was are taken over; in another, new ones go before.
     """
-    known, before, unchanged = task.known, None, False
+    before, unchanged = None, False
     try:
         before, unchanged = known.index(task.file, digest)
     except UserError as error:
@@ -207,7 +212,7 @@ def _with_known(
         made = {} if rule is None else {RANDOM_SPLIT: rule.part(hashes[number])}
         parts.append({**made, **earlier.parts})
     keys = {sample.key for sample in samples}
-    splits = {name: [one.get(name) for one in parts] for name in task.splits}
+    splits = {name: [one.get(name) for one in parts] for name in splits_of(known, task.options)}
     return ShardIndex.of(entries, splits), added, [key for key in rows if key not in keys]
 
 

@@ -1,6 +1,5 @@
 """Writing shards of pairs that were not packed before, in several processes."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from data_pipeline.packing.sources import open_source
 from mezzotint.common.errors import UserError
 from mezzotint.common.process_pool import map_in_processes
 
-_SHARDS_PER_PROCESS = 4
+SHARDS_PER_PROCESS = 4
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,6 @@ def write_chunks(
     opening = _Opening(src, out, options, source.identity, source if source.is_picklable else None)
     for _, written in map_in_processes(_write, opening, chunks, processes):
         yield Chunk.model_validate_json(written)
-
-
-def process_count(options: PackOptions, shards: int) -> int:
-    """How many processes write so many shards."""
-    wanted = len(os.sched_getaffinity(0)), shards // _SHARDS_PER_PROCESS
-    return max(1, min(options.processes or min(wanted), shards))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,12 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from data_pipeline.packing.new_shards import NewChunk, process_count, write_chunk, write_chunks
+from data_pipeline.packing.new_shards import (
+    SHARDS_PER_PROCESS,
+    NewChunk,
+    write_chunk,
+    write_chunks,
+)
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.reading import Pair, read_pair
 from data_pipeline.packing.records import Chunk, Item, Records
@@ -17,6 +22,7 @@ from data_pipeline.tar import local_tar, read_member
 from mezzotint.common import storage
 from mezzotint.common.digests import sha256_file
 from mezzotint.common.errors import UserError
+from mezzotint.common.process_pool import process_count
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ class Updater:
         return found
 
     def _written(self, new: Sequence[NewChunk], total: int) -> Iterator[Chunk]:
-        processes = process_count(self.options, len(new))
+        processes = process_count(self.options.processes, len(new), SHARDS_PER_PROCESS)
         if processes > 1:
             for chunk in write_chunks(
                 self.src, self.source, self.out, new, self.options, processes

@@ -87,13 +87,15 @@ class _Format(BaseModel, extra="ignore"):
     format: int = 1
 
 
-def stored_format(manifest: bytes) -> int:
-    """The format of a manifest, by its content.
+def parsed(manifest: bytes) -> Manifest | SetContents:
+    """The content of a manifest of either format.
 
     Raises:
-        ValidationError: It is no JSON object.
+        ValidationError: It is not valid.
     """
-    return _Format.model_validate_json(manifest).format
+    if _Format.model_validate_json(manifest).format == 1:
+        return SetContents.model_validate_json(manifest)
+    return Manifest.model_validate_json(manifest)
 
 
 def read_set(url: str) -> StoredSet:
@@ -102,7 +104,11 @@ def read_set(url: str) -> StoredSet:
     Raises:
         UserError: There is no manifest, or it is not valid.
     """
-    found = _read(url)
+    return stored_set(url, _read(url))
+
+
+def stored_set(url: str, found: Manifest | SetContents) -> StoredSet:
+    """The set in the directory `url` whose manifest has this content."""
     if isinstance(found, Manifest):
         return StoredSet(url, found, ShardIndexes(url, found.shards))
     contents = found.model_copy(update={"format_1_fingerprint": found.fingerprint})
@@ -183,10 +189,7 @@ def contents_of(stored: StoredSet, damaged: list[str] | None = None) -> SetConte
 def _read(url: str) -> Manifest | SetContents:
     path = storage.join(url, MANIFEST_NAME)
     try:
-        content = storage.read_bytes(path)
-        if stored_format(content) == 1:
-            return SetContents.model_validate_json(content)
-        return Manifest.model_validate_json(content)
+        return parsed(storage.read_bytes(path))
     except NotFoundError as error:
         raise UserError(
             f"{error}; make it with `mezzotint data index {url}` for an existing tar set, or "

@@ -1,6 +1,7 @@
 """Work on many items in several processes of this machine."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
@@ -11,6 +12,15 @@ R = TypeVar("R")
 
 _begun: list[tuple[Callable[[Any, Any], Any], Any]] = []
 """Of a process of the pool: its function and what all items share."""
+
+
+def process_count(wanted: int | None, items: int, least: int) -> int:
+    """How many processes work on so many items.
+
+    None is one for every core, and at least `least` items for each.
+    """
+    each = wanted or min(len(os.sched_getaffinity(0)), items // least)
+    return max(1, min(each, items))
 
 
 def map_in_processes(

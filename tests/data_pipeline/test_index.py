@@ -336,11 +336,11 @@ def test_an_interrupted_index_continues_with_the_tars_that_are_left(tmp_path, mo
     whole = index(str(many_tars(tmp_path / "whole")))
     real, read = data_pipeline.index.index_one, []
 
-    def one(task, advance=None):
+    def one(known, task, advance=None):
         if len(read) == 3:
             raise KeyboardInterrupt
         read.append(task.file)
-        return real(task, advance)
+        return real(known, task, advance)
 
     monkeypatch.setattr(data_pipeline.index, "index_one", one)
     with pytest.raises(KeyboardInterrupt):
